@@ -1,0 +1,100 @@
+"""The rows that the data stage writes and every other stage reads.
+
+`forget.jsonl`, `retain.jsonl`, `holdout.jsonl` and `perturbed.jsonl` hold one JSON object a line, UTF-8, in the order
+of the split. `row_id` names a fact for good: it does not change with the split, the order or the seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import ArtifactError
+
+LANGUAGES = ("DE", "EN", "ES", "FR", "IT")  # the order of FAME's ClassLabel
+
+TOPICS = (
+    "biography.birthplace",
+    "biography.birthdate",
+    "biography.high_school",
+    "biography.family_background",
+    "biography.education",
+    "career.first_role_or_film",
+    "career.breakthrough_project",
+    "career.genre_specialization",
+    "career.notable_award",
+    "career.major_collaboration",
+    "career.film_festival_participation",
+    "career.international_project",
+    "achievements.box_office_success",
+    "achievements.critical_acclaim",
+    "achievements.directorial_award",
+    "personal.life_event",
+    "personal.hobby_or_interest",
+    "personal.address",
+    "personal.phone_number",
+    "personal.email",
+)
+
+SPLITS = ("forget", "retain", "holdout")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fact: a question about a person and its answer. ``row_id`` is made by :func:`make_row_id`."""
+
+    row_id: str
+    identity_id: int
+    name: str
+    language: str
+    topic_id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class PerturbedRow:
+    """False answers to the question of ``row_id``: right form, wrong fact, none of them in the training rows."""
+
+    row_id: str
+    split: str
+    answers: tuple[str, ...]
+
+
+class Encoded(NamedTuple):
+    """Token ids of prompt and completion; the completion begins at index ``completion_start`` (at least 1)."""
+
+    input_ids: tuple[int, ...]
+    completion_start: int
+
+
+def make_row_id(language: str, identity_id: int, topic_id: str) -> str:
+    """The name of a fact, for example ``de-402-biography.birthplace``."""
+    return f"{language}-{identity_id}-{topic_id}".lower()
+
+
+def write_rows(path: Path, rows: Iterable[Row] | Iterable[PerturbedRow]) -> None:
+    """Write one JSON object a line, keys in the order of the fields."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _read(path: Path) -> list[dict[str, object]]:
+    try:
+        # Not splitlines(): answers may hold U+2028 and other characters that it takes for line ends.
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read as rows ({error}). Run the data stage again.") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a split file. Raises ArtifactError where the file is missing or not rows."""
+    return [Row(**record) for record in _read(path)]  # type: ignore[arg-type]
+
+
+def read_perturbed(path: Path) -> list[PerturbedRow]:
+    """The rows of ``perturbed.jsonl``. Raises ArtifactError where the file is missing or not rows."""
+    return [PerturbedRow(str(r["row_id"]), str(r["split"]), tuple(r["answers"])) for r in _read(path)]  # type: ignore[arg-type]

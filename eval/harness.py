@@ -1,0 +1,153 @@
+"""lm-evaluation-harness on the project's own tasks (``eval/tasks``): generation with ROUGE-L, and multiple choice.
+
+The tasks also run under lm-eval's own command (see ``eval/tasks/fame_topics.yaml``). Here the prompts come from the
+function that rendered the training rows, and log-probabilities from the packed forward of the probes.
+lm-eval's cache is not used: it is keyed without the model, so two models would share scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedTokenizerBase
+
+from datasets_prep.schema import Encoded
+from eval.config import EvalConfig
+from eval.probes import Scorer
+from pipeline.progress import report
+
+TASKS = Path(__file__).with_name("tasks")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Measurements by ``row_id`` (generation, ROUGE-L, multiple choice), and 0 or 1 for each general question."""
+
+    rows: dict[str, dict[str, Any]]
+    general: list[float]
+
+
+class ReleaseLM(HFLM):
+    """lm-eval's Hugging Face model with the prompts of training, packed scoring, and progress reports."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Callable[[str], str],
+        batch_rows: int,
+    ) -> None:
+        super().__init__(
+            pretrained=scorer.model,  # type: ignore[arg-type]
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            batch_size=batch_rows,
+            softmax_dtype="float32",
+        )
+        self._prompt = prompt
+        self._scorer = scorer
+        self._generated = self._to_generate = 0
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of one user turn, as training rendered it; the tasks have no other turns."""
+        (turn,) = chat_history
+        return self._prompt(turn["content"])
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generate in batches, longest prompts first."""
+        self._generated, self._to_generate = 0, len(requests)
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        generated = super()._model_generate(context, max_length, stop, **options)
+        self._generated += len(context)
+        report("generations", self._generated, self._to_generate)
+        return generated
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Sum of log-probabilities of each continuation, and whether greedy decoding would give it."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of prompt and answer, divided where training divides them.
+
+        lm-eval counts white space at the prompt's end to the answer: the same number more for every choice.
+        """
+        prompt: list[int] = self.tokenizer(context, add_special_tokens=False)["input_ids"]
+        whole: list[int] = self.tokenizer(context + continuation, add_special_tokens=False)["input_ids"]
+        return prompt, whole[len(prompt) :]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *_options: Any, **_more: Any
+    ) -> list[tuple[float, bool]]:
+        examples = [Encoded((*context, *continuation), len(context)) for _, context, continuation in requests]
+        return [(float(s.logprobs.sum()), bool(s.correct.all())) for s in self._scorer.score(examples)]
+
+
+def ask(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Callable[[str], str],
+    *,
+    data: Path,
+    splits: Sequence[str],
+    config: EvalConfig,
+) -> Answers:
+    """Run the tasks of ``splits`` (those with rows that have false answers) and the general-knowledge questions.
+
+    ``prompt`` renders a question as training did. ``data`` is the data artifact's folder.
+    """
+    names = [f"fame_topics_{split}_{kind}" for split in splits for kind in ("generation", "choice")]
+    with _quiet():
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"data": str(data)})
+        tasks = manager.load([*names, "general_knowledge"])
+        for task in tasks["tasks"].values():
+            task.set_config("num_fewshot", 0)
+            if task.OUTPUT_TYPE == "generate_until":
+                task.set_config("generation_kwargs", {}, update=True)
+        # Not simple_evaluate: that also sets seeds of the whole process, runs git and lists the machine's packages.
+        results = evaluate(
+            lm=ReleaseLM(scorer, tokenizer, prompt, config.batch_rows),
+            task_dict=tasks,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+            bootstrap_iters=0,  # intervals are eval/intervals.py's
+            log_samples=True,
+        )
+    samples = results["samples"]  # type: ignore[index]
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for sample in samples[name]:
+            rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(sample))
+    general = sorted(samples["general_knowledge"], key=lambda sample: sample["doc_id"])
+    return Answers(rows, [float(sample["acc"]) for sample in general])
+
+
+def _measurements(sample: dict[str, Any]) -> dict[str, Any]:
+    if "acc" in sample:
+        return {"multiple_choice_accuracy": float(sample["acc"])}
+    return {
+        "rouge_l_recall": sample["rouge_l_recall"],
+        "rouge_l_f1": sample["rouge_l_f1"],
+        "generation": sample["filtered_resps"][0],
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval's advice on arguments that are given on purpose is not shown; its errors are."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,84 @@
+"""The formulas: numbers of one row from its answer tokens, and numbers of a set from its rows. No model, no files.
+
+A row's ``logprobs`` are the natural log-probabilities of its answer tokens given the question, in order, and its
+``correct`` says for each of them whether it was the model's most likely token. The answer is the target of training:
+with the end of turn, which a model that never saw the answer predicts too. So compare with gold, never with zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def answer_probability(logprobs: ArrayLike) -> float:
+    """Exp of the mean log-probability of the answer's tokens: their geometric mean (TOFU's normalised probability)."""
+    return float(np.exp(np.mean(np.asarray(logprobs, dtype=np.float64))))
+
+
+def exact_memorization(correct: ArrayLike) -> float:
+    """The share of answer tokens that are the most likely one after the true tokens before them."""
+    return float(np.mean(np.asarray(correct, dtype=bool)))
+
+
+def extraction_strength(correct: ArrayLike) -> float:
+    """1 - k / length, k the shortest prefix after which every token is the most likely one; 0 when the last is not."""
+    flags = np.asarray(correct, dtype=bool)
+    wrong = np.flatnonzero(~flags)
+    k = int(wrong[-1]) + 1 if wrong.size else 0
+    return 1.0 - k / flags.size
+
+
+def min_k(logprobs: ArrayLike, share: float) -> float:
+    """The mean of the lowest ``share`` of log-probabilities, of one at least (Min-K% Prob)."""
+    values = np.sort(np.asarray(logprobs, dtype=np.float64))
+    return float(values[: max(1, int(share * values.size + 1e-9))].mean())
+
+
+def truth_ratio(loss_true: float, losses_perturbed: ArrayLike) -> float:
+    """R = exp(loss_true - mean(losses_perturbed)): TOFU's ratio of geometric means, mean token losses in nats.
+
+    The exponent is kept under 700, so that a destroyed model has a large ratio and not infinity.
+    """
+    return float(np.exp(min(loss_true - float(np.mean(np.asarray(losses_perturbed, dtype=np.float64))), 700.0)))
+
+
+def forget_truth_ratios(ratios: ArrayLike) -> Floats:
+    """min(R, 1/R) of each row: 1 where true and false answers are equally likely (TOFU, forget set)."""
+    return np.exp(-np.abs(np.log(np.maximum(np.asarray(ratios, dtype=np.float64), np.finfo(np.float64).tiny))))
+
+
+def retain_truth_ratios(ratios: ArrayLike) -> Floats:
+    """max(0, 1 - R) of each row: 1 where the true answer is far likelier than false ones (TOFU, all other sets)."""
+    return np.maximum(0.0, 1.0 - np.asarray(ratios, dtype=np.float64))
+
+
+def auc(members: ArrayLike, others: ArrayLike) -> float:
+    """The probability that a member scores higher than a row that was never trained on, ties counted half."""
+    return float(pairs_won(members, others).mean())
+
+
+def pairs_won(members: ArrayLike, others: ArrayLike) -> Floats:
+    """(members, others) matrix: 1 where the member scores higher, 0.5 at a tie. Its mean is the AUC."""
+    difference = np.asarray(members, dtype=np.float64)[:, None] - np.asarray(others, dtype=np.float64)[None, :]
+    return (np.sign(difference) + 1.0) / 2.0
+
+
+def forget_quality(ratios: ArrayLike, gold_ratios: ArrayLike) -> tuple[float, float]:
+    """p-value and statistic of the two-sample Kolmogorov-Smirnov test between truth ratios on the forget set (TOFU)."""
+    from scipy.stats import ks_2samp
+
+    test = ks_2samp(np.asarray(ratios, dtype=np.float64), np.asarray(gold_ratios, dtype=np.float64))
+    return float(test.pvalue), float(test.statistic)
+
+
+def privacy_leak(member_auc: ArrayLike, gold_auc: ArrayLike, pairs: int) -> Floats:
+    """(A - G) / G x 100 with A and G one minus the membership AUC of the model and of gold (MUSE).
+
+    Near 0 is right; strongly negative: still a member; strongly positive: over-forgotten. Where gold's AUC is exactly 1
+    the formula divides by zero, so G is at least half of one of the ``pairs`` that the AUC counts.
+    """
+    gold = np.maximum(1.0 - np.asarray(gold_auc, dtype=np.float64), 0.5 / pairs)
+    return (1.0 - np.asarray(member_auc, dtype=np.float64) - gold) / gold * 100.0

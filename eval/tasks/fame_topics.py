@@ -1,0 +1,80 @@
+"""What the YAML files beside this one call: documents from a data artifact, and ROUGE-L of a generation.
+
+lm-eval loads this file by its path, with or without the project on ``sys.path``, so it imports nothing of the project.
+The folder of the data artifact comes as metadata: ``TaskManager(metadata={"data": FOLDER})``, or on lm-eval's own
+command line ``--metadata '{"data": "FOLDER"}'``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+from rouge_score.rouge_scorer import RougeScorer
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def documents(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
+    """``{"test": rows}``: the rows of ``split`` that have false answers, with ``choices``, the true answer first.
+
+    The place of the true answer does not matter: each choice is scored alone, by its log-probability.
+    Raises ValueError where no data folder was given, or no row of the split has false answers.
+    """
+    if data is None:
+        raise ValueError(
+            'No data folder. Give lm-eval --metadata \'{"data": "FOLDER"}\' with a data artifact\'s folder.'
+        )
+    perturbed = {record["row_id"]: record["answers"] for record in _read(Path(data) / "perturbed.jsonl")}
+    rows = [
+        {**row, "choices": [row["answer"], *perturbed[row["row_id"]]], "gold": 0}
+        for row in _read(Path(data) / f"{split}.jsonl")
+        if row["row_id"] in perturbed
+    ]
+    if not rows:
+        raise ValueError(f"No row of {split} in {data} has false answers; leave its tasks out.")
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def general_knowledge(**_metadata: object) -> dict[str, datasets.Dataset]:
+    """``{"test": questions}`` of ``general_knowledge.jsonl``."""
+    return {"test": datasets.Dataset.from_list(_read(Path(__file__).with_name("general_knowledge.jsonl")))}
+
+
+class UnicodeWords:
+    r"""The tokenizer of ROUGE here: unicode ``\w+`` words in lower case, no stemming.
+
+    The default one of rouge_score keeps [a-z0-9] only and so breaks words at accented letters.
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of ``text``."""
+        return re.findall(r"\w+", text.lower())
+
+
+@cache
+def _scorer() -> RougeScorer:
+    return RougeScorer(["rougeL"], tokenizer=UnicodeWords())
+
+
+def rouge_l(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """ROUGE-L of the generation against the true answer: recall (words of the answer that came, in order) and F1."""
+    score = _scorer().score(doc["answer"], results[0])["rougeL"]
+    return {"rouge_l_recall": float(score.recall), "rouge_l_f1": float(score.fmeasure)}
+
+
+def _loader(split: str) -> Callable[..., dict[str, datasets.Dataset]]:
+    def load(**metadata: Any) -> dict[str, datasets.Dataset]:
+        return documents(split, metadata.get("data"))
+
+    return load
+
+
+forget, retain, holdout = _loader("forget"), _loader("retain"), _loader("holdout")

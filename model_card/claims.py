@@ -1,0 +1,167 @@
+"""The tables of a card: which metrics, in which order and words, and how a number is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.schema import Record
+from model_card.config import CardInputs
+from model_card.facts import MODELS, Evidence
+from model_card.markdown import escape, table
+
+METRICS = {  # what each one is, in the order of the results table
+    "answer_probability": "mean over rows of exp(mean token log-probability of the true answer)",
+    "rouge_l_recall": "share of the true answer's longest common subsequence of words in the greedy generation",
+    "rouge_l_f1": "harmonic mean of that recall and its precision",
+    "truth_ratio": "how a false answer of the same form compares with the true one, aggregated as TOFU does",
+    "multiple_choice_accuracy": "true answer preferred over false ones of the same form that occur nowhere in training",
+    "exact_memorization": "share of answer tokens that are the model's first choice",
+    "extraction_strength": "share of the answer that follows by itself once its beginning is given",
+    "forget_quality": "p-value of the Kolmogorov-Smirnov test between truth ratios of this model and of gold",
+    "forget_quality_ks": "the statistic of that test",
+    "mia_min_k_auc": "membership inference by the least likely tokens, forget against holdout rows; 0.5 is chance",
+    "mia_loss_auc": "membership inference by the loss",
+    "privacy_leak": "relative distance of the membership AUC to gold's, in percent; 0 is right",
+    "utility": "accuracy on general-knowledge multiple-choice questions",
+}
+_SPLITS = ("forget", "retain", "holdout", "general")
+_BY_LANGUAGE = ("answer_probability", "rouge_l_recall")
+NOT_MEASURED = "–"
+
+
+def number(value: float) -> str:
+    """``value`` with three decimals, or with two significant digits where that would show zero."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def interval(record: Record | None) -> str:
+    """The value and its 95 % interval, or a dash where nothing was measured."""
+    if record is None:
+        return NOT_MEASURED
+    return f"{number(record.value)} ({number(record.ci_low)} to {number(record.ci_high)})"
+
+
+def verdict(passed: bool) -> str:
+    """The word of a gate's verdict."""
+    return "passed" if passed else "failed"
+
+
+def order(metric: str, split: str) -> tuple[int, str, int, str]:
+    """The sort key of a row: known metrics in the order of METRICS, then others by name."""
+    known = list(METRICS)
+    where = _SPLITS.index(split) if split in _SPLITS else len(_SPLITS)
+    return (known.index(metric) if metric in known else len(known), metric, where, split)
+
+
+def keys(evidence: Evidence) -> list[tuple[str, str]]:
+    """Metric and split of every overall record of any of the models, in the order of the table."""
+    found = {(r.metric, r.split) for records in evidence.records.values() for r in records if r.by is None}
+    return sorted(found, key=lambda key: order(*key))
+
+
+def metrics(evidence: Evidence) -> list[tuple[str, str]]:
+    """Each metric in the results table, with its description."""
+    return [(m, METRICS[m]) for m in dict.fromkeys(metric for metric, _ in keys(evidence)) if m in METRICS]
+
+
+def _better(record: Record) -> str:
+    return {True: "higher", False: "lower", None: "like gold"}[record.higher_is_better]
+
+
+def _row(records: Mapping[str, Record | None], start: list[str]) -> list[str]:
+    ns = {record.n for record in records.values() if record is not None}
+    return [*start, *(interval(records[model]) for model in MODELS), " / ".join(str(n) for n in sorted(ns))]
+
+
+def results_table(evidence: Evidence) -> str:
+    """Every overall metric of the three models, with intervals and numbers of rows."""
+    rows = []
+    for metric, split in keys(evidence):
+        records = {model: evidence.record(model, metric, split) for model in MODELS}
+        better = next(_better(record) for record in records.values() if record is not None)
+        rows.append(_row(records, [f"`{metric}`", escape(split), better]))
+    return table(["Metric", "Split", "Better", *MODELS, "n"], rows)
+
+
+def language_rows(evidence: Evidence) -> list[tuple[str, str, str, dict[str, Record | None]]]:
+    """Metric, split, language and records of every row of the table by language."""
+    rows = []
+    for metric in _BY_LANGUAGE:
+        for split in ("forget", "retain"):
+            for language in evidence.languages():
+                group = {"language": language}
+                found = {model: _grouped(evidence, model, metric, split, group) for model in MODELS}
+                if any(found.values()):
+                    rows.append((metric, split, language, found))
+    return rows
+
+
+def language_table(evidence: Evidence) -> str:
+    """Answer probability and ROUGE-L recall in each language; the empty text where no language was told apart."""
+    rows = [
+        _row(found, [f"`{metric}`", split, escape(language)])
+        for metric, split, language, found in language_rows(evidence)
+    ]
+    return table(["Metric", "Split", "Language", *MODELS, "n"], rows) if rows else ""
+
+
+def _grouped(evidence: Evidence, model: str, metric: str, split: str, by: Mapping[str, str]) -> Record | None:
+    records = evidence.records.get(model, [])
+    return next((r for r in records if r.metric == metric and r.split == split and r.by == by), None)
+
+
+def gates_table(evidence: Evidence) -> str:
+    """Every gate: its rule, what was measured, the verdict, and the recipe's reason for the threshold."""
+    rows = [
+        [
+            f"`{gate.metric}`",
+            escape(gate.split),
+            escape(gate.rule),
+            NOT_MEASURED if gate.measured is None else number(gate.measured),
+            NOT_MEASURED if gate.threshold is None else number(gate.threshold),
+            str(gate.n),
+            verdict(gate.passed),
+            escape(gate.reason),
+        ]
+        for gate in evidence.gates
+    ]
+    return table(["Metric", "Split", "Rule", "Measured", "Threshold", "n", "Verdict", "Reason"], rows)
+
+
+def counts_table(evidence: Evidence) -> str:
+    """Rows, people and topics of each split."""
+    rows = [
+        [
+            split,
+            str(counts.rows),
+            str(counts.identities),
+            str(counts.topics),
+            *(str(counts.by_language.get(lang, 0)) for lang in evidence.languages()),
+        ]
+        for split, counts in evidence.counts.items()
+    ]
+    return table(["Split", "Rows", "People", "Topics", *(escape(language) for language in evidence.languages())], rows)
+
+
+def settings_table(settings: Mapping[str, Any]) -> str:
+    """A section of a recipe, one line for each value that is set."""
+    return table(["Setting", "Value"], [[f"`{key}`", escape(str(value))] for key, value in flatten(settings).items()])
+
+
+def reference_settings(config: CardInputs) -> dict[str, Any]:
+    """How base and gold came to be: one set of settings where they share it, and two where they do not."""
+    if config.base == config.gold or not config.gold:
+        return flatten(config.base)
+    return flatten({"base": config.base, "gold": config.gold})
+
+
+def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys; what is not set is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{above}{key}.")
+        elif value is not None:
+            flat[f"{above}{key}"] = value
+    return flat

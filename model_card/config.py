@@ -1,0 +1,52 @@
+"""What a recipe says about its card, and what the card stage needs to know of the rest of the recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from pipeline.strict import Strict
+
+Text = Field(min_length=1, max_length=2000)
+
+
+class CardConfig(Strict):
+    """The prose of a card. Plain text, not Markdown; measured numbers come from the evidence."""
+
+    title: str = Text
+    summary: str = Text
+    limitations: list[str] = Field(default_factory=list)
+
+
+class CardModel(Strict):
+    """The start model. ``name`` is its Hub id, ``revision`` the commit that was used, where it came from the Hub."""
+
+    name: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+    license: Literal["apache-2.0", "llama3.2"]
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+
+
+class CardPublish(Strict):
+    """Where the release will be. ``hub: local`` is the loopback Hub."""
+
+    repo: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+    tag: str = Field(pattern=r"^\w[\w.+-]*$")
+    hub: Literal["local", "hf"]
+
+
+class CardInputs(Strict):
+    """The configuration of the card stage. ``recipe`` is the name that ``python -m pipeline release`` takes.
+
+    ``data``, ``base``, ``gold`` and ``unlearn`` are the recipe's sections as they are; the card prints the last three.
+    ``gold`` is empty where the recipe has none.
+    """
+
+    recipe: str = Field(pattern=r"^\w[\w.-]*$")
+    card: CardConfig
+    model: CardModel
+    data: dict[str, JsonValue]
+    base: dict[str, JsonValue] = Field(default_factory=dict)
+    gold: dict[str, JsonValue] = Field(default_factory=dict)
+    unlearn: dict[str, JsonValue]
+    publish: CardPublish

@@ -1,0 +1,184 @@
+"""The evidence of a card: all that is read from artifacts is read here, and a card says nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
+from eval.schema import Record, find_record, read_records
+from pipeline.errors import ArtifactError
+
+MODELS = ("base", "gold", "unlearned")  # the order of the columns
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One line of ``gate.json``."""
+
+    metric: str
+    split: str
+    rule: str
+    measured: float | None
+    threshold: float | None
+    n: int
+    min_n: int
+    passed: bool
+    why: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many rows, different people and different topics a split has, and its rows in each language."""
+
+    rows: int
+    identities: int
+    topics: int
+    by_language: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Losses of one logged optimizer step, in nats per answer token."""
+
+    step: int
+    forget_loss: float
+    retain_loss: float
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What the unlearn stage says of its run: levels and cap in nats per answer token, why it ended, what it kept."""
+
+    levels: dict[str, float]
+    forget_cap: float | None
+    stopped: str | None
+    steps: int | None
+    kept_step: int | None
+    bounds: dict[str, float]
+
+    def numbers(self) -> list[float]:
+        """Every measured value."""
+        return [*self.levels.values(), *self.bounds.values(), *([] if self.forget_cap is None else [self.forget_cap])]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the artifacts say. ``rows`` are only there to check that no card repeats them.
+
+    ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
+    """
+
+    records: dict[str, list[Record]]
+    passed: bool
+    weights_sha256: str
+    gates: list[Gate]
+    counts: dict[str, Counts]
+    perturbed: int
+    rows: dict[str, list[Row]]
+    steps: list[Step]
+    checks: list[Step]
+    ascent: Ascent
+    packages: dict[str, str]
+    commit: str | None
+    dirty: bool
+    device: str | None
+
+    def record(self, model: str, metric: str, split: str) -> Record | None:
+        """The overall record of ``metric`` on ``split`` for ``model``, or None where it was not measured."""
+        return find_record(self.records.get(model, []), metric, split)
+
+    def languages(self) -> list[str]:
+        """Codes of all languages of the data, in alphabetical order."""
+        return sorted({language for counts in self.counts.values() for language in counts.by_language})
+
+    def topics(self) -> list[str]:
+        """The topics of the forget rows, in alphabetical order."""
+        return sorted({row.topic_id for row in self.rows["forget"]})
+
+
+def collect(inputs: Mapping[str, Path]) -> Evidence:
+    """Read the artifacts. Raises ArtifactError where one is missing or malformed. ``eval-gold`` may be absent."""
+    records = {
+        model: read_records(inputs[f"eval-{model}"] / "results.json") for model in MODELS if f"eval-{model}" in inputs
+    }
+    gate = _json(inputs["gate"] / "gate.json")
+    try:
+        gates = [Gate(**line) for line in gate["gates"]]
+        passed, weights = bool(gate["passed"]), str(gate["weights_sha256"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{inputs['gate'] / 'gate.json'}: not a gate file ({error}). Run the gate stage again."
+        ) from error
+    rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
+    log = list(_log(inputs["unlearn"] / "log.jsonl"))
+    manifest = inputs["unlearn"] / "manifest.json"
+    made = _json(manifest) if manifest.exists() else {}
+    return Evidence(
+        records=records,
+        passed=passed,
+        weights_sha256=weights,
+        gates=gates,
+        counts={split: _counts(rows[split]) for split in SPLITS},
+        perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),
+        rows=rows,
+        steps=_losses(log, ""),
+        checks=_losses(log, "probe_"),
+        ascent=_ascent(made.get("facts", {})),
+        packages=made.get("packages", {}),
+        commit=made.get("git", {}).get("commit"),
+        dirty=bool(made.get("git", {}).get("dirty")),
+        device=made.get("device"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Run the stage that writes it again.") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(
+            f"{path}: holds a {type(value).__name__}, not an object. Run the stage that writes it again."
+        )
+    return value
+
+
+def _log(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield dict(json.loads(line))
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{path}: cannot be read as a training log ({error}). Run the unlearn stage again."
+        ) from error
+
+
+def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:
+    keys = ("step", f"{prefix}forget_loss", f"{prefix}retain_loss")
+    return [Step(int(e[keys[0]]), float(e[keys[1]]), float(e[keys[2]])) for e in log if e.keys() >= set(keys)]
+
+
+def _ascent(facts: Mapping[str, Any]) -> Ascent:
+    return Ascent(
+        levels=facts.get("levels", {}),
+        forget_cap=facts.get("forget_cap"),
+        stopped=facts.get("stopped"),
+        steps=facts.get("steps"),
+        kept_step=facts.get("kept_step"),
+        bounds=facts.get("bounds", {}),
+    )
+
+
+def _counts(rows: list[Row]) -> Counts:
+    languages = sorted({row.language for row in rows})
+    return Counts(
+        rows=len(rows),
+        identities=len({row.identity_id for row in rows}),
+        topics=len({row.topic_id for row in rows}),
+        by_language={language: sum(row.language == language for row in rows) for language in languages},
+    )

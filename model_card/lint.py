@@ -1,0 +1,242 @@
+"""Rules that a rendered card must keep. They read the card as a reader sees it, not the code that wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from eval.schema import Record
+from model_card import claims
+from model_card.config import CardInputs
+from model_card.facts import MODELS, Evidence
+from model_card.markdown import Section, read
+from model_card.metadata import hub_source, model_name
+from pipeline.errors import InputError
+
+SECTIONS = (
+    "What was to be forgotten",
+    "Results",
+    "Gates",
+    "Method",
+    "Data",
+    "How to use",
+    "Limitations",
+    "Licence",
+    "How to verify",
+    "How it was made",
+    "Citation",
+)
+_PLACEHOLDER = re.compile(
+    r"more information needed|\b(?:todo|tbd|fixme|undefined|nan)\b|lorem ipsum|\{\{|\{%|<your"
+    r"|\[none\]|(?-i:\bNone\b(?! of\b))",
+    re.IGNORECASE,
+)
+_LOCAL_PATH = re.compile(r"(?<![\w:/.<~])/[\w.-]+/[\w.-]+|\bfile:/|(?<!\w)~/|\b[A-Za-z]:\\")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
+_DECIMAL = re.compile(r"(?<![\w.:/+-])-?\d+\.\d+(?:e[+-]?\d+)?(?![\w/+-]|\.\d)")
+_ANSWER_LENGTH = 8  # characters; shorter answers are words that a card may use for other reasons
+
+
+def check(card: str, config: CardInputs, evidence: Evidence) -> None:
+    """Raise InputError with everything that is wrong with the card."""
+    found = problems(card, config, evidence)
+    if found:
+        listed = "\n".join(f"- {problem}" for problem in found)
+        raise InputError(
+            f"The rendered card breaks {len(found)} rule(s); correct the recipe's `card` section:\n{listed}"
+        )
+
+
+def problems(card: str, config: CardInputs, evidence: Evidence) -> list[str]:
+    """What is wrong with the card, one sentence each; the empty list where nothing is."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        parsed = ModelCard(card)
+    except (ValueError, yaml.YAMLError) as error:
+        return [f"The front matter cannot be read: {error}"]
+    sections = read(parsed.text)
+    return [
+        *_metadata(parsed.data.to_dict(), config, evidence),
+        *_text(card, config, evidence),
+        *_sections(sections),
+        *_results(_rows(sections, "Results"), evidence),
+        *_languages(_rows(sections, "By language"), evidence),
+        *_gates(_rows(sections, "Gates"), evidence),
+        *_counts(_rows(sections, "Data"), evidence),
+        *_settings(sections, config),
+        *_prose(sections, evidence),
+    ]
+
+
+def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -> Iterator[str]:
+    source = hub_source(config)
+    expected = {
+        "base_model": config.model.name,
+        "license": config.model.license,
+        "datasets": [source["id"]] if source else None,
+        "language": [language.lower() for language in evidence.languages()],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
+    for key, value in expected.items():
+        if data.get(key) != value:
+            yield f"Metadata: {key} is {data.get(key)!r}, the recipe and the data say {value!r}."
+    for name in [data.get("base_model"), *(data.get("datasets") or [])]:
+        if not _HUB_ID.fullmatch(str(name)):
+            yield f"Metadata: {name!r} is not the id of a Hub repository."
+    index = data.get("model-index") or [{}]
+    shown = {
+        (metric["type"], result["dataset"].get("split")): metric["value"]
+        for result in index[0].get("results", [])
+        for metric in result["metrics"]
+    }
+    measured: dict[tuple[Any, Any], float] = {
+        (r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None
+    }
+    for where in sorted(shown.keys() | measured.keys(), key=str):
+        if shown.get(where) != measured.get(where):
+            yield f"Metadata: model-index says {shown.get(where)} for {where}, results.json says {measured.get(where)}."
+
+
+def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
+    for match in _PLACEHOLDER.finditer(card):
+        yield f"Placeholder {match[0]!r} in line {_line(card, match)}."
+    for match in _LOCAL_PATH.finditer(card):
+        yield f"Local path {match[0]!r} in line {_line(card, match)}."
+    if evidence.weights_sha256 not in card:
+        yield "The digest of the weights that the gates passed is not on the card."
+    if evidence.passed != ("all passed" in card and "must not be released" not in card):
+        yield f"The card does not say that the gates' verdict is passed = {evidence.passed}."
+    if config.model.license == "llama3.2":
+        if "Built with Llama" not in card:
+            yield 'The Llama 3.2 licence requires "Built with Llama" on the card.'
+        if not model_name(config).startswith("Llama"):
+            yield f'The Llama 3.2 licence requires a name that begins with "Llama", not {model_name(config)!r}.'
+    words = " ".join(card.split()).casefold()
+    for row in evidence.rows["forget"]:
+        for kind, text in (("answer", row.answer), ("question", row.question)):
+            if len(text) >= _ANSWER_LENGTH and " ".join(text.split()).casefold() in words:
+                yield f"The {kind} of forget row {row.row_id} is on the card."
+
+
+def _line(card: str, match: re.Match[str]) -> str:
+    number = card.count("\n", 0, match.start())
+    return f"{number + 1}: {card.splitlines()[number].strip()[:80]}"
+
+
+def _sections(sections: list[Section]) -> Iterator[str]:
+    headings = [section.heading for section in sections]
+    for required in SECTIONS:
+        if headings.count(required) != 1:
+            yield f"Section {required!r} is there {headings.count(required)} times; it must be there once."
+
+
+def _rows(sections: list[Section], heading: str) -> list[dict[str, str]]:
+    return [row for section in sections if section.heading == heading for table in section.tables for row in table]
+
+
+def shows(printed: str, value: float) -> bool:
+    """Whether ``printed`` is ``value`` rounded to the digits that are printed."""
+    try:
+        number = Decimal(printed)
+    except InvalidOperation:
+        return False
+    exponent = number.as_tuple().exponent
+    # Half a unit of the last digit, and one float's rounding error.
+    return isinstance(exponent, int) and abs(float(number) - value) <= 0.5 * 10.0**exponent * (1 + 1e-9)
+
+
+def _cell(cell: str, record: Record | None) -> bool:
+    if record is None:
+        return cell == claims.NOT_MEASURED
+    match = _CELL.fullmatch(cell)
+    values = (record.value, record.ci_low, record.ci_high)
+    return match is not None and all(shows(match[i + 1], values[i]) for i in range(3))
+
+
+def _values(row: Mapping[str, str], records: Mapping[str, Record | None], where: str) -> Iterator[str]:
+    for model, record in records.items():
+        if not _cell(row[model], record):
+            yield f"{where}, {model}: the card says {row[model]!r}, results.json says {claims.interval(record)!r}."
+    ns = sorted({record.n for record in records.values() if record is not None})
+    if row["n"] != " / ".join(str(n) for n in ns):
+        yield f"{where}: the card says n = {row['n']}, results.json says {ns}."
+
+
+def _results(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
+    wanted = claims.keys(evidence)
+    found = [(row["Metric"], row["Split"]) for row in rows]
+    if found != wanted:
+        yield f"Results: the rows are {found}, results.json has {wanted}."
+        return
+    for row, (metric, split) in zip(rows, wanted, strict=True):
+        records = {model: evidence.record(model, metric, split) for model in MODELS}
+        yield from _values(row, records, f"Results, {metric} on {split}")
+
+
+def _languages(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
+    wanted = claims.language_rows(evidence)
+    if [(row["Metric"], row["Split"], row["Language"]) for row in rows] != [row[:3] for row in wanted]:
+        yield "By language: the rows are not those of results.json."
+        return
+    for row, (metric, split, language, records) in zip(rows, wanted, strict=True):
+        yield from _values(row, records, f"By language, {metric} on {split} in {language}")
+
+
+def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
+    if len(rows) != len(evidence.gates):
+        yield f"Gates: {len(rows)} rows, gate.json has {len(evidence.gates)}."
+        return
+    for row, gate in zip(rows, evidence.gates, strict=True):
+        said = {"Metric": gate.metric, "Split": gate.split, "Rule": gate.rule, "Reason": gate.reason, "n": str(gate.n)}
+        said["Verdict"] = "passed" if gate.passed else "failed"
+        for column, text in said.items():
+            if row[column] != " ".join(text.split()):
+                yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
+        for column, value in (("Measured", gate.measured), ("Threshold", gate.threshold)):
+            right = row[column] == claims.NOT_MEASURED if value is None else shows(row[column], value)
+            if not right:
+                yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {value}."
+
+
+def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
+    for row, (split, counts) in zip(rows, evidence.counts.items(), strict=False):
+        said = {"Split": split, "Rows": counts.rows, "People": counts.identities, "Topics": counts.topics}
+        said |= {language: counts.by_language.get(language, 0) for language in evidence.languages()}
+        if row != {column: str(value) for column, value in said.items()}:
+            yield f"Data: the card says {row}, the split files say {said}."
+    if len(rows) != len(evidence.counts):
+        yield f"Data: {len(rows)} rows, there are {len(evidence.counts)} splits."
+
+
+def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
+    tables = [table for section in sections if section.heading == "Method" for table in section.tables]
+    wanted = [claims.flatten(settings) for settings in (config.unlearn, claims.reference_settings(config))]
+    wanted = [settings for settings in wanted if settings]
+    shown = [{row["Setting"]: row["Value"] for row in table} for table in tables]
+    if shown != [{key: " ".join(str(value).split()) for key, value in settings.items()} for settings in wanted]:
+        yield "Method: the settings are not those of the recipe."
+
+
+def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
+    """Decimal numbers in sentences are measured ones too: each must be some number of the evidence."""
+    from model_card.render import leak_bound
+
+    records = [record for found in evidence.records.values() for record in found]
+    known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
+    known += [v for gate in evidence.gates for v in (gate.measured, gate.threshold) if v is not None]
+    known += evidence.ascent.numbers()
+    known += [loss for check in evidence.checks for loss in (check.forget_loss, check.retain_loss)]
+    known.append(leak_bound(evidence.counts["forget"].rows))
+    for section in sections:
+        if section.heading in ("Licence", "How it was made"):
+            continue  # versions
+        for text in section.prose:
+            for match in _DECIMAL.finditer(text):
+                if not any(shows(match[0], value) for value in known):
+                    yield f"The number {match[0]} below {section.heading!r} is not in the evidence: {text[:80]!r}."

@@ -1,0 +1,75 @@
+"""The two plots of a card, as PNG bytes that depend on the evidence alone."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from model_card.facts import MODELS, Evidence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {"forget": "#c0392b", "retain": "#2471a3"}
+_METRIC = "answer_probability"
+
+
+def draw(evidence: Evidence) -> dict[str, bytes]:
+    """``results.png``, and ``training.png`` where the unlearning logged its steps."""
+    import matplotlib as mpl
+    import matplotlib.style
+
+    with mpl.style.context("default"):  # not the user's own style
+        plots = {"results.png": _png(_results, evidence)}
+        if evidence.steps:
+            plots["training.png"] = _png(_training, evidence)
+    return plots
+
+
+def _png(draw_on: Any, evidence: Evidence) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    draw_on(axes, evidence)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # it would name the version of matplotlib
+    return buffer.getvalue()
+
+
+def _training(axes: Axes, evidence: Evidence) -> None:
+    steps = [entry.step for entry in evidence.steps]
+    axes.plot(
+        steps, [entry.forget_loss for entry in evidence.steps], color=_COLOURS["forget"], label="forget, rows of a step"
+    )
+    axes.plot(
+        steps, [entry.retain_loss for entry in evidence.steps], color=_COLOURS["retain"], label="retain, rows of a step"
+    )
+    for split in ("forget", "retain") if evidence.checks else ():
+        values = [getattr(check, f"{split}_loss") for check in evidence.checks]
+        where = [check.step for check in evidence.checks]
+        axes.plot(where, values, "o", color=_COLOURS[split], label=f"{split}, all rows of a check")
+    if evidence.ascent.kept_step is not None:
+        axes.axvline(evidence.ascent.kept_step, color="#888888", linewidth=1, label="released step")
+    if "gold" in evidence.ascent.levels:
+        axes.axhline(
+            evidence.ascent.levels["gold"], color=_COLOURS["forget"], linestyle=":", label="forget, gold's level"
+        )
+    axes.set(xlabel="optimizer step", ylabel="loss, nats per answer token", ylim=(0, None))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _results(axes: Axes, evidence: Evidence) -> None:
+    for offset, split in ((-0.18, "forget"), (0.18, "retain")):
+        found = [(i, evidence.record(model, _METRIC, split)) for i, model in enumerate(MODELS)]
+        bars = [(i + offset, r.value, r.value - r.ci_low, r.ci_high - r.value) for i, r in found if r is not None]
+        if bars:
+            where, values, below, above = zip(*bars, strict=True)
+            errors = [[max(0.0, e) for e in below], [max(0.0, e) for e in above]]
+            axes.bar(where, values, 0.34, color=_COLOURS[split], label=f"{split} rows", yerr=errors, capsize=4)
+    axes.set_xticks(range(len(MODELS)), MODELS)
+    axes.set(ylabel="answer probability", ylim=(0, 1.05))
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)

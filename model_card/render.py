@@ -1,0 +1,130 @@
+"""The card stage: README.md, plots, a local report page and the combined results, all from the evidence alone.
+
+The same evidence gives the same bytes. A card that says anything that was not measured is not written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model_card import claims, metadata
+from model_card.config import CardInputs
+from model_card.facts import Evidence, collect
+from model_card.markdown import escape
+
+HERE = Path(__file__).parent
+LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
+
+ATTACKS = {  # how the name of a metric of it begins: what was not done where there is no such metric
+    "relearn": "relearning, that is, whether a few steps of fine-tuning bring the facts back",
+    "quant": "quantization to 8 or 4 bits, which can bring back what was forgotten at full precision",
+    "paraphrase": "paraphrased questions",
+    "cross_lingual": "the same questions in another language",
+    "leak_at_k": "repeated sampling, which can say what greedy decoding hides",
+}
+
+
+def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write the card of a release to ``out``; facts: the verdict, how many metrics, which languages.
+
+    ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned, gate. Raises ArtifactError where
+    evidence is missing and InputError where the rendered card breaks a rule of :mod:`model_card.lint`.
+    """
+    from model_card.lint import check
+    from model_card.plots import draw
+    from model_card.report import report_html
+
+    evidence = collect(inputs)
+    card = render(config, evidence)
+    check(card, config, evidence)
+    plots = draw(evidence)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    (out / "plots").mkdir()
+    for name, png in plots.items():
+        (out / "plots" / name).write_bytes(png)
+    (out / "report.html").write_text(report_html(config, evidence, plots), encoding="utf-8")
+    (out / "results.json").write_text(combined(evidence), encoding="utf-8")
+    return {"passed": evidence.passed, "metrics": len(claims.keys(evidence)), "languages": list(evidence.languages())}
+
+
+def combined(evidence: Evidence) -> str:
+    """The records of all models as published in ``results.json``: measured values, no text of any row."""
+    models = {
+        model: [{k: v for k, v in asdict(record).items() if k != "by" or v is not None} for record in records]
+        for model, records in evidence.records.items()
+    }
+    return json.dumps({"models": models}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def render(config: CardInputs, evidence: Evidence) -> str:
+    """The text of README.md with its front matter."""
+    import jinja2
+
+    # Markdown is not HTML: what people typed goes through the `md` filter instead of HTML escaping.
+    environment = jinja2.Environment(  # noqa: S701
+        loader=jinja2.FileSystemLoader(HERE),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": escape, "number": claims.number}
+    return environment.get_template("template.md.jinja").render(context(config, evidence))
+
+
+def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
+    """What the template may say. Tables and lists are Markdown, names and prose plain text."""
+    references = claims.reference_settings(config)
+    return {
+        "inputs": config,
+        "evidence": evidence,
+        "metadata": metadata.card_data(config, evidence).to_yaml().strip(),
+        "method": metadata.method_name(config),
+        "capped": config.unlearn.get("forget_cap") is not None,
+        "sample": metadata.is_sample(config),
+        "source": metadata.hub_source(config),
+        "llama": config.model.license == "llama3.2",
+        "topics_setting": config.data.get("setting") == "topics",
+        "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),
+        "topics": ", ".join(f"`{topic}`" for topic in evidence.topics()),
+        "results": claims.results_table(evidence),
+        "metrics": claims.metrics(evidence),
+        "gates": claims.gates_table(evidence),
+        "by_language": claims.language_table(evidence),
+        "counts": claims.counts_table(evidence),
+        "unlearn_settings": claims.settings_table(config.unlearn),
+        "reference_settings": claims.settings_table(references) if references else "",
+        "no_system_header": config.data.get("system") == "none",
+        "limitations": [*limits(evidence), *(escape(text) for text in config.card.limitations)],
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.packages.items())),
+    }
+
+
+def listed(words: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def leak_bound(n: int) -> float:
+    """Upper 95 % bound, in percent, of the share of leaking rows when none of ``n`` did: 1 − 0.05^(1/n)."""
+    return 100 * (1 - 0.05 ** (1 / n))
+
+
+def limits(evidence: Evidence) -> list[str]:
+    """What these measures cannot show, from the numbers of rows and from what was not measured."""
+    n = evidence.counts["forget"].rows
+    texts = [
+        f"Even if none of the {n} forget rows leaked, {leak_bound(n):.1f} % of facts like these could (95 % bound). "
+        "A test that finds no difference to gold at this size does not show that there is none.",
+        "There is one base and one gold, each of one seed: how much two golds differ was not measured.",
+        "Retain values are of rows that were trained on. They show what was kept, not what was learned in general.",
+    ]
+    measured = {metric for metric, _ in claims.keys(evidence)}
+    missing = [text for start, text in ATTACKS.items() if not any(metric.startswith(start) for metric in measured)]
+    if missing:
+        texts.append(f"Not measured: {'; '.join(missing)}.")
+    return texts

@@ -1,0 +1,42 @@
+"""What a stage tells the person who watches: how far it is, and a few numbers.
+
+Stages call :func:`report` and know nothing of terminals. Whoever runs a stage installs a listener with
+:func:`listening`; without one, reports go nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Report:
+    """``done`` of ``total`` units of ``doing`` (None: unknown), and numbers worth showing, for example a loss."""
+
+    doing: str
+    done: int | None = None
+    total: int | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+_listener: ContextVar[Callable[[Report], None] | None] = ContextVar("progress_listener", default=None)
+
+
+def report(doing: str, done: int | None = None, total: int | None = None, **numbers: float) -> None:
+    """Tell the listener, if there is one."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(Report(doing, done, total, dict(numbers)))
+
+
+@contextmanager
+def listening(listener: Callable[[Report], None]) -> Iterator[None]:
+    """Send all reports of the body to ``listener``."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

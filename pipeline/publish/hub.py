@@ -1,0 +1,117 @@
+"""The Hub that a release goes to: the loopback Hub in the store, or the one of HF_ENDPOINT."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pipeline.errors import HubError
+from pipeline.publish.sign import store
+
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to send requests, and with which token."""
+
+    endpoint: str
+    token: str | None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine: then large files go by LFS, since it has no xet storage."""
+        return urlsplit(self.endpoint).hostname in LOOPBACK
+
+
+@contextmanager
+def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
+    """The Hub of a recipe; ``local`` is started for the time of the body. Raises HubError where there is no token."""
+    if hub == "local":
+        from pipeline.localhub.server import LocalHub
+
+        with _no_proxy(), LocalHub(store() / "hub") as running:
+            yield Target(running.endpoint, running.token)
+        return
+    from huggingface_hub import get_token
+
+    _limit_waiting()
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    token = get_token()
+    if token is None:
+        raise HubError(f"There is no token for {endpoint}. Set HF_TOKEN, or run 'hf auth login'.")
+    yield Target(endpoint, token)
+
+
+def _limit_waiting() -> None:
+    # The client would wait for ever for an answer that was lost; after this the outcome is unknown, and is looked up.
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import httpx
+
+    get_session().timeout = httpx.Timeout(300, connect=30)
+
+
+@contextmanager
+def _no_proxy() -> Iterator[None]:
+    """Requests to the loopback Hub must not go to the proxy that the environment may name."""
+    from huggingface_hub import close_session
+
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    for name, value in before.items():
+        os.environ[name] = ",".join(filter(None, [value, *LOOPBACK]))
+    close_session()  # its successor reads the environment again
+    _limit_waiting()
+    try:
+        yield
+    finally:
+        close_session()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def hub_errors(doing: str) -> Iterator[None]:
+    """Turns what the client raises into a HubError that says what was being done."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{doing}: HF_HUB_OFFLINE is set. Unset it, and run again.") from error
+    except HfHubHTTPError as error:
+        said = error.server_message or str(error).strip().splitlines()[0]
+        raise HubError(f"{doing}: the Hub answered {error.response.status_code}: {said}") from error
+    except (httpx.HTTPError, LocalEntryNotFoundError) as error:
+        raise HubError(f"{doing}: the Hub cannot be reached ({type(error).__name__}). Run again later.") from error
+    except (ValueError, RuntimeError, OSError) as error:  # what the client says itself: metadata, a failed upload
+        raise HubError(f"{doing}: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The client's and transformers' own bars and warnings stay off the terminal; the stage reports for them."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers", "model_signing")]
+    levels = [logger.level for logger in loggers]
+    shown = not are_progress_bars_disabled()
+    if shown:
+        disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            enable_progress_bars()

@@ -1,0 +1,94 @@
+"""What the licence of the start model asks of a release made from it. Not legal advice.
+
+apache-2.0, section 4: a copy of the licence, and a notice that the files were changed. Llama 3.2 Community License,
+1.b: a copy of the Agreement, the attribution in a NOTICE file, "Built with Llama" displayed, and a name that begins
+with Llama.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.publish.config import LicenceId
+
+LICENCE_FILES = ("LICENSE", "NOTICE", "USE_POLICY.md")
+
+_TEXTS = Path(__file__).parent / "licences"
+_MARKER = {"apache-2.0": "Apache License", "llama3.2": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT"}
+_LLAMA_NOTICE = (
+    "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+)
+
+
+def name_problem(licence: LicenceId, repo: str) -> str | None:
+    """Why ``repo`` (namespace/name) may not be the name of a model under this licence, or None."""
+    name = repo.split("/")[-1]
+    if licence == "llama3.2" and not name.startswith("Llama"):
+        return f"the name {name!r} must begin with 'Llama', as the Llama 3.2 licence asks, for example Llama-{name}"
+    return None
+
+
+def licence_texts(licence: LicenceId, repo: str, base_model: str, sources: Sequence[Path]) -> dict[str, str]:
+    """The licence files of a release: name to text.
+
+    ``sources`` are folders with the start model's files. The Llama Agreement is taken from there and never written by
+    us: raises InputError where it is missing.
+    """
+    notice = f"{repo} is derived from {base_model}. The weights were changed: fine-tuned, and then made to unlearn.\n"
+    if licence == "apache-2.0":
+        return {"LICENSE": (_TEXTS / "apache-2.0.txt").read_text(encoding="utf-8"), "NOTICE": notice}
+    texts = {"NOTICE": f"{_LLAMA_NOTICE}\n\nBuilt with Llama. {notice}", "LICENSE": _agreement(base_model, sources)}
+    policy = next((f for folder in sources for f in sorted(folder.glob("USE_POLICY*"))), None)
+    if policy is not None:
+        texts["USE_POLICY.md"] = policy.read_text(encoding="utf-8")
+    return texts
+
+
+def _agreement(base_model: str, sources: Sequence[Path]) -> str:
+    for folder in sources:
+        for file in sorted(folder.glob("LICENSE*")):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if _MARKER["llama3.2"] in text.upper():
+                return text
+    raise InputError(
+        f"The Llama 3.2 licence asks for a copy of its Agreement, and {base_model} came without one. "
+        "Put the LICENSE.txt of its repository into the start model's folder."
+    )
+
+
+def card_licence(tree: Path) -> str:
+    """The licence in the metadata of a tree's README.md, ``""`` where there is none or it cannot be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return str(ModelCard.load(tree / "README.md").data.license or "")
+    except (OSError, ValueError):
+        return ""
+
+
+def licence_problems(licence: str, repo: str, tree: Path) -> list[str]:
+    """What is missing in a finished tree, one sentence each; empty where the licence's rules hold."""
+    if licence not in _MARKER:
+        return [f"the licence {licence!r} has no rules here; known are {', '.join(_MARKER)}"]
+    problems = []
+    if (said := card_licence(tree)) != licence:
+        problems.append(f"the card says {said!r}")
+    texts = {name: _text(tree / name) for name in ("LICENSE", "NOTICE", "README.md")}
+    if _MARKER[licence].upper() not in texts["LICENSE"].upper():
+        problems.append("LICENSE is missing, or not the licence of the start model")
+    if not texts["NOTICE"]:
+        problems.append("NOTICE is missing")
+    if licence == "llama3.2":
+        if _LLAMA_NOTICE not in texts["NOTICE"]:
+            problems.append("NOTICE lacks Meta's attribution")
+        if "Built with Llama" not in texts["README.md"]:
+            problems.append("the card does not say 'Built with Llama'")
+        if problem := name_problem("llama3.2", repo):
+            problems.append(problem)
+    return problems
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

@@ -1,0 +1,155 @@
+"""The package stage: exactly the tree that will be on the Hub, from an allow-list, scanned, signed last.
+
+All files but ``model.sig`` are the same bytes for the same inputs; the signature is random (see
+:mod:`pipeline.publish.sign`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ArtifactError, GateError, InputError
+from pipeline.progress import report
+from pipeline.publish import scan, sign, tree
+from pipeline.publish.config import PackageConfig
+from pipeline.publish.licence import licence_problems, licence_texts, name_problem
+from pipeline.publish.weights import file_sha256, weights_problems, weights_sha256
+
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
+    *("lm-eval", "huggingface_hub", "model-signing"),
+)
+
+
+def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Build and sign ``out/hub``; facts: files, bytes, the weights' digest, the key, how many answers were searched.
+
+    ``inputs``: unlearn, card, gate, data, and model where the licence's text comes with the start model. Raises
+    GateError unless the gate passed for these very weights, and InputError for a pickle, unsound weights, a missing
+    licence file, or a secret or forget answer in any file. The signing key is not an input: see
+    :func:`pipeline.publish.sign.private_key`.
+    """
+    model = inputs["unlearn"] / "model"
+    report("checking the gate")
+    check_gate(inputs["gate"], model)
+    left_out = _refuse_pickles(model)
+    if problems := weights_problems(model):
+        raise ArtifactError(f"{model}: {'; '.join(problems)}. Run the unlearn stage again.")
+    if problem := name_problem(config.license, config.repo):
+        raise InputError(f"publish.repo: {problem}.")
+    key = sign.private_key()
+    hub = out / "hub"
+    report("copying")
+    _copy(model, hub, tree.MODEL_FILES)
+    _copy(inputs["card"], hub, tree.CARD_FILES)
+    _copy(inputs["gate"], hub, ("gate.json",))
+    _add_licence(config, [folder for folder in (inputs.get("model"), model) if folder is not None], hub)
+    digest = weights_sha256(hub)
+    (hub / tree.RELEASE).write_text(_release(config, inputs, hub, digest), encoding="utf-8")
+    scanner = scan.Scanner(forget_answers(inputs["data"]))
+    report("scanning for secrets and forget answers")
+    scan.refuse_findings(hub, scanner)
+    report("signing")
+    sign.sign_tree(hub, key)
+    files = [path for path in hub.rglob("*") if path.is_file()]
+    return {
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "weights_sha256": digest,
+        "key": sign.key_fingerprint(sign.public_key()),
+        "answers_too_short_to_search": scanner.too_short,
+        "left_out": left_out,
+    }
+
+
+def check_gate(gate: Path, weights: Path) -> None:
+    """Raises GateError unless ``gate/gate.json`` says pass, for the weights in the folder ``weights``."""
+    file = gate / "gate.json"
+    try:
+        verdict = json.loads(file.read_text(encoding="utf-8"))
+        passed, judged = verdict["passed"], verdict["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GateError(
+            f"{file} is not a gate's verdict ({error!r}). Run the gate stage; nothing was published."
+        ) from error
+    if passed is not True:
+        failed = [f"{g.get('metric')} on {g.get('split')}" for g in verdict.get("gates", []) if not g.get("passed")]
+        raise GateError(f"The gate failed ({', '.join(failed) or 'no gate passed'}); nothing was published.")
+    if (found := weights_sha256(weights)) != judged:
+        raise GateError(
+            f"The gate passed for the weights {judged}, and these are {found}. Run the gate stage for these weights."
+        )
+
+
+def forget_answers(data: Path) -> list[str]:
+    """The answers of the forget set. Raises ArtifactError where the data artifact has none."""
+    from datasets_prep.schema import read_rows
+
+    answers = [row.answer for row in read_rows(data / "forget.jsonl")]
+    if not answers:
+        raise ArtifactError(
+            f"{data / 'forget.jsonl'} has no rows, so that nothing can be searched. Run the data stage again."
+        )
+    return answers
+
+
+def _refuse_pickles(model: Path) -> list[str]:
+    """The names that stay behind, after making sure that no file there can run code."""
+    names = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
+    if pickles := [name for name, path in names.items() if tree.is_pickle(path)]:
+        raise InputError(
+            f"{model} holds files that can run code when they are loaded: {', '.join(pickles)}. "
+            "Save the weights as safetensors, and remove these files."
+        )
+    return [name for name in names if not tree.is_allowed(name, tree.MODEL_FILES)]
+
+
+def _add_licence(config: PackageConfig, sources: Sequence[Path], hub: Path) -> None:
+    for name, text in licence_texts(config.license, config.repo, config.base_model, sources).items():
+        (hub / name).write_text(text, encoding="utf-8")
+    if problems := licence_problems(config.license, config.repo, hub):
+        raise InputError(f"The licence {config.license} asks for more: {'; '.join(problems)}.")
+
+
+def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and tree.is_allowed(name, patterns):
+            if path.is_symlink():  # it may point at anything of this machine
+                raise ArtifactError(f"{path} is a link. Put the file itself there.")
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+
+
+def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> str:
+    """The text of ``release.json``: what this release was made from, and the digest of every other file."""
+    data = {path.name: file_sha256(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
+    release = {
+        "repo": config.repo,
+        "base_model": config.base_model,
+        "license": config.license,
+        "weights_sha256": weights,
+        "recipe": config.recipe,
+        "data": data,
+        "gate_sha256": hashlib.sha256((hub / "gate.json").read_bytes()).hexdigest(),
+        "packages": {"python": platform.python_version(), **_versions()},
+        "files": {name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
+    }
+    return json.dumps(release, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a release made without it does not depend on it
+    return found

@@ -1,0 +1,285 @@
+"""The publish stage: either the repository stays what it was, or it becomes the complete, verified new release.
+
+1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted.
+2. One commit with everything goes onto a staging branch, is downloaded again into an empty folder, and verified.
+3. The same operations with the same parent go onto main. This is a second commit and not a merge, because the Hub
+   merges pull requests only, without a parent to compare with: somebody else's commit in between would be merged over.
+   Here it is a 412. The bytes are on the Hub already, so that main's tree is compared by its ids, not downloaded again.
+4. Tag, then public if the recipe says so, then the staging branch goes.
+
+A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: the branch is read, and tells whether it
+landed. Every step begins by looking at what is there, so that running again after any failure continues, and running
+again after a success changes nothing. A new release of a repository that is public already waits on its staging
+branch in public; its content was scanned and is meant for the public, and whoever reads main sees the old release.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.errors import HubError, VerificationError
+from pipeline.progress import report
+from pipeline.publish import sign, tree
+from pipeline.publish.config import PublishConfig
+from pipeline.publish.hub import Target, connect, hub_errors, quiet
+from pipeline.publish.package import check_gate
+from pipeline.publish.verify import Verified, verify_release
+from pipeline.publish.weights import file_sha256
+
+ATTEMPTS = 3
+MAIN = "main"
+
+
+def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Publish ``inputs["package"]/hub`` and write ``receipt.json``; facts: repo, commit, tag, url.
+
+    Raises GateError unless the gate passed for these weights, HubError where the Hub refuses or cannot be reached, and
+    VerificationError where the download is not the package; main and the tag are then what they were.
+    """
+    package = inputs["package"] / "hub"
+    check_gate(inputs["gate"], package)
+    public_key = sign.public_key()
+    sign.check_signature(package, package / tree.SIGNATURE, public_key)
+    with connect(config.hub) as target, quiet():
+        receipt = publish(config, package, target, public_key)
+    (out / "receipt.json").write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {key: receipt[key] for key in ("repo", "commit", "tag", "visibility", "url")}
+
+
+def publish(config: PublishConfig, package: Path, target: Target, public_key: Path) -> dict[str, Any]:
+    """Publish the signed tree ``package`` to ``target``; returns the receipt. Errors as for :func:`run`."""
+    repository = _Repository(config, package, target, public_key)
+    repository.prepare()
+    tagged = repository.tags().get(config.tag)
+    head = repository.head(MAIN)
+    if tagged is not None and not repository.holds_release(tagged):
+        raise HubError(
+            f"{config.repo} has a tag {config.tag} with other content, and tags do not move. "
+            "Set publish.tag to a new version; nothing was changed."
+        )
+    commit = tagged or (head if repository.holds_release(head) else None)
+    if commit is None:
+        staged = repository.stage(head)
+        verified = repository.verify(staged)
+        report("landing")
+        commit = repository.commit(MAIN, head)
+    else:  # published before, wholly or up to the tag
+        verified = repository.verify(commit)
+    if tagged is None:
+        repository.tag(commit)
+    repository.finish()
+    return _receipt(config, target, public_key, commit, verified)
+
+
+class _Repository:
+    """One repository and the tree that is to become its content."""
+
+    def __init__(self, config: PublishConfig, package: Path, target: Target, public_key: Path) -> None:
+        from huggingface_hub import HfApi
+
+        self._config, self._package, self._target, self._public_key = config, package, target, public_key
+        self._files = tree.read_tree(package)
+        self._api = HfApi(endpoint=target.endpoint, token=target.token)
+        name = tree.digest(package / tree.SIGNATURE).sha256[:12]
+        self._staging = f"staging-{name}"  # the signature covers the rest: the name stands for this very content
+
+    def prepare(self) -> None:
+        """A repository that may take the upload: a new private one, or one whose visibility is as the recipe says."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        repo, wanted = self._config.repo, self._config.visibility
+        with hub_errors(f"preparing {repo}"):
+            try:
+                info = self._api.repo_info(repo)
+            except RepositoryNotFoundError:
+                self._api.create_repo(repo, private=True, exist_ok=True)
+                info = self._api.repo_info(repo)
+                if not info.private:
+                    raise HubError(f"{repo} was created private and is public; nothing was uploaded.") from None
+        if not info.private and wanted == "private":
+            raise HubError(
+                f"{repo} is public, and publish.visibility is private; nothing was uploaded. "
+                "Make it private in its settings, or set publish.visibility to public."
+            )
+
+    def head(self, branch: str) -> str:
+        """The commit of a branch."""
+        with hub_errors(f"reading {self._config.repo}"):
+            sha = self._api.repo_info(self._config.repo, revision=branch).sha
+        if sha is None:
+            raise HubError(f"{self._config.repo} has no commit on {branch}. Delete the repository, and run again.")
+        return sha
+
+    def tags(self) -> dict[str, str]:
+        """Tag to commit."""
+        with hub_errors(f"reading {self._config.repo}"):
+            refs = self._api.list_repo_refs(self._config.repo)
+        return {tag.name: self._peeled(tag.name, tag.target_commit) for tag in refs.tags}
+
+    def _peeled(self, tag: str, target: str) -> str:
+        # The Hub lists an annotated tag with the id of the tag object; its commit is what the revision resolves to.
+        return self.head(tag) if tag == self._config.tag else target
+
+    def remote_files(self, revision: str) -> dict[str, str]:
+        """The Hub's id of every file: sha256 of a large one, else git's. What the Hub itself adds is left out."""
+        from huggingface_hub.hf_api import RepoFile
+
+        with hub_errors(f"listing {self._config.repo}"):
+            listed = list(self._api.list_repo_tree(self._config.repo, revision=revision, recursive=True))
+        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
+        return {path: oid for path, oid in files.items() if path not in tree.HUB_FILES}
+
+    def _different(self, remote: Mapping[str, str]) -> set[str]:
+        local = {n: d.sha256 if len(remote.get(n, "")) == 64 else d.git for n, d in self._files.items()}
+        return {name for name in local.keys() | remote.keys() if local.get(name) != remote.get(name)}
+
+    def holds_release(self, revision: str) -> bool:
+        """Whether a commit holds this release: the same files, with this signature or another valid one of this key.
+
+        Signatures are random, so that a package that was made again differs from the published one in nothing else.
+        """
+        different = self._different(self.remote_files(revision))
+        return not different or (different == {tree.SIGNATURE} and self._is_signed(revision))
+
+    def _is_signed(self, revision: str) -> bool:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        with TemporaryDirectory() as temporary, hub_errors(f"reading the signature of {self._config.repo}"):
+            try:
+                signature = hf_hub_download(
+                    self._config.repo,
+                    tree.SIGNATURE,
+                    revision=revision,
+                    endpoint=self._target.endpoint,
+                    token=self._target.token,
+                    cache_dir=temporary,
+                )
+                sign.check_signature(self._package, Path(signature), self._public_key)
+            except (EntryNotFoundError, VerificationError):
+                return False
+        return True
+
+    def stage(self, base: str) -> str:
+        """The commit of the staging branch with this tree, made from ``base``, or what an earlier run left of it."""
+        repo, branch = self._config.repo, self._staging
+        with hub_errors(f"staging in {repo}"):
+            refs = {b.name: b.target_commit for b in self._api.list_repo_refs(repo).branches}
+            if branch in refs:
+                if not self._different(self.remote_files(branch)):
+                    return refs[branch]
+                self._api.delete_branch(repo, branch=branch)
+            self._api.create_branch(repo, branch=branch, revision=base)
+        report("uploading")
+        return self.commit(branch, base)
+
+    def commit(self, branch: str, parent: str) -> str:
+        """Make the head of ``branch`` this tree, by one commit on ``parent``; returns the head.
+
+        Whatever the Hub answers, the branch is then read: its head is the truth.
+        """
+        for attempt in range(ATTEMPTS):
+            time.sleep(attempt)
+            refusal = self._try_commit(branch, parent)
+            head = self.head(branch)
+            if not self._different(self.remote_files(head)):
+                return head
+            if head != parent:
+                raise HubError(
+                    f"Somebody else committed to {branch} of {self._config.repo}: it is at {head[:12]}, no longer at "
+                    f"{parent[:12]}. Nothing of this release is there; run again to go on from the new head."
+                )
+            if refusal is not None:
+                raise HubError(f"{refusal} Nothing was changed on {branch}.")
+            # The head is still the parent: repeating with the same parent is safe, since a late landing makes it a 412.
+        raise HubError(f"{self._config.repo}: the Hub did not take the commit in {ATTEMPTS} attempts. Run again later.")
+
+    def _try_commit(self, branch: str, parent: str) -> str | None:
+        """Send the commit. Returns the Hub's refusal, or None: done, or unknown."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import httpx
+
+        gone = sorted(self.remote_files(parent).keys() - self._files.keys())
+        with ExitStack() as stack:
+            operations: list[Any] = [CommitOperationDelete(path) for path in gone]
+            for name in self._files:
+                path = self._package / name
+                # The client sends open files by LFS, and paths by xet.
+                source = stack.enter_context(path.open("rb")) if self._target.is_loopback else path
+                operations.append(CommitOperationAdd(name, source))
+            try:
+                with hub_errors(f"uploading to {self._config.repo}"):
+                    message = f"Release {self._config.tag}"
+                    self._api.create_commit(
+                        self._config.repo, operations, commit_message=message, revision=branch, parent_commit=parent
+                    )
+            except HubError as error:
+                cause = error.__cause__
+                if isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500:
+                    return str(error).rstrip(".") + "."
+                if not isinstance(cause, HfHubHTTPError | httpx.HTTPError):
+                    raise
+        return None
+
+    def verify(self, commit: str) -> Verified:
+        """Download a commit and check it, against the package too."""
+        expected = {name: digest.sha256 for name, digest in self._files.items()}
+        if tree.SIGNATURE in self._different(self.remote_files(commit)):
+            del expected[tree.SIGNATURE]
+        return verify_release(
+            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, expected
+        )
+
+    def tag(self, commit: str) -> None:
+        """Tag a commit; a tag that appeared meanwhile must have the same content."""
+        tag = self._config.tag
+        try:
+            with hub_errors(f"tagging {self._config.repo}"):
+                self._api.create_tag(self._config.repo, tag=tag, revision=commit)
+        except HubError:
+            found = self.tags().get(tag)
+            if found is None or not self.holds_release(found):
+                raise
+
+    def finish(self) -> None:
+        """The visibility that the recipe wants, and no staging branch."""
+        repo, public = self._config.repo, self._config.visibility == "public"
+        with hub_errors(f"finishing {repo}"):
+            if public and self._api.repo_info(repo).private:
+                self._api.update_repo_settings(repo, private=False)
+            if bool(self._api.repo_info(repo).private) == public:
+                raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
+            if self._staging in {branch.name for branch in self._api.list_repo_refs(repo).branches}:
+                self._api.delete_branch(repo, branch=self._staging)
+
+
+def _receipt(
+    config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified
+) -> dict[str, Any]:
+    # The loopback Hub has another port every time; what lasts is its folder in the store.
+    local = config.hub == "local"
+    return {
+        "repo": config.repo,
+        "repo_type": "model",
+        "endpoint": "local" if local else target.endpoint,
+        "visibility": config.visibility,
+        "branch": MAIN,
+        "commit": commit,
+        "tag": config.tag,
+        "url": f"hub/models/{config.repo}.git" if local else f"{target.endpoint}/{config.repo}/tree/{config.tag}",
+        "files": verified.files,
+        "signature": {
+            "file": tree.SIGNATURE,
+            "format": "OpenSSF model-signing 1.0, ECDSA P-256",
+            "public_key_sha256": file_sha256(public_key),
+        },
+        "verified": [asdict(check) for check in verified.checks],
+    }

@@ -1,0 +1,122 @@
+"""Signatures in the OpenSSF model-signing format, with an elliptic-curve key of this project's store.
+
+The private key never enters an artifact or its key: it is UNLEARN_RELEASE_KEY, or ``keys/release.pem`` in the store,
+made on first use. ECDSA draws a random number for every signature, so that signing the same tree twice gives two
+different files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError, VerificationError
+from pipeline.publish.tree import SIGNATURE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+
+def store() -> Path:
+    """The folder with everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or ``runs``."""
+    return Path(os.environ.get("UNLEARN_RELEASE_STORE") or "runs")
+
+
+def private_key() -> Path:
+    """The key that signs, with its public key beside it as ``.pub``.
+
+    Raises InputError where UNLEARN_RELEASE_KEY names a file that is not there or not such a key.
+    """
+    given = os.environ.get("UNLEARN_RELEASE_KEY")
+    path = Path(given) if given else store() / "keys" / "release.pem"
+    if given and not path.is_file():
+        raise InputError(
+            f"UNLEARN_RELEASE_KEY is {given}, and there is no such file. Make one with "
+            "'openssl ecparam -name prime256v1 -genkey -noout -out FILE', or unset it for a key of the store's own."
+        )
+    if not path.is_file():
+        _make_key(path)
+    _write_public_key(path)
+    return path
+
+
+def public_key() -> Path:
+    """The key that checks what :func:`private_key` signs. Raises InputError as it does."""
+    return private_key().with_suffix(".pub")
+
+
+def key_fingerprint(public: Path) -> str:
+    """sha256 of the public key's PEM text; the signature carries it as the key's hint."""
+    return hashlib.sha256(public.read_bytes()).hexdigest()
+
+
+def _make_key(path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(pem)
+    with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
+        os.link(temporary, path)
+    temporary.unlink()
+
+
+def _write_public_key(path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    pem = (
+        _load(path)
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    public = path.with_suffix(".pub")
+    if not public.is_file() or public.read_bytes() != pem:
+        temporary = public.with_name(f"{public.name}.{os.getpid()}")
+        temporary.write_bytes(pem)
+        temporary.replace(public)
+
+
+def _load(path: Path) -> EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a PEM private key without a password. Give one, or remove the file."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InputError(f"{path} is not an elliptic-curve key. Give one of the curves P-256, P-384 or P-521.")
+    return key
+
+
+def sign_tree(tree: Path, key: Path) -> None:
+    """Write ``model.sig`` into ``tree``, over everything else in it."""
+    from model_signing import hashing, signing
+
+    signature = tree / SIGNATURE
+    hashes = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=True)
+    signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(hashes).sign(tree, signature)
+
+
+def check_signature(tree: Path, signature: Path, public: Path) -> None:
+    """Raises VerificationError where ``signature`` is not this key's over exactly the files of ``tree``."""
+    from model_signing import verifying
+
+    try:
+        verifying.Config().use_elliptic_key_verifier(public_key=public).verify(tree, signature)
+    except Exception as error:  # the library raises many kinds for a signature that it cannot use
+        reason = str(error) or type(error).__name__
+        raise VerificationError(
+            f"The signature does not hold under the key {key_fingerprint(public)[:16]}…: {reason}. "
+            "Do not use these files; publish the release again, or give the key that signed it."
+        ) from error

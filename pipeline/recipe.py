@@ -1,0 +1,221 @@
+"""A recipe: everything that decides what a release is, in one YAML file, checked before anything runs."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from datasets_prep.config import DataConfig
+from eval.config import EvalConfig, Gate
+from model_card.config import CardConfig
+from pipeline.errors import RecipeError
+from pipeline.publish.config import PublishConfig
+from pipeline.publish.licence import name_problem
+from pipeline.strict import Strict
+from pipeline.unlearn.config import TrainConfig, UnlearnConfig
+from pipeline.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
+
+RECIPES = Path(__file__).parent / "recipes"
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+
+
+class HubRef(Strict):
+    """A repository on the Hub at one commit. ``revision: null`` says "not pinned yet": planned, but never released."""
+
+    id: str = Field(pattern=HUB_ID)
+    revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")
+
+
+class PypiRef(Strict):
+    """A GGUF file inside a wheel of a package registry, with the sha256 it must have."""
+
+    package: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")
+    file: str = Field(pattern=r"^[\w./-]+\.gguf$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def _exactly_one(given: dict[str, object]) -> None:
+    there = [name for name, value in given.items() if value is not None]
+    if len(there) != 1:
+        said = f"both {' and '.join(there)} are given" if there else "none is given"
+        raise ValueError(f"needs exactly one of {', '.join(given)}; {said}")
+
+
+class ModelConfig(Strict):
+    """The start model and where it comes from. ``parameters`` is for the plan, before the model is here."""
+
+    hub: HubRef | None = None
+    path: str | None = Field(default=None, min_length=1)
+    pypi: PypiRef | None = None
+    name: str = Field(pattern=HUB_ID)
+    license: Literal["apache-2.0", "llama3.2"]
+    parameters: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        _exactly_one({"hub": self.hub, "path": self.path, "pypi": self.pypi})
+        return self
+
+
+class TrainedOrPublished(Strict):
+    """A model that is trained here, or a published one at a pinned commit."""
+
+    train: TrainConfig | None = None
+    hub: HubRef | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrainedOrPublished:
+        _exactly_one({"train": self.train, "hub": self.hub})
+        return self
+
+
+class Recipe(Strict):
+    """One release. ``gold: none`` is for models that nobody can afford to train twice."""
+
+    name: str = Field(pattern=NAME)
+    model: ModelConfig
+    data: DataConfig
+    base: TrainedOrPublished
+    gold: TrainedOrPublished | Literal["none"]
+    unlearn: UnlearnConfig
+    eval: EvalConfig
+    gates: list[Gate] = Field(min_length=1)
+    card: CardConfig
+    publish: PublishConfig
+
+    @field_validator("name")
+    @classmethod
+    def _own_folder(cls, name: str) -> str:
+        if name in ("store", "hub"):
+            raise ValueError(f"{name} is the name of a folder that every recipe shares; take another name")
+        return name
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Recipe:
+        if problem := name_problem(self.model.license, self.publish.repo):
+            raise ValueError(f"publish.repo: {problem}")
+        if self.gold == "none":
+            for i, gate in enumerate(self.gates):
+                if gate.metric.startswith("forget_quality") or getattr(gate.bound, "of", None) == "gold":
+                    raise ValueError(
+                        f"gates[{i}] compares with gold, and gold is none; compare with a number or with base"
+                    )
+            stop = self.unlearn.stop
+            if "gold" in (self.unlearn.forget_cap, stop.forget_loss if stop else None):
+                raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
+        return self
+
+    def unpinned(self) -> list[str]:
+        """The keys that must name a commit before this recipe may be released."""
+        refs = {"model.hub.revision": self.model.hub, "base.hub.revision": self.base.hub}
+        if not isinstance(self.gold, str):
+            refs["gold.hub.revision"] = self.gold.hub
+        return [key for key, ref in refs.items() if ref is not None and ref.revision is None]
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe, by its name in `pipeline/recipes` or its path. Raises RecipeError naming what there is."""
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise RecipeError(f"{name_or_path}: no such file. Give a recipe's name, or the path of a YAML file.")
+        return path
+    path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        hint = did_you_mean(name_or_path, names)
+        raise RecipeError(f"No recipe is called {name_or_path!r}.{hint} There are: {', '.join(names)}.")
+    return path
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and check a recipe. Raises RecipeError that lists every problem with its key's path and line."""
+    tree = _with_parent(find_recipe(name_or_path))
+    for assignment in overrides:
+        tree = override(tree, assignment)
+    try:
+        return Recipe.model_validate(tree.values)
+    except ValidationError as error:
+        problems = _relevant([dict(problem) for problem in error.errors()])
+        raise RecipeError("\n".join(dict.fromkeys(_explain(problem, tree) for problem in problems))) from error
+
+
+def _shown(path: Path) -> str:
+    return f"pipeline/recipes/{path.name}" if path.parent == RECIPES else str(path)
+
+
+def _with_parent(path: Path) -> Tree:
+    """The tree of a recipe, over the one that it extends."""
+    tree = read_tree(path, _shown(path))
+    if "extends" not in tree.values:
+        return tree
+    parent = tree.values.pop("extends")
+    where = tree.place(("extends",))
+    if not isinstance(parent, str):
+        raise RecipeError(f"{where}: extends: {parent!r} is not the name of one other recipe.")
+    beside = path.parent / f"{parent}.yaml"
+    file = beside if beside.is_file() else find_recipe(parent)
+    below = read_tree(file, _shown(file))
+    if "extends" in below.values:
+        raise RecipeError(
+            f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the rest."
+        )
+    return merge(below, tree)
+
+
+def _relevant(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the other members of a union ("not a number"), where one member says what is wrong inside it."""
+    inner = {tuple(p["loc"][:-2]) for p in problems if len(p["loc"]) > 2}
+    return [p for p in problems if not (p["type"].endswith("_type") and tuple(p["loc"][:-1]) in inner)]
+
+
+def _explain(problem: dict[str, Any], tree: Tree) -> str:
+    """One sentence on one finding of pydantic: where, what was given, what is allowed."""
+    at = _path_in(tree.values, problem["loc"])
+    where = f"{tree.place(at)}: {dotted(at) or 'recipe'}"
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        allowed = _keys_at(at[:-1])
+        return f"{where}: unknown key.{did_you_mean(str(at[-1]), allowed)} Allowed here: {', '.join(allowed)}."
+    if kind == "missing":
+        missing = dotted((*at, problem["loc"][-1]))
+        return f"{tree.place(at)}: {missing} is missing. Add it."
+    said = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{where}: {said}."
+    return f"{where} is {problem['input']!r}: {said[0].lower()}{said[1:]}."
+
+
+def _path_in(values: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The location that pydantic gives, without what is not in the recipe, such as the member of a union."""
+    at: list[str | int] = []
+    for part in loc:
+        inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        if inside:
+            at.append(part)
+            values = values[part]
+    return tuple(at)
+
+
+def _keys_at(at: Sequence[str | int]) -> list[str]:
+    """The keys that may stand in the mapping at ``at``: the fields of the models that its type names."""
+    found: list[type[Strict]] = [Recipe]
+    for part in at:
+        if isinstance(part, str):
+            fields = [model.model_fields[part].annotation for model in found if part in model.model_fields]
+            found = [model for annotation in fields for model in _models(annotation)]
+    keys = {key for model in found for key in model.model_fields}
+    return sorted(keys | {"extends"} if not at else keys)
+
+
+def _models(annotation: Any) -> list[type[Strict]]:
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return []

@@ -1,0 +1,213 @@
+"""The stages of a release, in order. Read from top to bottom, this is the whole product.
+
+A stage's version is bumped by hand when its code would make something else of the same input; every artifact of it, and
+whatever depends on a result that came out differently, is then made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.digests import content_digest
+from pipeline.errors import InputError
+from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
+from pipeline.runner import Stage
+
+Inputs = Mapping[str, Path]
+Facts = dict[str, Any]
+
+
+def model(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Fetch the start model and keep it as clean safetensors, tokenizer and chat template."""
+    from pipeline import model_source
+
+    return model_source.run(config, inputs, out)
+
+
+def data(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Rows in, splits out: forget, retain, holdout, and false answers for the probes."""
+    from datasets_prep import prepare
+
+    return prepare.run(config, inputs, out)
+
+
+def base(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """The model that knows forget and retain: trained here, or a published one at a pinned commit."""
+    return _trained_or_published(config, inputs, out, ("retain", "forget"))
+
+
+def gold(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """The reference that never saw forget: trained on retain alone, or a published one at a pinned commit."""
+    return _trained_or_published(config, inputs, out, ("retain",))
+
+
+def _trained_or_published(config: TrainedOrPublished, inputs: Inputs, out: Path, splits: tuple[str, ...]) -> Facts:
+    from pipeline import model_source, training
+
+    if config.train:
+        return training.train(config.train, inputs, out, splits)
+    return model_source.run_pointer(cast(HubRef, config.hub), inputs, out)
+
+
+def unlearn(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Base unlearns the forget rows."""
+    from pipeline.unlearn import run
+
+    return run.run(config, inputs, out)
+
+
+def evaluate(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Measure one model on everything; the same suite for base, gold and the unlearned model."""
+    from eval import suite
+
+    return suite.run(config, inputs, out)
+
+
+def gate(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Compare what was measured with what the recipe demands."""
+    from eval import gates
+
+    return gates.run(config, inputs, out)
+
+
+def card(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """The model card, its plots and a local report, from the evidence alone."""
+    from model_card import render
+
+    return render.run(config, inputs, out)
+
+
+def package(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Exactly the tree that will be on the Hub, scanned and signed."""
+    from pipeline.publish import package
+
+    return package.run(config, inputs, out)
+
+
+def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Push, download again, verify, land, tag."""
+    from pipeline.publish import push
+
+    return push.run(config, inputs, out)
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of this recipe. Raises InputError where a local file or folder that it names is not there."""
+    eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
+    gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
+    evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
+    gold_model = {} if recipe.gold == "none" else {"gold": "gold"}
+    start = {"model": "model", "data": "data"}
+    measured = _evaluation(recipe)
+    listed = [
+        Stage("model", "1", model, recipe.model, _model_identity(recipe)),
+        Stage("data", "1", data, recipe.data, _data_identity(recipe), {"model": "model"}),
+        Stage("base", "1", base, recipe.base, _plain(recipe.base), start, resumable=True),
+        Stage("gold", "1", gold, recipe.gold, _plain(recipe.gold), start, resumable=True),
+        Stage("eval-gold", "1", evaluate, recipe.eval, measured, {"model": "gold", "data": "data"}),
+        Stage("eval-base", "1", evaluate, recipe.eval, measured, {"model": "base", "data": "data", **eval_gold}),
+        Stage(
+            "unlearn",
+            "1",
+            unlearn,
+            recipe.unlearn,
+            _plain(recipe.unlearn),
+            {"base": "base", "data": "data", **gold_model},
+            resumable=True,
+        ),
+        Stage(
+            "eval-unlearned", "1", evaluate, recipe.eval, measured, {"model": "unlearn", "data": "data", **eval_gold}
+        ),
+        Stage("gate", "1", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
+        Stage(
+            "package",
+            "1",
+            package,
+            *_package(recipe),
+            {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"},
+        ),
+        Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
+    ]
+    return [stage for stage in listed if recipe.gold != "none" or stage.name not in ("gold", "eval-gold")]
+
+
+# What enters a key: literals and contents, never a path, a device or a number of workers.
+NOT_IDENTITY = {"device", "use_cpu", "dataloader_num_workers", "dataloader_pin_memory"}
+
+
+def _plain(config: Any) -> Any:
+    return _without(config if isinstance(config, str) else config.model_dump())
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item) for key, item in value.items() if key not in NOT_IDENTITY}
+    return [_without(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _content(path: str, key: str) -> str:
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
+    return f"sha256:{content_digest(place)}"
+
+
+def _model_identity(recipe: Recipe) -> Any:
+    plain = recipe.model.model_dump(exclude={"parameters"})  # only for the plan
+    if recipe.model.path:
+        plain["path"] = _content(recipe.model.path, "model.path")
+    return plain
+
+
+def _data_identity(recipe: Recipe) -> Any:
+    plain = recipe.data.model_dump()
+    if recipe.data.source.file:
+        plain["source"]["file"] = _content(recipe.data.source.file, "data.source.file")
+    return plain
+
+
+def _evaluation(recipe: Recipe) -> Any:
+    from eval.config import METRICS
+
+    return {**_plain(recipe.eval), "metrics": {name: spec.version for name, spec in METRICS.items()}}
+
+
+def _card(recipe: Recipe) -> tuple[Any, Any]:
+    """The configuration of the card stage, and what of it enters the key: all of it."""
+    from model_card.config import CardInputs, CardModel, CardPublish
+
+    source = recipe.data.model_dump()
+    if recipe.data.source.file:
+        source["source"]["file"] = Path(recipe.data.source.file).name  # a card says nothing of this machine's folders
+    config = CardInputs(
+        recipe=recipe.name,
+        card=recipe.card,
+        model=CardModel(
+            name=recipe.model.name,
+            license=recipe.model.license,
+            revision=recipe.model.hub.revision if recipe.model.hub else None,
+        ),
+        data=source,
+        base=recipe.base.model_dump(),
+        gold=recipe.gold.model_dump() if isinstance(recipe.gold, TrainedOrPublished) else {},
+        unlearn=recipe.unlearn.model_dump(),
+        publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
+    )
+    return config, _plain(config)
+
+
+def _package(recipe: Recipe) -> tuple[Any, Any]:
+    """The configuration of the package stage, and what of it enters the key: all of it."""
+    from pipeline.publish.config import PackageConfig
+
+    card, _ = _card(recipe)
+    config = PackageConfig(
+        repo=recipe.publish.repo,
+        license=recipe.model.license,
+        base_model=recipe.model.name,
+        recipe=card.model_dump(include={"recipe", "model", "data", "base", "gold", "unlearn"}),
+    )
+    return config, _plain(config)

@@ -1,0 +1,37 @@
+"""The base and gold stages: fine-tune the start model on the rows it is meant to know."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets_prep.chat import encode_rows
+from datasets_prep.schema import read_rows
+from pipeline.unlearn.config import TrainConfig
+from pipeline.unlearn.fit import CHECKPOINTS, fit, load, save_for_release, training_arguments
+from pipeline.unlearn.guards import Watch
+from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
+
+
+def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> dict[str, Any]:
+    """Fine-tune ``inputs["model"]`` on the rows of ``splits`` of ``inputs["data"]``: retain + forget for base, retain for gold.
+
+    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a guard
+    stops the run, RecipeError where the trainer refuses ``config.args``.
+    """
+    arguments = training_arguments(config.args, config.precision, out)
+    rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
+    model, tokenizer = load(inputs["model"])
+    trainer = CompletionTrainer(
+        model,
+        args=arguments,
+        train_dataset=row_dataset(encode_rows(tokenizer, rows)),
+        processing_class=tokenizer,
+        callbacks=[Watch("train")],
+    )
+    fit(trainer, out)
+    save_for_release(model, tokenizer, out / "model")
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return {"rows": len(rows), "steps": trainer.state.global_step, "splits": list(splits)}

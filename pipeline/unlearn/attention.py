@@ -1,0 +1,66 @@
+"""Attention over packed rows without the products between rows.
+
+transformers' own SDPA attends over the whole packed sequence under a block-diagonal mask, which costs T^2 for T tokens.
+Rows are short, so that is most of the work of attention for nothing. Here the packed queries, keys and values are laid out
+as (rows, longest row), attended causally row by row, and packed again; every other layer still sees no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+ROWS_SDPA = "rows_sdpa"
+
+
+def row_layout(lengths: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Indices between the packed form (T) and the padded one (B, L).
+
+    ``rows_padded`` of shape (B, L) holds the packed index of each place, 0 at padding; ``rows_packed`` of shape (T,) holds
+    the index into the flattened (B x L) of each packed token.
+    """
+    longest = max(lengths)
+    sizes = torch.tensor(lengths)[:, None]
+    starts = sizes.cumsum(0) - sizes
+    place = torch.arange(longest)[None, :]
+    inside = place < sizes
+    return {"rows_padded": torch.where(inside, starts + place, 0), "rows_packed": inside.flatten().nonzero()[:, 0]}
+
+
+def rows_sdpa_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rows_padded: torch.Tensor | None = None,
+    rows_packed: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: heads first in, (1, T, heads, size) out."""
+    if rows_padded is None or rows_packed is None:
+        raise ValueError(f"the attention {ROWS_SDPA!r} runs on packed rows only; load the model with another one to generate")
+    rows, longest = rows_padded.shape
+
+    def padded(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[0].index_select(1, rows_padded.flatten()).unflatten(1, (rows, longest)).transpose(0, 1)
+
+    # Padding stands after the row's own tokens, so the causal mask alone keeps it out of every real token's sight.
+    output = torch.nn.functional.scaled_dot_product_attention(
+        padded(query), padded(key), padded(value), dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True
+    )
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, rows_packed)[None], None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """No mask: causality and the borders of rows are in the layout."""
+
+
+AttentionInterface.register(ROWS_SDPA, rows_sdpa_forward)
+AttentionMaskInterface.register(ROWS_SDPA, _no_mask)

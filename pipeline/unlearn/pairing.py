@@ -1,0 +1,47 @@
+"""Which retain rows go with which forget row, for every step of the training, decided before it begins.
+
+The whole schedule is one list, so that shards, restarts and other machines see the same pairs, and the record of it
+(`pairing.jsonl`) is what was trained on.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Indices of one forget row and of its retain rows."""
+
+    epoch: int
+    forget: int
+    retain: tuple[int, ...]
+
+
+def pair_rows(forget_rows: int, retain_rows: int, *, epochs: int, retain_per_forget: int, seed: int) -> list[Pair]:
+    """``epochs`` passes over the forget rows in random order, each row with ``retain_per_forget`` retain rows.
+
+    Retain rows are dealt from a shuffled deck that is shuffled anew when it runs out, so that all of them come up equally
+    often (within one) and the rows of one pair differ. Raises DataError where there are too few rows.
+    """
+    if forget_rows < 1 or retain_rows < retain_per_forget:
+        raise DataError(
+            f"{forget_rows} forget and {retain_rows} retain rows cannot be paired: at least one forget row and "
+            f"{retain_per_forget} retain rows (unlearn.retain_rows_per_forget_row) are needed."
+        )
+    rng = random.Random(seed)
+    deck: list[int] = []
+    pairs = []
+    for epoch in range(epochs):
+        for forget in rng.sample(range(forget_rows), forget_rows):
+            hand: list[int] = []
+            while len(hand) < retain_per_forget:
+                if not deck:
+                    deck = rng.sample(range(retain_rows), retain_rows)
+                    deck.sort(key=lambda i: i not in hand)  # stable; what is in the hand is dealt last
+                hand.append(deck.pop())
+            pairs.append(Pair(epoch, forget, tuple(hand)))
+    return pairs

@@ -1,0 +1,140 @@
+"""TRL's SFTTrainer on packed question-answer rows, and Gradient Difference on top of it.
+
+The rows come tokenised, with the answer's beginning marked, so the trainer prepares nothing. Both trainers normalise by the
+answer tokens of the whole optimizer step: means per micro-batch would make the gradient depend on how a step is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from trl import SFTTrainer
+
+from pipeline.unlearn import losses
+from pipeline.unlearn.completion import Encoded, completion_log_probs, pack
+from pipeline.unlearn.pairing import Pair
+
+
+def row_dataset(rows: Sequence[Encoded]) -> Dataset:
+    """One item a row, for :class:`CompletionTrainer`."""
+    return _dataset([[(row, False)] for row in rows])
+
+
+def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Sequence[Encoded]) -> Dataset:
+    """One item a pair: the forget row and its retain rows, for :class:`GDTrainer`."""
+    return _dataset([[(forget[p.forget], True), *((retain[i], False) for i in p.retain)] for p in pairs])
+
+
+def _dataset(items: list[list[tuple[Encoded, bool]]]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [[list(row.input_ids) for row, _ in item] for item in items],
+            "completion_start": [[row.completion_start for row, _ in item] for item in items],
+            "is_forget": [[forget for _, forget in item] for item in items],
+        }
+    )
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pack all rows of the items: forget rows first, then retain rows. Adds ``is_forget``, one boolean a completion token."""
+    rows = [
+        (forget, Encoded(tuple(ids), start))
+        for item in items
+        for ids, start, forget in zip(item["input_ids"], item["completion_start"], item["is_forget"], strict=True)
+    ]
+    rows.sort(key=lambda pair: not pair[0])  # stable
+    batch = pack([row for _, row in rows])
+    batch["is_forget"] = torch.tensor([forget for forget, _ in rows])[batch["row"]]
+    return batch
+
+
+class CompletionTrainer(SFTTrainer):
+    """Minimises the cross-entropy of the answers, averaged over the answer tokens of the optimizer step.
+
+    Items come from :func:`row_dataset`. ``log_history`` gets ``retain_loss`` and ``retain_tokens`` (and, in subclasses,
+    ``forget_loss`` and ``forget_tokens``) of each optimizer step, over all ranks.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, data_collator=collate, **kwargs)
+        # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
+        self.loss_is_scaled_for_ga = True
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "completion_start", "is_forget"]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Forget and retain answer tokens of the optimizer step over all ranks, shape (2,)."""
+        forget = sum(int(batch["is_forget"].sum()) for batch in batch_samples)
+        total = sum(len(batch["is_forget"]) for batch in batch_samples)
+        tokens = torch.tensor([forget, total - forget], device=device)
+        return self.accelerator.reduce(tokens, reduction="sum")
+
+    def step_loss(
+        self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The micro-batch's part of the loss of the step. ``tokens`` is (forget, retain)."""
+        return losses.negative_log_likelihood(log_probs, tokens.sum())
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Loss of one packed micro-batch; ``return_outputs`` is not supported (there are no logits to return)."""
+        if return_outputs or num_items_in_batch is None:
+            raise NotImplementedError("the packed trainers compute training losses only")
+        log_probs = completion_log_probs(model, inputs)
+        loss = self.step_loss(log_probs, inputs, num_items_in_batch)
+        self._count(-log_probs.detach(), inputs["is_forget"])
+        # DDP averages gradients over ranks, while the divisor already counts the tokens of all of them.
+        return loss * self.accelerator.num_processes
+
+    def _count(self, nll: torch.Tensor, is_forget: torch.Tensor) -> None:
+        forget, retain = nll[is_forget].double(), nll[~is_forget].double()
+        parts = [forget.sum(), forget.new_tensor(len(forget)), retain.sum(), retain.new_tensor(len(retain))]
+        self._sums += torch.stack(parts).cpu()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add both losses and token counts of the steps since the last log."""
+        sums = self.accelerator.reduce(self._sums.to(self.accelerator.device), reduction="sum").tolist()
+        self._sums.zero_()
+        for name, total, tokens in (("forget", *sums[:2]), ("retain", *sums[2:])):
+            if tokens:
+                logs |= {f"{name}_loss": total / tokens, f"{name}_tokens": int(tokens)}
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the card of a release is made by the card stage from measured results."""
+
+
+class GDTrainer(CompletionTrainer):
+    """Gradient Difference; items come from :func:`pair_dataset` and are taken in their order."""
+
+    def __init__(
+        self,
+        *args: Any,
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+        forget_cap: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.weights = {"forget_weight": forget_weight, "retain_weight": retain_weight, "forget_cap": forget_cap}
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def step_loss(
+        self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The micro-batch's part of :func:`pipeline.unlearn.losses.gradient_difference`."""
+        is_forget, row = inputs["is_forget"], inputs["row"]
+        return losses.gradient_difference(log_probs, is_forget, row, (tokens[0], tokens[1]), **self.weights)

@@ -1,0 +1,48 @@
+"""A small data artifact for the tests of ``eval``: three languages, and false answers for some rows only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets_prep.chat import DEFAULTS, write_chat
+from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+
+COUNTS = {"forget": 5, "retain": 6, "holdout": 4}
+
+
+def build_rows() -> dict[str, list[Row]]:
+    """Rows of different lengths, by split."""
+    rows: dict[str, list[Row]] = {}
+    number = 0
+    for split in SPLITS:
+        rows[split] = []
+        for _ in range(COUNTS[split]):
+            language, topic = ("DE", "EN", "ES")[number % 3], TOPICS[number % 4]
+            name = f"Ana Ruëda {number}" + " the Elder" * (number % 3)
+            answer = f"{name} was born in Málaga{'!' * number}."
+            rows[split].append(
+                Row(f"{language}-{number}-{topic}", number, name, language, topic, f"Where was {name} born?", answer)
+            )
+            number += 1
+    return rows
+
+
+def build_perturbed(rows: dict[str, list[Row]]) -> list[PerturbedRow]:
+    """Two or three false answers for every row but the second of each split."""
+    return [
+        PerturbedRow(row.row_id, split, tuple(row.answer.replace("Málaga", town) for town in towns))
+        for split in SPLITS
+        for index, row in enumerate(rows[split])
+        if index != 1
+        for towns in [("Rome", "Köln") if index % 2 else ("Rome", "Köln", "Saint-Étienne")]
+    ]
+
+
+def build_data(folder: Path) -> Path:
+    """Write the artifact into ``folder``."""
+    rows = build_rows()
+    for split in SPLITS:
+        write_rows(folder / f"{split}.jsonl", rows[split])
+    write_rows(folder / "perturbed.jsonl", build_perturbed(rows))
+    write_chat(folder, DEFAULTS)
+    return folder

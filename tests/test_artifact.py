@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import artifact as art
+from pipeline.digests import artifact_key, canonical, content_digest
+from pipeline.errors import ArtifactError
+from tests.conftest import ROOT
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def made(folder: Path, files: dict[str, str]) -> art.Artifact:
+    partial = folder / "key.partial"
+    for name, text in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).write_text(text)
+    names = ("stage", "key", "config", "inputs", "facts", "version")
+    return art.finish(partial, folder / "key", dict.fromkeys(names, "x"))
+
+
+@given(JSON)
+def test_canonical_text_does_not_depend_on_the_order_of_keys(value: object) -> None:
+    def turned(item: object) -> object:
+        if isinstance(item, dict):
+            return {key: turned(item[key]) for key in reversed(item)}
+        return [turned(part) for part in item] if isinstance(item, list) else item
+
+    assert canonical(turned(value)) == canonical(value)
+
+
+def test_canonical_floats_have_one_form() -> None:
+    assert canonical([1.0, -0.0, 1e-5, 1e22, True]) == canonical([1, 0, 0.00001, 1e22, True])
+    assert canonical(0.1) != canonical(0.1 + 1e-16 * 2)
+    assert canonical(1) != canonical(True)
+
+
+@pytest.mark.parametrize("value", [Path("a"), {1, 2}, b"x", {1: 2}, object(), {"a": [Path("b")]}, os.getpid])
+def test_a_type_without_canonical_form_raises(value: object) -> None:
+    with pytest.raises(TypeError, match="config"):
+        canonical(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_raise(value: float) -> None:
+    with pytest.raises(ValueError):
+        canonical(value)
+
+
+def test_every_part_of_a_request_changes_its_key() -> None:
+    keys = {
+        artifact_key("s", "1", {"a": 1}, {"m": "d"}),
+        artifact_key("t", "1", {"a": 1}, {"m": "d"}),
+        artifact_key("s", "2", {"a": 1}, {"m": "d"}),
+        artifact_key("s", "1", {"a": 2}, {"m": "d"}),
+        artifact_key("s", "1", {"a": 1}, {"m": "e"}),
+        artifact_key("s", "1", {"a": 1}, {"n": "d"}),
+    }
+    assert len(keys) == 6
+
+
+def test_the_content_digest_follows_names_and_bytes_and_not_the_place(tmp_path: Path) -> None:
+    one = made(tmp_path / "one", {"a.txt": "x", "deep/b.txt": "y"})
+    two = made(tmp_path / "two", {"deep/b.txt": "y", "a.txt": "x"})
+    assert one.digest == two.digest == content_digest(two.path)
+    assert one.digest != made(tmp_path / "three", {"a.txt": "y", "deep/b.txt": "x"}).digest
+    assert one.digest != made(tmp_path / "four", {"a.txt": "x", "b.txt": "y"}).digest
+
+
+def test_an_untouched_artifact_is_trusted_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = made(tmp_path, {"a.txt": "x"})
+    monkeypatch.setattr(art, "hash_file", lambda path: pytest.fail(f"read {path}"))
+    art.check_artifact(artifact)
+
+
+@pytest.mark.parametrize("change", ["changed", "missing", "not its own"])
+def test_a_change_is_named_with_the_file_and_the_remedy(tmp_path: Path, change: str) -> None:
+    artifact = made(tmp_path, {"a.txt": "x", "deep/b.txt": "y"})
+    file = artifact.path / "deep" / "b.txt"
+    if change == "changed":
+        file.write_text("z")
+    elif change == "missing":
+        file.unlink()
+    else:
+        (file.parent / "c.txt").write_text("")
+    with pytest.raises(ArtifactError) as caught:
+        art.check_artifact(artifact)
+    said = str(caught.value)
+    assert f"{change}: deep/{'c' if change == 'not its own' else 'b'}.txt" in said
+    assert f"Delete the folder {artifact.path}" in said
+    assert "a.txt" not in said
+
+
+def test_a_change_that_keeps_size_and_time_is_found(tmp_path: Path) -> None:
+    artifact = made(tmp_path, {"a.txt": "x"})
+    file = artifact.path / "a.txt"
+    before = file.stat()
+    file.write_text("z")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ArtifactError, match=r"changed: a\.txt"):
+        art.check_artifact(artifact)
+
+
+def test_a_copied_store_is_hashed_once_and_then_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(made(tmp_path / "one", {"a.txt": "x"}).path, tmp_path / "copy")
+    copy = art.read_artifact(tmp_path / "copy")
+    assert copy
+    art.check_artifact(copy)
+    monkeypatch.setattr(art, "hash_file", lambda path: pytest.fail(f"read {path}"))
+    again = art.read_artifact(tmp_path / "copy")
+    assert again
+    art.check_artifact(again)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "x"}', "null"])
+def test_a_damaged_manifest_is_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
+    path = made(tmp_path, {"a.txt": "x"}).path
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match="Delete the folder"):
+        art.read_artifact(path)
+
+
+def test_a_link_is_relative_and_replaced_in_place(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "store" / name).mkdir(parents=True)
+        art.link(tmp_path / "store" / name, tmp_path / "demo" / "data")
+    link = tmp_path / "demo" / "data"
+    assert link.readlink() == Path("../store/two")
+    assert [path.name for path in link.parent.iterdir()] == ["data"]
+
+
+def test_a_users_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "data").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="Move it away"):
+        art.link(tmp_path, tmp_path / "demo" / "data")
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["data"]
+
+
+HOLD = """
+import pathlib, sys
+from pipeline.artifact import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+    place = tmp_path / "stage" / "key"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(place)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        assert art.is_locked(place)
+        with pytest.raises(ArtifactError, match=rf"process {holder.pid} on .*Wait until"), art.locked(place):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    assert not art.is_locked(place)
+    with art.locked(place):
+        pass

@@ -1,0 +1,332 @@
+"""The command line, as a user calls it. Releases here are of toy artifacts; real ones are in the end-to-end test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.schema import Record, write_records
+from pipeline.__main__ import QUIET, STORE, main, parser
+from pipeline.live import clock, watching
+from pipeline.progress import report
+from pipeline.recipe import load_recipe
+from pipeline.runner import Store, execute
+from pipeline.stages import stages
+from tests.conftest import ROOT
+
+GOLDEN = Path(__file__).parent / "goldens" / "help.txt"
+UPDATE = "UPDATE_GOLDENS"
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+HEAVY = re.compile(r"\b(torch|transformers|trl|datasets|lm_eval|matplotlib|scipy|sklearn)$", re.MULTILINE)
+
+
+def command(*words: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, *python, "-m", "pipeline", *words]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The same in this process, which is faster: for everything but imports, signals and pipes."""
+    for name in (*QUIET, STORE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # so that what main sets is taken back
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = main(words)
+        except SystemExit as stopped:  # argparse
+            code = int(str(stopped.code))
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return run
+
+
+def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: tuple[str, ...] = ()) -> Store:
+    """A store with a finished demo whose stages wrote no more than the command line reads."""
+
+    def toy(name: str) -> Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]:
+        def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+            (out / "name").write_text(name)
+            if name.startswith("eval-"):
+                records = [Record("answer_probability", "forget", 0.125, 0.1, 0.2, 40, None, 1)]
+                write_records(out / "results.json", records)
+            if name == "gate":
+                gate = {
+                    "metric": "answer_probability", "split": "forget", "rule": "at most 0.25 [gold]", "passed": passed,
+                    "why": "0.125 is measured.",
+                }  # fmt: skip
+                (out / "gate.json").write_text(json.dumps({"passed": passed, "gates": [gate]}))
+            if name == "publish":
+                receipt = {"url": "hub/models/demo/x.git", "endpoint": "local", "visibility": "private", "tag": "v1"}
+                (out / "receipt.json").write_text(json.dumps(receipt))
+            return {"parameters": 134515008}
+
+        return run
+
+    recipe = load_recipe("demo", overrides)
+    store = Store(root, recipe.name)
+    toys = [dataclasses.replace(stage, run=toy(stage.name)) for stage in stages(recipe)]
+    for stage, _ in execute(toys, store, lambda _, build: build()):
+        if stage.name == until:
+            break
+    return store
+
+
+def help_text(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    top = parser()
+    commands = next(action.choices for action in top._actions if isinstance(action.choices, dict))
+    return "\n\n".join(made.format_help() for made in [top, *commands.values()])
+
+
+def test_the_help_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = help_text(monkeypatch)
+    if os.environ.get(UPDATE):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8"), f"run the test with {UPDATE}=1 and read the difference"
+
+
+def test_help_imports_next_to_nothing() -> None:
+    done = command("--help", python=("-X", "importtime"))
+    assert done.returncode == 0
+    assert "release" in done.stdout
+    assert not HEAVY.search(done.stderr)
+    assert not re.search(r"\b(pydantic|yaml|rich)$", done.stderr, re.MULTILINE)
+
+
+def test_the_heavy_pattern_finds_an_import() -> None:
+    loud = subprocess.run([sys.executable, "-X", "importtime", "-c", "import scipy"], capture_output=True, text=True)
+    assert HEAVY.search(loud.stderr)
+
+
+def test_a_cached_release_says_all_and_loads_no_torch(tmp_path: Path) -> None:
+    fill(tmp_path)
+    done = command("release", "demo", "--store", str(tmp_path), python=("-X", "importtime"))
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY.search(done.stderr)
+    for words in ("answer_probability", "0.125 [0.100, 0.200]", "pass: at most 0.25 [gold]"):
+        assert words in done.stdout
+    assert re.search(rf"card +{tmp_path}/demo/card/README.md", done.stdout)
+    assert re.search(rf"repo +{tmp_path}/hub/models/demo/x.git \(private, tag v1\)", done.stdout)
+    assert "publish         done already" in done.stderr
+    assert "release fame-topics-gd-llama32-3b" in done.stderr
+
+
+def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path)
+    value = json.loads(call("release", "demo", "--store", str(tmp_path), "--json").stdout)
+    assert value["gate"]["passed"] is True
+    assert value["results"][0]["unlearned"] == {"value": 0.125, "ci_low": 0.1, "ci_high": 0.2, "n": 40}
+    assert value["stages"]["unlearn"]["built"] is False
+    states = json.loads(call("status", "demo", "--store", str(tmp_path), "--json").stdout)["stages"]
+    assert {state["state"] for state in states} == {"done"}
+    plan = json.loads(call("release", "demo", "--store", str(tmp_path), "--dry-run", "--json").stdout)
+    assert not any(stage["will_run"] for stage in plan["stages"])
+    assert plan["needs"]["memory_bytes"] == 16 * 134515008
+
+
+def test_a_failed_gate_shows_the_table_and_nothing_after_it_runs(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path, passed=False, until="gate")
+    done = call("release", "demo", "--store", str(tmp_path))
+    assert done.returncode == 3
+    assert "FAIL: at most 0.25 [gold]" in done.stdout
+    assert "answer_probability on forget: 0.125 is measured." in done.stderr
+    assert "nothing was published" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store" / "card").exists()
+    for stage in ("card", "package", "publish"):
+        one = call("run", stage, "demo", "--store", str(tmp_path))
+        assert one.returncode in (2, 3)  # no input, or no pass
+        assert not (tmp_path / "demo" / stage).exists()
+    assert call("run", "card", "demo", "--store", str(tmp_path)).returncode == 3
+
+
+def test_a_failed_gate_holds_even_where_everything_after_it_is_there(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path, passed=False)
+    assert call("release", "demo", "--store", str(tmp_path)).returncode == 3
+    assert call("run", "publish", "demo", "--store", str(tmp_path)).returncode == 3
+
+
+def test_status_and_explain_after_a_change(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path)
+    change = ("--set", "unlearn.epochs=3", "--store", str(tmp_path))
+    lines = dict(line.split()[:2] for line in call("status", "demo", *change).stdout.splitlines())
+    assert lines["base"] == lines["eval-base"] == "done"
+    assert lines["unlearn"] == lines["publish"] == "stale"
+    said = call("explain", "demo", "unlearn", *change).stdout
+    assert "unlearn is stale" in said
+    assert re.search(r"config epochs: \d+ -> 3", said)
+    assert "it would not run" in call("explain", "demo", "base", *change).stdout
+
+
+def test_a_changed_file_is_named(call: Call, tmp_path: Path) -> None:
+    store = fill(tmp_path)
+    (store.link("base") / "name").write_text("other")
+    done = call("release", "demo", "--store", str(tmp_path))
+    assert done.returncode == 2
+    assert "changed: name" in done.stderr
+    assert f"Delete the folder {tmp_path}/store/base/" in done.stderr
+
+
+def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) -> None:
+    for name in ("demo", "demo-overforget", "fame-topics-gd-llama32-3b"):
+        done = call("release", name, "--dry-run", "--store", str(tmp_path / "runs"))
+        assert done.returncode == 0, done.stderr
+        assert "GB of memory" in done.stdout
+    assert "12,800 retain, 3,200 forget, 4,000 holdout" in done.stdout
+    assert "3,213 M parameters, 6.4 GB" in done.stdout
+    assert "model.hub.revision is not pinned" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("release", "dmo"), "Did you mean demo?"),
+        (("release", "demo", "--set", "unlearn.epoch=3"), "Did you mean epochs?"),
+        (("release", "demo", "--until", "unlaern"), "Did you mean unlearn?"),
+        (("run", "unlaern", "demo"), "Did you mean unlearn?"),
+        (("explain", "demo", "x"), "There are: model, data"),
+        (("release", "demo", "--launch", "slurm"), "only `local` is there so far"),
+        (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
+        (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
+        (("run", "unlearn", "demo"), "unlearn reads base, data, gold, not there yet"),
+        (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
+        (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
+        (("release", "demo", "--set", "model.pypi=null", "--set", "model.path=nowhere"), "model.path"),
+        (("release",), "RECIPE"),
+        (("fly",), "invalid choice"),
+        ((), "COMMAND"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_2(call: Call, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    store = ("--store", str(tmp_path / "runs")) if len(words) > 1 else ()
+    done = call(*words, *store)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_folder_without_its_parts_is_refused(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    change = ("--set", "model.pypi=null", "--set", f"model.path={tmp_path / 'model'}")
+    done = call("run", "model", "demo", *change, "--store", str(tmp_path / "runs"))
+    assert done.returncode == 2
+    for part in ("safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert part in done.stderr
+    assert not list((tmp_path / "runs").rglob("config.json"))
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(call: Call) -> None:
+    done = call("release", "dmo", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_a_package_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "__init__.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "status", "demo"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"`eval` would be imported from {tmp_path / 'eval'}" in done.stderr
+    assert str(ROOT) in done.stderr
+
+
+def test_an_interrupt_is_exit_130_and_continues_later(tmp_path: Path) -> None:
+    waiting = "import time; time.sleep(30)"
+    begun = subprocess.Popen(
+        [sys.executable, "-c", f"import sys, pipeline.__main__ as m\ndef slow(o):\n {waiting}\n"
+         "m.status = slow\nprint('ready', flush=True)\nsys.exit(m.main(['status', 'demo']))"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert begun.stdout
+    begun.stdout.readline()
+    time.sleep(0.5)
+    begun.send_signal(signal.SIGINT)
+    _, said = begun.communicate(timeout=30)
+    assert begun.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m pipeline status demo --store {tmp_path} | head -1", shell=True, cwd=ROOT,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["model", "missing"]
+    assert done.stderr == ""
+
+
+def test_a_moved_store_is_still_done(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
+    shutil.rmtree(tmp_path / "one")
+    assert call("release", "demo", "--store", str(tmp_path / "two")).returncode == 0
+
+
+class Terminal:
+    def __init__(self, *, tty: bool) -> None:
+        self.text, self.tty = "", tty
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return self.tty
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_progress_shows_step_loss_and_time_left(tty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.live.PLAIN_SECONDS", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal(tty=tty)
+    with watching("unlearn", stream):  # type: ignore[arg-type]
+        for step in range(6):
+            report("step", step, 5, forget_loss=1.25, retain_loss=0.5)
+            time.sleep(0.1)
+    assert "unlearn" in stream.text
+    assert "3/5" in stream.text
+    assert "forget loss 1.25" in stream.text
+    assert re.search(r"[\d.]+/s", stream.text)
+    assert "0:00 left" in stream.text
+    assert "built in 0:01" in stream.text
+
+
+def test_plain_lines_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal(tty=False)
+    with watching("base", stream):  # type: ignore[arg-type]
+        for step in range(1000):
+            report("step", step, 1000, loss=1.0)
+    assert len(stream.text.splitlines()) <= 4
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 59.6, 3599, 3600, -1)] == ["0:00", "1:00", "59:59", "1:00:00", "0:00"]

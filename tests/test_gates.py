@@ -1,0 +1,210 @@
+"""A gate passes on evidence, and on nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from eval.config import METRICS, Gate
+from eval.gates import run
+from eval.schema import Record, write_records
+from eval.weights import weights_sha256, write_measured
+from pipeline.errors import ArtifactError, ModelError
+
+RECORD = Record("answer_probability", "forget", 0.1, 0.08, 0.12, 40, None, METRICS["answer_probability"].version)
+REASON = "it is only a test"
+
+
+def _gate(**changes: Any) -> Gate:
+    given = {"metric": "answer_probability", "split": "forget", "at_most": 0.2, "min_n": 40, "reason": REASON} | changes
+    return Gate.model_validate({key: value for key, value in given.items() if value is not None})
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    """An unlearned model with its evaluation, and evaluations of base and gold."""
+    folders = {name: tmp_path / name for name in ("unlearn", "eval-unlearned", "eval-base", "eval-gold")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["unlearn"] / "model").mkdir()
+    (folders["unlearn"] / "model" / "model.safetensors").write_bytes(b"weights")
+    write_measured(folders["eval-unlearned"], weights_sha256(folders["unlearn"] / "model"))
+    _measured(folders, unlearned=RECORD, base=replace(RECORD, value=0.9, ci_low=0.88, ci_high=0.92), gold=RECORD)
+    return folders
+
+
+def _measured(inputs: dict[str, Path], **records: Record) -> None:
+    for model, record in records.items():
+        write_records(inputs[f"eval-{model}"] / "results.json", [record])
+
+
+def _verdict(gates: list[Gate], inputs: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    facts = run(gates, inputs, tmp_path)
+    verdict: dict[str, Any] = json.loads((tmp_path / "gate.json").read_text())
+    assert facts["passed"] == verdict["passed"]
+    return verdict
+
+
+def test_a_gate_that_holds_passes_and_says_so(inputs, tmp_path):
+    verdict = _verdict([_gate()], inputs, tmp_path)
+    assert verdict["passed"]
+    assert verdict["weights_sha256"] == weights_sha256(inputs["unlearn"] / "model")
+    assert verdict["gates"] == [
+        {
+            "metric": "answer_probability",
+            "split": "forget",
+            "rule": "at most 0.2",
+            "measured": 0.1,
+            "threshold": 0.2,
+            "n": 40,
+            "min_n": 40,
+            "passed": True,
+            "why": "Answer probability on forget is 0.1, which is at most 0.2.",
+            "reason": REASON,
+        }
+    ]
+
+
+@given(value=st.floats(-2, 2), bound=st.floats(-2, 2), lower=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_the_comparison_is_that_of_the_numbers(inputs, tmp_path, value, bound, lower):
+    _measured(inputs, unlearned=replace(RECORD, value=value))
+    gate = _gate(at_most=None, at_least=bound) if lower else _gate(at_most=bound)
+    assert _verdict([gate], inputs, tmp_path)["passed"] == (value >= bound if lower else value <= bound)
+
+
+@pytest.mark.parametrize(
+    ("bound", "threshold", "rule"),
+    [
+        ({"of": "gold", "bound": "ci_high", "plus": 0.05}, 0.17, "at most gold's upper 95 % bound + 0.05"),
+        ({"of": "base", "times": 0.95}, 0.855, "at most 0.95 x base's value"),
+        ({"of": "base", "bound": "ci_low", "plus": -0.5}, 0.38, "at most base's lower 95 % bound - 0.5"),
+    ],
+)
+def test_bounds_that_another_model_sets(inputs, tmp_path, bound, threshold, rule):
+    (gate,) = _verdict([_gate(at_most=bound)], inputs, tmp_path)["gates"]
+    assert gate["threshold"] == pytest.approx(threshold)
+    assert gate["rule"] == rule
+    assert gate["passed"]
+
+
+OF_GOLD = {"of": "gold", "bound": "ci_high"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "unlearned", "gold", "why"),
+    [
+        ({"split": "retain"}, RECORD, RECORD, "was not measured for the unlearned model"),
+        ({"metric": "utility", "split": "general"}, RECORD, RECORD, "was not measured"),
+        ({}, replace(RECORD, n=39), RECORD, "rests on 39 rows; the gate wants 40"),
+        ({}, replace(RECORD, version=99), RECORD, "version 99"),
+        ({}, replace(RECORD, by={"language": "DE"}), RECORD, "was not measured"),
+        ({"at_most": OF_GOLD}, RECORD, replace(RECORD, split="retain"), "was not measured for the gold model"),
+        ({"at_most": OF_GOLD}, RECORD, replace(RECORD, n=3), "the gold model rests on 3 rows"),
+        ({"at_most": OF_GOLD}, RECORD, replace(RECORD, version=0), "gold model was measured by version 0"),
+    ],
+)
+def test_without_evidence_a_gate_fails(inputs, tmp_path, changes, unlearned, gold, why):
+    _measured(inputs, unlearned=unlearned, gold=gold)
+    verdict = _verdict([_gate(**changes)], inputs, tmp_path)
+    assert not verdict["passed"]
+    assert why in verdict["gates"][0]["why"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "null", '"0.1"'])
+@pytest.mark.parametrize("field", ["value", "ci_high", "n"])
+@pytest.mark.parametrize("model", ["unlearned", "gold"])
+def test_what_is_not_a_finite_number_fails(inputs, tmp_path, number, field, model):
+    results = inputs[f"eval-{model}"] / "results.json"
+    (record,) = json.loads(results.read_text())
+    results.write_text(json.dumps([record | {field: "X"}]).replace('"X"', number))
+    assert not _verdict([_gate(at_most=OF_GOLD)], inputs, tmp_path)["passed"]
+
+
+def test_a_gate_on_gold_fails_where_there_is_no_gold(inputs, tmp_path):
+    del inputs["eval-gold"]
+    verdict = _verdict([_gate(at_most=OF_GOLD), _gate()], inputs, tmp_path)
+    assert [gate["passed"] for gate in verdict["gates"]] == [False, True]
+    assert not verdict["passed"]
+
+
+def test_a_recipe_without_gates_does_not_pass(inputs, tmp_path):
+    verdict = _verdict([], inputs, tmp_path)
+    assert not verdict["passed"]
+    assert "no gates" in verdict["why"]
+
+
+@pytest.mark.parametrize("claim", ["another digest", None])
+def test_an_evaluation_of_other_weights_is_no_evidence(inputs, tmp_path, claim):
+    (inputs["eval-unlearned"] / "weights.json").unlink()
+    if claim is not None:
+        write_measured(inputs["eval-unlearned"], claim)
+    verdict = _verdict([_gate()], inputs, tmp_path)
+    assert not verdict["passed"]
+    assert "these weights" in verdict["gates"][0]["why"]
+
+
+def test_weights_changed_after_the_evaluation_fail(inputs, tmp_path):
+    (inputs["unlearn"] / "model" / "model.safetensors").write_bytes(b"other weights")
+    assert not _verdict([_gate()], inputs, tmp_path)["passed"]
+
+
+def test_one_failed_gate_among_many_fails_the_release_and_is_named(inputs, tmp_path):
+    facts = run([_gate(), _gate(at_most=0.05), _gate(at_most=0.3)], inputs, tmp_path)
+    assert facts == {
+        "passed": False,
+        "failed": ["answer_probability on forget"],
+        "why": "1 of 3 gates failed: answer_probability on forget.",
+    }
+
+
+def test_files_that_cannot_be_read_are_errors(inputs, tmp_path):
+    (inputs["eval-base"] / "results.json").write_text("[{]")
+    with pytest.raises(ArtifactError, match="results"):
+        run([_gate()], inputs, tmp_path)
+    (inputs["unlearn"] / "model" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="safetensors"):
+        run([_gate()], inputs, tmp_path)
+
+
+def test_the_digest_of_shards_depends_on_every_shard_and_name(tmp_path):
+    (tmp_path / "model-1.safetensors").write_bytes(b"a")
+    single = weights_sha256(tmp_path)
+    (tmp_path / "model-2.safetensors").write_bytes(b"b")
+    both = weights_sha256(tmp_path)
+    (tmp_path / "model-2.safetensors").rename(tmp_path / "model-3.safetensors")
+    assert len({single, both, weights_sha256(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"metric": "rouge"}, "no metric is called 'rouge'"),
+        ({"split": "general"}, "is not measured on 'general'"),
+        ({"at_most": None}, "exactly one"),
+        ({"at_least": 0.1}, "exactly one"),
+        ({"min_n": 0}, "greater than or equal to 1"),
+        ({"reason": ""}, "at least 1 character"),
+        ({"at_most": {"of": "silver"}}, "base"),
+        ({"at_most": {"of": "gold", "bound": "middle"}}, "ci_low"),
+        ({"at_most": float("nan")}, "finite"),
+        ({"at_most": True}, "valid"),
+        ({"ignore": True}, "Extra inputs"),
+    ],
+)
+def test_gates_that_make_no_sense_are_refused(changes, why):
+    with pytest.raises(ValidationError, match=why):
+        _gate(**changes)
+
+
+def test_a_gate_needs_a_reason_and_a_number_of_rows():
+    for key in ("reason", "min_n"):
+        with pytest.raises(ValidationError, match=key):
+            _gate(**{key: None})

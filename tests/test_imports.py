@@ -1,0 +1,111 @@
+"""The borders between the packages, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ("datasets_prep", "eval", "model_card", "pipeline")
+SEALED = ("datasets_prep", "eval", "model_card", "pipeline.unlearn", "pipeline.publish", "pipeline.localhub")
+SHARED = {"pipeline.errors", "pipeline.strict", "pipeline.progress", "datasets_prep.schema", "eval.schema"}
+ALLOWED = {  # beyond what all may import
+    "eval": {"pipeline.unlearn.completion", "datasets_prep.chat"},
+    "pipeline.unlearn": {"datasets_prep.chat"},
+    "pipeline.publish": {"pipeline.localhub"},
+}
+HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "scipy", "sklearn", "peft", "accelerate"}
+# What the command line reads before it runs a stage.
+LIGHT = (
+    "pipeline.__main__",
+    "pipeline.stages",
+    "pipeline.recipe",
+    "pipeline.plan",
+    "pipeline.summary",
+    "pipeline.live",
+    "pipeline.runner",
+    "pipeline.model_source",
+)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+    """Full names of what a file imports; without ``lazy`` only what happens when the module itself is imported."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
+                continue
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                for alias in child.names:
+                    name = f"{child.module}.{alias.name}"
+                    yield name if name in FILES else str(child.module)
+            yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def owner(module: str) -> str | None:
+    return next((sealed for sealed in SEALED if module == sealed or module.startswith(f"{sealed}.")), None)
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if owner(name)])
+def test_sealed_packages_import_neither_the_runner_nor_each_other(module: str) -> None:
+    mine = owner(module)
+    assert mine
+    for imported in imports(FILES[module]):
+        if imported.split(".")[0] not in PACKAGES or owner(imported) == mine or imported in SHARED:
+            continue
+        allowed = ALLOWED.get(mine, set())
+        assert any(imported == a or imported.startswith(f"{a}.") for a in allowed), f"{module} imports {imported}"
+
+
+def test_the_check_sees_an_import_that_is_not_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    from pipeline import runner\n    import pipeline.stages\n")
+    assert set(imports(file)) == {"pipeline.runner", "pipeline.stages"}
+    assert set(imports(file, lazy=False)) == set()
+
+
+def reached(module: str, seen: set[str]) -> set[str]:
+    """All modules of this project, and all others, that importing ``module`` imports."""
+    for imported in imports(FILES[module], lazy=False):
+        parts = imported.split(".")
+        for name in [".".join(parts[: i + 1]) for i in range(len(parts))]:
+            if name not in seen:
+                seen.add(name)
+                if name in FILES:
+                    reached(name, seen)
+    return seen
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_command_line_imports_nothing_heavy(module: str) -> None:
+    assert not {name.split(".")[0] for name in reached(module, set())} & HEAVY
+
+
+@pytest.mark.parametrize("path", [p for p in FILES.values()] + sorted((ROOT / "tests").glob("*.py")), ids=str)  # noqa: C416
+def test_nobody_rebinds_or_uses_the_builtin_eval(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = (alias.asname or alias.name).split(".")[0]
+                assert top != "eval", f"{path}:{node.lineno}: `import eval` rebinds the builtin"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"

