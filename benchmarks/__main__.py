@@ -22,7 +22,9 @@ def command_seconds(*argv: str, rounds: int = 5) -> float:
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
-        subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
@@ -37,20 +39,21 @@ def main() -> int:
         return 2
     step = gd_step.run(model)
     print("| measurement | baseline | ours | ratio |\n|---|--:|--:|--:|")
-    for name in ("fp32", "bf16"):
-        naive, ours = step[f"naive_{name}"], step[f"ours_{name}"]
-        what = f"GD step, 8 + 8 rows, {name}, against two padded forwards with full logits, {name}"
-        print(f"| {what} | {naive:.2f} s | {ours:.2f} s | {ours / naive:.2f} |")
-    naive, ours = step["naive_fp32"], step["ours_bf16"]
-    print(f"| GD step as the demo runs it (bf16) against the naive one in fp32 | {naive:.2f} s | {ours:.2f} s | {ours / naive:.2f} |")
+    for what, naive, ours in (
+        ("GD step, 8 + 8 rows, fp32, against two padded forwards with full logits", "naive_fp32", "ours_fp32"),
+        ("the same in bf16", "naive_bf16", "ours_bf16"),
+        ("GD step as the demo runs it (bf16) against the naive one in fp32", "naive_fp32", "ours_bf16"),
+    ):
+        print(f"| {what} | {step[naive]:.2f} s | {step[ours]:.2f} s | {step[ours] / step[naive]:.2f} |")
     bare = command_seconds("-c", "pass")
     for what, argv in (
         ("`python -m pipeline --help` against a bare interpreter", ("-m", "pipeline", "--help")),
         ("`release demo` with nothing changed, against a bare interpreter", ("-m", "pipeline", "release", "demo")),
     ):
-        ours = command_seconds(*argv)
-        print(f"| {what} | {bare:.2f} s | {ours:.2f} s | {ours / bare:.0f} |")
-    print(f"\nThe two forms of the step agree: loss to {step['loss_difference']:.1e}, gradient to {step['gradient_difference']:.1e} (relative).")
+        seconds = command_seconds(*argv)
+        print(f"| {what} | {bare:.2f} s | {seconds:.2f} s | {seconds / bare:.0f} |")
+    loss, gradient = step["loss_difference"], step["gradient_difference"]
+    print(f"\nThe two forms of the step agree: loss to {loss:.1e}, gradient to {gradient:.1e} (relative).")
     return 0
 
 

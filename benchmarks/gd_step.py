@@ -1,7 +1,8 @@
 """One GD step (forward and backward) of ours against the naive form that peers use, on the demo's model and rows.
 
-Naive: two forwards, one padded batch each for forget and retain, logits at every position, a mean over answer tokens each.
-Ours: one packed forward, attention row by row, the head at answer tokens only. Same rows and the same loss, checked here.
+Naive: two forwards, one padded batch each for forget and retain, logits at every position, a mean over answer tokens
+each. Ours: one packed forward, attention row by row, the head at answer tokens only. Same rows and the same loss,
+checked here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from datasets_prep.chat import encode_rows, load_tokenizer
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
+from datasets_prep.schema import Encoded
 from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.completion import Encoded, completion_log_probs
+from pipeline.unlearn.completion import completion_log_probs
 from pipeline.unlearn.losses import gradient_difference
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import collate, pair_dataset
@@ -63,7 +65,7 @@ def packed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def run(folder: Path, rounds: int = 5) -> dict[str, float]:
-    """Seconds of each form (medians of ``rounds`` alternating runs), their ratio, and how far loss and gradient differ."""
+    """Seconds of each form (medians of ``rounds`` alternating runs), and how far loss and gradient differ."""
     from transformers import AutoModelForCausalLM
 
     rows, _ = generate(SampleSource(seed=7, identities=5, topics=10))
@@ -96,7 +98,10 @@ def run(folder: Path, rounds: int = 5) -> dict[str, float]:
         name = "bf16" if bf16 else "fp32"
         found |= {f"{form}_{name}": statistics.median(seconds[form]) for form in seconds}
         if not bf16:
-            found |= {"loss_difference": abs(value["naive"] - value["ours"]), "gradient_difference": _gradient_gap(models)}
+            found |= {
+                "loss_difference": abs(value["naive"] - value["ours"]),
+                "gradient_difference": _gradient_gap(models),
+            }
     return found
 
 

@@ -80,10 +80,8 @@ class DataConfig(Strict):
     """The ``data`` part of a recipe.
 
     ``setting`` is ``topics`` (split each language and topic by ``shares``, so that one identity has retained and
-    forgotten facts) or ``given`` (the source's own splits). ``system`` is ``none`` (chat rows without a system header,
-    also where the template would insert a default one) or ``template`` (whatever the template does); ``date_string``
-    pins the date that some templates insert. ``allow_contradictions`` counts questions with two answers instead of
-    refusing them.
+    forgotten facts) or ``given`` (the source's own splits). ``allow_contradictions`` counts questions with two answers
+    instead of refusing them.
     """
 
     source: Source
@@ -91,8 +89,6 @@ class DataConfig(Strict):
     shares: Shares | None = None
     seed: int = Field(default=42, ge=0)
     perturbed: Perturbed = Perturbed()
-    system: Literal["none", "template"] = "none"
-    date_string: str = Field(default="26 Jul 2024", min_length=1)
     allow_contradictions: bool = False
 
     @model_validator(mode="after")

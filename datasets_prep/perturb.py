@@ -35,7 +35,7 @@ def swap_name(answer: str, old: str, new: str) -> str:
 def _chosen_rows(splits: Splits, config: Perturbed, seed: int) -> list[tuple[str, Row]]:
     """Every forget and holdout row, and ``retain_rows`` retain rows drawn by the seed, in the order of the splits."""
     retain = list(splits["retain"])
-    drawn = random.Random(f"{seed}|perturbed").sample(range(len(retain)), min(config.retain_rows, len(retain)))  # noqa: S311
+    drawn = random.Random(f"{seed}|perturbed").sample(range(len(retain)), min(config.retain_rows, len(retain)))
     picked = {**splits, "retain": [retain[i] for i in sorted(drawn)]}
     return [(split, row) for split in SPLITS for row in picked[split]]
 
@@ -63,7 +63,7 @@ def perturb(
     result = []
     counts = dict.fromkeys(("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without"), 0)
     for split, row in _chosen_rows(splits, config, seed):
-        rng = random.Random(f"{seed}|{row.row_id}")  # noqa: S311
+        rng = random.Random(f"{seed}|{row.row_id}")
         cell = row.language, row.topic_id
         unseen = [*held_back.get(row.row_id, ()), *_swapped(row, holdout[cell], rng)]
         candidates = [(answer, 0) for answer in unseen] + [(answer, 1) for answer in _swapped(row, others[cell], rng)]

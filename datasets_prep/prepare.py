@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_prep import card, checks, sources, splits
-from datasets_prep.chat import encode_rows, load_tokenizer, write_chat
+from datasets_prep.chat import encode_rows, load_tokenizer
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import perturb
 from datasets_prep.schema import SPLITS, Encoded, Row, write_rows
@@ -19,7 +19,7 @@ from pipeline.progress import report
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write the split files, ``perturbed.jsonl``, ``chat.json``, ``checks.json`` and the dataset card into ``out``.
+    """Write the split files, ``perturbed.jsonl``, ``checks.json`` and the dataset card into ``out``.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
     Raises DataError for rows that cannot be used and ModelError for a tokenizer that cannot; then nothing is written.
@@ -36,10 +36,9 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
         split = splits.split_by_topic(rows, config.shares, config.seed)
     counts |= checks.check_splits(split)
     false, perturbed_counts = perturb(split, loaded.held_back, config.perturbed, config.seed)
-    chat = chat_kwargs(config)
     report("counting tokens")
     tokenizer = load_tokenizer(inputs["model"])
-    tokens = {name: _tokens(encode_rows(tokenizer, split[name], chat)) for name in SPLITS}
+    tokens = {name: _tokens(encode_rows(tokenizer, split[name])) for name in SPLITS}
     found = {
         "source": {**loaded.description, "rows_sha256": sources.rows_sha256(rows)},
         "counts": counts,
@@ -49,14 +48,9 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
         "perturbed": perturbed_counts,
         "tokens": tokens,
     }
-    _write(out, split, found, chat, card.render(config, split, found))
+    _write(out, split, found, card.render(config, split, found))
     write_rows(out / "perturbed.jsonl", false)
     return found
-
-
-def chat_kwargs(config: DataConfig) -> dict[str, str]:
-    """What ``datasets_prep.chat`` needs to render the rows of this recipe."""
-    return {"system": config.system, "date_string": config.date_string}
 
 
 def _tokens(encoded: Sequence[Encoded]) -> dict[str, float]:
@@ -71,11 +65,8 @@ def _tokens(encoded: Sequence[Encoded]) -> dict[str, float]:
     }
 
 
-def _write(
-    out: Path, split: Mapping[str, Sequence[Row]], found: Mapping[str, Any], chat: Mapping[str, str], text: str
-) -> None:
+def _write(out: Path, split: Mapping[str, Sequence[Row]], found: Mapping[str, Any], text: str) -> None:
     for name in SPLITS:
         write_rows(out / f"{name}.jsonl", split[name])
-    write_chat(out, chat)
     (out / "checks.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "README.md").write_text(text, encoding="utf-8")

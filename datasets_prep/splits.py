@@ -41,7 +41,7 @@ def _labels(shares: Shares) -> Iterator[str]:
 
 
 def _drawn(*parts: object) -> float:
-    return random.Random("|".join(map(str, parts))).random()  # noqa: S311 (a seeded draw, no secret)
+    return random.Random("|".join(map(str, parts))).random()
 
 
 def _swap_partner(
@@ -91,7 +91,7 @@ def split_by_topic(rows: Sequence[Row], shares: Shares, seed: int) -> dict[str, 
     labels = _labels(shares)
     split: dict[str, str] = {}
     for (language, topic), cell in cells.items():
-        random.Random(f"{seed}|{language}|{topic}").shuffle(cell)  # noqa: S311 (a seeded draw, no secret)
+        random.Random(f"{seed}|{language}|{topic}").shuffle(cell)
         split.update((row.row_id, label) for row, label in zip(cell, labels, strict=False))
     _mix_identities(ordered, cells, split)
     return _grouped(ordered, split, "give more rows or other shares")

@@ -1,14 +1,14 @@
 """lm-evaluation-harness on the project's own tasks (``eval/tasks``): generation with ROUGE-L, and multiple choice.
 
-The tasks also run under lm-eval's own command (see ``eval/tasks/fame_topics.yaml``). Here the prompts come from the
-function that rendered the training rows, and log-probabilities from the packed forward of the probes.
+The tasks also run under lm-eval's own command (see ``eval/tasks/fame_topics.yaml``). Here log-probabilities come from
+the packed forward of the probes. Prompts are rendered by the checkpoint's own chat template, as in training.
 lm-eval's cache is not used: it is keyed without the model, so two models would share scores.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,29 +37,17 @@ class Answers:
 
 
 class ReleaseLM(HFLM):
-    """lm-eval's Hugging Face model with the prompts of training, packed scoring, and progress reports."""
+    """lm-eval's Hugging Face model with packed scoring and progress reports."""
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt: Callable[[str], str],
-        batch_rows: int,
-    ) -> None:
+    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
         super().__init__(
             pretrained=scorer.model,  # type: ignore[arg-type]
             tokenizer=tokenizer,  # type: ignore[arg-type]
             batch_size=batch_rows,
             softmax_dtype="float32",
         )
-        self._prompt = prompt
         self._scorer = scorer
         self._generated = self._to_generate = 0
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt of one user turn, as training rendered it; the tasks have no other turns."""
-        (turn,) = chat_history
-        return self._prompt(turn["content"])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """Generate in batches, longest prompts first."""
@@ -95,7 +83,6 @@ class ReleaseLM(HFLM):
 def ask(
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Callable[[str], str],
     *,
     data: Path,
     splits: Sequence[str],
@@ -103,7 +90,7 @@ def ask(
 ) -> Answers:
     """Run the tasks of ``splits`` (those with rows that have false answers) and the general-knowledge questions.
 
-    ``prompt`` renders a question as training did. ``data`` is the data artifact's folder.
+    ``data`` is the data artifact's folder.
     """
     names = [f"fame_topics_{split}_{kind}" for split in splits for kind in ("generation", "choice")]
     with _quiet():
@@ -112,10 +99,10 @@ def ask(
         for task in tasks["tasks"].values():
             task.set_config("num_fewshot", 0)
             if task.OUTPUT_TYPE == "generate_until":
-                task.set_config("generation_kwargs", {}, update=True)
+                task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
         # Not simple_evaluate: that also sets seeds of the whole process, runs git and lists the machine's packages.
         results = evaluate(
-            lm=ReleaseLM(scorer, tokenizer, prompt, config.batch_rows),
+            lm=ReleaseLM(scorer, tokenizer, config.batch_rows),
             task_dict=tasks,
             apply_chat_template=True,
             fewshot_as_multiturn=True,

@@ -1,14 +1,16 @@
 """One pass of a model over the answers of all rows, and what the log-probabilities of their tokens say about each row.
 
-The scored target is the completion as it was trained: the answer with the template's end of turn. Rows are packed
-into one sequence without padding, true and false answers to one question share its tokens, and the head runs on answer
-tokens only: no (batch, time, vocabulary) tensor exists.
+The scored target is the completion as it was trained: the answer with the template's end of turn. A forward
+runs on the tree of its texts' tokens: no token is padding, and what texts share at the beginning (the chat format, a
+question, the words before the fact) is computed once. The head runs before answer tokens only, so no (batch, time,
+vocabulary) tensor exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +22,11 @@ from pipeline.errors import ModelError
 from pipeline.progress import report
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 Encoder = Callable[[str, str], Encoded]
 """Question and answer to the tokens of a chat row, as in training."""
 Tokens = tuple[int, ...]
-Group = tuple[Tokens, list[Tokens]]
-"""A prompt and the completions to score after it."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class Scores:
 
 
 class Scorer:
-    """Scores completions under one model, each token once.
+    """Scores completions under one model, each only once.
 
-    Completions of the same prompt share its tokens within a forward of at most ``batch_tokens`` tokens (a prompt with
-    more goes alone). What was scored stays in memory with the model it belongs to, so that lm-eval's multiple choice,
-    which asks for answers that the probes scored already, costs nothing.
+    A forward holds at most ``batch_tokens`` tokens (a longer example goes alone), and texts that begin alike share
+    their beginning in it. What was scored stays in memory with the model it belongs to: lm-eval's multiple choice asks
+    for answers that the probes scored already, and costs nothing.
     """
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
@@ -53,23 +52,20 @@ class Scorer:
 
     def score(self, examples: Sequence[Encoded]) -> list[Scores]:
         """Scores of every completion, in the order given. Raises ModelError where logits are not finite."""
-        new: dict[Tokens, list[Tokens]] = {}
-        for example in examples:
-            prompt, completion = _parts(example)
-            if self._find(prompt, completion) is None and completion not in new.setdefault(prompt, []):
-                new[prompt].append(completion)
-        groups = [(prompt, completions) for prompt, completions in new.items() if completions]
-        done, total = 0, sum(len(completions) for _, completions in groups)
-        for batch in _batches(groups, self.batch_tokens):
-            for (prompt, completions), scores in zip(batch, _forward(self.model, batch), strict=True):
-                self._known.setdefault(prompt, []).extend(zip(completions, scores, strict=True))
-                done += len(completions)
-            report("log-probabilities", done, total)
-        found = [self._find(*_parts(example)) for example in examples]
+        new = sorted({example for example in examples if self._find(example) is None})
+        done = 0
+        for batch in _batches(new, self.batch_tokens):
+            for example, scores in zip(batch, _forward(self.model, batch), strict=True):
+                prompt, completion = _parts(example)
+                self._known.setdefault(prompt, []).append((completion, scores))
+            done += len(batch)
+            report("log-probabilities", done, len(new))
+        found = [self._find(example) for example in examples]
         return [scores for scores in found if scores is not None]
 
-    def _find(self, prompt: Tokens, completion: Tokens) -> Scores | None:
+    def _find(self, example: Encoded) -> Scores | None:
         """Scores of a completion that was scored, or that begins one that was."""
+        prompt, completion = _parts(example)
         length = len(completion)
         for known, scores in self._known.get(prompt, ()):
             if known[:length] == completion:
@@ -81,39 +77,43 @@ def _parts(example: Encoded) -> tuple[Tokens, Tokens]:
     return example.input_ids[: example.completion_start], example.input_ids[example.completion_start :]
 
 
-def _batches(groups: Sequence[Group], batch_tokens: int) -> Iterator[list[Group]]:
-    """Groups in batches of at most ``batch_tokens`` tokens, longest first: what does not fit fails at once."""
-    batch: list[Group] = []
+def _batches(examples: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
+    """Sorted examples in batches of at most ``batch_tokens`` tokens; what the one before has too counts once."""
+    batch: list[Encoded] = []
     tokens = 0
-    for group in sorted(groups, key=lambda g: -_tokens(g)):
-        if batch and tokens + _tokens(group) > batch_tokens:
+    for example in examples:
+        own = len(example.input_ids) - (_shared(batch[-1].input_ids, example.input_ids) if batch else 0)
+        if batch and tokens + own > batch_tokens:
             yield batch
-            batch, tokens = [], 0
-        batch.append(group)
-        tokens += _tokens(group)
+            batch, tokens, own = [], 0, len(example.input_ids)
+        batch.append(example)
+        tokens += own
     if batch:
         yield batch
 
 
-def _tokens(group: Group) -> int:
-    prompt, completions = group
-    return len(prompt) + sum(map(len, completions))
+def _shared(first: Tokens, second: Tokens) -> int:
+    """How many tokens both texts begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def _forward(model: PreTrainedModel, groups: Sequence[Group]) -> list[list[Scores]]:
-    """Scores of the completions of each group, from one forward over all of them."""
+def _forward(model: PreTrainedModel, examples: Sequence[Encoded]) -> list[Scores]:
+    """Scores of the completions, from one forward over the tree of their tokens, with the head where it is needed."""
     import torch
 
+    tree = TokenTree.of(examples)
+    completions = [path[e.completion_start :] for path, e in zip(tree.paths, examples, strict=True)]
+    scored = sorted({node for nodes in completions for node in nodes})
+    predict_from = sorted({tree.parents[node] for node in scored})
+    place = {node: index for index, node in enumerate(predict_from)}
     with torch.inference_mode():
-        batch = {name: part.to(model.device) for name, part in pack_groups(groups).items()}
-        seen, targets = batch["attention_mask"], batch["targets"]
         # Added to the attention scores: every attention of transformers takes that; not all take booleans.
-        mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+        mask = torch.where(torch.from_numpy(tree.ancestors()), 0.0, torch.finfo(model.dtype).min)
         outputs = model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=mask,
-            logits_to_keep=batch["predict_from"],
+            input_ids=torch.tensor([tree.tokens], device=model.device),
+            position_ids=torch.tensor([tree.positions], device=model.device),
+            attention_mask=mask[None, None].to(model.device, model.dtype),
+            logits_to_keep=torch.tensor(predict_from, device=model.device),
             use_cache=False,
         )
         logits = outputs.logits[0].float()
@@ -122,45 +122,52 @@ def _forward(model: PreTrainedModel, groups: Sequence[Group]) -> list[list[Score
             raise ModelError(
                 "The model's logits are not finite: its weights hold NaN or infinity, or overflow. Train it again."
             )
-        logprobs = (logits.gather(1, targets[:, None])[:, 0] - normaliser).double().cpu().numpy()
-        correct = (logits.argmax(dim=-1) == targets).cpu().numpy()
-    ends = np.cumsum([len(completion) for _, completions in groups for completion in completions])[:-1]
-    scores = map(Scores, np.split(logprobs, ends), np.split(correct, ends))
-    return [[next(scores) for _ in completions] for _, completions in groups]
+        rows = torch.tensor([place[tree.parents[node]] for node in scored], device=model.device)
+        targets = torch.tensor([tree.tokens[node] for node in scored], device=model.device)
+        logprobs = (logits[rows, targets] - normaliser[rows]).double().cpu().numpy()
+        correct = (logits.argmax(dim=-1)[rows] == targets).cpu().numpy()
+    found = [np.searchsorted(scored, nodes) for nodes in completions]
+    return [Scores(logprobs[index], correct[index]) for index in found]
 
 
-def pack_groups(groups: Sequence[Group]) -> dict[str, torch.Tensor]:
-    """One sequence of T tokens with each prompt once and its completions after it, N tokens of them in all.
+@dataclass(frozen=True)
+class TokenTree:
+    """The tokens of several texts, each beginning that texts share only once.
 
-    ``attention_mask`` (1, 1, T, T) is True where a token sees another: its own prompt and completion, up to itself.
-    ``input_ids`` and ``position_ids`` are (1, T); positions go on from the prompt's end in each completion.
-    ``predict_from``, the index whose hidden state predicts the token, and ``targets``, the token, are (N,).
+    Node i is ``tokens[i]`` at ``positions[i]`` of its texts, after node ``parents[i]`` (-1: it begins a text).
+    ``paths`` are the nodes of each text.
     """
-    import torch
 
-    ids: list[int] = []
-    positions: list[int] = []
-    predict_from: list[int] = []
-    parts: list[tuple[int, int]] = []  # of each token: its group, and its completion there (0: the prompt)
-    for number, (prompt, completions) in enumerate(groups):
-        end = len(ids) + len(prompt) - 1
-        for branch, tokens in enumerate([prompt, *completions]):
-            first = len(prompt) if branch else 0
-            if branch:
-                predict_from += [end, *range(len(ids), len(ids) + len(tokens) - 1)]
-            ids += tokens
-            positions += range(first, first + len(tokens))
-            parts += [(number, branch)] * len(tokens)
-    group, branch_of = torch.tensor(parts).T
-    seen = (group[:, None] == group) & ((branch_of == 0) | (branch_of[:, None] == branch_of))
-    targets = [token for _, completions in groups for completion in completions for token in completion]
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "attention_mask": seen.tril()[None, None],
-        "predict_from": torch.tensor(predict_from),
-        "targets": torch.tensor(targets),
-    }
+    tokens: list[int]
+    positions: list[int]
+    parents: list[int]
+    paths: list[list[int]]
+
+    @classmethod
+    def of(cls, examples: Sequence[Encoded]) -> TokenTree:
+        """The tree of the examples' tokens."""
+        tree = cls([], [], [], [])
+        nodes: dict[tuple[int, int], int] = {}
+        for example in examples:
+            node = -1
+            path = []
+            for position, token in enumerate(example.input_ids):
+                parent, node = node, nodes.setdefault((node, token), len(tree.tokens))
+                if node == len(tree.tokens):
+                    tree.tokens.append(token)
+                    tree.positions.append(position)
+                    tree.parents.append(parent)
+                path.append(node)
+            tree.paths.append(path)
+        return tree
+
+    def ancestors(self) -> np.ndarray:
+        """(T, T) booleans: True where the second node is the first or comes before it in a text; attention's mask."""
+        seen = np.eye(len(self.tokens), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
 
 
 def probe(

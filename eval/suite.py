@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets_prep.chat import chat_example, encode, load_tokenizer, read_chat
-from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
+from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.schema import SPLITS, Encoded, Row, read_perturbed, read_rows
 from eval.config import EvalConfig
 from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
@@ -58,26 +58,17 @@ def measure(
     from eval.harness import ask
     from eval.probes import Scorer, probe
 
-    chat = read_chat(data)
     perturbed = read_perturbed(data / "perturbed.jsonl")
     everything = [row for split in SPLITS for row in rows[split]]
     scorer = Scorer(model, config.batch_tokens)
-    probed = probe(
-        scorer,
-        everything,
-        perturbed,
-        lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer, chat)),
-        config.min_k,
-    )
-    with_false_answers = {row.row_id for row in perturbed}
-    answers = ask(
-        scorer,
-        tokenizer,
-        lambda question: chat_example(tokenizer, question, "", chat).prompt,
-        data=data,
-        splits=[split for split in SPLITS if any(row.row_id in with_false_answers for row in rows[split])],
-        config=config,
-    )
+
+    def encoder(question: str, answer: str) -> Encoded:
+        return encode(tokenizer, chat_example(tokenizer, question, answer))
+
+    probed = probe(scorer, everything, perturbed, encoder, config.min_k)
+    asked = {row.row_id for row in perturbed}
+    splits = [split for split in SPLITS if any(row.row_id in asked for row in rows[split])]
+    answers = ask(scorer, tokenizer, data=data, splits=splits, config=config)
     samples = [
         {
             "row_id": row.row_id,

@@ -20,11 +20,15 @@ class CardConfig(Strict):
 
 
 class CardModel(Strict):
-    """The start model. ``name`` is its Hub id, ``revision`` the commit that was used, where it came from the Hub."""
+    """The start model. ``name`` is its Hub id, ``revision`` the commit that was used, where it came from the Hub.
+
+    ``own_template`` says in words what the recipe changed in its chat template; None where nothing was changed.
+    """
 
     name: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
     license: Literal["apache-2.0", "llama3.2"]
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    own_template: str | None = None
 
 
 class CardPublish(Strict):

@@ -98,7 +98,6 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "counts": claims.counts_table(evidence),
         "unlearn_settings": claims.settings_table(config.unlearn),
         "reference_settings": claims.settings_table(references) if references else "",
-        "no_system_header": config.data.get("system") == "none",
         "limitations": [*limits(evidence), *(escape(text) for text in config.card.limitations)],
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.packages.items())),
     }

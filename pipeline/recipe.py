@@ -47,7 +47,11 @@ def _exactly_one(given: dict[str, object]) -> None:
 
 
 class ModelConfig(Strict):
-    """The start model and where it comes from. ``parameters`` is for the plan, before the model is here."""
+    """The start model and where it comes from. ``parameters`` is for the plan, before the model is here.
+
+    ``chat_template`` replaces the model's own; ``date_string`` pins the date that some templates write. Both go into
+    the checkpoint, so that training, evaluation and the readers of the release render the same prompts.
+    """
 
     hub: HubRef | None = None
     path: str | None = Field(default=None, min_length=1)
@@ -55,6 +59,8 @@ class ModelConfig(Strict):
     name: str = Field(pattern=HUB_ID)
     license: Literal["apache-2.0", "llama3.2"]
     parameters: int | None = Field(default=None, ge=1)
+    chat_template: str | None = Field(default=None, min_length=1)
+    date_string: str | None = Field(default=None, pattern=r"^[\w ,./-]+$")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

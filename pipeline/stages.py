@@ -98,7 +98,8 @@ def stages(recipe: Recipe) -> list[Stage]:
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
-    gold_model = {} if recipe.gold == "none" else {"gold": "gold"}
+    ascent = {"base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
+    tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     start = {"model": "model", "data": "data"}
     measured = _evaluation(recipe)
     listed = [
@@ -108,27 +109,13 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("gold", "1", gold, recipe.gold, _plain(recipe.gold), start, resumable=True),
         Stage("eval-gold", "1", evaluate, recipe.eval, measured, {"model": "gold", "data": "data"}),
         Stage("eval-base", "1", evaluate, recipe.eval, measured, {"model": "base", "data": "data", **eval_gold}),
-        Stage(
-            "unlearn",
-            "1",
-            unlearn,
-            recipe.unlearn,
-            _plain(recipe.unlearn),
-            {"base": "base", "data": "data", **gold_model},
-            resumable=True,
-        ),
+        Stage("unlearn", "1", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         Stage(
             "eval-unlearned", "1", evaluate, recipe.eval, measured, {"model": "unlearn", "data": "data", **eval_gold}
         ),
         Stage("gate", "1", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
-        Stage(
-            "package",
-            "1",
-            package,
-            *_package(recipe),
-            {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"},
-        ),
+        Stage("package", "1", package, *_package(recipe), tree),
         Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
     ]
     return [stage for stage in listed if recipe.gold != "none" or stage.name not in ("gold", "eval-gold")]
@@ -189,6 +176,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
             name=recipe.model.name,
             license=recipe.model.license,
             revision=recipe.model.hub.revision if recipe.model.hub else None,
+            own_template=_own_template(recipe),
         ),
         data=source,
         base=recipe.base.model_dump(),
@@ -197,6 +185,13 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
     return config, _plain(config)
+
+
+def _own_template(recipe: Recipe) -> str | None:
+    changes = ["the recipe replaced it"] if recipe.model.chat_template else []
+    if recipe.model.date_string:
+        changes.append(f"the date in it is pinned to {recipe.model.date_string}")
+    return ", and ".join(changes) or None
 
 
 def _package(recipe: Recipe) -> tuple[Any, Any]:

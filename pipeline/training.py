@@ -16,10 +16,10 @@ from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
 
 def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> dict[str, Any]:
-    """Fine-tune ``inputs["model"]`` on the rows of ``splits`` of ``inputs["data"]``: retain + forget for base, retain for gold.
+    """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
 
-    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a guard
-    stops the run, RecipeError where the trainer refuses ``config.args``.
+    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a
+    guard stops the run, RecipeError where the trainer refuses ``config.args``.
     """
     arguments = training_arguments(config.args, config.precision, out)
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets_prep.chat import DEFAULTS, write_chat
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
 
 COUNTS = {"forget": 5, "retain": 6, "holdout": 4}
@@ -44,5 +43,4 @@ def build_data(folder: Path) -> Path:
     for split in SPLITS:
         write_rows(folder / f"{split}.jsonl", rows[split])
     write_rows(folder / "perturbed.jsonl", build_perturbed(rows))
-    write_chat(folder, DEFAULTS)
     return folder

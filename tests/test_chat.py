@@ -9,12 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer, read_chat, write_chat
+from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
 from datasets_prep.schema import Row
-from pipeline.errors import ArtifactError, DataError, ModelError
-
-NONE = {"system": "none", "date_string": "1 Jan 2030"}
-TEMPLATE = {**NONE, "system": "template"}
+from pipeline.errors import DataError, ModelError
 
 # SmolLM2's way: a default system turn where the conversation brings none.
 DEFAULT_SYSTEM = (
@@ -30,17 +27,6 @@ DATED = (
     "{% for m in (messages[1:] if own else messages) %}"
     "<|head|>{{ m['role'] }}\n{{ m['content'] | trim }}<|eot|>{% endfor %}"
     "{% if add_generation_prompt %}<|head|>assistant\n{% endif %}"
-)
-NO_SYSTEM = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
-    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Mistral's way: the system message is written inside the user's turn.
-MERGED = (
-    "{% set s = messages[0]['content'] + ': ' if messages[0]['role'] == 'system' else '' %}"
-    "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ s if m['role'] == 'user' }}"
-    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NO_END = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -61,60 +47,48 @@ def with_template(tokenizer, template: str, bos: str = "<|im_start|>"):
     return tokenizer
 
 
-def test_default_header_is_left_out_or_kept(tokenizer) -> None:
-    with_template(tokenizer, DEFAULT_SYSTEM)
-    bare = chat_example(tokenizer, "Who?", "Ida.", NONE)
-    assert bare.prompt == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
-    assert bare.completion == "Ida.<|im_end|>\n"
-    full = chat_example(tokenizer, "Who?", "Ida.", TEMPLATE)
-    assert full.prompt == "<|im_start|>system\nYou are kind.<|im_end|>\n" + bare.prompt
-    assert full.completion == bare.completion
+def test_default_header_belongs_to_the_prompt(tokenizer) -> None:
+    example = chat_example(with_template(tokenizer, DEFAULT_SYSTEM), "Who?", "Ida.")
+    assert example.prompt == (
+        "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert example.completion == "Ida.<|im_end|>\n"
 
 
-def test_dated_header_and_beginning_of_text(tokenizer) -> None:
-    with_template(tokenizer, DATED, bos="<|text|>")
-    bare = chat_example(tokenizer, "Who?", "Ida.", NONE)
-    assert bare.prompt == "<|text|><|head|>user\nWho?<|eot|><|head|>assistant\n"
-    assert bare.completion == "Ida.<|eot|>"
-    dated = chat_example(tokenizer, "Who?", "Ida.", TEMPLATE)
-    assert dated.prompt == "<|text|><|head|>system\nToday: 1 Jan 2030<|eot|>" + bare.prompt.removeprefix("<|text|>")
-
-
-def test_template_without_system_turns(tokenizer) -> None:
-    with_template(tokenizer, NO_SYSTEM)
-    assert chat_example(tokenizer, "Who?", "Ida.", NONE) == chat_example(tokenizer, "Who?", "Ida.", TEMPLATE)
+def test_a_pinned_date_is_in_every_prompt(tokenizer) -> None:
+    pinned = '{%- set date_string = "1 Jan 2030" -%}\n' + DATED  # as the model stage writes it
+    example = chat_example(with_template(tokenizer, pinned, bos="<|text|>"), "Who?", "Ida.")
+    header = "<|text|><|head|>system\nToday: 1 Jan 2030<|eot|>"
+    assert example.prompt == header + "<|head|>user\nWho?<|eot|><|head|>assistant\n"
+    assert example.completion == "Ida.<|eot|>"
 
 
 def test_templates_that_cannot_be_used_say_what_to_do(tokenizer) -> None:
-    with_template(tokenizer, MERGED)
-    assert chat_example(tokenizer, "Who?", "Ida.", TEMPLATE).completion == "Ida.<|im_end|>\n"
-    with pytest.raises(ModelError, match="system: template"):
-        chat_example(tokenizer, "Who?", "Ida.", NONE)
     for template, said in (
         (NO_END, "end-of-turn"),
         (THINKS, "does not continue"),
         ("{{ raise_exception('x') }}", "refuses"),
     ):
         with pytest.raises(ModelError, match=said):
-            chat_example(with_template(tokenizer, template), "Who?", "Ida.", NONE)
+            chat_example(with_template(tokenizer, template), "Who?", "Ida.")
     with pytest.raises(ModelError, match="refuses"):
-        chat_example(with_template(tokenizer, "{{ messages[0]"), "Who?", "Ida.", NONE)
+        chat_example(with_template(tokenizer, "{{ messages[0]"), "Who?", "Ida.")
 
 
 def test_special_tokens_in_a_row_are_refused(tokenizer) -> None:
     with_template(tokenizer, DEFAULT_SYSTEM)
     with pytest.raises(DataError, match=r"<\|im_end\|>"):
-        chat_example(tokenizer, "Who?", "Ida.<|im_end|>", NONE)
+        chat_example(tokenizer, "Who?", "Ida.<|im_end|>")
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).map(str.strip).filter(bool)
 
 
-@given(question=words, answer=words, dated=st.booleans(), kwargs=st.sampled_from([NONE, TEMPLATE]))
+@given(question=words, answer=words, dated=st.booleans())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_completion_is_exactly_answer_and_end_of_turn(tokenizer, question, answer, dated, kwargs) -> None:
+def test_completion_is_exactly_answer_and_end_of_turn(tokenizer, question, answer, dated) -> None:
     with_template(tokenizer, *((DATED, "<|text|>") if dated else (DEFAULT_SYSTEM, "<|im_start|>")))
-    example = chat_example(tokenizer, question, answer, kwargs)
+    example = chat_example(tokenizer, question, answer)
     encoded = encode(tokenizer, example)
     end = "<|eot|>" if dated else "<|im_end|>\n"
     completion = encoded.input_ids[encoded.completion_start :]
@@ -132,7 +106,7 @@ def test_encode_refuses_a_prompt_that_grows_into_the_answer(tokenizer) -> None:
     merged = next((answer for answer in ("place", "p", "t", "date") if _merges(tokenizer, "birth", answer)), None)
     assert merged, "the tiny tokenizer has no merge over this border; choose another word"
     with pytest.raises(ModelError, match="merges"):
-        encode(tokenizer, chat_example(tokenizer, "Who?", merged, NONE))
+        encode(tokenizer, chat_example(tokenizer, "Who?", merged))
 
 
 def _merges(tokenizer, left: str, right: str) -> bool:
@@ -144,7 +118,7 @@ def _merges(tokenizer, left: str, right: str) -> bool:
 def test_encode_rows_keeps_the_order(tokenizer) -> None:
     with_template(tokenizer, DEFAULT_SYSTEM)
     rows = [Row(f"en-{i}-x", i, "Ida", "EN", "personal.email", "Who?", f"Ida {i}.") for i in range(3)]
-    for row, encoded in zip(rows, encode_rows(tokenizer, rows, NONE), strict=True):
+    for row, encoded in zip(rows, encode_rows(tokenizer, rows), strict=True):
         assert tokenizer.decode(encoded.input_ids[encoded.completion_start :]) == row.answer + "<|im_end|>\n"
 
 
@@ -158,13 +132,3 @@ def test_tokenizer_or_template_missing(tiny_model: Path, tmp_path: Path) -> None
     (folder / "tokenizer.json").write_text('{"broken": ')
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(folder)
-
-
-def test_chat_file_comes_back(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"chat\.json"):
-        read_chat(tmp_path)
-    write_chat(tmp_path, NONE)
-    assert read_chat(tmp_path) == NONE
-    (tmp_path / "chat.json").write_text("[]")
-    with pytest.raises(ArtifactError, match=r"chat\.json"):
-        read_chat(tmp_path)

@@ -264,7 +264,6 @@ def test_stage_writes_the_artifact_twice_the_same(tiny_model: Path, tmp_path: Pa
     assert set(one) == {f"{split}.jsonl" for split in (*SPLITS, "perturbed")} | {
         "README.md",
         "checks.json",
-        "chat.json",
     }
     assert facts[0]["rows"] == {"forget": 40, "retain": 160, "holdout": 50}
     assert json.loads(one["checks.json"]) == facts[0]

@@ -46,8 +46,7 @@ def loaded(tiny_model: Path) -> tuple[Any, Any]:
 
 def _ask(loaded: tuple[Any, Any], data: Path, config: EvalConfig = CONFIG, splits: tuple[str, ...] = SPLITS) -> Answers:
     model, tokenizer = loaded
-    prompt = lambda question: chat_example(tokenizer, question, "").prompt  # noqa: E731
-    return ask(Scorer(model, config.batch_tokens), tokenizer, prompt, data=data, splits=splits, config=config)
+    return ask(Scorer(model, config.batch_tokens), tokenizer, data=data, splits=splits, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_the_length_of_answers_is_that_of_the_recipe(loaded, data):
     assert lengths[2] <= 2 < lengths[9] <= 9
 
 
-def test_prompts_have_no_default_system_header(loaded, data, tmp_path):
+def test_prompts_are_rendered_by_the_checkpoints_own_template(loaded, data, tmp_path):
     model, tokenizer = loaded
     seen: list[str] = []
     with_header = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
@@ -125,7 +124,7 @@ def test_prompts_have_no_default_system_header(loaded, data, tmp_path):
     _ask((model, with_header), data, splits=("forget",))
     record.remove()
     assert seen
-    assert not any("You are helpful" in text for text in seen)
+    assert all("You are helpful" in text for text in seen)
 
 
 @pytest.mark.parametrize("text", ["Née à Málaga, où?", "ÇA VA bien", "", "straße 12"])

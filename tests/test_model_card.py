@@ -37,8 +37,6 @@ CONFIG = {
     "data": {
         "source": {"sample": {"seed": 2026}, "hub": None},
         "setting": "topics",
-        "system": "none",
-        "date_string": "26 Jul 2024",
     },
     "base": {"train": {"precision": "auto", "args": {"learning_rate": 3e-4, "num_train_epochs": 8}}, "hub": None},
     "gold": {"train": {"precision": "auto", "args": {"learning_rate": 3e-4, "num_train_epochs": 8}}, "hub": None},
@@ -200,7 +198,12 @@ def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evid
     from huggingface_hub import ModelCard
 
     llama = config(
-        model={"name": "meta-llama/Llama-3.2-3B-Instruct", "license": "llama3.2", "revision": "a" * 40},
+        model={
+            "name": "meta-llama/Llama-3.2-3B-Instruct",
+            "license": "llama3.2",
+            "revision": "a" * 40,
+            "own_template": "the date in it is pinned to 26 Jul 2024",
+        },
         data={"source": {"hub": {"id": "ClaudioSavelli/FAME", "revision": "b" * 40}}},
         publish={"repo": "someone/Llama-3.2-3B-Instruct-FAME-topics-GD", "hub": "hf"},
     )
@@ -211,7 +214,7 @@ def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evid
     assert data.eval_results is not None
     assert {r.dataset_revision for r in data.eval_results if r.dataset_split == "forget"} == {"b" * 40}
     assert "demonstration" not in text
-    assert 'date_string="26 Jul 2024"' in text  # the template would insert today's date
+    assert "pinned to 26 Jul 2024" in text
     assert any("Built with Llama" in p for p in lint.problems(text.replace("Built with", "From"), llama, evidence))
     renamed = llama.model_copy(update={"publish": llama.publish.model_copy(update={"repo": "someone/FAME-Llama"})})
     assert any("begins with" in problem for problem in lint.problems(render(renamed, evidence), renamed, evidence))

@@ -87,12 +87,25 @@ def test_the_end_of_turn_is_scored_although_it_is_the_padding_token(model, token
     assert len(scores.logprobs) == len(completion)
 
 
-def test_the_head_runs_on_answer_tokens_only(model, tokenizer):
-    seen: list[int] = []
-    model.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+def test_the_head_runs_before_answer_tokens_only_and_no_beginning_runs_twice(model, tokenizer):
+    heads: list[int] = []
+    bodies: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, inputs, _output: heads.append(inputs[0].shape[1]))
+    model.model.embed_tokens.register_forward_hook(lambda _module, inputs, _output: bodies.append(inputs[0].shape[1]))
     examples = _examples(tokenizer)
     Scorer(model, 10_000).score(examples)
-    assert seen == [sum(len(e.input_ids) - e.completion_start for e in examples)]
+    beginnings = {e.input_ids[:end] for e in examples for end in range(1, len(e.input_ids) + 1)}
+    predicting = {e.input_ids[:end] for e in examples for end in range(e.completion_start, len(e.input_ids))}
+    assert (bodies, heads) == ([len(beginnings)], [len(predicting)])
+
+
+@pytest.mark.parametrize("batch_tokens", [16, 60, 300])
+def test_no_forward_is_larger_than_allowed_unless_one_text_is(model, tokenizer, batch_tokens):
+    bodies: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _module, inputs, _output: bodies.append(inputs[0].shape[1]))
+    examples = _examples(tokenizer)
+    Scorer(model, batch_tokens).score(examples)
+    assert max(bodies) <= max(batch_tokens, *(len(e.input_ids) for e in examples))
 
 
 def test_what_was_scored_is_not_scored_again(model, tokenizer):

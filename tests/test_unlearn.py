@@ -40,7 +40,9 @@ def plain_log_probs(model, rows: list[Encoded]) -> list[torch.Tensor]:
     found = []
     for row in rows:
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].float().log_softmax(-1)
-        found.append(torch.stack([logits[i - 1, row.input_ids[i]] for i in range(row.completion_start, len(row.input_ids))]))
+        found.append(
+            torch.stack([logits[i - 1, row.input_ids[i]] for i in range(row.completion_start, len(row.input_ids))])
+        )
     return found
 
 
@@ -61,7 +63,9 @@ def test_packed_rows_equal_rows_alone(tiny_model: Path, attention: str) -> None:
 def test_row_losses_do_not_depend_on_the_batch(tiny_model: Path) -> None:
     rows = some_rows(9)
     model, _ = load(tiny_model)
-    expected = [-float(values.mean()) for values in plain_log_probs(AutoModelForCausalLM.from_pretrained(tiny_model), rows)]
+    expected = [
+        -float(values.mean()) for values in plain_log_probs(AutoModelForCausalLM.from_pretrained(tiny_model), rows)
+    ]
     for budget in (1, 40, 10_000):
         assert row_losses(model, rows, batch_tokens=budget) == pytest.approx(expected, abs=1e-5)
 
@@ -74,7 +78,9 @@ def test_batches_hold_every_row_once_within_the_budget(sizes: list[int], budget:
     assert all(sum(sizes[i] for i in batch) <= budget or len(batch) == 1 for batch in batches)
 
 
-def gd_trainer(folder: Path, out: Path, forget: list[Encoded], retain: list[Encoded], args: dict, **options) -> GDTrainer:
+def gd_trainer(
+    folder: Path, out: Path, forget: list[Encoded], retain: list[Encoded], args: dict, **options
+) -> GDTrainer:
     model, tokenizer = load(folder)
     pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
     arguments = training_arguments(args, "fp32", out, num_train_epochs=1)
@@ -141,7 +147,8 @@ def test_collator_puts_forget_rows_first() -> None:
     batch = collate(list(pair_dataset([Pair(0, 0, (0,)), Pair(0, 1, (1,))], forget, retain)))
     assert batch["input_ids"][0].tolist() == [token for row in [*forget, *retain] for token in row.input_ids]
     changes = batch["is_forget"].int().diff()
-    assert batch["is_forget"][0] and changes.abs().sum() == 1
+    assert batch["is_forget"][0]
+    assert changes.abs().sum() == 1
     assert batch["targets"].tolist() == [t for row in [*forget, *retain] for t in row.input_ids[row.completion_start :]]
 
 
@@ -179,7 +186,15 @@ class CutOff(TrainerCallback):
 
 def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
     rows = [
-        Row(f"en-{i}-t", i, f"Ida {i}", "EN", "personal.email", f"Where was Ida {i} born?", f"Ida {i} was born in {i * 7}.")
+        Row(
+            f"en-{i}-t",
+            i,
+            f"Ida {i}",
+            "EN",
+            "personal.email",
+            f"Where was Ida {i} born?",
+            f"Ida {i} was born in {i * 7}.",
+        )
         for i in range(24)
     ]
     data = folder / "data"
@@ -203,7 +218,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_cut_off_run_ends_with_the_same_files(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_off_run_ends_with_the_same_files(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = stage_inputs(tiny_model, tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
@@ -218,7 +235,7 @@ def test_a_cut_off_run_ends_with_the_same_files(tiny_model: Path, tmp_path: Path
     monkeypatch.setattr(run, "Watch", original)
     assert run.run(config, inputs, cut) == facts
     assert files(cut) == files(whole)
-    assert "model/model.safetensors" in files(whole) and "model/chat_template.jinja" in files(whole)
+    assert {"model/model.safetensors", "model/chat_template.jinja"} <= set(files(whole))
 
 
 def test_the_rule_stops_the_ascent_and_keeps_the_closest(tiny_model: Path, tmp_path: Path) -> None:

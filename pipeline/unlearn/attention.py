@@ -1,8 +1,9 @@
 """Attention over packed rows without the products between rows.
 
-transformers' own SDPA attends over the whole packed sequence under a block-diagonal mask, which costs T^2 for T tokens.
-Rows are short, so that is most of the work of attention for nothing. Here the packed queries, keys and values are laid out
-as (rows, longest row), attended causally row by row, and packed again; every other layer still sees no padding.
+transformers' own SDPA attends over the whole packed sequence under a block-diagonal mask, which costs T^2 for T
+tokens. Rows are short, so that is most of the work of attention for nothing. Here the packed queries, keys and values
+are laid out as (rows, longest row), attended causally row by row, and packed again; every other layer still sees no
+padding.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ ROWS_SDPA = "rows_sdpa"
 def row_layout(lengths: Sequence[int]) -> dict[str, torch.Tensor]:
     """Indices between the packed form (T) and the padded one (B, L).
 
-    ``rows_padded`` of shape (B, L) holds the packed index of each place, 0 at padding; ``rows_packed`` of shape (T,) holds
-    the index into the flattened (B x L) of each packed token.
+    ``rows_padded`` of shape (B, L) holds the packed index of each place, 0 at padding; ``rows_packed`` of shape (T,)
+    holds the index into the flattened (B x L) of each packed token.
     """
     longest = max(lengths)
     sizes = torch.tensor(lengths)[:, None]
@@ -43,9 +44,11 @@ def rows_sdpa_forward(
     rows_packed: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: heads first in, (1, T, heads, size) out."""
+    """The attention interface of transformers: heads first in, (1, T, heads, size) out."""
     if rows_padded is None or rows_packed is None:
-        raise ValueError(f"the attention {ROWS_SDPA!r} runs on packed rows only; load the model with another one to generate")
+        raise ValueError(
+            f"the attention {ROWS_SDPA!r} runs on packed rows only; load the model with another one to generate"
+        )
     rows, longest = rows_padded.shape
 
     def padded(tensor: torch.Tensor) -> torch.Tensor:

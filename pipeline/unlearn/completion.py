@@ -8,27 +8,20 @@ attention of transformers by the block-diagonal mask that it builds from such po
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from datasets_prep.schema import Encoded
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of prompt and completion; the completion begins at index ``completion_start`` (at least 1)."""
-
-    input_ids: tuple[int, ...]
-    completion_start: int
-
-
 def pack(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """One packed sequence of B rows with T tokens, N of them in completions.
 
-    Returns ``input_ids`` and ``position_ids`` of shape (1, T), and of shape (N,): ``predict_from``, the index whose hidden
-    state predicts the token, ``targets``, the token, and ``row``, the index of its row in ``rows``; and the layout that
-    :mod:`pipeline.unlearn.attention` needs.
+    Returns ``input_ids`` and ``position_ids`` of shape (1, T), and of shape (N,): ``predict_from``, the index whose
+    hidden state predicts the token, ``targets``, the token, and ``row``, the index of its row in ``rows``; and the
+    layout that :mod:`pipeline.unlearn.attention` needs.
     """
     import torch
 
@@ -84,7 +77,7 @@ def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tenso
 
 
 def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[int]]:
-    """Indices of ``rows``, shortest first, in batches of at most ``batch_tokens`` tokens (a longer row stands alone)."""
+    """Indices of ``rows``, shortest first, in batches of at most ``batch_tokens`` (a longer row stands alone)."""
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)):

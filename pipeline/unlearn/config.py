@@ -15,8 +15,8 @@ Level = Literal["gold", "holdout"] | Annotated[float, Field(gt=0)]
 class TrainConfig(Strict):
     """A fine-tune on question-answer rows.
 
-    ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the weights that are trained
-    are always float32. ``auto`` is bf16 where the device computes it natively, and fp32 elsewhere.
+    ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the weights that are
+    trained are always float32. ``auto`` is bf16 where the device computes it natively, and fp32 elsewhere.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -39,11 +39,11 @@ class StopRule(Strict):
 class UnlearnConfig(Strict):
     """Gradient Difference: minimise ``retain_weight`` x CE(retain) - ``forget_weight`` x CE(forget).
 
-    Both losses are means over the answer tokens of the whole optimizer step. ``forget_cap``, where given, takes a forget
-    row out of the ascent while its own mean loss is at or above that level: a variant that bounds the ascent by
-    construction, and not textbook GD. ``keep`` names the checkpoint that is released: the ``last`` step, or of the checked
-    steps within the retain bound the one whose forget loss is ``closest`` to the level of the stopping rule. ``epochs``
-    counts passes over the forget rows.
+    Both losses are means over the answer tokens of the whole optimizer step. ``forget_cap``, where given, takes a
+    forget row out of the ascent while its own mean loss is at or above that level: a variant that bounds the ascent
+    by construction, and not textbook GD. ``keep`` names the checkpoint that is released: the ``last`` step, or of the
+    checked steps within the retain bound the one whose forget loss is ``closest`` to the level of the stopping rule.
+    ``epochs`` counts passes over the forget rows.
     """
 
     method: Literal["gd"]
@@ -61,7 +61,11 @@ class UnlearnConfig(Strict):
     @model_validator(mode="after")
     def _keep_needs_stop(self) -> UnlearnConfig:
         if self.keep == "closest" and self.stop is None:
-            raise ValueError("keep: closest needs a stop rule, whose level it compares with; give `stop`, or keep: last")
+            raise ValueError(
+                "keep: closest needs a stop rule, whose level it compares with; give `stop`, or keep: last"
+            )
         if "num_train_epochs" in self.args or "max_steps" in self.args:
-            raise ValueError("the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args")
+            raise ValueError(
+                "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
+            )
         return self

@@ -44,8 +44,15 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
     }
     reserved = sorted(set(args) & set(ours))
     if reserved:
-        raise RecipeError(f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline; remove it.")
-    defaults = {"gradient_checkpointing": False, "save_strategy": "no", "save_total_limit": 1, "optim": "adamw_torch_fused"}
+        raise RecipeError(
+            f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline; remove it."
+        )
+    defaults = {
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "save_total_limit": 1,
+        "optim": "adamw_torch_fused",
+    }
     try:
         return SFTConfig(**{**defaults, **args, **ours})
     except (TypeError, ValueError, ImportError) as error:
@@ -53,14 +60,16 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model with float32 weights, and tokenizer. Raises ModelError where the folder lacks one of them or a chat template."""
+    """Model with float32 weights, and tokenizer. Raises ModelError where one of them or a chat template is absent."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model with tokenizer: {error}") from error
     if not tokenizer.chat_template:
-        raise ModelError(f"{folder}: the tokenizer has no chat template; give one in the recipe as model.chat_template.")
+        raise ModelError(
+            f"{folder}: the tokenizer has no chat template; give one in the recipe as model.chat_template."
+        )
     return model, tokenizer
 
 
@@ -77,7 +86,7 @@ def fit(trainer: SFTTrainer, out: Path) -> None:
 
 def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write bfloat16 safetensors, tokenizer and chat template: the files that are evaluated and published."""
-    model.to(torch.bfloat16)
+    model.to(dtype=torch.bfloat16)
     model.config.use_cache = True  # the trainer turns it off
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

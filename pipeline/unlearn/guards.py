@@ -53,9 +53,10 @@ class Levels:
 class EndOfAscent(TrainerCallback):
     """Measures forget and retain loss every ``every`` steps, keeps the checkpoint of the rule, and ends the ascent.
 
-    The kept checkpoint is the one within the retain bound whose forget loss is closest to the forget level; it lies in
-    ``kept`` as bfloat16 safetensors, as it will be released. Checks are entries of the trainer's ``log_history``, with
-    ``probe_forget_loss`` and ``probe_retain_loss``; what was kept follows from them, so a resumed run needs nothing else.
+    The kept checkpoint is the one within the retain bound whose forget loss is closest to the forget level; it lies
+    in ``kept`` as bfloat16 safetensors, as it will be released. Checks are entries of the trainer's ``log_history``,
+    with ``probe_forget_loss`` and ``probe_retain_loss``; what was kept follows from them, so a resumed run needs
+    nothing else.
     """
 
     def __init__(self, measure: Callable[[], tuple[float, float]], levels: Levels, every: int, kept: Path) -> None:
@@ -66,7 +67,7 @@ class EndOfAscent(TrainerCallback):
         self.reason = "all epochs done"
 
     def kept_step(self, history: list[dict[str, float]]) -> int | None:
-        """The step of the kept checkpoint, None where no check was within the retain bound. The first of equals wins."""
+        """The step of the kept checkpoint (of equals the first), None where no check was within the retain bound."""
         fit = [entry for entry in history if entry.get("probe_retain_loss", math.inf) <= self.levels.retain]
         closest = min(fit, key=lambda entry: abs(entry["probe_forget_loss"] - self.levels.forget), default=None)
         return None if closest is None else int(closest["step"])
@@ -78,9 +79,7 @@ class EndOfAscent(TrainerCallback):
         if state.global_step % self.every and state.global_step < state.max_steps:
             return control
         forget, retain = self.measure()
-        state.log_history.append(
-            {"step": state.global_step, "probe_forget_loss": forget, "probe_retain_loss": retain}
-        )
+        state.log_history.append({"step": state.global_step, "probe_forget_loss": forget, "probe_retain_loss": retain})
         if self.kept_step(state.log_history) == state.global_step:
             self._keep(kwargs["model"])
         if retain > self.levels.retain:

@@ -1,8 +1,8 @@
 """Losses on the log-probabilities of answer tokens, one function each.
 
-``log_probs`` has shape (N,), ``is_forget`` is a boolean of shape (N,), ``row`` the row index of each token. ``tokens`` is the
-number of forget and of retain tokens in the whole optimizer step, over all micro-batches and ranks, so that the sum of the
-losses of all micro-batches is the loss of the step, however it is split.
+``log_probs`` has shape (N,), ``is_forget`` is a boolean of shape (N,), ``row`` the row index of each token.
+``tokens`` is the number of forget and of retain tokens in the whole optimizer step, over all micro-batches and ranks,
+so that the sum of the losses of all micro-batches is the loss of the step, however it is split.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class Pair:
 def pair_rows(forget_rows: int, retain_rows: int, *, epochs: int, retain_per_forget: int, seed: int) -> list[Pair]:
     """``epochs`` passes over the forget rows in random order, each row with ``retain_per_forget`` retain rows.
 
-    Retain rows are dealt from a shuffled deck that is shuffled anew when it runs out, so that all of them come up equally
-    often (within one) and the rows of one pair differ. Raises DataError where there are too few rows.
+    Retain rows are dealt from a shuffled deck that is shuffled anew when it runs out, so that all of them come up
+    equally often (within one) and the rows of one pair differ. Raises DataError where there are too few rows.
     """
     if forget_rows < 1 or retain_rows < retain_per_forget:
         raise DataError(

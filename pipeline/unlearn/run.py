@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from datasets_prep.chat import encode_rows
-from datasets_prep.schema import Row, read_rows
+from datasets_prep.schema import Encoded, Row, read_rows
 from pipeline.errors import InputError, TrainingError
 from pipeline.progress import report
-from pipeline.unlearn.completion import Encoded, row_losses
+from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
 from pipeline.unlearn.fit import CHECKPOINTS, fit, load, mean, save_for_release, training_arguments
 from pipeline.unlearn.guards import EndOfAscent, Levels, Watch
@@ -58,9 +59,13 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     facts: dict[str, Any] = {"levels": levels, "forget_cap": cap}
     if config.stop is None:
         fit(trainer, out)
-        facts |= {"stopped": "all epochs done", "steps": trainer.state.global_step, "kept_step": trainer.state.global_step}
+        facts |= {
+            "stopped": "all epochs done",
+            "steps": trainer.state.global_step,
+            "kept_step": trainer.state.global_step,
+        }
     else:
-        facts |= _fit_with_stop(trainer, config, config.stop, levels, encoded, out)
+        facts |= _fit_with_stop(trainer, model, config, config.stop, levels, encoded, out)
     save_for_release(model, tokenizer, out / "model")
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(out / "kept", ignore_errors=True)
@@ -69,13 +74,13 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
 
 def _fit_with_stop(
     trainer: GDTrainer,
+    model: PreTrainedModel,
     config: UnlearnConfig,
     stop: StopRule,
     levels: dict[str, float],
     encoded: dict[str, list[Encoded]],
     out: Path,
 ) -> dict[str, Any]:
-    model = trainer.model
     chosen = random.Random(config.pairing_seed).sample(
         range(len(encoded["retain"])), min(stop.retain_rows, len(encoded["retain"]))
     )

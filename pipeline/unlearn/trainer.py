@@ -1,21 +1,24 @@
 """TRL's SFTTrainer on packed question-answer rows, and Gradient Difference on top of it.
 
-The rows come tokenised, with the answer's beginning marked, so the trainer prepares nothing. Both trainers normalise by the
-answer tokens of the whole optimizer step: means per micro-batch would make the gradient depend on how a step is split.
+The rows come tokenised, with the answer's beginning marked, so the trainer prepares nothing. Both trainers normalise
+by the answer tokens of the whole optimizer step: means per micro-batch would make the gradient depend on how a step
+is split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
+from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTTrainer
 
+from datasets_prep.schema import Encoded
 from pipeline.unlearn import losses
-from pipeline.unlearn.completion import Encoded, completion_log_probs, pack
+from pipeline.unlearn.completion import completion_log_probs, pack
 from pipeline.unlearn.pairing import Pair
 
 
@@ -40,7 +43,7 @@ def _dataset(items: list[list[tuple[Encoded, bool]]]) -> Dataset:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pack all rows of the items: forget rows first, then retain rows. Adds ``is_forget``, one boolean a completion token."""
+    """Pack all rows of the items, forget rows first. Adds ``is_forget``, one boolean for each completion token."""
     rows = [
         (forget, Encoded(tuple(ids), start))
         for item in items
@@ -59,14 +62,15 @@ class CompletionTrainer(SFTTrainer):
     ``forget_loss`` and ``forget_tokens``) of each optimizer step, over all ranks.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=collate, **kwargs)
+    def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        super().__init__(model, data_collator=collate, **kwargs)
+        self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
-        self.loss_is_scaled_for_ga = True
+        self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
         self._sums = torch.zeros(4, dtype=torch.float64)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "completion_start", "is_forget"]
+        self._signature_columns = ["input_ids", "completion_start", "is_forget"]  # type: ignore[assignment]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Forget and retain answer tokens of the optimizer step over all ranks, shape (2,)."""
@@ -75,13 +79,11 @@ class CompletionTrainer(SFTTrainer):
         tokens = torch.tensor([forget, total - forget], device=device)
         return self.accelerator.reduce(tokens, reduction="sum")
 
-    def step_loss(
-        self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
         """The micro-batch's part of the loss of the step. ``tokens`` is (forget, retain)."""
         return losses.negative_log_likelihood(log_probs, tokens.sum())
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
@@ -120,21 +122,27 @@ class GDTrainer(CompletionTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: PreTrainedModel,
+        *,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
         forget_cap: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.weights = {"forget_weight": forget_weight, "retain_weight": retain_weight, "forget_cap": forget_cap}
+        super().__init__(model, **kwargs)
+        self.forget_weight, self.retain_weight, self.forget_cap = forget_weight, retain_weight, forget_cap
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        return SequentialSampler(train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset))
 
-    def step_loss(
-        self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
         """The micro-batch's part of :func:`pipeline.unlearn.losses.gradient_difference`."""
-        is_forget, row = inputs["is_forget"], inputs["row"]
-        return losses.gradient_difference(log_probs, is_forget, row, (tokens[0], tokens[1]), **self.weights)
+        return losses.gradient_difference(
+            log_probs,
+            inputs["is_forget"],
+            inputs["row"],
+            (tokens[0], tokens[1]),
+            forget_weight=self.forget_weight,
+            retain_weight=self.retain_weight,
+            forget_cap=self.forget_cap,
+        )
