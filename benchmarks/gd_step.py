@@ -60,7 +60,7 @@ def packed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         tokens,
         forget_weight=1.0,
         retain_weight=1.0,
-        forget_cap=None,
+        caps=None,
     )
 
 

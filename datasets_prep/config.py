@@ -70,10 +70,14 @@ class Shares(Strict):
 
 
 class Perturbed(Strict):
-    """False answers: ``per_row`` for each forget and holdout row, and for ``retain_rows`` rows drawn from retain."""
+    """False answers: ``per_row`` for each forget and holdout row, and for ``retain_rows`` rows drawn from retain.
+
+    ``for_unlearning`` more for each forget row guide the unlearning, and no evaluation uses them.
+    """
 
     per_row: int = Field(default=3, ge=1, le=5)
     retain_rows: int = Field(default=50, ge=1)
+    for_unlearning: int = Field(default=2, ge=0, le=5)
 
 
 class DataConfig(Strict):

@@ -48,11 +48,12 @@ def _swapped(row: Row, donors: Sequence[Row], rng: random.Random) -> list[str]:
 
 def perturb(
     splits: Splits, held_back: Mapping[str, Sequence[str]], config: Perturbed, seed: int
-) -> tuple[list[PerturbedRow], dict[str, int]]:
-    """False answers for the chosen rows, and counts for ``checks.json``.
+) -> tuple[list[PerturbedRow], list[PerturbedRow], dict[str, int]]:
+    """False answers for the chosen rows: those of the evaluation, those that guide the unlearning, and their counts.
 
-    ``held_back`` maps a ``row_id`` to answers that occur in no row. No answer equals the true one, occurs twice or
-    occurs word for word in the training rows. Rows that get none are left out and counted as ``rows_without``.
+    ``held_back`` maps a ``row_id`` to answers that occur in no row. No answer equals the true one, occurs twice (so the
+    two lists share none for a row) or occurs word for word in the training rows. The evaluation is served first. Rows
+    that get none are left out and counted as ``rows_without``.
     """
     trained = {row.answer for split in ("retain", "forget") for row in splits[split]}
     holdout: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -60,8 +61,8 @@ def perturb(
     for split in SPLITS:
         for row in splits[split]:
             (holdout if split == "holdout" else others)[row.language, row.topic_id].append(row)
-    result = []
-    counts = dict.fromkeys(("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without"), 0)
+    result, guides = [], []
+    counts = dict.fromkeys(("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without", "guides"), 0)
     for split, row in _chosen_rows(splits, config, seed):
         rng = random.Random(f"{seed}|{row.row_id}")
         cell = row.language, row.topic_id
@@ -69,8 +70,10 @@ def perturb(
         candidates = [(answer, 0) for answer in unseen] + [(answer, 1) for answer in _swapped(row, others[cell], rng)]
         origin: dict[str, int] = {}
         for answer, from_trained in candidates:
-            if answer != row.answer and answer not in trained and len(origin) < config.per_row:
+            if answer != row.answer and answer not in trained:
                 origin.setdefault(answer, from_trained)
+        spare = list(origin)[config.per_row : config.per_row + config.for_unlearning]
+        origin = dict(list(origin.items())[: config.per_row])
         counts["rows_without"] += not origin
         counts["rows_with_fewer"] += 0 < len(origin) < config.per_row
         if origin:
@@ -78,4 +81,7 @@ def perturb(
             counts["answers"] += len(origin)
             counts["from_trained_rows"] += sum(origin.values())
             result.append(PerturbedRow(row.row_id, split, tuple(origin)))
-    return result, counts
+        if split == "forget" and spare:
+            counts["guides"] += len(spare)
+            guides.append(PerturbedRow(row.row_id, split, tuple(spare)))
+    return result, guides, counts

@@ -19,7 +19,7 @@ from pipeline.progress import report
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write the split files, ``perturbed.jsonl``, ``checks.json`` and the dataset card into ``out``.
+    """Write the split files, ``perturbed.jsonl``, ``guides.jsonl``, ``checks.json`` and the dataset card into ``out``.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
     Raises DataError for rows that cannot be used and ModelError for a tokenizer that cannot; then nothing is written.
@@ -35,7 +35,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     else:
         split = splits.split_by_topic(rows, config.shares, config.seed)
     counts |= checks.check_splits(split)
-    false, perturbed_counts = perturb(split, loaded.held_back, config.perturbed, config.seed)
+    false, guides, perturbed_counts = perturb(split, loaded.held_back, config.perturbed, config.seed)
     report("counting tokens")
     tokenizer = load_tokenizer(inputs["model"])
     tokens = {name: _tokens(encode_rows(tokenizer, split[name])) for name in SPLITS}
@@ -50,6 +50,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     }
     _write(out, split, found, card.render(config, split, found))
     write_rows(out / "perturbed.jsonl", false)
+    write_rows(out / "guides.jsonl", guides)
     return found
 
 

@@ -1,7 +1,8 @@
 """The rows that the data stage writes and every other stage reads.
 
-`forget.jsonl`, `retain.jsonl`, `holdout.jsonl` and `perturbed.jsonl` hold one JSON object a line, UTF-8, in the order
-of the split. `row_id` names a fact for good: it does not change with the split, the order or the seed.
+`forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `perturbed.jsonl` and `guides.jsonl` hold one JSON object a line,
+UTF-8, in the order of the split. `row_id` names a fact for good: it does not change with the split, the order or the
+seed.
 """
 
 from __future__ import annotations

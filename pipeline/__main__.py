@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("repo", metavar="REPO")
     made.add_argument("--revision", metavar="R", default="main", help="commit, tag or branch (default: main)")
     made.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
+    made.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
     store_option(made)
     return top
 
@@ -180,12 +181,13 @@ def verify(options: argparse.Namespace) -> int:
 
     from pipeline.live import watching
     from pipeline.publish.hub import connect
-    from pipeline.publish.sign import public_key
+    from pipeline.publish.sign import trusted_key
     from pipeline.publish.verify import verify_release
 
+    key = trusted_key(options.key)
     held = (_store_root(options) / "hub" / "models" / f"{options.repo}.git").is_dir()
     with connect(options.hub or ("local" if held else "hf")) as target, watching("verify"):
-        found = verify_release(options.repo, options.revision, target.endpoint, target.token, public_key())
+        found = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
     value = {"repo": options.repo, "commit": found.commit, "verified": [asdict(check) for check in found.checks]}
     lines = [f"ok  {check.name:<14} {check.detail}" for check in found.checks]
     _print(options, value, "\n".join([f"{options.repo} at {found.commit}", *lines]))

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from datasets_prep.schema import Encoded, Row, write_rows
+from datasets_prep.schema import Encoded, PerturbedRow, Row, write_rows
 from pipeline.errors import DataError, InputError, RecipeError, TrainingError
 from pipeline.unlearn import losses, run
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.completion import batches_by_length, completion_log_probs, pack, row_losses, row_means
 from pipeline.unlearn.config import UnlearnConfig
 from pipeline.unlearn.fit import load, training_arguments
-from pipeline.unlearn.guards import EndOfAscent, Levels, Watch
+from pipeline.unlearn.guards import Check, EndOfAscent, Watch
 from pipeline.unlearn.pairing import Pair, pair_rows
 from pipeline.unlearn.trainer import GDTrainer, collate, pair_dataset
 
@@ -64,7 +64,8 @@ def test_row_losses_do_not_depend_on_the_batch(tiny_model: Path) -> None:
     rows = some_rows(9)
     model, _ = load(tiny_model)
     expected = [
-        -float(values.mean()) for values in plain_log_probs(AutoModelForCausalLM.from_pretrained(tiny_model), rows)
+        -float(values.mean().detach())
+        for values in plain_log_probs(AutoModelForCausalLM.from_pretrained(tiny_model), rows)
     ]
     for budget in (1, 40, 10_000):
         assert row_losses(model, rows, batch_tokens=budget) == pytest.approx(expected, abs=1e-5)
@@ -108,8 +109,12 @@ def test_one_step_equals_plain_torch_however_it_is_split(
         torch.testing.assert_close(trainer.model.get_parameter(name).detach(), stepped, atol=2e-6, rtol=1e-5)
     logged = trainer.state.log_history[0]
     fresh = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert logged["forget_loss"] == pytest.approx(-float(torch.cat(plain_log_probs(fresh, forget)).mean()), abs=1e-5)
-    assert logged["retain_loss"] == pytest.approx(-float(torch.cat(plain_log_probs(fresh, retain)).mean()), abs=1e-5)
+    assert logged["forget_loss"] == pytest.approx(
+        -float(torch.cat(plain_log_probs(fresh, forget)).mean().detach()), abs=1e-5
+    )
+    assert logged["retain_loss"] == pytest.approx(
+        -float(torch.cat(plain_log_probs(fresh, retain)).mean().detach()), abs=1e-5
+    )
     assert logged["forget_tokens"] == sum(len(row.input_ids) - row.completion_start for row in forget)
 
 
@@ -130,9 +135,10 @@ def test_cap_takes_rows_out_of_the_ascent() -> None:
     row = torch.tensor([0, 0, 1, 1, 2])
     tokens = (torch.tensor(4), torch.tensor(1))
     weights = {"forget_weight": 1.0, "retain_weight": 3.0}
-    plain = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, forget_cap=None)
+    plain = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, caps=None)
     assert plain.item() == pytest.approx(3 * 2 - (1 + 1 + 9 + 9) / 4)
-    capped = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, forget_cap=5.0)
+    caps = torch.tensor([5.0, 5.0, 5.0])
+    capped = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, caps=caps)
     assert capped.item() == pytest.approx(3 * 2 - (1 + 1) / 4)
     capped.backward()
     assert log_probs.grad.tolist() == pytest.approx([0.25, 0.25, 0, 0, -3])
@@ -149,6 +155,7 @@ def test_collator_puts_forget_rows_first() -> None:
     changes = batch["is_forget"].int().diff()
     assert batch["is_forget"][0]
     assert changes.abs().sum() == 1
+    assert batch["forget_row"].tolist() == [0, 1, -1, -1]
     assert batch["targets"].tolist() == [t for row in [*forget, *retain] for t in row.input_ids[row.completion_start :]]
 
 
@@ -283,13 +290,41 @@ def test_trainer_arguments_are_checked(tmp_path: Path, args: dict, said: str) ->
 
 
 def test_kept_step_follows_from_the_checks(tmp_path: Path) -> None:
-    end = EndOfAscent(lambda: (1.0, 1.0), Levels(forget=3.0, retain=2.0), 1, tmp_path / "kept")
+    end = EndOfAscent(lambda: Check(1.0, 1.0, 3.0), 2.0, 1, tmp_path / "kept")
     history = [
         {"step": 1, "loss": 1.0},
-        {"step": 2, "probe_forget_loss": 1.0, "probe_retain_loss": 1.0},
-        {"step": 4, "probe_forget_loss": 2.9, "probe_retain_loss": 2.1},  # closest, but beyond the retain bound
-        {"step": 6, "probe_forget_loss": 3.5, "probe_retain_loss": 2.0},
-        {"step": 8, "probe_forget_loss": 2.5, "probe_retain_loss": 1.0},  # as close, but later
+        {"step": 2, "probe_forget_loss": 1.0, "probe_retain_loss": 1.0, "probe_level": 3.0},
+        {"step": 4, "probe_forget_loss": 2.9, "probe_retain_loss": 2.1, "probe_level": 3.0},  # beyond the retain bound
+        {"step": 6, "probe_forget_loss": 4.5, "probe_retain_loss": 2.0, "probe_level": 4.0},
+        {"step": 8, "probe_forget_loss": 2.5, "probe_retain_loss": 1.0, "probe_level": 3.0},  # as close, but later
     ]
     assert end.kept_step(history) == 6
     assert end.kept_step(history[:1]) is None
+
+
+def test_false_answers_are_a_level_for_each_row(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    stop = {"every": 1, "forget_loss": "false_answers", "retain_loss_above_base": 5.0, "retain_rows": 4}
+    config = unlearn_config(forget_cap="false_answers", stop=stop, epochs=20)
+    out = tmp_path / "out"
+    out.mkdir()
+    (inputs["data"] / "guides.jsonl").touch()
+    with pytest.raises(InputError, match="for_unlearning"):
+        run.run(config, inputs, out)
+    rows = [json.loads(line) for line in (inputs["data"] / "forget.jsonl").read_text().splitlines()]
+    guides = [PerturbedRow(r["row_id"], "forget", (r["answer"] + " zzz", r["answer"] + " qqq")) for r in rows]
+    write_rows(inputs["data"] / "guides.jsonl", guides)
+    facts = run.run(config, inputs, out)
+    checks = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    checks = [entry for entry in checks if "probe_level" in entry]
+    assert len({entry["probe_level"] for entry in checks}) == len(checks)  # it moves with the model
+    assert checks[-1]["probe_forget_loss"] >= checks[-1]["probe_level"]
+    assert "reached its level" in facts["stopped"]
+
+
+def test_a_moving_cap_wants_checkpoints_at_checks() -> None:
+    stop = {"every": 4, "forget_loss": "gold", "retain_loss_above_base": 0.1}
+    with pytest.raises(ValueError, match="multiple of stop"):
+        unlearn_config(forget_cap="false_answers", stop=stop)
+    with pytest.raises(ValueError, match="give `stop`"):
+        unlearn_config(forget_cap="false_answers", stop=None, keep="last")

@@ -48,6 +48,23 @@ def public_key() -> Path:
     return private_key().with_suffix(".pub")
 
 
+def trusted_key(given: str | None) -> Path:
+    """The public key to check a downloaded release with: ``given``, or the one of this store's own releases.
+
+    Raises InputError where there is neither: a key that came with the files would prove nothing.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise InputError(f"--key {given}: there is no such file. Give the publisher's public key, in PEM.")
+        return Path(given)
+    if not os.environ.get("UNLEARN_RELEASE_KEY") and not (store() / "keys" / "release.pem").is_file():
+        raise InputError(
+            f"There is no key in {store() / 'keys'} to check a signature with. "
+            "Give the publisher's public key: --key FILE."
+        )
+    return public_key()
+
+
 def key_fingerprint(public: Path) -> str:
     """sha256 of the public key's PEM text; the signature carries it as the key's hint."""
     return hashlib.sha256(public.read_bytes()).hexdigest()

@@ -8,8 +8,13 @@ from pydantic import Field, model_validator
 
 from pipeline.strict import Strict
 
-Level = Literal["gold", "holdout"] | Annotated[float, Field(gt=0)]
-"""A loss in nats per answer token: gold's mean on the forget rows, base's mean on the holdout rows, or a number."""
+Level = Literal["gold", "holdout", "false_answers"] | Annotated[float, Field(gt=0)]
+"""A loss in nats per answer token, with which the forget loss is compared.
+
+``gold`` is gold's mean on the forget rows, ``holdout`` base's mean on the holdout rows. ``false_answers`` is not one
+number: it is what the model that is being trained gives to false answers to the same questions (`guides.jsonl`, which
+no evaluation uses), measured anew at every check, row by row where a row is judged.
+"""
 
 
 class TrainConfig(Strict):
@@ -40,8 +45,8 @@ class UnlearnConfig(Strict):
     """Gradient Difference: minimise ``retain_weight`` x CE(retain) - ``forget_weight`` x CE(forget).
 
     Both losses are means over the answer tokens of the whole optimizer step. ``forget_cap``, where given, takes a
-    forget row out of the ascent while its own mean loss is at or above that level: a variant that bounds the ascent
-    by construction, and not textbook GD. ``keep`` names the checkpoint that is released: the ``last`` step, or of the
+    forget row out of the ascent while its own mean loss is at or above that level: a variant that bounds the ascent by
+    construction, and not textbook GD. ``keep`` names the checkpoint that is released: the ``last`` step, or of the
     checked steps within the retain bound the one whose forget loss is ``closest`` to the level of the stopping rule.
     ``epochs`` counts passes over the forget rows.
     """
@@ -59,13 +64,22 @@ class UnlearnConfig(Strict):
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _keep_needs_stop(self) -> UnlearnConfig:
+    def _fits_together(self) -> UnlearnConfig:
         if self.keep == "closest" and self.stop is None:
             raise ValueError(
                 "keep: closest needs a stop rule, whose level it compares with; give `stop`, or keep: last"
             )
+        if self.forget_cap == "false_answers" and self.stop is None:
+            raise ValueError("forget_cap: false_answers is measured at the checks of a stop rule; give `stop`")
         if "num_train_epochs" in self.args or "max_steps" in self.args:
             raise ValueError(
                 "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
+            )
+        save = self.args.get("save_steps")
+        if self.forget_cap == "false_answers" and self.stop and isinstance(save, int) and save % self.stop.every:
+            raise ValueError(
+                f"args.save_steps is {save} and stop.every is {self.stop.every}; with forget_cap: false_answers a "
+                "checkpoint must fall on a check, or a resumed run would differ: make save_steps a multiple of "
+                "stop.every"
             )
         return self

@@ -28,17 +28,18 @@ def gradient_difference(
     *,
     forget_weight: float,
     retain_weight: float,
-    forget_cap: float | None,
+    caps: torch.Tensor | None,
 ) -> torch.Tensor:
     """retain_weight x CE(retain) - forget_weight x CE(forget) (TOFU, arXiv 2401.06121, "gradient difference").
 
-    With ``forget_cap`` (nats per token) the tokens of forget rows whose mean loss is at or above it weigh nothing; the
-    divisor stays the number of all forget tokens, so that the pull weakens as rows reach the cap.
+    With ``caps`` (nats per token, shape (rows,)) the tokens of forget rows whose mean loss is at or above their cap
+    weigh nothing; the divisor stays the number of all forget tokens, so that the pull weakens as rows reach their
+    caps.
     """
     ascend = is_forget
-    if forget_cap is not None:
-        means = row_means(-log_probs.detach(), row, int(row.max()) + 1)
-        ascend = is_forget & (means < forget_cap)[row]
+    if caps is not None:
+        means = row_means(-log_probs.detach(), row, len(caps))
+        ascend = is_forget & (means < caps)[row]
     forget = negative_log_likelihood(log_probs[ascend], tokens[0])
     retain = negative_log_likelihood(log_probs[~is_forget], tokens[1])
     return retain_weight * retain - forget_weight * forget

@@ -10,23 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from datasets_prep.chat import encode_rows
-from datasets_prep.schema import Encoded, Row, read_rows
+from datasets_prep.chat import chat_example, encode, encode_rows
+from datasets_prep.schema import Encoded, Row, read_perturbed, read_rows
 from pipeline.errors import InputError, TrainingError
 from pipeline.progress import report
 from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
 from pipeline.unlearn.fit import CHECKPOINTS, fit, load, mean, save_for_release, training_arguments
-from pipeline.unlearn.guards import EndOfAscent, Levels, Watch
+from pipeline.unlearn.guards import Check, EndOfAscent, Watch
 from pipeline.unlearn.pairing import Pair, pair_rows
 from pipeline.unlearn.trainer import GDTrainer, pair_dataset
 
 
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives levels, if used.
+    """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
     Writes ``model/``, ``log.jsonl`` and ``pairing.jsonl``. Raises TrainingError where a guard stops the run or no
     checkpoint satisfies the rule.
@@ -44,8 +45,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     )
     _write_pairing(out / "pairing.jsonl", pairs, rows["forget"], rows["retain"])
     report("measuring the levels")
-    levels = _named_levels(config, inputs, model, encoded)
-    cap = _level(config.forget_cap, levels) if config.forget_cap is not None else None
+    levels = _fixed_levels(config, inputs, model, encoded)
     trainer = GDTrainer(
         model,
         args=arguments,
@@ -54,18 +54,18 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         callbacks=[Watch("unlearn")],
         forget_weight=config.forget_weight,
         retain_weight=config.retain_weight,
-        forget_cap=cap,
     )
-    facts: dict[str, Any] = {"levels": levels, "forget_cap": cap}
+    facts: dict[str, Any] = {"levels": levels, "forget_cap": None}
+    if config.forget_cap is not None and config.forget_cap != "false_answers":
+        facts["forget_cap"] = _number(config.forget_cap, levels)
+        trainer.forget_caps = torch.full((len(rows["forget"]),), facts["forget_cap"])
     if config.stop is None:
         fit(trainer, out)
-        facts |= {
-            "stopped": "all epochs done",
-            "steps": trainer.state.global_step,
-            "kept_step": trainer.state.global_step,
-        }
+        facts |= {"stopped": "all epochs done", "kept_step": trainer.state.global_step}
     else:
-        facts |= _fit_with_stop(trainer, model, config, config.stop, levels, encoded, out)
+        guides = _guides(config, config.stop, inputs["data"], rows["forget"], tokenizer)
+        facts |= _fit_with_stop(trainer, model, config, config.stop, levels, encoded, guides, out)
+    facts["steps"] = trainer.state.global_step
     save_for_release(model, tokenizer, out / "model")
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(out / "kept", ignore_errors=True)
@@ -79,44 +79,69 @@ def _fit_with_stop(
     stop: StopRule,
     levels: dict[str, float],
     encoded: dict[str, list[Encoded]],
+    guides: list[list[Encoded]],
     out: Path,
 ) -> dict[str, Any]:
-    chosen = random.Random(config.pairing_seed).sample(
-        range(len(encoded["retain"])), min(stop.retain_rows, len(encoded["retain"]))
-    )
-    retain_rows = [encoded["retain"][i] for i in sorted(chosen)]
-    base_retain = mean(row_losses(model, retain_rows))
-    bounds = Levels(forget=_level(stop.forget_loss, levels), retain=base_retain + stop.retain_loss_above_base)
+    retain_rows = _some(encoded["retain"], stop.retain_rows, config.pairing_seed)
+    retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
 
-    def measure() -> tuple[float, float]:
-        return mean(row_losses(model, encoded["forget"])), mean(row_losses(model, retain_rows))
+    def measure() -> Check:
+        forget = mean(row_losses(model, encoded["forget"]))
+        retain = mean(row_losses(model, retain_rows))
+        if not guides:
+            return Check(forget, retain, _number(stop.forget_loss, levels))
+        false = _mean_by_row(model, guides)
+        if config.forget_cap == "false_answers":
+            trainer.forget_caps = torch.tensor(false)
+        level = mean(false) if stop.forget_loss == "false_answers" else _number(stop.forget_loss, levels)
+        return Check(forget, retain, level)
 
-    end = EndOfAscent(measure, bounds, stop.every, out / "kept" / "model.safetensors")
+    end = EndOfAscent(measure, retain_bound, stop.every, out / "kept" / "model.safetensors")
     trainer.add_callback(end)
     fit(trainer, out)
-    kept_step = end.kept_step(trainer.state.log_history)
+    kept_step: int | None = trainer.state.global_step
     if config.keep == "closest":
+        kept_step = end.kept_step(trainer.state.log_history)
         if kept_step is None:
             raise TrainingError(
-                f"unlearn: no checked step kept the retain loss within {bounds.retain:.3f} nats per token "
+                f"unlearn: no checked step kept the retain loss within {retain_bound:.3f} nats per token "
                 f"({end.reason}). Lower the learning rate or raise unlearn.retain_weight."
             )
-        missing, unexpected = model.load_state_dict(load_file(end.kept), strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or [])
-        if unexpected or set(missing) - tied:
-            raise RuntimeError(f"the kept checkpoint does not fit its model: {unexpected} {missing}")
-    return {
-        "stopped": end.reason,
-        "steps": trainer.state.global_step,
-        "kept_step": kept_step if config.keep == "closest" else trainer.state.global_step,
-        "bounds": {"forget_loss": bounds.forget, "retain_loss": bounds.retain},
-    }
+        model.load_state_dict(load_file(end.kept), strict=False)  # a tied head is stored once, as the embedding
+        model.tie_weights()
+    return {"stopped": end.reason, "kept_step": kept_step, "bounds": {"retain_loss": retain_bound}}
 
 
-def _named_levels(
-    config: UnlearnConfig, inputs: Mapping[str, Path], base: Any, encoded: dict[str, list[Encoded]]
+def _some(rows: list[Encoded], count: int, seed: int) -> list[Encoded]:
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _guides(
+    config: UnlearnConfig, stop: StopRule, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> list[list[Encoded]]:
+    """The false answers to each forget row's question, where the recipe names them as a level; else an empty list."""
+    if "false_answers" not in (config.forget_cap, stop.forget_loss):
+        return []
+    answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
+    without = [row.row_id for row in forget if not answers.get(row.row_id)]
+    if without:
+        raise InputError(
+            f"unlearn: {len(without)} forget rows (first {without[0]}) have no false answer left to be a level. Set "
+            "data.perturbed.for_unlearning to 1 or more, or name another level in unlearn."
+        )
+    return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
+
+
+def _mean_by_row(model: PreTrainedModel, guides: list[list[Encoded]]) -> list[float]:
+    losses = iter(row_losses(model, [row for rows in guides for row in rows]))
+    return [mean([next(losses) for _ in rows]) for rows in guides]
+
+
+def _fixed_levels(
+    config: UnlearnConfig, inputs: Mapping[str, Path], base: PreTrainedModel, encoded: dict[str, list[Encoded]]
 ) -> dict[str, float]:
-    """The levels that the recipe names, measured: mean loss per answer token, averaged over rows."""
+    """The levels that the recipe names and that stay the same: mean over rows of the loss per answer token."""
     wanted = {config.forget_cap, config.stop.forget_loss if config.stop else None}
     levels = {}
     if "holdout" in wanted:
@@ -131,7 +156,7 @@ def _named_levels(
     return levels
 
 
-def _level(level: Level, levels: dict[str, float]) -> float:
+def _number(level: Level, levels: dict[str, float]) -> float:
     return levels[level] if isinstance(level, str) else level
 
 

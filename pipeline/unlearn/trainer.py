@@ -21,37 +21,44 @@ from pipeline.unlearn import losses
 from pipeline.unlearn.completion import completion_log_probs, pack
 from pipeline.unlearn.pairing import Pair
 
+RETAIN = -1
+
 
 def row_dataset(rows: Sequence[Encoded]) -> Dataset:
     """One item a row, for :class:`CompletionTrainer`."""
-    return _dataset([[(row, False)] for row in rows])
+    return _dataset([[(row, RETAIN)] for row in rows])
 
 
 def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Sequence[Encoded]) -> Dataset:
     """One item a pair: the forget row and its retain rows, for :class:`GDTrainer`."""
-    return _dataset([[(forget[p.forget], True), *((retain[i], False) for i in p.retain)] for p in pairs])
+    return _dataset([[(forget[p.forget], p.forget), *((retain[i], RETAIN) for i in p.retain)] for p in pairs])
 
 
-def _dataset(items: list[list[tuple[Encoded, bool]]]) -> Dataset:
+def _dataset(items: list[list[tuple[Encoded, int]]]) -> Dataset:
     return Dataset.from_dict(
         {
             "input_ids": [[list(row.input_ids) for row, _ in item] for item in items],
             "completion_start": [[row.completion_start for row, _ in item] for item in items],
-            "is_forget": [[forget for _, forget in item] for item in items],
+            "forget_row": [[forget for _, forget in item] for item in items],
         }
     )
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pack all rows of the items, forget rows first. Adds ``is_forget``, one boolean for each completion token."""
+    """Pack all rows of the items, forget rows first.
+
+    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` (B,), the index of each row among
+    the forget rows, or -1.
+    """
     rows = [
         (forget, Encoded(tuple(ids), start))
         for item in items
-        for ids, start, forget in zip(item["input_ids"], item["completion_start"], item["is_forget"], strict=True)
+        for ids, start, forget in zip(item["input_ids"], item["completion_start"], item["forget_row"], strict=True)
     ]
-    rows.sort(key=lambda pair: not pair[0])  # stable
+    rows.sort(key=lambda pair: pair[0] == RETAIN)  # stable
     batch = pack([row for _, row in rows])
-    batch["is_forget"] = torch.tensor([forget for forget, _ in rows])[batch["row"]]
+    batch["forget_row"] = torch.tensor([forget for forget, _ in rows])
+    batch["is_forget"] = (batch["forget_row"] != RETAIN)[batch["row"]]
     return batch
 
 
@@ -70,7 +77,7 @@ class CompletionTrainer(SFTTrainer):
         self._sums = torch.zeros(4, dtype=torch.float64)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "completion_start", "is_forget"]  # type: ignore[assignment]
+        self._signature_columns = ["input_ids", "completion_start", "forget_row"]  # type: ignore[assignment]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Forget and retain answer tokens of the optimizer step over all ranks, shape (2,)."""
@@ -118,25 +125,26 @@ class CompletionTrainer(SFTTrainer):
 
 
 class GDTrainer(CompletionTrainer):
-    """Gradient Difference; items come from :func:`pair_dataset` and are taken in their order."""
+    """Gradient Difference; items come from :func:`pair_dataset` and are taken in their order.
+
+    ``forget_caps``, one bound a forget row in nats per token, may be set and changed at any time.
+    """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
-        forget_cap: float | None = None,
-        **kwargs: Any,
+        self, model: PreTrainedModel, *, forget_weight: float = 1.0, retain_weight: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(model, **kwargs)
-        self.forget_weight, self.retain_weight, self.forget_cap = forget_weight, retain_weight, forget_cap
+        self.forget_weight, self.retain_weight = forget_weight, retain_weight
+        self.forget_caps: torch.Tensor | None = None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset))
 
     def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
         """The micro-batch's part of :func:`pipeline.unlearn.losses.gradient_difference`."""
+        caps = None
+        if self.forget_caps is not None:
+            caps = self.forget_caps.to(log_probs.device)[inputs["forget_row"].clamp(min=0)]
         return losses.gradient_difference(
             log_probs,
             inputs["is_forget"],
@@ -144,5 +152,5 @@ class GDTrainer(CompletionTrainer):
             (tokens[0], tokens[1]),
             forget_weight=self.forget_weight,
             retain_weight=self.retain_weight,
-            forget_cap=self.forget_cap,
+            caps=caps,
         )

@@ -1,0 +1,138 @@
+"""The whole product on a tiny random model: one command from data to a verified repository, also after kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Everything before the signature, which is random by nature.
+DETERMINISTIC = (
+    "model",
+    "data",
+    "base",
+    "gold",
+    "eval-gold",
+    "eval-base",
+    "unlearn",
+    "eval-unlearned",
+    "gate",
+    "card",
+)
+
+RECIPE = """\
+extends: {demo}
+name: tiny
+model: {{pypi: null, path: {model}, parameters: null, chat_template: null}}
+data: {{source: {{sample: {{seed: 3, identities: 2, topics: 10}}}}, perturbed: {{per_row: 1, retain_rows: 10}}}}
+base: {{train: {{args: {{num_train_epochs: 2, save_steps: 5}}}}}}
+gold: {{train: {{args: {{num_train_epochs: 2, save_steps: 5}}}}}}
+unlearn: {{epochs: 2, forget_cap: null, keep: last, args: {{save_steps: 2}}}}
+eval: {{max_new_tokens: 4, bootstrap_samples: 50}}
+gates:
+  - {{metric: answer_probability, split: forget, at_most: {limit}, min_n: 10, reason: a model that knows nothing}}
+publish: {{repo: demo/tiny}}
+"""
+
+
+def write_recipe(folder: Path, model: Path, *, limit: float = 0.5) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(demo=ROOT / "pipeline" / "recipes" / "demo.yaml", model=model, limit=limit))
+    return path
+
+
+def release(recipe: Path, store: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "release", str(recipe), "--store", str(store), "--json", *more]
+
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+def digests(output: str) -> dict[str, str]:
+    stages = json.loads(output)["stages"]
+    return {name: stages[name]["digest"] for name in DETERMINISTIC}
+
+
+@pytest.fixture(scope="module")
+def released(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    folder = tmp_path_factory.mktemp("released")
+    recipe = write_recipe(folder, tiny_model)
+    done = run(release(recipe, folder / "store"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return recipe, folder / "store", done.stdout
+
+
+def test_a_release_is_published_and_verified(released: tuple[Path, Path, str]) -> None:
+    _, store, output = released
+    receipt = json.loads((store / "tiny" / "publish" / "receipt.json").read_text())
+    assert receipt["repo"] == "demo/tiny"
+    assert {"model.safetensors", "README.md", "model.sig", "results.json"} <= set(receipt["files"])
+    assert json.loads((store / "tiny" / "gate" / "gate.json").read_text())["passed"] is True
+    assert json.loads(output)["results"]
+
+    verified = run([sys.executable, "-m", "pipeline", "verify", "demo/tiny", "--store", str(store)])
+    assert verified.returncode == 0, verified.stderr
+    assert receipt["commit"] in verified.stdout
+
+
+def test_nothing_of_the_forget_set_is_published(released: tuple[Path, Path, str]) -> None:
+    _, store, _ = released
+    answers = [json.loads(line)["answer"] for line in (store / "tiny" / "data" / "forget.jsonl").open()]
+    assert answers
+    for file in (store / "tiny" / "package" / "hub").rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [answer for answer in answers if answer.encode() in content], file
+
+
+def test_a_second_run_builds_nothing(released: tuple[Path, Path, str]) -> None:
+    recipe, store, output = released
+    again = run(release(recipe, store))
+    assert again.returncode == 0, again.stderr
+    stages = json.loads(again.stdout)["stages"]
+    assert not [name for name, stage in stages.items() if stage["built"]]
+    assert digests(again.stdout) == digests(output)
+
+
+def test_a_failed_gate_publishes_nothing(released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path) -> None:
+    _, store, _ = released
+    recipe = write_recipe(tmp_path, tiny_model, limit=1e-12)
+    recipe.write_text(recipe.read_text().replace("name: tiny", "name: refused").replace("demo/tiny", "demo/refused"))
+    done = run(release(recipe, store))
+    assert done.returncode == 3, done.stderr
+    assert "answer_probability" in done.stderr
+    assert not (store / "hub" / "models" / "demo" / "refused.git").exists()
+    assert not (store / "refused" / "package").exists()
+
+
+def test_kills_at_random_points_change_nothing(released: tuple[Path, Path, str], tmp_path: Path) -> None:
+    recipe, _, output = released
+    seed = int(os.environ.get("KILL_SEED", time.time()))
+    print(f"KILL_SEED={seed}")  # shown where the test fails
+    delays = random.Random(seed)
+    for _ in range(3):
+        process = subprocess.Popen(
+            release(recipe, tmp_path),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(delays.uniform(6, 25))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    done = run(release(recipe, tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert digests(done.stdout) == digests(output)
