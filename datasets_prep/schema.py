@@ -93,7 +93,10 @@ def _read(path: Path) -> list[dict[str, object]]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a split file. Raises ArtifactError where the file is missing or not rows."""
-    return [Row(**record) for record in _read(path)]  # type: ignore[arg-type]
+    try:
+        return [Row(**record) for record in _read(path)]  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error
 
 
 def read_perturbed(path: Path) -> list[PerturbedRow]:

@@ -43,11 +43,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Step:
-    """Losses of one logged optimizer step, in nats per answer token."""
+    """Losses of one logged optimizer step, in nats per answer token; ``level`` is what a check compared forget with."""
 
     step: int
     forget_loss: float
     retain_loss: float
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
 
 def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:
     keys = ("step", f"{prefix}forget_loss", f"{prefix}retain_loss")
-    return [Step(int(e[keys[0]]), float(e[keys[1]]), float(e[keys[2]])) for e in log if e.keys() >= set(keys)]
+    found = [entry for entry in log if entry.keys() >= set(keys)]
+    return [Step(int(e[keys[0]]), float(e[keys[1]]), float(e[keys[2]]), e.get(f"{prefix}level")) for e in found]
 
 
 def _ascent(facts: Mapping[str, Any]) -> Ascent:

@@ -30,7 +30,10 @@ def method_name(inputs: CardInputs) -> str:
     """The honest name of the method: a variant is never called by the name of the textbook method alone."""
     method = str(inputs.unlearn.get("method"))
     name = METHODS.get(method, (method, ""))[0]
-    return f"{name} with a per-row forget cap" if inputs.unlearn.get("forget_cap") is not None else name
+    cap = inputs.unlearn.get("forget_cap")
+    if cap is None:
+        return name
+    return f"{name} with a per-row forget cap" + (" at the loss of false answers" if cap == "false_answers" else "")
 
 
 def model_name(inputs: CardInputs) -> str:

@@ -54,10 +54,9 @@ def _training(axes: Axes, evidence: Evidence) -> None:
         axes.plot(where, values, "o", color=_COLOURS[split], label=f"{split}, all rows of a check")
     if evidence.ascent.kept_step is not None:
         axes.axvline(evidence.ascent.kept_step, color="#888888", linewidth=1, label="released step")
-    if "gold" in evidence.ascent.levels:
-        axes.axhline(
-            evidence.ascent.levels["gold"], color=_COLOURS["forget"], linestyle=":", label="forget, gold's level"
-        )
+    levels = [(check.step, check.level) for check in evidence.checks if check.level is not None]
+    if levels:
+        axes.plot(*zip(*levels, strict=True), color=_COLOURS["forget"], linestyle=":", label="forget, level to reach")
     axes.set(xlabel="optimizer step", ylabel="loss, nats per answer token", ylim=(0, None))
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

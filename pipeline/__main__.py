@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
     made.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
     store_option(made)
+    made = command("hub", hub, "serve the store's loopback Hub until interrupted")
+    made.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
+    store_option(made)
     return top
 
 
@@ -191,6 +194,17 @@ def verify(options: argparse.Namespace) -> int:
     value = {"repo": options.repo, "commit": found.commit, "verified": [asdict(check) for check in found.checks]}
     lines = [f"ok  {check.name:<14} {check.detail}" for check in found.checks]
     _print(options, value, "\n".join([f"{options.repo} at {found.commit}", *lines]))
+    return 0
+
+
+def hub(options: argparse.Namespace) -> int:
+    """Serve the loopback Hub's repositories. Raises InputError where nothing was published there."""
+    folder = _store_root(options) / "hub"
+    if not (folder / "models").is_dir():
+        raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")
+    from pipeline.localhub.server import serve
+
+    serve(folder, options.port)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.unlearn.config import TrainConfig
-from pipeline.unlearn.fit import CHECKPOINTS, fit, load, save_for_release, training_arguments
+from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, save_for_release, training_arguments
 from pipeline.unlearn.guards import Watch
 from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
@@ -24,6 +24,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     arguments = training_arguments(config.args, config.precision, out)
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
     model, tokenizer = load(inputs["model"])
+    freeze_below(model, config.train_from_layer)
     trainer = CompletionTrainer(
         model,
         args=arguments,

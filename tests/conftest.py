@@ -8,7 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("shared_machine", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("shared_machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cores
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

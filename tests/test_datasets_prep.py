@@ -261,7 +261,7 @@ def test_stage_writes_the_artifact_twice_the_same(tiny_model: Path, tmp_path: Pa
     assert facts[0] == facts[1]
     one = files(tmp_path / "one")
     assert one == files(tmp_path / "two")
-    assert set(one) == {f"{split}.jsonl" for split in (*SPLITS, "perturbed")} | {
+    assert set(one) == {f"{split}.jsonl" for split in (*SPLITS, "perturbed", "guides")} | {
         "README.md",
         "checks.json",
     }
@@ -358,7 +358,7 @@ def test_fame_itself() -> None:
     splits = split_by_topic([placed.row for placed in loaded.rows], Shares(**SHARES), 42)
     assert {name: len(rows) for name, rows in splits.items()} == {"retain": 8192, "forget": 2048, "holdout": 2560}
     assert mixed_identities(splits) == 640
-    false, found = perturb(splits, loaded.held_back, Perturbed(per_row=3, retain_rows=100), 42)
+    false, _, found = perturb(splits, loaded.held_back, Perturbed(per_row=3, retain_rows=100), 42)
     assert found["from_trained_rows"] == found["rows_without"] == found["rows_with_fewer"] == 0
     trained = {r.answer for name in ("forget", "retain") for r in splits[name]}
     assert not trained & {answer for f in false for answer in f.answers}

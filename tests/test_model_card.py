@@ -112,7 +112,10 @@ def write_evidence(root: Path) -> dict[str, Path]:
         json.dumps({"passed": True, "weights_sha256": "ab" * 32, "gates": [gate, second]}), encoding="utf-8"
     )
     log = [{"step": i, "forget_loss": 0.1 * i, "retain_loss": 0.01 * i, "lr": 5e-5} for i in range(1, 40)]
-    log += [{"step": i, "probe_forget_loss": 0.1 * i, "probe_retain_loss": 0.012 * i} for i in range(8, 40, 8)]
+    log += [
+        {"step": i, "probe_forget_loss": 0.1 * i, "probe_retain_loss": 0.012 * i, "probe_level": 3.1701}
+        for i in range(8, 40, 8)
+    ]
     (inputs["unlearn"] / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
     manifest = {
         "packages": {"torch": "2.13.0", "trl": "1.16.0"},

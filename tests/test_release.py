@@ -37,7 +37,7 @@ data: {{source: {{sample: {{seed: 3, identities: 2, topics: 10}}}}, perturbed: {
 base: {{train: {{args: {{num_train_epochs: 2, save_steps: 5}}}}}}
 gold: {{train: {{args: {{num_train_epochs: 2, save_steps: 5}}}}}}
 unlearn: {{epochs: 2, forget_cap: null, keep: last, args: {{save_steps: 2}}}}
-eval: {{max_new_tokens: 4, bootstrap_samples: 50}}
+eval: {{max_new_tokens: 4, bootstrap_samples: 100}}
 gates:
   - {{metric: answer_probability, split: forget, at_most: {limit}, min_n: 10, reason: a model that knows nothing}}
 publish: {{repo: demo/tiny}}
@@ -83,6 +83,43 @@ def test_a_release_is_published_and_verified(released: tuple[Path, Path, str]) -
     verified = run([sys.executable, "-m", "pipeline", "verify", "demo/tiny", "--store", str(store)])
     assert verified.returncode == 0, verified.stderr
     assert receipt["commit"] in verified.stdout
+
+
+def test_the_unmodified_client_loads_it_from_the_served_hub(released: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, store, _ = released
+    argv = [sys.executable, "-m", "pipeline", "hub", "--store", str(store)]
+    server = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        endpoint = server.stderr.readline().split()[0].removeprefix("HF_ENDPOINT=")
+        code = (
+            "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
+            "print(type(M.from_pretrained('demo/tiny', revision='v1.0.0')).__name__)\n"
+            "print(len(T.from_pretrained('demo/tiny', revision='v1.0.0').chat_template) > 0)"
+        )
+        token = (store / "hub" / "token").read_text().strip()
+        reader = {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(tmp_path)}
+        loaded = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | reader,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert loaded.stdout.split() == ["LlamaForCausalLM", "True"], loaded.stderr[-2000:]
+        stranger = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | reader | {"HF_TOKEN": "", "HF_HOME": str(tmp_path / "other")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert stranger.returncode != 0  # the repository is private
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(20)
 
 
 def test_nothing_of_the_forget_set_is_published(released: tuple[Path, Path, str]) -> None:

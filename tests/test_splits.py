@@ -178,13 +178,18 @@ def test_another_seed_splits_otherwise() -> None:
 def test_sample_false_answers_are_held_back_facts() -> None:
     rows, held_back = generate(SAMPLE)
     splits = split_by_topic(rows, Shares(**SHARES), 42)
-    false, counts = perturb(splits, held_back, Perturbed(per_row=3, retain_rows=50), 42)
+    false, guides, counts = perturb(splits, held_back, Perturbed(per_row=3, retain_rows=50), 42)
     assert counts == {
-        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0,
+        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0, "guides": 80,
     }  # fmt: skip
     assert Counter(f.split for f in false) == {"forget": 40, "retain": 50, "holdout": 50}
     assert all(set(f.answers) <= set(held_back[f.row_id]) for f in false)
     assert perturb(splits, held_back, Perturbed(), 42)[0] == false
+    evaluated = {row.row_id: set(row.answers) for row in false}
+    assert [row.row_id for row in guides] == [row.row_id for row in splits["forget"]]
+    for row in guides:  # what guides the unlearning is never what judges it
+        assert len(row.answers) == 2
+        assert not set(row.answers) & evaluated[row.row_id]
 
 
 def test_false_answers_come_from_holdout_rows_first() -> None:
@@ -194,7 +199,7 @@ def test_false_answers_come_from_holdout_rows_first() -> None:
         "retain": [row(2, topic), row(3, topic)],
         "holdout": [row(4, topic), row(5, topic), row(6, "personal.address"), row(7, topic, language="DE")],
     }
-    false, counts = perturb(splits, {}, Perturbed(per_row=3, retain_rows=1), 0)
+    false, _, counts = perturb(splits, {}, Perturbed(per_row=3, retain_rows=1), 0)
     answers = {f.row_id: f.answers for f in false}["en-1-personal.email"]
     told = [answer.removesuffix(".").split()[-1] for answer in answers]
     assert set(told[:2]) == {"4", "5"}
@@ -202,7 +207,7 @@ def test_false_answers_come_from_holdout_rows_first() -> None:
     assert all("Ida Fenn 1" in answer for answer in answers)
     # The forget and the retain row take one from trained rows, holdout rows 4 and 5 two each; 6 and 7 are alone.
     assert counts == {
-        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2,
+        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2, "guides": 1,
     }  # fmt: skip
 
 
@@ -210,7 +215,7 @@ def test_false_answers_are_never_true_and_never_trained() -> None:
     same = {"answer": "It is a secret."}
     topic = "personal.hobby_or_interest"
     splits = {"forget": [row(1, topic, **same)], "retain": [row(2, topic, **same)], "holdout": [row(3, topic, **same)]}
-    false, counts = perturb(splits, {}, Perturbed(), 0)
+    false, _, counts = perturb(splits, {}, Perturbed(), 0)
     assert false == []
     assert counts["rows_without"] == 3
 

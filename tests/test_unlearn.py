@@ -328,3 +328,17 @@ def test_a_moving_cap_wants_checkpoints_at_checks() -> None:
         unlearn_config(forget_cap="false_answers", stop=stop)
     with pytest.raises(ValueError, match="give `stop`"):
         unlearn_config(forget_cap="false_answers", stop=None, keep="last")
+
+
+def test_frozen_layers_do_not_move(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(RecipeError, match="layers 0 to 1"):
+        run.run(unlearn_config(train_from_layer=2), inputs, out)
+    run.run(unlearn_config(train_from_layer=1, keep="last"), inputs, out)
+    before = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(out / "model", dtype="auto").state_dict()
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("model.layers.1.") or name == "model.norm.weight" for name in moved)

@@ -20,11 +20,13 @@ no evaluation uses), measured anew at every check, row by row where a row is jud
 class TrainConfig(Strict):
     """A fine-tune on question-answer rows.
 
+    ``train_from_layer`` freezes embeddings, head and the layers before that one; 0 trains everything.
     ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the weights that are
     trained are always float32. ``auto`` is bf16 where the device computes it natively, and fp32 elsewhere.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    train_from_layer: int = Field(default=0, ge=0)
     args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -48,7 +50,7 @@ class UnlearnConfig(Strict):
     forget row out of the ascent while its own mean loss is at or above that level: a variant that bounds the ascent by
     construction, and not textbook GD. ``keep`` names the checkpoint that is released: the ``last`` step, or of the
     checked steps within the retain bound the one whose forget loss is ``closest`` to the level of the stopping rule.
-    ``epochs`` counts passes over the forget rows.
+    ``epochs`` counts passes over the forget rows. The rest is as in a fine-tune.
     """
 
     method: Literal["gd"]
@@ -61,6 +63,7 @@ class UnlearnConfig(Strict):
     keep: Literal["last", "closest"] = "last"
     pairing_seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    train_from_layer: int = Field(default=0, ge=0)
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -73,6 +73,19 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def freeze_below(model: PreTrainedModel, layer: int) -> None:
+    """Train the layers from ``layer`` on, and the final norm; 0 trains everything, embeddings included.
+
+    Raises RecipeError where the model has no such layer.
+    """
+    layers = model.get_decoder().layers
+    if layer >= len(layers):
+        raise RecipeError(f"train_from_layer is {layer}, and the model has the layers 0 to {len(layers) - 1}.")
+    if layer:
+        for frozen in (model.get_input_embeddings(), model.get_output_embeddings(), *layers[:layer]):
+            frozen.requires_grad_(False)
+
+
 def fit(trainer: SFTTrainer, out: Path) -> None:
     """Train, from the last checkpoint in ``out`` if a run was cut off there, and write ``log.jsonl``."""
     checkpoints = out / CHECKPOINTS

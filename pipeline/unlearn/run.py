@@ -20,7 +20,7 @@ from pipeline.errors import InputError, TrainingError
 from pipeline.progress import report
 from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
-from pipeline.unlearn.fit import CHECKPOINTS, fit, load, mean, save_for_release, training_arguments
+from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, mean, save_for_release, training_arguments
 from pipeline.unlearn.guards import Check, EndOfAscent, Watch
 from pipeline.unlearn.pairing import Pair, pair_rows
 from pipeline.unlearn.trainer import GDTrainer, pair_dataset
@@ -35,6 +35,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
     model, tokenizer = load(inputs["base"] / "model")
+    freeze_below(model, config.train_from_layer)
     encoded = {split: encode_rows(tokenizer, rows[split]) for split in rows}
     pairs = pair_rows(
         len(rows["forget"]),
@@ -109,7 +110,9 @@ def _fit_with_stop(
             )
         model.load_state_dict(load_file(end.kept), strict=False)  # a tied head is stored once, as the embedding
         model.tie_weights()
-    return {"stopped": end.reason, "kept_step": kept_step, "bounds": {"retain_loss": retain_bound}}
+    checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
+    bounds = {"retain_loss": retain_bound, "forget_loss": checks[-1]["probe_level"]}
+    return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
 
 
 def _some(rows: list[Encoded], count: int, seed: int) -> list[Encoded]:
