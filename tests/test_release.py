@@ -34,9 +34,9 @@ extends: {demo}
 name: tiny
 model: {{pypi: null, path: {model}, parameters: null, chat_template: null}}
 data: {{source: {{sample: {{seed: 3, identities: 2, topics: 10}}}}, perturbed: {{per_row: 1, retain_rows: 10}}}}
-base: {{train: {{args: {{num_train_epochs: 2, save_steps: 5}}}}}}
-gold: {{train: {{args: {{num_train_epochs: 2, save_steps: 5}}}}}}
-unlearn: {{epochs: 2, forget_cap: null, keep: last, args: {{save_steps: 2}}}}
+base: {{train: {{train_from_layer: 0, args: {{num_train_epochs: 2, save_steps: 5}}}}}}
+gold: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 2, save_steps: 5}}}}}}
+unlearn: {{epochs: 2, keep: last, train_from_layer: 0, stop: {{every: 1}}, args: {{save_steps: 2}}}}
 eval: {{max_new_tokens: 4, bootstrap_samples: 100}}
 gates:
   - {{metric: answer_probability, split: forget, at_most: {limit}, min_n: 10, reason: a model that knows nothing}}
