@@ -123,8 +123,9 @@ def test_prompts_are_rendered_by_the_checkpoints_own_template(loaded, data, tmp_
     )
     _ask((model, with_header), data, splits=("forget",))
     record.remove()
-    assert seen
-    assert all("You are helpful" in text for text in seen)
+    prompts = [text for text in seen if "assistant\n" in text]  # later forwards hold one new token each
+    assert prompts
+    assert all("You are helpful" in text for text in prompts)
 
 
 @pytest.mark.parametrize("text", ["Née à Málaga, où?", "ÇA VA bien", "", "straße 12"])

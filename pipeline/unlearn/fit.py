@@ -99,7 +99,7 @@ def fit(trainer: SFTTrainer, out: Path) -> None:
 
 def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write bfloat16 safetensors, tokenizer and chat template: the files that are evaluated and published."""
-    model.to(dtype=torch.bfloat16)
+    model.bfloat16()
     model.config.use_cache = True  # the trainer turns it off
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
