@@ -330,3 +330,19 @@ def test_plain_lines_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_clock() -> None:
     assert [clock(s) for s in (0, 59.6, 3599, 3600, -1)] == ["0:00", "1:00", "59:59", "1:00:00", "0:00"]
+
+
+def test_verify_wants_a_key_of_the_readers_own(call: Call, tmp_path: Path) -> None:
+    done = call("verify", "someone/model", "--store", str(tmp_path))
+    assert done.returncode == 2
+    assert "--key FILE" in done.stderr
+    assert not list(tmp_path.iterdir())  # no key is made up to check with
+    done = call("verify", "someone/model", "--store", str(tmp_path), "--key", str(tmp_path / "absent.pub"))
+    assert done.returncode == 2
+    assert "absent.pub" in done.stderr
+
+
+def test_hub_has_nothing_to_serve_before_the_first_release(call: Call, tmp_path: Path) -> None:
+    done = call("hub", "--store", str(tmp_path))
+    assert done.returncode == 2
+    assert "make release" in done.stderr
