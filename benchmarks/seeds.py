@@ -15,11 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def release(seed: int, recipe: str) -> dict[str, object]:
-    """Run the recipe with this data seed to its gate and return ``gate.json``."""
-    name = f"{recipe}-seed-{seed}"
+def release(seed: int) -> dict[str, object]:
+    """Run the demo with this data seed to its gate and return ``gate.json``."""
+    name = f"demo-seed-{seed}"
     sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={name}"]
-    argv = [sys.executable, "-m", "pipeline", "release", recipe, "--until", "gate"]
+    argv = [sys.executable, "-m", "pipeline", "release", "demo", "--until", "gate"]
     argv += [word for value in sets for word in ("--set", value)]
     code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
     if code not in (0, 3):
@@ -27,24 +27,25 @@ def release(seed: int, recipe: str) -> dict[str, object]:
     return dict(json.loads((ROOT / "runs" / name / "gate" / "gate.json").read_text(encoding="utf-8")))
 
 
+def _cell(gate: dict[str, object]) -> str:
+    if gate["measured"] is None or gate["threshold"] is None:
+        return f"{gate['why']} **fails**"
+    return f"{gate['measured']:.3f} (bound {gate['threshold']:.3f})" + ("" if gate["passed"] else " **fails**")
+
+
 def main() -> None:
     """Print the table."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__)
     options.add_argument("seeds", type=int, nargs="+")
-    options.add_argument("--recipe", default="demo")
-    given = options.parse_args()
     head = False
-    for seed in given.seeds:
-        verdict = release(seed, given.recipe)
+    for seed in options.parse_args().seeds:
+        verdict = release(seed)
         gates = verdict["gates"]
         if not head:
             columns = [f"{gate['metric']} {gate['split']}" for gate in gates]  # type: ignore[attr-defined]
             print(f"| seed | {' | '.join(columns)} | verdict |\n|--:|{'--:|' * len(columns)}---|")
             head = True
-        cells = []
-        for gate in gates:  # type: ignore[attr-defined]
-            mark = "" if gate["passed"] else " **fails**"
-            cells.append(f"{gate['measured']:.3f} (bound {gate['threshold']:.3f}){mark}")
+        cells = [_cell(gate) for gate in gates]  # type: ignore[attr-defined]
         print(f"| {seed} | {' | '.join(cells)} | {'pass' if verdict['passed'] else 'fail'} |", flush=True)
 
 

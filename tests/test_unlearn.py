@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from datasets_prep.schema import Encoded, PerturbedRow, Row, write_rows
+from datasets_prep.chat import encode_rows
+from datasets_prep.schema import Encoded, PerturbedRow, Row, read_rows, write_rows
 from pipeline.errors import DataError, InputError, RecipeError, TrainingError
 from pipeline.unlearn import losses, run
 from pipeline.unlearn.attention import ROWS_SDPA
@@ -256,8 +257,11 @@ def test_the_rule_stops_the_ascent_and_keeps_the_closest(tiny_model: Path, tmp_p
     checks = [entry for entry in checks if "probe_forget_loss" in entry]
     closest = min(checks, key=lambda entry: abs(entry["probe_forget_loss"] - 6.6))
     assert facts["kept_step"] == closest["step"]
-    kept, _ = load(out / "model")
+    kept, tokenizer = load(out / "model")
     assert kept.config.use_cache
+    forget = encode_rows(tokenizer, read_rows(inputs["data"] / "forget.jsonl"))
+    losses_now = row_losses(kept, forget)
+    assert sum(losses_now) / len(losses_now) == pytest.approx(closest["probe_forget_loss"], abs=0.03)  # bf16 rounding
     assert {str(t.dtype) for t in AutoModelForCausalLM.from_pretrained(out / "model", dtype="auto").parameters()} == {
         "torch.bfloat16"
     }

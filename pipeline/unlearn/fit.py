@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from datasets_prep.chat import load_tokenizer
 from pipeline.errors import ModelError, RecipeError
 from pipeline.unlearn.attention import ROWS_SDPA
 
@@ -61,15 +62,11 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model with float32 weights, and tokenizer. Raises ModelError where one of them or a chat template is absent."""
+    tokenizer = load_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model with tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{folder}: the tokenizer has no chat template; give one in the recipe as model.chat_template."
-        )
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     return model, tokenizer
 
 

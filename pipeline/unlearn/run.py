@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datasets_prep.chat import chat_example, encode, encode_rows
@@ -108,8 +108,7 @@ def _fit_with_stop(
                 f"unlearn: no checked step kept the retain loss within {retain_bound:.3f} nats per token "
                 f"({end.reason}). Lower the learning rate or raise unlearn.retain_weight."
             )
-        model.load_state_dict(load_file(end.kept), strict=False)  # a tied head is stored once, as the embedding
-        model.tie_weights()
+        load_model(model, end.kept)  # knows that a tied head is stored once, and refuses any other difference
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
     bounds = {"retain_loss": retain_bound, "forget_loss": checks[-1]["probe_level"]}
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
