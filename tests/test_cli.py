@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from eval.schema import Record, write_records
-from pipeline.__main__ import QUIET, STORE, main, parser
+from pipeline.__main__ import QUIET, main, parser
+from pipeline.commands.shared import STORE
 from pipeline.live import clock, watching
 from pipeline.progress import report
 from pipeline.recipe import load_recipe
@@ -259,7 +260,7 @@ def test_an_interrupt_is_exit_130_and_continues_later(tmp_path: Path) -> None:
     waiting = "import time; time.sleep(30)"
     begun = subprocess.Popen(
         [sys.executable, "-c", f"import sys, pipeline.__main__ as m\ndef slow(o):\n {waiting}\n"
-         "m.status = slow\nprint('ready', flush=True)\nsys.exit(m.main(['status', 'demo']))"],
+         "m.state.status = slow\nprint('ready', flush=True)\nsys.exit(m.main(['status', 'demo']))"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert begun.stdout

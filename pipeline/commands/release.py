@@ -1,0 +1,168 @@
+"""`release` and `run`: make what is not done yet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.shared import index_of, prepare, refuse_unpinned, say, show, surveyed
+from pipeline.errors import InputError, RecipeError, ReleaseError
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
+    from pipeline.recipe import Recipe
+    from pipeline.runner import Stage, Store
+
+REAL_RELEASE = "fame-topics-gd-llama32-3b"
+
+
+def release(options: argparse.Namespace) -> int:
+    """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
+    if options.launch != "local":
+        raise InputError(f"--launch {options.launch}: only `local` is there so far; slurm and hf-jobs come later.")
+    recipe, stages, store = prepare(options)
+    stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
+    if options.dry_run:
+        return _show_plan(options, recipe, stages, store)
+    refuse_unpinned(recipe)
+    _check_trainer_arguments(recipe, stages, store)
+    from pipeline.runner import execute
+    from pipeline.summary import require_pass
+
+    built: set[str] = set()
+    done: dict[str, Artifact] = {}
+    try:
+        for stage, artifact in execute(stages, store, _watched(built)):
+            done[stage.name] = artifact
+            if stage.name not in built:
+                say(f"{stage.name:<15} done already")
+            if stage.name == "gate":
+                require_pass(artifact.path)
+    except ReleaseError:
+        if "gate" in done:
+            _report(options, recipe, done, store, built)
+        raise
+    _report(options, recipe, done, store, built)
+    return 0
+
+
+def run_one(options: argparse.Namespace) -> int:
+    """Run one stage. Raises ArtifactError where an input is not there, GateError past a failed gate."""
+    recipe, stages, store = prepare(options)
+    wanted = stages[index_of(stages, options.stage)]
+    refuse_unpinned(recipe)
+    from pipeline.artifact import check_artifact, link
+    from pipeline.runner import build, survey
+    from pipeline.summary import require_pass
+
+    done: dict[str, Artifact] = {}
+    for stage, state in survey(stages, store):
+        if stage.name == wanted.name:
+            break
+        if state.artifact:
+            done[stage.name] = state.artifact
+    for made_by in wanted.inputs.values():
+        if made_by in done:
+            check_artifact(done[made_by])
+            if made_by == "gate":
+                require_pass(done[made_by].path)
+    built: set[str] = set()
+    artifact = state.artifact or _watched(built)(wanted, lambda: build(wanted, store, done))
+    check_artifact(artifact)
+    link(artifact.path, store.link(wanted.name))
+    summary = {"stage": wanted.name, "path": str(store.link(wanted.name)), "digest": artifact.digest}
+    show(options, {**summary, "facts": artifact.facts}, str(store.link(wanted.name)))
+    return 0
+
+
+def _check_trainer_arguments(recipe: Recipe, stages: Sequence[Stage], store: Store) -> None:
+    """Let the trainer's own config class refuse wrong arguments before the first stage runs, not after the third."""
+    states = surveyed(stages, store)
+    trainings = {"base": recipe.base, "gold": recipe.gold, "unlearn": recipe.unlearn}
+    waiting = [name for name, state in states.items() if name in trainings and state.artifact is None]
+    if not waiting:
+        return  # a cached release starts without torch
+    from pipeline.unlearn.fit import training_arguments
+
+    for name in waiting:
+        config: Any = trainings[name]
+        config = config if name == "unlearn" else config.train
+        if config is not None:
+            try:
+                training_arguments(config.args, config.precision, store.root / "unused")
+            except RecipeError as error:
+                raise RecipeError(f"{name}{'' if name == 'unlearn' else '.train'}.args: {error}") from error
+
+
+def _watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
+    from pipeline.live import watching
+
+    def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
+        with watching(stage.name), redirect_stdout(sys.stderr):  # libraries print; stdout is for data
+            artifact = build()
+        built.add(stage.name)
+        return artifact
+
+    return around
+
+
+def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
+    from pipeline.plan import describe, gigabytes, needs, sizes
+
+    states = surveyed(stages, store)
+    known = sizes(recipe, states)
+    rows = [
+        {
+            "stage": name,
+            "state": state.state,
+            "will_run": state.artifact is None,
+            "does": describe(name, recipe, known),
+        }
+        for name, state in states.items()
+    ]
+    wants = needs(recipe, known.parameters)
+    lines = [f"{row['stage']:<15} {'will run' if row['will_run'] else 'done':<9} {row['does']}" for row in rows]
+    if wants:
+        lines.append(
+            f"\nAbout {gigabytes(wants['disk_bytes'])} of disk, and {gigabytes(wants['memory_bytes'])} of memory for "
+            f"weights, gradients and AdamW in float32; activations come on top."
+        )
+    show(options, {"recipe": recipe.name, "stages": rows, "needs": wants}, "\n".join(lines))
+    for key in recipe.unpinned():
+        say(f"warning: {key} is not pinned; the release itself will refuse until it is.")
+    return 0
+
+
+def _report(
+    options: argparse.Namespace, recipe: Recipe, done: dict[str, Artifact], store: Store, built: set[str]
+) -> None:
+    """The table and the places on stdout; what to do next on stderr."""
+    from pipeline.summary import measurements, places, read_verdict, results_table
+
+    links = {name: store.link(name) for name in done}
+    found = places(done, links, store.root)
+    if options.json:
+        verdict = read_verdict(done["gate"].path) if "gate" in done else None
+        stages = {
+            name: {"path": str(links[name]), "digest": a.digest, "built": name in built, "facts": a.facts}
+            for name, a in done.items()
+        }
+        result = {"recipe": recipe.name, "stages": stages, "results": measurements(done), "gate": verdict, **found}
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    if "gate" in done:
+        from rich.console import Console
+
+        width = None if sys.stdout.isatty() else 160
+        Console(width=width).print(results_table(done))
+    for name, place in found.items():
+        print(f"{name:<9}{place}")
+    if "publish" not in done:
+        if done and "gate" not in done:
+            print(str(links[list(done)[-1]]))
+    elif recipe.publish.hub == "local":
+        say(f"\nNext, a real release:  python -m pipeline release {REAL_RELEASE} --dry-run")
