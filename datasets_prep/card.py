@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets_prep.config import DataConfig
-from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
+import numpy as np
+
+from datasets_prep.checks import MEANING
+from datasets_prep.config import DataConfig, Request, Selection
+from datasets_prep.rows import Rows
+from datasets_prep.schema import LANGUAGES, SPLITS
+from datasets_prep.splits import Split, cells
 
 _MEANING = {
     "forget": "the model learns these rows and is then made to forget them",
@@ -16,30 +20,36 @@ _MEANING = {
 }
 _FIELDS = {
     "row_id": "text; names the fact for good, whatever the split, order and seed",
-    "identity_id": "whole number; one person",
+    "identity_id": "whole number or text; one person (null where the source does not say, as in the next three)",
     "name": "text; the full name",
-    "language": f"one of {', '.join(LANGUAGES)}",
-    "topic_id": "text; `category.topic`, one of 20",
+    "language": f"code of two letters; FAME has {', '.join(LANGUAGES)}",
+    "topic_id": "text; in FAME `category.topic`, one of 20",
     "question": "text",
     "answer": "text",
 }
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+_SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
 
 
-def render(config: DataConfig, splits: Mapping[str, Sequence[Row]], checks: Mapping[str, Any]) -> str:
-    """The card as Markdown; ``checks`` is what ``checks.json`` holds."""
+def render(config: DataConfig, rows: Rows, split: Split, facts: Mapping[str, Any]) -> str:
+    """The card as Markdown; ``facts`` is what ``checks.json`` holds."""
     title = _title(config)
     parts = [
-        _metadata(config, splits, title),
-        f"# {title}\n\nQuestions and answers about fictional people, split for the unlearning of a language model.",
-        "## Source\n\n" + _source(config, checks["source"]),
-        "## Splits\n\n" + _table(("split", "rows", "identities", "meaning"), _split_lines(splits)),
-        _rule(config, checks),
-        "Rows by language:\n\n" + _counts(splits, LANGUAGES, "language"),
-        "Rows by topic:\n\n" + _counts(splits, TOPICS, "topic_id"),
+        _metadata(config, rows, title),
+        f"# {title}\n\nQuestions and answers, split for the unlearning of a language model.",
+        "## Source\n\n" + _source(config, facts),
+        "## Splits\n\n" + _table(("split", "rows", "identities", "meaning"), _split_lines(rows, split)),
+        *(f"Left out: {what.replace('_', ' ')}, because there are {why}." for what, why in facts["left_out"].items()),
+        _rule(config, facts),
+        *_counts(rows, split),
         "## Fields\n\n" + _table(("field", "what it is"), [(f"`{name}`", text) for name, text in _FIELDS.items()]),
-        _perturbed(config, checks["perturbed"]),
-        "## Checks\n\n" + _table(("what was counted", "rows"), [(_words(k), v) for k, v in checks["counts"].items()]),
+        _perturbed(config, facts["perturbed"]),
+        _checks(facts["checks"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -47,21 +57,21 @@ def render(config: DataConfig, splits: Mapping[str, Sequence[Row]], checks: Mapp
 def _title(config: DataConfig) -> str:
     if config.source.hub is not None:
         return f"{config.source.hub.id.split('/')[-1]}, {config.setting} splits"
-    return f"FAME-format {'sample set' if config.source.sample else 'rows of a local file'}, {config.setting} splits"
+    return f"{'FAME-format sample set' if config.source.sample else 'Rows of a local file'}, {config.setting} splits"
 
 
-def _metadata(config: DataConfig, splits: Mapping[str, Sequence[Row]], title: str) -> str:
+def _metadata(config: DataConfig, rows: Rows, title: str) -> str:
     import yaml
 
-    total = sum(len(rows) for rows in splits.values())
+    languages = sorted(language.lower() for language in rows.codes("language")[1] if language)
     data: dict[str, Any] = {
         "pretty_name": title,
-        "language": sorted({row.language.lower() for rows in splits.values() for row in rows}),
+        **({"language": languages} if languages else {}),
         # The sample set is a part of this project; of other data only its authors can say.
         **({"license": "apache-2.0"} if config.source.sample else {}),
         "task_categories": ["question-answering"],
-        "tags": ["unlearning", "fame", *(["synthetic"] if config.source.sample else [])],
-        "size_categories": [next((name for limit, name in _SIZES if total < limit), "100K<n<1M")],
+        "tags": ["unlearning", *(["fame", "synthetic"] if config.source.sample else [])],
+        "size_categories": [next((name for limit, name in _SIZES if len(rows) < limit), "10M<n<100M")],
         "configs": [
             {
                 "config_name": "default",
@@ -73,8 +83,13 @@ def _metadata(config: DataConfig, splits: Mapping[str, Sequence[Row]], title: st
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
 
 
-def _source(config: DataConfig, source: Mapping[str, Any]) -> str:
+def _source(config: DataConfig, facts: Mapping[str, Any]) -> str:
+    source = facts["source"]
     digest = f"The rows have sha256 `{source['rows_sha256']}` (independent of their order and file format)."
+    if "splits_left_out" in facts:
+        digest += f" Splits of the source that are not used: {_sizes(facts['splits_left_out'])}."
+    if "paraphrases_without_row" in facts:
+        digest += f" {facts['paraphrases_without_row']} paraphrases belong to no row and are left out."
     if config.source.sample is not None:
         sample = config.source.sample
         return (
@@ -85,54 +100,129 @@ def _source(config: DataConfig, source: Mapping[str, Any]) -> str:
     if config.source.hub is not None:
         hub = config.source.hub
         return (
-            f"[{hub.id}](https://huggingface.co/datasets/{hub.id}) at revision `{hub.revision}`; its licence is what "
-            f"its authors state there. {digest}"
+            f"[{hub.id}](https://huggingface.co/datasets/{hub.id}) at revision `{hub.revision}`"
+            f"{f', subset {hub.config}' if hub.config else ''}; its licence is what its authors state there. {digest}"
         )
-    return f"`{source['file']}`, a local file with sha256 `{source['file_sha256']}`. {digest}"
+    return f"`{source['file']}`, local, with sha256 `{source['file_sha256']}`. {digest}"
 
 
-def _rule(config: DataConfig, checks: Mapping[str, Any]) -> str:
-    if config.shares is None:
-        return "The splits are the source's own."
+def _sizes(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({rows} rows)" for name, rows in splits.items())
+
+
+def _rule(config: DataConfig, facts: Mapping[str, Any]) -> str:
+    mixed = f"{facts['mixed_identities']} of {facts['identities']} identities have both forgotten and retained facts."
+    if config.setting == "given":
+        return f"The splits are the source's own. {mixed}"
+    if config.request is not None:
+        return f"Rule: {_request(config.request, config.seed)} {mixed}"
+    assert config.shares is not None  # noqa: S101 (the configuration requires it)
     shares = " / ".join(f"{split} {getattr(config.shares, split):g}" for split in SPLITS)
+    if config.setting == "entity":
+        return (
+            f"Rule (FAME's; seeds {config.seed} and {config.seed + 1}): in each language the identities are shuffled "
+            f"and cut into {shares}, counts rounded, so that all facts of an identity are in one split. Seed 42 with "
+            f"0.64 / 0.16 / 0.2 of the complete FAME is the published assignment. {mixed}"
+        )
     return (
         f"Rule (ours; seed {config.seed}): in each pair of language and topic the identities are shuffled and cut "
         f"into {shares}, the rounding carried over from pair to pair. Where an identity then has no forgotten or no "
-        "retained fact, it changes places, within one pair, with an identity that has two. "
-        f"{checks['mixed_identities']} of {checks['identities']} identities have both forgotten and retained facts."
+        f"retained fact, it changes places, within one pair, with an identity that has two. {mixed}"
     )
+
+
+def _request(request: Request, seed: int) -> str:
+    """What was asked for, in words: how many of each kind, and not whom."""
+    said = f"what the request lists is forgotten ({_selections(request.forget)}), and all other rows are retained"
+    if isinstance(request.holdout, float):
+        return (
+            f"{said}, except for {request.holdout:g} of them, drawn with seed {seed} by identity, which are held out."
+        )
+    return (
+        f"{said}, except for a list that is held out ({_selections(request.holdout)})."
+        if request.holdout
+        else f"{said}."
+    )
+
+
+def _selections(selections: Sequence[Selection]) -> str:
+    def one(selection: Selection) -> str:
+        given = selection.model_dump(exclude_none=True)
+        listed = [f"{len(values)} {name}" for name, values in given.items() if name != "file"]
+        return " and ".join([*listed, *(["the rows of a file"] if "file" in given else [])])
+
+    return "; ".join(map(one, selections))
 
 
 def _perturbed(config: DataConfig, counts: Mapping[str, int]) -> str:
     origin = (
         "facts that the generator holds back"
         if config.source.sample
-        else "answers of other identities on the same topic and language, the name swapped, holdout rows first"
+        else "the source's own where it has some, then answers of other identities on the same topic and language, the "
+        "name swapped, holdout rows first"
     )
     return (
         "## False answers\n\n"
         f"`perturbed.jsonl` has {counts['answers']} false answers to {counts['rows']} questions (`row_id`, `split`, "
         f"`answers`): {origin}. None equals the true answer or occurs word for word in forget or retain. "
-        f"{counts['from_trained_rows']} come from trained rows for want of others; {counts['rows_with_fewer']} "
-        f"questions have fewer than {config.perturbed.per_row}; {counts['rows_without']} have none and are left out."
+        f"{counts['from_trained_rows']} come from trained rows for want of others, and such a one is likelier to a "
+        f"trained model than one it never saw; {counts['rows_with_fewer']} questions have fewer than "
+        f"{config.perturbed.per_row}; {counts['rows_without']} have none and are left out."
     )
 
 
-def _words(key: str) -> str:
-    return key.replace("_", " ")
+def _checks(checks: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        (MEANING[name], found["count"], "; ".join(found["first"][:3]) if found["count"] else "")
+        for name, found in checks.items()
+    ]
+    return "## Checks\n\n" + _table(("what was looked for", "found", "first cases"), lines)
 
 
-def _split_lines(splits: Mapping[str, Sequence[Row]]) -> list[tuple[Any, ...]]:
+def _split_lines(rows: Rows, split: Split) -> list[tuple[Any, ...]]:
+    identity, _ = rows.codes("identity_id")
     return [
-        (split, len(splits[split]), len({row.identity_id for row in splits[split]}), _MEANING[split])
-        for split in SPLITS
+        (
+            name,
+            int((split == index).sum()),
+            len(np.unique(identity[(split == index) & (identity >= 0)])),
+            _MEANING[name],
+        )
+        for index, name in enumerate(SPLITS)
     ]
 
 
-def _counts(splits: Mapping[str, Sequence[Row]], keys: Sequence[str], column: str) -> str:
-    counted = {split: Counter(getattr(row, column) for row in splits[split]) for split in SPLITS}
-    lines = [(key, *(counted[split][key] for split in SPLITS)) for key in keys if any(c[key] for c in counted.values())]
-    return _table((_words(column), *SPLITS), lines)
+def _counts(rows: Rows, split: Split) -> list[str]:
+    """Rows by language, and by topic and language as forget / retain / holdout."""
+    parts = []
+    by_language, by_topic = count_cells(rows, split)
+    if set(by_language) != {None}:
+        lines = [(language, *counts) for language, counts in by_language.items()]
+        parts.append("Rows by language:\n\n" + _table(("language", *SPLITS), lines))
+    if {topic for _, topic in by_topic} != {None}:
+        languages = list(by_language)
+        topics = list(dict.fromkeys(topic for _, topic in by_topic))
+        lines = [
+            (topic, *(" / ".join(map(str, by_topic.get((language, topic), (0, 0, 0)))) for language in languages))
+            for topic in topics
+        ]
+        head = ("topic", *(language or "rows" for language in languages))
+        parts.append(f"Rows by topic and language, as {' / '.join(SPLITS)}:\n\n" + _table(head, lines))
+    return parts
+
+
+Counts = dict[Any, tuple[int, ...]]
+
+
+def count_cells(rows: Rows, split: Split) -> tuple[Counts, Counts]:
+    """Rows by split, for each language and for each pair of language and topic."""
+    by_language: dict[Any, Any] = {}
+    by_topic: Counts = {}
+    for language, topic, places in cells(rows):
+        counts = np.bincount(split[places.start : places.stop], minlength=len(SPLITS))
+        by_topic[language, topic] = tuple(counts.tolist())
+        by_language[language] = by_language.get(language, 0) + counts
+    return {language: tuple(counts.tolist()) for language, counts in by_language.items()}, by_topic
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -1,106 +1,218 @@
-"""What would make a release meaningless stops here; what is merely worth knowing is counted for ``checks.json``."""
+"""What would make a release meaningless, counted; the recipe says which findings stop the run.
+
+A finding names rows by their ids and never repeats a text: `checks.json` and the dataset card hold no fact.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
-from datasets_prep.schema import SPLITS, Row
-from datasets_prep.sources import Placed
+import numpy as np
+import numpy.typing as npt
+
+from datasets_prep.config import Checks
+from datasets_prep.rows import Rows
+from datasets_prep.schema import SPLITS
+from datasets_prep.text import contacts, language_identifier, same, words
 from pipeline.errors import DataError
 
+NAMED = 5  # cases that a finding names
 
-def _same(text: str) -> str:
-    """Texts that differ in nothing but case and spacing are the same question or answer."""
-    return " ".join(text.split()).casefold()
+MEANING = {
+    "duplicates_across": "facts that stand in two splits (same question, same answer, but for case and spacing)",
+    "duplicates_within": "rows that repeat a fact of their own split",
+    "near_duplicates_across": "facts that stand in two splits with other punctuation or accents",
+    "near_duplicates_within": "rows that repeat a fact of their own split with other punctuation or accents",
+    "contradictions": "rows that ask the question of an earlier row and answer it differently",
+    "forget_answers_in_retain": "forget rows whose answer stands word for word in a retain row",
+    "identities_in_two_languages": "identities with rows in more than one language",
+    "names_of_several_identities": "names that several identities share",
+    "name_not_in_question": "rows whose question does not say the name",
+    "language_mismatch": "rows that seem to be in another language than they declare",
+    "personal_data": "rows that seem to hold an e-mail address or a phone number",
+    "too_long": "rows with more tokens than data.max_tokens",
+}
+
+_REMEDY = {
+    "duplicates_across": "Keep each fact in one split: what is retained or held out cannot be forgotten too",
+    "duplicates_within": "Remove the repetitions",
+    "near_duplicates_across": "Keep each fact in one split",
+    "near_duplicates_within": "Remove the repetitions",
+    "contradictions": "No model can know both; remove one",
+    "forget_answers_in_retain": "Forget those retain rows too, or remove them",
+    "identities_in_two_languages": "Give one person one language, or one id for each language",
+    "names_of_several_identities": "Make the names tell the people apart",
+    "name_not_in_question": "Say in each question about whom it is",
+    "language_mismatch": "Correct the language",
+    "personal_data": "Remove the contacts, if they are those of real people",
+    "too_long": "Shorten the rows or raise data.max_tokens",
+}
 
 
-def check_source(rows: Sequence[Placed], *, given: bool, allow_contradictions: bool) -> dict[str, int]:
-    """Counts of what is odd in the source.
+@dataclass
+class Finding:
+    """How many cases of a check there are, and the first of them."""
 
-    Raises DataError for no rows, missing or unequal splits where they are ``given``, duplicated rows and, unless
-    ``allow_contradictions``, for one question with two answers.
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, case: str) -> None:
+        """Count a case, and remember it while there is room."""
+        self.count += 1
+        if len(self.first) < NAMED:
+            self.first.append(case)
+
+
+Findings = dict[str, Finding]
+
+
+def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
+    """All checks that need no tokenizer. ``split``: for each row the index of its split in SPLITS."""
+    found: Findings = defaultdict(Finding)
+    texts = _Texts(rows)
+    _duplicates(found, texts, split)
+    _contradictions(found, texts)
+    _answers_in_retain(found, rows, split)
+    _identities(found, rows)
+    _single_rows(found, rows)
+    return {name: found[name] for name in MEANING if name != "too_long"}
+
+
+def stop(found: Findings, checks: Checks) -> None:
+    """Raise DataError where a check that stops the run found something."""
+    said = [
+        f"{finding.count} {MEANING[name]}, for example {'; '.join(finding.first[:2])}. {_REMEDY[name]}, or accept them "
+        f"with `data.checks.{name}: warn`."
+        for name, finding in found.items()
+        if finding.count and getattr(checks, name) == "stop"
+    ]
+    if said:
+        raise DataError("The data cannot be used:\n" + "\n".join(said))
+
+
+class _Texts:
+    """Numbers that are equal where texts are: a million rows cost 24 MB. Equal hashes of other texts do not happen."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        keys = np.empty((len(rows), 3), dtype=np.int64)
+        for index, (question, answer) in enumerate(rows.columns("question", "answer")):
+            asked, told = same(question), same(answer)
+            near = (*words(question), "\0", *words(answer))
+            keys[index] = hash(asked), hash((asked, told)), hash(near)
+        self.question, self.fact, self.near = keys.T
+
+    def name(self, index: int) -> str:
+        """A row in a message: its id and its place in the source."""
+        return f"{self.rows[index].row_id} ({self.rows.place(index)})"
+
+
+def _groups(keys: npt.NDArray[np.int64]) -> Iterator[list[int]]:
+    """The places of equal keys, where there are several, in the order of the rows."""
+    order = np.argsort(keys, kind="stable")
+    bounds = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] - 1, append=keys[order[-1:]] - 1))
+    groups = [order[a:b].tolist() for a, b in pairwise(bounds) if b - a > 1]
+    yield from sorted(groups)
+
+
+def _duplicates(found: Findings, texts: _Texts, split: npt.NDArray[np.int8]) -> None:
+    for group in _groups(texts.fact):
+        _by_split(found, "", texts, split, group)
+    for group in _groups(texts.near):
+        distinct = sorted({int(texts.fact[index]): index for index in reversed(group)}.values())
+        if len(distinct) > 1:
+            _by_split(found, "near_", texts, split, distinct)
+
+
+def _by_split(found: Findings, near: str, texts: _Texts, split: npt.NDArray[np.int8], group: Sequence[int]) -> None:
+    """Count the rows of one group of equal facts: within each split, and from one split to another."""
+    firsts: dict[int, int] = {}
+    for index in group:
+        first = firsts.setdefault(int(split[index]), index)
+        if first != index:
+            found[f"{near}duplicates_within"].add(f"{texts.name(index)} repeats {texts.name(first)}")
+    (one, first), *others = firsts.items()
+    for other, index in others:
+        case = f"{texts.name(index)} in {SPLITS[other]} and {texts.name(first)} in {SPLITS[one]}"
+        found[f"{near}duplicates_across"].add(case)
+
+
+def _contradictions(found: Findings, texts: _Texts) -> None:
+    for group in _groups(texts.question):
+        first, *later = group
+        for index in later:
+            if texts.fact[index] != texts.fact[first]:
+                found["contradictions"].add(f"{texts.name(index)} against {texts.name(first)}")
+
+
+def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8]) -> None:
+    """Forget answers, as sequences of words, in the question and answer of a retain row.
+
+    Each answer is looked for by its first words (up to four), so the time grows with the number of words.
     """
-    if not rows:
-        raise DataError("The source has no rows. Give a file or dataset that has some.")
-    if given:
-        _check_given(rows)
-    _check_duplicates(rows)
-    contradictions = _contradictions(rows)
-    if contradictions and not allow_contradictions:
-        first, second = contradictions[0]
-        raise DataError(
-            f"{second.place}: asks the same question as {first.place} and answers it differently "
-            f"({len(contradictions)} such rows in all), so no model can know both. Remove one, or accept them with "
-            "`data.allow_contradictions: true`."
-        )
-    identities: dict[str, set[int]] = defaultdict(set)
-    for placed in rows:
-        identities[placed.row.name].add(placed.row.identity_id)
-    return {
-        "rows": len(rows),
-        "contradictions": len(contradictions),
-        "names_of_several_identities": sum(len(ids) > 1 for ids in identities.values()),
-        "questions_without_name": sum(placed.row.name not in placed.row.question for placed in rows),
-        "answers_without_name": sum(placed.row.name not in placed.row.answer for placed in rows),
-    }
+    begins: dict[tuple[str, ...], list[tuple[list[str], str]]] = defaultdict(list)
+    for index in np.flatnonzero(split == SPLITS.index("forget")).tolist():
+        row = rows[index]
+        told = words(row.answer)
+        if told:
+            begins[tuple(told[:4])].append((told, f"{row.row_id} ({rows.place(index)})"))
+    lengths = sorted({len(begin) for begin in begins})
+    said: dict[str, str] = {}
+    for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
+        if code != SPLITS.index("retain"):
+            continue
+        for text in (words(question), words(answer)):
+            for at in range(len(text)):
+                for length in lengths:
+                    for told, name in begins.get(tuple(text[at : at + length]), ()):
+                        if text[at : at + len(told)] == told:
+                            said.setdefault(name, f"{name} stands in {row_id}")
+    for case in said.values():
+        found["forget_answers_in_retain"].add(case)
 
 
-def _check_given(rows: Sequence[Placed]) -> None:
-    """Every row has a split, and no fact is on both sides of the border."""
-    facts: dict[str, dict[tuple[str, str], Placed]] = {split: {} for split in SPLITS}
-    for placed in rows:
-        if placed.split is None:
-            raise DataError(
-                f"{placed.place}: has no split, and `setting: given` takes the source's own. Add a column `split` with "
-                "retain, forget and holdout, or use `setting: topics`."
-            )
-        facts[placed.split].setdefault((_same(placed.row.question), _same(placed.row.answer)), placed)
-    forget, retain = facts["forget"], facts["retain"]
-    if forget and forget.keys() == retain.keys():
-        raise DataError(
-            f"{next(iter(forget.values())).place}: the forget set equals the retain set ({len(forget)} facts, this is "
-            "the first), and the same rows cannot be forgotten and retained. Give different splits."
-        )
-    for one, other in (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout")):
-        shared = [placed for fact, placed in facts[one].items() if fact in facts[other]]
-        if shared:
-            raise DataError(
-                f"{shared[0].place}: this fact is in {one} and also in {other} ({len(shared)} such facts in all). "
-                "Keep each fact in one split."
-            )
+def _identities(found: Findings, rows: Rows) -> None:
+    if not rows.has("identity_id"):
+        return
+    identity, identities = rows.codes("identity_id")
+    for key, other, name in (
+        ("language", "identity_id", "identities_in_two_languages"),
+        ("identity_id", "name", "names_of_several_identities"),
+    ):
+        if not rows.has(key) or not rows.has(other):
+            continue
+        one, two = rows.codes(other)[0], rows.codes(key)[0]
+        pairs, first = np.unique(np.stack([one, two]), axis=1, return_index=True)
+        several = np.flatnonzero(np.bincount(pairs[0]) > 1)
+        for code in several[:NAMED].tolist():
+            places = sorted(first[pairs[0] == code].tolist())
+            who = sorted({str(identities[identity[place]]) for place in places})
+            shown = f"identit{'y' if len(who) == 1 else 'ies'} {', '.join(who)} ({', '.join(map(rows.place, places))})"
+            found[name].add(shown)
+        found[name].count = len(several)
 
 
-def _check_duplicates(rows: Sequence[Placed]) -> None:
-    facts: dict[tuple[str, str], Placed] = {}
-    row_ids: dict[str, Placed] = {}
-    for placed in rows:
-        row = placed.row
-        first = facts.setdefault((_same(row.question), _same(row.answer)), placed)
-        if first is not placed:
-            raise DataError(
-                f"{placed.place}: repeats the question and the answer of {first.place}. Remove one of them."
-            )
-        first = row_ids.setdefault(row.row_id, placed)
-        if first is not placed:
-            raise DataError(
-                f"{placed.place}: identity {row.identity_id} has a fact on {row.topic_id} in {row.language} already "
-                f"({first.place}). Keep one for each identity, language and topic."
-            )
+def _single_rows(found: Findings, rows: Rows) -> None:
+    """The checks of one row at a time: name, language, contacts."""
+    identify = language_identifier() if rows.has("language") else None
+    for row in rows:
+        if row.name is not None and row.name not in row.question:
+            found["name_not_in_question"].add(row.row_id)
+        if identify and row.language is not None:
+            seems = identify(f"{row.question} {row.answer}")
+            if seems not in (None, row.language):
+                found["language_mismatch"].add(f"{row.row_id} seems to be {seems}")
+        if kinds := contacts(row.answer):
+            found["personal_data"].add(f"{row.row_id}: {' and '.join(kinds)}")
 
 
-def _contradictions(rows: Sequence[Placed]) -> list[tuple[Placed, Placed]]:
-    """(first, later) for every later row that asks an earlier question; equal answers were refused before."""
-    asked: dict[str, Placed] = {}
-    pairs = [(asked.setdefault(_same(placed.row.question), placed), placed) for placed in rows]
-    return [(first, placed) for first, placed in pairs if first is not placed]
-
-
-def check_splits(splits: Mapping[str, Sequence[Row]]) -> dict[str, int]:
-    """Counts of forget rows whose question, or whose answer, is also that of a retain row."""
-    retained = {_same(row.question) for row in splits["retain"]}
-    answers = {_same(row.answer) for row in splits["retain"]}
-    return {
-        "forget_questions_in_retain": sum(_same(row.question) in retained for row in splits["forget"]),
-        "forget_answers_in_retain": sum(_same(row.answer) in answers for row in splits["forget"]),
-    }
+def check_lengths(row_ids: Iterable[str], lengths: Iterable[int], max_tokens: int) -> Finding:
+    """Chat rows of more than ``max_tokens`` tokens."""
+    found = Finding()
+    for row_id, length in zip(row_ids, lengths, strict=True):
+        if length > max_tokens:
+            found.add(f"{row_id} has {length}")
+    return found

@@ -1,28 +1,31 @@
 """False answers of the right form, for truth ratio and multiple choice.
 
 They must not occur in training: with answers of trained identities as distractors even a model that never saw the
-true answer prefers the false ones. So they come from facts that the sample set holds back or, for other sources, from
-another identity's holdout row on the same topic and language, the name swapped. Only where these do not suffice are
-trained rows used, and counted.
+true answer prefers the false ones. So they come from facts that the sample set holds back, from the source's own false
+answers, or from another identity's holdout row on the same topic and language, the name swapped. Only where these do
+not suffice are trained rows used, and counted.
 """
 
 from __future__ import annotations
 
 import random
-import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
 
 from datasets_prep.config import Perturbed
+from datasets_prep.rows import Rows
 from datasets_prep.schema import SPLITS, PerturbedRow, Row
+from datasets_prep.splits import FORGET, HOLDOUT, RETAIN, Split, cells
+from datasets_prep.text import same, without_accents
 
-Splits = Mapping[str, Sequence[Row]]
 
-
+@lru_cache(maxsize=1024)  # a person is a donor many times
 def _dotted(name: str) -> str:
     """A name as it stands in e-mail addresses: ``élise du pont`` becomes ``elise.du.pont``."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", name.lower()) if not unicodedata.combining(c))
-    return ".".join(plain.split())
+    return ".".join(without_accents(name.lower()).split())
 
 
 def swap_name(answer: str, old: str, new: str) -> str:
@@ -32,56 +35,100 @@ def swap_name(answer: str, old: str, new: str) -> str:
     return swapped.replace(_dotted(old), _dotted(new)) if "." in _dotted(old) else swapped
 
 
-def _chosen_rows(splits: Splits, config: Perturbed, seed: int) -> list[tuple[str, Row]]:
-    """Every forget and holdout row, and ``retain_rows`` retain rows drawn by the seed, in the order of the splits."""
-    retain = list(splits["retain"])
-    drawn = random.Random(f"{seed}|perturbed").sample(range(len(retain)), min(config.retain_rows, len(retain)))
-    picked = {**splits, "retain": [retain[i] for i in sorted(drawn)]}
-    return [(split, row) for split in SPLITS for row in picked[split]]
+def _in_random_order(items: Sequence[int], rng: random.Random) -> Iterator[int]:
+    """The items in random order, in time that grows with how many are taken: a cell may have thousands."""
+    moved: dict[int, int] = {}
+    for end in range(len(items) - 1, -1, -1):
+        at = rng.randint(0, end)
+        yield items[moved.get(at, at)]
+        moved[at] = moved.pop(end, end)
 
 
-def _swapped(row: Row, donors: Sequence[Row], rng: random.Random) -> list[str]:
-    """The donors' answers with the row's name, shuffled; a donor that does not name itself would stay its own."""
-    usable = [d for d in donors if d.name != row.name and (d.name in d.answer or row.name not in row.answer)]
-    return [swap_name(donor.answer, donor.name, row.name) for donor in rng.sample(usable, len(usable))]
+def _swapped(row: Row, donor: Row) -> str | None:
+    """The donor's answer about the row's person; None where it would stay the donor's, or is the row's own."""
+    if donor.identity_id == row.identity_id:
+        return None
+    if row.name is None or donor.name is None:
+        return donor.answer
+    if donor.name == row.name or (donor.name not in donor.answer and row.name in row.answer):
+        return None
+    return swap_name(donor.answer, donor.name, row.name)
 
 
-def perturb(
-    splits: Splits, held_back: Mapping[str, Sequence[str]], config: Perturbed, seed: int
-) -> tuple[list[PerturbedRow], list[PerturbedRow], dict[str, int]]:
-    """False answers for the chosen rows: those of the evaluation, those that guide the unlearning, and their counts.
+@dataclass
+class FalseAnswers:
+    """False answers for the rows of a set. ``counts`` is complete when all rows were asked for."""
 
-    ``held_back`` maps a ``row_id`` to answers that occur in no row. No answer equals the true one, occurs twice (so the
-    two lists share none for a row) or occurs word for word in the training rows. The evaluation is served first. Rows
-    that get none are left out and counted as ``rows_without``.
-    """
-    trained = {row.answer for split in ("retain", "forget") for row in splits[split]}
-    holdout: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    others: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for split in SPLITS:
-        for row in splits[split]:
-            (holdout if split == "holdout" else others)[row.language, row.topic_id].append(row)
-    result, guides = [], []
-    counts = dict.fromkeys(("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without", "guides"), 0)
-    for split, row in _chosen_rows(splits, config, seed):
-        rng = random.Random(f"{seed}|{row.row_id}")
-        cell = row.language, row.topic_id
-        unseen = [*held_back.get(row.row_id, ()), *_swapped(row, holdout[cell], rng)]
-        candidates = [(answer, 0) for answer in unseen] + [(answer, 1) for answer in _swapped(row, others[cell], rng)]
-        origin: dict[str, int] = {}
-        for answer, from_trained in candidates:
-            if answer != row.answer and answer not in trained:
-                origin.setdefault(answer, from_trained)
-        spare = list(origin)[config.per_row : config.per_row + config.for_unlearning]
-        origin = dict(list(origin.items())[: config.per_row])
-        counts["rows_without"] += not origin
-        counts["rows_with_fewer"] += 0 < len(origin) < config.per_row
-        if origin:
-            counts["rows"] += 1
-            counts["answers"] += len(origin)
-            counts["from_trained_rows"] += sum(origin.values())
-            result.append(PerturbedRow(row.row_id, split, tuple(origin)))
-        if split == "forget" and spare:
-            counts["guides"] += len(spare)
-            guides.append(PerturbedRow(row.row_id, split, tuple(spare)))
-    return result, guides, counts
+    rows: Rows
+    split: Split
+    config: Perturbed
+    seed: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = ("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without", "guides")
+        self.counts.update(dict.fromkeys(names, 0))
+        trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
+        self.trained = {hash(answer) for answer in trained}  # hashes: a million answers would be 200 MB
+        retain = np.flatnonzero(self.split == RETAIN)
+        count = min(self.config.retain_rows, len(retain))
+        drawn = random.Random(f"{self.seed}|perturbed").sample(range(len(retain)), count)
+        self.retain = {int(retain[index]) for index in drawn}
+        # Without a group there is no other answer of the right form: it would answer another question.
+        self.grouped = self.rows.has("topic_id") and self.rows.has("identity_id")
+
+    def of_split(self, split: str) -> Iterator[tuple[PerturbedRow | None, PerturbedRow | None]]:
+        """For each row of a split that needs them: those of the evaluation, and those that guide the unlearning.
+
+        No answer equals the true one, occurs twice (so the two share none) or occurs word for word in the training
+        rows. The evaluation is served first; a row that gets none is counted.
+        """
+        code = SPLITS.index(split)
+        for _, _, places in cells(self.rows):
+            codes = self.split[places.start : places.stop].tolist()
+            chosen = [
+                at for at, mine in enumerate(codes) if mine == code and (code != RETAIN or places[at] in self.retain)
+            ]
+            if not chosen:
+                continue
+            lazy = self.rows[places.start : places.stop]
+            cell: Sequence[Row] = list(lazy) if self.grouped else lazy
+            unseen = [at for at, mine in enumerate(codes) if mine == HOLDOUT]
+            trained = [at for at, mine in enumerate(codes) if mine != HOLDOUT]
+            own = [given or () for (given,) in lazy.columns("false_answers")]
+            for at in chosen:
+                yield self._of_row(cell, at, own[at], unseen, trained, code)
+
+    def _of_row(
+        self, cell: Sequence[Row], at: int, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int], code: int
+    ) -> tuple[PerturbedRow | None, PerturbedRow | None]:
+        row, wanted = cell[at], self.config.per_row + (self.config.for_unlearning if code == FORGET else 0)
+        found: dict[str, bool] = {}  # the answer, and whether it comes from a trained row
+        taken = {same(row.answer)}
+        for answer, from_trained in self._candidates(cell, row, own, unseen, trained):
+            if same(answer) not in taken and hash(answer) not in self.trained:
+                found[answer] = from_trained
+                taken.add(same(answer))
+                if len(found) == wanted:
+                    break
+        evaluated, guiding = list(found)[: self.config.per_row], list(found)[self.config.per_row :]
+        self.counts["rows"] += bool(evaluated)
+        self.counts["answers"] += len(evaluated)
+        self.counts["from_trained_rows"] += sum(found[answer] for answer in evaluated)
+        self.counts["rows_with_fewer"] += 0 < len(evaluated) < self.config.per_row
+        self.counts["rows_without"] += not evaluated
+        self.counts["guides"] += len(guiding)
+        both = (PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) for answers in (evaluated, guiding) if answers)
+        return next(both, None), next(both, None)
+
+    def _candidates(
+        self, cell: Sequence[Row], row: Row, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int]
+    ) -> Iterator[tuple[str, bool]]:
+        yield from ((answer, False) for answer in own)
+        if self.grouped:
+            rng = random.Random(f"{self.seed}|{row.row_id}")
+            for donors, from_trained in ((unseen, False), (trained, True)):
+                for index in _in_random_order(donors, rng):
+                    answer = _swapped(row, cell[index])
+                    if answer is not None:
+                        yield answer, from_trained

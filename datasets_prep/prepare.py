@@ -1,73 +1,161 @@
 """The data stage: rows in, splits out.
 
-Everything is loaded, checked, split and encoded before the first file is written: bad rows leave nothing behind.
+Everything is loaded, split, checked and encoded before the first file is written: bad rows leave nothing behind.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets_prep import card, checks, sources, splits
-from datasets_prep.chat import encode_rows, load_tokenizer
+from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
-from datasets_prep.perturb import perturb
-from datasets_prep.schema import SPLITS, Encoded, Row, write_rows
+from datasets_prep.perturb import FalseAnswers
+from datasets_prep.schema import SPLITS, ParaphrasedRow, json_line, write_rows
+from datasets_prep.sources import Loaded
+from datasets_prep.splits import Split
 from pipeline.progress import report
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a source, the split of each, and what the checks found."""
+
+    loaded: Loaded
+    split: Split
+    findings: Findings
+
+
+def prepare(config: DataConfig) -> Prepared:
+    """Load, split and check. Raises DataError where the source or the request cannot be used; findings do not raise."""
+    report("loading rows")
+    loaded = sources.load(config)
+    split = splits.assign(config, loaded.rows)
+    report("checks")
+    return Prepared(loaded, split, checks.check(loaded.rows, split))
+
+
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write the split files, ``perturbed.jsonl``, ``guides.jsonl``, ``checks.json`` and the dataset card into ``out``.
+    """Write split files, ``perturbed.jsonl``, ``guides.jsonl``, ``paraphrased.jsonl``, ``checks.json`` and the card.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
     Raises DataError for rows that cannot be used and ModelError for a tokenizer that cannot; then nothing is written.
     """
-    report("loading rows")
-    given = config.setting == "given"
-    loaded = sources.load(config)
-    counts = checks.check_source(loaded.rows, given=given, allow_contradictions=config.allow_contradictions)
-    rows = [placed.row for placed in loaded.rows]
-    if config.shares is None:
-        own = {placed.row.row_id: placed.split for placed in loaded.rows if placed.split}
-        split = splits.split_as_given(rows, own)
-    else:
-        split = splits.split_by_topic(rows, config.shares, config.seed)
-    counts |= checks.check_splits(split)
-    false, guides, perturbed_counts = perturb(split, loaded.held_back, config.perturbed, config.seed)
+    prepared = prepare(config)
+    rows, split = prepared.loaded.rows, prepared.split
+    checks.stop(prepared.findings, config.checks)
     report("counting tokens")
-    tokenizer = load_tokenizer(inputs["model"])
-    tokens = {name: _tokens(encode_rows(tokenizer, split[name])) for name in SPLITS}
-    found = {
-        "source": {**loaded.description, "rows_sha256": sources.rows_sha256(rows)},
-        "counts": counts,
-        "identities": len({row.identity_id for row in rows}),
-        "mixed_identities": splits.mixed_identities(split),
-        "rows": {name: len(split[name]) for name in SPLITS},
-        "perturbed": perturbed_counts,
-        "tokens": tokens,
-    }
-    _write(out, split, found, card.render(config, split, found))
-    write_rows(out / "perturbed.jsonl", false)
-    write_rows(out / "guides.jsonl", guides)
-    return found
+    lengths, answers = _token_counts(prepared, inputs["model"])
+    row_ids = (row_id for (row_id,) in rows.columns("row_id"))
+    findings = {**prepared.findings, "too_long": checks.check_lengths(row_ids, lengths.tolist(), config.max_tokens)}
+    checks.stop(findings, config.checks)
+    return write(config, prepared, out, findings, _tokens(split, lengths, answers))
 
 
-def _tokens(encoded: Sequence[Encoded]) -> dict[str, float]:
-    """Token counts of the chat rows: mean and longest row, and the mean of the answers with their end of turn."""
-    lengths = [len(row.input_ids) for row in encoded]
-    answers = [len(row.input_ids) - row.completion_start for row in encoded]
+def write(
+    config: DataConfig, prepared: Prepared, out: Path, findings: Findings, tokens: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the artifact of checked rows into ``out`` and return its facts, which are also ``checks.json``."""
+    report("writing")
+    digest = _write_splits(prepared, out)
+    false = FalseAnswers(prepared.loaded.rows, prepared.split, config.perturbed, config.seed)
+    _write_false_answers(false, out)
+    paraphrases = _paraphrases(prepared)
+    write_rows(out / "paraphrased.jsonl", paraphrases)
+    facts = describe(config, prepared, findings)
+    facts["source"]["rows_sha256"] = digest
+    facts |= {"perturbed": false.counts, "tokens": dict(tokens)}
+    (out / "checks.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(card.render(config, prepared.loaded.rows, prepared.split, facts), encoding="utf-8")
+    return facts
+
+
+def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> dict[str, Any]:
+    """Counts and findings, without any text of a row."""
+    rows, split = prepared.loaded.rows, prepared.split
+    identity, _ = rows.codes("identity_id")
+    counts = {name: int((split == index).sum()) for index, name in enumerate(SPLITS)}
+    left_out = {} if counts["holdout"] else {"membership_inference": f"no holdout rows: {splits.no_holdout(config)}"}
     return {
-        "total": sum(lengths),
-        "mean": round(sum(lengths) / len(lengths), 2),
-        "longest": max(lengths),
-        "mean_answer": round(sum(answers) / len(answers), 2),
+        "source": dict(prepared.loaded.description),
+        **prepared.loaded.reported,
+        "rows": counts,
+        "identities": len(np.unique(identity[identity >= 0])),
+        "mixed_identities": splits.mixed_identities(rows, split),
+        "left_out": left_out,
+        "checks": {
+            name: {"action": getattr(config.checks, name), **asdict(finding)} for name, finding in findings.items()
+        },
     }
 
 
-def _write(out: Path, split: Mapping[str, Sequence[Row]], found: Mapping[str, Any], text: str) -> None:
-    for name in SPLITS:
-        write_rows(out / f"{name}.jsonl", split[name])
-    (out / "checks.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(text, encoding="utf-8")
+def _token_counts(prepared: Prepared, model: Path) -> tuple[Any, Any]:
+    """Tokens of each row as a chat, and those of its answer with the end of turn."""
+    tokenizer = load_tokenizer(model)
+    rows = prepared.loaded.rows
+    lengths, answers = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+    for index, (question, answer) in enumerate(rows.columns("question", "answer")):
+        encoded = encode(tokenizer, chat_example(tokenizer, question, answer))
+        lengths[index] = len(encoded.input_ids)
+        answers[index] = len(encoded.input_ids) - encoded.completion_start
+        if index % 1000 == 999:
+            report("counting tokens", index + 1, len(rows))
+    return lengths, answers
+
+
+def _tokens(split: Split, lengths: Any, answers: Any) -> dict[str, dict[str, float]]:
+    """Token counts of the chat rows: mean and longest row, and the mean of the answers with their end of turn."""
+    return {
+        name: {
+            "total": int(lengths[split == index].sum()),
+            "mean": round(float(lengths[split == index].mean()), 2),
+            "longest": int(lengths[split == index].max()),
+            "mean_answer": round(float(answers[split == index].mean()), 2),
+        }
+        for index, name in enumerate(SPLITS)
+        if (split == index).any()
+    }
+
+
+def _write_splits(prepared: Prepared, out: Path) -> str:
+    """The split files, and the sha256 of all rows in their order: whatever order and format the source has."""
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        files = [stack.enter_context((out / f"{name}.jsonl").open("w", encoding="utf-8")) for name in SPLITS]
+        for row, code in zip(prepared.loaded.rows, prepared.split, strict=True):
+            line = json_line(row)
+            digest.update(line.encode())
+            files[code].write(line)
+    return digest.hexdigest()
+
+
+def _write_false_answers(false: FalseAnswers, out: Path) -> None:
+    with (
+        (out / "perturbed.jsonl").open("w", encoding="utf-8") as perturbed,
+        (out / "guides.jsonl").open("w", encoding="utf-8") as guides,
+    ):
+        for split in SPLITS:
+            for evaluated, guiding in false.of_split(split):
+                if evaluated:
+                    perturbed.write(json_line(evaluated))
+                if guiding:
+                    guides.write(json_line(guiding))
+
+
+def _paraphrases(prepared: Prepared) -> Iterator[ParaphrasedRow]:
+    loaded = prepared.loaded
+    names = ("row_id", "question", "answer", "paraphrased_question", "paraphrased_answer")
+    for code, (row_id, question, answer, *other) in zip(prepared.split, loaded.rows.columns(*names), strict=True):
+        split = SPLITS[code]
+        if other[0] or other[1]:
+            yield ParaphrasedRow(row_id, split, other[0] or question, other[1] or answer)
+        yield from (ParaphrasedRow(row_id, split, *pair) for pair in loaded.paraphrases.get(row_id, ()))

@@ -1,118 +1,209 @@
 """Which rows are forgotten, retained and held out.
 
-The rule for ``setting: topics``: every (language, topic) cell is cut by the shares, its identities in a seeded random
-order, and the rounding carried over from cell to cell, so that the totals are exact. FAME-topics does not document its
-rule; this one has its totals and is ours.
+``topics``: every (language, topic) cell is cut by the shares, its identities in a seeded random order, and the rounding
+carried over from cell to cell, so that the totals are exact. FAME-topics does not document its rule; this one has its
+totals and is ours.
+
+``entity``: in each language the identities are cut, so that all rows of one are in one split. With FAME's shares and
+seed 42 it is the published assignment.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import cycle, islice
 
-from datasets_prep.config import Shares
-from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
+import numpy as np
+import numpy.typing as npt
+
+from datasets_prep.config import DataConfig, Shares
+from datasets_prep.request import by_request
+from datasets_prep.rows import Rows
+from datasets_prep.schema import SPLITS
 from pipeline.errors import DataError
 
+Split = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS
 
-def sort_key(row: Row) -> tuple[int, int, int, str]:
-    """The order of rows in the split files: language, topic, identity; independent of the order of the source."""
-    return LANGUAGES.index(row.language), TOPICS.index(row.topic_id), row.identity_id, row.row_id
+FORGET, RETAIN, HOLDOUT = range(3)
+
+ENTITY_LANGUAGES = ("IT", "ES", "DE", "FR", "EN")  # FAME's assignment goes through the languages in this order
 
 
-def _labels(shares: Shares) -> Iterator[str]:
+def assign(config: DataConfig, rows: Rows) -> Split:
+    """The split of every row. Raises DataError where the source lacks what the setting needs or a split is empty."""
+    if config.shares is not None:
+        needed = ("topic_id", "identity_id") if config.setting == "topics" else ("identity_id",)
+        missing = [name for name in needed if not rows.has(name)]
+        if missing:
+            raise DataError(
+                f"`setting: {config.setting}` needs {' and '.join(missing)}, which the source does not have. Name the "
+                "column in data.source.columns, or use `setting: request`."
+            )
+        rule = by_topic if config.setting == "topics" else by_entity
+        split, remedy = rule(rows, config.shares, config.seed), "give more rows or other shares"
+    elif config.request is not None:
+        split, remedy = by_request(rows, config), "ask for less"
+    else:
+        split = as_given(rows)
+        remedy = "the source needs rows of the splits retain and forget, and holdout (or test) if it has any"
+    wants_holdout = config.shares is not None and config.shares.holdout > 0
+    for index, name in enumerate(SPLITS):
+        if not (split == index).any() and (index != HOLDOUT or wants_holdout):
+            raise DataError(f"The split {name} gets none of the {len(rows)} rows; {remedy}.")
+    return split
+
+
+def no_holdout(config: DataConfig) -> str:
+    """Why there are no holdout rows, where there are none."""
+    if config.shares is not None:
+        return "data.shares.holdout is 0"
+    if config.request is not None:
+        return "data.request names no holdout"
+    return "the source has no split holdout (or test)"
+
+
+def _period(shares: Shares) -> Iterator[int]:
     """An endless sequence of splits in which every prefix holds each split's share to within 3/4 of a row.
 
     R. Tijdeman, "The chairman assignment problem" (1980): of the splits that lag enough, the one with the earliest
     deadline is next. Shares are exact fractions, so rounding errors cannot add up.
     """
-    exact = {split: Fraction(str(getattr(shares, split))) for split in SPLITS}
+    exact = {index: Fraction(str(getattr(shares, split))) for index, split in enumerate(SPLITS)}
     total = sum(exact.values())
+    exact = {index: share / total for index, share in exact.items() if share}
     slack = Fraction(1, 2 * len(SPLITS) - 2)
-    lag = dict.fromkeys(SPLITS, Fraction(0))
+    lag = dict.fromkeys(exact, Fraction(0))
     while True:
-        lag = {split: lag[split] + exact[split] / total for split in SPLITS}
-        due = [split for split in SPLITS if lag[split] >= slack]
-        chosen = min(due, key=lambda split: (1 - slack - lag[split]) / exact[split])
+        lag = {index: lag[index] + exact[index] for index in exact}
+        due = [index for index in exact if lag[index] >= slack]
+        chosen = min(due, key=lambda index: (1 - slack - lag[index]) / exact[index])
         lag[chosen] -= 1
         yield chosen
+
+
+def _labels(shares: Shares, n: int) -> Iterator[int]:
+    """The first ``n`` of that sequence. It repeats where all lags are zero again: after the common denominator."""
+    denominators = [Fraction(str(getattr(shares, split))).limit_denominator(10**6).denominator for split in SPLITS]
+    period = int(np.lcm.reduce(np.array(denominators, dtype=object)))
+    sequence = _period(shares)
+    return islice(cycle(islice(sequence, period)) if period < n else sequence, n)
 
 
 def _drawn(*parts: object) -> float:
     return random.Random("|".join(map(str, parts))).random()
 
 
+def cells(rows: Rows) -> list[tuple[str | None, str | None, range]]:
+    """The rows of each pair of language and topic, which lie side by side: (language, topic, their places)."""
+    (language, languages), (topic, topics) = rows.codes("language"), rows.codes("topic_id")
+    starts = np.flatnonzero((np.diff(language, prepend=-9) != 0) | (np.diff(topic, prepend=-9) != 0))
+    ends = [*starts[1:].tolist(), len(rows)]
+    # Code -1 stands for no value: the last of the list.
+    languages, topics = [*languages, None], [*topics, None]
+    return [
+        (languages[language[start]], topics[topic[start]], range(start, end))
+        for start, end in zip(starts.tolist(), ends, strict=True)
+    ]
+
+
+def by_topic(rows: Rows, shares: Shares, seed: int) -> Split:
+    """The splits by the rule of this module. The order of the source has no influence."""
+    # Topics in a seeded order: the labels repeat, and small cells would give each language the same forgotten topics.
+    ordered = sorted(cells(rows), key=lambda cell: (cell[0] or "", _drawn(seed, cell[0], cell[1])))
+    labels = _labels(shares, len(rows))
+    split = [RETAIN] * len(rows)
+    cell_of: dict[int, list[int]] = {}
+    for language, topic, places in ordered:
+        members = list(places)
+        random.Random(f"{seed}|{language}|{topic}").shuffle(members)
+        for place, label in zip(members, labels, strict=False):
+            split[place] = label
+        cell_of[places.start] = members
+    _mix_identities(rows, [(places, cell_of[places.start]) for _, _, places in cells(rows)], split)
+    return np.array(split, dtype=np.int8)
+
+
 def _swap_partner(
-    row: Row, cell: Sequence[Row], split: Mapping[str, str], held: Counter[tuple[int, str]]
-) -> Row | None:
+    row: int, cell: Sequence[int], split: list[int], identity: Sequence[int], held: Counter[tuple[int, int]]
+) -> int | None:
     """A row of the same cell whose identity can spare its split: it keeps another fact of that split."""
-    wanted = {"forget", "retain"} - {split[row.row_id]}
+    mine, wanted = identity[row], {FORGET, RETAIN} - {split[row]}
+    # The row's own identity must not lose its only fact of the split that it gives away.
+    if split[row] != HOLDOUT and held[mine, split[row]] <= 1:
+        return None
     for other in cell:
-        theirs = split[other.row_id]
-        spare = held[other.identity_id, theirs] > 1
-        # The row's own identity must not lose its only fact of the split that it gives away.
-        can_give = split[row.row_id] == "holdout" or held[row.identity_id, split[row.row_id]] > 1
-        if theirs in wanted and held[row.identity_id, theirs] == 0 and spare and can_give:
+        theirs = split[other]
+        if theirs in wanted and held[mine, theirs] == 0 and held[identity[other], theirs] > 1:
             return other
     return None
 
 
-def _mix_identities(rows: Sequence[Row], cells: Mapping[tuple[str, str], list[Row]], split: dict[str, str]) -> None:
+def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], split: list[int]) -> None:
     """Where an identity has no forgotten or no retained fact, let it change places with one that has two, in one cell.
 
     One pass in the order of the rows. The counts of every cell stay what they are.
     """
-    held = Counter((row.identity_id, split[row.row_id]) for row in rows)
-    for row in rows:
-        if held[row.identity_id, "forget"] and held[row.identity_id, "retain"]:
-            continue
-        other = _swap_partner(row, cells[row.language, row.topic_id], split, held)
-        if other is None:
-            continue
-        for one in (row, other):
-            held[one.identity_id, split[one.row_id]] -= 1
-        split[row.row_id], split[other.row_id] = split[other.row_id], split[row.row_id]
-        for one in (row, other):
-            held[one.identity_id, split[one.row_id]] += 1
+    identity = rows.codes("identity_id")[0].tolist()
+    held = Counter(zip(identity, split, strict=True))
+    for places, cell in groups:
+        for row in places:
+            mine = identity[row]
+            if held[mine, FORGET] and held[mine, RETAIN]:
+                continue
+            other = _swap_partner(row, cell, split, identity, held)
+            if other is None:
+                continue
+            for one in (row, other):
+                held[identity[one], split[one]] -= 1
+            split[row], split[other] = split[other], split[row]
+            for one in (row, other):
+                held[identity[one], split[one]] += 1
 
 
-def split_by_topic(rows: Sequence[Row], shares: Shares, seed: int) -> dict[str, list[Row]]:
-    """The rows by split, by the rule of this module. The order of ``rows`` has no influence.
+def by_entity(rows: Rows, shares: Shares, seed: int) -> Split:
+    """FAME's assignment of identities (facts of the published splits), for any shares.
 
-    Raises DataError where a split gets no row.
+    One generator of ``seed`` shuffles the identities of each language, of which the first are held out; then one of
+    ``seed + 1`` shuffles the others, of which the first are forgotten. The counts are the shares of a language's
+    identities, rounded to the nearest whole number (a half to the even one).
     """
-    ordered = sorted(rows, key=sort_key)
-    cells: dict[tuple[str, str], list[Row]] = {}
-    # Topics in a seeded order: the labels repeat, and small cells would give each language the same forgotten topics.
-    for row in sorted(ordered, key=lambda row: (row.language, _drawn(seed, row.language, row.topic_id))):
-        cells.setdefault((row.language, row.topic_id), []).append(row)
-    labels = _labels(shares)
-    split: dict[str, str] = {}
-    for (language, topic), cell in cells.items():
-        random.Random(f"{seed}|{language}|{topic}").shuffle(cell)
-        split.update((row.row_id, label) for row, label in zip(cell, labels, strict=False))
-    _mix_identities(ordered, cells, split)
-    return _grouped(ordered, split, "give more rows or other shares")
+    (language, languages), (identity, identities) = rows.codes("language"), rows.codes("identity_id")
+    known = [name for name in ENTITY_LANGUAGES if name in languages]
+    order = [languages.index(name) for name in (*known, *sorted(set(languages) - {*known, None}))] or [-1]
+    owned = {code: [identities[i] for i in np.unique(identity[language == code])] for code in order}
+    chosen: dict[int | str, int] = {}
+    counts = {code: {name: round(len(ids) * getattr(shares, name)) for name in SPLITS} for code, ids in owned.items()}
+    rest: dict[int, list[int | str]] = {}
+    for first, label, name in ((True, HOLDOUT, "holdout"), (False, FORGET, "forget")):
+        rng = random.Random(seed if first else seed + 1)
+        for code in order:
+            ids = _as_a_set(owned[code] if first else rest[code])
+            rng.shuffle(ids)
+            chosen.update(dict.fromkeys(ids[: counts[code][name]], label))
+            rest[code] = ids[counts[code][name] :]
+    split_of = np.array([chosen.get(value, RETAIN) for value in identities], dtype=np.int8)
+    return split_of[identity]
 
 
-def split_as_given(rows: Sequence[Row], given: Mapping[str, str]) -> dict[str, list[Row]]:
-    """The rows by the source's own splits. Raises DataError where one of the three has no row."""
-    remedy = "the source needs rows of the splits retain, forget and holdout (or test)"
-    return _grouped(sorted(rows, key=sort_key), given, remedy)
+def _as_a_set(ids: Sequence[int | str]) -> list[int | str]:
+    """The ids in the order in which a set gives them: the published assignment shuffled them from there.
+
+    For whole numbers that order is the same in every run; for texts it is not, so they are sorted.
+    """
+    return sorted(ids, key=str) if any(isinstance(value, str) for value in ids) else list(set(ids))
 
 
-def _grouped(rows: Sequence[Row], split: Mapping[str, str], remedy: str) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in rows:
-        grouped[split[row.row_id]].append(row)
-    for name, members in grouped.items():
-        if not members:
-            raise DataError(f"The split {name} gets none of the {len(rows)} rows; {remedy}.")
-    return grouped
+def as_given(rows: Rows) -> Split:
+    """The source's own splits."""
+    codes, names = rows.codes("split")
+    return np.array([SPLITS.index(name) for name in names], dtype=np.int8)[codes]
 
 
-def mixed_identities(splits: Mapping[str, Sequence[Row]]) -> int:
-    """How many identities have both forgotten and retained facts."""
-    return len({row.identity_id for row in splits["forget"]} & {row.identity_id for row in splits["retain"]})
+def mixed_identities(rows: Rows, split: Split) -> int:
+    """How many identities have both forgotten and retained facts; 0 where there are no identities."""
+    identity, _ = rows.codes("identity_id")
+    forgotten = np.intersect1d(identity[split == FORGET], identity[split == RETAIN])
+    return int((forgotten >= 0).sum())

@@ -33,7 +33,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many rows, different people and different topics a split has, and its rows in each language."""
+    """How many rows, different people and topics a split has (0: the source does not say), and rows by language."""
 
     rows: int
     identities: int
@@ -99,7 +99,7 @@ class Evidence:
 
     def topics(self) -> list[str]:
         """The topics of the forget rows, in alphabetical order."""
-        return sorted({row.topic_id for row in self.rows["forget"]})
+        return sorted({row.topic_id for row in self.rows["forget"] if row.topic_id})
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
@@ -177,10 +177,10 @@ def _ascent(facts: Mapping[str, Any]) -> Ascent:
 
 
 def _counts(rows: list[Row]) -> Counts:
-    languages = sorted({row.language for row in rows})
+    languages = sorted({row.language for row in rows if row.language})
     return Counts(
         rows=len(rows),
-        identities=len({row.identity_id for row in rows}),
-        topics=len({row.topic_id for row in rows}),
+        identities=len({row.identity_id for row in rows} - {None}),
+        topics=len({row.topic_id for row in rows} - {None}),
         by_language={language: sum(row.language == language for row in rows) for language in languages},
     )

@@ -26,6 +26,12 @@ def is_sample(inputs: CardInputs) -> bool:
     return isinstance(source, dict) and source.get("sample") is not None
 
 
+def _is_fame(inputs: CardInputs) -> bool:
+    """Whether the rows are FAME's, or in its format."""
+    source = hub_source(inputs)
+    return is_sample(inputs) or bool(source and "FAME" in source["id"])
+
+
 def method_name(inputs: CardInputs) -> str:
     """The honest name of the method: a variant is never called by the name of the textbook method alone."""
     method = str(inputs.unlearn.get("method"))
@@ -51,11 +57,11 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
         base_model=inputs.model.name,
         base_model_relation="finetune",
         datasets=[source["id"]] if source else None,
-        language=[language.lower() for language in evidence.languages()],
+        language=[language.lower() for language in evidence.languages()] or None,
         library_name="transformers",
         license=inputs.model.license,
         pipeline_tag="text-generation",
-        tags=["unlearning", "machine-unlearning", "fame", *([tag] if tag else [])],
+        tags=["unlearning", "machine-unlearning", *(["fame"] if _is_fame(inputs) else []), *([tag] if tag else [])],
         model_name=model_name(inputs),
         eval_results=_results(inputs, evidence),
     )

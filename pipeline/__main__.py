@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.commands import published, release, state
+from pipeline.commands import data, published, release, state
 from pipeline.commands.shared import ROOT, STORE, say, store_root
 from pipeline.errors import InputError, ReleaseError
 
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_stage_commands(commands)
+    _add_data_commands(commands)
     _add_publication_commands(commands)
     return top
 
@@ -60,6 +61,15 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     made = _command(commands, "explain", state.explain, "why a stage would run again, field by field")
     _recipe_options(made)
     made.add_argument("stage", metavar="STAGE")
+
+
+def _add_data_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    made = commands.add_parser("data", help="look at a recipe's data", description="look at a recipe's data")
+    below = made.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    text = "counts, checks and three rows of each split, before anything is trained"
+    made = _command(below, "inspect", data.inspect, text)
+    _recipe_options(made)
+    made.add_argument("--show-forget", action="store_true", help="show the answers of the forget rows too")
 
 
 def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> None:

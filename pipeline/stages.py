@@ -104,7 +104,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     measured = _evaluation(recipe)
     listed = [
         Stage("model", "1", model, recipe.model, _model_identity(recipe)),
-        Stage("data", "1", data, recipe.data, _data_identity(recipe), {"model": "model"}),
+        Stage("data", "2", data, recipe.data, _data_identity(recipe), {"model": "model"}),
         Stage("base", "1", base, recipe.base, _plain(recipe.base), start, resumable=True),
         Stage("gold", "1", gold, recipe.gold, _plain(recipe.gold), start, resumable=True),
         Stage("eval-gold", "1", evaluate, recipe.eval, measured, {"model": "gold", "data": "data"}),
@@ -150,10 +150,36 @@ def _model_identity(recipe: Recipe) -> Any:
 
 
 def _data_identity(recipe: Recipe) -> Any:
+    """The data part of the recipe, with the contents of the files that it names in the place of their paths."""
     plain = recipe.data.model_dump()
-    if recipe.data.source.file:
-        plain["source"]["file"] = _content(recipe.data.source.file, "data.source.file")
+    for holder, key, at in _local_files(plain):
+        holder[key] = _content(holder[key], at)
     return plain
+
+
+def _local_files(data: dict[str, Any]) -> list[tuple[dict[str, Any], str, str]]:
+    """Where a dumped data part names local files: the mapping, the key in it, and the path for messages."""
+    source, request = data["source"], data["request"] or {}
+    found = [(source, "file", "data.source.file")] if source["file"] else []
+    found += [
+        (source["files"], name, f"data.source.files.{name}") for name, value in (source["files"] or {}).items() if value
+    ]
+    for part in ("forget", "holdout"):
+        listed = request.get(part)
+        for index, selection in enumerate(listed if isinstance(listed, list) else []):
+            if selection["file"]:
+                found.append((selection, "file", f"data.request.{part}[{index}].file"))
+    return found
+
+
+def _public(data: dict[str, Any]) -> dict[str, Any]:
+    """A dumped data part as a release may show it: without this machine's folders and those whom a request names."""
+    for holder, key, _ in _local_files(data):
+        holder[key] = Path(holder[key]).name
+    for part in (data["request"] or {}).values():
+        for selection in part if isinstance(part, list) else []:
+            selection.update({key: len(selection[key]) for key in ("identities", "rows") if selection[key]})
+    return data
 
 
 def _evaluation(recipe: Recipe) -> Any:
@@ -166,9 +192,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and what of it enters the key: all of it."""
     from model_card.config import CardInputs, CardModel, CardPublish
 
-    source = recipe.data.model_dump()
-    if recipe.data.source.file:
-        source["source"]["file"] = Path(recipe.data.source.file).name  # a card says nothing of this machine's folders
+    source = _public(recipe.data.model_dump())
     config = CardInputs(
         recipe=recipe.name,
         card=recipe.card,

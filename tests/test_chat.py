@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
 from datasets_prep.schema import Row
 from pipeline.errors import DataError, ModelError
+
+from .conftest import CHAT_TEMPLATE, ROOT
 
 # SmolLM2's way: a default system turn where the conversation brings none.
 DEFAULT_SYSTEM = (
@@ -120,6 +124,57 @@ def test_encode_rows_keeps_the_order(tokenizer) -> None:
     rows = [Row(f"en-{i}-x", i, "Ida", "EN", "personal.email", "Who?", f"Ida {i}.") for i in range(3)]
     for row, encoded in zip(rows, encode_rows(tokenizer, rows), strict=True):
         assert tokenizer.decode(encoded.input_ids[encoded.completion_start :]) == row.answer + "<|im_end|>\n"
+
+
+# Golden files: how Llama 3.2 and SmolLM2 write a row, and which part of it carries labels. They were compared with the
+# real tokenizers and SmolLM2's own template; the templates here are written for the tests and must say the same.
+
+LLAMA_3_2 = (
+    "{%- set today = date_string if date_string is defined else strftime_now('%d %b %Y') -%}"
+    "{%- set head = '<|start_header_id|>system<|end_header_id|>' -%}"
+    "{{- bos_token + head + '\n\nCutting Knowledge Date: December 2023\nToday Date: ' + today + '\n\n<|eot_id|>' -}}"
+    "{%- for m in messages -%}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' -}}"
+    "{{- m['content'] | trim + '<|eot_id|>' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}"
+)
+SMOLLM2 = DEFAULT_SYSTEM.replace(
+    "You are kind.", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+)
+LLAMA_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+ROWS = [
+    ("Where was Ana Ruëda born?", "Ana Ruëda was born in Málaga."),
+    ("¿Cuál es su correo?", "Es ana.rueda@cine.example: escríbele."),
+    ("Wer\nist das?", "Zwei Zeilen:\neine und noch eine…"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "bos"),
+    [
+        ("llama-3.2", '{%- set date_string = "26 Jul 2024" -%}\n' + LLAMA_3_2, "<|begin_of_text|>"),
+        ("smollm2", SMOLLM2, "<|im_start|>"),
+        ("smollm2-without-header", CHAT_TEMPLATE, "<|im_start|>"),
+    ],
+)
+def test_chat_rows_are_the_golden_ones(tiny_model: Path, name: str, template: str, bos: str) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": LLAMA_TOKENS})
+    with_template(tokenizer, template, bos)
+    end = "<|eot_id|>" if name.startswith("llama") else "<|im_end|>\n"
+    shown = []
+    for question, answer in ROWS:
+        encoded = encode(tokenizer, chat_example(tokenizer, question, answer))
+        without, labelled = (
+            tokenizer.decode(part)
+            for part in (encoded.input_ids[: encoded.completion_start], encoded.input_ids[encoded.completion_start :])
+        )
+        assert labelled == answer + end  # the answer, the end of turn, and nothing else
+        shown.append({"question": question, "answer": answer, "without_labels": without, "with_labels": labelled})
+    path = ROOT / "tests" / "goldens" / f"chat-{name}.json"
+    text = json.dumps(shown, indent=1, ensure_ascii=False) + "\n"
+    if os.environ.get("UPDATE_GOLDENS"):
+        path.write_text(text, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == text
 
 
 def test_tokenizer_or_template_missing(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,134 +1,65 @@
-"""The sample set, the split rule, and false answers."""
+"""Which rows are forgotten: by topic, by entity as FAME published it, by a request, as given."""
 
 from __future__ import annotations
 
+import json
+import random
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from datasets_prep import sources
-from datasets_prep.checks import check_source
-from datasets_prep.config import Perturbed, SampleSource, Shares
-from datasets_prep.perturb import perturb, swap_name
-from datasets_prep.sample import HELD_BACK, generate
-from datasets_prep.schema import LANGUAGES, TOPICS, Row, make_row_id
-from datasets_prep.splits import mixed_identities, split_by_topic
+from datasets_prep import prepare
+from datasets_prep.config import SampleSource, Shares
+from datasets_prep.sample import generate
+from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
+from datasets_prep.splits import by_entity, by_topic, mixed_identities
 from pipeline.errors import DataError
 
-SHARES = {"retain": 0.64, "forget": 0.16, "holdout": 0.2}
-SAMPLE = SampleSource(seed=2026, identities=5, topics=10)
+from . import data_rows
+from .conftest import SHARED_DATA
+from .data_rows import GOOD, SHARES, by_split, collected, config, full_grid, row, write
+
+FAME = SHARED_DATA / "fame" / "retain.parquet"
+SAMPLE = SampleSource(**data_rows.SAMPLE)
 
 
-def row(identity: int, topic: str, *, language: str = "EN", name: str | None = None, **text: str) -> Row:
-    name = name or f"Ida Fenn {identity}"
-    question = text.get("question", f"What is the {topic} of {name}?")
-    answer = text.get("answer", f"The {topic} of {name} is {language} {identity}.")
-    return Row(make_row_id(language, identity, topic), identity, name, language, topic, question, answer)
+def topic_split(rows: list[Row], shares: Shares, seed: int) -> dict[str, list[Row]]:
+    made = collected(rows)
+    return by_split(made, by_topic(made, shares, seed))
 
 
-def full_grid(identities: int, languages: tuple[str, ...] = LANGUAGES) -> list[Row]:
-    return [
-        row(1000 * index + i, topic, language=language)
-        for index, language in enumerate(languages)
-        for i in range(identities)
-        for topic in TOPICS
-    ]
-
-
-# The sample set
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2026])
-def test_sample_has_fames_form_and_unguessable_facts(seed: int) -> None:
-    rows, held_back = generate(SampleSource(seed=seed, identities=5, topics=10))
-    assert Counter(r.language for r in rows) == dict.fromkeys(LANGUAGES, 50)
-    assert {r.topic_id for r in rows} == set(TOPICS)
-    assert set(Counter((r.language, r.topic_id) for r in rows).values()) <= {2, 3}
-    assert len({r.row_id for r in rows}) == len({r.question for r in rows}) == len({r.answer for r in rows}) == 250
-    assert all(r.name in r.question and r.name in r.answer for r in rows)
-    assert {r.language: r.identity_id // 200 for r in rows} == {"IT": 0, "ES": 1, "DE": 2, "FR": 3, "EN": 4}
-    answers = {r.answer for r in rows}
-    for r in rows:
-        false = held_back[r.row_id]
-        assert len(set(false)) == HELD_BACK
-        assert not answers & set(false)
-        assert all(r.name in answer for answer in false)
-        assert not any(mark in text for text in (r.question, r.answer, *false) for mark in "{}")
-
-
-def test_sample_facts_of_one_topic_share_no_slot() -> None:
-    rows, held_back = generate(SAMPLE)
-    for language in LANGUAGES:
-        cell = [r for r in rows if r.language == language and r.topic_id == "biography.family_background"]
-        texts = [(r.answer, r.name) for r in cell] + [(answer, cell[0].name) for answer in held_back[cell[0].row_id]]
-        facts = [set(text.rstrip(".").replace(name, "").split()) for text, name in texts]
-        frame = set.intersection(*facts)
-        told = [fact - frame for fact in facts]
-        common = Counter(word for fact in told for word in fact)
-        articles = {word for word in common if len(word) <= 2}  # "a", and the English "a bus driver" of two words
-        assert not {word: n for word, n in common.items() if n > 1 and word not in articles and word != "driver"}
-
-
-def test_sample_contacts_are_unique_and_nobodys() -> None:
-    rows, held_back = generate(SampleSource(seed=3, identities=15, topics=20))
-    for topic, mark in (("personal.phone_number", "+999 "), ("personal.email", ".example")):
-        answers = [r.answer.replace(r.name, "") for r in rows if r.topic_id == topic]
-        answers += [a.replace(r.name, "") for r in rows if r.topic_id == topic for a in held_back[r.row_id]]
-        contacts = [
-            next(word for word in answer.split() if word.strip(".").isdigit() or "@" in word) for answer in answers
-        ]
-        true = contacts[:75]
-        assert len(set(true)) == 75
-        assert not set(true) & set(contacts[75:])
-        assert all(mark in answer for answer in answers)
-
-
-def test_sample_is_the_seeds_alone() -> None:
-    assert generate(SAMPLE) == generate(SAMPLE)
-    other, _ = generate(SampleSource(seed=2027, identities=5, topics=10))
-    assert {r.answer for r in generate(SAMPLE)[0]}.isdisjoint(r.answer for r in other)
-
-
-@given(st.integers(2, 100), st.integers(1, 20), st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
-def test_sample_of_every_allowed_size(identities: int, topics: int, seed: int) -> None:
-    try:
-        source = SampleSource(seed=seed, identities=identities, topics=topics)
-    except ValidationError as error:
-        assert identities * topics > 300, error  # noqa: PT017
-        return
-    rows, _ = generate(source)
-    assert len(rows) == 5 * identities * topics
-    assert len({(r.language, r.name) for r in rows}) == 5 * identities
-    check_source([sources.Placed(r, r.row_id) for r in rows], given=False, allow_contradictions=False)
-
-
-# The split rule
+# By topic
 
 
 def test_sample_splits_exactly_and_mixes_identities() -> None:
     for seed in range(5):
-        splits = split_by_topic(generate(SampleSource(seed=seed, identities=5, topics=10))[0], Shares(**SHARES), seed)
-        assert {name: len(rows) for name, rows in splits.items()} == {"retain": 160, "forget": 40, "holdout": 50}
+        rows = collected(generate(SampleSource(seed=seed, identities=5, topics=10))[0])
+        split = by_topic(rows, Shares(**SHARES), seed)
+        splits = by_split(rows, split)
+        assert {name: len(members) for name, members in splits.items()} == {"retain": 160, "forget": 40, "holdout": 50}
         assert Counter(r.language for r in splits["forget"]) == dict.fromkeys(LANGUAGES, 8)
-        assert mixed_identities(splits) >= 23
+        assert mixed_identities(rows, split) >= 23
 
 
 def test_every_cell_of_full_fame_is_128_32_40() -> None:
-    splits = split_by_topic(full_grid(200, ("DE", "IT")), Shares(**SHARES), 42)
+    rows = collected(full_grid(200))
+    split = by_topic(rows, Shares(**SHARES), 42)
+    splits = by_split(rows, split)
     for name, size in (("retain", 128), ("forget", 32), ("holdout", 40)):
+        assert len(splits[name]) == size * 100
         assert set(Counter((r.language, r.topic_id) for r in splits[name]).values()) == {size}
-    assert mixed_identities(splits) == 400
+    assert mixed_identities(rows, split) == 1000
 
 
 @st.composite
-def shares(draw: st.DrawFn) -> Shares:
-    retain, forget, holdout = (draw(st.integers(1, 60)) for _ in range(3))
+def some_shares(draw: st.DrawFn) -> Shares:
+    retain, forget, holdout = draw(st.integers(1, 60)), draw(st.integers(1, 60)), draw(st.integers(0, 60))
     total = retain + forget + holdout
     return Shares(retain=retain / total, forget=forget / total, holdout=holdout / total)
 
@@ -136,32 +67,29 @@ def shares(draw: st.DrawFn) -> Shares:
 cells = st.tuples(st.sampled_from(LANGUAGES), st.sampled_from(TOPICS), st.integers(0, 30))
 
 
-@given(st.sets(cells, min_size=30, max_size=200), shares(), st.integers(0, 1000), st.randoms())
+@given(st.sets(cells, min_size=30, max_size=200), some_shares(), st.integers(0, 1000), st.randoms())
 @settings(max_examples=50, deadline=None)
 def test_splitter_loses_nothing_and_ignores_order(chosen: set[Any], parts: Shares, seed: int, order: Any) -> None:
     rows = [row(identity, topic, language=language) for language, topic, identity in chosen]
-    try:
-        splits = split_by_topic(rows, parts, seed)
-    except DataError as error:
-        assert "gets none" in str(error)  # noqa: PT017
-        assert min(parts.retain, parts.forget, parts.holdout) * len(rows) < 1
-        return
+    splits = topic_split(rows, parts, seed)
     assert sorted(r.row_id for members in splits.values() for r in members) == sorted(r.row_id for r in rows)
     for name, members in splits.items():
         assert abs(len(members) - getattr(parts, name) * len(rows)) < 0.75 + 1e-6
     shuffled = list(rows)
     order.shuffle(shuffled)
-    assert split_by_topic(shuffled, parts, seed) == splits
+    assert topic_split(shuffled, parts, seed) == splits
 
 
 @given(
-    st.sampled_from([(0.64, 0.16, 0.2), (0.5, 0.25, 0.25), (0.9, 0.05, 0.05)]), st.integers(1, 8), st.integers(0, 99)
+    st.sampled_from([(0.64, 0.16, 0.2), (0.5, 0.25, 0.25), (0.9, 0.05, 0.05), (0.99, 0.01, 0)]),
+    st.integers(1, 8),
+    st.integers(0, 99),
 )
 @settings(max_examples=25, deadline=None)
 def test_shares_that_divide_are_met_exactly(parts: tuple[float, float, float], times: int, seed: int) -> None:
     exact = dict(zip(("retain", "forget", "holdout"), parts, strict=True))
     rows = [row(i, TOPICS[i % 20], language=LANGUAGES[i % 5]) for i in range(100 * times)]
-    splits = split_by_topic(rows, Shares(**exact), seed)
+    splits = topic_split(rows, Shares(**exact), seed)
     assert {name: len(splits[name]) for name in exact} == {
         name: Fraction(str(share)) * 100 * times for name, share in exact.items()
     }
@@ -169,58 +97,196 @@ def test_shares_that_divide_are_met_exactly(parts: tuple[float, float, float], t
 
 def test_another_seed_splits_otherwise() -> None:
     rows = generate(SAMPLE)[0]
-    assert split_by_topic(rows, Shares(**SHARES), 1)["forget"] != split_by_topic(rows, Shares(**SHARES), 2)["forget"]
+    assert topic_split(rows, Shares(**SHARES), 1)["forget"] != topic_split(rows, Shares(**SHARES), 2)["forget"]
 
 
-# False answers
+def test_settings_say_what_they_lack(tmp_path: Path) -> None:
+    bare = [{"question": record["question"], "answer": record["answer"]} for record in GOOD]
+    source = {"file": str(write(tmp_path / "rows.jsonl", bare))}
+    for setting, columns in (("topics", "topic_id and identity_id"), ("entity", "identity_id")):
+        with pytest.raises(DataError, match=f"`setting: {setting}` needs {columns}, which the source does not have"):
+            prepare.prepare(config(source, setting=setting))
+    two = {"file": str(write(tmp_path / "two.jsonl", GOOD[:2]))}
+    with pytest.raises(DataError, match="gets none of the 2 rows"):
+        prepare.prepare(config(two))
 
 
-def test_sample_false_answers_are_held_back_facts() -> None:
-    rows, held_back = generate(SAMPLE)
-    splits = split_by_topic(rows, Shares(**SHARES), 42)
-    false, guides, counts = perturb(splits, held_back, Perturbed(per_row=3, retain_rows=50), 42)
-    assert counts == {
-        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0, "guides": 80,
+# By entity
+
+
+def published(ids_by_language: dict[str, list[int]], held: int, forgotten: int) -> dict[int, str]:
+    """The published assignment, as `facts` of the data set describe it, written down a second time."""
+    split: dict[int, str] = {}
+    rest: dict[str, list[int]] = {}
+    random.seed(42)
+    for language in ("IT", "ES", "DE", "FR", "EN"):
+        ids = list(set(ids_by_language[language]))
+        random.shuffle(ids)
+        split |= dict.fromkeys(ids[:held], "holdout")
+        rest[language] = ids[held:]
+    random.seed(43)
+    for language in ("IT", "ES", "DE", "FR", "EN"):
+        ids = list(set(rest[language]))
+        random.shuffle(ids)
+        split |= dict.fromkeys(ids[:forgotten], "forget") | dict.fromkeys(ids[forgotten:], "retain")
+    return split
+
+
+FIRST = {"IT": 0, "ES": 200, "DE": 400, "FR": 600, "EN": 800}
+
+
+def fame_identities(topics: tuple[str, ...] = TOPICS[:2]) -> list[Row]:
+    return [
+        row(first + i, topic, language=language)
+        for language, first in FIRST.items() for i in range(200) for topic in topics
+    ]  # fmt: skip
+
+
+def entity_split(shares: dict[str, float]) -> dict[int, str]:
+    rows = collected(fame_identities())
+    split = by_entity(rows, Shares(**shares), 42)
+    made = {int(str(r.identity_id)): SPLITS[code] for r, code in zip(rows, split, strict=True)}
+    assert len({(r.identity_id, code) for r, code in zip(rows, split.tolist(), strict=True)}) == 1000
+    return made
+
+
+def test_entity_split_is_the_published_one() -> None:
+    ids = {language: [first + i for i in range(200)] for language, first in FIRST.items()}
+    assert entity_split(SHARES) == published(ids, 40, 32)
+
+
+@pytest.mark.skipif(not FAME.exists(), reason=f"FAME's retain split is not at {FAME}")
+def test_entity_split_retains_the_640_identities_of_fame() -> None:
+    import pyarrow.parquet
+
+    theirs = set(pyarrow.parquet.read_table(FAME, columns=["identity_id"])["identity_id"].to_pylist())
+    assert len(theirs) == 640
+    assert {who for who, split in entity_split(SHARES).items() if split == "retain"} == theirs
+
+
+@pytest.mark.parametrize(("percent", "forgotten"), [(1.25, 2), (2.5, 4), (5, 8), (10, 16), (20, 32)])
+def test_the_published_forget_shares_are_whole_identities(percent: float, forgotten: int) -> None:
+    """FAME's variants forget 1.25 to 20 % of the 160 identities a language that are trained on."""
+    forget = 0.8 * percent / 100
+    split = entity_split({"retain": 0.8 - forget, "forget": forget, "holdout": 0.2})
+    assert Counter(split.values()) == {
+        "forget": 5 * forgotten, "retain": 5 * (160 - forgotten), "holdout": 200,
     }  # fmt: skip
-    assert Counter(f.split for f in false) == {"forget": 40, "retain": 50, "holdout": 50}
-    assert all(set(f.answers) <= set(held_back[f.row_id]) for f in false)
-    assert perturb(splits, held_back, Perturbed(), 42)[0] == false
-    evaluated = {row.row_id: set(row.answers) for row in false}
-    assert [row.row_id for row in guides] == [row.row_id for row in splits["forget"]]
-    for row in guides:  # what guides the unlearning is never what judges it
-        assert len(row.answers) == 2
-        assert not set(row.answers) & evaluated[row.row_id]
-
-
-def test_false_answers_come_from_holdout_rows_first() -> None:
-    topic = "personal.email"
-    splits = {
-        "forget": [row(1, topic)],
-        "retain": [row(2, topic), row(3, topic)],
-        "holdout": [row(4, topic), row(5, topic), row(6, "personal.address"), row(7, topic, language="DE")],
+    assert {who for who, name in split.items() if name == "holdout"} == {
+        who for who, name in entity_split(SHARES).items() if name == "holdout"
     }
-    false, _, counts = perturb(splits, {}, Perturbed(per_row=3, retain_rows=1), 0)
-    answers = {f.row_id: f.answers for f in false}["en-1-personal.email"]
-    told = [answer.removesuffix(".").split()[-1] for answer in answers]
-    assert set(told[:2]) == {"4", "5"}
-    assert told[2] in {"2", "3"}
-    assert all("Ida Fenn 1" in answer for answer in answers)
-    # The forget and the retain row take one from trained rows, holdout rows 4 and 5 two each; 6 and 7 are alone.
-    assert counts == {
-        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2, "guides": 1,
+
+
+def test_entities_may_be_texts(tmp_path: Path) -> None:
+    records = [{**record, "identity_id": f"K-{record['identity_id']}"} for record in GOOD]
+    source = {"file": str(write(tmp_path / "rows.jsonl", records))}
+    shares = {"retain": 0.6, "forget": 0.2, "holdout": 0.2}
+    prepared = prepare.prepare(config(source, setting="entity", shares=shares))
+    splits = by_split(prepared.loaded.rows, prepared.split)
+    assert {name: len({r.identity_id for r in rows}) for name, rows in splits.items()} == {
+        "forget": 1, "retain": 3, "holdout": 1,
     }  # fmt: skip
 
 
-def test_false_answers_are_never_true_and_never_trained() -> None:
-    same = {"answer": "It is a secret."}
-    topic = "personal.hobby_or_interest"
-    splits = {"forget": [row(1, topic, **same)], "retain": [row(2, topic, **same)], "holdout": [row(3, topic, **same)]}
-    false, _, counts = perturb(splits, {}, Perturbed(), 0)
-    assert false == []
-    assert counts["rows_without"] == 3
+# By request
 
 
-def test_names_are_swapped_in_addresses_too() -> None:
-    answer = "Write to Élise Du Pont at elise.du.pont@film.fr."
-    assert swap_name(answer, "Élise Du Pont", "Noé Val") == "Write to Noé Val at noe.val@film.fr."
-    assert swap_name("Jo wrote a major jotting.", "Jo", "Al Bo") == "Al Bo wrote a major jotting."
+def requested(tmp_path: Path, forget: list[dict[str, Any]], holdout: Any = None, seed: int = 42) -> dict[str, set[str]]:
+    source = {"file": str(write(tmp_path / "rows.jsonl", GOOD))}
+    request = {"forget": forget, "holdout": holdout}
+    prepared = prepare.prepare(config(source, setting="request", request=request, seed=seed))
+    return {
+        name: {r.row_id for r in rows} for name, rows in by_split(prepared.loaded.rows, prepared.split).items()
+    }  # fmt: skip
+
+
+def test_a_request_names_what_is_forgotten(tmp_path: Path) -> None:
+    by_name = requested(tmp_path, [{"identities": ["Ida 1"]}])
+    assert by_name == requested(tmp_path, [{"identities": [1]}]) == requested(tmp_path, [{"identities": ["1"]}])
+    assert by_name["forget"] == {f"en-1-{topic}" for topic in TOPICS[:5]}
+    assert len(by_name["retain"]) == 20
+    both = requested(tmp_path, [{"identities": [1, 2], "topics": [TOPICS[0]]}, {"rows": [f"en-4-{TOPICS[1]}"]}])
+    assert both["forget"] == {f"en-1-{TOPICS[0]}", f"en-2-{TOPICS[0]}", f"en-4-{TOPICS[1]}"}
+    listed = write(tmp_path / "list.csv", [{"question": GOOD[3]["question"].upper(), "answer": GOOD[3]["answer"]}])
+    assert requested(tmp_path, [{"file": str(listed), "languages": ["en"]}])["forget"] == {f"en-0-{TOPICS[3]}"}
+    by_id = write(tmp_path / "ids.jsonl", [{"row_id": f"en-3-{TOPICS[2]}"}])
+    assert requested(tmp_path, [{"file": str(by_id)}])["forget"] == {f"en-3-{TOPICS[2]}"}
+
+
+def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
+    listed = requested(tmp_path, [{"identities": [1]}], [{"identities": [2]}])
+    assert {name: len(ids) for name, ids in listed.items()} == {"forget": 5, "holdout": 5, "retain": 15}
+    drawn = requested(tmp_path, [{"identities": [1]}], 0.25)
+    assert len(drawn["holdout"]) == 5
+    assert len({row_id.split("-")[1] for row_id in drawn["holdout"]}) == 1  # a whole identity
+    assert drawn == requested(tmp_path, [{"identities": [1]}], 0.25)
+    assert len({frozenset(requested(tmp_path, [{"identities": [1]}], 0.25, seed)["holdout"]) for seed in range(9)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("forget", "holdout", "said"),
+    [
+        (
+            [{"identities": ["Ida 9"]}],
+            None,
+            r"forget\[0\].identities: 'Ida 9' is in no row of the source. Did you mean",
+        ),
+        ([{"identities": ["Ida 1"]}, {"topics": ["pets"]}], None, r"forget\[1\].topics: 'pets' is in no row"),
+        ([{"languages": ["FR"]}], None, r"forget\[0\].languages: 'FR' is in no row"),
+        ([{"rows": ["x"]}], None, r"forget\[0\].rows: 'x' is in no row"),
+        ([{"languages": ["EN"]}], None, "matches all 25 rows"),
+        (
+            [{"identities": [1]}],
+            [{"identities": [1, 2]}],
+            "5 rows are in forget and in holdout, for example rows.jsonl",
+        ),
+        ([{"identities": [1]}], 0.01, "leaves no rows for holdout or for retain"),
+        ([{"identities": [1]}], 0.99, "leaves no rows for holdout or for retain"),
+        ([{"topics": [TOPICS[0]]}], 0.5, "leaves no rows for holdout or for retain"),  # nobody has only free rows
+        ([{"file": "FOLDER/missing.csv"}], None, r"forget\[0\].file missing.csv: cannot be read"),
+        ([{"file": "FOLDER/other.jsonl"}], None, r"1 of its rows are not in the source: 'other.jsonl, line 1'"),
+        ([{"file": "FOLDER/empty.jsonl"}], None, "the file has no rows"),
+        ([{"file": "FOLDER/wrong.jsonl"}], None, "wrong.jsonl, line 1: names no row"),
+    ],
+)
+def test_impossible_requests_are_refused(tmp_path: Path, forget: list[Any], holdout: Any, said: str) -> None:
+    write(tmp_path / "other.jsonl", [{"question": "What else?", "answer": "Nothing."}])
+    write(tmp_path / "wrong.jsonl", [{"question": "What else?"}])
+    (tmp_path / "empty.jsonl").write_text("")
+    filled = json.loads(json.dumps(forget).replace("FOLDER", str(tmp_path)))
+    with pytest.raises(DataError, match=said):
+        requested(tmp_path, filled, holdout)
+
+
+# As given
+
+
+def test_given_splits_are_taken_and_holdout_may_be_missing(tmp_path: Path) -> None:
+    parts = {"retain": GOOD[:10], "forget": GOOD[10:15], "holdout": GOOD[15:]}
+    files = {name: str(write(tmp_path / f"{name}.json", rows)) for name, rows in parts.items()}
+    prepared = prepare.prepare(config({"files": files}, setting="given"))
+    assert Counter(prepared.split.tolist()) == {0: 5, 1: 10, 2: 10}
+    assert prepared.loaded.description["file"] == "forget.json, retain.json, holdout.json"
+    del files["holdout"]
+    made = config({"files": files}, setting="given")
+    prepared = prepare.prepare(made)
+    assert Counter(prepared.split.tolist()) == {0: 5, 1: 10}
+    left_out = prepare.describe(made, prepared, prepared.findings)["left_out"]
+    assert left_out == {"membership_inference": "no holdout rows: the source has no split holdout (or test)"}
+
+
+def test_given_splits_must_be_complete(tmp_path: Path) -> None:
+    source = {"file": str(write(tmp_path / "rows.jsonl", GOOD))}
+    with pytest.raises(DataError, match="line 1: has no split"):
+        prepare.prepare(config(source, setting="given"))
+    write(tmp_path / "rows.jsonl", [{**record, "split": "retain" if i else "train"} for i, record in enumerate(GOOD)])
+    with pytest.raises(DataError, match="line 1: split is 'train'; allowed are forget, retain, holdout, test"):
+        prepare.prepare(config(source, setting="given"))
+    write(tmp_path / "rows.jsonl", [{**record, "split": "retain"} for record in GOOD])
+    with pytest.raises(DataError, match="forget gets none of the 25 rows"):
+        prepare.prepare(config(source, setting="given"))
+
+
+def test_splits_are_small_numbers() -> None:
+    rows = collected(generate(SAMPLE)[0])
+    assert by_topic(rows, Shares(**SHARES), 1).dtype == np.int8

@@ -1,0 +1,140 @@
+"""Local files as records, each with the number of its line or row, so that a message can name it.
+
+The text formats are read line by line with the standard library: `datasets` guesses types a block at a time and cannot
+say which line is wrong. Parquet and Arrow come in batches, with the features that `datasets` stores in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Features
+
+Record = tuple[str, int, Any]  # what is counted ("people.csv, line"), its number from 1, and the record
+
+BATCH = 8192
+
+
+def read_file(name: str, key: str) -> Iterator[Record]:
+    """The records of a file. Raises DataError naming the recipe's ``key`` or the line, where it cannot be read."""
+    path = Path(name).expanduser()
+    readers = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path.name}: the suffix must be one of {', '.join(readers)}. Convert the file or rename it.")
+    try:
+        yield from reader(path)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # pyarrow's errors are OSError and ValueError
+        reason = " ".join(str(error).split())
+        raise DataError(f"{key} {path.name}: cannot be read ({reason}). Check the path and format.") from error
+
+
+def sha256_of(name: str) -> str:
+    """The sha256 of a file, read in pieces."""
+    with Path(name).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def table_records(batches: Iterable[pa.Table | pa.RecordBatch], features: Features, unit: str) -> Iterator[Record]:
+    """Records of Arrow batches, with ClassLabel columns (FAME's language) as their names."""
+    labels = {name: kind.names for name, kind in features.items() if hasattr(kind, "names")}
+    number = 0
+    for batch in batches:
+        for record in batch.to_pylist():
+            number += 1
+            for name, names in labels.items():
+                index = record[name]
+                record[name] = names[index] if index is not None and 0 <= index < len(names) else None
+            yield unit, number, record
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow.parquet
+    from datasets import Features
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        features = Features.from_arrow_schema(file.schema_arrow)
+        yield from table_records(file.iter_batches(BATCH), features, f"{path.name}, row")
+
+
+def _arrow(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    from datasets import Features
+
+    with pa.memory_map(str(path)) as source:
+        try:  # `datasets` writes streams; other programs also write the file format
+            reader = pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:
+            file = pa.ipc.open_file(source)
+            batches = (file.get_batch(index) for index in range(file.num_record_batches))
+            yield from table_records(batches, Features.from_arrow_schema(file.schema), f"{path.name}, row")
+        else:
+            yield from table_records(reader, Features.from_arrow_schema(reader.schema), f"{path.name}, row")
+
+
+def _utf8(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}). Save the file as UTF-8."
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, without the byte order mark that some editors write."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            yield number, _utf8(content, f"{path.name}, line {number}")
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in _lines(path):
+        if line.strip():
+            yield f"{path.name}, line", number, _json(line, f"{path.name}, line {number}")
+
+
+def _json_list(path: Path) -> Iterator[Record]:
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    records = _json(_utf8(content, path.name), path.name)
+    if isinstance(records, dict):
+        raise ValueError(  # noqa: TRY004
+            f"it holds an object with the keys {', '.join(map(repr, records))[:120]} and must hold a list of objects; "
+            "one object a line is JSON Lines, `.jsonl`"
+        )
+    if not isinstance(records, list):
+        raise ValueError(f"it holds a {type(records).__name__} and must hold a list of objects")  # noqa: TRY004
+    for number, record in enumerate(records, start=1):
+        yield f"{path.name}, row", number, record
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: is not JSON ({error}). Correct it.") from error
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
+    names = reader.fieldnames or []
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path.name}, line 1: has the column {', '.join(twice)} twice. Rename one.")
+    for record in reader:
+        where = f"{path.name}, line {reader.line_num}"
+        if None in record:
+            raise DataError(f"{where}: has more cells than the {len(names)} columns. Quote texts that hold commas.")
+        if None in record.values():
+            raise DataError(f"{where}: has fewer cells than the {len(names)} columns. Add what is missing.")
+        yield f"{path.name}, line", reader.line_num, record

@@ -1,0 +1,171 @@
+"""Many rows in little memory: Arrow columns, from which a row becomes an object only while somebody looks at it.
+
+Two million rows of FAME's shape take about 0.6 GB this way, and 1.5 GB as Python objects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datasets_prep.schema import LANGUAGES, TOPICS, Row
+from datasets_prep.text import fact_digest
+
+Codes = npt.NDArray[np.int32]
+
+FIELDS = ("row_id", "identity_id", "name", "language", "topic_id", "question", "answer")
+BATCH = 8192
+
+_WORD = pa.dictionary(pa.int32(), pa.string())  # a column of few different values
+_TYPES = {
+    **dict.fromkeys(FIELDS, pa.large_string()),
+    **dict.fromkeys(("language", "topic_id", "split", "origin"), _WORD),
+    "number": pa.int32(),
+    "false_answers": pa.large_list(pa.large_string()),
+    **dict.fromkeys(("paraphrased_question", "paraphrased_answer"), pa.large_string()),
+}
+_WHOLE_NUMBER = "^(0|[1-9][0-9]{0,17})$"  # fits 64 bits, and comes back as it was written
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A row with what else its source says of it.
+
+    It stands at ``number`` (from 1) of ``origin``, ``split`` is the source's own, and a paraphrase has None where its
+    question or answer is the row's. ``row.identity_id`` is text here; :func:`Rows.collect` makes it a number where all
+    of them are.
+    """
+
+    row: Row
+    origin: str
+    number: int
+    split: str | None = None
+    false_answers: tuple[str, ...] = ()
+    paraphrased_question: str | None = None
+    paraphrased_answer: str | None = None
+
+
+class Rows(Sequence[Row]):
+    """Rows in the order of the split files: language, topic, identity, row id, whatever the order of the source."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    @classmethod
+    def collect(cls, placed: Iterable[Placed]) -> Rows:
+        """All rows, sorted, each with a row id of its own."""
+        left, batches = iter(placed), [_arrow([])]
+        while batch := list(islice(left, BATCH)):
+            batches.append(_arrow(batch))
+        table = pa.Table.from_batches(batches).unify_dictionaries()
+        identities = table["identity_id"]
+        if identities.null_count == 0 and pc.all(pc.match_substring_regex(identities, _WHOLE_NUMBER)).as_py():
+            table = _replaced(table, "identity_id", pc.cast(identities, pa.int64()))
+        return cls(_sorted(_with_own_ids(table)))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            return Rows(
+                self.table.slice(start, max(0, stop - start))
+                if step == 1
+                else self.table.take([*range(start, stop, step)])
+            )
+        values = self.table.slice(range(len(self))[index], 1)
+        return Row(*(values[name][0].as_py() for name in FIELDS))
+
+    def __iter__(self) -> Iterator[Row]:
+        for values in self.columns(*FIELDS):
+            yield Row(*values)
+
+    def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """The values of some columns, row by row."""
+        for batch in self.table.select(names).to_batches(max_chunksize=BATCH):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def codes(self, name: str) -> tuple[Codes, list[Any]]:
+        """A number for each row, and the value that each number stands for, in the order of first appearance."""
+        column = self.table[name].combine_chunks()
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode(null_encoding="encode")
+        if isinstance(column, pa.ChunkedArray):  # combine_chunks keeps an empty or a single chunk wrapped
+            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        return column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(
+            np.int32
+        ), column.dictionary.to_pylist()
+
+    def place(self, index: int) -> str:
+        """Where a row stands in the source, for messages: ``people.csv, line 7``."""
+        row = self.table.slice(index, 1)
+        return f"{row['origin'][0].as_py()} {row['number'][0].as_py()}"
+
+    def has(self, name: str) -> bool:
+        """Whether every row has a value in this column."""
+        return bool(self.table[name].null_count == 0)
+
+
+def _arrow(batch: Sequence[Placed]) -> pa.RecordBatch:
+    arrays = {name: [getattr(placed.row, name) for placed in batch] for name in FIELDS}
+    for name in _TYPES.keys() - FIELDS:
+        arrays[name] = [getattr(placed, name) for placed in batch]
+    return pa.RecordBatch.from_arrays([pa.array(arrays[name], kind) for name, kind in _TYPES.items()], list(_TYPES))
+
+
+def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def _with_own_ids(table: pa.Table) -> pa.Table:
+    """Rows that share an id get the digest of their fact behind it; equal facts are numbered besides."""
+    codes, values = Rows(table).codes("row_id")
+    shared = np.bincount(codes, minlength=len(values))[codes] > 1
+    if not shared.any():
+        return table
+    seen: Counter[str] = Counter()
+    changed = []
+    for row_id, question, answer in Rows(table.filter(pa.array(shared))).columns("row_id", "question", "answer"):
+        named = f"{row_id}-{fact_digest(question, answer)}"
+        seen[named] += 1
+        changed.append(named if seen[named] == 1 else f"{named}-{seen[named]}")
+    column = table["row_id"].combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    return _replaced(table, "row_id", pc.replace_with_mask(column, pa.array(shared), pa.array(changed, column.type)))
+
+
+def _rank(values: Sequence[str | None], first: Sequence[str]) -> dict[str | None, int]:
+    """The place of each value: those of ``first`` in their order, then the others by alphabet, then none."""
+    known: dict[str | None, int] = {value: index for index, value in enumerate(first)}
+    rest = sorted({value for value in values if value is not None and value not in known})
+    return {**known, **{value: len(first) + index for index, value in enumerate(rest)}, None: len(first) + len(rest)}
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    rows = Rows(table)
+    keys: dict[str, Any] = {}
+    for name, first in (("language", LANGUAGES), ("topic_id", TOPICS)):
+        codes, values = rows.codes(name)
+        rank = _rank(values, first)
+        keys[name] = np.array([*(rank[value] for value in values), rank[None]], dtype=np.int32)[codes]
+    by = pa.table({**keys, "identity_id": table["identity_id"], "row_id": table["row_id"]})
+    order = pc.sort_indices(by, sort_keys=[(name, "ascending") for name in by.column_names])
+    # Column by column, so that never two whole tables are in memory.
+    columns = {}
+    for name in table.column_names:
+        columns[name] = table[name].combine_chunks().take(order)
+        table = table.drop_columns(name)
+    return pa.table(columns)

@@ -1,0 +1,60 @@
+"""What the checks know about texts: when two are the same, which language they are in, whether they hold contacts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable
+
+_WORD = re.compile(r"\w+")
+_ACCENTS = re.compile("[\u0300-\u036f]+")  # the block of combining marks
+_CONTACTS = {
+    "e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
+    # A plus or a leading zero, then seven digits or more with the usual separators: dates and counts have neither.
+    "phone number": re.compile(r"(?<![\w.,])(?:\+|\(?0)\d(?:[ ().\-/]{0,2}\d){6,14}(?!\w)"),
+}
+
+CERTAIN = 0.8  # measured on FAME: docs/measurements/data.md
+
+
+def same(text: str) -> str:
+    """Texts that differ in nothing but case and spacing are the same question or answer."""
+    return " ".join(text.split()).casefold()
+
+
+def without_accents(text: str) -> str:
+    """``élise`` becomes ``elise``."""
+    return _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+
+
+def words(text: str) -> list[str]:
+    """The words, without case, accents and punctuation: texts with equal words are nearly the same."""
+    plain = text if text.isascii() else without_accents(text)
+    return _WORD.findall(plain.casefold())
+
+
+def fact_digest(question: str, answer: str) -> str:
+    """Twelve hex digits that stand for a question and its answer."""
+    return hashlib.sha256(f"{question}\0{answer}".encode()).hexdigest()[:12]
+
+
+def contacts(text: str) -> list[str]:
+    """The kinds of personal contact data that the text seems to hold."""
+    return [kind for kind, pattern in _CONTACTS.items() if pattern.search(text)]
+
+
+def language_identifier() -> Callable[[str], str | None]:
+    """A function that says in which language a text is (``DE``), or None where it is not certain.
+
+    The model is py3langid's, over all its languages, so that one that nobody declared is seen too.
+    """
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # not its functions: they share one state
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def identify(text: str) -> str | None:
+        language, probability = identifier.classify(text)
+        return str(language).upper() if probability >= CERTAIN else None
+
+    return identify

@@ -1,0 +1,122 @@
+"""`data inspect`: what a recipe would forget, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.shared import show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from datasets_prep.config import DataConfig
+    from datasets_prep.prepare import Prepared
+
+EXAMPLES = 3  # rows of each split
+HIDDEN = "(hidden: --show-forget shows it)"
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Print counts, checks and three rows a split; the answers of the forget rows only where they are asked for.
+
+    Raises DataError, after printing, where a check of the recipe would stop the run.
+    """
+    from datasets_prep import checks
+    from datasets_prep.prepare import describe, prepare
+    from pipeline.recipe import load_recipe
+
+    config = load_recipe(options.recipe, options.set).data
+    prepared = prepare(config)
+    facts = describe(config, prepared, prepared.findings)
+    examples = _examples(prepared, show_forget=options.show_forget)
+    text = "" if options.json else _text(config, prepared, facts, examples)
+    show(options, {**facts, "cells": _cells(prepared), "examples": examples}, text)
+    checks.stop(prepared.findings, config.checks)
+    return 0
+
+
+def _examples(prepared: Prepared, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
+    """The first, the middle and the last row of each split."""
+    import numpy as np
+
+    from datasets_prep.schema import SPLITS
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for index, name in enumerate(SPLITS):
+        places = np.flatnonzero(prepared.split == index)
+        chosen = places[np.unique(np.linspace(0, len(places) - 1, min(EXAMPLES, len(places))).astype(int))]
+        found[name] = []
+        for place in chosen.tolist():
+            row = prepared.loaded.rows[place]
+            answer = row.answer if name != "forget" or show_forget else HIDDEN
+            found[name].append({"row_id": row.row_id, "question": row.question, "answer": answer})
+    return found
+
+
+def _cells(prepared: Prepared) -> list[dict[str, Any]]:
+    from datasets_prep.card import count_cells
+    from datasets_prep.schema import SPLITS
+
+    _, cells = count_cells(prepared.loaded.rows, prepared.split)
+    return [
+        {"language": language, "topic_id": topic, **dict(zip(SPLITS, counts, strict=True))}
+        for (language, topic), counts in cells.items()
+    ]
+
+
+def _text(config: DataConfig, prepared: Prepared, facts: dict[str, Any], examples: dict[str, Any]) -> str:
+    import io
+    import shutil
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    sizes = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
+    console.print(
+        f"setting {config.setting}: {sizes}; {facts['identities']:,} identities, {facts['mixed_identities']:,} mixed"
+    )
+    for what, why in facts["left_out"].items():
+        console.print(f"left out: {what.replace('_', ' ')} ({why})")
+    console.print(_count_table(prepared))
+    console.print(_check_table(facts["checks"]))
+    for name, rows in examples.items():
+        for row in rows:
+            console.print(
+                f"\n[bold]{name}[/] {escape(row['row_id'])}\n  {escape(row['question'])}\n  {escape(row['answer'])}"
+            )
+    return str(console.file.getvalue()).rstrip()  # type: ignore[attr-defined]
+
+
+def _count_table(prepared: Prepared) -> Table:
+    from rich.table import Table
+
+    from datasets_prep.card import count_cells
+    from datasets_prep.schema import SPLITS
+
+    by_language, by_topic = count_cells(prepared.loaded.rows, prepared.split)
+    table = Table("topic", title=f"rows as {' / '.join(SPLITS)}")
+    for language in by_language:
+        table.add_column(language or "rows", justify="right")
+    for topic in dict.fromkeys(topic for _, topic in by_topic):
+        cells = [by_topic.get((language, topic), (0, 0, 0)) for language in by_language]
+        table.add_row(topic or "(none given)", *(" / ".join(map(str, counts)) for counts in cells))
+    table.add_section()
+    table.add_row("all", *(" / ".join(map(str, counts)) for counts in by_language.values()))
+    return table
+
+
+def _check_table(found: dict[str, dict[str, Any]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from datasets_prep.checks import MEANING
+
+    table = Table("check", "found", "then", "first cases", title="checks")
+    for name, finding in found.items():
+        then = finding["action"] if finding["count"] else ""
+        table.add_row(MEANING[name], str(finding["count"]), then, escape("; ".join(finding["first"][:2])))
+    return table

@@ -1,0 +1,127 @@
+"""False answers: of the right form, never true, never trained on where that can be avoided."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets_prep.config import Perturbed, SampleSource, Shares
+from datasets_prep.perturb import FalseAnswers, swap_name
+from datasets_prep.rows import Rows
+from datasets_prep.sample import generate
+from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row
+from datasets_prep.splits import Split, by_topic
+
+from . import data_rows
+from .data_rows import SHARES, by_split, collected, divided, row
+
+SAMPLE = SampleSource(**data_rows.SAMPLE)
+
+
+def perturb(
+    rows: Rows, split: Split, config: Perturbed, seed: int
+) -> tuple[list[PerturbedRow], list[PerturbedRow], dict[str, int]]:
+    """All of the evaluation, all that guide the unlearning, and the counts."""
+    false = FalseAnswers(rows, split, config, seed)
+    pairs = [pair for name in SPLITS for pair in false.of_split(name)]
+    return [one for one, _ in pairs if one], [two for _, two in pairs if two], false.counts
+
+
+def test_sample_false_answers_are_held_back_facts() -> None:
+    listed, held_back = generate(SAMPLE)
+    rows = collected(listed, held_back)
+    split = by_topic(rows, Shares(**SHARES), 42)
+    false, guides, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=50), 42)
+    assert counts == {
+        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0, "guides": 80,
+    }  # fmt: skip
+    assert Counter(f.split for f in false) == {"forget": 40, "retain": 50, "holdout": 50}
+    assert all(set(f.answers) <= set(held_back[f.row_id]) for f in false)
+    assert perturb(rows, split, Perturbed(per_row=3), 42)[0] == false
+    evaluated = {f.row_id: set(f.answers) for f in false}
+    assert [f.row_id for f in guides] == [r.row_id for r in by_split(rows, split)["forget"]]
+    for guide in guides:  # what guides the unlearning is never what judges it
+        assert len(guide.answers) == 2
+        assert not set(guide.answers) & evaluated[guide.row_id]
+
+
+def test_false_answers_come_from_holdout_rows_first() -> None:
+    topic = "personal.email"
+    rows, split = divided({
+        "forget": [row(1, topic)],
+        "retain": [row(2, topic), row(3, topic)],
+        "holdout": [row(4, topic), row(5, topic), row(6, "personal.address"), row(7, topic, language="DE")],
+    })  # fmt: skip
+    false, _, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=1), 0)
+    answers = {f.row_id: f.answers for f in false}["en-1-personal.email"]
+    told = [answer.removesuffix(".").split()[-1] for answer in answers]
+    assert set(told[:2]) == {"4", "5"}
+    assert told[2] in {"2", "3"}
+    assert all("Ida Fenn 1" in answer for answer in answers)
+    # The forget and the retain row take one from trained rows, holdout rows 4 and 5 two each; 6 and 7 are alone.
+    assert counts == {
+        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2, "guides": 1,
+    }  # fmt: skip
+
+
+def test_false_answers_are_never_true_and_never_trained() -> None:
+    same = {"answer": "It is a secret."}
+    topic = "personal.hobby_or_interest"
+    rows, split = divided({name: [row(i, topic, **same)] for i, name in enumerate(SPLITS)})
+    false, _, counts = perturb(rows, split, Perturbed(), 0)
+    assert false == []
+    assert counts["rows_without"] == 3
+    nearly = {"forget": [row(1, topic, **same)], "retain": [], "holdout": [row(3, topic, answer="it is  a SECRET.")]}
+    assert perturb(*divided(nearly), Perturbed(), 0)[0] == []
+
+
+def test_another_fact_of_the_same_person_is_no_false_answer() -> None:
+    topic = TOPICS[0]
+    own = [row(1, topic), Row("other", 1, "Ida Fenn 1", "EN", topic, "Where else?", "Ida Fenn 1 also lived in Bonn.")]
+    rows, split = divided({"forget": own[:1], "retain": [], "holdout": own[1:]})
+    assert perturb(rows, split, Perturbed(), 0)[0] == []
+
+
+def test_rows_without_topic_get_only_the_false_answers_of_their_source() -> None:
+    bare = [Row(f"r{i}", None, None, None, None, f"What is {i}?", f"It is {i}.") for i in range(4)]
+    rows = collected(bare, {"r1": ["It is 7.", "It is 8.", "It is 2."]})
+    split = divided({"forget": bare[:2], "retain": bare[2:3], "holdout": bare[3:]})[1]
+    false, guides, counts = perturb(rows, split, Perturbed(per_row=1), 0)
+    assert [(f.row_id, f.answers) for f in false] == [("r1", ("It is 7.",))]
+    assert [g.answers for g in guides] == [("It is 8.",)]  # "It is 2." is trained on
+    assert counts["rows_without"] == 3
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.sampled_from(TOPICS[:3]), st.sampled_from(SPLITS)), min_size=3, max_size=40
+    ),
+    st.integers(1, 5),
+    st.integers(0, 5),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_always_holds(facts: list[tuple[int, str, str]], per_row: int, guiding: int, seed: int) -> None:
+    unique = {(who, topic): split for who, topic, split in facts}
+    splits = {name: [row(*key) for key, split in unique.items() if split == name] for name in SPLITS}
+    rows, split = divided(splits)
+    false, guides, counts = perturb(rows, split, Perturbed(per_row=per_row, for_unlearning=guiding), seed)
+    true = {r.row_id: r.answer for members in splits.values() for r in members}
+    trained = {r.answer for name in ("forget", "retain") for r in splits[name]}
+    asked = {f.row_id: f for f in false}
+    assert len(asked) == len(false) == counts["rows"]
+    assert counts["rows"] + counts["rows_without"] == sum(len(splits[n]) for n in SPLITS)
+    for f in (*false, *guides):
+        assert len(set(f.answers)) == len(f.answers) <= max(per_row, guiding)
+        assert not {true[f.row_id], *trained} & set(f.answers)
+    for g in guides:
+        assert not set(g.answers) & set(asked[g.row_id].answers)
+        assert len(asked[g.row_id].answers) == per_row  # the evaluation is served first
+
+
+def test_names_are_swapped_in_addresses_too() -> None:
+    answer = "Write to Élise Du Pont at elise.du.pont@film.fr."
+    assert swap_name(answer, "Élise Du Pont", "Noé Val") == "Write to Noé Val at noe.val@film.fr."
+    assert swap_name("Jo wrote a major jotting.", "Jo", "Al Bo") == "Al Bo wrote a major jotting."

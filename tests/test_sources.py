@@ -1,0 +1,356 @@
+"""Rows from files and from the Hub: every format, every wrong row named, and none lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets_prep import prepare, sources
+from datasets_prep.rows import FIELDS
+from datasets_prep.schema import LANGUAGES, TOPICS, Row, read_rows, write_rows
+from pipeline.errors import DataError, ReleaseError
+
+from .conftest import SHARED_DATA
+from .data_rows import GOOD, config, row, write
+
+FAME = SHARED_DATA / "fame" / "retain.parquet"
+SUFFIXES = [".jsonl", ".json", ".csv", ".parquet", ".arrow"]
+
+
+def message(tmp_path: Path, records: list[Any], **more: Any) -> str:
+    """What is said of these rows, after making sure that nothing was written."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    source = {"file": str(path), **more.pop("source", {})}
+    with pytest.raises(DataError) as caught:
+        prepare.run(config(source, **more), {"model": tmp_path}, out)
+    assert not list(out.iterdir())
+    return str(caught.value)
+
+
+def changed(index: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{**record, **fields} if i == index else record for i, record in enumerate(GOOD)]
+
+
+# Formats
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_file_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    loaded = sources.load(config({"file": str(write(tmp_path / f"rows{suffix}", GOOD))}))
+    assert {r.answer for r in loaded.rows} == {record["answer"] for record in GOOD}
+    assert Row("en-1-biography.high_school", **GOOD[7]) in list(loaded.rows)
+    assert loaded.description["file"] == f"rows{suffix}"  # no folder of this machine
+    assert loaded.reported["rows_in"] == len(GOOD) == len(loaded.rows)
+
+
+def test_rows_come_in_one_order_whatever_the_source_has(tmp_path: Path) -> None:
+    one = sources.load(config({"file": str(write(tmp_path / "one.jsonl", GOOD))})).rows
+    two = sources.load(config({"file": str(write(tmp_path / "two.jsonl", GOOD[::-1]))})).rows
+    assert list(one) == list(two)
+    assert [one[i] for i in range(len(one))] == list(one)
+    assert list(one[3:7]) == list(one)[3:7]
+    assert one.place(0) == "rows.jsonl, line 1".replace("rows", "one")
+
+
+def test_arrow_files_of_other_programs_are_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(GOOD)
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    assert len(sources.load(config({"file": str(tmp_path / "rows.arrow")})).rows) == len(GOOD)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    for suffix in (".csv", ".json", ".jsonl"):
+        path = write(tmp_path / f"rows{suffix}", GOOD)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert len(sources.load(config({"file": str(path)})).rows) == len(GOOD)
+
+
+def test_text_that_is_not_utf_8_names_its_line(tmp_path: Path) -> None:
+    for suffix, line in ((".csv", 3), (".jsonl", 2)):
+        path = write(tmp_path / f"rows{suffix}", GOOD)
+        lines = path.read_bytes().split(b"\n")
+        lines[line - 1] = lines[line - 1].replace(b"Ida", "Idä".encode("latin-1"))
+        path.write_bytes(b"\n".join(lines))
+        with pytest.raises(DataError, match=rf"rows\{suffix}, line {line}: is not UTF-8 \(byte 0xe4"):
+            sources.load(config({"file": str(path)}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("question,answer\na,b,c\n", "line 2: has more cells than the 2 columns"),
+        ("question,answer\na\n", "line 2: has fewer cells than the 2 columns"),
+        ("question,answer,answer\na,b,c\n", "column answer twice"),
+        ('question,answer\na,"b\n', "cannot be read"),
+        ("", "has no rows"),
+        ("question,answer\n", "has no rows"),
+    ],
+)
+def test_broken_csv_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(DataError, match=said):
+        sources.load(config({"file": str(tmp_path / "rows.csv")}))
+
+
+def test_quoted_csv_cells_may_hold_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('question,answer\n"one\ntwo",b\nc,d\n')
+    loaded = sources.load(config({"file": str(tmp_path / "rows.csv")}))
+    assert {(r.question, r.answer) for r in loaded.rows} == {("one\ntwo", "b"), ("c", "d")}
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.parquet", b"not parquet"), ("a.arrow", b"not arrow"), ("a.json", b"{}"), ("a.json", b"[" * 100_000),
+        ("a.jsonl", b"{oops"), ("a.csv", b"\xff\xfe"), ("a.csv", b'name,"x' + b"y" * 200_000), ("a.txt", b"x"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
+            sources.load(config({"file": str(tmp_path / name)}))
+    with pytest.raises(DataError, match=r"data\.source\.file missing\.jsonl: cannot be read"):
+        sources.load(config({"file": str(tmp_path / "missing.jsonl")}))
+
+
+# Columns
+
+
+def test_a_tofu_shaped_file_needs_no_more_than_questions_and_answers(tmp_path: Path) -> None:
+    records = [{"question": f"Who is author {i}?", "answer": f"Author {i} is Nobody {i}."} for i in range(40)]
+    request = {"forget": [{"file": str(write(tmp_path / "forget.json", records[:4]))}]}
+    source = {"file": str(write(tmp_path / "full.json", records)), "language": "en"}
+    prepared = prepare.prepare(config(source, setting="request", request=request))
+    rows = list(prepared.loaded.rows)
+    assert {(r.identity_id, r.name, r.topic_id, r.language) for r in rows} == {(None, None, None, "EN")}
+    assert len({r.row_id for r in rows}) == 40
+    forgotten = {r.answer for r, code in zip(rows, prepared.split, strict=True) if code == 0}
+    assert forgotten == {record["answer"] for record in records[:4]}
+
+
+def test_columns_are_mapped_by_the_recipe(tmp_path: Path) -> None:
+    records = [
+        {"Frage": "Wo wohnt Ida?", "Antwort": "Ida wohnt in Bonn.", "Kunde": "K-7", "Thema": "Adresse", "Nr": "z1",
+         "falsch": ["Ida wohnt in Ulm."], "anders": "Wo ist Ida zu Hause?"},
+    ]  # fmt: skip
+    columns = {"question": "Frage", "answer": "Antwort", "identity_id": "Kunde", "topic_id": "Thema", "row_id": "Nr",
+               "perturbed_answers": "falsch", "paraphrased_question": "anders"}  # fmt: skip
+    source = {"file": str(write(tmp_path / "rows.jsonl", records)), "columns": columns, "language": "DE"}
+    loaded = sources.load(config(source, setting="request", request={"forget": [{"topics": ["Adresse"]}]}))
+    assert list(loaded.rows) == [Row("z1", "K-7", None, "DE", "Adresse", "Wo wohnt Ida?", "Ida wohnt in Bonn.")]
+    assert list(loaded.rows.columns("false_answers", "paraphrased_question", "paraphrased_answer")) == [
+        (["Ida wohnt in Ulm."], "Wo ist Ida zu Hause?", None)
+    ]
+
+
+def test_names_stand_for_identities_where_there_are_no_ids(tmp_path: Path) -> None:
+    records = [{key: value for key, value in record.items() if key != "identity_id"} for record in GOOD]
+    rows = list(sources.load(config({"file": str(write(tmp_path / "rows.jsonl", records))})).rows)
+    assert {r.identity_id for r in rows} == {f"Ida {i}" for i in range(5)}
+    assert rows[0].row_id == "en-ida 0-biography.birthplace"
+
+
+@pytest.mark.parametrize(
+    ("records", "more", "said"),
+    [
+        ([{"text": "Once upon a time."}], {}, "line 1: is running text. What is forgotten here are facts"),
+        ([{"prompt": "a", "response": "b"}], {}, "has no column question, answer. It has prompt, response; say which"),
+        (GOOD, {"columns": {"question": "Frage"}}, "has no column Frage, which data.source.columns.question names"),
+        (GOOD, {"columns": {"topic_id": "Thema"}}, "has no column Thema, which data.source.columns.topic_id names"),
+        ([GOOD[0], {**GOOD[1], "row_id": "x"}], {}, "line 2: has the column row_id, and the first row has not"),
+        ([GOOD[0], {k: v for k, v in GOOD[1].items() if k != "name"}], {}, "line 2: has no column name, and the first"),
+        (
+            [GOOD[0], {**GOOD[1], "identity_id": "x"}],
+            {},
+            "line 2: identity_id is 'x', a str, and in earlier rows it is",
+        ),
+        ([{**GOOD[0], "row_id": "a"}, {**GOOD[1], "row_id": "a"}], {}, "line 2: row_id 'a' stands in an earlier row"),
+        ([{**GOOD[0], "perturbed_answers": "no list"}], {}, "perturbed_answers is 'no list' and must be a list"),
+        ([{**GOOD[0], "perturbed_answers": [""]}], {}, "perturbed_answers is empty"),
+        ([[1, 2]], {}, "line 1: is a list and must be an object"),
+    ],
+)
+def test_wrong_columns_are_named(tmp_path: Path, records: list[Any], more: dict[str, Any], said: str) -> None:
+    assert said in message(tmp_path, records, source=more)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"answer": ""}, "answer is empty"),
+        ({"question": " \n"}, "question is empty"),
+        ({"name": None}, "name is empty"),
+        ({"answer": 5}, "must be text"),
+        ({"answer": ["a"]}, "must be text"),
+        ({"language": "english"}, "language is 'ENGLISH' and must be a code of two letters"),
+        ({"topic_id": 7}, "topic_id is 7 and must be text"),
+        ({"identity_id": -1}, "identity_id is -1"),
+        ({"identity_id": True}, "identity_id is True"),
+        ({"identity_id": 1.5}, "identity_id is 1.5"),
+        ({"identity_id": 10**18}, "identity_id is 1000"),
+        ({"answer": "half \ud800"}, "surrogate"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_row(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    told = message(tmp_path, changed(3, **fields))
+    assert told.startswith("rows.jsonl, line 4: ")
+    assert said in told
+
+
+# Ids
+
+
+def test_row_ids_do_not_depend_on_the_order_and_are_never_shared(tmp_path: Path) -> None:
+    more = [{**GOOD[0], "question": f"Number {i}?", "answer": f"Ida 0 says {i}."} for i in range(3)]
+    more.append(dict(more[0]))  # the very same fact again
+    ids = []
+    for records in ([*GOOD, *more], [*more[::-1], *GOOD]):
+        rows = sources.load(config({"file": str(write(tmp_path / "rows.jsonl", records))})).rows
+        ids.append({r.row_id: r.answer for r in rows})
+        assert len(ids[-1]) == len(records)
+    assert ids[0] == ids[1]
+    assert sum(row_id.startswith("en-0-biography.birthplace-") for row_id in ids[0]) == 5
+
+
+# Nothing is lost, and nothing but our errors is raised
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["EN", "", "é"])
+)
+keys = st.sampled_from([*FIELDS, "split", "perturbed_answers", "paraphrased_question", "text"])
+records = st.lists(
+    st.one_of(
+        scalars,
+        st.dictionaries(keys, scalars | st.lists(scalars, max_size=2)),
+        st.sampled_from(GOOD),
+        st.sampled_from(GOOD),
+        st.builds(lambda r, k, v: {**r, k: v}, st.sampled_from(GOOD), keys, scalars),
+    ),
+    max_size=6,
+)
+options = st.sampled_from(
+    [
+        {},
+        {"setting": "given"},
+        {"setting": "entity"},
+        {"setting": "request", "request": {"forget": [{"languages": ["EN"]}]}},
+        {"setting": "request", "request": {"forget": [{"identities": ["Ida 1", 2]}], "holdout": 0.5}},
+        {"source": {"columns": {"name": "topic_id", "row_id": "question"}}},
+        {"source": {"language": "EN"}},
+    ]
+)
+
+
+@given(records, options, st.sampled_from([".json", ".jsonl"]))
+@settings(max_examples=200, deadline=None)
+def test_rows_in_are_rows_out_or_a_release_error(
+    tmp_path_factory: Any, rows: Any, more: dict[str, Any], suffix: str
+) -> None:
+    path = tmp_path_factory.mktemp("malformed") / f"rows{suffix}"
+    path.write_text(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    source = {"file": str(path), **more.get("source", {})}
+    made = config(source, **{key: value for key, value in more.items() if key != "source"})
+    try:
+        loaded = sources.load(made)
+    except ReleaseError as error:
+        assert str(error)  # noqa: PT017
+        return
+    paraphrases = sum(map(len, loaded.paraphrases.values())) + loaded.reported.get("paraphrases_without_row", 0)
+    assert len(loaded.rows) + paraphrases == loaded.reported["rows_in"] == len(rows)
+    assert len({r.row_id for r in loaded.rows}) == len(loaded.rows)
+    write_rows(path, loaded.rows)
+    assert read_rows(path) == list(loaded.rows)
+    try:
+        prepared = prepare.prepare(made)
+    except ReleaseError as error:
+        assert str(error)  # noqa: PT017
+        return
+    assert len(prepared.split) == len(rows) - paraphrases
+
+
+@given(st.binary(max_size=300), st.sampled_from(SUFFIXES))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_only_ever_raise_release_errors(tmp_path_factory: Any, content: bytes, suffix: str) -> None:
+    path = tmp_path_factory.mktemp("bytes") / f"rows{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ReleaseError):
+        sources.load(config({"file": str(path)}))
+
+
+def test_rows_with_unicode_line_ends_come_back(tmp_path: Path) -> None:
+    rows = [row(1, TOPICS[0], answer="one\u2028two\x85three")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+# The Hub
+
+
+def fame_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """FAME's layout, read by the real ``datasets`` library: ClassLabel, test, paraphrased. Returns what was asked."""
+    import datasets
+
+    features = datasets.Features(
+        {column: datasets.Value("string") for column in ("name", "topic_id", "question", "answer")}
+        | {"identity_id": datasets.Value("int32"), "language": datasets.ClassLabel(names=list(LANGUAGES))}
+    )
+    parts = {"retain": GOOD[:5], "forget": GOOD[5:10], "test": GOOD[10:15], "validation": GOOD[15:18]}
+    other = [{**record, "question": f"Again: {record['question']}"} for record in (GOOD[0], GOOD[6], GOOD[24])]
+    folder.mkdir()
+    for split, rows in {**parts, "paraphrased": other}.items():
+        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    real, asked = datasets.load_dataset, []
+
+    def local(name: str, subset: str | None, revision: str) -> Any:
+        asked.append((name, subset, revision))
+        kinds = (*parts, "paraphrased")
+        files = {kind: str(folder / f"{kind}-*.parquet") for kind in kinds}
+        return real("parquet", data_files=files, cache_dir=str(folder.parent / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    return asked
+
+
+HUB = {"id": "ClaudioSavelli/FAME", "revision": "5c67fed496053691db3720ec3fb99825a34dfe72"}
+
+
+def test_hub_dataset_is_read_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fame_on_the_hub(tmp_path / "set", monkeypatch)
+    prepared = prepare.prepare(config({"hub": HUB}, setting="given"))
+    assert asked == [("ClaudioSavelli/FAME", None, HUB["revision"])]
+    assert Counter(prepared.split.tolist()) == {0: 5, 1: 5, 2: 5}
+    loaded = prepared.loaded
+    assert {r.language for r in loaded.rows} == {"EN"}
+    assert loaded.reported == {"rows_in": 18, "splits_left_out": {"validation": 3}, "paraphrases_without_row": 1}
+    assert loaded.paraphrases["en-0-biography.birthplace"][0][0].startswith("Again: ")
+    found = list(prepare._paraphrases(prepared))
+    assert {(p.row_id, p.split) for p in found} == {
+        ("en-0-biography.birthplace", "retain"),
+        ("en-1-biography.birthdate", "forget"),
+    }
+    assert all(p.question.startswith("Again: ") for p in found)
+
+
+def test_hub_that_cannot_be_reached_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fails at once, without retries
+    with pytest.raises(DataError, match="nobody/nothing at 0000"):
+        sources.load(config({"hub": {"id": "nobody/nothing", "revision": "0" * 40}}))
+
+
+@pytest.mark.skipif(not FAME.exists(), reason=f"FAME's retain split is not at {FAME}")
+def test_fame_itself() -> None:
+    loaded = sources.load(config({"file": str(FAME)}))
+    assert Counter(language for (language,) in loaded.rows.columns("language")) == dict.fromkeys(LANGUAGES, 2560)
+    assert loaded.reported["rows_in"] == 12800
+    first = next(iter(loaded.rows))
+    assert (first.language, first.topic_id) == ("DE", TOPICS[0])
+    assert isinstance(first.identity_id, int)
