@@ -22,7 +22,7 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
     recipe = load_recipe(name)
     assert recipe.name == name
     assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# python -m pipeline release {name}")
-    assert len(stages(recipe)) == 12
+    assert len(stages(recipe)) == (12 if recipe.gold != "none" else 10)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,10 +30,9 @@ def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tm
     from pipeline.unlearn.fit import training_arguments
 
     recipe = load_recipe(name)
-    assert recipe.base.train
-    assert recipe.gold != "none"
-    assert recipe.gold.train
-    for config in (recipe.base.train, recipe.gold.train, recipe.unlearn):
+    trained = [part.train for part in (recipe.base, recipe.gold) if not isinstance(part, str)]
+    assert all(trained)
+    for config in (*filter(None, trained), recipe.unlearn):
         training_arguments(config.args, "fp32", tmp_path)
     assert not list(tmp_path.iterdir())
 
