@@ -20,6 +20,8 @@ from datasets_prep.text import contacts, language_identifier, same, words
 from pipeline.errors import DataError
 
 NAMED = 5  # cases that a finding names
+_PIECE = 4  # words
+_BUCKETS = 1 << 21  # for counting pieces; where two share one, the choice is a little worse and the result the same
 
 MEANING = {
     "duplicates_across": "facts that stand in two splits (same question, same answer, but for case and spacing)",
@@ -149,29 +151,39 @@ def _contradictions(found: Findings, texts: _Texts) -> None:
 
 
 def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8]) -> None:
-    """Forget answers, as sequences of words, in the question and answer of a retain row.
+    """Forget answers, as sequences of words, in the question or answer of a retain row.
 
-    Each answer is looked for by its first words (up to four), so the time grows with the number of words.
+    Each answer is looked for by the one of its pieces of four words (all words of a shorter one) that the fewest
+    answers have, so that the time grows with the number of words even where all answers begin alike.
     """
-    begins: dict[tuple[str, ...], list[tuple[list[str], str]]] = defaultdict(list)
-    for index in np.flatnonzero(split == SPLITS.index("forget")).tolist():
-        row = rows[index]
-        told = words(row.answer)
+    forget = np.flatnonzero(split == SPLITS.index("forget")).tolist()
+    frequency = np.zeros(_BUCKETS, dtype=np.int32)
+    for index in forget:
+        for piece in _pieces(words(rows[index].answer), _PIECE):
+            frequency[piece % _BUCKETS] += 1
+    sought: dict[int, list[int]] = defaultdict(list)
+    lengths = set()
+    for index in forget:
+        told = words(rows[index].answer)
         if told:
-            begins[tuple(told[:4])].append((told, f"{row.row_id} ({rows.place(index)})"))
-    lengths = sorted({len(begin) for begin in begins})
-    said: dict[str, str] = {}
+            sought[min(_pieces(told, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
+            lengths.add(min(len(told), _PIECE))
+    said: dict[int, str] = {}
     for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
         if code != SPLITS.index("retain"):
             continue
         for text in (words(question), words(answer)):
-            for at in range(len(text)):
-                for length in lengths:
-                    for told, name in begins.get(tuple(text[at : at + length]), ()):
-                        if text[at : at + len(told)] == told:
-                            said.setdefault(name, f"{name} stands in {row_id}")
-    for case in said.values():
-        found["forget_answers_in_retain"].add(case)
+            pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}
+            for index in (index for piece in pieces & sought.keys() for index in sought[piece]):
+                if index not in said and f" {' '.join(words(rows[index].answer))} " in f" {' '.join(text)} ":
+                    said[index] = row_id
+    for index, row_id in sorted(said.items()):
+        found["forget_answers_in_retain"].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")
+
+
+def _pieces(text: Sequence[str], length: int) -> list[int]:
+    """A number for each run of ``length`` words, or for the whole of a shorter text."""
+    return [hash(tuple(text[at : at + length])) for at in range(max(1, len(text) - length + 1))]
 
 
 def _identities(found: Findings, rows: Rows) -> None:

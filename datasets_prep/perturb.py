@@ -69,7 +69,8 @@ class FalseAnswers:
         names = ("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without", "guides")
         self.counts.update(dict.fromkeys(names, 0))
         trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
-        self.trained = {hash(answer) for answer in trained}  # hashes: a million answers would be 200 MB
+        # Sorted hashes: a million answers would be 200 MB.
+        self.trained = np.sort(np.fromiter((hash(answer) for answer in trained), dtype=np.int64))
         retain = np.flatnonzero(self.split == RETAIN)
         count = min(self.config.retain_rows, len(retain))
         drawn = random.Random(f"{self.seed}|perturbed").sample(range(len(retain)), count)
@@ -106,7 +107,7 @@ class FalseAnswers:
         found: dict[str, bool] = {}  # the answer, and whether it comes from a trained row
         taken = {same(row.answer)}
         for answer, from_trained in self._candidates(cell, row, own, unseen, trained):
-            if same(answer) not in taken and hash(answer) not in self.trained:
+            if same(answer) not in taken and not self._is_trained(answer):
                 found[answer] = from_trained
                 taken.add(same(answer))
                 if len(found) == wanted:
@@ -120,6 +121,10 @@ class FalseAnswers:
         self.counts["guides"] += len(guiding)
         both = (PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) for answers in (evaluated, guiding) if answers)
         return next(both, None), next(both, None)
+
+    def _is_trained(self, answer: str) -> bool:
+        at = int(np.searchsorted(self.trained, hash(answer)))
+        return at < len(self.trained) and int(self.trained[at]) == hash(answer)
 
     def _candidates(
         self, cell: Sequence[Row], row: Row, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int]

@@ -62,14 +62,10 @@ class Rows(Sequence[Row]):
     @classmethod
     def collect(cls, placed: Iterable[Placed]) -> Rows:
         """All rows, sorted, each with a row id of its own."""
-        left, batches = iter(placed), [_arrow([])]
-        while batch := list(islice(left, BATCH)):
-            batches.append(_arrow(batch))
-        table = pa.Table.from_batches(batches).unify_dictionaries()
-        identities = table["identity_id"]
-        if identities.null_count == 0 and pc.all(pc.match_substring_regex(identities, _WHOLE_NUMBER)).as_py():
-            table = _replaced(table, "identity_id", pc.cast(identities, pa.int64()))
-        return cls(_sorted(_with_own_ids(table)))
+        columns = _with_own_ids(_with_whole_numbers(_table(placed)))
+        order = _order(columns)
+        # Column by column, and each forgotten when it is sorted: two whole tables would be in memory otherwise.
+        return cls(pa.table({name: _one_chunk(columns.pop(name)).take(order) for name in list(columns)}))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -100,14 +96,12 @@ class Rows(Sequence[Row]):
 
     def codes(self, name: str) -> tuple[Codes, list[Any]]:
         """A number for each row, and the value that each number stands for, in the order of first appearance."""
-        column = self.table[name].combine_chunks()
+        column = self.table[name]
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode(null_encoding="encode")
-        if isinstance(column, pa.ChunkedArray):  # combine_chunks keeps an empty or a single chunk wrapped
-            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        return column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(
-            np.int32
-        ), column.dictionary.to_pylist()
+        column = _one_chunk(column)
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return codes.astype(np.int32), column.dictionary.to_pylist()
 
     def place(self, index: int) -> str:
         """Where a row stands in the source, for messages: ``people.csv, line 7``."""
@@ -126,25 +120,50 @@ def _arrow(batch: Sequence[Placed]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(arrays[name], kind) for name, kind in _TYPES.items()], list(_TYPES))
 
 
-def _replaced(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, column)
+Columns = dict[str, pa.ChunkedArray]
 
 
-def _with_own_ids(table: pa.Table) -> pa.Table:
+def _table(placed: Iterable[Placed]) -> Columns:
+    left, batches = iter(placed), [_arrow([])]
+    while batch := list(islice(left, BATCH)):
+        batches.append(_arrow(batch))
+    table = pa.Table.from_batches(batches).unify_dictionaries()
+    return {name: table[name] for name in table.column_names}
+
+
+def _with_whole_numbers(columns: Columns) -> Columns:
+    """Identities as numbers, where all of them are."""
+    identities = columns["identity_id"]
+    if identities.null_count == 0 and pc.all(pc.match_substring_regex(identities, _WHOLE_NUMBER)).as_py():
+        columns["identity_id"] = pc.cast(identities, pa.int64())
+    return columns
+
+
+def _with_own_ids(columns: Columns) -> Columns:
     """Rows that share an id get the digest of their fact behind it; equal facts are numbered besides."""
-    codes, values = Rows(table).codes("row_id")
+    ids = columns["row_id"]
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return columns
+    rows = Rows(pa.table({name: columns[name] for name in ("row_id", "question", "answer")}))
+    codes, values = rows.codes("row_id")
     shared = np.bincount(codes, minlength=len(values))[codes] > 1
-    if not shared.any():
-        return table
     seen: Counter[str] = Counter()
     changed = []
-    for row_id, question, answer in Rows(table.filter(pa.array(shared))).columns("row_id", "question", "answer"):
+    for row_id, question, answer in Rows(rows.table.filter(pa.array(shared))).columns("row_id", "question", "answer"):
         named = f"{row_id}-{fact_digest(question, answer)}"
         seen[named] += 1
         changed.append(named if seen[named] == 1 else f"{named}-{seen[named]}")
-    column = table["row_id"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return _replaced(table, "row_id", pc.replace_with_mask(column, pa.array(shared), pa.array(changed, column.type)))
+    columns["row_id"] = pa.chunked_array(
+        [pc.replace_with_mask(_one_chunk(ids), pa.array(shared), pa.array(changed, ids.type))]
+    )
+    return columns
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    if isinstance(found, pa.ChunkedArray):  # combine_chunks keeps an empty or a single chunk wrapped
+        return found.chunk(0) if found.num_chunks else pa.array([], found.type)
+    return found
 
 
 def _rank(values: Sequence[str | None], first: Sequence[str]) -> dict[str | None, int]:
@@ -154,18 +173,13 @@ def _rank(values: Sequence[str | None], first: Sequence[str]) -> dict[str | None
     return {**known, **{value: len(first) + index for index, value in enumerate(rest)}, None: len(first) + len(rest)}
 
 
-def _sorted(table: pa.Table) -> pa.Table:
-    rows = Rows(table)
+def _order(columns: Columns) -> pa.Array:
+    """The places of the rows in the order of the split files."""
+    rows = Rows(pa.table({name: columns[name] for name in ("language", "topic_id")}))
     keys: dict[str, Any] = {}
     for name, first in (("language", LANGUAGES), ("topic_id", TOPICS)):
         codes, values = rows.codes(name)
         rank = _rank(values, first)
         keys[name] = np.array([*(rank[value] for value in values), rank[None]], dtype=np.int32)[codes]
-    by = pa.table({**keys, "identity_id": table["identity_id"], "row_id": table["row_id"]})
-    order = pc.sort_indices(by, sort_keys=[(name, "ascending") for name in by.column_names])
-    # Column by column, so that never two whole tables are in memory.
-    columns = {}
-    for name in table.column_names:
-        columns[name] = table[name].combine_chunks().take(order)
-        table = table.drop_columns(name)
-    return pa.table(columns)
+    by = pa.table({**keys, "identity_id": columns["identity_id"], "row_id": columns["row_id"]})
+    return pc.sort_indices(by, sort_keys=[(name, "ascending") for name in by.column_names])

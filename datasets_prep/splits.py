@@ -11,7 +11,7 @@ seed 42 it is the published assignment.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from array import array
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import cycle, islice
@@ -114,20 +114,20 @@ def by_topic(rows: Rows, shares: Shares, seed: int) -> Split:
     # Topics in a seeded order: the labels repeat, and small cells would give each language the same forgotten topics.
     ordered = sorted(cells(rows), key=lambda cell: (cell[0] or "", _drawn(seed, cell[0], cell[1])))
     labels = _labels(shares, len(rows))
-    split = [RETAIN] * len(rows)
-    cell_of: dict[int, list[int]] = {}
+    split = array("b", bytes(len(rows)))  # arrays: a list of a million numbers takes 36 MB
+    shuffled: dict[int, array[int]] = {}
     for language, topic, places in ordered:
-        members = list(places)
+        members = array("i", places)
         random.Random(f"{seed}|{language}|{topic}").shuffle(members)
         for place, label in zip(members, labels, strict=False):
             split[place] = label
-        cell_of[places.start] = members
-    _mix_identities(rows, [(places, cell_of[places.start]) for _, _, places in cells(rows)], split)
-    return np.array(split, dtype=np.int8)
+        shuffled[places.start] = members
+    _mix_identities(rows, [(places, shuffled[places.start]) for _, _, places in cells(rows)], split)
+    return np.frombuffer(split, dtype=np.int8)
 
 
 def _swap_partner(
-    row: int, cell: Sequence[int], split: list[int], identity: Sequence[int], held: Counter[tuple[int, int]]
+    row: int, cell: Sequence[int], split: array[int], identity: Sequence[int], held: npt.NDArray[np.int32]
 ) -> int | None:
     """A row of the same cell whose identity can spare its split: it keeps another fact of that split."""
     mine, wanted = identity[row], {FORGET, RETAIN} - {split[row]}
@@ -141,13 +141,15 @@ def _swap_partner(
     return None
 
 
-def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], split: list[int]) -> None:
+def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], split: array[int]) -> None:
     """Where an identity has no forgotten or no retained fact, let it change places with one that has two, in one cell.
 
     One pass in the order of the rows. The counts of every cell stay what they are.
     """
-    identity = rows.codes("identity_id")[0].tolist()
-    held = Counter(zip(identity, split, strict=True))
+    codes, identities = rows.codes("identity_id")
+    identity = array("i", codes.tobytes())
+    held = np.zeros((len(identities), len(SPLITS)), dtype=np.int32)
+    np.add.at(held, (codes, np.frombuffer(split, dtype=np.int8)), 1)
     for places, cell in groups:
         for row in places:
             mine = identity[row]
