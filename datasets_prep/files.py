@@ -63,7 +63,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 
     with pyarrow.parquet.ParquetFile(path) as file:
         features = Features.from_arrow_schema(file.schema_arrow)
-        yield from table_records(file.iter_batches(BATCH), features, f"{path.name}, row")
+        yield from table_records(file.iter_batches(BATCH, use_threads=False), features, f"{path.name}, row")
 
 
 def _arrow(path: Path) -> Iterator[Record]:
