@@ -62,7 +62,10 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]
     "ft": ({"method": "ft"}, lambda m, b: nll(m, RETAIN)),
     "ga": ({"method": "ga"}, lambda m, b: -nll(m, FORGET)),
     "gd": ({"method": "gd", "retain_weight": ALPHA}, lambda m, b: ALPHA * nll(m, RETAIN) - nll(m, FORGET)),
-    "gd, kl": ({"method": "gd", "retain_loss": "kl", "retain_weight": ALPHA}, lambda m, b: ALPHA * kl(m, b) - nll(m, FORGET)),
+    "gd, kl": (
+        {"method": "gd", "retain_loss": "kl", "retain_weight": ALPHA},
+        lambda m, b: ALPHA * kl(m, b) - nll(m, FORGET),
+    ),
     "klm": ({"method": "klm"}, lambda m, b: kl(m, b) - nll(m, FORGET)),
     "po": ({"method": "po"}, lambda m, b: nll(m, RETAIN) + nll(m, FORGET)),  # whatever stands in the forget rows' place
     "npo": ({"method": "npo"}, lambda m, b: nll(m, RETAIN) + npo(m, b)),
@@ -73,7 +76,9 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]
 
 
 def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: dict[str, Any]) -> UnlearnTrainer:
-    pairs = [Pair(0, None if method["method"] == "ft" else i, () if method["method"] == "ga" else (i,)) for i in range(8)]
+    pairs = [
+        Pair(0, None if method["method"] == "ft" else i, () if method["method"] == "ga" else (i,)) for i in range(8)
+    ]
     trainer = unlearn_trainer(model, out, FORGET, RETAIN, SGD | split, pairs=pairs, **method)
     other = AutoModelForCausalLM.from_pretrained(base, attn_implementation="rows_sdpa")
     precision = trainer.accelerator.autocast
@@ -152,7 +157,9 @@ def test_gradient_norms_of_both_terms(
     args |= {"max_grad_norm": 1e-3, "gradient_checkpointing": checkpointing}  # clipped: the norms are of before
     options = {"gradient_norms_every": 2, "retain_weight": ALPHA}
     pairs = [Pair(e, i, (i,)) for e in range(2) for i in range(8)]
-    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, args | {"learning_rate": 0.0}, pairs=pairs, **options)
+    trainer = unlearn_trainer(
+        tiny_model, tmp_path, FORGET, RETAIN, args | {"learning_rate": 0.0}, pairs=pairs, **options
+    )
     trainer.train()
     entries = [e for e in trainer.state.log_history if "loss" in e]
     assert ["forget_grad_norm" in entry for entry in entries] == [(i + 1) % 2 == 0 for i in range(len(entries))]

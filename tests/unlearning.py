@@ -38,7 +38,9 @@ def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:
 def plain_log_probs(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:
     """Log-probabilities of each row's answer tokens, from full logits."""
     return [
-        torch.stack([line[t] for line, t in zip(logits.log_softmax(-1), row.input_ids[row.completion_start :], strict=True)])
+        torch.stack(
+            [line[t] for line, t in zip(logits.log_softmax(-1), row.input_ids[row.completion_start :], strict=True)]
+        )
         for logits, row in zip(plain_logits(model, rows), rows, strict=True)
     ]
 
@@ -51,7 +53,9 @@ def unlearn_trainer(
     pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
     callbacks = options.pop("callbacks", [])
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1} | options)
-    arguments = training_arguments(args, config.precision if "precision" in options else "fp32", out, num_train_epochs=1)
+    arguments = training_arguments(
+        args, config.precision if "precision" in options else "fp32", out, num_train_epochs=1
+    )
     trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
     return UnlearnTrainer(
         trained,

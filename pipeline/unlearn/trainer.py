@@ -115,7 +115,7 @@ class CompletionTrainer(SFTTrainer):
             return cast("torch.optim.Optimizer", super().create_optimizer(model))
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
             raise RecipeError(
-                f"args.optim is {self.args.optim}, and it cannot be made for the device {self.args.device}: {error} "
+                f"args.optim is {self.args.optim.value}, which cannot be made for the device {self.args.device}: {error}. "
                 "Take adamw_torch, which every device has."
             ) from error
 
