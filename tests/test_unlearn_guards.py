@@ -147,7 +147,7 @@ def test_an_optimizer_that_the_machine_lacks(tiny_model: Path, tmp_path: Path, o
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has it")
 def test_a_precision_that_the_device_lacks(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="tf32|fp16|bf16"):
+    with pytest.raises(RecipeError, match="--tf32"):
         training_arguments({"tf32": True}, "fp32", tmp_path)
 
 

@@ -115,8 +115,8 @@ class CompletionTrainer(SFTTrainer):
             return cast("torch.optim.Optimizer", super().create_optimizer(model))
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
             raise RecipeError(
-                f"args.optim is {self.args.optim.value}, which cannot be made for the device {self.args.device}: {error}. "
-                "Take adamw_torch, which every device has."
+                f"args.optim is {str(self.args.optim).lower()}, which cannot be made for the device "
+                f"{self.args.device}: {error}. Take adamw_torch, which every device has."
             ) from error
 
     def _set_signature_columns_if_needed(self) -> None:
