@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback
+from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
@@ -115,7 +116,7 @@ class CompletionTrainer(SFTTrainer):
             return cast("torch.optim.Optimizer", super().create_optimizer(model))
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
             raise RecipeError(
-                f"args.optim is {str(self.args.optim).lower()}, which cannot be made for the device "
+                f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
                 f"{self.args.device}: {error}. Take adamw_torch, which every device has."
             ) from error
 
