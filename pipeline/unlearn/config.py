@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from pipeline.strict import Strict
 
+WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
+"""Fields of ``args`` that change no result: they enter no key, and a run that was cut off may go on with others."""
+
 Named = Literal["gold", "holdout", "false_answers"]
 
 
@@ -82,6 +85,12 @@ class TrainConfig(Strict):
     def _fits_together(self) -> TrainConfig:
         _adapters_or_layers(self.lora, self.train_from_layer)
         return self
+
+
+def identity(config: TrainConfig | UnlearnConfig) -> dict[str, Any]:
+    """What of a configuration decides the result."""
+    plain = config.model_dump(mode="json")
+    return plain | {"args": {key: value for key, value in plain["args"].items() if key not in WITHOUT_EFFECT}}
 
 
 class StopRule(Strict):

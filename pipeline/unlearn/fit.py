@@ -104,7 +104,7 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     """
     checkpoints = out / CHECKPOINTS
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    _check_maker(checkpoints, json.loads(json.dumps(made_by)), resumes=last is not None)
+    _check_maker(checkpoints, made_by, resumes=last is not None)
     refused = None
     try:
         trainer.train(resume_from_checkpoint=last)
