@@ -16,7 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.licence import name_problem
 from pipeline.strict import Strict
-from pipeline.unlearn.config import TrainConfig, UnlearnConfig
+from pipeline.unlearn.config import TrainConfig, UnlearnConfig, level_name
 from pipeline.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -112,7 +112,7 @@ class Recipe(Strict):
                         f"gates[{i}] compares with gold, and gold is none; compare with a number or with base"
                     )
             stop = self.unlearn.stop
-            if "gold" in (self.unlearn.forget_cap, stop.forget_loss if stop else None):
+            if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
                 raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
         return self
 
@@ -177,7 +177,9 @@ def _with_parent(path: Path) -> Tree:
 def _relevant(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the other members of a union ("not a number"), where one member says what is wrong inside it."""
     inner = {tuple(p["loc"][:-2]) for p in problems if len(p["loc"]) > 2}
-    return [p for p in problems if not (p["type"].endswith("_type") and tuple(p["loc"][:-1]) in inner)]
+    return [
+        p for p in problems if not (p["type"].endswith(("_type", "literal_error")) and tuple(p["loc"][:-1]) in inner)
+    ]
 
 
 def _explain(problem: dict[str, Any], tree: Tree) -> str:

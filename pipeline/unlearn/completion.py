@@ -65,8 +65,12 @@ def completion_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of the completion tokens of a packed batch."""
-    logits = completion_logits(model, batch)
-    return logits.gather(1, batch["targets"][:, None])[:, 0] - logits.logsumexp(dim=1)
+    return target_log_probs(completion_logits(model, batch), batch["targets"])
+
+
+def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of shape (N,) of ``targets`` (N,) under ``logits`` (N, V)."""
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
 def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
