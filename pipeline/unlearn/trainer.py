@@ -18,7 +18,8 @@ from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
 from pipeline.unlearn import losses
-from pipeline.unlearn.completion import completion_log_probs, pack
+from pipeline.unlearn.attention import ROWS_SDPA
+from pipeline.unlearn.completion import completion_log_probs, pack, shared_header
 from pipeline.unlearn.pairing import Pair
 
 RETAIN = -1
@@ -56,7 +57,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         for ids, start, forget in zip(item["input_ids"], item["completion_start"], item["forget_row"], strict=True)
     ]
     rows.sort(key=lambda pair: pair[0] == RETAIN)  # stable
-    batch = pack([row for _, row in rows])
+    encoded = [row for _, row in rows]
+    batch = pack(encoded, shared_header(encoded))
     batch["forget_row"] = torch.tensor([forget for forget, _ in rows])
     batch["is_forget"] = (batch["forget_row"] != RETAIN)[batch["row"]]
     return batch
@@ -70,6 +72,8 @@ class CompletionTrainer(SFTTrainer):
     """
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if model.config._attn_implementation != ROWS_SDPA:
+            raise ValueError(f"rows that share a header need attn_implementation={ROWS_SDPA!r}; load the model with it")
         super().__init__(model, data_collator=collate, **kwargs)
         self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
