@@ -81,8 +81,13 @@ def completion_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of the completion tokens of a packed batch."""
-    logits = completion_logits(model, batch)
-    return logits.gather(1, batch["targets"][:, None])[:, 0] - logits.logsumexp(dim=1)
+    from pipeline.unlearn.head import head_in_tiles, target_log_probs
+
+    targets = batch["targets"]
+    if head := head_in_tiles(model, len(targets)):
+        with head.scoring(targets):
+            return completion_logits(model, batch)[:, 0]
+    return target_log_probs(completion_logits(model, batch), targets)
 
 
 def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from datasets_prep.chat import load_tokenizer
 from pipeline.errors import ModelError, RecipeError
+from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
 
 CHECKPOINTS = "checkpoints"
@@ -67,6 +68,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    head.install(model)
     return model, tokenizer
 
 
