@@ -24,6 +24,7 @@ from datasets_prep.sample import generate
 from datasets_prep.schema import Encoded
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.completion import completion_log_probs
+from pipeline.unlearn.head import install
 from pipeline.unlearn.losses import gradient_difference
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import collate, pair_dataset
@@ -133,6 +134,8 @@ def load(folder: Path, *, ours: bool, lora: bool = False) -> Any:
 
     attention = ROWS_SDPA if ours else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    if ours:
+        install(model)
     if not lora:
         return model.train()
     from peft import LoraConfig, get_peft_model

@@ -39,9 +39,9 @@ def model_of(attention: str) -> Any:
     return LlamaForCausalLM(config).train()
 
 
-def step(form: str, folder: Path) -> Step:
-    """The form ``naive`` or ``ours`` of the step, on the demo's rows without a header."""
-    forget, retain = some_rows(folder, header=False)
+def step(form: str, folder: Path, *, header: bool) -> Step:
+    """The form ``naive`` or ``ours`` of the step, on the demo's rows."""
+    forget, retain = some_rows(folder, header)
     if form == "naive":
         model = model_of("sdpa")
         return Step(model, lambda: naive_loss(model, forget, retain))
@@ -51,15 +51,16 @@ def step(form: str, folder: Path) -> Step:
     return Step(model, lambda: packed_loss(model, batch))
 
 
-def step_memory(form: str, folder: Path) -> int:
+def step_memory(form: str, folder: Path, *, header: bool) -> int:
     """Bytes that one step adds at its peak, measured in a child process."""
-    argv = [sys.executable, "-m", "benchmarks.large_vocabulary", form, str(folder)]
-    return int(subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    argv = [sys.executable, "-m", "benchmarks.large_vocabulary", form, str(folder), "header" if header else ""]
+    done = subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return int(done.stdout)
 
 
-def main(form: str, folder: str) -> None:
+def main(form: str, folder: str, header: str) -> None:
     """Print the bytes of one step."""
-    measured = step(form, Path(folder))
+    measured = step(form, Path(folder), header=bool(header))
     reset_peak_memory()
     before = peak_memory()
     measured.loss().backward()
