@@ -16,7 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.licence import name_problem
 from pipeline.strict import Strict
-from pipeline.unlearn.config import TrainConfig, UnlearnConfig
+from pipeline.unlearn.config import TrainConfig, UnlearnConfig, level_name
 from pipeline.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -112,7 +112,7 @@ class Recipe(Strict):
                         f"gates[{i}] compares with gold, and gold is none; compare with a number or with base"
                     )
             stop = self.unlearn.stop
-            if "gold" in (self.unlearn.forget_cap, stop.forget_loss if stop else None):
+            if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
                 raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
         return self
 

@@ -122,7 +122,7 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 # What enters a key: literals and contents, never a path, a device or a number of workers.
-NOT_IDENTITY = {"device", "use_cpu", "dataloader_num_workers", "dataloader_pin_memory"}
+NOT_IDENTITY = {"device", "use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
 
 
 def _plain(config: Any) -> Any:

@@ -9,9 +9,11 @@ from typing import Any
 
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
+from pipeline.errors import TrainingError
 from pipeline.unlearn.config import TrainConfig
-from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, save_for_release, training_arguments
+from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, release_weights, row_digest, training_arguments
 from pipeline.unlearn.guards import Watch
+from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
 
@@ -25,14 +27,26 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
     model, tokenizer = load(inputs["model"])
     freeze_below(model, config.train_from_layer)
+    trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
+    encoded = encode_rows(tokenizer, rows)
     trainer = CompletionTrainer(
-        model,
+        trained,
         args=arguments,
-        train_dataset=row_dataset(encode_rows(tokenizer, rows)),
+        train_dataset=row_dataset(encoded),
         processing_class=tokenizer,
         callbacks=[Watch("train")],
     )
-    fit(trainer, out)
-    save_for_release(model, tokenizer, out / "model")
+    refused = fit(trainer, out, {"train": config.model_dump(), "rows": row_digest(encoded)})
+    if refused:
+        raise TrainingError(
+            f"train: {refused}, so this is no model that knows its rows. Nothing was kept. Lower the learning rate, or "
+            "give it warm-up steps."
+        )
+    release_weights(trained, tokenizer, encoded, out / "model")
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    return {"rows": len(rows), "steps": trainer.state.global_step, "splits": list(splits)}
+    return {
+        "rows": len(rows),
+        "steps": trainer.state.global_step,
+        "splits": list(splits),
+        "seeds": {"training": arguments.seed},
+    }

@@ -8,7 +8,17 @@ from pydantic import Field, model_validator
 
 from pipeline.strict import Strict
 
-Level = Literal["gold", "holdout", "false_answers"] | Annotated[float, Field(gt=0)]
+Named = Literal["gold", "holdout", "false_answers"]
+
+
+class AboveLevel(Strict):
+    """A named level plus a margin, in nats per answer token."""
+
+    of: Named
+    plus: float
+
+
+Level = Named | Annotated[float, Field(gt=0)] | AboveLevel
 """A loss in nats per answer token, with which the forget loss is compared.
 
 ``gold`` is gold's mean on the forget rows, ``holdout`` base's mean on the holdout rows. ``false_answers`` is not one
@@ -17,54 +27,179 @@ no evaluation uses), measured anew at every check, row by row where a row is jud
 """
 
 
+def level_name(level: Level | None) -> str | None:
+    """The named level that ``level`` rests on; None where it is a number or not given."""
+    if isinstance(level, AboveLevel):
+        return level.of
+    return level if isinstance(level, str) else None
+
+
+class Lora(Strict):
+    """Low-rank adapters (peft), merged into the weights at the end. The head and the embeddings take none.
+
+    ``target_modules`` is ``all-linear``, or the ends of the names of linear layers.
+    """
+
+    r: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+
+    @model_validator(mode="after")
+    def _not_on_the_head(self) -> Lora:
+        outer = {"lm_head", "embed_tokens"}
+        named = [name for name in self.target_modules if name.split(".")[-1] in outer]
+        if not isinstance(self.target_modules, str) and (named or not self.target_modules):
+            raise ValueError(
+                f"target_modules is {self.target_modules}: name at least one linear layer, and neither head nor "
+                "embeddings (they may be one tensor, which cannot be merged twice); or say all-linear"
+            )
+        return self
+
+
+def _adapters_or_layers(lora: Lora | None, train_from_layer: int) -> None:
+    if lora and train_from_layer:
+        raise ValueError(
+            "lora trains adapters alone and train_from_layer chooses whole layers; give one of the two "
+            "(lora.target_modules chooses where adapters go)"
+        )
+
+
 class TrainConfig(Strict):
     """A fine-tune on question-answer rows.
 
-    ``train_from_layer`` freezes embeddings, head and the layers before that one; 0 trains everything.
-    ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the weights that are
-    trained are always float32. ``auto`` is bf16 where the device computes it natively, and fp32 elsewhere.
+    ``train_from_layer`` freezes embeddings, head and the layers before that one; 0 trains everything. ``lora`` trains
+    adapters instead. ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the
+    weights that are trained are always float32. ``auto`` is bf16 where the device computes it natively, else fp32.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     train_from_layer: int = Field(default=0, ge=0)
+    lora: Lora | None = None
     args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        _adapters_or_layers(self.lora, self.train_from_layer)
+        return self
 
 
 class StopRule(Strict):
     """When the ascent ends. Checked on all forget rows and on ``retain_rows`` retain rows every ``every`` steps.
 
     The training stops when the mean forget loss has reached ``forget_loss``, or when the mean retain loss is more than
-    ``retain_loss_above_base`` nats per token above base's on the same rows.
+    ``retain_loss_above_base`` nats per token above base's on the same rows. With ``held_out`` these retain rows are
+    taken out of the training, so that rows which were not trained on pick the checkpoint.
     """
 
     every: int = Field(gt=0)
     forget_loss: Level
     retain_loss_above_base: float = Field(gt=0)
     retain_rows: int = Field(default=40, gt=0)
+    held_out: bool = False
+
+
+class DualWeight(Strict):
+    """A retain weight that follows the retain loss L of each step: weight = max(0, weight + rate x (L - bound)).
+
+    The bound is base's loss on the retain rows plus ``retain_loss_above_base``, nats per token. The weight starts at
+    ``retain_weight``. (Gradient ascent on the multiplier of the constraint L <= bound.)
+    """
+
+    rate: float = Field(gt=0)
+    retain_loss_above_base: float = Field(ge=0)
+
+
+_BOTH = {"forget_weight": 1.0, "retain_weight": 1.0, "retain_rows_per_forget_row": 1}
+_LOSS = {"retain_loss": "nll", "dual": None}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    # What each method reads beyond what all read, and the value where the recipe gives none.
+    "ft": {"retain_rows_per_forget_row": 1},
+    "ga": {"forget_cap": None},
+    "gd": {**_BOTH, **_LOSS, "forget_cap": None},
+    "klm": {**_BOTH, "forget_cap": None},
+    "po": {**_BOTH, "refusal_seed": 0},
+    "npo": {**_BOTH, **_LOSS, "beta": 0.1},
+    "simnpo": {**_BOTH, **_LOSS, "beta": 2.5, "gamma": 0.0},
+    "wga": {**_BOTH, **_LOSS, "forget_cap": None, "beta": 1.0},
+}
+ASCENDING = frozenset(PARAMETERS) - {"ft", "po"}  # methods that push the forget loss up
 
 
 class UnlearnConfig(Strict):
-    """Gradient Difference: minimise ``retain_weight`` x CE(retain) - ``forget_weight`` x CE(forget).
+    """An unlearning run: minimise ``forget_weight`` x forget term + ``retain_weight`` x retain term.
 
-    Both losses are means over the answer tokens of the whole optimizer step. ``forget_cap``, where given, takes a
-    forget row out of the ascent while its own mean loss is at or above that level: a variant that bounds the ascent by
-    construction, and not textbook GD. ``keep`` names the checkpoint that is released: the ``last`` step, or of the
-    checked steps within the retain bound the one whose forget loss is ``closest`` to the level of the stopping rule.
-    ``epochs`` counts passes over the forget rows. The rest is as in a fine-tune.
+    The terms of each ``method`` are in :mod:`pipeline.unlearn.losses`: ``ft`` retain alone; ``ga`` ascent alone; ``gd``
+    ascent and retain; ``klm`` ascent and KL from base on retain; ``po`` a refusal in place of the forget answer, and
+    retain; ``npo``, ``simnpo`` and ``wga`` bounded forms of the ascent, and retain. :data:`PARAMETERS` says which of
+    the fields from ``forget_weight`` to ``refusal_seed`` a method reads; another one is an error, null is as not given.
+
+    ``forget_cap`` takes a forget row out of the ascent while its own mean loss is at or above that level.
+    ``loss_normalization: step_tokens`` takes means over the answer tokens of the whole optimizer step (for npo and
+    simnpo, which judge rows, over its forget rows); ``microbatch_mean`` means over each micro-batch, and then their
+    mean, as published code does: it depends on how a step is split. ``gradient_norms_every`` logs the norms of both
+    terms' gradients every so many steps (one more backward pass then); 0 never does. ``keep`` names the checkpoint
+    that is released: the ``last`` step, or of the checked steps within the retain bound the one whose forget loss is
+    ``closest`` to the level of the stopping rule. ``epochs`` counts passes over the forget rows. The rest is as in a
+    fine-tune.
     """
 
-    method: Literal["gd"]
+    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga"]
     epochs: int = Field(gt=0)
-    forget_weight: float = Field(default=1.0, ge=0)
-    retain_weight: float = Field(default=1.0, ge=0)
-    retain_rows_per_forget_row: int = Field(default=1, gt=0)
+    forget_weight: float | None = Field(default=None, ge=0)
+    retain_weight: float | None = Field(default=None, ge=0)
+    retain_rows_per_forget_row: int | None = Field(default=None, gt=0)
+    retain_loss: Literal["nll", "kl"] | None = None
+    dual: DualWeight | None = None
     forget_cap: Level | None = None
+    beta: float | None = Field(default=None, gt=0)
+    gamma: float | None = Field(default=None, ge=0)
+    refusal_seed: int | None = None
+    loss_normalization: Literal["step_tokens", "microbatch_mean"] = "step_tokens"
+    gradient_norms_every: int = Field(default=0, ge=0)
     stop: StopRule | None = None
     keep: Literal["last", "closest"] = "last"
     pairing_seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     train_from_layer: int = Field(default=0, ge=0)
+    lora: Lora | None = None
     args: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def retain_kl(self) -> bool:
+        """Whether the retain term is the KL divergence from base."""
+        return self.method == "klm" or self.retain_loss == "kl"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, values: Any) -> Any:
+        """Write the method's own values where none are given, so that the card and the key show what is used."""
+        if not isinstance(values, dict) or values.get("method") not in PARAMETERS:
+            return values
+        own = PARAMETERS[values["method"]]
+        return values | {name: value for name, value in own.items() if values.get(name) is None}
+
+    @model_validator(mode="after")
+    def _method_uses_them(self) -> UnlearnConfig:
+        every = {name for own in PARAMETERS.values() for name in own}
+        unused = sorted(n for n in every - PARAMETERS[self.method].keys() if getattr(self, n) is not None)
+        if unused:
+            readers = [method for method, own in PARAMETERS.items() if set(unused) <= own.keys()]
+            who = f" ({', '.join(readers)} would)" if readers else ""
+            raise ValueError(
+                f"method {self.method} does not use {', '.join(unused)}{who}; take it out or set it to null. It uses: "
+                f"{', '.join(PARAMETERS[self.method])}"
+            )
+        if self.dual and self.retain_loss != "nll":
+            raise ValueError("dual bounds the retain loss itself; set retain_loss: nll, or take dual out")
+        if (self.dual or self.gradient_norms_every) and self.forget_weight == 0:
+            raise ValueError("forget_weight is 0, so there is nothing to weigh; say method: ft, or give it a weight")
+        if self.gradient_norms_every and self.method in ("ft", "ga"):
+            raise ValueError(
+                f"gradient_norms_every tells two terms apart, and method {self.method} has one; set it to 0"
+            )
+        _adapters_or_layers(self.lora, self.train_from_layer)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> UnlearnConfig:
@@ -72,14 +207,15 @@ class UnlearnConfig(Strict):
             raise ValueError(
                 "keep: closest needs a stop rule, whose level it compares with; give `stop`, or keep: last"
             )
-        if self.forget_cap == "false_answers" and self.stop is None:
+        moving = level_name(self.forget_cap) == "false_answers"
+        if moving and self.stop is None:
             raise ValueError("forget_cap: false_answers is measured at the checks of a stop rule; give `stop`")
         if "num_train_epochs" in self.args or "max_steps" in self.args:
             raise ValueError(
                 "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
             )
         save = self.args.get("save_steps")
-        if self.forget_cap == "false_answers" and self.stop and isinstance(save, int) and save % self.stop.every:
+        if moving and self.stop and isinstance(save, int) and save % self.stop.every:
             raise ValueError(
                 f"args.save_steps is {save} and stop.every is {self.stop.every}; with forget_cap: false_answers a "
                 "checkpoint must fall on a check, or a resumed run would differ: make save_steps a multiple of "

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from datasets_prep.chat import load_tokenizer
-from pipeline.errors import ModelError, RecipeError
+from datasets_prep.schema import Encoded
+from pipeline.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
 from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
+from pipeline.unlearn.guards import StepRefused
+from pipeline.unlearn.lora import merge
 
 CHECKPOINTS = "checkpoints"
+MADE_BY = "made_by.json"
+MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained ones
+TRACKERS = ("tensorboard", "trackio")
 
 
 def native_bf16() -> bool:
@@ -35,7 +47,6 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         "use_cpu": not torch.cuda.is_available(),
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
-        "report_to": [],
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide what the guard looks for
         "disable_tqdm": True,
@@ -49,7 +60,9 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         raise RecipeError(
             f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline; remove it."
         )
+    _check_trackers(args.get("report_to", []))
     defaults = {
+        "report_to": [],
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "save_total_limit": 1,
@@ -85,15 +98,116 @@ def freeze_below(model: PreTrainedModel, layer: int) -> None:
             frozen.requires_grad_(False)
 
 
-def fit(trainer: SFTTrainer, out: Path) -> None:
-    """Train, from the last checkpoint in ``out`` if a run was cut off there, and write ``log.jsonl``."""
+def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
+    """Train, from the last checkpoint in ``out`` if a run was cut off there, and write ``log.jsonl``.
+
+    Returns why a guard ended the run, or None. ``made_by`` says what makes these checkpoints. Raises ArtifactError
+    where those in ``out`` were made by something else, SystemLimitError where memory runs out.
+    """
     checkpoints = out / CHECKPOINTS
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    _check_maker(checkpoints, json.loads(json.dumps(made_by)), resumes=last is not None)
+    refused = None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except StepRefused as stop:
+        refused = str(stop)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
+        if not _is_out_of_memory(error):
+            raise
+        raise SystemLimitError(_memory_advice(trainer, str(error))) from error
     steps = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]  # the summary holds times
     with (out / "log.jsonl").open("w", encoding="utf-8") as file:
         # A log that came back from a checkpoint has its keys sorted.
         file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
+    return refused
+
+
+def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
+    """Compare with what the checkpoints say of themselves, or say it where there are none yet."""
+    file = checkpoints / MADE_BY
+    if not resumes:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(made_by), encoding="utf-8")
+        return
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{checkpoints}: does not say which recipe made it ({error}). Delete the folder to begin anew."
+        ) from error
+    other = sorted(k for k in {**theirs, **made_by} if theirs.get(k) != made_by.get(k))
+    if other:
+        said = "; ".join(f"{name} is {theirs.get(name)!r} there and {made_by.get(name)!r} here" for name in other)
+        raise ArtifactError(
+            f"{checkpoints} holds checkpoints of another recipe ({said}). Delete the folder to begin anew, or give "
+            "the recipe that made them."
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "allocate memory" in said
+        or "not enough memory" in said
+    )
+
+
+def _memory_advice(trainer: SFTTrainer, said: str) -> str:
+    """What was needed, what there is, and the levers, each with its number."""
+    args = trainer.args
+    counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]  # type: ignore[union-attr]
+    every, trained = sum(n for n, _ in counts), sum(n for n, moves in counts if moves)
+    needed = 4 * every + 12 * trained  # float32 weights; gradient and two moments of what is trained
+    cuda = args.device.type == "cuda"
+    free, total = torch.cuda.mem_get_info() if cuda else psutil.virtual_memory()[1::-1]
+    batch, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    rows = len(trainer.train_dataset[0]["input_ids"])  # type: ignore[index]
+    levers = []
+    if batch > 1:
+        levers.append(
+            f"args.per_device_train_batch_size: {batch // 2} with gradient_accumulation_steps: {2 * parts} (now "
+            f"{batch} and {parts}; the same step, half the activations)"
+        )
+    if not args.gradient_checkpointing:
+        levers.append("args.gradient_checkpointing: true (activations of one layer at a time, about a third more time)")
+    if trained == every:
+        levers.append(f"lora ({4 * every / 1e9:.1f} GB and the adapters, instead of {needed / 1e9:.1f} GB)")
+    if not args.bf16:
+        levers.append("precision: bf16 (half the activations, where the device has it)")
+    return (
+        f"Out of memory at step {trainer.state.global_step + 1} ({' '.join(said.split())[:200]}). Weights, gradients "
+        f"and AdamW take {needed / 1e9:.1f} GB for {every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
+        f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free), a micro-batch holds {batch} x {rows} rows. "
+        f"Levers: {'; '.join(levers) or 'a device with more memory'}."
+    )
+
+
+def _check_trackers(report_to: Any) -> None:
+    """Curves may go to a tracker. Raises RecipeError where it is not installed, or would write into the artifact."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    for name in names:
+        if name == "none":
+            continue
+        if name not in TRACKERS:
+            raise RecipeError(f"args.report_to is {name!r}: {' and '.join(TRACKERS)} are supported, and none.")
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"args.report_to: the package {name} is not installed. Say pip install {name}, or none.")
+        if name == "tensorboard" and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
+            raise RecipeError(
+                "args.report_to: tensorboard writes beside the checkpoints, which are deleted at the end. Set the "
+                "environment variable TENSORBOARD_LOGGING_DIR to a folder of yours."
+            )
+
+
+def release_weights(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], folder: Path
+) -> None:
+    """Merge adapters, if there are any (checked on the first of ``rows``), and write the files of the release."""
+    if isinstance(model, PeftModel):
+        model = merge(model, rows[:MERGE_ROWS])
+    save_for_release(model, tokenizer, folder)
 
 
 def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -102,6 +216,12 @@ def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     model.config.use_cache = True  # the trainer turns it off
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def row_digest(rows: Sequence[Encoded]) -> str:
+    """SHA-256 of the tokens of ``rows`` and of where their answers begin."""
+    plain = [[list(row.input_ids), row.completion_start] for row in rows]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def mean(values: list[float]) -> float:

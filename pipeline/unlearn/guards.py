@@ -1,23 +1,39 @@
-"""What stops a training: a loss that is not finite, and the recipe's rule for the end of the ascent."""
+"""What stops a training: numbers that are not finite, a forget loss beyond all knowledge, and the recipe's own rule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.errors import TrainingError
 from pipeline.progress import report
+from pipeline.unlearn.kept import keep_weights
+
+
+class StepRefused(Exception):  # noqa: N818
+    """A step is not taken, and the training ends: the weights are those of the step before, and good."""
+
+
+def check_step(step: int, numbers: dict[str, float], ceiling: float | None) -> None:
+    """Look at losses and gradient norm of ``step`` before the optimizer uses them.
+
+    ``ceiling`` is ln|V| where a method pushes the forget loss up: a model that guesses uniformly has that loss, and
+    beyond it the ascent only destroys. Raises StepRefused.
+    """
+    broken = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if broken:
+        raise StepRefused(f"{' and '.join(broken)} of step {step} not finite")
+    loss = numbers.get("forget_loss", 0.0)
+    if ceiling is not None and loss > ceiling:
+        raise StepRefused(f"forget loss {loss:.3f} of step {step} is above {ceiling:.3f}, that of a uniform guess")
 
 
 class Watch(TrainerCallback):
-    """Reports each logged step to whoever watches, and stops the run at the first number that is not finite."""
+    """Reports each logged step to whoever watches."""
 
     def __init__(self, doing: str) -> None:
         self.doing = doing
@@ -30,15 +46,9 @@ class Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raises TrainingError on a non-finite loss or gradient norm."""
-        shown = ("forget_loss", "retain_loss", "grad_norm", "learning_rate")
+        """Report losses, gradient norm and learning rate."""
+        shown = ("forget_loss", "refusal_loss", "retain_loss", "grad_norm", "learning_rate")
         numbers = {name: float(logs[name]) for name in shown if logs and name in logs}
-        broken = [name for name, value in numbers.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingError(
-                f"{self.doing}: {' and '.join(broken)} at step {state.global_step} is not finite, so the weights are "
-                "spoilt. Nothing was kept. Lower the learning rate or the forget weight, or cap the forget loss."
-            )
         report(self.doing, state.global_step, state.max_steps, **numbers)
 
 
@@ -55,9 +65,8 @@ class EndOfAscent(TrainerCallback):
     """Checks forget and retain loss every ``every`` steps, keeps the checkpoint of the rule, and ends the ascent.
 
     The kept checkpoint is the one within ``retain_bound`` whose forget loss is closest to its level; it lies in
-    ``kept`` as bfloat16 safetensors, as it will be released. Checks are entries of the trainer's ``log_history``,
-    with ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``; what was kept follows from them, so a
-    resumed run needs nothing else.
+    ``kept``. Checks are entries of the trainer's ``log_history``, with ``probe_forget_loss``, ``probe_retain_loss`` and
+    ``probe_level``; what was kept follows from them, so a resumed run needs nothing else.
     """
 
     def __init__(self, measure: Callable[[], Check], retain_bound: float, every: int, kept: Path) -> None:
@@ -87,9 +96,13 @@ class EndOfAscent(TrainerCallback):
             return control
         check = self.measure()
         losses = {"probe_forget_loss": check.forget, "probe_retain_loss": check.retain, "probe_level": check.level}
+        if broken := [name for name, value in losses.items() if not math.isfinite(value)]:
+            self.reason = f"{' and '.join(broken)} after step {state.global_step} not finite"
+            control.should_training_stop, control.should_save = True, False
+            return control
         state.log_history.append({"step": state.global_step, **losses})
         if self.kept_step(state.log_history) == state.global_step:
-            _save(kwargs["model"].state_dict(), self.kept)
+            keep_weights(kwargs["model"], self.kept)
         if check.retain > self.retain_bound:
             self.reason = f"retain loss {check.retain:.3f} left its bound {self.retain_bound:.3f}"
         elif check.forget >= check.level:
@@ -99,17 +112,3 @@ class EndOfAscent(TrainerCallback):
         control.should_training_stop = True
         control.should_save = False  # a run that is resumed from here would go past the end
         return control
-
-
-def _save(state: Mapping[str, torch.Tensor], target: Path) -> None:
-    # A tied head is the same tensor as the embedding, and safetensors refuses to store one twice.
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in state.items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor.detach().to(torch.bfloat16).contiguous().cpu()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(target)

@@ -1,8 +1,8 @@
-"""Losses on the log-probabilities of answer tokens, one function each.
+"""Losses on the log-probabilities of answer tokens, one function each; every one is minimised.
 
 ``log_probs`` has shape (N,), ``is_forget`` is a boolean of shape (N,), ``row`` the row index of each token.
-``tokens`` is the number of forget and of retain tokens in the whole optimizer step, over all micro-batches and ranks,
-so that the sum of the losses of all micro-batches is the loss of the step, however it is split.
+``tokens`` and ``rows`` count what the whole optimizer step holds, over all micro-batches and ranks, so that the sum of
+the losses of all micro-batches is the loss of the step, however it is split.
 """
 
 from __future__ import annotations
@@ -20,6 +20,20 @@ def negative_log_likelihood(log_probs: torch.Tensor, tokens: torch.Tensor) -> to
     return -log_probs.sum() / tokens.clamp(min=1)
 
 
+def gradient_ascent(
+    log_probs: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor, *, caps: torch.Tensor | None
+) -> torch.Tensor:
+    """Minus the cross-entropy of the forget answers (TOFU, arXiv 2401.06121, "gradient ascent").
+
+    With ``caps`` (nats per token, shape (rows,)) the tokens of rows whose mean loss is at or above their cap weigh
+    nothing; the divisor stays the number of all forget tokens, so that the pull weakens as rows reach their caps.
+    """
+    if caps is not None:
+        means = row_means(-log_probs.detach(), row, len(caps))
+        log_probs = log_probs[(means < caps)[row]]
+    return -negative_log_likelihood(log_probs, tokens)
+
+
 def gradient_difference(
     log_probs: torch.Tensor,
     is_forget: torch.Tensor,
@@ -30,16 +44,65 @@ def gradient_difference(
     retain_weight: float,
     caps: torch.Tensor | None,
 ) -> torch.Tensor:
-    """retain_weight x CE(retain) - forget_weight x CE(forget) (TOFU, arXiv 2401.06121, "gradient difference").
+    """retain_weight x CE(retain) - forget_weight x CE(forget) (TOFU, "gradient difference"); ``tokens`` of both."""
+    forget = gradient_ascent(log_probs[is_forget], row[is_forget], tokens[0], caps=caps)
+    return retain_weight * negative_log_likelihood(log_probs[~is_forget], tokens[1]) + forget_weight * forget
 
-    With ``caps`` (nats per token, shape (rows,)) the tokens of forget rows whose mean loss is at or above their cap
-    weigh nothing; the divisor stays the number of all forget tokens, so that the pull weakens as rows reach their
-    caps.
+
+def weighted_gradient_ascent(
+    log_probs: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor, *, beta: float, caps: torch.Tensor | None
+) -> torch.Tensor:
+    """Ascent in which each token weighs p^beta, p its own probability, not differentiated: minus mean p^beta x CE.
+
+    (WGA, arXiv 2502.19301.) The pull on a token ends as its probability goes to 0. ``caps`` as in
+    :func:`gradient_ascent`.
     """
-    ascend = is_forget
     if caps is not None:
         means = row_means(-log_probs.detach(), row, len(caps))
-        ascend = is_forget & (means < caps)[row]
-    forget = negative_log_likelihood(log_probs[ascend], tokens[0])
-    retain = negative_log_likelihood(log_probs[~is_forget], tokens[1])
-    return retain_weight * retain - forget_weight * forget
+        log_probs = log_probs[(means < caps)[row]]
+    weights = (beta * log_probs.detach()).exp()
+    return -negative_log_likelihood(weights * log_probs, tokens)
+
+
+def negative_preference(
+    log_probs: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, reference: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """NPO (arXiv 2404.05868): -(2 / beta) x mean over rows of log sigmoid(-beta x log(p / p_base)).
+
+    ``reference`` of shape (R,) is log p_base of each row's answer, a sum over its tokens, rows as in ``row``.
+    """
+    ratios = row_sums(log_probs, row, len(reference)) - reference
+    return _preference(-beta * ratios, rows, beta)
+
+
+def simple_negative_preference(
+    log_probs: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, here: int, beta: float, gamma: float
+) -> torch.Tensor:
+    """SimNPO (arXiv 2410.07163): -(2 / beta) x mean over rows of log sigmoid(-beta x mean log-probability - gamma).
+
+    ``here`` is the number of rows that ``row`` counts.
+    """
+    return _preference(-beta * row_means(log_probs, row, here) - gamma, rows, beta)
+
+
+def _preference(margins: torch.Tensor, rows: torch.Tensor, beta: float) -> torch.Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return -(2 / beta) * logsigmoid(margins).sum() / rows.clamp(min=1)
+
+
+def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """KL(base || model) summed over the N answer tokens, over ``tokens``; both logits are (N, V), float32.
+
+    Answer tokens alone: averaged over prompts and padding, as peers have it, most of it is not about answers.
+    """
+    base = base_logits.detach().log_softmax(dim=1)
+    probabilities = base.exp()
+    entropy = -(probabilities * base).sum()
+    cross = logits.logsumexp(dim=1).sum() - (probabilities * logits).sum()
+    return (cross - entropy) / tokens.clamp(min=1)
+
+
+def row_sums(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
+    """Sum of ``values`` (N,) over the tokens of each row, shape (rows,)."""
+    return values.new_zeros(rows).index_add(0, row, values)

@@ -14,10 +14,10 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Pair:
-    """Indices of one forget row and of its retain rows."""
+    """Indices of one forget row (None where the method trains on retain rows alone) and of its retain rows."""
 
     epoch: int
-    forget: int
+    forget: int | None
     retain: tuple[int, ...]
 
 

@@ -2,104 +2,201 @@
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datasets_prep.chat import chat_example, encode, encode_rows
-from datasets_prep.schema import Encoded, Row, read_perturbed, read_rows
-from pipeline.errors import InputError, TrainingError
+from datasets_prep.schema import Encoded, Row, read_rows
+from pipeline.errors import DataError, TrainingError
 from pipeline.progress import report
 from pipeline.unlearn.completion import row_losses
-from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
-from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, mean, save_for_release, training_arguments
+from pipeline.unlearn.config import StopRule, UnlearnConfig, level_name
+from pipeline.unlearn.fit import (
+    CHECKPOINTS,
+    fit,
+    freeze_below,
+    load,
+    mean,
+    release_weights,
+    row_digest,
+    training_arguments,
+)
 from pipeline.unlearn.guards import Check, EndOfAscent, Watch
+from pipeline.unlearn.kept import restore_weights
+from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
+from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.pairing import Pair, pair_rows
-from pipeline.unlearn.trainer import GDTrainer, pair_dataset
+from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
+from pipeline.unlearn.refusals import draw_refusals
+from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
+
+
+class Rows(NamedTuple):
+    """Rows and their tokens by split, the false answers to forget rows, and the refusals in their place (po)."""
+
+    plain: dict[str, list[Row]]
+    encoded: dict[str, list[Encoded]]
+    guides: list[list[Encoded]]
+    refusals: list[str]
 
 
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    Writes ``model/``, ``log.jsonl`` and ``pairing.jsonl``. Raises TrainingError where a guard stops the run or no
-    checkpoint satisfies the rule.
+    Writes ``model/``, ``log.jsonl`` and ``pairing.jsonl``. Raises TrainingError where a guard stops the run and there
+    is nothing good to keep, or no checkpoint satisfies the rule; InputError where the rows do not serve the method.
     """
     arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
-    rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
     model, tokenizer = load(inputs["base"] / "model")
     freeze_below(model, config.train_from_layer)
-    encoded = {split: encode_rows(tokenizer, rows[split]) for split in rows}
-    pairs = pair_rows(
-        len(rows["forget"]),
-        len(rows["retain"]),
-        epochs=config.epochs,
-        retain_per_forget=config.retain_rows_per_forget_row,
-        seed=config.pairing_seed,
-    )
-    _write_pairing(out / "pairing.jsonl", pairs, rows["forget"], rows["retain"])
+    rows = _read(config, inputs["data"], tokenizer)
+    probes = _retain_probes(config, len(rows.encoded["retain"]))
+    pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["retain"]), probes)
+    pairing = _write_pairing(out / "pairing.jsonl", pairs, rows)
     report("measuring the levels")
-    levels = _fixed_levels(config, inputs, model, encoded)
-    trainer = GDTrainer(
-        model,
+    levels = fixed_levels(config, inputs, model, rows.encoded)
+    trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
+    trainer = UnlearnTrainer(
+        trained,
+        config=config,
         args=arguments,
-        train_dataset=pair_dataset(pairs, encoded["forget"], encoded["retain"]),
+        train_dataset=pair_dataset(pairs, _forget_inputs(rows, tokenizer), rows.encoded["retain"]),
         processing_class=tokenizer,
         callbacks=[Watch("unlearn")],
-        forget_weight=config.forget_weight,
-        retain_weight=config.retain_weight,
     )
-    facts: dict[str, Any] = {"levels": levels, "forget_cap": None}
-    if config.forget_cap is not None and config.forget_cap != "false_answers":
-        facts["forget_cap"] = _number(config.forget_cap, levels)
-        trainer.forget_caps = torch.full((len(rows["forget"]),), facts["forget_cap"])
-    if config.stop is None:
-        fit(trainer, out)
-        facts |= {"stopped": "all epochs done", "kept_step": trainer.state.global_step}
-    else:
-        guides = _guides(config, config.stop, inputs["data"], rows["forget"], tokenizer)
-        facts |= _fit_with_stop(trainer, model, config, config.stop, levels, encoded, guides, out)
-    facts["steps"] = trainer.state.global_step
-    save_for_release(model, tokenizer, out / "model")
+    _measure_base(trainer, trained, rows.encoded, pairs)
+    seeds = {"pairing": config.pairing_seed, "training": arguments.seed, "refusals": config.refusal_seed}
+    facts: dict[str, Any] = {"levels": levels, "pairing_sha256": pairing, "seeds": seeds, "forget_cap": None}
+    if config.forget_cap is not None and level_name(config.forget_cap) != "false_answers":
+        facts["forget_cap"] = number(config.forget_cap, levels)
+        trainer.forget_caps = torch.full((len(rows.plain["forget"]),), facts["forget_cap"])
+    facts |= _fit(trainer, trained, levels, rows, probes, out)
+    release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(out / "kept", ignore_errors=True)
     return facts
 
 
-def _fit_with_stop(
-    trainer: GDTrainer,
-    model: PreTrainedModel,
-    config: UnlearnConfig,
-    stop: StopRule,
+def _fit(
+    trainer: UnlearnTrainer,
+    model: PreTrainedModel | PeftModel,
     levels: dict[str, float],
-    encoded: dict[str, list[Encoded]],
-    guides: list[list[Encoded]],
+    rows: Rows,
+    probes: Sequence[int],
     out: Path,
 ) -> dict[str, Any]:
-    retain_rows = _some(encoded["retain"], stop.retain_rows, config.pairing_seed)
+    """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
+    config = trainer.config
+    tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
+    made_by = {"unlearn": config.model_dump(), "rows": tokens}
+    if config.stop:
+        facts = _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
+    else:
+        facts = {"stopped": fit(trainer, out, made_by) or "all epochs done", "kept_step": trainer.state.global_step}
+    if facts["kept_step"] == 0:
+        raise TrainingError(
+            f"unlearn: {facts['stopped']}, and no step was taken before it. Nothing was kept. Lower the learning rate "
+            "or the forget weight, or cap the forget loss."
+        )
+    if config.dual:
+        facts["dual"] = {"retain_bound": trainer.retain_bound, "last_weight": trainer.retain_weight}
+    return facts | {"steps": trainer.state.global_step}
+
+
+def _read(config: UnlearnConfig, data: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    plain = {split: read_rows(data / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
+    encoded = {split: encode_rows(tokenizer, plain[split]) for split in plain}
+    refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
+    return Rows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
+
+
+def _forget_inputs(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """What is trained on in the forget rows' places."""
+    if not rows.refusals:
+        return rows.encoded["forget"]
+    asked = zip(rows.plain["forget"], rows.refusals, strict=True)
+    return [encode(tokenizer, chat_example(tokenizer, row.question, refusal)) for row, refusal in asked]
+
+
+def _retain_probes(config: UnlearnConfig, retain_rows: int) -> list[int]:
+    """Indices of the retain rows on which the stopping rule is checked."""
+    if config.stop is None:
+        return []
+    count = min(config.stop.retain_rows, retain_rows)
+    return sorted(random.Random(config.pairing_seed).sample(range(retain_rows), count))
+
+
+def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probes: Sequence[int]) -> list[Pair]:
+    """The schedule, with rows of the streams that the method trains on, and without retain rows that are held out."""
+    each = config.retain_rows_per_forget_row or 0
+    held_out = set(probes) if config.stop and config.stop.held_out else set()
+    pool = [i for i in range(retain_rows) if i not in held_out]
+    if held_out and len(pool) < each:
+        raise DataError(
+            f"unlearn: stop.held_out takes {len(held_out)} of {retain_rows} retain rows out of the training, and "
+            f"{len(pool)} are too few for {each} with each forget row. Lower stop.retain_rows."
+        )
+    dealt = pair_rows(forget_rows, len(pool), epochs=config.epochs, retain_per_forget=each, seed=config.pairing_seed)
+    dealt = [replace(pair, retain=tuple(pool[i] for i in pair.retain)) for pair in dealt]
+    return [replace(pair, forget=None) for pair in dealt] if config.method == "ft" else dealt
+
+
+def _measure_base(
+    trainer: UnlearnTrainer, base: PreTrainedModel | PeftModel, encoded: dict[str, list[Encoded]], pairs: list[Pair]
+) -> None:
+    """What the method compares with base, measured while the model still is base (new adapters change nothing)."""
+    config, precision = trainer.config, trainer.accelerator.autocast
+    if config.method == "npo":
+        trainer.reference = answer_log_probs(base, encoded["forget"], precision)
+    if config.retain_kl:
+        dealt = sorted({i for pair in pairs for i in pair.retain})
+        trainer.base = BaseDistribution(base, {i: encoded["retain"][i] for i in dealt}, precision)
+    if config.dual:
+        retain = encoded["retain"]
+        tokens = [len(row.input_ids) - row.completion_start for row in retain]
+        total = sum(loss * size for loss, size in zip(row_losses(base, retain), tokens, strict=True))
+        trainer.retain_bound = total / sum(tokens) + config.dual.retain_loss_above_base
+
+
+def _fit_with_stop(
+    trainer: UnlearnTrainer,
+    model: PreTrainedModel | PeftModel,
+    stop: StopRule,
+    levels: dict[str, float],
+    rows: Rows,
+    probes: Sequence[int],
+    out: Path,
+    made_by: dict[str, Any],
+) -> dict[str, Any]:
+    config = trainer.config
+    retain_rows = [rows.encoded["retain"][i] for i in probes]
     retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
+    moving_cap = level_name(config.forget_cap) == "false_answers"
 
     def measure() -> Check:
-        forget = mean(row_losses(model, encoded["forget"]))
+        forget = mean(row_losses(model, rows.encoded["forget"]))
         retain = mean(row_losses(model, retain_rows))
-        if not guides:
-            return Check(forget, retain, _number(stop.forget_loss, levels))
-        false = _mean_by_row(model, guides)
-        if config.forget_cap == "false_answers":
-            trainer.forget_caps = torch.tensor(false)
-        level = mean(false) if stop.forget_loss == "false_answers" else _number(stop.forget_loss, levels)
-        return Check(forget, retain, level)
+        if not rows.guides:
+            return Check(forget, retain, number(stop.forget_loss, levels))
+        false = mean_by_row(model, rows.guides)
+        if moving_cap and config.forget_cap is not None:
+            caps = [number(config.forget_cap, {"false_answers": loss}) for loss in false]
+            trainer.forget_caps = torch.tensor(caps)
+        return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": mean(false)}))
 
     end = EndOfAscent(measure, retain_bound, stop.every, out / "kept" / "model.safetensors")
     trainer.add_callback(end)
-    fit(trainer, out)
+    end.reason = fit(trainer, out, made_by) or end.reason
     kept_step: int | None = trainer.state.global_step
     if config.keep == "closest":
         kept_step = end.kept_step(trainer.state.log_history)
@@ -108,66 +205,25 @@ def _fit_with_stop(
                 f"unlearn: no checked step kept the retain loss within {retain_bound:.3f} nats per token "
                 f"({end.reason}). Lower the learning rate or raise unlearn.retain_weight."
             )
-        load_model(model, end.kept)  # knows that a tied head is stored once, and refuses any other difference
+        restore_weights(model, end.kept)
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
-    bounds = {"retain_loss": retain_bound, "forget_loss": checks[-1]["probe_level"]}
+    bounds = {"retain_loss": retain_bound} | ({"forget_loss": checks[-1]["probe_level"]} if checks else {})
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
 
 
-def _some(rows: list[Encoded], count: int, seed: int) -> list[Encoded]:
-    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
-    return [rows[i] for i in sorted(chosen)]
-
-
-def _guides(
-    config: UnlearnConfig, stop: StopRule, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
-) -> list[list[Encoded]]:
-    """The false answers to each forget row's question, where the recipe names them as a level; else an empty list."""
-    if "false_answers" not in (config.forget_cap, stop.forget_loss):
-        return []
-    answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
-    without = [row.row_id for row in forget if not answers.get(row.row_id)]
-    if without:
-        raise InputError(
-            f"unlearn: {len(without)} forget rows (first {without[0]}) have no false answer left to be a level. Set "
-            "data.perturbed.for_unlearning to 1 or more, or name another level in unlearn."
-        )
-    return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
-
-
-def _mean_by_row(model: PreTrainedModel, guides: list[list[Encoded]]) -> list[float]:
-    losses = iter(row_losses(model, [row for rows in guides for row in rows]))
-    return [mean([next(losses) for _ in rows]) for rows in guides]
-
-
-def _fixed_levels(
-    config: UnlearnConfig, inputs: Mapping[str, Path], base: PreTrainedModel, encoded: dict[str, list[Encoded]]
-) -> dict[str, float]:
-    """The levels that the recipe names and that stay the same: mean over rows of the loss per answer token."""
-    wanted = {config.forget_cap, config.stop.forget_loss if config.stop else None}
-    levels = {}
-    if "holdout" in wanted:
-        levels["holdout"] = mean(row_losses(base, encoded["holdout"]))
-    if "gold" in wanted:
-        if "gold" not in inputs:
-            raise InputError("unlearn: a level of `gold` needs a gold model, and the recipe has none; use `holdout`.")
-        gold, _ = load(inputs["gold"] / "model")
-        levels["gold"] = mean(row_losses(gold, encoded["forget"]))
-        del gold
-        gc.collect()
-    return levels
-
-
-def _number(level: Level, levels: dict[str, float]) -> float:
-    return levels[level] if isinstance(level, str) else level
-
-
-def _write_pairing(path: Path, pairs: list[Pair], forget: list[Row], retain: list[Row]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for pair in pairs:
-            entry = {
-                "epoch": pair.epoch,
-                "forget": forget[pair.forget].row_id,
-                "retain": [retain[i].row_id for i in pair.retain],
-            }
-            file.write(json.dumps(entry) + "\n")
+def _write_pairing(path: Path, pairs: list[Pair], rows: Rows) -> str:
+    """Write what is trained on, in order, and return the sha256 of the file."""
+    forget, retain = rows.plain["forget"], rows.plain["retain"]
+    lines = []
+    for pair in pairs:
+        entry: dict[str, Any] = {
+            "epoch": pair.epoch,
+            "forget": None if pair.forget is None else forget[pair.forget].row_id,
+            "retain": [retain[i].row_id for i in pair.retain],
+        }
+        if rows.refusals and pair.forget is not None:
+            entry["refusal"] = rows.refusals[pair.forget]
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    content = "".join(lines).encode()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on packed question-answer rows, and Gradient Difference on top of it.
+"""TRL's SFTTrainer on packed question-answer rows, and the unlearning methods on top of it.
 
 The rows come tokenised, with the answer's beginning marked, so the trainer prepares nothing. Both trainers normalise
 by the answer tokens of the whole optimizer step: means per micro-batch would make the gradient depend on how a step
@@ -7,69 +7,103 @@ is split.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
+from pipeline.errors import RecipeError
 from pipeline.unlearn import losses
 from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.completion import completion_log_probs, pack, shared_header
+from pipeline.unlearn.completion import completion_log_probs, completion_logits, pack, shared_header
+from pipeline.unlearn.config import ASCENDING, UnlearnConfig
+from pipeline.unlearn.guards import check_step
+from pipeline.unlearn.head import target_log_probs
 from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.reference import BaseDistribution
 
-RETAIN = -1
+NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forget row
 
 
 def row_dataset(rows: Sequence[Encoded]) -> Dataset:
     """One item a row, for :class:`CompletionTrainer`."""
-    return _dataset([[(row, RETAIN)] for row in rows])
+    return _dataset([[(row, NOT_THIS, i)] for i, row in enumerate(rows)])
 
 
 def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Sequence[Encoded]) -> Dataset:
-    """One item a pair: the forget row and its retain rows, for :class:`GDTrainer`."""
-    return _dataset([[(forget[p.forget], p.forget), *((retain[i], RETAIN) for i in p.retain)] for p in pairs])
+    """One item a pair: the forget row, if it has one, and its retain rows, for :class:`UnlearnTrainer`."""
+    items = []
+    for pair in pairs:
+        first = [] if pair.forget is None else [(forget[pair.forget], pair.forget, NOT_THIS)]
+        items.append([*first, *((retain[i], NOT_THIS, i) for i in pair.retain)])
+    return _dataset(items)
 
 
-def _dataset(items: list[list[tuple[Encoded, int]]]) -> Dataset:
+def _dataset(items: list[list[tuple[Encoded, int, int]]]) -> Dataset:
     return Dataset.from_dict(
         {
-            "input_ids": [[list(row.input_ids) for row, _ in item] for item in items],
-            "completion_start": [[row.completion_start for row, _ in item] for item in items],
-            "forget_row": [[forget for _, forget in item] for item in items],
+            "input_ids": [[list(row.input_ids) for row, _, _ in item] for item in items],
+            "completion_start": [[row.completion_start for row, _, _ in item] for item in items],
+            "forget_row": [[forget for _, forget, _ in item] for item in items],
+            "retain_row": [[retain for _, _, retain in item] for item in items],
         }
     )
+
+
+COLUMNS = ("input_ids", "completion_start", "forget_row", "retain_row")
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Pack all rows of the items, forget rows first.
 
-    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` (B,), the index of each row among
-    the forget rows, or -1.
+    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` and ``retain_row`` (B,), the index
+    of each row among the forget and among the retain rows, or -1.
     """
     rows = [
-        (forget, Encoded(tuple(ids), start))
+        (forget, retain, Encoded(tuple(ids), start))
         for item in items
-        for ids, start, forget in zip(item["input_ids"], item["completion_start"], item["forget_row"], strict=True)
+        for ids, start, forget, retain in zip(*(item[name] for name in COLUMNS), strict=True)
     ]
-    rows.sort(key=lambda pair: pair[0] == RETAIN)  # stable
-    encoded = [row for _, row in rows]
+    rows.sort(key=lambda row: row[0] == NOT_THIS)  # stable
+    encoded = [row for _, _, row in rows]
     batch = pack(encoded, shared_header(encoded))
-    batch["forget_row"] = torch.tensor([forget for forget, _ in rows])
-    batch["is_forget"] = (batch["forget_row"] != RETAIN)[batch["row"]]
+    batch["forget_row"] = torch.tensor([forget for forget, _, _ in rows])
+    batch["retain_row"] = torch.tensor([retain for _, retain, _ in rows])
+    batch["is_forget"] = (batch["forget_row"] != NOT_THIS)[batch["row"]]
     return batch
+
+
+class Counts(NamedTuple):
+    """What the means of a loss divide by: answer tokens of both kinds, and forget rows. Tensors without dimensions."""
+
+    forget_tokens: torch.Tensor
+    retain_tokens: torch.Tensor
+    forget_rows: torch.Tensor
+
+
+def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The counts of one micro-batch, and 1 for itself, shape (4,)."""
+    forget = batch["is_forget"].sum()
+    rows = (batch["forget_row"] != NOT_THIS).sum()
+    return torch.stack([forget, len(batch["is_forget"]) - forget, rows, torch.ones_like(rows)])
 
 
 class CompletionTrainer(SFTTrainer):
     """Minimises the cross-entropy of the answers, averaged over the answer tokens of the optimizer step.
 
     Items come from :func:`row_dataset`. ``log_history`` gets ``retain_loss`` and ``retain_tokens`` (and, in subclasses,
-    ``forget_loss`` and ``forget_tokens``) of each optimizer step, over all ranks.
+    those of the forget rows) of each optimizer step, over all ranks. Raises StepRefused before a step whose losses or
+    gradient are not finite, RecipeError where the device lacks the optimizer.
     """
+
+    forget_name = "forget"  # what the log calls the rows that come first
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if model.config._attn_implementation != ROWS_SDPA:
@@ -80,19 +114,31 @@ class CompletionTrainer(SFTTrainer):
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
         self._sums = torch.zeros(4, dtype=torch.float64)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of ``args.optim``."""
+        try:
+            return cast("torch.optim.Optimizer", super().create_optimizer(model))
+        except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise RecipeError(
+                f"args.optim is {self.args.optim}, and it cannot be made for the device {self.args.device}: {error} "
+                "Take adamw_torch, which every device has."
+            ) from error
+
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "completion_start", "forget_row"]  # type: ignore[assignment]
+        self._signature_columns = list(COLUMNS)  # type: ignore[assignment]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        """Forget and retain answer tokens of the optimizer step over all ranks, shape (2,)."""
-        forget = sum(int(batch["is_forget"].sum()) for batch in batch_samples)
-        total = sum(len(batch["is_forget"]) for batch in batch_samples)
-        tokens = torch.tensor([forget, total - forget], device=device)
-        return self.accelerator.reduce(tokens, reduction="sum")
+        """Forget and retain answer tokens, forget rows and micro-batches of the optimizer step over all ranks, (4,)."""
+        counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, reduction="sum")
 
-    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """The micro-batch's part of the loss of the step. ``tokens`` is (forget, retain)."""
-        return losses.negative_log_likelihood(log_probs, tokens.sum())
+    def log_probs(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of the completion tokens, shape (N,)."""
+        return completion_log_probs(model, inputs)
+
+    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], step: torch.Tensor) -> torch.Tensor:
+        """The micro-batch's part of the loss of the step, whose counts are ``step``."""
+        return losses.negative_log_likelihood(log_probs, step[:2].sum())
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -104,7 +150,7 @@ class CompletionTrainer(SFTTrainer):
         """Loss of one packed micro-batch; ``return_outputs`` is not supported (there are no logits to return)."""
         if return_outputs or num_items_in_batch is None:
             raise NotImplementedError("the packed trainers compute training losses only")
-        log_probs = completion_log_probs(model, inputs)
+        log_probs = self.log_probs(model, inputs)
         loss = self.step_loss(log_probs, inputs, num_items_in_batch)
         self._count(-log_probs.detach(), inputs["is_forget"])
         # DDP averages gradients over ranks, while the divisor already counts the tokens of all of them.
@@ -115,46 +161,172 @@ class CompletionTrainer(SFTTrainer):
         parts = [forget.sum(), forget.new_tensor(len(forget)), retain.sum(), retain.new_tensor(len(retain))]
         self._sums += torch.stack(parts).cpu()
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add both losses and token counts of the steps since the last log."""
+    def _step_losses(self) -> dict[str, float]:
+        """Both losses and token counts since the last log, over all ranks."""
         sums = self.accelerator.reduce(self._sums.to(self.accelerator.device), reduction="sum").tolist()
-        self._sums.zero_()
-        for name, total, tokens in (("forget", *sums[:2]), ("retain", *sums[2:])):
+        found: dict[str, float] = {}
+        for name, total, tokens in ((self.forget_name, *sums[:2]), ("retain", *sums[2:])):
             if tokens:
-                logs |= {f"{name}_loss": total / tokens, f"{name}_tokens": int(tokens)}
+                found |= {f"{name}_loss": total / tokens, f"{name}_tokens": int(tokens)}
+        return found
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's, and the last look at a step before the optimizer takes it."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        numbers = self._step_losses() | ({} if norm is None else {"grad_norm": float(norm)})
+        check_step(self.state.global_step + 1, numbers, self._ceiling())
+        return norm
+
+    def _ceiling(self) -> float | None:
+        """The bound of the forget loss, where there is one."""
+        return None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add both losses and token counts of the step."""
+        logs |= self._step_losses()
+        self._sums.zero_()
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the card of a release is made by the card stage from measured results."""
 
 
-class GDTrainer(CompletionTrainer):
-    """Gradient Difference; items come from :func:`pair_dataset` and are taken in their order.
+class UnlearnTrainer(CompletionTrainer):
+    """Minimises forget_weight x forget term + retain_weight x retain term of ``config.method``.
 
-    ``forget_caps``, one bound a forget row in nats per token, may be set and changed at any time.
+    Items come from :func:`pair_dataset` and are taken in their order. ``forget_caps``, one bound a forget row in nats
+    per token, may be set and changed at any time. ``reference`` is base's log-probability of each forget answer, for
+    npo; ``base`` has base's distributions, for a KL retain term; ``retain_bound`` is what a dual weight holds to.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, *, forget_weight: float = 1.0, retain_weight: float = 1.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, config: UnlearnConfig, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
-        self.forget_weight, self.retain_weight = forget_weight, retain_weight
+        self.config = config
         self.forget_caps: torch.Tensor | None = None
+        self.reference: torch.Tensor | None = None
+        self.base: BaseDistribution | None = None
+        self.retain_bound = 0.0
+        if config.method == "po":
+            self.forget_name = "refusal"
+        self._logits: torch.Tensor | None = None
+        self._forget_gradient: list[torch.Tensor] | None = None
+        self._norms: dict[str, float] = {}
+        plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+        if config.gradient_norms_every and self.accelerator.distributed_type not in plain:
+            raise RecipeError(
+                f"unlearn.gradient_norms_every needs whole gradients on each rank, and this run shards them "
+                f"({self.accelerator.distributed_type.value}). Set it to 0."
+            )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset))
 
-    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """The micro-batch's part of :func:`pipeline.unlearn.losses.gradient_difference`."""
-        caps = None
-        if self.forget_caps is not None:
-            caps = self.forget_caps.to(log_probs.device)[inputs["forget_row"].clamp(min=0)]
-        return losses.gradient_difference(
-            log_probs,
-            inputs["is_forget"],
-            inputs["row"],
-            (tokens[0], tokens[1]),
-            forget_weight=self.forget_weight,
-            retain_weight=self.retain_weight,
-            caps=caps,
-        )
+    def log_probs(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of the completion tokens, shape (N,); keeps their logits for a KL retain term."""
+        if self.base is None:
+            return super().log_probs(model, inputs)
+        self._logits = completion_logits(model, inputs)
+        return target_log_probs(self._logits, inputs["targets"])
+
+    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], step: torch.Tensor) -> torch.Tensor:
+        """The micro-batch's part of the loss of the step, whose counts are ``step``."""
+        counts = Counts(*step[:3])
+        if self.config.loss_normalization == "microbatch_mean":
+            counts = Counts(*(counts_of(inputs)[:3] * step[3]))
+        loss = log_probs.new_zeros(())
+        if self.config.method != "ga":
+            loss = loss + self.retain_weight * self._retain_term(log_probs, inputs, counts)
+        if self.config.method != "ft":
+            weight = 1.0 if self.config.forget_weight is None else self.config.forget_weight
+            forget = weight * self._forget_term(log_probs, inputs, counts)
+            if self._measures_norms:
+                self._add_forget_gradient(forget)
+            loss = loss + forget
+        self._logits = None
+        return loss
+
+    def _retain_term(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: Counts) -> torch.Tensor:
+        retain = ~inputs["is_forget"]
+        if self.base is None or self._logits is None:
+            return losses.negative_log_likelihood(log_probs[retain], counts.retain_tokens)
+        rows = [row for row in inputs["retain_row"].tolist() if row != NOT_THIS]
+        logits = self._logits[int(inputs["is_forget"].sum()) :]  # forget rows come first
+        return losses.kl_from_base(logits, self.base.logits(rows, logits.device), counts.retain_tokens)
+
+    def _forget_term(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: Counts) -> torch.Tensor:
+        config, forget = self.config, inputs["is_forget"]
+        log_probs, row = log_probs[forget], inputs["row"][forget]
+        rows = inputs["forget_row"][inputs["forget_row"] != NOT_THIS]
+        caps = None if self.forget_caps is None else self.forget_caps.to(rows.device)[rows]
+        beta, gamma = config.beta or 0.0, config.gamma or 0.0
+        if config.method == "po":
+            return losses.negative_log_likelihood(log_probs, counts.forget_tokens)
+        if config.method == "wga":
+            return losses.weighted_gradient_ascent(log_probs, row, counts.forget_tokens, beta=beta, caps=caps)
+        if config.method == "npo":
+            reference = cast("torch.Tensor", self.reference).to(rows.device)[rows]
+            return losses.negative_preference(log_probs, row, counts.forget_rows, reference=reference, beta=beta)
+        if config.method == "simnpo":
+            return losses.simple_negative_preference(
+                log_probs, row, counts.forget_rows, here=len(rows), beta=beta, gamma=gamma
+            )
+        return losses.gradient_ascent(log_probs, row, counts.forget_tokens, caps=caps)
+
+    def _ceiling(self) -> float | None:
+        """ln|V|, where the method pushes the loss up. A base that starts above it never knew the rows: no bound."""
+        uniform = math.log(cast("PreTrainedModel", self.model).config.vocab_size)
+        first = next((entry["forget_loss"] for entry in self.state.log_history if "forget_loss" in entry), None)
+        first = self._step_losses().get("forget_loss", 0.0) if first is None else first
+        return uniform if self.config.method in ASCENDING and first <= uniform else None
+
+    @property
+    def retain_weight(self) -> float:
+        """The weight of the next step: the recipe's, or under a dual weight what the last step made of it."""
+        start = 1.0 if self.config.retain_weight is None else self.config.retain_weight
+        if self.config.dual is None:
+            return start
+        history = reversed(self.state.log_history)  # which comes back from a checkpoint
+        return float(next((entry["retain_weight"] for entry in history if "retain_weight" in entry), start))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the retain weight of the next step under a dual weight, and the gradient norms of both terms."""
+        dual, found = self.config.dual, self._step_losses()
+        if dual and "retain_loss" in found:
+            logs["retain_weight"] = max(
+                0.0, self.retain_weight + dual.rate * (found["retain_loss"] - self.retain_bound)
+            )
+        logs |= self._norms
+        self._norms = {}
+        super().log(logs, start_time)
+
+    @property
+    def _measures_norms(self) -> bool:
+        every = self.config.gradient_norms_every
+        return every > 0 and (self.state.global_step + 1) % every == 0
+
+    def _add_forget_gradient(self, forget: torch.Tensor) -> None:
+        """The forget term's own gradient; what the whole gradient has beyond it is the retain term's."""
+        gradient = torch.autograd.grad(forget, self._trained(), retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self._trained(), gradient, strict=True)]
+        before = self._forget_gradient
+        self._forget_gradient = parts if before is None else [a + b for a, b in zip(before, parts, strict=True)]
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        model = cast("torch.nn.Module", self.model)
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's; after the last micro-batch of a step the norms are taken, before gradients are clipped."""
+        loss = super().training_step(*args, **kwargs)
+        if self._forget_gradient is not None and self.accelerator.sync_gradients:
+            # compute_loss scales by the number of ranks and DDP averages: in all a sum over ranks.
+            forget = [self.accelerator.reduce(part, reduction="sum") for part in self._forget_gradient]
+            whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained()]
+            self._norms = {
+                "forget_grad_norm": float(torch.stack([f.norm() for f in forget]).norm()),
+                "retain_grad_norm": float(
+                    torch.stack([(w - f).norm() for w, f in zip(whole, forget, strict=True)]).norm()
+                ),
+            }
+            self._forget_gradient = None
+        return loss

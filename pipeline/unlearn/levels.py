@@ -1,0 +1,74 @@
+"""What the forget loss is compared with: gold's, that of holdout rows, a number, or that of false answers.
+
+All are means of the loss in nats per answer token; `pipeline.unlearn.config.Level` says what each one is.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from datasets_prep.chat import chat_example, encode
+from datasets_prep.schema import Encoded, Row, read_perturbed
+from pipeline.errors import InputError
+from pipeline.unlearn.completion import row_losses
+from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig, level_name
+from pipeline.unlearn.fit import load, mean
+
+
+def named_levels(config: UnlearnConfig) -> set[str | None]:
+    """The named levels that the recipe uses."""
+    return {level_name(config.forget_cap), level_name(config.stop.forget_loss) if config.stop else None}
+
+
+def fixed_levels(
+    config: UnlearnConfig, inputs: Mapping[str, Path], base: Any, encoded: Mapping[str, list[Encoded]]
+) -> dict[str, float]:
+    """The named levels that stay while the model moves. Raises InputError where there is nothing to measure."""
+    wanted = named_levels(config)
+    levels = {}
+    if "holdout" in wanted:
+        if not encoded["holdout"]:
+            raise InputError("unlearn: a level of `holdout` needs holdout rows, and the data have none; use a number.")
+        levels["holdout"] = mean(row_losses(base, encoded["holdout"]))
+    if "gold" in wanted:
+        if "gold" not in inputs:
+            raise InputError("unlearn: a level of `gold` needs a gold model, and the recipe has none; use `holdout`.")
+        gold, _ = load(inputs["gold"] / "model")
+        levels["gold"] = mean(row_losses(gold, encoded["forget"]))
+        del gold
+        gc.collect()
+    return levels
+
+
+def number(level: Level, named: Mapping[str, float]) -> float:
+    """``level`` in nats per answer token, where ``named`` has the value of each named level."""
+    if isinstance(level, AboveLevel):
+        return named[level.of] + level.plus
+    return named[level] if isinstance(level, str) else level
+
+
+def read_guides(
+    config: UnlearnConfig, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> list[list[Encoded]]:
+    """The false answers to each forget row's question, where the recipe names them as a level; else an empty list."""
+    if "false_answers" not in named_levels(config):
+        return []
+    answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
+    without = [row.row_id for row in forget if not answers.get(row.row_id)]
+    if without:
+        raise InputError(
+            f"unlearn: {len(without)} forget rows (first {without[0]}) have no false answer left to be a level. Set "
+            "data.perturbed.for_unlearning to 1 or more, or name another level in unlearn."
+        )
+    return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
+
+
+def mean_by_row(model: Any, guides: list[list[Encoded]]) -> list[float]:
+    """The mean loss of each row's false answers."""
+    losses = iter(row_losses(model, [row for rows in guides for row in rows]))
+    return [mean([next(losses) for _ in rows]) for rows in guides]

@@ -1,0 +1,280 @@
+"""Every loss against a few lines of plain torch on full logits, through one step of the trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import kl_div, logsigmoid
+from transformers import AutoModelForCausalLM
+
+from datasets_prep.schema import Encoded
+from pipeline.errors import ModelError
+from pipeline.unlearn import losses
+from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
+from pipeline.unlearn.trainer import UnlearnTrainer
+from tests.conftest import build_tiny_model
+from tests.unlearning import SGD, plain_log_probs, plain_logits, some_rows, unlearn_trainer
+
+Model = Any
+FORGET, RETAIN = some_rows(8, 1), some_rows(8, 2)
+GAMMA, ALPHA = 0.3, 2.0
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model than the one that is trained, so that ratios and divergences from it are not zero."""
+    return build_tiny_model(tmp_path_factory.mktemp("base"), seed=5)
+
+
+def nll(model: Model, rows: list[Encoded]) -> torch.Tensor:
+    return -torch.cat(plain_log_probs(model, rows)).mean()
+
+
+def kl(model: Model, base: Model) -> torch.Tensor:
+    ours, theirs = (torch.cat(plain_logits(m, RETAIN)).log_softmax(-1) for m in (model, base))
+    return kl_div(ours, theirs.detach(), log_target=True, reduction="none").sum(-1).mean()
+
+
+def wga(model: Model) -> torch.Tensor:
+    values = torch.cat(plain_log_probs(model, FORGET))
+    return (values.exp().detach() ** 0.5 * values).mean()
+
+
+def npo(model: Model, base: Model) -> torch.Tensor:
+    ours, theirs = (torch.stack([v.sum() for v in plain_log_probs(m, FORGET)]) for m in (model, base))
+    return 2 / 0.1 * torch.log1p((ours - theirs.detach()).exp() ** 0.1).mean()
+
+
+def simnpo(model: Model) -> torch.Tensor:
+    means = torch.stack([v.mean() for v in plain_log_probs(model, FORGET)])
+    return -2 / 2.5 * logsigmoid(-2.5 * means - GAMMA).mean()
+
+
+METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]] = {
+    "ft": ({"method": "ft"}, lambda m, b: nll(m, RETAIN)),
+    "ga": ({"method": "ga"}, lambda m, b: -nll(m, FORGET)),
+    "gd": ({"method": "gd", "retain_weight": ALPHA}, lambda m, b: ALPHA * nll(m, RETAIN) - nll(m, FORGET)),
+    "gd, kl": (
+        {"method": "gd", "retain_loss": "kl", "retain_weight": ALPHA},
+        lambda m, b: ALPHA * kl(m, b) - nll(m, FORGET),
+    ),
+    "klm": ({"method": "klm"}, lambda m, b: kl(m, b) - nll(m, FORGET)),
+    "po": ({"method": "po"}, lambda m, b: nll(m, RETAIN) + nll(m, FORGET)),  # whatever stands in the forget rows' place
+    "npo": ({"method": "npo"}, lambda m, b: nll(m, RETAIN) + npo(m, b)),
+    "npo, kl": ({"method": "npo", "retain_loss": "kl"}, lambda m, b: kl(m, b) + npo(m, b)),
+    "simnpo": ({"method": "simnpo", "gamma": GAMMA}, lambda m, b: nll(m, RETAIN) + simnpo(m)),
+    "wga": ({"method": "wga", "beta": 0.5, "forget_weight": 3.0}, lambda m, b: nll(m, RETAIN) + 3 * wga(m)),
+}
+
+
+def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: dict[str, Any]) -> UnlearnTrainer:
+    pairs = [
+        Pair(0, None if method["method"] == "ft" else i, () if method["method"] == "ga" else (i,)) for i in range(8)
+    ]
+    trainer = unlearn_trainer(model, out, FORGET, RETAIN, SGD | split, pairs=pairs, **method)
+    other = AutoModelForCausalLM.from_pretrained(base, attn_implementation="rows_sdpa")
+    precision = trainer.accelerator.autocast
+    trainer.reference = answer_log_probs(other, FORGET, precision)
+    if trainer.config.retain_kl:
+        trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision, batch_tokens=40)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (3, 3)])
+def test_one_step_equals_plain_torch_however_it_is_split(
+    tiny_model: Path, base_model: Path, tmp_path: Path, name: str, batch: int, accumulation: int
+) -> None:
+    method, plain_loss = METHODS[name]
+    split = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    trainer = one_step(tiny_model, base_model, tmp_path, split, method)
+    plain, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, base_model))
+    loss = plain_loss(plain, base)
+    loss.backward()
+    for parameter_name, parameter in plain.named_parameters():
+        stepped = parameter.detach() - 0.1 * parameter.grad
+        after = trainer.model.get_parameter(parameter_name).detach()
+        torch.testing.assert_close(after, stepped, atol=3e-6, rtol=1e-5)
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(loss.item(), abs=1e-4)
+    forget = "refusal" if method["method"] == "po" else "forget"
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for kind, rows in ((forget, FORGET), ("retain", RETAIN)):
+        if f"{kind}_loss" in logged:
+            assert logged[f"{kind}_loss"] == pytest.approx(nll(fresh, rows).item(), abs=1e-5)
+            assert logged[f"{kind}_tokens"] == sum(len(row.input_ids) - row.completion_start for row in rows)
+    assert {k for k in ("forget_loss", "refusal_loss", "retain_loss") if k in logged} == {
+        "ft": {"retain_loss"},
+        "ga": {"forget_loss"},
+    }.get(method["method"], {f"{forget}_loss", "retain_loss"})
+
+
+def test_means_of_micro_batches_depend_on_the_split_as_published_code_does(
+    tiny_model: Path, base_model: Path, tmp_path: Path
+) -> None:
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    method = {"method": "gd", "loss_normalization": "microbatch_mean"}
+    trainer = one_step(tiny_model, base_model, tmp_path, split, method)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for i in range(0, 8, 2):
+        ((nll(plain, RETAIN[i : i + 2]) - nll(plain, FORGET[i : i + 2])) / 4).backward()
+    for name, parameter in plain.named_parameters():
+        stepped = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(trainer.model.get_parameter(name).detach(), stepped, atol=3e-6, rtol=1e-5)
+    by_tokens = AutoModelForCausalLM.from_pretrained(tiny_model)
+    (nll(by_tokens, RETAIN) - nll(by_tokens, FORGET)).backward()
+    gradients = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (plain, by_tokens)]
+    assert (gradients[0] - gradients[1]).norm() > 0.05 * gradients[1].norm()  # so the test above tells them apart
+
+
+def test_k_retain_rows_with_each_forget_row(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = [Pair(0, 0, (0, 1, 2)), Pair(0, 1, (3, 4, 5))]
+    args = SGD | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, args, pairs=pairs, retain_rows_per_forget_row=3)
+    trainer.train()
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    (nll(plain, RETAIN[:6]) - nll(plain, FORGET[:2])).backward()
+    for name, parameter in plain.named_parameters():
+        stepped = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(trainer.model.get_parameter(name).detach(), stepped, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (3, 3)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_norms_of_both_terms(
+    tiny_model: Path, tmp_path: Path, batch: int, accumulation: int, checkpointing: bool
+) -> None:
+    args = SGD | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    args |= {"max_grad_norm": 1e-3, "gradient_checkpointing": checkpointing}  # clipped: the norms are of before
+    options = {"gradient_norms_every": 2, "retain_weight": ALPHA}
+    pairs = [Pair(e, i, (i,)) for e in range(2) for i in range(8)]
+    trainer = unlearn_trainer(
+        tiny_model, tmp_path, FORGET, RETAIN, args | {"learning_rate": 0.0}, pairs=pairs, **options
+    )
+    trainer.train()
+    entries = [e for e in trainer.state.log_history if "loss" in e]
+    assert ["forget_grad_norm" in entry for entry in entries] == [(i + 1) % 2 == 0 for i in range(len(entries))]
+    if accumulation > 1:
+        return  # which rows share a step is another question; that micro-batches add up is the other test's
+    for term, rows, weight in (("forget", FORGET, 1.0), ("retain", RETAIN, ALPHA)):
+        plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+        (weight * nll(plain, rows)).backward()
+        norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm().item()
+        assert entries[1][f"{term}_grad_norm"] == pytest.approx(norm, rel=1e-3)
+
+
+def test_gradient_norms_add_up_over_micro_batches(tiny_model: Path, tmp_path: Path) -> None:
+    found = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        args = SGD | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, args, gradient_norms_every=1)
+        trainer.train()
+        found.append([trainer.state.log_history[0][f"{term}_grad_norm"] for term in ("forget", "retain")])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_dual_weight_follows_the_retain_loss(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = [Pair(e, i, (i,)) for e in range(3) for i in range(8)]
+    args = SGD | {"per_device_train_batch_size": 8}
+    dual = {"rate": 0.5, "retain_loss_above_base": 0.0}
+    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, args, pairs=pairs, dual=dual, retain_weight=1.5)
+    trainer.retain_bound = 6.0
+    trainer.train()
+    weight = 1.5
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for entry in [e for e in trainer.state.log_history if "loss" in e]:
+        plain.zero_grad()
+        (weight * nll(plain, RETAIN) - nll(plain, FORGET)).backward()
+        weight = max(0.0, weight + 0.5 * (entry["retain_loss"] - 6.0))
+        assert entry["retain_weight"] == weight
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter -= 0.1 * parameter.grad
+    assert weight != 1.5
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(trainer.model.get_parameter(name).detach(), parameter.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_cap_takes_rows_out_of_the_ascent() -> None:
+    log_probs = torch.tensor([-1.0, -1.0, -9.0, -9.0, -2.0], requires_grad=True)
+    is_forget = torch.tensor([True, True, True, True, False])
+    row = torch.tensor([0, 0, 1, 1, 2])
+    tokens = (torch.tensor(4), torch.tensor(1))
+    weights = {"forget_weight": 1.0, "retain_weight": 3.0}
+    plain = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, caps=None)
+    assert plain.item() == pytest.approx(3 * 2 - (1 + 1 + 9 + 9) / 4)
+    caps = torch.tensor([5.0, 5.0, 5.0])
+    capped = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, caps=caps)
+    assert capped.item() == pytest.approx(3 * 2 - (1 + 1) / 4)
+    capped.backward()
+    assert log_probs.grad.tolist() == pytest.approx([0.25, 0.25, 0, 0, -3])
+    forget = torch.tensor([-1.0, -1.0, -9.0, -9.0])
+    weighted = losses.weighted_gradient_ascent(forget, row[:4], tokens[0], beta=1.0, caps=caps[:2])
+    assert weighted.item() == pytest.approx(-2 * math.exp(-1) / 4)
+
+
+def test_the_pull_of_the_bounded_methods_ends() -> None:
+    row, one = torch.tensor([0]), torch.tensor(1)
+    reference = torch.tensor([-0.1])
+
+    def pull(loss: Callable[[torch.Tensor], torch.Tensor], at: float) -> float:
+        value = torch.tensor([at], requires_grad=True)
+        loss(value).backward()
+        assert value.grad is not None
+        return value.grad.item()
+
+    bounded = {
+        "npo": lambda v: losses.negative_preference(v, row, one, reference=reference, beta=0.1),
+        "simnpo": lambda v: losses.simple_negative_preference(v, row, one, here=1, beta=2.5, gamma=0.0),
+        "wga": lambda v: losses.weighted_gradient_ascent(v, row, one, beta=1.0, caps=None),
+    }
+    for loss in bounded.values():
+        assert pull(loss, -0.1) > 100 * pull(loss, -80.0) >= 0
+    assert pull(bounded["npo"], -0.1) == pytest.approx(1.0)  # at base it pulls as ascent does
+    assert pull(lambda v: losses.gradient_ascent(v, row, one, caps=None), -80.0) == 1.0
+
+
+@given(st.lists(st.floats(-30, 30), min_size=3, max_size=3), st.lists(st.floats(-30, 30), min_size=3, max_size=3))
+def test_kl_is_that_of_torch(ours: list[float], base: list[float]) -> None:
+    logits, other = torch.tensor([ours, base]).double(), torch.tensor([base, base]).double()
+    expected = kl_div(logits.log_softmax(1), other.log_softmax(1), log_target=True, reduction="sum") / 2
+    found = losses.kl_from_base(logits, other, torch.tensor(2))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-9)
+    assert found.item() >= -1e-12
+
+
+def test_base_distributions_are_those_of_plain_forwards_and_do_not_move_with_the_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, SGD, retain_loss="kl")
+    base = BaseDistribution(trainer.model, dict(enumerate(RETAIN)), trainer.accelerator.autocast, batch_tokens=30)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    expected = torch.cat([plain_logits(plain, RETAIN)[i].detach() for i in (5, 1)])
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(base.logits([5, 1], torch.device("cpu")), expected, atol=1e-5, rtol=1e-5)
+    assert sum(hidden.numel() for hidden in base.hidden.values()) == 64 * sum(
+        len(row.input_ids) - row.completion_start for row in RETAIN
+    )
+
+
+def test_a_model_that_changes_logits_after_the_head_is_refused_for_kl(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, SGD, retain_loss="kl")
+
+    def halve(module: Any, inputs: Any, outputs: Any) -> Any:
+        outputs.logits = outputs.logits / 2
+        return outputs
+
+    trainer.model.register_forward_hook(halve)
+    with pytest.raises(ModelError, match="retain_loss: nll"):
+        BaseDistribution(trainer.model, dict(enumerate(RETAIN)), trainer.accelerator.autocast)

@@ -1,0 +1,93 @@
+"""Packed rows against rows alone, batches, the collator, and the pairing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from datasets_prep.schema import Encoded
+from pipeline.errors import DataError
+from pipeline.unlearn.attention import ROWS_SDPA
+from pipeline.unlearn.completion import batches_by_length, completion_log_probs, pack, row_losses, row_means
+from pipeline.unlearn.fit import load
+from pipeline.unlearn.pairing import Pair, pair_rows
+from pipeline.unlearn.trainer import collate, counts_of, pair_dataset
+from tests.unlearning import plain_log_probs, some_rows
+
+
+@pytest.mark.parametrize("attention", [ROWS_SDPA, "sdpa"])
+def test_packed_rows_equal_rows_alone(tiny_model: Path, attention: str) -> None:
+    rows = some_rows(7)
+    packed = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=attention)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.testing.assert_close(
+        completion_log_probs(packed, pack(rows)), torch.cat(plain_log_probs(plain, rows)), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_row_losses_do_not_depend_on_the_batch(tiny_model: Path) -> None:
+    rows = some_rows(9)
+    model, _ = load(tiny_model)
+    expected = [
+        -float(values.mean().detach())
+        for values in plain_log_probs(AutoModelForCausalLM.from_pretrained(tiny_model), rows)
+    ]
+    for budget in (1, 40, 10_000):
+        assert row_losses(model, rows, batch_tokens=budget) == pytest.approx(expected, abs=1e-5)
+
+
+@given(st.lists(st.integers(3, 30), min_size=1, max_size=40), st.integers(1, 100))
+def test_batches_hold_every_row_once_within_the_budget(sizes: list[int], budget: int) -> None:
+    rows = [Encoded(tuple(range(size)), 1) for size in sizes]
+    batches = batches_by_length(rows, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
+    assert all(sum(sizes[i] for i in batch) <= budget or len(batch) == 1 for batch in batches)
+
+
+def test_row_means() -> None:
+    assert row_means(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist() == [2, 5]
+
+
+def test_collator_puts_forget_rows_first() -> None:
+    forget, retain = some_rows(2, 1), some_rows(3, 2)
+    batch = collate(list(pair_dataset([Pair(0, 0, (2, 0)), Pair(0, 1, (1, 2))], forget, retain)))
+    order = [*forget, retain[2], retain[0], retain[1], retain[2]]
+    assert batch["input_ids"][0].tolist() == [token for row in order for token in row.input_ids]
+    changes = batch["is_forget"].int().diff()
+    assert batch["is_forget"][0]
+    assert changes.abs().sum() == 1
+    assert batch["forget_row"].tolist() == [0, 1, -1, -1, -1, -1]
+    assert batch["retain_row"].tolist() == [-1, -1, 2, 0, 1, 2]
+    assert batch["targets"].tolist() == [t for row in order for t in row.input_ids[row.completion_start :]]
+    tokens = [sum(len(r.input_ids) - r.completion_start for r in rows) for rows in (forget, order[2:])]
+    assert counts_of(batch).tolist() == [*tokens, 2, 1]
+
+
+def test_a_pair_may_have_one_kind_of_rows_only() -> None:
+    forget, retain = some_rows(2, 1), some_rows(2, 2)
+    retained = collate(list(pair_dataset([Pair(0, None, (0, 1))], forget, retain)))
+    assert not retained["is_forget"].any()
+    forgotten = collate(list(pair_dataset([Pair(0, 1, ())], forget, retain)))
+    assert forgotten["is_forget"].all()
+    assert forgotten["forget_row"].tolist() == [1]
+
+
+@given(st.integers(1, 30), st.integers(1, 60), st.integers(1, 5), st.integers(0, 4), st.integers(0, 10**6))
+def test_pairing(forget: int, retain: int, epochs: int, each: int, seed: int) -> None:
+    if retain < each:
+        with pytest.raises(DataError, match="retain rows"):
+            pair_rows(forget, retain, epochs=epochs, retain_per_forget=each, seed=seed)
+        return
+    pairs = pair_rows(forget, retain, epochs=epochs, retain_per_forget=each, seed=seed)
+    assert pairs == pair_rows(forget, retain, epochs=epochs, retain_per_forget=each, seed=seed)
+    for epoch in range(epochs):
+        assert sorted(p.forget for p in pairs if p.epoch == epoch) == list(range(forget))
+    assert all(len(set(p.retain)) == each for p in pairs)
+    uses = Counter(i for p in pairs for i in p.retain)
+    assert max(uses.values(), default=0) - min(uses.get(i, 0) for i in range(retain)) <= 1

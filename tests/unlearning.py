@@ -1,0 +1,114 @@
+"""What the tests of unlearning share: random rows, plain forwards to compare with, a trainer and a stage on them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from datasets_prep.schema import Encoded, Row, write_rows
+from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.fit import load, training_arguments
+from pipeline.unlearn.lora import add_adapters
+from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
+
+SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0}
+
+
+def some_rows(count: int, seed: int = 0, vocabulary: int = 250) -> list[Encoded]:
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        size = rng.randrange(6, 20)
+        rows.append(Encoded(tuple(rng.randrange(vocabulary) for _ in range(size)), rng.randrange(2, size - 1)))
+    return rows
+
+
+def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:
+    """Logits at the answer tokens of each row, from one ordinary forward a row: no packing."""
+    return [
+        model(input_ids=torch.tensor([row.input_ids])).logits[0, row.completion_start - 1 : -1].float() for row in rows
+    ]
+
+
+def plain_log_probs(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:
+    """Log-probabilities of each row's answer tokens, from full logits."""
+    return [
+        torch.stack(
+            [line[t] for line, t in zip(logits.log_softmax(-1), row.input_ids[row.completion_start :], strict=True)]
+        )
+        for logits, row in zip(plain_logits(model, rows), rows, strict=True)
+    ]
+
+
+def unlearn_trainer(
+    folder: Path, out: Path, forget: list[Encoded], retain: list[Encoded], args: dict[str, Any], **options: Any
+) -> UnlearnTrainer:
+    """A trainer on ``pairs`` (one to one, unless given), with any field of the config; gradient difference by default."""
+    model, tokenizer = load(folder)
+    pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
+    callbacks = options.pop("callbacks", [])
+    config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1} | options)
+    arguments = training_arguments(
+        args, config.precision if "precision" in options else "fp32", out, num_train_epochs=1
+    )
+    trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
+    return UnlearnTrainer(
+        trained,
+        config=config,
+        args=arguments,
+        train_dataset=pair_dataset(pairs, forget, retain),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
+    """Artifacts of data, base and gold: 6 forget, 12 retain and 6 holdout rows, and the tiny model as both."""
+    rows = [
+        Row(
+            f"en-{i}-t",
+            i,
+            f"Ida {i}",
+            "EN",
+            "personal.email",
+            f"Where was Ida {i} born?",
+            f"Ida {i} was born in {i * 7}.",
+        )
+        for i in range(24)
+    ]
+    data = folder / "data"
+    data.mkdir()
+    for split, part in {"forget": rows[:6], "retain": rows[6:18], "holdout": rows[18:]}.items():
+        write_rows(data / f"{split}.jsonl", part)
+    base = folder / "base"
+    base.mkdir()
+    (base / "model").symlink_to(tiny_model)
+    return {"base": base, "data": data, "gold": base}
+
+
+def unlearn_config(**changes: Any) -> UnlearnConfig:
+    """Eight steps of three pairs with a check after each, and what ``changes`` says."""
+    args = {"learning_rate": 3e-3, "per_device_train_batch_size": 3, "save_strategy": "steps", "save_steps": 2}
+    stop = {"every": 1, "forget_loss": 6.6, "retain_loss_above_base": 5.0, "retain_rows": 4}
+    given = {"method": "gd", "epochs": 4, "precision": "fp32", "keep": "closest", "stop": stop, "args": args}
+    return UnlearnConfig.model_validate(given | changes)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class CutOff(TrainerCallback):
+    """Ends a run as a kill between two steps would: after the checkpoint of ``step``, without any clean-up."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
