@@ -14,6 +14,7 @@ from pipeline.unlearn.config import TrainConfig
 from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, release_weights, row_digest, training_arguments
 from pipeline.unlearn.guards import Watch
 from pipeline.unlearn.lora import add_adapters
+from pipeline.unlearn.ranks import is_first
 from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
 
@@ -36,14 +37,15 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
         processing_class=tokenizer,
         callbacks=[Watch("train")],
     )
-    refused = fit(trainer, out, {"train": config.model_dump(), "rows": row_digest(encoded)})
+    refused = fit(trainer, out, {"train": config.model_dump(exclude={"processes"}), "rows": row_digest(encoded)})
     if refused:
         raise TrainingError(
             f"train: {refused}, so this is no model that knows its rows. Nothing was kept. Lower the learning rate, or "
             "give it warm-up steps."
         )
-    release_weights(trained, tokenizer, encoded, out / "model")
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    if is_first():
+        release_weights(trained, tokenizer, encoded, out / "model")
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return {
         "rows": len(rows),
         "steps": trainer.state.global_step,

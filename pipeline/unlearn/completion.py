@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.schema import Encoded
+from pipeline.unlearn.ranks import my_share, sum_over_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -112,18 +113,18 @@ def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[i
 
 
 def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[float]:
-    """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode."""
+    """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode; shared by all ranks."""
     import torch
 
     was_training = model.training
     model.eval()
-    means = [0.0] * len(rows)
+    means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
     with torch.no_grad():
-        for indices in batches_by_length(rows, batch_tokens):
+        for indices, counts in my_share(batches_by_length(rows, batch_tokens)):
             some = [rows[i] for i in indices]
             batch = {k: v.to(model.device) for k, v in pack(some, shared_header(some)).items()}
             losses = row_means(-completion_log_probs(model, batch), batch["row"], len(indices))
-            for index, loss in zip(indices, losses.tolist(), strict=True):
-                means[index] = loss
+            if counts:
+                means[indices] = losses.double()
     model.train(was_training)
-    return means
+    return [float(mean) for mean in sum_over_ranks(means)]

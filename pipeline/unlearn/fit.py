@@ -25,6 +25,7 @@ from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.guards import StepRefused
 from pipeline.unlearn.lora import merge
+from pipeline.unlearn.ranks import is_first, ranks, share_of_step
 
 CHECKPOINTS = "checkpoints"
 MADE_BY = "made_by.json"
@@ -69,7 +70,7 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         "optim": "adamw_torch_fused",
     }
     try:
-        return SFTConfig(**{**defaults, **args, **ours})
+        return SFTConfig(**{**defaults, **share_of_step(args, ranks()), **ours})
     except (TypeError, ValueError, ImportError) as error:
         raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
 
@@ -117,18 +118,20 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
             raise
         raise SystemLimitError(_memory_advice(trainer, str(error))) from error
     steps = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]  # the summary holds times
-    with (out / "log.jsonl").open("w", encoding="utf-8") as file:
-        # A log that came back from a checkpoint has its keys sorted.
-        file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
+    if is_first():
+        with (out / "log.jsonl").open("w", encoding="utf-8") as file:
+            # A log that came back from a checkpoint has its keys sorted.
+            file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
     return refused
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
     """Compare with what the checkpoints say of themselves, or say it where there are none yet."""
     file = checkpoints / MADE_BY
-    if not resumes:
+    if not resumes and is_first():
         checkpoints.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(made_by), encoding="utf-8")
+    if not resumes:
         return
     try:
         theirs = json.loads(file.read_text(encoding="utf-8"))

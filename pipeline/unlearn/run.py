@@ -36,6 +36,7 @@ from pipeline.unlearn.kept import restore_weights
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.pairing import Pair, pair_rows
+from pipeline.unlearn.ranks import is_first
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
@@ -81,9 +82,10 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         facts["forget_cap"] = number(config.forget_cap, levels)
         trainer.forget_caps = torch.full((len(rows.plain["forget"]),), facts["forget_cap"])
     facts |= _fit(trainer, trained, levels, rows, probes, out)
-    release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    shutil.rmtree(out / "kept", ignore_errors=True)
+    if is_first():
+        release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(out / "kept", ignore_errors=True)
     return facts
 
 
@@ -98,7 +100,7 @@ def _fit(
     """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
     config = trainer.config
     tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
-    made_by = {"unlearn": config.model_dump(), "rows": tokens}
+    made_by = {"unlearn": config.model_dump(exclude={"processes"}), "rows": tokens}
     if config.stop:
         facts = _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
     else:
@@ -205,7 +207,8 @@ def _fit_with_stop(
                 f"unlearn: no checked step kept the retain loss within {retain_bound:.3f} nats per token "
                 f"({end.reason}). Lower the learning rate or raise unlearn.retain_weight."
             )
-        restore_weights(model, end.kept)
+        if is_first():  # who writes the release
+            restore_weights(model, end.kept)
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
     bounds = {"retain_loss": retain_bound} | ({"forget_loss": checks[-1]["probe_level"]} if checks else {})
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
@@ -225,5 +228,6 @@ def _write_pairing(path: Path, pairs: list[Pair], rows: Rows) -> str:
             entry["refusal"] = rows.refusals[pair.forget]
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
-    path.write_bytes(content)
+    if is_first():
+        path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
