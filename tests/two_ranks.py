@@ -1,4 +1,4 @@
-"""What `tests/test_ranks.py` runs under `accelerate launch`, and in one process: trainings in float32, and their data."""
+"""What `tests/test_ranks.py` runs under `accelerate launch` and in one process: trainings in float32."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pipeline.unlearn.trainer import CompletionTrainer, UnlearnTrainer, pair_dat
 from tests.unlearning import some_rows
 
 FORGET, RETAIN = some_rows(11, 1), some_rows(17, 2)  # 11 rows in steps of 4: each pass ends with a part of a step
+PAIRS = pair_rows(len(FORGET), len(RETAIN), epochs=2, retain_per_forget=2, seed=3)
 ARGS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "lr_scheduler_type": "linear",
     "optim": "adamw_torch",
 }
@@ -35,14 +36,13 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
         return CompletionTrainer(loaded, args=arguments, train_dataset=row_dataset(FORGET), **common)
     config = UnlearnConfig(method="gd", epochs=2)
     arguments = training_arguments(ARGS | more, "fp32", out, num_train_epochs=1)
-    pairs = pair_rows(len(FORGET), len(RETAIN), epochs=2, retain_per_forget=2, seed=3)
-    data = pair_dataset(pairs, FORGET, RETAIN)
+    data = pair_dataset(PAIRS, FORGET, RETAIN)
     return UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
 
 
-def main(kind: str, model: str, out: str) -> None:
+def train(kind: str, model: Path, out: Path) -> None:
     """Train; every rank writes what it saw, the first one the weights, the log and the rows' losses."""
-    trainer = trainer_of(kind, Path(model), Path(out))
+    trainer = trainer_of(kind, model, out)
     seen: list[list[list[list[int]]]] = []
     collate = trainer.data_collator
 
@@ -61,4 +61,5 @@ def main(kind: str, model: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for each in ("unlearn", "train"):
+        train(each, Path(sys.argv[1]), Path(sys.argv[2]) / each)

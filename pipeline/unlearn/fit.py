@@ -7,12 +7,13 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
@@ -202,6 +203,28 @@ def _check_trackers(report_to: Any) -> None:
                 "args.report_to: tensorboard writes beside the checkpoints, which are deleted at the end. Set the "
                 "environment variable TENSORBOARD_LOGGING_DIR to a folder of yours."
             )
+
+
+def shards_weights(trainer: SFTTrainer) -> bool:
+    """Whether no rank has the whole model (FSDP, ZeRO-3)."""
+    return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def whole_model(
+    trainer: SFTTrainer, trained: PreTrainedModel | PeftModel, again: Callable[[], PreTrainedModel | PeftModel]
+) -> PreTrainedModel | PeftModel:
+    """``trained``, or where its weights are sharded a model made ``again`` that gets them on the first rank.
+
+    A call of all ranks together.
+    """
+    if not shards_weights(trainer):
+        return trained
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not is_first():
+        return trained
+    fresh = again()
+    fresh.load_state_dict(state)
+    return fresh
 
 
 def release_weights(

@@ -50,8 +50,8 @@ def share_of_step(args: Mapping[str, Any], processes: int) -> dict[str, Any]:
     rows = rows_per_step(args)
     if rows % processes:
         raise RecipeError(
-            f"args: a step has {rows} rows (per_device_train_batch_size x gradient_accumulation_steps), which cannot be "
-            f"shared out over {processes} processes. Take a number of processes that divides {rows}."
+            f"args: a step has {rows} rows (per_device_train_batch_size x gradient_accumulation_steps), which cannot "
+            f"be shared out over {processes} processes. Take a number of processes that divides {rows}."
         )
     share = rows // processes
     largest = min(share, int(args.get("per_device_train_batch_size", 8)))

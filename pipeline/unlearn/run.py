@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
-from pipeline.errors import DataError, TrainingError
+from pipeline.errors import DataError, RecipeError, TrainingError
 from pipeline.progress import report
 from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import StopRule, UnlearnConfig, level_name
@@ -29,7 +29,9 @@ from pipeline.unlearn.fit import (
     mean,
     release_weights,
     row_digest,
+    shards_weights,
     training_arguments,
+    whole_model,
 )
 from pipeline.unlearn.guards import Check, EndOfAscent, Watch
 from pipeline.unlearn.kept import restore_weights
@@ -66,7 +68,11 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     pairing = _write_pairing(out / "pairing.jsonl", pairs, rows)
     report("measuring the levels")
     levels = fixed_levels(config, inputs, model, rows.encoded)
-    trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    def adapted(model: Any) -> Any:
+        return add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    trained = adapted(model)
     trainer = UnlearnTrainer(
         trained,
         config=config,
@@ -82,6 +88,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         facts["forget_cap"] = number(config.forget_cap, levels)
         trainer.forget_caps = torch.full((len(rows.plain["forget"]),), facts["forget_cap"])
     facts |= _fit(trainer, trained, levels, rows, probes, out)
+    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model")[0]))
     if is_first():
         release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
@@ -181,6 +188,11 @@ def _fit_with_stop(
     made_by: dict[str, Any],
 ) -> dict[str, Any]:
     config = trainer.config
+    if config.keep == "closest" and shards_weights(trainer):
+        raise RecipeError(
+            "unlearn.keep: closest saves whole weights during the training, and this launch shards them over the "
+            "processes. Launch it with ddp, or set keep: last."
+        )
     retain_rows = [rows.encoded["retain"][i] for i in probes]
     retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
     moving_cap = level_name(config.forget_cap) == "false_answers"

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate.utils import DistributedType
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback
