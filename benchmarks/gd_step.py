@@ -92,7 +92,7 @@ def packed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def bare_loss(model: Any, tokens: int, answers: int) -> torch.Tensor:
     """Cross-entropy of ``answers`` of ``tokens`` tokens in 2 x ROWS rows of one length: no padding and no packing."""
-    ids = torch.arange(tokens - tokens % (2 * ROWS)).view(2 * ROWS, -1) % 500
+    ids = torch.arange(tokens - tokens % (2 * ROWS)).view(2 * ROWS, -1) % 400
     keep = torch.linspace(0, ids.shape[1] - 1, round(answers / (2 * ROWS))).round().long()
     logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits.float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, keep].flatten())

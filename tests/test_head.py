@@ -13,7 +13,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 
 from pipeline.unlearn import head as heads
 from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.completion import completion_log_probs, pack
+from pipeline.unlearn.completion import completion_log_probs, pack, target_log_probs
 from pipeline.unlearn.fit import load
 from tests.test_shared_header import rows_with
 
@@ -27,7 +27,7 @@ def test_log_probs_and_their_gradient_are_those_of_a_log_softmax(tokens: int, vo
     weights = torch.randn(tokens, generator=made)
     expected = logits.log_softmax(-1)[torch.arange(tokens), targets]
     (gradient,) = torch.autograd.grad(expected @ weights, logits)
-    found = heads.target_log_probs(logits, targets)
+    found = target_log_probs(logits, targets)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for _ in range(2):  # the graph stays usable
         (again,) = torch.autograd.grad(found @ weights, logits, retain_graph=True)
@@ -39,7 +39,7 @@ def test_nothing_changed_in_the_last_bit() -> None:
     torch.manual_seed(0)
     logits, targets, weights = torch.randn(150, 3000, requires_grad=True), torch.randint(3000, (150,)), torch.randn(150)
     plain = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
-    found = heads.target_log_probs(logits, targets)
+    found = target_log_probs(logits, targets)
     assert torch.equal(found, plain)
     ours, autograds = (torch.autograd.grad(values @ weights, logits)[0] for values in (found, plain))
     assert torch.equal(ours, autograds)

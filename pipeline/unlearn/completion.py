@@ -82,13 +82,21 @@ def completion_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of the completion tokens of a packed batch."""
-    from pipeline.unlearn.head import head_in_tiles, target_log_probs
+    from pipeline.unlearn.head import head_in_tiles
 
     targets = batch["targets"]
     if head := head_in_tiles(model, len(targets)):
         with head.scoring(targets):
             return completion_logits(model, batch)[:, 0]
     return target_log_probs(completion_logits(model, batch), targets)
+
+
+def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of shape (N,), in nats, of ``targets`` (N,) under float32 ``logits`` (N, V)."""
+    from pipeline.unlearn.head import TargetLogProbs
+
+    found: torch.Tensor = TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return found
 
 
 def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:

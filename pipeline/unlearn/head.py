@@ -23,7 +23,9 @@ ROWS = 64  # at a time, so that their exponentials stay in a processor's cache
 RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
-class _TargetLogProbs(torch.autograd.Function):
+class TargetLogProbs(torch.autograd.Function):
+    """What :func:`pipeline.unlearn.completion.target_log_probs` applies."""
+
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         normaliser = torch.cat([part.logsumexp(dim=1) for part in logits.split(ROWS)])
@@ -39,12 +41,6 @@ class _TargetLogProbs(torch.autograd.Function):
         for part, values, total, weight in parts:
             torch.sub(values, total[:, None], out=part).exp_().mul_(-weight[:, None])
         return grad.scatter_add_(1, targets[:, None], upstream[:, None]), None
-
-
-def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of shape (N,), in nats, of ``targets`` (N,) under float32 ``logits`` (N, V)."""
-    found: torch.Tensor = _TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return found
 
 
 class _TiledLogProbs(torch.autograd.Function):

@@ -23,10 +23,15 @@ from datasets_prep.schema import Encoded
 from pipeline.errors import RecipeError
 from pipeline.unlearn import losses
 from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.completion import completion_log_probs, completion_logits, pack, shared_header
+from pipeline.unlearn.completion import (
+    completion_log_probs,
+    completion_logits,
+    pack,
+    shared_header,
+    target_log_probs,
+)
 from pipeline.unlearn.config import ASCENDING, UnlearnConfig
 from pipeline.unlearn.guards import check_step
-from pipeline.unlearn.head import target_log_probs
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.ranks import ranks
 from pipeline.unlearn.reference import BaseDistribution
