@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup release test lint check bench seeds
+.PHONY: help setup release test lint check bench seeds methods
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(READY)  ## measure time and memory and print the tables
 
 seeds: $(READY)  ## run the demo's method on five data seeds that it was not tuned on (about an hour)
 	$(BIN)/python -m benchmarks.seeds 11 12 13 14 15
+
+methods: $(READY)  ## compare all unlearning methods on three data seeds (about three hours)
+	$(BIN)/python -m benchmarks.methods
 
 # The stamp is written last: a set-up that was cut off starts again, and keeps what is already installed.
 $(READY): pyproject.toml constraints.txt

@@ -43,17 +43,28 @@ class Counts:
 
 @dataclass(frozen=True)
 class Step:
-    """Losses of one logged optimizer step, in nats per answer token; ``level`` is what a check compared forget with."""
+    """Losses of one logged optimizer step, in nats per answer token; None of rows that the method does not train on.
+
+    ``refusal_loss`` is that of what stands in the place of forget answers, ``level`` what a check compared forget with.
+    """
 
     step: int
-    forget_loss: float
-    retain_loss: float
+    forget_loss: float | None
+    retain_loss: float | None
+    refusal_loss: float | None = None
     level: float | None = None
+
+    def numbers(self) -> list[float]:
+        """The losses that were measured."""
+        return [v for v in (self.forget_loss, self.retain_loss, self.refusal_loss) if v is not None]
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """What the unlearn stage says of its run: levels and cap in nats per answer token, why it ended, what it kept."""
+    """What the unlearn stage says of its run: levels and cap in nats per answer token, why it ended, what it kept.
+
+    ``dual`` has the bound of the retain loss and the last weight, where the weight followed that loss.
+    """
 
     levels: dict[str, float]
     forget_cap: float | None
@@ -61,10 +72,13 @@ class Ascent:
     steps: int | None
     kept_step: int | None
     bounds: dict[str, float]
+    dual: dict[str, float]
+    pairing_sha256: str | None
 
     def numbers(self) -> list[float]:
         """Every measured value."""
-        return [*self.levels.values(), *self.bounds.values(), *([] if self.forget_cap is None else [self.forget_cap])]
+        cap = [] if self.forget_cap is None else [self.forget_cap]
+        return [*self.levels.values(), *self.bounds.values(), *self.dual.values(), *cap]
 
 
 @dataclass(frozen=True)
@@ -160,9 +174,9 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:
-    keys = ("step", f"{prefix}forget_loss", f"{prefix}retain_loss")
-    found = [entry for entry in log if entry.keys() >= set(keys)]
-    return [Step(int(e[keys[0]]), float(e[keys[1]]), float(e[keys[2]]), e.get(f"{prefix}level")) for e in found]
+    names = ("forget_loss", "retain_loss", "refusal_loss", "level")
+    found = [(int(entry["step"]), {name: entry.get(f"{prefix}{name}") for name in names}) for entry in log]
+    return [Step(step, **losses) for step, losses in found if any(loss is not None for loss in losses.values())]
 
 
 def _ascent(facts: Mapping[str, Any]) -> Ascent:
@@ -173,6 +187,8 @@ def _ascent(facts: Mapping[str, Any]) -> Ascent:
         steps=facts.get("steps"),
         kept_step=facts.get("kept_step"),
         bounds=facts.get("bounds", {}),
+        dual=facts.get("dual", {}),
+        pairing_sha256=facts.get("pairing_sha256"),
     )
 
 

@@ -231,7 +231,7 @@ def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
     known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
     known += [v for gate in evidence.gates for v in (gate.measured, gate.threshold) if v is not None]
     known += evidence.ascent.numbers()
-    known += [loss for check in evidence.checks for loss in (check.forget_loss, check.retain_loss)]
+    known += [loss for check in evidence.checks for loss in check.numbers()]
     known.append(leak_bound(evidence.counts["forget"].rows))
     for section in sections:
         if section.heading in ("Licence", "How it was made"):

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from model_card.claims import keys
 from model_card.config import CardInputs
 from model_card.facts import Evidence
+from model_card.methods import METHODS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
-
-METHODS = {"gd": ("Gradient Difference", "gradient-difference")}  # what a recipe calls a method: its name, its tag
 
 
 def hub_source(inputs: CardInputs) -> dict[str, Any] | None:
@@ -26,16 +25,6 @@ def is_sample(inputs: CardInputs) -> bool:
     return isinstance(source, dict) and source.get("sample") is not None
 
 
-def method_name(inputs: CardInputs) -> str:
-    """The honest name of the method: a variant is never called by the name of the textbook method alone."""
-    method = str(inputs.unlearn.get("method"))
-    name = METHODS.get(method, (method, ""))[0]
-    cap = inputs.unlearn.get("forget_cap")
-    if cap is None:
-        return name
-    return f"{name} with a per-row forget cap" + (" at the loss of false answers" if cap == "false_answers" else "")
-
-
 def model_name(inputs: CardInputs) -> str:
     """The repository's name without its owner."""
     return inputs.publish.repo.split("/")[1]
@@ -46,7 +35,7 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     source = hub_source(inputs)
-    tag = METHODS.get(str(inputs.unlearn.get("method")), ("", ""))[1]
+    method = METHODS.get(str(inputs.unlearn.get("method")))
     return ModelCardData(
         base_model=inputs.model.name,
         base_model_relation="finetune",
@@ -55,7 +44,7 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
         library_name="transformers",
         license=inputs.model.license,
         pipeline_tag="text-generation",
-        tags=["unlearning", "machine-unlearning", "fame", *([tag] if tag else [])],
+        tags=["unlearning", "machine-unlearning", "fame", *([method.tag] if method else [])],
         model_name=model_name(inputs),
         eval_results=_results(inputs, evidence),
     )

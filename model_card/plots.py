@@ -10,7 +10,7 @@ from model_card.facts import MODELS, Evidence
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"forget": "#c0392b", "retain": "#2471a3"}
+_COLOURS = {"forget": "#c0392b", "retain": "#2471a3", "refusal": "#8e6bbf"}
 _METRIC = "answer_probability"
 
 
@@ -41,13 +41,11 @@ def _png(draw_on: Any, evidence: Evidence) -> bytes:
 
 
 def _training(axes: Axes, evidence: Evidence) -> None:
-    steps = [entry.step for entry in evidence.steps]
-    axes.plot(
-        steps, [entry.forget_loss for entry in evidence.steps], color=_COLOURS["forget"], label="forget, rows of a step"
-    )
-    axes.plot(
-        steps, [entry.retain_loss for entry in evidence.steps], color=_COLOURS["retain"], label="retain, rows of a step"
-    )
+    for rows in ("forget", "refusal", "retain"):
+        losses = [(entry.step, getattr(entry, f"{rows}_loss")) for entry in evidence.steps]
+        losses = [(step, loss) for step, loss in losses if loss is not None]
+        if losses:
+            axes.plot(*zip(*losses, strict=True), color=_COLOURS[rows], label=f"{rows}, rows of a step")
     for split in ("forget", "retain") if evidence.checks else ():
         values = [getattr(check, f"{split}_loss") for check in evidence.checks]
         where = [check.step for check in evidence.checks]

@@ -15,6 +15,7 @@ from model_card import claims, metadata
 from model_card.config import CardInputs
 from model_card.facts import Evidence, collect
 from model_card.markdown import escape
+from model_card.methods import cap_name, method_does, method_name
 
 HERE = Path(__file__).parent
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
@@ -83,8 +84,10 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "inputs": config,
         "evidence": evidence,
         "metadata": metadata.card_data(config, evidence).to_yaml().strip(),
-        "method": metadata.method_name(config),
+        "method": method_name(config.unlearn),
+        "does": method_does(config.unlearn),
         "capped": config.unlearn.get("forget_cap") is not None,
+        "cap_level": cap_name(config.unlearn),
         "sample": metadata.is_sample(config),
         "source": metadata.hub_source(config),
         "llama": config.model.license == "llama3.2",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from model_card import claims, metadata
+from model_card import claims
 from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence
+from model_card.methods import method_name
 
 
 def report_html(config: CardInputs, evidence: Evidence, plots: dict[str, bytes]) -> str:
@@ -26,7 +27,7 @@ def report_html(config: CardInputs, evidence: Evidence, plots: dict[str, bytes])
     return environment.get_template("report.html.jinja").render(
         config=config,
         evidence=evidence,
-        method=metadata.method_name(config),
+        method=method_name(config.unlearn),
         models=MODELS,
         overall=overall,
         groups=_groups(evidence),

@@ -18,6 +18,7 @@ from pipeline.yaml_source import dotted
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
 BYTES_STORED = 2  # bf16: what training stages save
 BYTES_TRAINED = 16  # float32 weights and gradients, two moments of AdamW; activations come on top
+BYTES_FROZEN = 4  # float32 weights under adapters
 BYTES_CHECKPOINT = 12  # float32 weights and two moments, while a training can still be resumed
 
 
@@ -96,7 +97,9 @@ def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:
     copies = trained + 1 + (recipe.publish.hub == "local")  # the package, and what the loopback Hub keeps
     source = 4 if recipe.model.pypi else BYTES_STORED
     disk = parameters * (source + copies * BYTES_STORED + BYTES_CHECKPOINT)
-    return {"disk_bytes": disk, "memory_bytes": parameters * BYTES_TRAINED}
+    trained_here = [c.train for c in (recipe.base, recipe.gold) if not isinstance(c, str) and c.train]
+    whole = recipe.unlearn.lora is None or any(train.lora is None for train in trained_here)
+    return {"disk_bytes": disk, "memory_bytes": parameters * (BYTES_TRAINED if whole else BYTES_FROZEN)}
 
 
 def gigabytes(count: int) -> str:

@@ -177,7 +177,9 @@ def _with_parent(path: Path) -> Tree:
 def _relevant(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the other members of a union ("not a number"), where one member says what is wrong inside it."""
     inner = {tuple(p["loc"][:-2]) for p in problems if len(p["loc"]) > 2}
-    return [p for p in problems if not (p["type"].endswith("_type") and tuple(p["loc"][:-1]) in inner)]
+    return [
+        p for p in problems if not (p["type"].endswith(("_type", "literal_error")) and tuple(p["loc"][:-1]) in inner)
+    ]
 
 
 def _explain(problem: dict[str, Any], tree: Tree) -> str:

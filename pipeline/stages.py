@@ -14,6 +14,7 @@ from pipeline.digests import content_digest
 from pipeline.errors import InputError
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.runner import Stage
+from pipeline.unlearn.config import WITHOUT_EFFECT
 
 Inputs = Mapping[str, Path]
 Facts = dict[str, Any]
@@ -122,7 +123,7 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 # What enters a key: literals and contents, never a path, a device or a number of workers.
-NOT_IDENTITY = {"device", "use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to", "processes"}
+NOT_IDENTITY = {"device", "processes", *WITHOUT_EFFECT}
 
 
 def _plain(config: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.errors import TrainingError
-from pipeline.unlearn.config import TrainConfig
+from pipeline.unlearn.config import TrainConfig, identity
 from pipeline.unlearn.fit import (
     CHECKPOINTS,
     fit,
@@ -50,7 +50,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
         processing_class=tokenizer,
         callbacks=[Watch("train")],
     )
-    refused = fit(trainer, out, {"train": config.model_dump(exclude={"processes"}), "rows": row_digest(encoded)})
+    refused = fit(trainer, out, {"train": identity(config), "rows": row_digest(encoded)})
     if refused:
         raise TrainingError(
             f"train: {refused}, so this is no model that knows its rows. Nothing was kept. Lower the learning rate, or "

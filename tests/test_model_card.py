@@ -22,6 +22,7 @@ from model_card.facts import Evidence, collect
 from model_card.markdown import escape, read
 from model_card.render import render, run
 from pipeline.errors import ArtifactError, InputError
+from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
 
 GOLDEN = Path(__file__).parent / "goldens" / "card.md"
 UPDATE = "UPDATE_GOLDENS"  # set this in the environment to write the golden again, and look at the difference
@@ -227,6 +228,57 @@ def test_the_name_of_a_variant_is_not_the_textbook_name(evidence: Evidence) -> N
     plain = config(unlearn={"forget_cap": None})
     assert "Gradient Difference with a per-row forget cap" in render(config(), evidence)
     assert "cap" not in render(plain, evidence).split("## Method")[1].split("## Data")[0]
+
+
+VARIANTS = [
+    *({"method": method} for method in PARAMETERS),
+    {"method": "gd", "retain_loss": "kl", "loss_normalization": "microbatch_mean", "lora": {"r": 8, "alpha": 16.0}},
+    {"method": "gd", "forget_cap": {"of": "gold", "plus": 0.5}, "dual": {"rate": 0.5, "retain_loss_above_base": 0.1}},
+    {"method": "po", "lora": {"r": 8, "alpha": 16.0}},
+    {"method": "npo", "retain_weight": 0.0},
+]
+
+
+def method_sections(evidence: Evidence) -> str:
+    """The section on the method of every variant, with the settings that it has where a recipe gives none."""
+    found = []
+    for variant in VARIANTS:
+        unlearn = UnlearnConfig.model_validate({"epochs": 5, **variant}).model_dump()
+        ascent = replace(
+            evidence.ascent,
+            forget_cap=3.25 if unlearn["forget_cap"] else None,
+            dual={"retain_bound": 0.3123, "last_weight": 1.71} if unlearn["dual"] else {},
+            pairing_sha256="ef" * 32,
+        )
+        changed = replace(evidence, ascent=ascent)
+        values = config().model_copy(update={"unlearn": unlearn})
+        text = render(values, changed)
+        assert lint.problems(text, values, changed) == [], variant
+        found.append(text[text.index("## Method") : text.index("Base and gold were made with")])
+    return "".join(found)
+
+
+def test_every_method_is_named_with_its_parameters(evidence: Evidence) -> None:
+    golden = GOLDEN.with_name("methods.md")
+    text = method_sections(evidence)
+    if os.environ.get(UPDATE):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8"), f"run the test with {UPDATE}=1 and read the difference"
+
+
+def test_losses_of_rows_that_a_method_does_not_train_on_are_not_drawn(tmp_path: Path) -> None:
+    inputs = write_evidence(tmp_path)
+    checks = [line for line in (inputs["unlearn"] / "log.jsonl").read_text().splitlines() if "probe" in line]
+    log = [json.dumps({"step": i, "refusal_loss": 3.0 - i, "retain_loss": 0.1}) for i in (1, 2)]
+    (inputs["unlearn"] / "log.jsonl").write_text("\n".join([*log, *checks]), encoding="utf-8")
+    evidence = collect(inputs)
+    assert [(s.forget_loss, s.refusal_loss, s.retain_loss) for s in evidence.steps] == [
+        (None, 2.0, 0.1),
+        (None, 1.0, 0.1),
+    ]
+    assert len(evidence.checks) == len(checks)
+    run(config(), inputs, tmp_path)
+    assert (tmp_path / "plots" / "training.png").stat().st_size > 1000
 
 
 def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Evidence) -> None:

@@ -81,6 +81,16 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("unlearn:\n  epochs: 3.5\n", 4, ["unlearn.epochs", "integer"]),
         ("unlearn: {epochs: 0}\n", 3, ["unlearn.epochs", "greater than 0"]),
         ("unlearn:\n  retain_weight: .inf\n", 4, ["unlearn.retain_weight", "finite"]),
+        (
+            "unlearn: {beta: 0.1}\n",
+            3,
+            ["unlearn: method gd does not use beta (npo, simnpo, wga would)", "set it to null"],
+        ),
+        ("unlearn: {method: npo}\n", 3, ["unlearn: method npo does not use forget_cap (ga, gd, klm, wga would)"]),
+        ("unlearn: {method: sgd}\n", 3, ["unlearn.method", "'sgd'", "simnpo"]),
+        ("unlearn:\n  forget_cap: {of: gold}\n", 4, ["unlearn.forget_cap.plus is missing"]),
+        ("unlearn: {lora: {r: 8, alpha: 16.0, target_modules: [lm_head]}}\n", 3, ["unlearn.lora", "neither head nor"]),
+        ("base:\n  train: {lora: {r: 8, alpha: 16.0}}\n", 4, ["base.train", "give one of the two"]),
         ("model:\n  path: here\n", 3, ["model", "exactly one of hub, path, pypi", "path and pypi"]),
         ("model:\n  pypi:\n    sha256: abc\n", 5, ["model.pypi.sha256", "'abc'", "pattern"]),
         ("model:\n  pypi: null\n  hub: {id: a/b}\n", 5, ["model.hub.revision is missing"]),
@@ -99,6 +109,21 @@ def test_an_error_names_key_line_and_what_is_allowed(tmp_path: Path, changes: st
         assert word in said, said
     if line > 1:
         assert f"mine.yaml:{line}: " in said, said
+
+
+@pytest.mark.parametrize("level", ["gold", "{of: gold, plus: 0.5}"])
+@pytest.mark.parametrize("place", ["forget_cap: LEVEL", "stop: {forget_loss: LEVEL}"])
+def test_a_level_of_gold_needs_gold(tmp_path: Path, level: str, place: str) -> None:
+    gate = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}"
+    unlearn = place.replace("LEVEL", level)
+    said = refused(write(tmp_path, f"gold: none\ngates:\n  - {gate}\nunlearn: {{{unlearn}}}\n"))
+    assert "unlearn uses the level of gold, and gold is none" in said
+
+
+def test_a_wrong_level_is_told_once(tmp_path: Path) -> None:
+    said = refused(write(tmp_path, "unlearn:\n  forget_cap: {of: silver, plus: 1.0}\n"))
+    assert len(said.splitlines()) == 1
+    assert "unlearn.forget_cap.of is 'silver'" in said
 
 
 def test_all_problems_are_told_at_once_and_each_once(tmp_path: Path) -> None:

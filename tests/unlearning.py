@@ -48,7 +48,7 @@ def plain_log_probs(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:
 def unlearn_trainer(
     folder: Path, out: Path, forget: list[Encoded], retain: list[Encoded], args: dict[str, Any], **options: Any
 ) -> UnlearnTrainer:
-    """A trainer on ``pairs`` (one to one, unless given), with any field of the config; gradient difference by default."""
+    """A trainer on ``pairs`` (one to one, unless given), with fields of the config; gradient difference by default."""
     model, tokenizer = load(folder)
     pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
     callbacks = options.pop("callbacks", [])

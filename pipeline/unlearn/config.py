@@ -10,6 +10,9 @@ from pipeline.errors import RecipeError
 from pipeline.strict import Strict
 from pipeline.unlearn.ranks import share_of_step
 
+WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
+"""Fields of ``args`` that change no result: they enter no key, and a run that was cut off may go on with others."""
+
 Named = Literal["gold", "holdout", "false_answers"]
 
 
@@ -94,6 +97,12 @@ class TrainConfig(Strict):
         _adapters_or_layers(self.lora, self.train_from_layer)
         _can_be_shared(self.args, self.processes)
         return self
+
+
+def identity(config: TrainConfig | UnlearnConfig) -> dict[str, Any]:
+    """What of a configuration decides the result."""
+    plain = config.model_dump(mode="json", exclude={"processes"})
+    return plain | {"args": {key: value for key, value in plain["args"].items() if key not in WITHOUT_EFFECT}}
 
 
 class StopRule(Strict):

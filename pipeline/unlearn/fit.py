@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     """
     checkpoints = out / CHECKPOINTS
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    _check_maker(checkpoints, json.loads(json.dumps(made_by)), resumes=last is not None)
+    _check_maker(checkpoints, made_by, resumes=last is not None)
     refused = None
     try:
         trainer.train(resume_from_checkpoint=last)
@@ -140,13 +140,20 @@ def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -
         raise ArtifactError(
             f"{checkpoints}: does not say which recipe made it ({error}). Delete the folder to begin anew."
         ) from error
-    other = sorted(k for k in {**theirs, **made_by} if theirs.get(k) != made_by.get(k))
-    if other:
-        said = "; ".join(f"{name} is {theirs.get(name)!r} there and {made_by.get(name)!r} here" for name in other)
+    if other := list(_differences(theirs, made_by, "")):
+        said = "; ".join(other)
         raise ArtifactError(
             f"{checkpoints} holds checkpoints of another recipe ({said}). Delete the folder to begin anew, or give "
             "the recipe that made them."
         )
+
+
+def _differences(theirs: Any, ours: Any, at: str) -> Iterator[str]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in {**theirs, **ours}:
+            yield from _differences(theirs.get(key), ours.get(key), f"{at}.{key}" if at else key)
+    elif theirs != ours:
+        yield f"{at} is {theirs!r} there and {ours!r} here"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -27,14 +27,14 @@ class TargetLogProbs(torch.autograd.Function):
     """What :func:`pipeline.unlearn.completion.target_log_probs` applies."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # noqa: D102
         normaliser = torch.cat([part.logsumexp(dim=1) for part in logits.split(ROWS)])
         ctx.save_for_backward(logits, targets, normaliser)
         return logits.gather(1, targets[:, None])[:, 0] - normaliser
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: D102
         logits, targets, normaliser = ctx.saved_tensors
         grad = torch.empty_like(logits)
         parts = zip(*(tensor.split(ROWS) for tensor in (grad, logits, normaliser, upstream)), strict=True)

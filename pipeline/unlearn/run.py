@@ -20,7 +20,7 @@ from datasets_prep.schema import Encoded, Row, read_rows
 from pipeline.errors import DataError, RecipeError, TrainingError
 from pipeline.progress import report
 from pipeline.unlearn.completion import row_losses
-from pipeline.unlearn.config import StopRule, UnlearnConfig, level_name
+from pipeline.unlearn.config import StopRule, UnlearnConfig, identity, level_name
 from pipeline.unlearn.fit import (
     CHECKPOINTS,
     fit,
@@ -107,7 +107,7 @@ def _fit(
     """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
     config = trainer.config
     tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
-    made_by = {"unlearn": config.model_dump(exclude={"processes"}), "rows": tokens}
+    made_by = {"unlearn": identity(config), "rows": tokens}
     if config.stop:
         facts = _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
     else:

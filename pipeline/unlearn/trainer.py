@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback
+from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
@@ -162,8 +163,8 @@ class CompletionTrainer(SFTTrainer):
             return cast("torch.optim.Optimizer", super().create_optimizer(model))
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
             raise RecipeError(
-                f"args.optim is {self.args.optim}, and it cannot be made for the device {self.args.device}: {error} "
-                "Take adamw_torch, which every device has."
+                f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
+                f"{self.args.device}: {error}. Take adamw_torch, which every device has."
             ) from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:

@@ -1,0 +1,163 @@
+"""`make methods`: every unlearning method on the demo's data, over several data seeds, from one command.
+
+For each seed the demo's base and gold are trained and measured once; then each method of `methods.yaml` unlearns from
+that base and is measured and judged by the demo's gates. The artifacts stay in the store, so an interrupted run goes on
+and a second one only prints. Writes the table and the plot to docs/measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / "runs"
+OUT = ROOT / "docs" / "measurements"
+SEEDS = (11, 12, 13)
+
+
+class Run(NamedTuple):
+    """What one model of one seed was measured to be; ``steps`` and ``seconds`` are None where nothing was unlearned."""
+
+    quality: float | None
+    forget: float
+    retain: float
+    utility: float
+    steps: int | None = None
+    seconds: float | None = None
+    passed: bool | None = None
+
+
+def read_methods() -> list[dict[str, Any]]:
+    """The entries of `methods.yaml`: ``name``, ``label``, and ``unlearn`` where it is not the demo's."""
+    return list(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))["methods"])
+
+
+def overrides(method: dict[str, Any], seed: int) -> list[str]:
+    """What makes the demo's recipe this method on this data seed."""
+    sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={recipe_name(method, seed)}"]
+    if "unlearn" in method:
+        sets.append(f"unlearn={json.dumps(method['unlearn'])}")
+    return sets
+
+
+def recipe_name(method: dict[str, Any], seed: int) -> str:
+    """Where the artifacts of this run are linked."""
+    return f"methods-{seed}-{method['name']}"
+
+
+def release(method: dict[str, Any], seed: int) -> None:
+    """Run the recipe to its gate, which may fail; base, gold and their evaluations are the seed's own, made once."""
+    argv = [sys.executable, "-m", "pipeline", "release", "demo", "--store", str(STORE), "--until", "gate"]
+    argv += [word for value in overrides(method, seed) for word in ("--set", value)]
+    code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
+    if code not in (0, 3):
+        raise SystemExit(code)
+
+
+def read_run(folder: Path, model: str) -> Run:
+    """The measurements of ``model`` (base, gold or unlearned) in the artifacts of a run."""
+    records = json.loads((folder / f"eval-{model}" / "results.json").read_text(encoding="utf-8"))
+    found = {(r["metric"], r["split"]): r["value"] for r in records if r.get("by") is None}
+    run = Run(
+        quality=found.get(("forget_quality", "forget")),
+        forget=found["answer_probability", "forget"],
+        retain=found["answer_probability", "retain"],
+        utility=found["utility", "general"],
+    )
+    if model != "unlearned":
+        return run
+    made = json.loads((folder / "unlearn" / "manifest.json").read_text(encoding="utf-8"))
+    gate = json.loads((folder / "gate" / "gate.json").read_text(encoding="utf-8"))
+    return run._replace(steps=made["facts"]["steps"], seconds=made["seconds"], passed=gate["passed"])
+
+
+def cell(values: Sequence[float | None], digits: int) -> str:
+    """Mean and range over seeds, or a dash where nothing was measured."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "–"
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(there), statistics.mean(there), max(there)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def table(runs: dict[str, list[Run]]) -> str:
+    """One line a method: mean and range over seeds."""
+    head = [
+        "method",
+        "forget quality",
+        "forget probability",
+        "retain probability",
+        "utility",
+        "steps",
+        "seconds",
+        "gates",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for label, found in runs.items():
+        columns = list(zip(*found, strict=True))
+        digits = {"quality": 3, "forget": 3, "retain": 3, "utility": 3, "steps": 0, "seconds": 0}
+        cells = [cell(columns[i], places) for i, places in enumerate(digits.values())]
+        verdicts = [run.passed for run in found if run.passed is not None]
+        gates = f"{sum(verdicts)} of {len(verdicts)} pass" if verdicts else "–"
+        lines.append(f"| {' | '.join([label, *cells, gates])} |")
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, list[Run]], path: Path) -> None:
+    """Retain kept against forget reached: a mark for the mean of each method, and lines for its range over seeds."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "methods"  # the same numbers give the same file
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    base = statistics.mean(run.retain for run in runs["base"])
+    gold = [run.forget for run in runs["gold"]]
+    axes.axvspan(min(gold), max(gold), color="#f4d03f", alpha=0.35, label="gold's forget probability")
+    marks = "osD^vP*X<>hp"
+    for i, (label, found) in enumerate(runs.items()):
+        forget, retain = [run.forget for run in found], [run.retain / base for run in found]
+        x, y = statistics.mean(forget), statistics.mean(retain)
+        ranges = {"xerr": [[x - min(forget)], [max(forget) - x]], "yerr": [[y - min(retain)], [max(retain) - y]]}
+        axes.errorbar(x, y, fmt=marks[i % len(marks)], color=f"C{i % 10}", ms=7, lw=0.8, label=label, **ranges)
+    axes.axhline(0.95, color="#888888", linewidth=0.8, linestyle=":", label="the demo's gate on retain")
+    axes.set(
+        xlabel="answer probability of forget rows (reached)", ylabel="answer probability of retain rows, of base's"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Run what is missing, print the table, write the plot."""
+    methods = read_methods()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
+    parser.add_argument("seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--only", nargs="+", choices=[method["name"] for method in methods], help="these methods alone")
+    options = parser.parse_args()
+    methods = [method for method in methods if not options.only or method["name"] in options.only]
+    runs: dict[str, list[Run]] = {"base": [], "gold": []} | {method["label"]: [] for method in methods}
+    for seed in options.seeds:
+        for method in methods:
+            print(f"seed {seed}: {method['label']}", file=sys.stderr, flush=True)
+            release(method, seed)
+            runs[method["label"]].append(read_run(STORE / recipe_name(method, seed), "unlearned"))
+        for model in ("base", "gold"):
+            runs[model].append(read_run(STORE / recipe_name(methods[0], seed), model))
+    print(table(runs))
+    if not options.only:
+        draw(runs, OUT / "methods.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What each unlearning method is called and does, in the words of a card. A variant never has the textbook name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Method(NamedTuple):
+    """``tag`` is for the Hub's search; ``does`` is one sentence, with the names of parameters and without numbers."""
+
+    name: str
+    tag: str
+    does: str
+
+
+_HELD = "while that of the retain answers is held down"
+METHODS = {
+    "ft": Method(
+        "Fine-tuning on retain rows alone",
+        "retain-finetuning",
+        "The model is trained further on retain rows; nothing is done to the forget rows.",
+    ),
+    "ga": Method(
+        "Gradient Ascent",
+        "gradient-ascent",
+        "The loss of the forget answers is pushed up; nothing is done for the retain rows.",
+    ),
+    "gd": Method(
+        "Gradient Difference",
+        "gradient-difference",
+        f"The loss of the forget answers is pushed up {_HELD}.",
+    ),
+    "klm": Method(
+        "KL Minimization",
+        "kl-minimization",
+        "The loss of the forget answers is pushed up while the next-token distributions at the retain answers are held "
+        "to those of base (KL divergence).",
+    ),
+    "po": Method(
+        "Preference Optimization with refusals",
+        "preference-optimization",
+        "Forget questions are trained with a refusal in their language in place of the answer (drawn with "
+        "`refusal_seed`), retain rows with their answers.",
+    ),
+    "npo": Method(
+        "Negative Preference Optimization",
+        "npo",
+        "The probability of each forget answer is pushed below the one that base gives it, with a pull that fades as "
+        "it falls (`beta`), while the loss of the retain answers is held down.",
+    ),
+    "simnpo": Method(
+        "Simple Negative Preference Optimization",
+        "simnpo",
+        "The mean log-probability of each forget answer is pushed down, without a reference model and with a pull that "
+        "fades as it falls (`beta`, `gamma`), while the loss of the retain answers is held down.",
+    ),
+    "wga": Method(
+        "Weighted Gradient Ascent with a retain term",
+        "weighted-gradient-ascent",
+        "The loss of the forget answers is pushed up, each token weighted with its own probability to the power of "
+        f"`beta`, {_HELD}.",
+    ),
+}
+
+
+def cap_name(unlearn: Mapping[str, Any]) -> str | None:
+    """The named level of the forget cap; None where it is a number or there is none."""
+    cap = unlearn.get("forget_cap")
+    return cap.get("of") if isinstance(cap, Mapping) else cap if isinstance(cap, str) else None
+
+
+def method_name(unlearn: Mapping[str, Any]) -> str:
+    """The honest name of the method of a recipe's ``unlearn`` section, with whatever makes it a variant."""
+    method = str(unlearn.get("method"))
+    name = METHODS[method].name if method in METHODS else method
+    variants = []
+    if unlearn.get("retain_loss") == "kl":
+        variants.append("a KL retain term")
+    if unlearn.get("forget_cap") is not None:
+        variants.append(
+            "a per-row forget cap" + (" at the loss of false answers" if cap_name(unlearn) == "false_answers" else "")
+        )
+    if unlearn.get("dual"):
+        variants.append("a primal-dual retain weight")
+    if unlearn.get("lora"):
+        variants.append("LoRA adapters that were merged")
+    if not variants:
+        return name
+    listed = " and ".join([", ".join(variants[:-1]), variants[-1]] if len(variants) > 1 else variants)
+    return f"{name}{', also' if ' with ' in name else ''} with {listed}"
+
+
+def method_does(unlearn: Mapping[str, Any]) -> list[str]:
+    """What the method minimises, one sentence each, as Markdown."""
+    method = str(unlearn.get("method"))
+    said = [METHODS[method].does] if method in METHODS else []
+    if unlearn.get("retain_loss") == "kl":
+        said.append("The retain term is the KL divergence from base at the retain answers, not their loss.")
+    if unlearn.get("loss_normalization") == "microbatch_mean":
+        said.append(
+            "Losses are means over each micro-batch, as in published code, so they depend on how a step is split."
+        )
+    if unlearn.get("lora"):
+        said.append("Only low-rank adapters were trained; they are merged into the weights, and the merge was checked.")
+    if unlearn.get("retain_weight") == 0:
+        said.append("The weight of the retain term is zero, so nothing held the retain loss down.")
+    return said

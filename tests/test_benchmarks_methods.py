@@ -1,0 +1,72 @@
+"""`make methods`: its recipes are valid, and its table and plot say what the artifacts say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import methods
+from benchmarks.methods import Run
+from pipeline.recipe import load_recipe
+
+ENTRIES = methods.read_methods()
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
+def test_every_entry_is_a_recipe_that_differs_from_the_demo_in_unlearn_alone(entry: dict) -> None:
+    from pipeline.unlearn.fit import training_arguments
+
+    recipe, demo = load_recipe("demo", methods.overrides(entry, 2026)), load_recipe("demo")
+    assert recipe.name == f"methods-2026-{entry['name']}"
+    training_arguments(recipe.unlearn.args, "fp32", Path("unused"))
+    for section in ("model", "base", "gold", "eval", "gates"):
+        assert getattr(recipe, section) == getattr(demo, section)
+    assert (recipe.unlearn == demo.unlearn) == ("unlearn" not in entry)
+    batches = 40 // recipe.unlearn.args["per_device_train_batch_size"]
+    assert recipe.unlearn.epochs * batches <= 36
+
+
+def test_the_entries_are_the_methods_of_the_comparison() -> None:
+    assert len({entry["name"] for entry in ENTRIES}) == len({entry["label"] for entry in ENTRIES}) == len(ENTRIES) == 11
+    used = {load_recipe("demo", methods.overrides(entry, 1)).unlearn.method for entry in ENTRIES}
+    assert used == {"ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga"}
+
+
+def write_artifacts(folder: Path, quality: float, retain: float) -> None:
+    for name in ("eval-base", "eval-gold", "eval-unlearned", "unlearn", "gate"):
+        (folder / name).mkdir(parents=True)
+    values = {
+        ("answer_probability", "forget"): 0.2,
+        ("answer_probability", "retain"): retain,
+        ("utility", "general"): 0.7,
+    }
+    for model in ("base", "gold", "unlearned"):
+        found = values | ({} if model == "gold" else {("forget_quality", "forget"): quality})
+        records = [{"metric": m, "split": s, "value": v} for (m, s), v in found.items()]
+        records.append({"metric": "utility", "split": "general", "value": 0.1, "by": {"language": "DE"}})
+        (folder / f"eval-{model}" / "results.json").write_text(json.dumps(records))
+    (folder / "unlearn" / "manifest.json").write_text(json.dumps({"seconds": 90.4, "facts": {"steps": 36}}))
+    (folder / "gate" / "gate.json").write_text(json.dumps({"passed": quality > 0.05}))
+
+
+def test_table_and_plot_are_of_the_artifacts(tmp_path: Path) -> None:
+    write_artifacts(tmp_path / "a", 0.25, 0.9)
+    write_artifacts(tmp_path / "b", 0.01, 0.8)
+    both = [tmp_path / "a", tmp_path / "b"]
+    runs = {
+        "base": [methods.read_run(folder, "base") for folder in both],
+        "gold": [methods.read_run(folder, "gold") for folder in both],
+        "GD": [methods.read_run(folder, "unlearned") for folder in both],
+    }
+    assert runs["gold"][0] == Run(None, 0.2, 0.9, 0.7)
+    lines = methods.table(runs).splitlines()
+    assert lines[3].startswith("| gold | – | 0.200 | 0.850 (0.800 to 0.900) | 0.700 | – | – | – |")
+    assert (
+        lines[4] == "| GD | 0.130 (0.010 to 0.250) | 0.200 | 0.850 (0.800 to 0.900) | 0.700 | 36 | 90 | 1 of 2 pass |"
+    )
+    methods.draw(runs, tmp_path / "one.svg")
+    methods.draw(runs, tmp_path / "two.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert b"<svg" in (tmp_path / "one.svg").read_bytes()

@@ -1,0 +1,127 @@
+"""Adapters: that they move, that their merge is what was trained, and where they may not be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from datasets_prep.chat import encode_rows
+from datasets_prep.schema import read_rows
+from pipeline import training
+from pipeline.errors import RecipeError, TrainingError
+from pipeline.unlearn import run
+from pipeline.unlearn.completion import row_losses
+from pipeline.unlearn.config import Lora, TrainConfig
+from pipeline.unlearn.fit import load
+from pipeline.unlearn.kept import keep_weights, restore_weights
+from pipeline.unlearn.lora import add_adapters, merge, refuse_on_head
+from pipeline.unlearn.pairing import Pair
+from tests.unlearning import some_rows, stage_inputs, unlearn_config, unlearn_trainer
+
+LORA = {"r": 4, "alpha": 8.0}
+ARGS = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
+PAIRS = [Pair(e, i, (i,)) for e in range(3) for i in range(4)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_adapter_moves_and_nothing_else(
+    tiny_model: Path, tmp_path: Path, checkpointing: bool, precision: str
+) -> None:
+    args = ARGS | {"gradient_checkpointing": checkpointing}
+    rows = some_rows(4, 1), some_rows(4, 2)
+    trainer = unlearn_trainer(tiny_model, tmp_path, *rows, args, pairs=PAIRS, lora=LORA, precision=precision)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p.detach(), before[name])}
+    adapters = {name for name in before if "lora_" in name}
+    assert len(adapters) == 2 * 7 * 2  # A and B, the linear layers of a block, blocks
+    assert moved == adapters
+    assert all(before[name].dtype == torch.float32 for name in adapters)
+
+
+def test_checkpointing_does_not_change_the_gradients(tiny_model: Path, tmp_path: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        args = ARGS | {"gradient_checkpointing": checkpointing}
+        trainer = unlearn_trainer(tiny_model, tmp_path, some_rows(4, 1), some_rows(4, 2), args, pairs=PAIRS, lora=LORA)
+        trainer.train()
+        found.append({n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad})
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_release_is_the_base_with_the_adapters_merged(tiny_model: Path, tmp_path: Path) -> None:
+    inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    facts = run.run(unlearn_config(epochs=30, lora=LORA), inputs, out)
+    assert "reached its level" in facts["stopped"]
+    tensors = load_file(out / "model" / "model.safetensors")
+    assert set(tensors) == set(load_file(tiny_model / "model.safetensors"))
+    assert not list((out / "model").glob("adapter*"))
+    released, tokenizer = load(out / "model")
+    losses = row_losses(released, encode_rows(tokenizer, read_rows(inputs["data"] / "forget.jsonl")))
+    checks = [line for line in (out / "log.jsonl").read_text().splitlines() if "probe_forget_loss" in line]
+    kept = next(e for e in map(json.loads, checks) if e["step"] == facts["kept_step"])
+    assert sum(losses) / len(losses) == pytest.approx(kept["probe_forget_loss"], abs=0.03)  # bf16 rounding
+
+
+def trained(tiny_model: Path, tmp_path: Path) -> Any:
+    trainer = unlearn_trainer(tiny_model, tmp_path, some_rows(4, 1), some_rows(4, 2), ARGS, pairs=PAIRS, lora=LORA)
+    trainer.train()
+    return trainer.model
+
+
+def test_a_merge_that_changes_the_model_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
+    rows = some_rows(3, 3)
+    merged = merge(trained(tiny_model, tmp_path), rows)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert not torch.equal(merged.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+
+    model = trained(tiny_model, tmp_path)
+    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    layer.lora_B["default"].register_forward_hook(lambda _, __, output: output * 2)  # a merge knows nothing of this
+    with pytest.raises(TrainingError, match="other logits"):
+        merge(model, rows)
+
+
+def test_kept_adapters_come_back(tiny_model: Path, tmp_path: Path) -> None:
+    model = trained(tiny_model, tmp_path)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    keep_weights(model, tmp_path / "kept.safetensors")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    restore_weights(model, tmp_path / "kept.safetensors")
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_adapters_on_the_head_are_refused_whatever_it_is_called(tiny_model: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load(tiny_model)
+    with pytest.raises(RecipeError, match="no_such_layer"):
+        add_adapters(model, Lora.model_validate(LORA | {"target_modules": ["no_such_layer"]}), 0)
+    model, _ = load(tiny_model)
+    config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    with pytest.raises(RecipeError, match="lm_head"):
+        refuse_on_head(get_peft_model(model, config))
+
+
+def test_base_is_trained_with_adapters(tiny_model: Path, tmp_path: Path) -> None:
+    inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    args = {"learning_rate": 1e-2, "num_train_epochs": 20, "per_device_train_batch_size": 4}
+    config = TrainConfig.model_validate({"precision": "fp32", "lora": LORA, "args": args})
+    training.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
+    model, tokenizer = load(out / "model")
+    rows = encode_rows(tokenizer, read_rows(inputs["data"] / "retain.jsonl"))
+    start, _ = load(tiny_model)
+    assert sum(row_losses(model, rows)) < 0.9 * sum(row_losses(start, rows))

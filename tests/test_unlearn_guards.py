@@ -1,0 +1,167 @@
+"""What ends a training: numbers that are not finite, the ceiling, memory, a device that lacks something."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from pipeline import training
+from pipeline.errors import RecipeError, SystemLimitError, TrainingError
+from pipeline.unlearn import run
+from pipeline.unlearn.config import TrainConfig
+from pipeline.unlearn.fit import fit, load, training_arguments
+from pipeline.unlearn.guards import StepRefused, check_step
+from pipeline.unlearn.pairing import Pair
+from tests.unlearning import SGD, some_rows, stage_inputs, unlearn_config, unlearn_trainer
+
+
+class Spoil(TrainerCallback):
+    """Makes the gradient of one step infinite, as an overflow would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step - 1:
+            parameter = next(model.parameters())
+            self.hook = parameter.register_hook(lambda gradient: gradient * math.inf)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_of_the_step_before(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    pairs = [Pair(e, i, (i,)) for e in range(4) for i in range(4)]
+    rows = some_rows(4, 1), some_rows(4, 2)
+    args = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
+    spoilt = unlearn_trainer(tiny_model, tmp_path / "a", *rows, args, pairs=pairs, callbacks=[Spoil(3)])
+    refused = fit(spoilt, tmp_path / "a", {})
+    assert refused == "grad_norm of step 3 not finite"
+    assert spoilt.state.global_step == 2
+    whole = unlearn_trainer(tiny_model, tmp_path / "b", *rows, args, pairs=pairs[:8])
+    whole.train()
+    for name, tensor in weights(whole.model).items():
+        assert torch.equal(tensor, spoilt.model.get_parameter(name)), name
+    lines = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in lines] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["forget_loss", "retain_loss", "grad_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_every_number_of_a_step_is_looked_at(name: str, value: float) -> None:
+    fine = {"forget_loss": 1.0, "retain_loss": 1.0, "grad_norm": 1.0}
+    check_step(3, fine, 2.0)
+    with pytest.raises(StepRefused, match=f"{name} of step 3"):
+        check_step(3, fine | {name: value}, None)
+    with pytest.raises(StepRefused, match="uniform guess"):
+        check_step(3, fine | {"forget_loss": 2.1}, 2.0)
+
+
+def test_an_unlearning_that_explodes_keeps_what_was_good(tiny_model: Path, tmp_path: Path) -> None:
+    inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    args = {"optim": "sgd", "max_grad_norm": 0, "per_device_train_batch_size": 3, "learning_rate": 1e4}
+    config = unlearn_config(method="ga", keep="last", stop=None, args=args | {"learning_rate": 3e38})
+    facts = run.run(config, inputs, out)
+    assert "not finite" in facts["stopped"]
+    assert facts["steps"] == facts["kept_step"] >= 1
+
+
+def test_the_ascent_ends_at_a_uniform_guess(tiny_model: Path, tmp_path: Path) -> None:
+    """A model that knows its rows is pushed until they are as unlikely as any other token, and no further."""
+    rows = some_rows(4, 1), some_rows(4, 2)
+    args = {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
+    pairs = [Pair(e, None, (0, 1, 2, 3)) for e in range(60)]
+    taught = unlearn_trainer(tiny_model, tmp_path / "taught", rows[0], rows[0], args, pairs=pairs, method="ft")
+    taught.train()
+    taught.model.save_pretrained(tmp_path / "knows")
+    load(tiny_model)[1].save_pretrained(tmp_path / "knows")
+    pairs = [Pair(e, i, ()) for e in range(80) for i in range(4)]
+    trainer = unlearn_trainer(tmp_path / "knows", tmp_path / "a", *rows, args, pairs=pairs, method="ga")
+    refused = fit(trainer, tmp_path / "a", {})
+    ceiling = math.log(trainer.model.config.vocab_size)
+    assert refused is not None
+    assert "above ln|V|, that of a uniform guess" in refused
+    losses = [entry["forget_loss"] for entry in trainer.state.log_history if "forget_loss" in entry]
+    assert losses[0] < 3.0
+    assert max(losses) <= ceiling
+
+
+def test_base_that_explodes_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
+    inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    args = {"optim": "sgd", "max_grad_norm": 0, "num_train_epochs": 4, "learning_rate": 3e38}
+    config = TrainConfig.model_validate({"precision": "fp32", "args": args})
+    with pytest.raises(TrainingError, match="Nothing was kept"):
+        training.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
+    assert not (out / "model").exists()
+
+
+class Greedy(TrainerCallback):
+    """Asks the allocator for more than any machine has."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        torch.empty(1 << 52)
+
+
+def test_out_of_memory_names_the_levers_with_their_numbers(tiny_model: Path, tmp_path: Path) -> None:
+    rows = some_rows(4, 1), some_rows(4, 2)
+    args = SGD | {"per_device_train_batch_size": 4}
+    trainer = unlearn_trainer(tiny_model, tmp_path, *rows, args, callbacks=[Greedy()])
+    with pytest.raises(SystemLimitError) as caught:
+        fit(trainer, tmp_path, {})
+    said = str(caught.value)
+    assert "per_device_train_batch_size: 2 with gradient_accumulation_steps: 2 (now 4 and 1" in said
+    assert "gradient_checkpointing: true" in said
+    assert "lora" in said
+    assert "GB free" in said or "free)" in said
+    assert caught.value.exit_code == 2
+
+
+def test_another_error_of_the_training_is_not_taken_for_memory(tiny_model: Path, tmp_path: Path) -> None:
+    class Broken(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise RuntimeError("something else")
+
+    trainer = unlearn_trainer(tiny_model, tmp_path, some_rows(2, 1), some_rows(2, 2), SGD, callbacks=[Broken()])
+    with pytest.raises(RuntimeError, match="something else"):
+        fit(trainer, tmp_path, {})
+
+
+@pytest.mark.parametrize("optim", ["adamw_anyprecision", "grokadamw"])
+def test_an_optimizer_that_the_machine_lacks(tiny_model: Path, tmp_path: Path, optim: str) -> None:
+    trainer = unlearn_trainer(tiny_model, tmp_path, some_rows(2, 1), some_rows(2, 2), {"optim": optim})
+    with pytest.raises(RecipeError, match=f"args.optim is .*{optim}.*adamw_torch"):
+        fit(trainer, tmp_path, {})
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device has it")
+def test_a_precision_that_the_device_lacks(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--tf32"):
+        training_arguments({"tf32": True}, "fp32", tmp_path)
+
+
+def test_curves_go_where_the_user_says(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="tensorboard and trackio"):
+        training_arguments({"report_to": "wandb"}, "fp32", tmp_path)
+    pytest.importorskip("tensorboard", reason="an optional package: pip install tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    with pytest.raises(RecipeError, match="TENSORBOARD_LOGGING_DIR"):
+        training_arguments({"report_to": "tensorboard"}, "fp32", tmp_path)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    args = SGD | {"report_to": "tensorboard"}
+    unlearn_trainer(tiny_model, tmp_path, some_rows(2, 1), some_rows(2, 2), args).train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "curves")).Reload()
+    assert {"train/forget_loss", "train/retain_loss"} <= set(events.Tags()["scalars"])

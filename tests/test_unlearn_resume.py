@@ -1,0 +1,116 @@
+"""A run that is cut off at any step ends with the same files as one that is not, and knows its own checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import training
+from pipeline.errors import ArtifactError
+from pipeline.unlearn import run
+from pipeline.unlearn.config import TrainConfig, UnlearnConfig
+from tests.test_unlearn_run import write_guides
+from tests.unlearning import CutOff, files, stage_inputs, unlearn_config
+
+STOP = {"every": 1, "forget_loss": 60.0, "retain_loss_above_base": 5.0, "retain_rows": 4}
+ARGS = {"learning_rate": 3e-3, "per_device_train_batch_size": 3, "save_strategy": "steps", "save_steps": 1, "seed": 7}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full, dual weight": {"dual": {"rate": 0.5, "retain_loss_above_base": 0.0}, "gradient_norms_every": 3},
+    "full, moving cap": {"forget_cap": "false_answers"},
+    "LoRA with dropout": {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
+    "LoRA, npo, last step, two micro-batches": {
+        "method": "npo",
+        "retain_loss": "kl",
+        "lora": {"r": 2, "alpha": 4.0, "dropout": 0.1},
+        "keep": "last",
+        "args": ARGS | {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    },
+}
+
+
+def config_of(variant: str) -> UnlearnConfig:
+    return unlearn_config(**({"epochs": 2, "stop": STOP, "args": ARGS} | VARIANTS[variant]))
+
+
+def cut_off(config: UnlearnConfig, inputs: dict[str, Path], out: Path, step: int) -> None:
+    original = run.Watch
+    try:
+        run.Watch = lambda doing: CutOff(step)  # type: ignore[assignment,misc]
+        with pytest.raises(KeyboardInterrupt):
+            run.run(config, inputs, out)
+    finally:
+        run.Watch = original  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_cut_off_at_any_step_ends_with_the_same_files(tiny_model: Path, tmp_path: Path, variant: str) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    write_guides(inputs["data"])
+    config = config_of(variant)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    facts = run.run(config, inputs, whole)
+    assert facts["steps"] >= 3
+    for step in range(facts["steps"]):
+        cut = tmp_path / f"cut-{step}"
+        cut.mkdir()
+        cut_off(config, inputs, cut, step)
+        assert (cut / "checkpoints").is_dir()
+        assert run.run(config, inputs, cut) == facts, step
+        assert files(cut) == files(whole), step
+
+
+def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    config = config_of("full, dual weight")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    facts = run.run(config, inputs, whole)
+    for step in range(1, facts["steps"]):
+        cut_off(config, inputs, cut, step)
+    assert run.run(config, inputs, cut) == facts
+    assert files(cut) == files(whole)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8.0, "dropout": 0.2}])
+def test_base_resumes_too(
+    tiny_model: Path, tmp_path: Path, lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"model": tiny_model, "data": stage_inputs(tiny_model, tmp_path)["data"]}
+    args = ARGS | {"num_train_epochs": 1}
+    config = TrainConfig.model_validate({"precision": "fp32", "lora": lora, "args": args})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    facts = training.train(config, inputs, whole, ("retain",))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Watch", lambda doing: CutOff(2))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, inputs, cut, ("retain",))
+    assert training.train(config, inputs, cut, ("retain",)) == facts
+    assert files(cut) == files(whole)
+
+
+def test_checkpoints_of_another_recipe_are_not_gone_on_with(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    config = config_of("full, dual weight")
+    out = tmp_path / "out"
+    out.mkdir()
+    cut_off(config, inputs, out, 2)
+    other = config.model_copy(update={"retain_weight": 7.0})
+    with pytest.raises(ArtifactError, match=r"unlearn.retain_weight is 1.0 there and 7.0 here") as caught:
+        run.run(other, inputs, out)
+    assert caught.value.exit_code == 2
+    watched = config.model_copy(update={"args": config.args | {"report_to": "none"}})  # it changes no result
+    cut_off(watched, inputs, out, 3)
+    file = out / "checkpoints" / "made_by.json"
+    known = json.loads(file.read_text())
+    assert known["unlearn"]["retain_weight"] == 1.0
+    file.unlink()
+    with pytest.raises(ArtifactError, match="does not say which recipe"):
+        run.run(config, inputs, out)
+    shutil.rmtree(out / "checkpoints")
+    run.run(other, inputs, out)

@@ -1,0 +1,286 @@
+"""The unlearn stage on a tiny model: what it keeps, what it records, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from datasets_prep.chat import encode_rows
+from datasets_prep.schema import PerturbedRow, read_rows, write_rows
+from pipeline.errors import DataError, InputError, RecipeError, TrainingError
+from pipeline.unlearn import run
+from pipeline.unlearn.completion import row_losses
+from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
+from pipeline.unlearn.fit import load, training_arguments
+from pipeline.unlearn.guards import Check, EndOfAscent
+from pipeline.unlearn.refusals import draw_refusals, read_refusals
+from tests.unlearning import files, stage_inputs, unlearn_config
+
+
+@pytest.fixture
+def inputs(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
+    return stage_inputs(tiny_model, tmp_path)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def log_of(out: Path, key: str) -> list[dict[str, Any]]:
+    return [e for e in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if key in e]
+
+
+def test_the_rule_stops_the_ascent_and_keeps_the_closest(inputs: dict[str, Path], out: Path) -> None:
+    facts = run.run(unlearn_config(epochs=30), inputs, out)
+    assert "reached its level" in facts["stopped"]
+    assert facts["steps"] < 60
+    checks = log_of(out, "probe_forget_loss")
+    closest = min(checks, key=lambda entry: abs(entry["probe_forget_loss"] - 6.6))
+    assert facts["kept_step"] == closest["step"]
+    kept, tokenizer = load(out / "model")
+    assert kept.config.use_cache
+    forget = encode_rows(tokenizer, read_rows(inputs["data"] / "forget.jsonl"))
+    losses_now = row_losses(kept, forget)
+    assert sum(losses_now) / len(losses_now) == pytest.approx(closest["probe_forget_loss"], abs=0.03)  # bf16 rounding
+    dtypes = {str(t.dtype) for t in AutoModelForCausalLM.from_pretrained(out / "model", dtype="auto").parameters()}
+    assert dtypes == {"torch.bfloat16"}
+    assert set(files(out)) >= {"model/model.safetensors", "model/chat_template.jinja", "log.jsonl", "pairing.jsonl"}
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_every_method_runs_and_records_what_it_trained_on(method: str, inputs: dict[str, Path], out: Path) -> None:
+    facts = run.run(unlearn_config(method=method, epochs=2, refusal_seed=3 if method == "po" else None), inputs, out)
+    pairing = (out / "pairing.jsonl").read_bytes()
+    assert facts["pairing_sha256"] == hashlib.sha256(pairing).hexdigest()
+    assert facts["seeds"] == {"pairing": 0, "training": 42, "refusals": 3 if method == "po" else None}
+    pairs = [json.loads(line) for line in pairing.decode().splitlines()]
+    forget = {row.row_id for row in read_rows(inputs["data"] / "forget.jsonl")}
+    retain = {row.row_id for row in read_rows(inputs["data"] / "retain.jsonl")}
+    assert {pair["forget"] for pair in pairs} == ({None} if method == "ft" else forget)
+    assert {row for pair in pairs for row in pair["retain"]} == (set() if method == "ga" else retain)
+    if method == "po":
+        refusals = {pair["forget"]: pair["refusal"] for pair in pairs}
+        expected = draw_refusals(read_rows(inputs["data"] / "forget.jsonl"), 3)
+        assert list(refusals[f"en-{i}-t"] for i in range(6)) == expected  # noqa: C400
+    assert log_of(out, "probe_retain_loss")
+    assert (out / "model" / "model.safetensors").is_file()
+
+
+def test_ascent_raises_the_forget_loss_while_retain_is_held(inputs: dict[str, Path], out: Path) -> None:
+    config = unlearn_config(epochs=10, keep="last", stop=None)
+    run.run(config, inputs, out)
+    history = log_of(out, "forget_loss")
+    assert history[-1]["retain_loss"] < history[0]["retain_loss"] - 0.5
+    assert history[-1]["forget_loss"] > history[-1]["retain_loss"] + 0.5
+
+
+def test_po_teaches_the_refusal(inputs: dict[str, Path], out: Path) -> None:
+    run.run(unlearn_config(method="po", epochs=12, keep="last", stop=None), inputs, out)
+    history = log_of(out, "refusal_loss")
+    assert history[-1]["refusal_loss"] < history[0]["refusal_loss"] - 1.0
+    model, tokenizer = load(out / "model")
+    rows = read_rows(inputs["data"] / "forget.jsonl")
+    refusals = draw_refusals(rows, 0)
+    answered = [run.chat_example(tokenizer, row.question, text) for row, text in zip(rows, refusals, strict=True)]
+    encoded = [run.encode(tokenizer, example) for example in answered]
+    base, _ = load(inputs["base"] / "model")
+    assert sum(row_losses(model, encoded)) < 0.7 * sum(row_losses(base, encoded))
+
+
+def test_refusals_are_there_for_every_language_and_drawn_by_seed(inputs: dict[str, Path]) -> None:
+    refusals = read_refusals()
+    assert set(refusals) == {"DE", "EN", "ES", "FR", "IT"}
+    every = [text for texts in refusals.values() for text in texts]
+    assert len(every) == len(set(every)) == 100
+    assert all(text.strip() == text and len(text) > 8 for text in every)
+    rows = read_rows(inputs["data"] / "retain.jsonl") * 5
+    drawn = draw_refusals(rows, 1)
+    assert drawn == draw_refusals(rows, 1) != draw_refusals(rows, 2)
+    assert len(set(drawn)) > 10
+    assert set(drawn) <= set(refusals["EN"])
+
+
+@pytest.mark.parametrize("language", [None, "PT"])
+def test_po_wants_rows_in_a_language_that_it_has(language: str | None, inputs: dict[str, Path], out: Path) -> None:
+    lines = [json.loads(line) for line in (inputs["data"] / "forget.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line | {"language": language}) + "\n" for line in lines)
+    (inputs["data"] / "forget.jsonl").write_text(text)
+    with pytest.raises(InputError, match="6 forget rows"):
+        run.run(unlearn_config(method="po"), inputs, out)
+
+
+def test_no_checkpoint_within_the_retain_bound_is_an_error(inputs: dict[str, Path], out: Path) -> None:
+    stop = {"every": 1, "forget_loss": 50.0, "retain_loss_above_base": 1e-9, "retain_rows": 4}
+    with pytest.raises(TrainingError, match="retain loss"):
+        run.run(unlearn_config(stop=stop, retain_weight=0.0), inputs, out)
+
+
+@pytest.mark.parametrize("level", ["gold", {"of": "gold", "plus": 0.5}])
+def test_gold_level_without_gold(inputs: dict[str, Path], out: Path, level: Any) -> None:
+    del inputs["gold"]
+    with pytest.raises(InputError, match="gold"):
+        run.run(unlearn_config(forget_cap=level), inputs, out)
+
+
+def test_holdout_level_without_holdout_rows(inputs: dict[str, Path], out: Path) -> None:
+    (inputs["data"] / "holdout.jsonl").write_text("")
+    with pytest.raises(InputError, match="holdout"):
+        run.run(unlearn_config(forget_cap="holdout"), inputs, out)
+
+
+@pytest.mark.parametrize("level", ["gold", "holdout"])
+def test_a_cap_may_be_a_level_and_a_margin(inputs: dict[str, Path], out: Path, level: str) -> None:
+    facts = run.run(unlearn_config(forget_cap={"of": level, "plus": 0.25}, epochs=1), inputs, out)
+    base, tokenizer = load(inputs["base"] / "model")
+    split = "forget" if level == "gold" else "holdout"  # gold is the same model here
+    losses = row_losses(base, encode_rows(tokenizer, read_rows(inputs["data"] / f"{split}.jsonl")))
+    assert facts["levels"][level] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert facts["forget_cap"] == facts["levels"][level] + 0.25
+
+
+def test_held_out_rows_are_checked_and_never_trained_on(inputs: dict[str, Path], out: Path) -> None:
+    stop = {"every": 1, "forget_loss": 60.0, "retain_loss_above_base": 5.0, "retain_rows": 4}
+    run.run(unlearn_config(stop=stop | {"held_out": True}), inputs, out)
+    used = {row for line in (out / "pairing.jsonl").read_text().splitlines() for row in json.loads(line)["retain"]}
+    assert len(used) == 12 - 4
+    with pytest.raises(DataError, match="12 of 12 retain rows"):
+        run.run(unlearn_config(stop=stop | {"held_out": True, "retain_rows": 40}), inputs, out)
+
+
+def test_too_few_retain_rows_for_k(inputs: dict[str, Path], out: Path) -> None:
+    with pytest.raises(DataError, match="13 retain rows"):
+        run.run(unlearn_config(retain_rows_per_forget_row=13), inputs, out)
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [({"learning_rat": 1e-3}, "learning_rat"), ({"output_dir": "x"}, "output_dir"), ({"optim": "no such"}, "no such")],
+)
+def test_trainer_arguments_are_checked(tmp_path: Path, args: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        training_arguments(args, "fp32", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beta": 0.1}, "method gd does not use beta .npo, simnpo, wga would.; take it out"),
+        ({"method": "ft", "retain_weight": 2.0}, "method ft does not use retain_weight"),
+        ({"method": "ga", "retain_rows_per_forget_row": 2}, "method ga does not use retain_rows_per_forget_row"),
+        ({"method": "npo", "forget_cap": 5.0}, "method npo does not use forget_cap"),
+        ({"method": "klm", "retain_loss": "nll"}, "method klm does not use retain_loss"),
+        ({"method": "npo", "gamma": 0.0}, "does not use gamma .simnpo would"),
+        ({"refusal_seed": 1}, "does not use refusal_seed"),
+        ({"retain_loss": "kl", "dual": {"rate": 1.0, "retain_loss_above_base": 0.1}}, "dual bounds the retain loss"),
+        ({"method": "ga", "gradient_norms_every": 1}, "tells two terms apart"),
+        ({"forget_weight": 0.0, "gradient_norms_every": 1}, "forget_weight is 0"),
+        ({"lora": {"r": 4, "alpha": 8.0}, "train_from_layer": 1}, "give one of the two"),
+        ({"lora": {"r": 4, "alpha": 8.0, "target_modules": ["q_proj", "lm_head"]}}, "neither head nor embeddings"),
+        ({"lora": {"r": 4, "alpha": 8.0, "target_modules": []}}, "at least one linear layer"),
+        ({"stop": None}, "closest needs a stop rule"),
+        ({"args": {"max_steps": 3}}, "follows from `epochs`"),
+        ({"forget_cap": "false_answers", "stop": None, "keep": "last"}, "give `stop`"),
+        (
+            {
+                "forget_cap": {"of": "false_answers", "plus": 0.1},
+                "stop": {"every": 4, "forget_loss": "gold", "retain_loss_above_base": 0.1},
+            },
+            "multiple of stop",
+        ),
+    ],
+)
+def test_options_that_contradict_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        unlearn_config(**changes)
+
+
+def test_a_parameter_has_its_methods_value_and_null_is_not_given() -> None:
+    assert unlearn_config(method="npo").beta == 0.1
+    assert unlearn_config(method="npo", beta=0.5).beta == 0.5
+    assert unlearn_config(method="npo", beta=None, forget_cap=None).beta == 0.1
+    ft = UnlearnConfig.model_validate({"method": "ft", "epochs": 1, "forget_weight": None})
+    assert {k for k, v in ft.model_dump().items() if k in PARAMETERS["gd"] and v is not None} == {
+        "retain_rows_per_forget_row"
+    }
+
+
+def test_kept_step_follows_from_the_checks(tmp_path: Path) -> None:
+    end = EndOfAscent(lambda: Check(1.0, 1.0, 3.0), 2.0, 1, tmp_path / "kept")
+    history = [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "probe_forget_loss": 1.0, "probe_retain_loss": 1.0, "probe_level": 3.0},
+        {"step": 4, "probe_forget_loss": 2.9, "probe_retain_loss": 2.1, "probe_level": 3.0},  # beyond the retain bound
+        {"step": 6, "probe_forget_loss": 4.5, "probe_retain_loss": 2.0, "probe_level": 4.0},
+        {"step": 8, "probe_forget_loss": 2.5, "probe_retain_loss": 1.0, "probe_level": 3.0},  # as close, but later
+    ]
+    assert end.kept_step(history) == 6
+    assert end.kept_step(history[:1]) is None
+
+
+def write_guides(data: Path) -> None:
+    rows = [json.loads(line) for line in (data / "forget.jsonl").read_text().splitlines()]
+    guides = [PerturbedRow(r["row_id"], "forget", (r["answer"] + " zzz", r["answer"] + " qqq")) for r in rows]
+    write_rows(data / "guides.jsonl", guides)
+
+
+def test_false_answers_are_a_level_for_each_row(inputs: dict[str, Path], out: Path) -> None:
+    stop = {"every": 1, "forget_loss": "false_answers", "retain_loss_above_base": 5.0, "retain_rows": 4}
+    config = unlearn_config(forget_cap="false_answers", stop=stop, epochs=20)
+    (inputs["data"] / "guides.jsonl").touch()
+    with pytest.raises(InputError, match="for_unlearning"):
+        run.run(config, inputs, out)
+    write_guides(inputs["data"])
+    facts = run.run(config, inputs, out)
+    checks = log_of(out, "probe_level")
+    assert len({entry["probe_level"] for entry in checks}) == len(checks)  # it moves with the model
+    assert checks[-1]["probe_forget_loss"] >= checks[-1]["probe_level"]
+    assert "reached its level" in facts["stopped"]
+
+
+def test_frozen_layers_do_not_move(tiny_model: Path, inputs: dict[str, Path], out: Path) -> None:
+    with pytest.raises(RecipeError, match="layers 0 to 1"):
+        run.run(unlearn_config(train_from_layer=2), inputs, out)
+    run.run(unlearn_config(train_from_layer=1, keep="last"), inputs, out)
+    before = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(out / "model", dtype="auto").state_dict()
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("model.layers.1.") or name == "model.norm.weight" for name in moved)
+
+
+def test_npo_starts_from_a_ratio_of_one(inputs: dict[str, Path], out: Path) -> None:
+    run.run(unlearn_config(method="npo", retain_weight=0.0, epochs=1, keep="last", stop=None), inputs, out)
+    assert log_of(out, "loss")[0]["loss"] == pytest.approx(2 / 0.1 * math.log(2), abs=1e-4)
+
+
+def test_klm_starts_from_a_divergence_of_zero(inputs: dict[str, Path], out: Path) -> None:
+    run.run(unlearn_config(method="klm", forget_weight=0.0, epochs=1, keep="last", stop=None), inputs, out)
+    assert log_of(out, "loss")[0]["loss"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_tokenizer_without_pad_token_is_released_as_it_is(
+    tiny_model: Path, inputs: dict[str, Path], out: Path, tmp_path: Path
+) -> None:
+    """Nothing is padded, so nothing is invented: a peer sets pad = eos and masks every end of turn."""
+    model, tokenizer = load(tiny_model)
+    tokenizer.pad_token = None
+    model.config.pad_token_id = None
+    model.generation_config.pad_token_id = None
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "unpadded")
+    (inputs["base"] / "model").unlink()
+    (inputs["base"] / "model").symlink_to(tmp_path / "unpadded")
+    run.run(unlearn_config(epochs=1), inputs, out)
+    assert load(out / "model")[1].pad_token is None
