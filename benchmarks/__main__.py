@@ -1,7 +1,7 @@
 """`make bench`: each measurement as a ratio against a named baseline of the same run, with the bar that it must keep.
 
 Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about ten minutes;
-`python -m benchmarks step` (or `header`, `adapters`, `vocabulary`, `limit`, `start`, `commands`) runs one part.
+`python -m benchmarks step` (or `header`, `adapters`, `vocabulary`, `limit`, `kl`, `start`, `commands`) runs one part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread: on a shared machine two measure the neighbours
 
@@ -116,6 +119,30 @@ def limit(model: Path) -> Iterator[Line]:
         yield Line(what, found["bare"], found["ours"], bar=1.15)
 
 
+def kl(model: Path) -> Iterator[Line]:
+    """A KL retain term against the plain one, on base, once its distributions are measured."""
+    from benchmarks import gd_step, kl_retain
+    from pipeline.unlearn.reference import BaseDistribution
+
+    forget, retain = gd_step.some_rows(model, header=False)
+    batch = gd_step.packed_batch(forget, retain)
+    own = gd_step.load(model, ours=True)
+    for bf16 in (False, True):
+
+        def precision(bf16: bool = bf16) -> torch.autocast:
+            import torch
+
+            return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16)
+
+        base = BaseDistribution(own, dict(enumerate(retain)), precision)
+        steps = {
+            "nll": gd_step.Step(own, lambda: kl_retain.nll_loss(own, batch)),
+            "kl": gd_step.Step(own, lambda base=base: kl_retain.kl_loss(own, batch, base)),
+        }
+        found = gd_step.seconds(steps, bf16=bf16)
+        yield Line(f"KL retain against NLL retain, {'bf16' if bf16 else 'fp32'}", found["nll"], found["kl"], bar=1.4)
+
+
 def start(model: Path) -> Iterator[Line]:
     """What happens until the first step; printed, since there is nothing to compare it with."""
     argv = [sys.executable, "-m", "benchmarks.start", str(model.parent)]
@@ -147,7 +174,7 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
     return statistics.median(times)
 
 
-PARTS = {part.__name__: part for part in (step, header, adapters, vocabulary, limit, start, commands)}
+PARTS = {part.__name__: part for part in (step, header, adapters, vocabulary, limit, kl, start, commands)}
 
 
 def main() -> int:
