@@ -130,6 +130,13 @@ def test_the_ranks_share_the_recorded_pairing(trained: tuple[Path, Path]) -> Non
         assert not [row for item in first for row in item[1:] if row in [row for item in second for row in item[1:]]]
 
 
+def test_sharded_weights_give_the_same_gradients(trained: tuple[Path, Path]) -> None:
+    """FSDP2 itself, on the CPU: the shared header, the head in tiles and the shared measuring run inside it."""
+    for form, gaps in read(trained[1], "sharded.json").items():
+        assert gaps["gradient"] <= 1e-5, form
+        assert gaps["losses"] <= 1e-5, form
+
+
 def pipeline(*words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "pipeline", *words]
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)

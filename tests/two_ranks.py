@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from pipeline.unlearn.completion import row_losses
+from pipeline.unlearn import head
+from pipeline.unlearn.completion import completion_log_probs, pack, row_losses
 from pipeline.unlearn.config import UnlearnConfig
 from pipeline.unlearn.fit import load, training_arguments
 from pipeline.unlearn.pairing import pair_rows
-from pipeline.unlearn.ranks import is_first, rank
+from pipeline.unlearn.ranks import is_first, rank, ranks
 from pipeline.unlearn.trainer import CompletionTrainer, UnlearnTrainer, pair_dataset, row_dataset
+from tests.test_shared_header import rows_with
 from tests.unlearning import some_rows
 
 FORGET, RETAIN = some_rows(11, 1), some_rows(17, 2)  # 11 rows in steps of 4: each pass ends with a part of a step
@@ -60,6 +64,30 @@ def train(kind: str, model: Path, out: Path) -> None:
         torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), Path(out, "weights.pt"))
 
 
+def compare_sharded(model: Path, out: Path) -> None:
+    """PyTorch's fully_shard (FSDP2) over both ranks against the whole model: largest gaps of gradients and losses."""
+    mesh = init_device_mesh("cpu", (ranks(),))
+    found = {}
+    for tiled in (False, True):
+        head.LOGITS_BYTES = 0 if tiled else 2**27
+        whole, sharded = load(model)[0], load(model)[0]
+        for layer in sharded.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        batches = [pack(rows_with(12, [(2, 4), (1, 6), (3, 3)], seed), 12) for seed in range(ranks())]
+        completion_log_probs(sharded, batches[rank()]).sum().backward()
+        for batch in batches:
+            (completion_log_probs(whole, batch).sum() / ranks()).backward()
+        pairs = zip(whole.parameters(), sharded.parameters(), strict=True)
+        gradient = max(float((b.grad.full_tensor() - a.grad).abs().max()) for a, b in pairs)
+        losses = zip(*(row_losses(each, RETAIN, batch_tokens=40) for each in (whole, sharded)), strict=True)
+        gaps = {"gradient": gradient, "losses": max(abs(a - b) for a, b in losses)}
+        found["tiled" if tiled else "plain"] = gaps
+    if is_first():
+        Path(out, "sharded.json").write_text(json.dumps(found))
+
+
 if __name__ == "__main__":
     for each in ("unlearn", "train"):
         train(each, Path(sys.argv[1]), Path(sys.argv[2]) / each)
+    compare_sharded(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -128,7 +128,7 @@ class AnswerHead(torch.nn.Linear):
         if self.targets is None:
             return super().forward(input)
         found: torch.Tensor = _TiledLogProbs.apply(input[0], self.weight, self.targets, self)  # type: ignore[no-untyped-call]
-        return found[None, :, None]
+        return found[None, :, None].clone()  # FSDP hangs its hooks on outputs, and a view would lose them
 
     def hand_over(self, grad: torch.Tensor | None) -> torch.Tensor | None:
         """The gradient of the weight, or None where it was left for the embedding, whose backward comes last."""
