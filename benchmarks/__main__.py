@@ -1,7 +1,7 @@
 """`make bench`: each measurement as a ratio against a named baseline of the same run, with the bar that it must keep.
 
 Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about ten minutes;
-`python -m benchmarks step` (or `header`, `adapters`, `vocabulary`, `limit`, `kl`, `start`, `commands`) runs one part.
+`python -m benchmarks step` (or `header`, `sharing`, `adapters`, `vocabulary`, `limit`, `kl`, `start`, `commands`) runs one part.
 """
 
 from __future__ import annotations
@@ -67,6 +67,27 @@ def _against_naive(model: Path, *, header: bool, bar: float) -> Iterator[Line]:
     yield Line(f"GD step, rows {rows}, fp32 ({same})", found["naive"], found["ours"], bar=bar)
     found = gd_step.seconds({"naive": naive, "ours": ours}, bf16=True)
     yield Line("the same in bf16", found["naive"], found["ours"], bar=bar)
+
+
+def sharing(model: Path) -> Iterator[Line]:
+    """From how many common tokens on a header is worth computing once: our step with and without sharing them."""
+    from benchmarks import gd_step
+    from datasets_prep.schema import Encoded
+    from pipeline.unlearn.completion import pack
+
+    rows = [row for split in gd_step.some_rows(model, header=False) for row in split]
+    own = gd_step.load(model, ours=True)
+    for common in (3, 8, 16, 24):
+        longer = [Encoded((*range(100, 100 + common), *r.input_ids), common + r.completion_start) for r in rows]
+        batches = {"alone": pack(longer), "shared": pack(longer, common)}
+        steps = {
+            form: gd_step.Step(own, lambda batch=batch: -gd_step.completion_log_probs(own, batch).mean())
+            for form, batch in batches.items()
+        }
+        found = gd_step.seconds(steps, bf16=True, rounds=3)
+        yield Line(
+            f"a header of {common} tokens once instead of in each of 16 rows, bf16", found["alone"], found["shared"]
+        )
 
 
 def adapters(model: Path) -> Iterator[Line]:
@@ -174,7 +195,7 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
     return statistics.median(times)
 
 
-PARTS = {part.__name__: part for part in (step, header, adapters, vocabulary, limit, kl, start, commands)}
+PARTS = {part.__name__: part for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, commands)}
 
 
 def main() -> int:
