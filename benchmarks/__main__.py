@@ -1,7 +1,7 @@
 """`make bench`: each measurement as a ratio against a named baseline of the same run, with the bar that it must keep.
 
-Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about ten minutes;
-`python -m benchmarks step` (or `header`, `sharing`, `adapters`, `vocabulary`, `limit`, `kl`, `start`, `commands`) runs one part.
+Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about fifteen minutes.
+`python -m benchmarks header limit` runs some parts alone; `--help` names them.
 """
 
 from __future__ import annotations
