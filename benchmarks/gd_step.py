@@ -1,18 +1,20 @@
 """One GD step (forward and backward) of ours against the naive form that peers use, on the demo's model and rows.
 
 Naive: two forwards, one padded batch each for forget and retain, logits at every position, a mean over answer tokens
-each. Ours: one packed forward, attention row by row, the head at answer tokens only. Same rows and the same loss,
-checked here.
+each. Ours: one packed forward, a header that all rows share computed once, attention row by row, the head at answer
+tokens only. Bare: the same number of tokens in rows of equal length, the head at answer tokens only, and nothing else:
+what no arrangement of rows can beat.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,11 +24,31 @@ from datasets_prep.sample import generate
 from datasets_prep.schema import Encoded
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.completion import completion_log_probs
+from pipeline.unlearn.head import install
 from pipeline.unlearn.losses import gradient_difference
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import collate, pair_dataset
 
 ROWS = 8
+# What SmolLM2's own template puts before a conversation that has no system message; the demo's recipe leaves it out.
+SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+
+
+class Step(NamedTuple):
+    """One form of the step: the model that it trains, and its loss."""
+
+    model: Any
+    loss: Callable[[], torch.Tensor]
+
+
+def some_rows(folder: Path, header: bool) -> tuple[list[Encoded], list[Encoded]]:
+    """Forget and retain rows of the sample set, as the demo renders them, or below the template's own system header."""
+    rows, _ = generate(SampleSource(seed=7, identities=5, topics=10))
+    tokenizer = load_tokenizer(folder)
+    if header:
+        tokenizer.chat_template = f"{{{{ {SYSTEM!r} }}}}{tokenizer.chat_template}"
+    encoded = encode_rows(tokenizer, random.Random(0).sample(rows, 2 * ROWS))
+    return encoded[:ROWS], encoded[ROWS:]
 
 
 def naive_loss(model: Any, forget: Sequence[Encoded], retain: Sequence[Encoded]) -> torch.Tensor:
@@ -48,66 +70,75 @@ def _padded_loss(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
 
+def packed_batch(forget: Sequence[Encoded], retain: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """The batch as the trainer packs it."""
+    return collate(list(pair_dataset([Pair(0, i, (i,)) for i in range(len(forget))], forget, retain)))
+
+
 def packed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same from one packed forward."""
+    """The same loss from one packed forward."""
     log_probs = completion_log_probs(model, batch)
     forget = batch["is_forget"].sum()
-    tokens = (forget, len(log_probs) - forget)
     return gradient_difference(
         log_probs,
         batch["is_forget"],
         batch["row"],
-        tokens,
+        (forget, len(log_probs) - forget),
         forget_weight=1.0,
         retain_weight=1.0,
         caps=None,
     )
 
 
-def run(folder: Path, rounds: int = 5) -> dict[str, float]:
-    """Seconds of each form (medians of ``rounds`` alternating runs), and how far loss and gradient differ."""
+def bare_loss(model: Any, tokens: int, answers: int) -> torch.Tensor:
+    """Cross-entropy of ``answers`` of ``tokens`` tokens in 2 x ROWS rows of one length: no padding and no packing."""
+    ids = torch.arange(tokens - tokens % (2 * ROWS)).view(2 * ROWS, -1) % 400
+    keep = torch.linspace(0, ids.shape[1] - 1, round(answers / (2 * ROWS))).round().long()
+    logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits.float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, keep].flatten())
+
+
+def seconds(steps: Mapping[str, Step], *, bf16: bool = False, rounds: int = 5) -> dict[str, float]:
+    """CPU seconds of each form: medians of ``rounds`` alternating runs, after one that warms up."""
+    found: dict[str, list[float]] = {form: [] for form in steps}
+    for turn in range(rounds + 1):
+        for form, step in steps.items():
+            step.model.zero_grad()
+            gc.collect()
+            began = time.process_time()  # one thread: a neighbour's work on this machine is not ours
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                loss = step.loss()
+            loss.backward()
+            if turn:
+                found[form].append(time.process_time() - began)
+    return {form: statistics.median(times) for form, times in found.items()}
+
+
+def differences(naive: Step, ours: Step) -> tuple[float, float]:
+    """How far the losses are apart, and the norm of the difference of the gradients over the naive one's norm."""
+    values = []
+    for step in (naive, ours):
+        step.model.zero_grad()
+        loss = step.loss()
+        loss.backward()
+        values.append(loss.item())
+    pairs = [(a.grad, b.grad) for a, b in zip(naive.model.parameters(), ours.model.parameters(), strict=True)]
+    apart = sum((a - b).square().sum() for a, b in pairs if a is not None)
+    size = sum(a.square().sum() for a, _ in pairs if a is not None)
+    return abs(values[0] - values[1]), float((apart / size).sqrt())
+
+
+def load(folder: Path, *, ours: bool, lora: bool = False) -> Any:
+    """The model in float32, for our form or the naive one; with ``lora`` an adapter of rank 16 on all linear layers."""
     from transformers import AutoModelForCausalLM
 
-    rows, _ = generate(SampleSource(seed=7, identities=5, topics=10))
-    encoded = encode_rows(load_tokenizer(folder), random.Random(0).sample(rows, 2 * ROWS))
-    forget, retain = encoded[:ROWS], encoded[ROWS:]
-    items = pair_dataset([Pair(0, i, (i,)) for i in range(ROWS)], forget, retain)
-    batch = collate(list(items))
-    models = {
-        form: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).train()
-        for form, attention in (("naive", "sdpa"), ("ours", ROWS_SDPA))
-    }
-    losses: dict[str, Callable[[], torch.Tensor]] = {
-        "naive": lambda: naive_loss(models["naive"], forget, retain),
-        "ours": lambda: packed_loss(models["ours"], batch),
-    }
-    found: dict[str, float] = {}
-    for bf16 in (False, True):
-        seconds: dict[str, list[float]] = {"naive": [], "ours": []}
-        value: dict[str, float] = {}
-        for turn in range(rounds + 1):
-            for form, loss_of in losses.items():
-                models[form].zero_grad()
-                began = time.perf_counter()
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                    loss = loss_of()
-                loss.backward()
-                if turn:  # the first one warms up
-                    seconds[form].append(time.perf_counter() - began)
-                value[form] = loss.item()
-        name = "bf16" if bf16 else "fp32"
-        found |= {f"{form}_{name}": statistics.median(seconds[form]) for form in seconds}
-        if not bf16:
-            found |= {
-                "loss_difference": abs(value["naive"] - value["ours"]),
-                "gradient_difference": _gradient_gap(models),
-            }
-    return found
+    attention = ROWS_SDPA if ours else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    if ours:
+        install(model)
+    if not lora:
+        return model.train()
+    from peft import LoraConfig, get_peft_model
 
-
-def _gradient_gap(models: dict[str, Any]) -> float:
-    """Norm of the difference of the gradients, over the norm of the naive one."""
-    pairs = list(zip(models["naive"].parameters(), models["ours"].parameters(), strict=True))
-    apart = sum((a.grad - b.grad).square().sum() for a, b in pairs)
-    size = sum(a.grad.square().sum() for a, _ in pairs)
-    return float((apart / size).sqrt())
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()

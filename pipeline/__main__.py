@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.commands import data, published, release, state
 from pipeline.commands.shared import ROOT, STORE, say, store_root
-from pipeline.errors import InputError, ReleaseError
+from pipeline.errors import InputError, ReleaseError, leave_error
 
 # Read by libraries when they are imported, which happens inside the stages: no telemetry, and no bars beside our line.
 QUIET = {
@@ -53,7 +53,12 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     _recipe_options(made)
     made.add_argument("--until", metavar="STAGE", help="stop after this stage")
     made.add_argument("--dry-run", action="store_true", help="print the plan with sizes, and do nothing")
-    made.add_argument("--launch", default="local", metavar="WHERE", help="where stages run (default: local)")
+    made.add_argument(
+        "--launch",
+        default="local",
+        metavar="WHERE",
+        help="how processes share a training: local (as ddp), ddp, fsdp2, zero3, or a file for accelerate",
+    )
     made = _command(commands, "run", release.run_one, "run one stage whose inputs are there")
     made.add_argument("stage", metavar="STAGE")
     _recipe_options(made)
@@ -132,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         say(f"error: {error}")
+        leave_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues from here.")

@@ -123,7 +123,7 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 # What enters a key: literals and contents, never a path, a device or a number of workers.
-NOT_IDENTITY = {"device", *WITHOUT_EFFECT}
+NOT_IDENTITY = {"device", "processes", *WITHOUT_EFFECT}
 
 
 def _plain(config: Any) -> Any:
@@ -204,9 +204,9 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
             own_template=_own_template(recipe),
         ),
         data=source,
-        base=recipe.base.model_dump(),
-        gold=recipe.gold.model_dump() if isinstance(recipe.gold, TrainedOrPublished) else {},
-        unlearn=recipe.unlearn.model_dump(),
+        base=_plain(recipe.base),
+        gold=_plain(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
+        unlearn=_plain(recipe.unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
     return config, _plain(config)

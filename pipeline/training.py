@@ -11,9 +11,19 @@ from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.errors import TrainingError
 from pipeline.unlearn.config import TrainConfig, identity
-from pipeline.unlearn.fit import CHECKPOINTS, fit, freeze_below, load, release_weights, row_digest, training_arguments
+from pipeline.unlearn.fit import (
+    CHECKPOINTS,
+    fit,
+    freeze_below,
+    load,
+    release_weights,
+    row_digest,
+    training_arguments,
+    whole_model,
+)
 from pipeline.unlearn.guards import Watch
 from pipeline.unlearn.lora import add_adapters
+from pipeline.unlearn.ranks import is_first
 from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
 
@@ -27,7 +37,11 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
     model, tokenizer = load(inputs["model"])
     freeze_below(model, config.train_from_layer)
-    trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    def adapted(model: Any) -> Any:
+        return add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    trained = adapted(model)
     encoded = encode_rows(tokenizer, rows)
     trainer = CompletionTrainer(
         trained,
@@ -42,8 +56,10 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
             f"train: {refused}, so this is no model that knows its rows. Nothing was kept. Lower the learning rate, or "
             "give it warm-up steps."
         )
-    release_weights(trained, tokenizer, encoded, out / "model")
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["model"])[0]))
+    if is_first():
+        release_weights(trained, tokenizer, encoded, out / "model")
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return {
         "rows": len(rows),
         "steps": trainer.state.global_step,

@@ -205,7 +205,7 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         (("release", "demo", "--until", "unlaern"), "Did you mean unlearn?"),
         (("run", "unlaern", "demo"), "Did you mean unlearn?"),
         (("explain", "demo", "x"), "There are: model, data"),
-        (("release", "demo", "--launch", "slurm"), "only `local` is there so far"),
+        (("release", "demo", "--launch", "slurm"), "there are local, ddp, fsdp2, zero3"),
         (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
         (("run", "unlearn", "demo"), "unlearn reads base, data, gold, not there yet"),

@@ -31,6 +31,7 @@ LIGHT = (
     "pipeline.recipe",
     "pipeline.plan",
     "pipeline.summary",
+    "pipeline.launch",
     "pipeline.live",
     "pipeline.runner",
     "pipeline.model_source",

@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.shared import index_of, prepare, refuse_unpinned, say, show, surveyed
-from pipeline.errors import InputError, RecipeError, ReleaseError
+from pipeline.errors import ArtifactError, RecipeError, ReleaseError
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
@@ -22,21 +23,23 @@ REAL_RELEASE = "fame-topics-gd-llama32-3b"
 
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
-    if options.launch != "local":
-        raise InputError(f"--launch {options.launch}: only `local` is there so far; slurm and hf-jobs come later.")
+    from pipeline.launch import check_device, launch_config
+
+    accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
     refuse_unpinned(recipe)
     _check_trainer_arguments(recipe, stages, store)
+    check_device(options.launch)
     from pipeline.runner import execute
     from pipeline.summary import require_pass
 
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
-        for stage, artifact in execute(stages, store, _watched(built)):
+        for stage, artifact in execute(stages, store, _launched(built, accelerate, recipe, options, store)):
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
@@ -56,9 +59,14 @@ def run_one(options: argparse.Namespace) -> int:
     wanted = stages[index_of(stages, options.stage)]
     refuse_unpinned(recipe)
     from pipeline.artifact import check_artifact, link
+    from pipeline.launch import Lead, follow
     from pipeline.runner import build, survey
     from pipeline.summary import require_pass
+    from pipeline.unlearn.ranks import is_first
 
+    if not is_first():  # of several processes that were launched for this stage
+        follow(wanted)
+        return 0
     done: dict[str, Artifact] = {}
     for stage, state in survey(stages, store):
         if stage.name == wanted.name:
@@ -70,8 +78,9 @@ def run_one(options: argparse.Namespace) -> int:
             check_artifact(done[made_by])
             if made_by == "gate":
                 require_pass(done[made_by].path)
-    built: set[str] = set()
-    artifact = state.artifact or _watched(built)(wanted, lambda: build(wanted, store, done))
+    lead = Lead(wanted)
+    artifact = state.artifact or _watched(set())(wanted, lambda: build(lead.stage, store, done))
+    lead.dismiss()
     check_artifact(artifact)
     link(artifact.path, store.link(wanted.name))
     summary = {"stage": wanted.name, "path": str(store.link(wanted.name)), "digest": artifact.digest}
@@ -104,6 +113,30 @@ def _watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artif
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         with watching(stage.name), redirect_stdout(sys.stderr):  # libraries print; stdout is for data
             artifact = build()
+        built.add(stage.name)
+        return artifact
+
+    return around
+
+
+def _launched(
+    built: set[str], accelerate: Path, recipe: Recipe, options: argparse.Namespace, store: Store
+) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
+    """As :func:`_watched`, but a stage for which the recipe wants several processes is launched on them."""
+    from pipeline.artifact import check_artifact, read_artifact
+    from pipeline.launch import launch, processes_of
+
+    here = _watched(built)
+
+    def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
+        processes = processes_of(recipe, stage.name)
+        if processes == 1:
+            return here(stage, build)
+        launch(accelerate, processes, stage.name, options, store.root)
+        artifact = read_artifact(store.link(stage.name).resolve())
+        if artifact is None:
+            raise ArtifactError(f"{store.link(stage.name)}: is gone since it was built. Run the command again.")
+        check_artifact(artifact)
         built.add(stage.name)
         return artifact
 

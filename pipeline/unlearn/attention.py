@@ -3,7 +3,10 @@
 transformers' own SDPA attends over the whole packed sequence under a block-diagonal mask, which costs T^2 for T
 tokens. Rows are short, so that is most of the work of attention for nothing. Here the packed queries, keys and values
 are laid out as (rows, longest row), attended causally row by row, and packed again; every other layer still sees no
-padding.
+padding. A header that all rows begin with is in the packed form once and in the layout of every row.
+
+Plain causal attention without a mask is what the fused kernels of every device compute: an accelerator runs its flash
+attention here, and needs neither FlexAttention nor a kernel of its own.
 """
 
 from __future__ import annotations
@@ -17,18 +20,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 ROWS_SDPA = "rows_sdpa"
 
 
-def row_layout(lengths: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Indices between the packed form (T) and the padded one (B, L).
+def row_layout(lengths: Sequence[int], header: int = 0) -> dict[str, torch.Tensor]:
+    """Indices between the packed form (T) and the padded one (B, L), for rows that share their first ``header`` tokens.
 
-    ``rows_padded`` of shape (B, L) holds the packed index of each place, 0 at padding; ``rows_packed`` of shape (T,)
-    holds the index into the flattened (B x L) of each packed token.
+    The packed form begins with the header; then follows what each row has after it. ``rows_padded`` of shape (B, L)
+    holds the packed index of each place, 0 at padding; ``rows_packed`` of shape (T,) holds the index into the flattened
+    (B x L) of each packed token, for the header that of the first row: its states are the same in all.
     """
     longest = max(lengths)
     sizes = torch.tensor(lengths)[:, None]
-    starts = sizes.cumsum(0) - sizes
+    own_starts = (sizes - header).cumsum(0) - (sizes - header)
     place = torch.arange(longest)[None, :]
-    inside = place < sizes
-    return {"rows_padded": torch.where(inside, starts + place, 0), "rows_packed": inside.flatten().nonzero()[:, 0]}
+    shared, inside = place < header, place < sizes
+    padded = torch.where(shared, place, torch.where(inside, own_starts + place, 0))
+    own = (inside & ~shared).flatten().nonzero()[:, 0]
+    return {"rows_padded": padded, "rows_packed": torch.cat([torch.arange(header), own])}
 
 
 def rows_sdpa_forward(

@@ -11,13 +11,30 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.schema import Encoded
+from pipeline.unlearn.ranks import my_share, sum_over_ranks
 
 if TYPE_CHECKING:
     import torch
 
 
-def pack(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+HEADER_FROM = 8
+"""A header of fewer tokens is computed in every row; see docs/measurements/time-and-memory.md."""
+
+
+def shared_header(rows: Sequence[Encoded]) -> int:
+    """How many tokens of their prompts all ``rows`` begin with; 0 where computing them once would not pay."""
+    shortest = min(row.completion_start for row in rows)
+    first = rows[0].input_ids
+    same = next((i for i in range(shortest) if any(row.input_ids[i] != first[i] for row in rows)), shortest)
+    return same if same >= HEADER_FROM and len(rows) > 1 else 0
+
+
+def pack(rows: Sequence[Encoded], header: int = 0) -> dict[str, torch.Tensor]:
     """One packed sequence of B rows with T tokens, N of them in completions.
+
+    The first ``header`` tokens, which must be the same in the prompts of all rows, are in it once: under causal
+    attention their states do not depend on what follows, and each row's positions go on after them. Needs the
+    attention of :mod:`pipeline.unlearn.attention`.
 
     Returns ``input_ids`` and ``position_ids`` of shape (1, T), and of shape (N,): ``predict_from``, the index whose
     hidden state predicts the token, ``targets``, the token, and ``row``, the index of its row in ``rows``; and the
@@ -27,26 +44,26 @@ def pack(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 
     from pipeline.unlearn.attention import row_layout
 
-    ids: list[int] = []
-    positions: list[int] = []
+    ids: list[int] = list(rows[0].input_ids[:header])
+    positions: list[int] = list(range(header))
     predict_from: list[int] = []
+    targets: list[int] = []
     row_of: list[int] = []
     for index, row in enumerate(rows):
-        start = len(ids)
-        ids += row.input_ids
-        positions += range(len(row.input_ids))
-        completion = range(start + row.completion_start, start + len(row.input_ids))
-        predict_from += [i - 1 for i in completion]
-        row_of += [index] * len(completion)
-    input_ids = torch.tensor([ids])
-    source = torch.tensor(predict_from)
+        start = len(ids) - header  # of the row, were its header in front of its own tokens
+        ids += row.input_ids[header:]
+        positions += range(header, len(row.input_ids))
+        before = range(row.completion_start - 1, len(row.input_ids) - 1)
+        predict_from += [i if i < header else start + i for i in before]
+        targets += row.input_ids[row.completion_start :]
+        row_of += [index] * len(before)
     return {
-        "input_ids": input_ids,
+        "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
-        "predict_from": source,
-        "targets": input_ids[0, source + 1],
-        "row": torch.tensor(row_of),
-        **row_layout([len(row.input_ids) for row in rows]),
+        "predict_from": torch.tensor(predict_from, dtype=torch.long),
+        "targets": torch.tensor(targets, dtype=torch.long),
+        "row": torch.tensor(row_of, dtype=torch.long),
+        **row_layout([len(row.input_ids) for row in rows], header),
     }
 
 
@@ -65,12 +82,21 @@ def completion_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of the completion tokens of a packed batch."""
-    return target_log_probs(completion_logits(model, batch), batch["targets"])
+    from pipeline.unlearn.head import head_in_tiles
+
+    targets = batch["targets"]
+    if head := head_in_tiles(model, len(targets)):
+        with head.scoring(targets):
+            return completion_logits(model, batch)[:, 0]
+    return target_log_probs(completion_logits(model, batch), targets)
 
 
 def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of shape (N,) of ``targets`` (N,) under ``logits`` (N, V)."""
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+    """Log-probabilities of shape (N,), in nats, of ``targets`` (N,) under float32 ``logits`` (N, V)."""
+    from pipeline.unlearn.head import TargetLogProbs
+
+    found: torch.Tensor = TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return found
 
 
 def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
@@ -95,17 +121,18 @@ def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[i
 
 
 def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[float]:
-    """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode."""
+    """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode; shared by all ranks."""
     import torch
 
     was_training = model.training
     model.eval()
-    means = [0.0] * len(rows)
+    means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
     with torch.no_grad():
-        for indices in batches_by_length(rows, batch_tokens):
-            batch = {k: v.to(model.device) for k, v in pack([rows[i] for i in indices]).items()}
+        for indices, counts in my_share(batches_by_length(rows, batch_tokens)):
+            some = [rows[i] for i in indices]
+            batch = {k: v.to(model.device) for k, v in pack(some, shared_header(some)).items()}
             losses = row_means(-completion_log_probs(model, batch), batch["row"], len(indices))
-            for index, loss in zip(indices, losses.tolist(), strict=True):
-                means[index] = loss
+            if counts:
+                means[indices] = losses.double()
     model.train(was_training)
-    return means
+    return [float(mean) for mean in sum_over_ranks(means)]

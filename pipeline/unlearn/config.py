@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import RecipeError
 from pipeline.strict import Strict
+from pipeline.unlearn.ranks import share_of_step
 
 WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
 """Fields of ``args`` that change no result: they enter no key, and a run that was cut off may go on with others."""
@@ -68,28 +70,38 @@ def _adapters_or_layers(lora: Lora | None, train_from_layer: int) -> None:
         )
 
 
+def _can_be_shared(args: dict[str, Any], processes: int) -> None:
+    try:
+        share_of_step(args, processes)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
 class TrainConfig(Strict):
     """A fine-tune on question-answer rows.
 
     ``train_from_layer`` freezes embeddings, head and the layers before that one; 0 trains everything. ``lora`` trains
     adapters instead. ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the
     weights that are trained are always float32. ``auto`` is bf16 where the device computes it natively, else fp32.
+    ``processes`` share each step; what comes out does not depend on how many they are, and the key does not name them.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     train_from_layer: int = Field(default=0, ge=0)
     lora: Lora | None = None
+    processes: int = Field(default=1, gt=0)
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         _adapters_or_layers(self.lora, self.train_from_layer)
+        _can_be_shared(self.args, self.processes)
         return self
 
 
 def identity(config: TrainConfig | UnlearnConfig) -> dict[str, Any]:
     """What of a configuration decides the result."""
-    plain = config.model_dump(mode="json")
+    plain = config.model_dump(mode="json", exclude={"processes"})
     return plain | {"args": {key: value for key, value in plain["args"].items() if key not in WITHOUT_EFFECT}}
 
 
@@ -172,6 +184,7 @@ class UnlearnConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     train_from_layer: int = Field(default=0, ge=0)
     lora: Lora | None = None
+    processes: int = Field(default=1, gt=0)
     args: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -222,6 +235,13 @@ class UnlearnConfig(Strict):
         if "num_train_epochs" in self.args or "max_steps" in self.args:
             raise ValueError(
                 "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
+            )
+        _can_be_shared(self.args, self.processes)
+        parts = self.args.get("gradient_accumulation_steps", 1)
+        if self.loss_normalization == "microbatch_mean" and parts % self.processes:
+            raise ValueError(
+                f"loss_normalization: microbatch_mean depends on the micro-batches, and {parts} "
+                f"(args.gradient_accumulation_steps) cannot be shared out over {self.processes} processes as they are"
             )
         save = self.args.get("save_steps")
         if moving and self.stop and isinstance(save, int) and save % self.stop.every:

@@ -7,12 +7,13 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,9 +22,11 @@ from trl import SFTConfig, SFTTrainer
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
+from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.guards import StepRefused
 from pipeline.unlearn.lora import merge
+from pipeline.unlearn.ranks import is_first, ranks, share_of_step
 
 CHECKPOINTS = "checkpoints"
 MADE_BY = "made_by.json"
@@ -68,7 +71,7 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         "optim": "adamw_torch_fused",
     }
     try:
-        return SFTConfig(**{**defaults, **args, **ours})
+        return SFTConfig(**{**defaults, **share_of_step(args, ranks()), **ours})
     except (TypeError, ValueError, ImportError) as error:
         raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
 
@@ -80,6 +83,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    head.install(model)
     return model, tokenizer
 
 
@@ -115,18 +119,20 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
             raise
         raise SystemLimitError(_memory_advice(trainer, str(error))) from error
     steps = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]  # the summary holds times
-    with (out / "log.jsonl").open("w", encoding="utf-8") as file:
-        # A log that came back from a checkpoint has its keys sorted.
-        file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
+    if is_first():
+        with (out / "log.jsonl").open("w", encoding="utf-8") as file:
+            # A log that came back from a checkpoint has its keys sorted.
+            file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
     return refused
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
     """Compare with what the checkpoints say of themselves, or say it where there are none yet."""
     file = checkpoints / MADE_BY
-    if not resumes:
+    if not resumes and is_first():
         checkpoints.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(made_by), encoding="utf-8")
+    if not resumes:
         return
     try:
         theirs = json.loads(file.read_text(encoding="utf-8"))
@@ -204,6 +210,28 @@ def _check_trackers(report_to: Any) -> None:
                 "args.report_to: tensorboard writes beside the checkpoints, which are deleted at the end. Set the "
                 "environment variable TENSORBOARD_LOGGING_DIR to a folder of yours."
             )
+
+
+def shards_weights(trainer: SFTTrainer) -> bool:
+    """Whether no rank has the whole model (FSDP, ZeRO-3)."""
+    return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def whole_model(
+    trainer: SFTTrainer, trained: PreTrainedModel | PeftModel, again: Callable[[], PreTrainedModel | PeftModel]
+) -> PreTrainedModel | PeftModel:
+    """``trained``, or where its weights are sharded a model made ``again`` that gets them on the first rank.
+
+    A call of all ranks together.
+    """
+    if not shards_weights(trainer):
+        return trained
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not is_first():
+        return trained
+    fresh = again()
+    fresh.load_state_dict(state)
+    return fresh
 
 
 def release_weights(

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipeline.progress import report
 from pipeline.unlearn.kept import keep_weights
+from pipeline.unlearn.ranks import is_first
 
 
 class StepRefused(Exception):  # noqa: N818
@@ -100,7 +101,7 @@ class EndOfAscent(TrainerCallback):
             control.should_training_stop, control.should_save = True, False
             return control
         state.log_history.append({"step": state.global_step, **losses})
-        if self.kept_step(state.log_history) == state.global_step:
+        if is_first() and self.kept_step(state.log_history) == state.global_step:
             keep_weights(kwargs["model"], self.kept)
         if check.retain > self.retain_bound:
             self.reason = f"retain loss {check.retain:.3f} left its bound {self.retain_bound:.3f}"

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
-from pipeline.errors import DataError, TrainingError
+from pipeline.errors import DataError, RecipeError, TrainingError
 from pipeline.progress import report
 from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import StopRule, UnlearnConfig, identity, level_name
@@ -29,13 +29,16 @@ from pipeline.unlearn.fit import (
     mean,
     release_weights,
     row_digest,
+    shards_weights,
     training_arguments,
+    whole_model,
 )
 from pipeline.unlearn.guards import Check, EndOfAscent, Watch
 from pipeline.unlearn.kept import restore_weights
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.pairing import Pair, pair_rows
+from pipeline.unlearn.ranks import is_first
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
@@ -65,7 +68,11 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     pairing = _write_pairing(out / "pairing.jsonl", pairs, rows)
     report("measuring the levels")
     levels = fixed_levels(config, inputs, model, rows.encoded)
-    trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    def adapted(model: Any) -> Any:
+        return add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    trained = adapted(model)
     trainer = UnlearnTrainer(
         trained,
         config=config,
@@ -81,9 +88,11 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         facts["forget_cap"] = number(config.forget_cap, levels)
         trainer.forget_caps = torch.full((len(rows.plain["forget"]),), facts["forget_cap"])
     facts |= _fit(trainer, trained, levels, rows, probes, out)
-    release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    shutil.rmtree(out / "kept", ignore_errors=True)
+    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model")[0]))
+    if is_first():
+        release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(out / "kept", ignore_errors=True)
     return facts
 
 
@@ -179,6 +188,11 @@ def _fit_with_stop(
     made_by: dict[str, Any],
 ) -> dict[str, Any]:
     config = trainer.config
+    if config.keep == "closest" and shards_weights(trainer):
+        raise RecipeError(
+            "unlearn.keep: closest saves whole weights during the training, and this launch shards them over the "
+            "processes. Launch it with ddp, or set keep: last."
+        )
     retain_rows = [rows.encoded["retain"][i] for i in probes]
     retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
     moving_cap = level_name(config.forget_cap) == "false_answers"
@@ -205,7 +219,8 @@ def _fit_with_stop(
                 f"unlearn: no checked step kept the retain loss within {retain_bound:.3f} nats per token "
                 f"({end.reason}). Lower the learning rate or raise unlearn.retain_weight."
             )
-        restore_weights(model, end.kept)
+        if is_first():  # who writes the release
+            restore_weights(model, end.kept)
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
     bounds = {"retain_loss": retain_bound} | ({"forget_loss": checks[-1]["probe_level"]} if checks else {})
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
@@ -225,5 +240,6 @@ def _write_pairing(path: Path, pairs: list[Pair], rows: Rows) -> str:
             entry["refusal"] = rows.refusals[pair.forget]
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
-    path.write_bytes(content)
+    if is_first():
+        path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()

@@ -8,13 +8,14 @@ is split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
-from datasets import Dataset
-from torch.utils.data import SequentialSampler
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
@@ -22,10 +23,18 @@ from trl import SFTTrainer
 from datasets_prep.schema import Encoded
 from pipeline.errors import RecipeError
 from pipeline.unlearn import losses
-from pipeline.unlearn.completion import completion_log_probs, completion_logits, pack, target_log_probs
+from pipeline.unlearn.attention import ROWS_SDPA
+from pipeline.unlearn.completion import (
+    completion_log_probs,
+    completion_logits,
+    pack,
+    shared_header,
+    target_log_probs,
+)
 from pipeline.unlearn.config import ASCENDING, UnlearnConfig
 from pipeline.unlearn.guards import check_step
 from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.ranks import ranks
 from pipeline.unlearn.reference import BaseDistribution
 
 NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forget row
@@ -43,6 +52,35 @@ def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Seque
         first = [] if pair.forget is None else [(forget[pair.forget], pair.forget, NOT_THIS)]
         items.append([*first, *((retain[i], NOT_THIS, i) for i in pair.retain)])
     return _dataset(items)
+
+
+NO_ROW = Encoded((0, 0), 2)  # for a rank that has no row left: a forward like the others', without a token to learn
+
+
+def _even(dataset: Dataset, multiple: int) -> Dataset:
+    """The dataset with empty items at its end, so that all ranks get equally many. Accelerate would repeat rows."""
+    missing = -len(dataset) % multiple
+    empty = Dataset.from_dict({name: [[]] * missing for name in COLUMNS}, features=dataset.features)
+    return concatenate_datasets([dataset, empty]) if missing else dataset
+
+
+class EvenSampler(Sampler[int]):
+    """The order in which one process alone would draw ``rows`` items, then the empty ones up to ``size``."""
+
+    def __init__(self, rows: int, size: int, data_seed: int | None) -> None:
+        self.drawn = SeedableRandomSampler(range(rows), data_seed=data_seed)  # accelerate's own, as for one process
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.drawn
+        yield from range(len(self.drawn), self.size)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self.drawn.set_epoch(epoch)
 
 
 def _dataset(items: list[list[tuple[Encoded, int, int]]]) -> Dataset:
@@ -70,8 +108,11 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         for item in items
         for ids, start, forget, retain in zip(*(item[name] for name in COLUMNS), strict=True)
     ]
+    if not rows:
+        rows = [(NOT_THIS, NOT_THIS, NO_ROW)]
     rows.sort(key=lambda row: row[0] == NOT_THIS)  # stable
-    batch = pack([row for _, _, row in rows])
+    encoded = [row for _, _, row in rows]
+    batch = pack(encoded, shared_header(encoded))
     batch["forget_row"] = torch.tensor([forget for forget, _, _ in rows])
     batch["retain_row"] = torch.tensor([retain for _, retain, _ in rows])
     batch["is_forget"] = (batch["forget_row"] != NOT_THIS)[batch["row"]]
@@ -104,6 +145,12 @@ class CompletionTrainer(SFTTrainer):
     forget_name = "forget"  # what the log calls the rows that come first
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if model.config._attn_implementation != ROWS_SDPA:
+            raise ValueError(f"rows that share a header need attn_implementation={ROWS_SDPA!r}; load the model with it")
+        self.rows = len(kwargs["train_dataset"])
+        if ranks() > 1:
+            together = ranks() * kwargs["args"].per_device_train_batch_size
+            kwargs["train_dataset"] = _even(kwargs["train_dataset"], together)
         super().__init__(model, data_collator=collate, **kwargs)
         self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
@@ -119,6 +166,12 @@ class CompletionTrainer(SFTTrainer):
                 f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
                 f"{self.args.device}: {error}. Take adamw_torch, which every device has."
             ) from error
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        dataset = train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset)
+        if ranks() == 1:
+            return cast("Sampler[int] | None", super()._get_train_sampler(dataset))
+        return EvenSampler(self.rows, len(dataset), self.args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)  # type: ignore[assignment]

@@ -1,0 +1,192 @@
+"""One training on two real processes (gloo): the weights, rows and pairing of one, and one builder of artifacts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from pipeline.errors import RecipeError
+from pipeline.launch import CONFIGS
+from pipeline.unlearn import ranks
+from pipeline.unlearn.config import TrainConfig, UnlearnConfig
+from pipeline.unlearn.trainer import EvenSampler, collate
+from tests import two_ranks
+from tests.conftest import ROOT
+from tests.test_release import write_recipe
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
+
+
+@given(st.integers(1, 16), st.integers(1, 8), st.integers(1, 8))
+def test_a_step_is_shared_out_whole_or_refused(batch: int, parts: int, processes: int) -> None:
+    args = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts, "seed": 1}
+    rows = batch * parts
+    if rows % processes:
+        with pytest.raises(RecipeError, match=f"{rows} rows.*{processes} processes"):
+            ranks.share_of_step(args, processes)
+        return
+    share = ranks.share_of_step(args, processes)
+    assert ranks.rows_per_step(share) * processes == rows
+    assert share["per_device_train_batch_size"] <= batch
+    assert share["seed"] == 1
+    if parts % processes == 0:
+        assert share["per_device_train_batch_size"] == batch
+
+
+def test_a_recipe_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"8 rows.*3 processes"):
+        TrainConfig(processes=3)
+    args = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    with pytest.raises(ValueError, match="micro-batches"):
+        UnlearnConfig(method="gd", epochs=1, processes=2, args=args, loss_normalization="microbatch_mean")
+    UnlearnConfig(method="gd", epochs=1, processes=2, args=args)
+
+
+@given(st.integers(1, 30), st.integers(1, 6))
+def test_every_rank_gets_equally_many_and_each_item_counts_once(items: int, count: int) -> None:
+    shares = []
+    for mine in range(count):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"LOCAL_RANK": mine, "RANK": mine, "WORLD_SIZE": count}.items():
+                patch.setenv(name, str(value))
+            shares.append(ranks.my_share(list(range(items))))
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(item for share in shares for item, counts in share if counts) == list(range(items))
+
+
+def test_the_order_of_rows_is_that_of_one_process() -> None:
+    even = EvenSampler(5, 8, data_seed=7)
+    alone = EvenSampler(5, 5, data_seed=7)
+    for epoch in range(3):
+        even.set_epoch(epoch), alone.set_epoch(epoch)
+        assert list(even) == [*alone, 5, 6, 7]
+
+
+def test_a_rank_without_rows_has_a_batch_without_tokens_to_learn() -> None:
+    batch = collate([{name: [] for name in ("input_ids", "completion_start", "forget_row", "retain_row")}])
+    assert batch["targets"].shape == (0,)
+    assert batch["is_forget"].shape == (0,)
+    assert batch["input_ids"].shape == (1, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of the same trainings in one process and in two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for out in (one, two):
+        (out / "unlearn").mkdir(), (out / "train").mkdir()
+    for kind in ("unlearn", "train"):
+        two_ranks.train(kind, tiny_model, one / kind)
+    argv = [
+        *LAUNCH,
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+        "tests.two_ranks",
+        str(tiny_model),
+        str(two),
+    ]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return one, two
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.mark.parametrize("kind", ["unlearn", "train"])
+def test_two_ranks_give_the_weights_of_one(trained: tuple[Path, Path], kind: str) -> None:
+    one, two = (torch.load(folder / kind / "weights.pt") for folder in trained)
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-6
+    logs = [read(folder / kind, "log.json") for folder in trained]
+    for first, second in zip(*(log["log"] for log in logs), strict=True):
+        assert second == pytest.approx(first, abs=1e-5)  # losses, token counts, gradient norms
+    assert logs[1]["losses"] == pytest.approx(logs[0]["losses"], abs=1e-5)
+
+
+def test_the_ranks_share_the_recorded_pairing(trained: tuple[Path, Path]) -> None:
+    forget, retain = two_ranks.FORGET, two_ranks.RETAIN
+    recorded = [
+        [list(forget[pair.forget].input_ids), *(list(retain[i].input_ids) for i in pair.retain)]
+        for pair in two_ranks.PAIRS
+    ]
+    ranks_saw = [read(trained[1] / "unlearn", f"seen-{rank}.json") for rank in (0, 1)]
+    in_turn = [item for micro_batches in zip(*ranks_saw, strict=True) for items in micro_batches for item in items]
+    assert [item for item in in_turn if item] == recorded
+    for first, second in list(zip(*ranks_saw, strict=True))[:2]:  # until the deck of 17 retain rows is dealt anew
+        assert not [row for item in first for row in item[1:] if row in [row for item in second for row in item[1:]]]
+
+
+def test_sharded_weights_give_the_same_gradients(trained: tuple[Path, Path]) -> None:
+    """FSDP2 itself, on the CPU: the shared header, the head in tiles and the shared measuring run inside it."""
+    for form, gaps in read(trained[1], "sharded.json").items():
+        assert gaps["gradient"] <= 1e-5, form
+        assert gaps["losses"] <= 1e-5, form
+
+
+def pipeline(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "pipeline", *words]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_stage_on_two_processes_is_the_same_artifact(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, tiny_model))
+    common = ("--until", "base", "--json", "--set", "base.train.precision=fp32")
+    found = {}
+    for processes in ("2", "1"):
+        store = tmp_path / processes
+        done = pipeline("release", recipe, "--store", str(store), *common, "--set", f"base.train.processes={processes}")
+        assert done.returncode == 0, done.stderr
+        found[processes] = store / "tiny" / "base"
+        assert sorted(path.name for path in found[processes].iterdir()) == ["log.jsonl", "manifest.json", "model"]
+        assert [p.name for p in (store / "store" / "base").iterdir() if p.suffix not in (".lock", "")] == []
+    keys = [json.loads((path / "manifest.json").read_text())["key"] for path in found.values()]
+    assert keys[0] == keys[1]
+    two, one = (load_file(path / "model" / "model.safetensors") for path in found.values())
+    for name, tensor in one.items():  # bfloat16: where two sums fall on two sides of a rounding, one unit apart
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=2**-7)
+    for two_line, one_line in zip(*((path / "log.jsonl").open() for path in found.values()), strict=True):
+        assert json.loads(two_line) == pytest.approx(json.loads(one_line), abs=1e-5)
+    again = pipeline("release", recipe, "--store", str(tmp_path / "2"), *common)
+    assert "done already" in again.stderr.splitlines()[-1]
+
+
+def test_an_error_on_several_processes_is_said_once(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, tiny_model))
+    spoilt = ("--set", "base.train.args.learning_rate=1e30", "--set", "base.train.processes=2")
+    done = pipeline("release", recipe, "--store", str(tmp_path / "store"), "--until", "base", *spoilt)
+    assert done.returncode == 3, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert len(errors) == 1
+    assert "not finite" in errors[0]
+    assert not (tmp_path / "store" / "tiny" / "base").exists()
+
+
+def test_where_to_launch_is_checked_before_anything_runs(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, tiny_model))
+    for where, said in (
+        ("slurm", "there are local, ddp, fsdp2, zero3"),
+        ("fsdp2-nodes", "--machine_rank"),
+        ("x.yaml", "no such"),
+    ):
+        done = pipeline("release", recipe, "--store", str(tmp_path / "store"), "--launch", where)
+        assert done.returncode == 2
+        assert said in done.stderr
+    if not torch.cuda.is_available():
+        done = pipeline("release", recipe, "--store", str(tmp_path / "store"), "--launch", "fsdp2")
+        assert done.returncode == 2
+        assert "need GPUs" in done.stderr
+    assert not (tmp_path / "store").exists()

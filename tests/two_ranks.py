@@ -1,0 +1,93 @@
+"""What `tests/test_ranks.py` runs under `accelerate launch` and in one process: trainings in float32."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from pipeline.unlearn import head
+from pipeline.unlearn.completion import completion_log_probs, pack, row_losses
+from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.fit import load, training_arguments
+from pipeline.unlearn.pairing import pair_rows
+from pipeline.unlearn.ranks import is_first, rank, ranks
+from pipeline.unlearn.trainer import CompletionTrainer, UnlearnTrainer, pair_dataset, row_dataset
+from tests.test_shared_header import rows_with
+from tests.unlearning import some_rows
+
+FORGET, RETAIN = some_rows(11, 1), some_rows(17, 2)  # 11 rows in steps of 4: each pass ends with a part of a step
+PAIRS = pair_rows(len(FORGET), len(RETAIN), epochs=2, retain_per_forget=2, seed=3)
+ARGS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "linear",
+    "optim": "adamw_torch",
+}
+
+
+def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
+    """The trainer of ``kind`` on the tiny model: ``unlearn`` on pairs, ``train`` on shuffled rows for two epochs."""
+    loaded, tokenizer = load(model)
+    common = {"processing_class": tokenizer, "callbacks": []}
+    if kind == "train":
+        arguments = training_arguments(ARGS | more | {"num_train_epochs": 2}, "fp32", out)
+        return CompletionTrainer(loaded, args=arguments, train_dataset=row_dataset(FORGET), **common)
+    config = UnlearnConfig(method="gd", epochs=2)
+    arguments = training_arguments(ARGS | more, "fp32", out, num_train_epochs=1)
+    data = pair_dataset(PAIRS, FORGET, RETAIN)
+    return UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
+
+
+def train(kind: str, model: Path, out: Path) -> None:
+    """Train; every rank writes what it saw, the first one the weights, the log and the rows' losses."""
+    trainer = trainer_of(kind, model, out)
+    seen: list[list[list[list[int]]]] = []
+    collate = trainer.data_collator
+
+    def noting(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        seen.append([item["input_ids"] for item in items])
+        return collate(items)
+
+    trainer.data_collator = noting
+    trainer.train()
+    losses = row_losses(trainer.model, RETAIN, batch_tokens=40)
+    Path(out, f"seen-{rank()}.json").write_text(json.dumps(seen))
+    if is_first():
+        log = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+        Path(out, "log.json").write_text(json.dumps({"log": log, "losses": losses}))
+        torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), Path(out, "weights.pt"))
+
+
+def compare_sharded(model: Path, out: Path) -> None:
+    """PyTorch's fully_shard (FSDP2) over both ranks against the whole model: largest gaps of gradients and losses."""
+    mesh = init_device_mesh("cpu", (ranks(),))
+    found = {}
+    for tiled in (False, True):
+        head.LOGITS_BYTES = 0 if tiled else 2**27
+        whole, sharded = load(model)[0], load(model)[0]
+        for layer in sharded.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        batches = [pack(rows_with(12, [(2, 4), (1, 6), (3, 3)], seed), 12) for seed in range(ranks())]
+        completion_log_probs(sharded, batches[rank()]).sum().backward()
+        for batch in batches:
+            (completion_log_probs(whole, batch).sum() / ranks()).backward()
+        pairs = zip(whole.parameters(), sharded.parameters(), strict=True)
+        gradient = max(float((b.grad.full_tensor() - a.grad).abs().max()) for a, b in pairs)
+        losses = zip(*(row_losses(each, RETAIN, batch_tokens=40) for each in (whole, sharded)), strict=True)
+        gaps = {"gradient": gradient, "losses": max(abs(a - b) for a, b in losses)}
+        found["tiled" if tiled else "plain"] = gaps
+    if is_first():
+        Path(out, "sharded.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    for each in ("unlearn", "train"):
+        train(each, Path(sys.argv[1]), Path(sys.argv[2]) / each)
+    compare_sharded(Path(sys.argv[1]), Path(sys.argv[2]))
