@@ -52,7 +52,11 @@ def _plain(model: Any, example: Encoded) -> Scores:
     with torch.no_grad():
         logprobs = model(ids).logits[0].log_softmax(-1)[example.completion_start - 1 : -1]
     targets = ids[0, example.completion_start :]
-    return Scores(logprobs.gather(1, targets[:, None])[:, 0].numpy(), (logprobs.argmax(-1) == targets).numpy())
+    picked = logprobs.gather(1, targets[:, None])[:, 0]
+    mean = (logprobs.exp() * logprobs).sum(-1)
+    deviation = ((logprobs.exp() * logprobs**2).sum(-1) - mean**2).sqrt()
+    z_scores = (picked - mean) / deviation
+    return Scores(picked.numpy(), (logprobs.argmax(-1) == targets).numpy(), z_scores.numpy())
 
 
 def _padded(model: Any, examples: list[Encoded], pad: int) -> list[np.ndarray]:
