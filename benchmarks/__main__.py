@@ -31,11 +31,11 @@ def command_seconds(*argv: str, rounds: int = 5) -> float:
 
 def main() -> int:
     """Print the table."""
-    from benchmarks import gd_step
+    from benchmarks import eval_pass, gd_step
 
-    model = ROOT / "runs" / "demo" / "model"
-    if not model.exists():
-        print("bench: runs/demo/model is not there. Run `make release` first.", file=sys.stderr)
+    model, data = ROOT / "runs" / "demo" / "model", ROOT / "runs" / "demo" / "data"
+    if not model.exists() or not data.exists():
+        print("bench: runs/demo is not there. Run `make release` first.", file=sys.stderr)
         return 2
     step = gd_step.run(model)
     print("| measurement | baseline | ours | ratio |\n|---|--:|--:|--:|")
@@ -45,6 +45,7 @@ def main() -> int:
         ("GD step as the demo runs it (bf16) against the naive one in fp32", "naive_fp32", "ours_bf16"),
     ):
         print(f"| {what} | {step[naive]:.2f} s | {step[ours]:.2f} s | {step[ours] / step[naive]:.2f} |")
+    print("\n".join(eval_pass.table_rows(eval_pass.run(ROOT / "runs" / "demo" / "base" / "model", data))))
     bare = command_seconds("-c", "pass")
     for what, argv in (
         ("`python -m pipeline --help` against a bare interpreter", ("-m", "pipeline", "--help")),

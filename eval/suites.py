@@ -42,10 +42,12 @@ class LoadedSuite:
 def load_suites(suites: Sequence[Suite], data: Path) -> list[LoadedSuite]:
     """The suites with their questions. Raises InputError for a name that lm-eval does not know, or without the Hub."""
     if not suites:
-        return []  # the index of all of lm-eval's tasks takes seconds to read
+        return []
     report("loading suites")
     with quiet():
-        manager = TaskManager(include_path=str(TASKS), metadata=metadata(data))
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
+        if not {suite.task for suite in suites} <= set(manager.all_tasks):  # the index of lm-eval's own takes seconds
+            manager = TaskManager(include_path=str(TASKS), metadata=metadata(data))
         for place, suite in enumerate(suites):
             if suite.task not in manager.all_tasks:
                 near = difflib.get_close_matches(suite.task, manager.all_tasks, n=3)
