@@ -2,13 +2,15 @@
 
 One metric at a time is what peers do: each metric runs its own padded batches of 8 through the model, takes the logits
 of all positions, and reads its one number from them. The bare forward is those same batches run once, and nothing
-computed from the logits. Same rows, same texts, and the same numbers, checked here.
+computed from the logits. Same rows, same texts, and the same numbers, checked here. Alone:
+``python -m benchmarks.eval_pass runs/demo``.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -123,6 +125,12 @@ class Set:
             padding, total = padding + padded, total + ids.numel()
         return padding / total
 
+    def generation_padding(self, batch: int = 32) -> float:
+        """The share of padding in the demo's batches of prompts, longest first."""
+        sizes = sorted((example.completion_start for example in self.true), reverse=True)
+        padded = [max(sizes[i : i + batch]) * len(sizes[i : i + batch]) for i in range(0, len(sizes), batch)]
+        return 1.0 - sum(sizes) / sum(padded)
+
     def largest_difference(self) -> float:
         """Between our numbers and the naive ones, over rows and metrics."""
         ours, naive = self.one_pass(), self.one_metric_at_a_time()
@@ -183,7 +191,8 @@ def run(folder: Path, data: Path, rows: int = ROWS, rounds: int = 3) -> dict[str
         "bare": seconds(measured.bare, rounds),
         "one_by_one": seconds(measured.one_metric_at_a_time, 1),
         "difference": measured.largest_difference(),
-        "padding_of_sorted_batches": padding,
+        "padding_bare": padding,
+        "padding_generation": measured.generation_padding(),
         "texts": float(len(measured.all)),
         "tokens": float(np.sum([len(example.input_ids) for example in measured.all])),
         "memory_one_pass": peak_growth(measured.one_pass),
@@ -191,13 +200,24 @@ def run(folder: Path, data: Path, rows: int = ROWS, rounds: int = 3) -> dict[str
     }
 
 
-def table_rows(found: dict[str, float]) -> list[str]:
-    """The lines of the table of `make bench`."""
-    lines = []
+def show(artifacts: Path) -> None:
+    """Print the table; ``artifacts`` is the folder of a release's links, such as ``runs/demo``."""
+    found = run(artifacts / "base" / "model", artifacts / "data")
+    print("\n| measurement | baseline | ours | ratio |\n|---|--:|--:|--:|")
     for what, baseline in (
         ("log-probability metrics in one pass, against one metric at a time (9 metrics, batches of 8)", "one_by_one"),
         ("the same pass against a bare forward over the same texts (padded batches of 8, by length)", "bare"),
     ):
         base, ours = found[baseline], found["one_pass"]
-        lines.append(f"| {what} | {base:.2f} s | {ours:.2f} s | {ours / base:.2f} |")
-    return lines
+        print(f"| {what} | {base:.2f} s | {ours:.2f} s | {ours / base:.2f} |")
+    texts, tokens = int(found["texts"]), int(found["tokens"])
+    print(
+        f"\nThat pass: {texts} texts of {tokens} tokens, no padding (the padded batches: {found['padding_bare']:.1%}; "
+        f"prompts of generations: {found['padding_generation']:.1%}). Its numbers are the naive ones to "
+        f"{found['difference']:.0e}. The process grew by {found['memory_one_pass']:.0f} MB during it, by "
+        f"{found['memory_bare']:.0f} MB during the bare forward."
+    )
+
+
+if __name__ == "__main__":
+    show(Path(sys.argv[1]))

@@ -174,7 +174,7 @@ def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tenso
 
 
 def _vocabulary_sums(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of float32 logits (P, V), each (P,): log sum exp, mean and deviation of log p under p, and the likeliest token."""
+    """Of float32 logits (P, V), each (P,): log sum exp, mean and deviation of log p under p, and likeliest token."""
     import torch
 
     top, best = logits.max(dim=-1)

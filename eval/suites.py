@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_suites(suites: Sequence[Suite], data: Path) -> list[LoadedSuite]:
     with quiet():
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
         if not {suite.task for suite in suites} <= set(manager.all_tasks):  # the index of lm-eval's own takes seconds
-            manager = TaskManager(include_path=str(TASKS), metadata=metadata(data))
+            manager = every_task(data)
         for place, suite in enumerate(suites):
             if suite.task not in manager.all_tasks:
                 near = difflib.get_close_matches(suite.task, manager.all_tasks, n=3)
@@ -57,6 +58,12 @@ def load_suites(suites: Sequence[Suite], data: Path) -> list[LoadedSuite]:
                     "`lm_eval ls tasks` lists them."
                 )
         return [LoadedSuite(suite, _load(manager, suite, place)) for place, suite in enumerate(suites)]
+
+
+@cache
+def every_task(data: Path) -> TaskManager:
+    """lm-eval's own tasks and ours, which read ``data``."""
+    return TaskManager(include_path=str(TASKS), metadata=metadata(data))
 
 
 def _load(manager: TaskManager, suite: Suite, place: int) -> Any:

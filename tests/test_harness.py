@@ -121,6 +121,26 @@ def test_the_length_of_answers_is_that_of_the_recipe(loaded, data):
     assert lengths[2] <= 2 < lengths[9] <= 9
 
 
+def test_every_question_is_answered_once_in_batches_that_end_with_the_turn(loaded, data):
+    model, tokenizer = loaded
+    sizes: list[tuple[int, int]] = []
+
+    def end_of_turn_next(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        if len(inputs[0]) > 1:  # scoring packs its texts into one row
+            sizes.append((len(output), output.shape[1]))
+        output[..., tokenizer.eos_token_id] = 1e4
+        return output
+
+    hook = model.lm_head.register_forward_hook(end_of_turn_next)
+    config = CONFIG.model_copy(update={"max_new_tokens": 50})
+    answers = _ask(loaded, data, config)
+    hook.remove()
+    asked = [values["generation"] for values in answers.rows.values() if "generation" in values]
+    assert set(asked) == {""}
+    # One step for each batch, not fifty; 14 rows in batches of four.
+    assert [rows for rows, _ in sizes] == [4, 4, 4, 2]
+
+
 def test_prompts_are_rendered_by_the_checkpoints_own_template(loaded, data, tmp_path):
     model, tokenizer = loaded
     seen: list[str] = []

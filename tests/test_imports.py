@@ -22,6 +22,7 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "s
 # What the command line reads before it runs a stage.
 LIGHT = (
     "pipeline.__main__",
+    "pipeline.commands.evaluation",
     "pipeline.commands.published",
     "pipeline.commands.release",
     "pipeline.commands.shared",

@@ -21,7 +21,7 @@ from eval.schema import read_records
 from pipeline.errors import InputError, SystemLimitError
 from pipeline.recipe import RECIPES, load_recipe
 from tests.conftest import ROOT
-from tests.eval_rows import build_data
+from tests.eval_rows import build_data, build_speaking_model
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=4, bootstrap_samples=100)
 # A task that needs no network, in the way a stock one is asked: examples, a limit, no chat template.
@@ -34,9 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_speaking_model(tmp_path_factory.mktemp("speaking"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(speaking: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("eval")
-    suite.run(CONFIG.model_copy(update={"suites": [ASKED]}), {"model": tiny_model, "data": data}, out)
+    suite.run(CONFIG.model_copy(update={"suites": [ASKED]}), {"model": speaking, "data": data}, out)
     return out
 
 
@@ -45,10 +50,10 @@ ALONE = ("--tasks", "general_knowledge", "--num_fewshot", "2", "--limit", "9")
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def theirs(speaking: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results files of lm-eval's own command for ``GROUP`` and ``ALONE``, run side by side."""
     argv = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "3"]
-    argv += ["--model_args", f"pretrained={tiny_model},dtype=float32,softmax_dtype=float32"]
+    argv += ["--model_args", f"pretrained={speaking},dtype=float32,softmax_dtype=float32"]
     argv += ["--include_path", str(TASKS), "--metadata", json.dumps({"data": str(data)}), "--output_path"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     places = [tmp_path_factory.mktemp("lm_eval") for _ in range(2)]
@@ -130,12 +135,10 @@ def test_a_suite_whose_questions_cannot_be_fetched_is_an_error_of_the_user(data,
     assert not any(tmp_path.iterdir())
 
 
-def test_every_suite_of_every_recipe_is_one_of_lm_evals():
-    from lm_eval.tasks import TaskManager
-
+def test_every_suite_of_every_recipe_is_one_of_lm_evals(data):
     wanted = {s.task for file in RECIPES.glob("*.yaml") for s in load_recipe(file.stem).eval.suites}
     assert {"mmlu", "hellaswag", "arc_challenge", "wmdp"} <= wanted
-    assert wanted <= set(TaskManager().all_tasks)
+    assert wanted <= set(suites.every_task(data).all_tasks)
 
 
 def test_a_backend_that_is_not_installed_is_an_error_before_any_work(data, tiny_model, tmp_path):
