@@ -32,7 +32,7 @@ METRICS: dict[str, MetricSpec] = {
     "empty_generation": MetricSpec(_ROWS),
     "repeated_ngrams": MetricSpec(_ROWS),
     "unknown_words": MetricSpec(_ROWS),
-    "generation_nll": MetricSpec(_ROWS),
+    "generation_nll": MetricSpec(("forget",)),
     "forget_quality": MetricSpec(("forget",), version=2),
     "forget_quality_ks": MetricSpec(("forget",), version=2),
     "mia_min_k_auc": MetricSpec(("forget",)),

@@ -80,6 +80,19 @@ class Scorer:
         found = [self._find(example) for example in examples]
         return [scores for scores in found if scores is not None]
 
+    def greedy(self, prompt: Tokens, end: int, limit: int) -> Tokens | None:
+        """What greedy decoding gives after ``prompt``, where a scored completion already tells; else None.
+
+        It does where each of its tokens, up to the token ``end`` or the ``limit``, was the model's most likely one. So
+        a row that is known by heart need not be generated. The tokens are returned without ``end``.
+        """
+        for known, scores in self._known.get(prompt, ()):
+            stop = known.index(end) if end in known else len(known)
+            needed = min(stop + 1, limit)
+            if needed <= len(known) and bool(scores.correct[:needed].all()):
+                return known[: min(stop, limit)]
+        return None
+
     def _check_lengths(self, examples: Sequence[Encoded]) -> None:
         """Nothing is cut: a truncated answer would be another one, and past its context a model knows nothing."""
         context = getattr(self.model.config, "max_position_embeddings", None)

@@ -180,7 +180,8 @@ def _add_generation_losses(
     from eval.fluency import generation_losses
 
     report("generations under base")
-    losses = generation_losses(samples, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
+    forget = [sample for sample in samples if sample["split"] == "forget"]
+    losses = generation_losses(forget, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
     for sample in samples:
         if sample["row_id"] in losses:
             sample["generation_nll"] = losses[sample["row_id"]]

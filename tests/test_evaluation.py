@@ -62,7 +62,7 @@ def test_generations_are_scored_under_base(evaluated, base):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
     questions = {row.row_id: row.question for split in SPLITS for row in ROWS[split]}
     scored = [s for s in read_samples(evaluated / "samples.jsonl") if "generation_nll" in s]
-    assert len(scored) > 5
+    assert len(scored) == len(ROWS["forget"])
     for sample in scored:
         text = sample["generation"].replace("<|im_start|>", " ").replace("<|im_end|>", " ")
         ids, start = encode(tokenizer, chat_example(tokenizer, questions[sample["row_id"]], text))

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datasets_prep.chat import chat_example
-from datasets_prep.schema import SPLITS, read_rows, write_rows
+from datasets_prep.schema import SPLITS, Encoded, read_rows, write_rows
 from eval import suite
 from eval.config import METRICS, EvalConfig
 from eval.harness import TASKS, Answers, ask
@@ -28,7 +28,7 @@ from eval.weights import read_measured, weights_sha256
 from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from pipeline.progress import Report, listening
 from tests.conftest import build_tiny_model
-from tests.eval_rows import COUNTS, build_data, build_perturbed, build_rows
+from tests.eval_rows import COUNTS, build_data, build_perturbed, build_rows, build_speaking_model
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=4, bootstrap_samples=100)
 WITH_FALSE_ANSWERS = {p.row_id for p in build_perturbed(build_rows())}
@@ -139,6 +139,30 @@ def test_every_question_is_answered_once_in_batches_that_end_with_the_turn(loade
     assert set(asked) == {""}
     # One step for each batch, not fifty; 14 rows in batches of four.
     assert [rows for rows, _ in sizes] == [4, 4, 4, 2]
+
+
+def test_what_is_known_by_heart_is_not_generated_again(data, tmp_path):
+    """Rows whose answers are the model's own generations: with and without their scores the same texts come out."""
+    folder = build_speaking_model(tmp_path / "speaking")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    config = CONFIG.model_copy(update={"max_new_tokens": 12})
+    said = {r: v["generation"] for r, v in _ask((model, tokenizer), data, config).rows.items() if "generation" in v}
+    scorer = Scorer(model, config.batch_tokens)
+    questions = {row.row_id: row.question for split in SPLITS for row in read_rows(data / f"{split}.jsonl")}
+    prompts = {r: tuple(tokenizer(chat_example(tokenizer, questions[r], "").prompt).input_ids) for r in said}
+    for prompt in list(prompts.values())[::2]:
+        greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=1)
+        scorer.score([Encoded(tuple(greedy[0].tolist()), len(prompt))])
+    started: list[int] = []
+
+    def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] > 1 and kwargs["attention_mask"].ndim == 2:  # prompts of a batch of generations
+            started.append(len(kwargs["input_ids"]))
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    again = ask(scorer, tokenizer, data=data, splits=SPLITS, config=config).rows
+    assert {row_id: again[row_id]["generation"] for row_id in said} == said
+    assert sum(started) == len(said) // 2
 
 
 def test_prompts_are_rendered_by_the_checkpoints_own_template(loaded, data, tmp_path):

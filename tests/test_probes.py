@@ -180,6 +180,23 @@ def test_what_was_scored_is_not_scored_again(model, tokenizer):
     np.testing.assert_allclose(part.logprobs, _plain(model, beginning).logprobs, atol=2e-4)
 
 
+@pytest.mark.parametrize("limit", [2, 50])
+def test_an_answer_known_by_heart_is_what_greedy_decoding_gives(model, tokenizer, limit):
+    prompt = _encode(tokenizer, ALL_ROWS[0]).input_ids[: _encode(tokenizer, ALL_ROWS[0]).completion_start]
+    with torch.no_grad():
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+    end = whole[7]  # whatever token stands there ends the turn here
+    answer = whole[: whole.index(end) + 1]
+    scorer = Scorer(model, 512)
+    assert scorer.greedy(prompt, end, limit) is None
+    scorer.score([Encoded((*prompt, *answer[:-2]), len(prompt))])
+    assert (scorer.greedy(prompt, end, limit) is None) == (limit > len(answer) - 2)
+    wrong = (answer[0] + 1) % len(tokenizer)
+    scorer.score([Encoded((*prompt, wrong, *answer), len(prompt))])
+    scorer.score([Encoded((*prompt, *answer, wrong), len(prompt))])  # what comes after the end does not matter
+    assert scorer.greedy(prompt, end, limit) == tuple(answer[:-1][:limit])
+
+
 def test_two_models_never_share_scores(model, tiny_model, tokenizer):
     example = _encode(tokenizer, ALL_ROWS[0])
     other = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
