@@ -150,9 +150,9 @@ def ask(
             log_samples=True,
         )
     rows: dict[str, dict[str, Any]] = {}
-    for samples in results["samples"].values():
+    for name, samples in results["samples"].items():
         for sample in samples:
-            rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(sample))
+            rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(name, sample))
     return Answers(rows, published(results))
 
 
@@ -169,10 +169,9 @@ def published(results: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _measurements(sample: dict[str, Any]) -> dict[str, Any]:
+def _measurements(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     if "acc" in sample:
-        metric = "utility" if sample["doc"]["row_id"].startswith("general-") else "multiple_choice_accuracy"
-        return {metric: float(sample["acc"])}
+        return {"utility" if task == GENERAL else "multiple_choice_accuracy": float(sample["acc"])}
     return {
         "rouge_l_recall": sample["rouge_l_recall"],
         "rouge_l_f1": sample["rouge_l_f1"],

@@ -112,23 +112,33 @@ def measure(
     lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
     splits = [split for split in SPLITS if rows[split]]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
-    split_of = {row.row_id: split for split in SPLITS for row in rows[split]}
-    samples = [
-        {
-            "row_id": row.row_id,
-            "split": split_of.get(row.row_id, "general"),
-            "language": row.language,
-            "topic_id": row.topic_id,
-            **probed[row.row_id],
-            **answers.rows.get(row.row_id, {}),
-        }
-        for row in everything
-    ]
+    samples = _samples(rows, questions, probed, answers.rows)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
         _add_generation_losses(samples, everything, _scorer_of(base, scorer, config), tokenizer, encoder)
     records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
     return Measured(samples, records, {"fame_topics": answers.results, **results})
+
+
+def _samples(
+    rows: Mapping[str, list[Row]],
+    questions: list[Row],
+    probed: Mapping[str, dict[str, Any]],
+    answered: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What was measured of each row and general question, joined by ``row_id``."""
+    return [
+        {
+            "row_id": row.row_id,
+            "split": split,
+            "language": row.language,
+            "topic_id": row.topic_id,
+            **probed[row.row_id],
+            **answered.get(row.row_id, {}),
+        }
+        for split, of_split in [*((split, rows[split]) for split in SPLITS), ("general", questions)]
+        for row in of_split
+    ]
 
 
 def general_questions() -> tuple[list[Row], list[PerturbedRow]]:

@@ -68,7 +68,7 @@ def _dataset(rows: list[dict[str, Any]], otherwise: str) -> dict[str, datasets.D
 def general_knowledge(**_metadata: object) -> dict[str, datasets.Dataset]:
     """``{"test": questions}`` of ``general_knowledge.jsonl``, each with a ``row_id``."""
     questions = _read(Path(__file__).with_name("general_knowledge.jsonl"))
-    named = [{"row_id": f"general-{number:03}", **question} for number, question in enumerate(questions)]
+    named = [{"row_id": f"general-knowledge-{number:03}", **question} for number, question in enumerate(questions)]
     return {"test": datasets.Dataset.from_list(named)}
 
 
