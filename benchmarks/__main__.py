@@ -183,6 +183,14 @@ def commands(model: Path) -> Iterator[Line]:
         yield Line("`release demo` with nothing changed, against the same", bare, _command_seconds(*argv))
 
 
+def evaluation(model: Path) -> Iterator[Line]:
+    """One pass for all log-probability metrics; a table of its own, on base."""
+    from benchmarks import eval_pass
+
+    eval_pass.show(model.parent)
+    return iter(())
+
+
 def _command_seconds(*argv: str, rounds: int = 5) -> float:
     """Median wall seconds of ``python *argv``."""
     times = []
@@ -195,7 +203,10 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
     return statistics.median(times)
 
 
-PARTS = {part.__name__: part for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, commands)}
+PARTS = {
+    part.__name__: part
+    for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, evaluation, commands)
+}
 
 
 def main() -> int:

@@ -11,29 +11,36 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval import evaluate
+from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from datasets_prep.schema import Encoded
+from datasets_prep.schema import Encoded, read_perturbed
 from eval.config import EvalConfig
 from eval.probes import Scorer
+from pipeline.errors import SystemLimitError
 from pipeline.progress import report
 
 TASKS = Path(__file__).with_name("tasks")
+GENERAL = "general_knowledge"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Measurements by ``row_id`` (generation, ROUGE-L, multiple choice), and 0 or 1 for each general question."""
+    """Measurements by ``row_id`` (generation, ROUGE-L, multiple choice; 0 or 1 as ``utility`` of a general question).
+
+    ``results`` is what lm-eval itself says, without samples.
+    """
 
     rows: dict[str, dict[str, Any]]
-    general: list[float]
+    results: dict[str, Any]
 
 
 class ReleaseLM(HFLM):
@@ -50,9 +57,21 @@ class ReleaseLM(HFLM):
         self._generated = self._to_generate = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Generate in batches, longest prompts first."""
-        self._generated, self._to_generate = 0, len(requests)
-        return super().generate_until(requests, disable_tqdm=True)
+        """Generate in batches, longest prompts first; what was scored and is known by heart is not generated again."""
+        texts = [self._known_by_heart(*request.args) for request in requests]
+        open_ones = [request for request, text in zip(requests, texts, strict=True) if text is None]
+        self._to_generate = len(requests)
+        self._generated = len(requests) - len(open_ones)
+        generated = iter(super().generate_until(open_ones, disable_tqdm=True))
+        return [next(generated) if text is None else text for text in texts]
+
+    def _known_by_heart(self, context: str, options: dict[str, Any]) -> str | None:
+        """The answer where scores tell what greedy decoding would give."""
+        if options.get("until") or options.get("do_sample"):
+            return None
+        prompt = tuple(self.tokenizer(context, add_special_tokens=False)["input_ids"])
+        tokens = self._scorer.greedy(prompt, self.eot_token_id, options["max_gen_toks"])
+        return None if tokens is None else self.tok_decode(tokens)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         generated = super()._model_generate(context, max_length, stop, **options)
@@ -80,6 +99,24 @@ class ReleaseLM(HFLM):
         return [(float(s.logprobs.sum()), bool(s.correct.all())) for s in self._scorer.score(examples)]
 
 
+def check_backend(config: EvalConfig) -> None:
+    """Raise SystemLimitError where the recipe's backend is not installed, before any work."""
+    if config.backend == "vllm" and find_spec("vllm") is None:
+        raise SystemLimitError(
+            "The recipe evaluates with `vllm`, and the package is not installed. Install it (`pip install vllm`, on a "
+            "machine with a GPU), or set `eval.backend: hf`."
+        )
+
+
+def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
+    """The model behind the tasks, by the recipe's backend; vLLM loads the scorer's checkpoint a second time."""
+    if config.backend == "hf":
+        return ReleaseLM(scorer, tokenizer, config.batch_rows)
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(pretrained=scorer.model.name_or_path, batch_size="auto", gpu_memory_utilization=0.5, seed=config.seed)
+
+
 def ask(
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
@@ -87,40 +124,54 @@ def ask(
     data: Path,
     splits: Sequence[str],
     config: EvalConfig,
+    lm: LM | None = None,
 ) -> Answers:
-    """Run the tasks of ``splits`` (those with rows that have false answers) and the general-knowledge questions.
+    """Run the tasks of ``splits`` (multiple choice where rows have false answers) and the general-knowledge questions.
 
-    ``data`` is the data artifact's folder.
+    ``data`` is the data artifact's folder, ``lm`` the model where it is not one on the scorer.
     """
-    names = [f"fame_topics_{split}_{kind}" for split in splits for kind in ("generation", "choice")]
-    with _quiet():
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"data": str(data)})
-        tasks = manager.load([*names, "general_knowledge"])
+    with_false = {row.split for row in read_perturbed(data / "perturbed.jsonl")}
+    names = [f"fame_topics_{split}_generation" for split in splits]
+    names += [f"fame_topics_{split}_choice" for split in splits if split in with_false]
+    with quiet():
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
+        tasks = manager.load([*names, GENERAL])
         for task in tasks["tasks"].values():
             task.set_config("num_fewshot", 0)
             if task.OUTPUT_TYPE == "generate_until":
                 task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
         # Not simple_evaluate: that also sets seeds of the whole process, runs git and lists the machine's packages.
-        results = evaluate(
-            lm=ReleaseLM(scorer, tokenizer, config.batch_rows),
+        results: Any = evaluate(
+            lm=lm or language_model(scorer, tokenizer, config),
             task_dict=tasks,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
             bootstrap_iters=0,  # intervals are eval/intervals.py's
             log_samples=True,
         )
-    samples = results["samples"]  # type: ignore[index]
     rows: dict[str, dict[str, Any]] = {}
-    for name in names:
-        for sample in samples[name]:
-            rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(sample))
-    general = sorted(samples["general_knowledge"], key=lambda sample: sample["doc_id"])
-    return Answers(rows, [float(sample["acc"]) for sample in general])
+    for name, samples in results["samples"].items():
+        for sample in samples:
+            rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(name, sample))
+    return Answers(rows, published(results))
 
 
-def _measurements(sample: dict[str, Any]) -> dict[str, Any]:
+def metadata(data: Path) -> Any:
+    """What lm-eval hands to the functions that read documents; its type for this is too narrow."""
+    return {"data": str(data)}
+
+
+def published(results: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's results without samples, which hold answers, and without the paths of this machine."""
+    kept = {key: value for key, value in results.items() if key != "samples"}
+    for task in kept["configs"].values():
+        task["metadata"] = {k: v for k, v in task["metadata"].items() if k not in ("data", "config_source")}
+    return kept
+
+
+def _measurements(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     if "acc" in sample:
-        return {"multiple_choice_accuracy": float(sample["acc"])}
+        return {"utility" if task == GENERAL else "multiple_choice_accuracy": float(sample["acc"])}
     return {
         "rouge_l_recall": sample["rouge_l_recall"],
         "rouge_l_f1": sample["rouge_l_f1"],
@@ -129,7 +180,7 @@ def _measurements(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """lm-eval's advice on arguments that are given on purpose is not shown; its errors are."""
     logger = logging.getLogger("lm_eval")
     level = logger.level

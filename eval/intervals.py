@@ -1,24 +1,50 @@
 """95 % intervals, seeded.
 
-*Bootstrap* (means, AUC, privacy leak, KS): rows are drawn with replacement as often as there are rows, the value is
-computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. Drawing n rows is drawing how
-often each row counts, so a resample is a vector of counts and all resamples are one matrix product.
+*Bootstrap* (means, AUC, privacy leak, KS, model utility): rows are drawn with replacement as often as there are rows,
+the value is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the
+group of each row, its language: as many rows are drawn from each group as it has, so that the mixture of languages is
+no source of noise. Drawing n rows is drawing how often each row counts, so a resample is a vector of counts and all
+resamples are one matrix product. Two models are compared on the same draws: they are paired by row.
 *Wilson's score interval* (proportions): the bootstrap of an accuracy of 0 or 1 has no width however few the rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.metrics import Floats, forget_quality, pairs_won, privacy_leak
+from eval.metrics import Floats, forget_quality, model_utility, pairs_won, privacy_leak
 
 Interval = tuple[float, float]
+Strata = Sequence[str | None] | None
+"""The group of each row; None says that all rows are one group."""
 
 
-def _counts(rows: int, samples: int, rng: np.random.Generator) -> Floats:
+def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = None) -> Floats:
     """(samples, rows): how often each row was drawn in each resample."""
-    return rng.multinomial(rows, np.full(rows, 1.0 / rows), size=samples).astype(np.float64)
+    if strata is None:
+        return rng.multinomial(rows, np.full(rows, 1.0 / rows), size=samples).astype(np.float64)
+    if len(strata) != rows:
+        raise ValueError(f"{len(strata)} strata for {rows} rows; there must be one for each row")
+    counts = np.empty((samples, rows))
+    for name in sorted(set(strata), key=str):
+        places = np.flatnonzero([stratum == name for stratum in strata])
+        counts[:, places] = _counts(places.size, samples, rng)
+    return counts
+
+
+@lru_cache(maxsize=2)  # all metrics of the same rows are resampled alike, one after another
+def _seeded_counts(rows: int, samples: int, seed: int, strata: tuple[str | None, ...] | None) -> Floats:
+    counts = _counts(rows, samples, np.random.default_rng(seed), strata)
+    counts.flags.writeable = False
+    return counts
+
+
+def _resamples(rows: int, samples: int, seed: int, strata: Strata) -> Floats:
+    return _seeded_counts(rows, samples, seed, None if strata is None else tuple(strata))
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:
@@ -26,12 +52,28 @@ def _percentiles(values: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
-def mean_interval(values: ArrayLike, samples: int, seed: int) -> Interval:
-    """Bootstrap interval of the mean over rows."""
+def mean_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
+    """Bootstrap interval of the mean over rows; of two models' differences row by row it is the paired one."""
     rows = np.asarray(values, dtype=np.float64)
-    resampled = _counts(rows.size, samples, np.random.default_rng(seed)) @ rows / rows.size
+    resampled = _resamples(rows.size, samples, seed, strata) @ rows / rows.size
     # A sum of counts x value rounds; no mean lies outside the values, and one of equal values is that value.
     return _percentiles(np.clip(resampled, rows.min(), rows.max()))
+
+
+def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], samples: int, seed: int) -> Interval:
+    """Bootstrap interval of the harmonic mean of means; each set is its columns of values and the strata of its rows.
+
+    Columns of one set have the same rows, which are drawn together; NaN stands where a row lacks a value.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for columns, strata in sets:
+        table = np.array([np.asarray(column, dtype=np.float64) for column in columns])
+        there = np.isfinite(table)
+        counts = _counts(table.shape[1], samples, rng, strata)
+        drawn = np.maximum(counts @ there.T, 1.0)  # a resample that draws no row with a value counts as zero
+        parts.append(counts @ np.where(there, table, 0.0).T / drawn)
+    return _percentiles(np.array([model_utility(row) for row in np.concatenate(parts, axis=1)]))
 
 
 def proportion_interval(values: ArrayLike) -> Interval:
@@ -43,31 +85,40 @@ def proportion_interval(values: ArrayLike) -> Interval:
     return float(interval.low), float(interval.high)
 
 
-def auc_interval(members: ArrayLike, others: ArrayLike, samples: int, seed: int) -> Interval:
-    """Bootstrap interval of the AUC; members and non-members are resampled independently."""
-    return _percentiles(_resampled_aucs([(members, others)], samples, seed)[0])
+def auc_interval(
+    members: ArrayLike, others: ArrayLike, samples: int, seed: int, strata: tuple[Strata, Strata] = (None, None)
+) -> Interval:
+    """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both."""
+    return _percentiles(_resampled_aucs([(members, others)], samples, seed, strata)[0])
 
 
 def privacy_leak_interval(
-    scores: tuple[ArrayLike, ArrayLike], gold_scores: tuple[ArrayLike, ArrayLike], samples: int, seed: int
+    scores: tuple[ArrayLike, ArrayLike],
+    gold_scores: tuple[ArrayLike, ArrayLike],
+    samples: int,
+    seed: int,
+    strata: tuple[Strata, Strata] = (None, None),
 ) -> Interval:
     """Bootstrap interval of the privacy leak from (member scores, other scores) of the model and of gold.
 
     Both models are resampled on the same rows: the order of the rows must agree.
     """
-    model, gold = _resampled_aucs([scores, gold_scores], samples, seed)
+    model, gold = _resampled_aucs([scores, gold_scores], samples, seed, strata)
     return _percentiles(privacy_leak(model, gold, np.size(scores[0]) * np.size(scores[1])))
 
 
-def _resampled_aucs(sets: list[tuple[ArrayLike, ArrayLike]], samples: int, seed: int) -> list[Floats]:
+def _resampled_aucs(
+    sets: list[tuple[ArrayLike, ArrayLike]], samples: int, seed: int, strata: tuple[Strata, Strata]
+) -> list[Floats]:
     rng = np.random.default_rng(seed)
     members, others = np.size(sets[0][0]), np.size(sets[0][1])
-    member_counts, other_counts = _counts(members, samples, rng), _counts(others, samples, rng)
+    member_counts = _counts(members, samples, rng, strata[0])
+    other_counts = _counts(others, samples, rng, strata[1])
     return [((member_counts @ pairs_won(m, o)) * other_counts).sum(axis=1) / (members * others) for m, o in sets]
 
 
 def forget_quality_intervals(
-    ratios: ArrayLike, gold_ratios: ArrayLike, samples: int, seed: int
+    ratios: ArrayLike, gold_ratios: ArrayLike, samples: int, seed: int, strata: Strata = None
 ) -> tuple[Interval, Interval]:
     """Bootstrap intervals of the KS test's p-value and of its statistic; the models are resampled on the same rows.
 
@@ -77,7 +128,7 @@ def forget_quality_intervals(
     ours, gold = np.asarray(ratios, dtype=np.float64), np.asarray(gold_ratios, dtype=np.float64)
     if ours.shape != gold.shape:
         raise ValueError(f"the models have {ours.size} and {gold.size} truth ratios; they must be on the same rows")
-    counts = _counts(ours.size, samples, np.random.default_rng(seed))
+    counts = _counts(ours.size, samples, np.random.default_rng(seed), strata)
     steps = np.concatenate([counts, -counts], axis=1)
     pooled = np.concatenate([ours, gold])
     order = np.argsort(pooled, kind="stable")

@@ -1,11 +1,15 @@
 """The formulas: numbers of one row from its answer tokens, and numbers of a set from its rows. No model, no files.
 
-A row's ``logprobs`` are the natural log-probabilities of its answer tokens given the question, in order, and its
-``correct`` says for each of them whether it was the model's most likely token. The answer is the target of training:
+A row's ``logprobs`` are the natural log-probabilities of its answer tokens given the question, in order; its
+``correct`` says for each of them whether it was the model's most likely token, and its ``z_scores`` how many standard
+deviations of the vocabulary's log-probabilities lie between it and their mean. The answer is the target of training:
 with the end of turn, which a model that never saw the answer predicts too. So compare with gold, never with zero.
 """
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,9 +35,23 @@ def extraction_strength(correct: ArrayLike) -> float:
     return 1.0 - k / flags.size
 
 
-def min_k(logprobs: ArrayLike, share: float) -> float:
-    """The mean of the lowest ``share`` of log-probabilities, of one at least (Min-K% Prob)."""
-    values = np.sort(np.asarray(logprobs, dtype=np.float64))
+def probability_with_options(loss_true: float, losses_false: ArrayLike) -> float:
+    """p(true) / (p(true) + sum of p(false)), each p = exp(-mean token loss) (TOFU, sets of real-world facts)."""
+    apart = loss_true - np.asarray(losses_false, dtype=np.float64)  # p(false) / p(true) = exp of this
+    return float(1.0 / (1.0 + np.exp(np.minimum(apart, 700.0)).sum()))
+
+
+def zlib_score(loss: float, answer: str) -> float:
+    """Minus the loss per byte of the compressed answer: a member is less surprising than its text is complex.
+
+    Carlini et al. 2021, "Extracting Training Data from Large Language Models"; the sign makes members score higher.
+    """
+    return -loss / len(zlib.compress(answer.encode("utf-8")))
+
+
+def min_k(token_scores: ArrayLike, share: float) -> float:
+    """The mean of the lowest ``share`` of ``logprobs``, of one at least (Min-K% Prob); of ``z_scores``: Min-K%++."""
+    values = np.sort(np.asarray(token_scores, dtype=np.float64))
     return float(values[: max(1, int(share * values.size + 1e-9))].mean())
 
 
@@ -72,6 +90,12 @@ def forget_quality(ratios: ArrayLike, gold_ratios: ArrayLike) -> tuple[float, fl
 
     test = ks_2samp(np.asarray(ratios, dtype=np.float64), np.asarray(gold_ratios, dtype=np.float64))
     return float(test.pvalue), float(test.statistic)
+
+
+def model_utility(parts: Sequence[float] | Floats) -> float:
+    """Harmonic mean of the parts (TOFU): a model that lost one of them has lost its use. 0 where one is not above 0."""
+    values = np.asarray(parts, dtype=np.float64)
+    return float(values.size / (1.0 / values).sum()) if bool((values > 0).all()) else 0.0
 
 
 def privacy_leak(member_auc: ArrayLike, gold_auc: ArrayLike, pairs: int) -> Floats:

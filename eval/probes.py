@@ -2,13 +2,13 @@
 
 The scored target is the completion as it was trained: the answer with the template's end of turn. A forward
 runs on the tree of its texts' tokens: no token is padding, and what texts share at the beginning (the chat format, a
-question, the words before the fact) is computed once. The head runs before answer tokens only, so no (batch, time,
-vocabulary) tensor exists.
+question, the words before the fact) is computed once. The head runs before answer tokens only, and its logits become
+float32 probabilities a few positions at a time, so no (batch, time, vocabulary) tensor exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,15 @@ import numpy as np
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval import metrics
 from eval.metrics import Floats
-from pipeline.errors import ModelError
+from pipeline.errors import DataError, ModelError
 from pipeline.progress import report
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+
+POSITIONS = 16
+"""How many positions' probabilities over the vocabulary are in memory at once: 3 MB for 49,152 tokens, in the cache."""
 
 Encoder = Callable[[str, str], Encoded]
 """Question and answer to the tokens of a chat row, as in training."""
@@ -31,10 +35,19 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Scores:
-    """One answer: the natural log-probability of each token, and whether it was the model's most likely token."""
+    """One answer, each token: natural log-probability, whether it was the model's most likely token, and z-score.
+
+    The z-score is (log p - mean) / standard deviation, both of log p under the model's own distribution at that place
+    (Min-K%++, arXiv 2404.02936).
+    """
 
     logprobs: Floats
     correct: np.ndarray
+    z_scores: Floats
+
+    def first(self, length: int) -> Scores:
+        """The scores of the first ``length`` tokens."""
+        return Scores(self.logprobs[:length], self.correct[:length], self.z_scores[:length])
 
 
 class Scorer:
@@ -51,8 +64,12 @@ class Scorer:
         self._known: dict[Tokens, list[tuple[Tokens, Scores]]] = {}
 
     def score(self, examples: Sequence[Encoded]) -> list[Scores]:
-        """Scores of every completion, in the order given. Raises ModelError where logits are not finite."""
+        """Scores of every completion, in the order given.
+
+        Raises ModelError where logits are not finite, DataError where a text is longer than the model's context.
+        """
         new = sorted({example for example in examples if self._find(example) is None})
+        self._check_lengths(new)
         done = 0
         for batch in _batches(new, self.batch_tokens):
             for example, scores in zip(batch, _forward(self.model, batch), strict=True):
@@ -63,13 +80,35 @@ class Scorer:
         found = [self._find(example) for example in examples]
         return [scores for scores in found if scores is not None]
 
+    def greedy(self, prompt: Tokens, end: int, limit: int) -> Tokens | None:
+        """What greedy decoding gives after ``prompt``, where a scored completion already tells; else None.
+
+        It does where each of its tokens, up to the token ``end`` or the ``limit``, was the model's most likely one. So
+        a row that is known by heart need not be generated. The tokens are returned without ``end``.
+        """
+        for known, scores in self._known.get(prompt, ()):
+            stop = known.index(end) if end in known else len(known)
+            needed = min(stop + 1, limit)
+            if needed <= len(known) and bool(scores.correct[:needed].all()):
+                return known[: min(stop, limit)]
+        return None
+
+    def _check_lengths(self, examples: Sequence[Encoded]) -> None:
+        """Nothing is cut: a truncated answer would be another one, and past its context a model knows nothing."""
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max((len(example.input_ids) for example in examples), default=0)
+        if context and longest > context:
+            raise DataError(
+                f"A row has {longest} tokens, and the model's context holds {context}. Shorten its question or answer."
+            )
+
     def _find(self, example: Encoded) -> Scores | None:
         """Scores of a completion that was scored, or that begins one that was."""
         prompt, completion = _parts(example)
         length = len(completion)
         for known, scores in self._known.get(prompt, ()):
             if known[:length] == completion:
-                return Scores(scores.logprobs[:length], scores.correct[:length])
+                return scores.first(length)
         return None
 
 
@@ -116,18 +155,51 @@ def _forward(model: PreTrainedModel, examples: Sequence[Encoded]) -> list[Scores
             logits_to_keep=torch.tensor(predict_from, device=model.device),
             use_cache=False,
         )
-        logits = outputs.logits[0].float()
-        normaliser = torch.logsumexp(logits, dim=-1)
-        if not bool(torch.isfinite(normaliser).all()):
-            raise ModelError(
-                "The model's logits are not finite: its weights hold NaN or infinity, or overflow. Train it again."
-            )
         rows = torch.tensor([place[tree.parents[node]] for node in scored], device=model.device)
         targets = torch.tensor([tree.tokens[node] for node in scored], device=model.device)
-        logprobs = (logits[rows, targets] - normaliser[rows]).double().cpu().numpy()
-        correct = (logits.argmax(dim=-1)[rows] == targets).cpu().numpy()
+        logprobs, correct, z_scores = _token_scores(outputs.logits[0], rows, targets)
     found = [np.searchsorted(scored, nodes) for nodes in completions]
-    return [Scores(logprobs[index], correct[index]) for index in found]
+    return [Scores(logprobs[index], correct[index], z_scores[index]) for index in found]
+
+
+def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """Log-probability, "most likely" and z-score, each (N,), of token ``targets`` (N,) by row ``rows`` of the logits.
+
+    ``logits`` (P, V) may be of any dtype; sums over the vocabulary are in float32, ``POSITIONS`` rows at a time.
+    Raises ModelError where they are not finite.
+    """
+    import torch
+
+    found = [_vocabulary_sums(logits[begin : begin + POSITIONS].float()) for begin in range(0, len(logits), POSITIONS)]
+    normaliser, mean, deviation = (torch.cat([sums[i] for sums in found]) for i in range(3))
+    best = torch.cat([sums[3] for sums in found])
+    if not bool(torch.isfinite(normaliser).all()):
+        raise ModelError(
+            "The model's logits are not finite: its weights hold NaN or infinity, or overflow. Train it again."
+        )
+    logprobs = logits[rows, targets].float() - normaliser[rows]
+    z_scores = (logprobs - mean[rows]) / deviation[rows]
+    return (
+        logprobs.double().cpu().numpy(),
+        (best[rows] == targets).cpu().numpy(),
+        z_scores.double().cpu().numpy(),
+    )
+
+
+def _vocabulary_sums(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of float32 logits (P, V), each (P,): log sum exp, mean and deviation of log p under p, and likeliest token."""
+    import torch
+
+    top, best = logits.max(dim=-1)
+    below = logits - top[:, None]
+    weights = below.exp()
+    total = weights.sum(dim=-1)
+    mean = torch.linalg.vecdot(weights, below) / total
+    weights *= below  # in place: these are the largest tensors of the evaluation
+    variance = torch.linalg.vecdot(weights, below) / total - mean.square()
+    # Where the distribution is a single token nothing deviates; the bound keeps the score finite there.
+    deviation = variance.clamp(min=torch.finfo(torch.float32).eps).sqrt()
+    return top + total.log(), mean - total.log(), deviation, best
 
 
 @dataclass(frozen=True)
@@ -176,34 +248,47 @@ def probe(
     perturbed: Sequence[PerturbedRow],
     encode: Encoder,
     min_k: float,
+    paraphrases: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measurements of each row by ``row_id``, from one pass over its answer and its false answers.
+    """Measurements of each row by ``row_id``, from one pass over its answer, its paraphrase and its false answers.
 
-    ``loss`` (mean NLL in nats), ``answer_probability``, ``exact_memorization``, ``extraction_strength``, ``min_k`` and,
-    where the row has false answers, ``perturbed_losses`` and ``truth_ratio``.
+    ``loss`` (mean NLL in nats), ``answer_probability``, ``exact_memorization``, ``extraction_strength``; the membership
+    scores ``min_k``, ``min_k_plus_plus`` and ``zlib``; where the row has false answers ``perturbed_losses``,
+    ``probability_with_options``, and ``truth_ratio`` with ``truth_ratio_of``: ``paraphrase`` where ``paraphrases`` has
+    another wording of the row's answer, else ``answer``.
     """
-    by_id = {row.row_id: row for row in rows}
-    owners = [(row.row_id, row.answer) for row in rows]
-    owners += [(false.row_id, answer) for false in perturbed if false.row_id in by_id for answer in false.answers]
-    scores = scorer.score([encode(by_id[row_id].question, answer) for row_id, answer in owners])
-    measured: dict[str, dict[str, Any]] = {}
-    for (row_id, _), answer_scores in zip(owners, scores, strict=True):
-        if row_id not in measured:  # the true answers come first
-            measured[row_id] = _row_metrics(answer_scores, min_k)
-        else:
-            losses = measured[row_id].setdefault("perturbed_losses", [])
-            losses.append(float(-answer_scores.logprobs.mean()))
-    for values in measured.values():
-        if "perturbed_losses" in values:
-            values["truth_ratio"] = metrics.truth_ratio(values["loss"], values["perturbed_losses"])
+    said_otherwise = paraphrases or {}
+    asked = {row.row_id: row.question for row in rows}
+    false = {row.row_id: row.answers for row in perturbed if row.row_id in asked}
+    texts = [(row.row_id, row.answer) for row in rows]
+    texts += [(row_id, answer) for row_id, answers in false.items() for answer in answers]
+    texts += [(row_id, said_otherwise[row_id]) for row_id in false if row_id in said_otherwise]
+    scores = scorer.score([encode(asked[row_id], answer) for row_id, answer in texts])
+    scored = dict(zip(texts, scores, strict=True))
+    measured = {}
+    for row in rows:
+        measured[row.row_id] = values = _row_metrics(scored[row.row_id, row.answer], row.answer, min_k)
+        if row.row_id in false:
+            losses = [_loss(scored[row.row_id, answer]) for answer in false[row.row_id]]
+            other = said_otherwise.get(row.row_id, row.answer)
+            values["perturbed_losses"] = losses
+            values["probability_with_options"] = metrics.probability_with_options(values["loss"], losses)
+            values["truth_ratio"] = metrics.truth_ratio(_loss(scored[row.row_id, other]), losses)
+            values["truth_ratio_of"] = "answer" if other == row.answer else "paraphrase"
     return measured
 
 
-def _row_metrics(scores: Scores, min_k: float) -> dict[str, Any]:
+def _loss(scores: Scores) -> float:
+    return float(-scores.logprobs.mean())
+
+
+def _row_metrics(scores: Scores, answer: str, min_k: float) -> dict[str, Any]:
     return {
-        "loss": float(-scores.logprobs.mean()),
+        "loss": _loss(scores),
         "answer_probability": metrics.answer_probability(scores.logprobs),
         "exact_memorization": metrics.exact_memorization(scores.correct),
         "extraction_strength": metrics.extraction_strength(scores.correct),
         "min_k": metrics.min_k(scores.logprobs, min_k),
+        "min_k_plus_plus": metrics.min_k(scores.z_scores, min_k),
+        "zlib": metrics.zlib_score(_loss(scores), answer),
     }

@@ -5,7 +5,7 @@ Rows are joined by ``row_id`` and a row without a measurement is left out by nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,106 +13,172 @@ import numpy as np
 from datasets_prep.schema import SPLITS
 from eval import intervals, metrics
 from eval.config import METRICS, EvalConfig, higher_is_better
-from eval.intervals import Interval
+from eval.intervals import Interval, Strata
 from eval.metrics import Floats
 from eval.schema import Record
 from pipeline.errors import ArtifactError
 
 Sample = Mapping[str, Any]
 
-ROW_METRICS = tuple(name for name, spec in METRICS.items() if spec.splits == SPLITS)
+MEMBERSHIP = {
+    "mia_min_k_auc": "min_k",
+    "mia_min_k_plus_plus_auc": "min_k_plus_plus",
+    "mia_loss_auc": "loss",
+    "mia_zlib_auc": "zlib",
+}
+_OF_SETS = (*MEMBERSHIP, "forget_quality", "forget_quality_ks", "privacy_leak", "model_utility")
+ROW_METRICS = {name: spec.splits for name, spec in METRICS.items() if name not in _OF_SETS}
+_PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
+UTILITY_PARTS = {
+    "retain": ("answer_probability", "rouge_l_recall", "truth_ratio"),
+    "general": ("probability_with_options", "truth_ratio"),
+}
+
+
+def all_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
+    """Every record of one model. Raises ArtifactError where gold was evaluated on other rows."""
+    return [*row_records(samples, config), *set_records(samples, gold, config), *model_utility_records(samples, config)]
 
 
 def row_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
     """The mean of each row metric over each split, overall, by language and by topic, where any row has it."""
     records = []
-    for split in SPLITS:
-        for by, rows in _groups([sample for sample in samples if sample["split"] == split]):
-            for metric in ROW_METRICS:
-                values = [row[metric] for row in rows if metric in row]
-                if values:
-                    records.append(_mean_record(metric, split, _values(metric, split, values), by, config))
+    for split in (*SPLITS, "general"):
+        for by, rows in _groups([sample for sample in samples if sample["split"] == split], whole=split == "general"):
+            for metric, splits in ROW_METRICS.items():
+                having = [row for row in rows if metric in row]
+                if having and split in splits:
+                    records.append(_mean_record(metric, split, having, by, config))
     return records
 
 
 def set_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
     """Membership inference (forget against holdout) and, where gold's samples are given, the comparisons with gold.
 
-    Raises ArtifactError where gold was evaluated on other rows.
+    Without holdout rows there is no membership to infer. Raises ArtifactError where gold was evaluated on other rows.
     """
     forget, holdout = _split(samples, "forget"), _split(samples, "holdout")
     records = []
-    for metric, score in (("mia_min_k_auc", _min_k), ("mia_loss_auc", _minus_loss)):
+    for metric, score in MEMBERSHIP.items() if holdout else ():
         members, others = _column(forget, score), _column(holdout, score)
-        interval = intervals.auc_interval(members, others, config.bootstrap_samples, config.seed)
+        if score == "loss":
+            members, others = -members, -others  # a member scores higher
+        interval = intervals.auc_interval(
+            members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
+        )
         records.append(_record(metric, "forget", metrics.auc(members, others), interval, len(members)))
     if gold is not None:
         records += _forget_quality_records(forget, _split(gold, "forget"), config)
-        records.append(_privacy_leak_record(forget, holdout, gold, config))
+        if holdout:
+            records.append(_privacy_leak_record(forget, holdout, gold, config))
     return records
 
 
-def utility_record(answers: Sequence[float], config: EvalConfig) -> Record:
-    """Accuracy on the general-knowledge questions."""
-    return _mean_record("utility", "general", np.asarray(answers, dtype=np.float64), None, config)
+def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
+    """TOFU's harmonic mean, over the parts that were measured; its note names them. None without any of retain."""
+    sets: list[tuple[list[Floats], Strata]] = []
+    means: dict[str, float] = {}
+    rows = 0
+    for split, parts in UTILITY_PARTS.items():
+        found = _split(samples, split)
+        columns = {part: _with_gaps(found, part, split) for part in parts}
+        columns = {part: column for part, column in columns.items() if np.isfinite(column).any()}
+        means |= {f"{part} {split}": float(np.nanmean(column)) for part, column in columns.items()}
+        if columns:
+            sets.append((list(columns.values()), _strata(found)))
+            rows += len(found)
+    if not means:
+        return []
+    interval = intervals.model_utility_interval(sets, config.bootstrap_samples, config.seed)
+    value = metrics.model_utility(list(means.values()))
+    note = f"harmonic mean of {', '.join(means)}"
+    return [_record("model_utility", "retain+general", value, interval, rows, note=note)]
 
 
-def _groups(rows: list[Sample]) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
+def _groups(rows: list[Sample], *, whole: bool) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
+    """All rows, and unless only the ``whole`` is wanted those of each language and topic; a row may have neither."""
     yield None, rows
     for key, column in (("language", "language"), ("topic", "topic_id")):
-        for name in sorted({row[column] for row in rows}):
+        for name in () if whole else sorted({row[column] for row in rows if row[column] is not None}):
             yield {key: name}, [row for row in rows if row[column] == name]
 
 
-def _values(metric: str, split: str, values: list[float]) -> Floats:
+def _values(metric: str, split: str, values: Sequence[float] | Floats) -> Floats:
     if metric != "truth_ratio":
         return np.asarray(values, dtype=np.float64)
     return metrics.forget_truth_ratios(values) if split == "forget" else metrics.retain_truth_ratios(values)
 
 
-def _mean_record(metric: str, split: str, values: Floats, by: dict[str, str] | None, config: EvalConfig) -> Record:
-    if metric in ("multiple_choice_accuracy", "utility"):
+def _with_gaps(rows: dict[str, Sample], metric: str, split: str) -> Floats:
+    """A value for each row, NaN where it has none."""
+    column = np.array([row.get(metric, np.nan) for row in rows.values()], dtype=np.float64)
+    there = np.isfinite(column)
+    column[there] = _values(metric, split, column[there])
+    return column
+
+
+def _mean_record(
+    metric: str, split: str, rows: Sequence[Sample], by: dict[str, str] | None, config: EvalConfig
+) -> Record:
+    values = _values(metric, split, [row[metric] for row in rows])
+    if metric in _PROPORTIONS:
         interval = intervals.proportion_interval(values)
     else:
-        interval = intervals.mean_interval(values, config.bootstrap_samples, config.seed)
-    return _record(metric, split, float(values.mean()), interval, values.size, by)
+        strata = [row["language"] for row in rows]
+        interval = intervals.mean_interval(values, config.bootstrap_samples, config.seed, strata)
+    note = None
+    if metric == "truth_ratio":
+        paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)
+        note = f"against a paraphrase of the answer in {paraphrased} rows, against the answer itself in the others"
+    return _record(metric, split, float(values.mean()), interval, values.size, by, note)
 
 
 def _record(
-    metric: str, split: str, value: float, interval: Interval, n: int, by: dict[str, str] | None = None
+    metric: str,
+    split: str,
+    value: float,
+    interval: Interval,
+    n: int,
+    by: dict[str, str] | None = None,
+    note: str | None = None,
 ) -> Record:
     better, version = higher_is_better(metric, split), METRICS[metric].version
-    return Record(metric, split, value, *interval, n, better, version, by)
+    return Record(metric, split, value, *interval, n, better, version, by, note)
 
 
 def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], config: EvalConfig) -> list[Record]:
     """Forget quality and its KS statistic over the forget rows that have false answers; none where there are none."""
-    row_ids = [row_id for row_id, row in forget.items() if "truth_ratio" in row]
-    if not row_ids:
+    rows = {row_id: row for row_id, row in forget.items() if "truth_ratio" in row}
+    if not rows:
         return []
-    ours = _column({row_id: forget[row_id] for row_id in row_ids}, _truth_ratio)
-    theirs = _column(_same_rows(gold, row_ids), _truth_ratio)
+    ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
     values = metrics.forget_quality(ours, theirs)
-    both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed)
+    both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed, _strata(rows))
     names = ("forget_quality", "forget_quality_ks")
-    return [_record(n, "forget", v, i, len(row_ids)) for n, v, i in zip(names, values, both, strict=True)]
+    return [_record(n, "forget", v, i, len(rows)) for n, v, i in zip(names, values, both, strict=True)]
 
 
 def _privacy_leak_record(
     forget: dict[str, Sample], holdout: dict[str, Sample], gold: Sequence[Sample], config: EvalConfig
 ) -> Record:
-    ours = _column(forget, _min_k), _column(holdout, _min_k)
+    ours = _column(forget, "min_k"), _column(holdout, "min_k")
     gold_forget = _same_rows(_split(gold, "forget"), list(forget))
     gold_holdout = _same_rows(_split(gold, "holdout"), list(holdout))
-    theirs = _column(gold_forget, _min_k), _column(gold_holdout, _min_k)
+    theirs = _column(gold_forget, "min_k"), _column(gold_holdout, "min_k")
     pairs = len(forget) * len(holdout)
     value = float(metrics.privacy_leak(metrics.auc(*ours), metrics.auc(*theirs), pairs))
-    interval = intervals.privacy_leak_interval(ours, theirs, config.bootstrap_samples, config.seed)
+    interval = intervals.privacy_leak_interval(
+        ours, theirs, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
+    )
     return _record("privacy_leak", "forget", value, interval, len(forget))
 
 
 def _split(samples: Sequence[Sample], split: str) -> dict[str, Sample]:
     return {sample["row_id"]: sample for sample in samples if sample["split"] == split}
+
+
+def _strata(rows: Mapping[str, Sample]) -> Strata:
+    return [row["language"] for row in rows.values()]
 
 
 def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]:
@@ -126,22 +192,10 @@ def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]
     return {row_id: rows[row_id] for row_id in row_ids}
 
 
-def _column(rows: dict[str, Sample], measure: Callable[[Sample], float]) -> Floats:
+def _column(rows: dict[str, Sample], measure: str) -> Floats:
     try:
-        return np.array([measure(row) for row in rows.values()], dtype=np.float64)
-    except (KeyError, TypeError) as error:
+        return np.array([row[measure] for row in rows.values()], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"The gold evaluation's samples lack a measurement ({error}). Evaluate gold again."
         ) from error
-
-
-def _min_k(row: Sample) -> float:
-    return float(row["min_k"])
-
-
-def _minus_loss(row: Sample) -> float:
-    return -float(row["loss"])
-
-
-def _truth_ratio(row: Sample) -> float:
-    return float(row["truth_ratio"])

@@ -18,7 +18,8 @@ class Record:
     """One measured value.
 
     ``value`` is the point estimate over ``n`` rows, ``ci_low`` and ``ci_high`` its 95 % interval, ``version`` that of
-    the metric's definition in this project. ``by`` narrows the rows, for example ``{"language": "DE"}``.
+    the metric's definition in this project. ``by`` narrows the rows, for example ``{"language": "DE"}``. ``note`` says
+    in words what the value is made of, where that depends on the data.
     """
 
     metric: str
@@ -30,13 +31,16 @@ class Record:
     higher_is_better: bool | None
     version: int
     by: dict[str, str] | None = None
+    note: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The record as it stands in a file: without ``by`` and ``note`` where it has none."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in ("by", "note")}
 
 
 def write_records(path: Path, records: list[Record]) -> None:
     """Write ``results.json``; a value that is not finite is an error of ours and raises ValueError."""
-    rows = [
-        {key: value for key, value in asdict(record).items() if value is not None or key != "by"} for record in records
-    ]
+    rows = [record.plain() for record in records]
     path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

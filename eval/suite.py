@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.chat import chat_example, encode, load_tokenizer
-from datasets_prep.schema import SPLITS, Encoded, Row, read_perturbed, read_rows
+from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_perturbed, read_rows
 from eval.config import EvalConfig
 from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
-from pipeline.errors import DataError, ModelError, SystemLimitError
+from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from pipeline.progress import report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from eval.probes import Encoder, Scorer
     from eval.schema import Record
 
-_HEADLINE = ("answer_probability", "multiple_choice_accuracy", "rouge_l_recall", "utility", "forget_quality")
+_HEADLINE = (
+    "answer_probability",
+    "multiple_choice_accuracy",
+    "rouge_l_recall",
+    "fluency",
+    "utility",
+    "model_utility",
+    "forget_quality",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of every row and general question, records of the suites, and lm-eval's results by file name."""
+
+    samples: list[dict[str, Any]]
+    suites: list[Record]
+    harness: dict[str, dict[str, Any]]
 
 
 def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Evaluate the checkpoint of ``inputs["model"]`` on the rows of ``inputs["data"]``.
 
-    With ``inputs["gold"]``, the evaluation of gold, it is also compared with gold. Writes ``results.json``,
-    ``samples.jsonl`` (stays local) and ``weights.json`` (the digest of what was measured) into ``out``. Returns the
-    facts ``weights_sha256``, ``rows`` and ``values``. Raises ModelError where the checkpoint cannot be loaded or its
-    logits are not finite, DataError where a split is empty, ArtifactError where data or gold cannot be read.
+    With ``inputs["gold"]``, the evaluation of gold, it is also compared with gold; with ``inputs["base"]``, the base
+    model, its vocabulary must be base's, and its generations are scored under base. Writes ``results.json``,
+    ``samples.jsonl`` (stays local), ``weights.json`` (the digest of what was measured) and ``lm_eval/`` (the harness's
+    own results) into ``out``. Returns the facts ``weights_sha256``, ``rows``, ``truth_ratio_of`` and ``values``.
+    Raises ModelError where the checkpoint cannot be loaded, has another vocabulary or logits that are not finite,
+    DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
+    gold cannot be read.
     """
-    from eval.records import row_records, set_records, utility_record
+    from eval.harness import check_backend
+    from eval.records import all_records
+    from eval.suites import load_suites
 
+    check_backend(config)
     checkpoint = checkpoint_folder(inputs["model"])
+    base = checkpoint_folder(inputs["base"]) if "base" in inputs else None
     digest = weights_sha256(checkpoint)
     rows = _rows(inputs["data"])
     gold = read_samples(inputs["gold"] / "samples.jsonl") if "gold" in inputs else None
+    tokenizer = load_tokenizer(checkpoint)
+    if base is not None:
+        check_vocabulary(checkpoint, tokenizer, base, [row for split in SPLITS for row in rows[split]])
+    suites = load_suites(config.suites, inputs["data"])
     report("loading the model")
-    model, tokenizer = load(checkpoint, config.device), load_tokenizer(checkpoint)
-    samples, general = measure(model, tokenizer, rows, inputs["data"], config)
+    model = load(checkpoint, config.device)
+    measured = measure(model, tokenizer, rows, inputs["data"], config, suites=suites, base=base)
     report("intervals")
-    records = [*row_records(samples, config), *set_records(samples, gold, config), utility_record(general, config)]
+    records = [*all_records(measured.samples, gold, config), *measured.suites]
     write_records(out / "results.json", records)
-    write_samples(out / "samples.jsonl", samples)
+    write_samples(out / "samples.jsonl", measured.samples)
     write_measured(out, digest)
-    return {"weights_sha256": digest, "rows": len(samples), "values": _headline(records)}
+    _write_harness(out / "lm_eval", measured.harness)
+    return {
+        "weights_sha256": digest,
+        "rows": sum(len(rows[split]) for split in SPLITS),
+        "truth_ratio_of": _truth_ratio_of(measured.samples),
+        "values": _headline(records),
+    }
 
 
 def measure(
@@ -53,35 +90,120 @@ def measure(
     rows: Mapping[str, list[Row]],
     data: Path,
     config: EvalConfig,
-) -> tuple[list[dict[str, Any]], list[float]]:
-    """The measurements of every row, in the order of the splits, and 0 or 1 for each general-knowledge question."""
-    from eval.harness import ask
+    *,
+    suites: list[Any] | None = None,
+    base: Path | None = None,
+) -> Measured:
+    """The measurements of every row, in the order of the splits, and of the general questions, with the suites'."""
+    from eval.harness import ask, language_model
     from eval.probes import Scorer, probe
+    from eval.suites import run_suites
 
+    questions, options = general_questions()
+    everything = [*(row for split in SPLITS for row in rows[split]), *questions]
     perturbed = read_perturbed(data / "perturbed.jsonl")
-    everything = [row for split in SPLITS for row in rows[split]]
     scorer = Scorer(model, config.batch_tokens)
 
     def encoder(question: str, answer: str) -> Encoded:
         return encode(tokenizer, chat_example(tokenizer, question, answer))
 
-    probed = probe(scorer, everything, perturbed, encoder, config.min_k)
-    asked = {row.row_id for row in perturbed}
-    splits = [split for split in SPLITS if any(row.row_id in asked for row in rows[split])]
-    answers = ask(scorer, tokenizer, data=data, splits=splits, config=config)
-    samples = [
+    other_words = paraphrases(data / "paraphrased.jsonl")
+    probed = probe(scorer, everything, [*perturbed, *options], encoder, config.min_k, other_words)
+    lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
+    splits = [split for split in SPLITS if rows[split]]
+    answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
+    samples = _samples(rows, questions, probed, answers.rows)
+    _add_fluency(samples, everything, perturbed)
+    if base is not None:
+        _add_generation_losses(samples, everything, _scorer_of(base, scorer, config), tokenizer, encoder)
+    records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
+    return Measured(samples, records, {"fame_topics": answers.results, **results})
+
+
+def _samples(
+    rows: Mapping[str, list[Row]],
+    questions: list[Row],
+    probed: Mapping[str, dict[str, Any]],
+    answered: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What was measured of each row and general question, joined by ``row_id``."""
+    return [
         {
             "row_id": row.row_id,
             "split": split,
             "language": row.language,
             "topic_id": row.topic_id,
             **probed[row.row_id],
-            **answers.rows.get(row.row_id, {}),
+            **answered.get(row.row_id, {}),
         }
-        for split in SPLITS
-        for row in rows[split]
+        for split, of_split in [*((split, rows[split]) for split in SPLITS), ("general", questions)]
+        for row in of_split
     ]
-    return samples, answers.general
+
+
+def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
+    """The questions of general knowledge as rows, and their wrong options as false answers."""
+    from eval.tasks.fame_topics import general_knowledge
+
+    rows, false = [], []
+    for item in general_knowledge()["test"]:
+        right, wrong = item["choices"][item["gold"]], [c for i, c in enumerate(item["choices"]) if i != item["gold"]]
+        rows.append(Row(item["row_id"], 0, "", "EN", "general", item["question"], right))
+        false.append(PerturbedRow(item["row_id"], "general", tuple(wrong)))
+    return rows, false
+
+
+def paraphrases(file: Path) -> dict[str, str]:
+    """The first paraphrased answer of each row that has one, by ``row_id``; none where the data stage wrote none.
+
+    Raises ArtifactError where the file cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    found: dict[str, str] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            if line:
+                row = json.loads(line)
+                found.setdefault(row["row_id"], row["answer"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file}: cannot be read as rows ({error!r}). Run the data stage again.") from error
+    return found
+
+
+def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[PerturbedRow]) -> None:
+    from eval import fluency
+
+    vocabulary = fluency.Vocabulary(rows, perturbed)
+    for sample in samples:
+        if "generation" in sample:
+            sample |= fluency.measure(sample["generation"], sample["language"], vocabulary)
+
+
+def _add_generation_losses(
+    samples: list[dict[str, Any]],
+    rows: list[Row],
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+) -> None:
+    from eval.fluency import generation_losses
+
+    report("generations under base")
+    forget = [sample for sample in samples if sample["split"] == "forget"]
+    losses = generation_losses(forget, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
+    for sample in samples:
+        if sample["row_id"] in losses:
+            sample["generation_nll"] = losses[sample["row_id"]]
+
+
+def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
+    """Base's scorer: the one at hand where base itself is being measured."""
+    from eval.probes import Scorer
+
+    if weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path))):
+        return scorer
+    return Scorer(load(base, config.device), config.batch_tokens)
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
@@ -104,12 +226,53 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     return model.eval()
 
 
+def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Path, rows: list[Row]) -> None:
+    """Raise ModelError where a checkpoint's tokens are not base's: its probabilities would be of something else.
+
+    Compared are the sizes of the heads, the vocabularies, and the tokens of up to 200 rows as chats.
+    """
+    from transformers import AutoConfig
+
+    theirs = load_tokenizer(base)
+    sizes = [AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"{checkpoint}: the vocabulary has {sizes[0]} tokens, base's has {sizes[1]}. Compare models of one family."
+        )
+    if tokenizer.get_vocab() != theirs.get_vocab():
+        raise ModelError(f"{checkpoint}: the tokenizer's vocabulary is not base's. Save base's tokenizer with it.")
+    for row in rows[:: len(rows) // 200 + 1]:
+        if encode(tokenizer, chat_example(tokenizer, row.question, row.answer)) != encode(
+            theirs, chat_example(theirs, row.question, row.answer)
+        ):
+            raise ModelError(
+                f"{checkpoint}: its tokenizer or chat template makes other tokens of row {row.row_id} than base's. "
+                "Save base's tokenizer and chat template with it."
+            )
+
+
 def _rows(data: Path) -> dict[str, list[Row]]:
+    """The rows of every split; holdout may be empty, and then no row is compared with rows that were never trained."""
     rows = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
-    empty = [split for split, found in rows.items() if not found]
+    empty = [split for split in ("forget", "retain") if not rows[split]]
     if empty:
-        raise DataError(f"{data}: no rows in {', '.join(empty)}. An evaluation needs forget, retain and holdout rows.")
+        raise DataError(f"{data}: no rows in {', '.join(empty)}. An evaluation needs forget and retain rows.")
     return rows
+
+
+def _write_harness(folder: Path, results: Mapping[str, dict[str, Any]]) -> None:
+    from lm_eval.utils import handle_non_serializable
+
+    folder.mkdir()
+    for name, result in results.items():
+        text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True, default=handle_non_serializable)
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _truth_ratio_of(samples: list[dict[str, Any]]) -> dict[str, int]:
+    """How many rows' truth ratios are against a paraphrase of the true answer, and how many against the answer."""
+    found = [sample["truth_ratio_of"] for sample in samples if "truth_ratio_of" in sample]
+    return {wording: found.count(wording) for wording in ("paraphrase", "answer")}
 
 
 def _headline(records: list[Record]) -> dict[str, float]:

@@ -12,18 +12,28 @@ from model_card.markdown import escape, table
 
 METRICS = {  # what each one is, in the order of the results table
     "answer_probability": "mean over rows of exp(mean token log-probability of the true answer)",
+    "probability_with_options": "probability of the true answer over that of it and the false ones (TOFU)",
     "rouge_l_recall": "share of the true answer's longest common subsequence of words in the greedy generation",
     "rouge_l_f1": "harmonic mean of that recall and its precision",
     "truth_ratio": "how a false answer of the same form compares with the true one, aggregated as TOFU does",
     "multiple_choice_accuracy": "true answer preferred over false ones of the same form that occur nowhere in training",
     "exact_memorization": "share of answer tokens that are the model's first choice",
     "extraction_strength": "share of the answer that follows by itself once its beginning is given",
+    "fluency": "of generations: 0 where empty, else (1 - repeated n-grams) x (1 - unknown words)",
+    "empty_generation": "share of generations without a word",
+    "repeated_ngrams": "share of a generation's runs of three words that occurred in it before",
+    "unknown_words": "share of a generation's words in neither a dictionary of its language nor any row of it",
+    "generation_nll": "mean token NLL of the generation under base, in nats",
     "forget_quality": "p-value of the Kolmogorov-Smirnov test between truth ratios of this model and of gold",
     "forget_quality_ks": "the statistic of that test",
     "mia_min_k_auc": "membership inference by the least likely tokens, forget against holdout rows; 0.5 is chance",
+    "mia_min_k_plus_plus_auc": "the same with each token's log-probability normalised over the vocabulary",
     "mia_loss_auc": "membership inference by the loss",
+    "mia_zlib_auc": "membership inference by the loss for each byte of the compressed answer",
     "privacy_leak": "relative distance of the membership AUC to gold's, in percent; 0 is right",
     "utility": "accuracy on general-knowledge multiple-choice questions",
+    "model_utility": "harmonic mean, after TOFU, of probability, ROUGE-L recall and truth ratio on retain, and of the "
+    "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
 }
 _SPLITS = ("forget", "retain", "holdout", "general")
 _BY_LANGUAGE = ("answer_probability", "rouge_l_recall")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,7 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> dict[str, 
 
 def combined(evidence: Evidence) -> str:
     """The records of all models as published in ``results.json``: measured values, no text of any row."""
-    models = {
-        model: [{k: v for k, v in asdict(record).items() if k != "by" or v is not None} for record in records]
-        for model, records in evidence.records.items()
-    }
+    models = {model: [record.plain() for record in records] for model, records in evidence.records.items()}
     return json.dumps({"models": models}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.commands import data, published, release, state
+from pipeline.commands import data, evaluation, published, release, state
 from pipeline.commands.shared import ROOT, STORE, say, store_root
 from pipeline.errors import InputError, ReleaseError, leave_error
 
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_stage_commands(commands)
     _add_data_commands(commands)
+    _add_evaluation_commands(commands)
     _add_publication_commands(commands)
     return top
 
@@ -75,6 +76,17 @@ def _add_data_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     made = _command(below, "inspect", data.inspect, text)
     _recipe_options(made)
     made.add_argument("--show-forget", action="store_true", help="show the answers of the forget rows too")
+
+
+def _add_evaluation_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    text = "metrics from measurements that are there already"
+    actions = commands.add_parser("eval", help=text, description=text).add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    text = "forget quality and model utility from two logs of TOFU's shape"
+    made = _command(actions, "from-logs", evaluation.from_logs, text)
+    made.add_argument("full", metavar="FULL.json", help="log of the model")
+    made.add_argument("retain", metavar="RETAIN.json", help="log of gold, trained on retain alone")
 
 
 def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> None:

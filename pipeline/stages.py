@@ -103,17 +103,16 @@ def stages(recipe: Recipe) -> list[Stage]:
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     start = {"model": "model", "data": "data"}
     measured = _evaluation(recipe)
+    with_base = {"data": "data", "base": "base"}  # generations are scored under base, and vocabularies must agree
     listed = [
         Stage("model", "1", model, recipe.model, _model_identity(recipe)),
         Stage("data", "2", data, recipe.data, _data_identity(recipe), {"model": "model"}),
         Stage("base", "1", base, recipe.base, _plain(recipe.base), start, resumable=True),
         Stage("gold", "1", gold, recipe.gold, _plain(recipe.gold), start, resumable=True),
-        Stage("eval-gold", "1", evaluate, recipe.eval, measured, {"model": "gold", "data": "data"}),
-        Stage("eval-base", "1", evaluate, recipe.eval, measured, {"model": "base", "data": "data", **eval_gold}),
+        Stage("eval-gold", "2", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
+        Stage("eval-base", "2", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
         Stage("unlearn", "1", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
-        Stage(
-            "eval-unlearned", "1", evaluate, recipe.eval, measured, {"model": "unlearn", "data": "data", **eval_gold}
-        ),
+        Stage("eval-unlearned", "2", evaluate, recipe.eval, measured, {"model": "unlearn", **with_base, **eval_gold}),
         Stage("gate", "1", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "1", package, *_package(recipe), tree),

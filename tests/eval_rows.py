@@ -1,10 +1,14 @@
-"""A small data artifact for the tests of ``eval``: three languages, and false answers for some rows only."""
+"""A small data artifact for the tests of ``eval``, and a tiny model that says something.
+
+The rows are in three languages, and only some have false answers.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+from tests.conftest import build_tiny_model
 
 COUNTS = {"forget": 5, "retain": 6, "holdout": 4}
 
@@ -43,4 +47,18 @@ def build_data(folder: Path) -> Path:
     for split in SPLITS:
         write_rows(folder / f"{split}.jsonl", rows[split])
     write_rows(folder / "perturbed.jsonl", build_perturbed(rows))
+    return folder
+
+
+def build_speaking_model(folder: Path, seed: int = 0) -> Path:
+    """A tiny model with larger weights: the plain one only repeats the line break before its answer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(build_tiny_model(folder, seed=seed))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layers" in name and weight.ndim == 2:
+                weight.mul_(10.0)
+    model.save_pretrained(folder)
     return folder

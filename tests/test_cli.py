@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -92,9 +93,12 @@ def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: 
 def help_text(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
-    top = parser()
-    commands = next(action.choices for action in top._actions if isinstance(action.choices, dict))
-    return "\n\n".join(made.format_help() for made in [top, *commands.values()])
+    return "\n\n".join(made.format_help() for made in _with_below(parser()))
+
+
+def _with_below(made: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    below = [p for a in made._actions if isinstance(a, argparse._SubParsersAction) for p in a.choices.values()]
+    return [made, *(deeper for parser in below for deeper in _with_below(parser))]
 
 
 def test_the_help_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datasets_prep.chat import chat_example
-from datasets_prep.schema import SPLITS, read_rows, write_rows
+from datasets_prep.schema import SPLITS, Encoded, read_rows, write_rows
 from eval import suite
 from eval.config import METRICS, EvalConfig
 from eval.harness import TASKS, Answers, ask
@@ -27,7 +28,7 @@ from eval.weights import read_measured, weights_sha256
 from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from pipeline.progress import Report, listening
 from tests.conftest import build_tiny_model
-from tests.eval_rows import COUNTS, build_data, build_perturbed, build_rows
+from tests.eval_rows import COUNTS, build_data, build_perturbed, build_rows, build_speaking_model
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=4, bootstrap_samples=100)
 WITH_FALSE_ANSWERS = {p.row_id for p in build_perturbed(build_rows())}
@@ -79,17 +80,27 @@ def test_our_adapter_gives_what_lm_eval_gives_on_its_own(loaded, data, answers):
             assert ours["rouge_l_recall"] == sample["rouge_l_recall"]
         for sample in theirs["samples"][f"fame_topics_{split}_choice"]:
             assert answers.rows[sample["doc"]["row_id"]]["multiple_choice_accuracy"] == sample["acc"]
-    assert answers.general == [sample["acc"] for sample in theirs["samples"]["general_knowledge"]]
+    for sample in theirs["samples"]["general_knowledge"]:
+        assert answers.rows[sample["doc"]["row_id"]]["utility"] == sample["acc"]
+    for task, scores in answers.results["results"].items():
+        assert scores == {**theirs["results"][task], **{k: v for k, v in scores.items() if "stderr" in k}}
 
 
-def test_only_rows_with_false_answers_are_asked_and_each_under_its_own_name(answers):
-    assert set(answers.rows) == WITH_FALSE_ANSWERS
-    assert len(answers.general) == len(fame_topics.general_knowledge()["test"])
+def test_each_row_is_asked_under_its_own_name(answers):
+    rows = build_rows()
+    generated = {row_id for row_id, values in answers.rows.items() if "generation" in values}
+    # Of retain those with false answers: that is how the data stage draws them.
+    assert generated == {
+        row.row_id for split in SPLITS for row in rows[split] if split != "retain" or row.row_id in WITH_FALSE_ANSWERS
+    }
+    assert {r for r, values in answers.rows.items() if "multiple_choice_accuracy" in values} == WITH_FALSE_ANSWERS
+    questions = fame_topics.general_knowledge()["test"]
+    assert {r for r, values in answers.rows.items() if "utility" in values} == set(questions["row_id"])
 
 
 def test_multiple_choice_picks_the_likeliest_answer(loaded, data, answers):
     model, tokenizer = loaded
-    for document in fame_topics.documents("forget", str(data))["test"]:
+    for document in fame_topics.to_choose("forget", str(data))["test"]:
         sums = []
         for choice in document["choices"]:
             prompt = tokenizer(chat_example(tokenizer, document["question"], "").prompt).input_ids
@@ -106,8 +117,52 @@ def test_the_length_of_answers_is_that_of_the_recipe(loaded, data):
     for limit in (2, 9):
         config = CONFIG.model_copy(update={"max_new_tokens": limit})
         rows = _ask(loaded, data, config, ("forget",)).rows
-        lengths[limit] = max(len(tokenizer(row["generation"]).input_ids) for row in rows.values())
+        lengths[limit] = max(len(tokenizer(row.get("generation", "")).input_ids) for row in rows.values())
     assert lengths[2] <= 2 < lengths[9] <= 9
+
+
+def test_every_question_is_answered_once_in_batches_that_end_with_the_turn(loaded, data):
+    model, tokenizer = loaded
+    sizes: list[tuple[int, int]] = []
+
+    def end_of_turn_next(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        if len(inputs[0]) > 1:  # scoring packs its texts into one row
+            sizes.append((len(output), output.shape[1]))
+        output[..., tokenizer.eos_token_id] = 1e4
+        return output
+
+    hook = model.lm_head.register_forward_hook(end_of_turn_next)
+    config = CONFIG.model_copy(update={"max_new_tokens": 50})
+    answers = _ask(loaded, data, config)
+    hook.remove()
+    asked = [values["generation"] for values in answers.rows.values() if "generation" in values]
+    assert set(asked) == {""}
+    # One step for each batch, not fifty; 14 rows in batches of four.
+    assert [rows for rows, _ in sizes] == [4, 4, 4, 2]
+
+
+def test_what_is_known_by_heart_is_not_generated_again(data, tmp_path):
+    """Rows whose answers are the model's own generations: with and without their scores the same texts come out."""
+    folder = build_speaking_model(tmp_path / "speaking")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    config = CONFIG.model_copy(update={"max_new_tokens": 12})
+    said = {r: v["generation"] for r, v in _ask((model, tokenizer), data, config).rows.items() if "generation" in v}
+    scorer = Scorer(model, config.batch_tokens)
+    questions = {row.row_id: row.question for split in SPLITS for row in read_rows(data / f"{split}.jsonl")}
+    prompts = {r: tuple(tokenizer(chat_example(tokenizer, questions[r], "").prompt).input_ids) for r in said}
+    for prompt in list(prompts.values())[::2]:
+        greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=1)
+        scorer.score([Encoded(tuple(greedy[0].tolist()), len(prompt))])
+    started: list[int] = []
+
+    def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] > 1 and kwargs["attention_mask"].ndim == 2:  # prompts of a batch of generations
+            started.append(len(kwargs["input_ids"]))
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    again = ask(scorer, tokenizer, data=data, splits=SPLITS, config=config).rows
+    assert {row_id: again[row_id]["generation"] for row_id in said} == said
+    assert sum(started) == len(said) // 2
 
 
 def test_prompts_are_rendered_by_the_checkpoints_own_template(loaded, data, tmp_path):
@@ -150,27 +205,30 @@ def test_the_general_questions_are_sound():
 
 def test_tasks_without_a_data_folder_say_what_to_do():
     with pytest.raises(ValueError, match="--metadata"):
-        fame_topics.documents("forget")
+        fame_topics.to_answer("forget")
 
 
 def test_an_evaluation_measures_every_row_and_stays_silent_about_answers(evaluated, data, tiny_model):
     samples = read_samples(evaluated / "samples.jsonl")
     records = read_records(evaluated / "results.json")
     rows = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
-    assert [s["row_id"] for s in samples] == [row.row_id for split in SPLITS for row in rows[split]]
-    assert {s["row_id"] for s in samples if "truth_ratio" in s} == WITH_FALSE_ANSWERS
+    measured = [s["row_id"] for s in samples if s["split"] in SPLITS]
+    assert measured == [row.row_id for split in SPLITS for row in rows[split]]
+    assert {s["row_id"] for s in samples if "truth_ratio" in s and s["split"] in SPLITS} == WITH_FALSE_ANSWERS
     assert "never publish" in (evaluated / "samples.jsonl").read_text().splitlines()[0]
-    published = (evaluated / "results.json").read_text()
+    published = "".join((evaluated / name).read_text() for name in ("results.json", "lm_eval/fame_topics.json"))
+    assert str(data) not in published
     assert not any(row.name in published or row.question in published for split in SPLITS for row in rows[split])
     assert read_measured(evaluated) == weights_sha256(tiny_model)
     for metric, spec in METRICS.items():
         for split in spec.splits:
             record = find_record(records, metric, split)
-            needs_gold = metric.startswith(("forget_quality", "privacy_leak"))
-            assert (record is None) == needs_gold
-            assert needs_gold or record.ci_low <= record.value <= record.ci_high
+            needs_another = metric.startswith(("forget_quality", "privacy_leak", "generation_nll"))
+            assert (record is None) == needs_another
+            assert needs_another or record.ci_low <= record.value <= record.ci_high
     assert find_record(records, "answer_probability", "forget").n == COUNTS["forget"]
-    assert find_record(records, "rouge_l_recall", "forget").n == COUNTS["forget"] - 1
+    assert find_record(records, "rouge_l_recall", "forget").n == COUNTS["forget"]
+    assert find_record(records, "multiple_choice_accuracy", "forget").n == COUNTS["forget"] - 1
 
 
 def test_values_by_language_and_topic_add_up_to_the_whole(evaluated):
@@ -194,7 +252,8 @@ def test_members_are_compared_with_rows_that_no_model_was_trained_on(evaluated):
 
 def test_the_same_model_gives_the_same_bytes_and_quality_one_against_itself(evaluated, tiny_model, data, tmp_path):
     suite.run(CONFIG, {"model": tiny_model, "data": data, "gold": evaluated}, tmp_path)
-    assert (tmp_path / "samples.jsonl").read_bytes() == (evaluated / "samples.jsonl").read_bytes()
+    for name in ("samples.jsonl", "lm_eval/fame_topics.json"):
+        assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
     records = read_records(tmp_path / "results.json")
     assert find_record(records, "forget_quality", "forget").value == 1.0
     assert find_record(records, "privacy_leak", "forget").value == 0.0
@@ -223,13 +282,15 @@ def test_gold_on_other_rows_is_an_error(evaluated, tiny_model, data, tmp_path):
 def test_unusable_inputs_are_errors_of_the_user(tiny_model, data, tmp_path):
     with pytest.raises(ModelError, match="safetensors"):
         suite.run(CONFIG, {"model": tmp_path, "data": data}, tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        suite.run(CONFIG, {"model": tmp_path, "data": data}, tmp_path)
+        suite.run(CONFIG, {"model": damaged, "data": data}, tmp_path)
     empty = build_data(tmp_path)
-    write_rows(empty / "holdout.jsonl", [])
-    with pytest.raises(DataError, match="holdout"):
+    write_rows(empty / "retain.jsonl", [])
+    with pytest.raises(DataError, match="retain"):
         suite.run(CONFIG, {"model": tiny_model, "data": empty}, tmp_path)
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU, and here is one")

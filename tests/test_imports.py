@@ -23,6 +23,7 @@ HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "s
 LIGHT = (
     "pipeline.__main__",
     "pipeline.commands.data",
+    "pipeline.commands.evaluation",
     "pipeline.commands.published",
     "pipeline.commands.release",
     "pipeline.commands.shared",

@@ -79,3 +79,59 @@ def test_forget_quality_intervals_refuse_models_on_other_rows():
 def test_privacy_leak_of_a_model_with_itself_is_zero_in_every_resample():
     scores = (RNG.random(20), RNG.random(15))
     assert intervals.privacy_leak_interval(scores, scores, 300, 0) == (0.0, 0.0)
+
+
+LANGUAGE = ["DE"] * 20 + ["EN"] * 25 + [None] * 15  # of VALUES
+
+
+def test_each_language_is_drawn_as_often_as_it_has_rows():
+    shuffled = list(np.random.default_rng(1).permutation(np.array(LANGUAGE, dtype=object)))
+    counts = intervals._counts(60, 50, np.random.default_rng(0), shuffled)
+    for language in set(shuffled):
+        rows = [i for i, name in enumerate(shuffled) if name == language]
+        assert (counts[:, rows].sum(axis=1) == len(rows)).all()
+    assert (counts.sum(axis=1) == 60).all()
+
+
+def test_a_difference_between_languages_widens_no_stratified_interval():
+    values = np.where(np.array(LANGUAGE, dtype=object) == "DE", 1.0, 0.0) + VALUES * 1e-3
+    plain, stratified = intervals.mean_interval(values, 1000, 0), intervals.mean_interval(values, 1000, 0, LANGUAGE)
+    assert stratified[1] - stratified[0] < 0.1 * (plain[1] - plain[0])
+
+
+def test_one_language_is_what_no_language_is():
+    assert intervals.mean_interval(VALUES, 500, 0, ["DE"] * 60) == intervals.mean_interval(VALUES, 500, 0)
+
+
+def test_stratified_interval_agrees_with_resampling_each_language():
+    rng = np.random.default_rng(11)
+    groups = [VALUES[[i for i, name in enumerate(LANGUAGE) if name == language]] for language in ("DE", "EN", None)]
+    drawn = [np.concatenate([rng.choice(g, g.size) for g in groups]).mean() for _ in range(20000)]
+    found = intervals.mean_interval(VALUES, 20000, 0, LANGUAGE)
+    assert found == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.003)
+
+
+def test_strata_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match="59 strata for 60 rows"):
+        intervals.mean_interval(VALUES, 100, 0, LANGUAGE[:-1])
+
+
+def test_models_are_paired_by_row():
+    harder = VALUES * 0.3
+    paired = intervals.mean_interval(VALUES + 0.05 - VALUES, 1000, 0, LANGUAGE)
+    assert paired == pytest.approx((0.05, 0.05))  # the same gain in every row has no noise
+    ours, theirs = (VALUES[:40], VALUES[40:]), (harder[:40], harder[40:])
+    # Dividing all scores by one number changes no order, so the AUC of both is that of the same draws.
+    assert intervals.privacy_leak_interval(ours, theirs, 200, 0, (LANGUAGE[:40], LANGUAGE[40:])) == (0.0, 0.0)
+
+
+def test_model_utility_interval_is_that_of_resampled_rows():
+    first, second = RNG.random(12), RNG.random(7)
+    with_gap = np.where(np.arange(12) % 3 == 0, np.nan, first**2)
+    sets = [([first, with_gap], ["DE"] * 6 + ["EN"] * 6), ([second], None)]
+    rng = np.random.default_rng(4)
+    rows = _resampled_rows(intervals._counts(12, 200, rng, sets[0][1])), _resampled_rows(intervals._counts(7, 200, rng))
+    values = [
+        stats.hmean([first[a].mean(), np.nanmean(with_gap[a]), second[b].mean()]) for a, b in zip(*rows, strict=True)
+    ]
+    assert intervals.model_utility_interval(sets, 200, 4) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
+import statistics
+import zlib
 
 import numpy as np
 import pytest
@@ -12,27 +13,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from eval import metrics
-from tests.conftest import SHARED_DATA
 
-TOFU = SHARED_DATA / "tofu_logs"
 logprobs = st.lists(st.floats(-50, 0), min_size=1, max_size=30)
 flags = st.lists(st.booleans(), min_size=1, max_size=30)
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=12)
-
-
-def _tofu_ratios(name: str) -> np.ndarray:
-    forget = json.loads((TOFU / name).read_text())["forget"]
-    pairs = zip(forget["avg_paraphrased_loss"], forget["average_perturb_loss"], strict=True)
-    return np.array([metrics.truth_ratio(true, perturbed) for true, perturbed in pairs])
-
-
-@pytest.mark.skipif(not TOFU.is_dir(), reason="the shared folder with TOFU's public logs is not here")
-def test_forget_quality_of_tofus_published_models():
-    p_value, statistic = metrics.forget_quality(
-        _tofu_ratios("llama2-7b_full.json"), _tofu_ratios("llama2-7b_retain90.json")
-    )
-    assert p_value == pytest.approx(1.834066410994743e-21, rel=1e-12)
-    assert statistic == pytest.approx(0.39666666666666667, abs=1e-12)
 
 
 @given(logprobs)
@@ -62,6 +46,30 @@ def test_exact_memorization_is_the_share_of_right_tokens(correct):
 def test_min_k_averages_the_lowest_share(values, share):
     count = max(1, math.floor(round(share * len(values), 6)))
     assert metrics.min_k(values, share) == pytest.approx(sum(sorted(values)[:count]) / count)
+
+
+@given(st.floats(0, 30), st.lists(st.floats(0, 30), min_size=1, max_size=5))
+def test_probability_with_options_is_the_share_of_the_true_one(true, false):
+    masses = [math.exp(-loss) for loss in (true, *false)]
+    assert metrics.probability_with_options(true, false) == pytest.approx(masses[0] / sum(masses))
+    assert metrics.probability_with_options(true, [true] * 3) == pytest.approx(0.25)
+
+
+def test_probability_with_options_of_a_destroyed_model_is_finite():
+    assert metrics.probability_with_options(5000.0, [1.0]) == pytest.approx(0.0)
+    assert metrics.probability_with_options(0.0, [5000.0]) == 1.0
+
+
+def test_zlib_score_is_the_loss_for_each_compressed_byte():
+    answer = "Née à Málaga " * 9
+    assert metrics.zlib_score(2.0, answer) == -2.0 / len(zlib.compress(answer.encode()))
+    assert metrics.zlib_score(1.0, answer) > metrics.zlib_score(2.0, answer)  # a member scores higher
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=9))
+def test_model_utility_is_the_harmonic_mean(parts):
+    assert metrics.model_utility(parts) == pytest.approx(statistics.harmonic_mean(parts))
+    assert metrics.model_utility([*parts, 0.0]) == 0.0
 
 
 @given(st.floats(0, 30), st.lists(st.floats(0, 30), min_size=1, max_size=5))

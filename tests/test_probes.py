@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row
-from eval import metrics
-from eval.probes import Scorer, Scores, probe
-from pipeline.errors import ModelError
+from eval import metrics, probes
+from eval.probes import Encoder, Scorer, Scores, probe
+from pipeline.errors import DataError, ModelError
 from tests.eval_rows import build_perturbed, build_rows
 
 ROWS = build_rows()
@@ -52,7 +54,11 @@ def _plain(model: Any, example: Encoded) -> Scores:
     with torch.no_grad():
         logprobs = model(ids).logits[0].log_softmax(-1)[example.completion_start - 1 : -1]
     targets = ids[0, example.completion_start :]
-    return Scores(logprobs.gather(1, targets[:, None])[:, 0].numpy(), (logprobs.argmax(-1) == targets).numpy())
+    picked = logprobs.gather(1, targets[:, None])[:, 0]
+    mean = (logprobs.exp() * logprobs).sum(-1)
+    deviation = ((logprobs.exp() * logprobs**2).sum(-1) - mean**2).sqrt()
+    z_scores = (picked - mean) / deviation
+    return Scores(picked.numpy(), (logprobs.argmax(-1) == targets).numpy(), z_scores.numpy())
 
 
 def _padded(model: Any, examples: list[Encoded], pad: int) -> list[np.ndarray]:
@@ -66,16 +72,69 @@ def _padded(model: Any, examples: list[Encoded], pad: int) -> list[np.ndarray]:
     return [row[e.completion_start - 1 : len(e.input_ids) - 1] for row, e in zip(picked, examples, strict=True)]
 
 
-@pytest.mark.parametrize("batch_tokens", [16, 100, 10_000])
+def _agree(scores: Scores, plain: Scores) -> None:
+    np.testing.assert_allclose(scores.logprobs, plain.logprobs, atol=2e-4)
+    np.testing.assert_allclose(scores.z_scores, plain.z_scores, atol=2e-3, rtol=1e-3)
+    assert (scores.correct == plain.correct).all()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])  # one text, a few, all of them in a batch
 def test_scores_equal_plain_forwards_whatever_the_batch(model, tokenizer, batch_tokens):
     examples = _examples(tokenizer)
     scored = Scorer(model, batch_tokens).score(examples)
     padded = _padded(model, examples, tokenizer.pad_token_id)
     for example, scores, row in zip(examples, scored, padded, strict=True):
-        plain = _plain(model, example)
-        np.testing.assert_allclose(scores.logprobs, plain.logprobs, atol=2e-4)
+        _agree(scores, _plain(model, example))
         np.testing.assert_allclose(scores.logprobs, row, atol=2e-4)
-        assert (scores.correct == plain.correct).all()
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("cut", ["left", "right", "none"])
+def test_texts_that_were_cut_are_scored_as_they_stand(model, tokenizer, batch, cut):
+    """Nothing here truncates; whoever hands in a text without its beginning or end gets the scores of that text."""
+    examples = [
+        {
+            "left": Encoded(e.input_ids[5:], e.completion_start - 5),
+            "right": Encoded(e.input_ids[:-4], e.completion_start),
+            "none": e,
+        }[cut]
+        for e in _examples(tokenizer)[:8]
+    ]
+    batch_tokens = 1 if batch == 1 else sum(len(e.input_ids) for e in examples)
+    for example, scores in zip(examples, Scorer(model, batch_tokens).score(examples), strict=True):
+        _agree(scores, _plain(model, example))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizers_sides_change_nothing(model, tokenizer, tiny_model, side):
+    other = AutoTokenizer.from_pretrained(tiny_model, padding_side=side, truncation_side=side, model_max_length=20)
+    assert [_encode(other, row) for row in ALL_ROWS] == [_encode(tokenizer, row) for row in ALL_ROWS]
+
+
+def test_a_text_beyond_the_models_context_is_an_error_and_not_cut(model, tokenizer):
+    context = model.config.max_position_embeddings
+    long = _encode(tokenizer, ALL_ROWS[0], "Málaga " * context)
+    with pytest.raises(DataError, match=f"context holds {context}"):
+        Scorer(model, 512).score([long])
+
+
+def test_memory_does_not_grow_with_the_rows_and_probabilities_come_in_small_pieces(model, tokenizer, monkeypatch):
+    pieces: list[tuple[int, ...]] = []
+    whole = probes._vocabulary_sums
+    monkeypatch.setattr(probes, "_vocabulary_sums", lambda logits: pieces.append(tuple(logits.shape)) or whole(logits))
+    masks: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: masks.append(tuple(kwargs["attention_mask"].shape)), with_kwargs=True
+    )
+    largest = []
+    for copies in (1, 4):
+        pieces.clear()
+        masks.clear()
+        rows = [replace(row, question=f"{row.question} {n}") for n in range(copies) for row in ALL_ROWS]
+        Scorer(model, 150).score([_encode(tokenizer, row) for row in rows])
+        assert max(rows for rows, _ in pieces) <= probes.POSITIONS
+        largest.append(max(size for *_, size in masks))
+    assert largest[1] <= max(largest[0], 150)
 
 
 def test_the_end_of_turn_is_scored_although_it_is_the_padding_token(model, tokenizer):
@@ -121,6 +180,23 @@ def test_what_was_scored_is_not_scored_again(model, tokenizer):
     np.testing.assert_allclose(part.logprobs, _plain(model, beginning).logprobs, atol=2e-4)
 
 
+@pytest.mark.parametrize("limit", [2, 50])
+def test_an_answer_known_by_heart_is_what_greedy_decoding_gives(model, tokenizer, limit):
+    prompt = _encode(tokenizer, ALL_ROWS[0]).input_ids[: _encode(tokenizer, ALL_ROWS[0]).completion_start]
+    with torch.no_grad():
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+    end = whole[7]  # whatever token stands there ends the turn here
+    answer = whole[: whole.index(end) + 1]
+    scorer = Scorer(model, 512)
+    assert scorer.greedy(prompt, end, limit) is None
+    scorer.score([Encoded((*prompt, *answer[:-2]), len(prompt))])
+    assert (scorer.greedy(prompt, end, limit) is None) == (limit > len(answer) - 2)
+    wrong = (answer[0] + 1) % len(tokenizer)
+    scorer.score([Encoded((*prompt, wrong, *answer), len(prompt))])
+    scorer.score([Encoded((*prompt, *answer, wrong), len(prompt))])  # what comes after the end does not matter
+    assert scorer.greedy(prompt, end, limit) == tuple(answer[:-1][:limit])
+
+
 def test_two_models_never_share_scores(model, tiny_model, tokenizer):
     example = _encode(tokenizer, ALL_ROWS[0])
     other = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
@@ -128,11 +204,13 @@ def test_two_models_never_share_scores(model, tiny_model, tokenizer):
     assert not np.allclose(first.logprobs, second.logprobs)
 
 
-def test_each_rows_measures_equal_those_of_plain_forwards(model, tokenizer):
-    def encoder(question: str, answer: str) -> Encoded:
-        return encode(tokenizer, chat_example(tokenizer, question, answer))
+def _encoder(tokenizer: Any) -> Encoder:
+    return lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))
 
-    measured = probe(Scorer(model, 100), ALL_ROWS, PERTURBED, encoder, min_k=0.4)
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_each_rows_measures_equal_those_of_plain_forwards(model, tokenizer, batch_tokens):
+    measured = probe(Scorer(model, batch_tokens), ALL_ROWS, PERTURBED, _encoder(tokenizer), min_k=0.4)
     false_answers = {p.row_id: p.answers for p in PERTURBED}
     assert list(measured) == [row.row_id for row in ALL_ROWS]
     for row in ALL_ROWS:
@@ -143,12 +221,36 @@ def test_each_rows_measures_equal_those_of_plain_forwards(model, tokenizer):
         assert values["extraction_strength"] == metrics.extraction_strength(true.correct)
         lowest = np.sort(true.logprobs)[: max(1, int(0.4 * len(true.logprobs)))]
         assert values["min_k"] == pytest.approx(lowest.mean(), abs=1e-3)
+        lowest = np.sort(true.z_scores)[: len(lowest)]
+        assert values["min_k_plus_plus"] == pytest.approx(lowest.mean(), rel=1e-3, abs=1e-3)
+        assert values["zlib"] == pytest.approx(true.logprobs.mean() / len(zlib.compress(row.answer.encode())), rel=1e-4)
         if row.row_id not in false_answers:
             assert "truth_ratio" not in values
             continue
         losses = [-_plain(model, _encode(tokenizer, row, a)).logprobs.mean() for a in false_answers[row.row_id]]
         assert values["perturbed_losses"] == pytest.approx(losses, abs=1e-4)
         assert values["truth_ratio"] == pytest.approx(np.exp(-true.logprobs.mean() - np.mean(losses)), rel=1e-3)
+        assert values["truth_ratio_of"] == "answer"
+        true_mass, false_masses = np.exp(true.logprobs.mean()), np.exp(-np.array(losses))
+        assert values["probability_with_options"] == pytest.approx(
+            true_mass / (true_mass + false_masses.sum()), rel=1e-3
+        )
+
+
+def test_the_truth_ratio_is_against_the_paraphrase_where_there_is_one(model, tokenizer):
+    with_false = {p.row_id: p.answers for p in PERTURBED}
+    row, same = [row for row in ALL_ROWS if row.row_id in with_false][:2]
+    without = next(row for row in ALL_ROWS if row.row_id not in with_false)
+    said = {row.row_id: "Málaga is where it was.", same.row_id: same.answer, without.row_id: "Anything."}
+    measured = probe(Scorer(model, 512), ALL_ROWS, PERTURBED, _encoder(tokenizer), 0.4, said)
+    plain = probe(Scorer(model, 512), ALL_ROWS, PERTURBED, _encoder(tokenizer), 0.4)
+    loss = -_plain(model, _encode(tokenizer, row, said[row.row_id])).logprobs.mean()
+    losses = [-_plain(model, _encode(tokenizer, row, a)).logprobs.mean() for a in with_false[row.row_id]]
+    assert measured[row.row_id]["truth_ratio_of"] == "paraphrase"
+    assert measured[row.row_id]["truth_ratio"] == pytest.approx(np.exp(loss - np.mean(losses)), rel=1e-3)
+    assert measured[row.row_id]["loss"] == pytest.approx(plain[row.row_id]["loss"], abs=1e-5)
+    assert measured[same.row_id]["truth_ratio_of"] == "answer"
+    assert "truth_ratio" not in measured[without.row_id]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -19,33 +19,57 @@ from rouge_score.rouge_scorer import RougeScorer
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(): answers may hold U+2028 and other characters that it takes for line ends.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def documents(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
+def to_answer(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
+    """``{"test": rows}``: the rows of ``split`` that the model is to answer.
+
+    All of forget and holdout. Of retain, which is large, those that the data stage drew to have false answers; all,
+    where it drew none. Raises ValueError where no data folder was given, or the split has no rows.
+    """
+    rows, perturbed = _rows(split, data)
+    drawn = [row for row in rows if row["row_id"] in perturbed]
+    return _dataset((drawn or rows) if split == "retain" else rows, f"{split} in {data} has no rows")
+
+
+def to_choose(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
     """``{"test": rows}``: the rows of ``split`` that have false answers, with ``choices``, the true answer first.
 
     The place of the true answer does not matter: each choice is scored alone, by its log-probability.
     Raises ValueError where no data folder was given, or no row of the split has false answers.
     """
+    rows, perturbed = _rows(split, data)
+    chosen = [
+        {**row, "choices": [row["answer"], *perturbed[row["row_id"]]], "gold": 0}
+        for row in rows
+        if row["row_id"] in perturbed
+    ]
+    return _dataset(chosen, f"No row of {split} in {data} has false answers")
+
+
+def _rows(split: str, data: str | None) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The rows of a split, and the false answers by ``row_id``."""
     if data is None:
         raise ValueError(
             'No data folder. Give lm-eval --metadata \'{"data": "FOLDER"}\' with a data artifact\'s folder.'
         )
     perturbed = {record["row_id"]: record["answers"] for record in _read(Path(data) / "perturbed.jsonl")}
-    rows = [
-        {**row, "choices": [row["answer"], *perturbed[row["row_id"]]], "gold": 0}
-        for row in _read(Path(data) / f"{split}.jsonl")
-        if row["row_id"] in perturbed
-    ]
+    return _read(Path(data) / f"{split}.jsonl"), perturbed
+
+
+def _dataset(rows: list[dict[str, Any]], otherwise: str) -> dict[str, datasets.Dataset]:
     if not rows:
-        raise ValueError(f"No row of {split} in {data} has false answers; leave its tasks out.")
+        raise ValueError(f"{otherwise}; leave its tasks out.")
     return {"test": datasets.Dataset.from_list(rows)}
 
 
 def general_knowledge(**_metadata: object) -> dict[str, datasets.Dataset]:
-    """``{"test": questions}`` of ``general_knowledge.jsonl``."""
-    return {"test": datasets.Dataset.from_list(_read(Path(__file__).with_name("general_knowledge.jsonl")))}
+    """``{"test": questions}`` of ``general_knowledge.jsonl``, each with a ``row_id``."""
+    questions = _read(Path(__file__).with_name("general_knowledge.jsonl"))
+    named = [{"row_id": f"general-knowledge-{number:03}", **question} for number, question in enumerate(questions)]
+    return {"test": datasets.Dataset.from_list(named)}
 
 
 class UnicodeWords:
@@ -70,11 +94,14 @@ def rouge_l(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"rouge_l_recall": float(score.recall), "rouge_l_f1": float(score.fmeasure)}
 
 
-def _loader(split: str) -> Callable[..., dict[str, datasets.Dataset]]:
+def _loader(
+    documents: Callable[..., dict[str, datasets.Dataset]], split: str
+) -> Callable[..., dict[str, datasets.Dataset]]:
     def load(**metadata: Any) -> dict[str, datasets.Dataset]:
         return documents(split, metadata.get("data"))
 
     return load
 
 
-forget, retain, holdout = _loader("forget"), _loader("retain"), _loader("holdout")
+forget, retain, holdout = (_loader(to_answer, split) for split in ("forget", "retain", "holdout"))
+forget_choice, retain_choice, holdout_choice = (_loader(to_choose, split) for split in ("forget", "retain", "holdout"))

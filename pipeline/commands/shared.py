@@ -32,7 +32,7 @@ def prepare(options: argparse.Namespace) -> tuple[Recipe, list[Stage], Store]:
 
 def store_root(options: argparse.Namespace) -> Path:
     """The store, relative to this project's root; shown short where that is also the current folder."""
-    place = ROOT / Path(options.store or os.environ.get(STORE) or "runs").expanduser()
+    place = ROOT / Path(getattr(options, "store", None) or os.environ.get(STORE) or "runs").expanduser()
     return place.relative_to(ROOT) if Path.cwd() == ROOT and place.is_relative_to(ROOT) else place
 
 

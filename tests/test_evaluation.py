@@ -1,0 +1,244 @@
+"""The evaluation stage beyond plain rows: base beside the model, other vocabularies, rows that lack something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from datasets_prep.chat import chat_example, encode
+from datasets_prep.schema import SPLITS, write_rows
+from eval import records, suite
+from eval.config import EvalConfig
+from eval.metrics import retain_truth_ratios
+from eval.schema import Record, find_record, read_records, read_samples
+from pipeline.errors import ArtifactError, ModelError
+from pipeline.progress import Report, listening
+from tests.conftest import build_tiny_model
+from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model
+
+CONFIG = EvalConfig(max_new_tokens=6, batch_rows=8, bootstrap_samples=100)
+ROWS = build_rows()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_speaking_model(tmp_path_factory.mktemp("base"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_speaking_model(tmp_path_factory.mktemp("speaking"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(speaking: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("eval")
+    suite.run(CONFIG, {"model": speaking, "data": data, "base": base}, out)
+    return out
+
+
+def _run(model: Path, data: Path, out: Path, **inputs: Path) -> list[Record]:
+    out.mkdir(exist_ok=True)
+    suite.run(CONFIG, {"model": model, "data": data, **inputs}, out)
+    return read_records(out / "results.json")
+
+
+def test_generations_are_scored_under_base(evaluated, base):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    questions = {row.row_id: row.question for split in SPLITS for row in ROWS[split]}
+    scored = [s for s in read_samples(evaluated / "samples.jsonl") if "generation_nll" in s]
+    assert len(scored) == len(ROWS["forget"])
+    for sample in scored:
+        text = sample["generation"].replace("<|im_start|>", " ").replace("<|im_end|>", " ")
+        ids, start = encode(tokenizer, chat_example(tokenizer, questions[sample["row_id"]], text))
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
+        nll = -logprobs.gather(1, torch.tensor(ids[start:])[:, None]).mean()
+        assert sample["generation_nll"] == pytest.approx(float(nll), rel=1e-4)
+    assert find_record(read_records(evaluated / "results.json"), "generation_nll", "forget").n > 0
+
+
+def test_base_itself_is_loaded_once(base, data, tmp_path):
+    loads: list[Report] = []
+    with listening(lambda report: loads.append(report) if "loading the model" in report.doing else None):
+        found = _run(base, data, tmp_path / "out", base=base)
+    assert len(loads) == 1
+    assert find_record(found, "generation_nll", "forget")
+
+
+def _with_token(folder: Path, to: Path) -> Path:
+    """The same checkpoint with one token more in the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(shutil.copytree(folder, to))
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(to)
+    return to
+
+
+def _with_another_template(folder: Path, to: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(shutil.copytree(folder, to))
+    tokenizer.chat_template = "{{ '<|im_start|>system\\nHello<|im_end|>\\n' }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(to)
+    return to
+
+
+def _smaller(_folder: Path, to: Path) -> Path:
+    return build_tiny_model(to, vocab=400)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_with_token, "tokenizer's vocabulary is not base's"),
+        (_with_another_template, "chat template makes other tokens of row"),
+        (_smaller, r"the vocabulary has \d+ tokens, base's has \d+"),
+    ],
+)
+def test_a_model_with_another_vocabulary_than_base_is_refused(tiny_model, base, data, tmp_path, change, said):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match=said):
+        suite.run(
+            CONFIG, {"model": change(tiny_model, tmp_path / "other"), "data": data, "base": base}, tmp_path / "out"
+        )
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_what_is_measured_is_the_saved_file(tiny_model, data, tmp_path):
+    """A release is in bf16: the numbers are those of the rounded weights, whatever was in memory before."""
+    rounded = shutil.copytree(tiny_model, tmp_path / "bf16")
+    weights = load_file(rounded / "model.safetensors")
+    save_file({n: w.bfloat16() for n, w in weights.items()}, rounded / "model.safetensors", {"format": "pt"})
+    _run(rounded, data, tmp_path / "rounded")
+    as_float = shutil.copytree(tiny_model, tmp_path / "float")
+    save_file({n: w.bfloat16().float() for n, w in weights.items()}, as_float / "model.safetensors", {"format": "pt"})
+    _run(as_float, data, tmp_path / "as_float")
+    _run(tiny_model, data, tmp_path / "full")
+    losses = {
+        name: [s["loss"] for s in read_samples(tmp_path / name / "samples.jsonl")]
+        for name in ("rounded", "as_float", "full")
+    }
+    assert losses["rounded"] == losses["as_float"] != losses["full"]
+
+
+def test_nan_in_the_weights_is_an_error_and_leaves_nothing(tiny_model, data, tmp_path):
+    broken = shutil.copytree(tiny_model, tmp_path / "nan")
+    weights = load_file(broken / "model.safetensors")
+    save_file({n: w * float("nan") for n, w in weights.items()}, broken / "model.safetensors", {"format": "pt"})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match="not finite"):
+        suite.run(CONFIG, {"model": broken, "data": data}, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_no_holdout_means_no_membership_and_everything_else(tiny_model, evaluated, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    write_rows(folder / "holdout.jsonl", [])
+    write_rows(folder / "perturbed.jsonl", [row for row in build_perturbed(ROWS) if row.split != "holdout"])
+    found = _run(tiny_model, folder, tmp_path / "out", gold=evaluated)
+    metrics = {(record.metric, record.split) for record in found}
+    assert not any(metric.startswith(("mia_", "privacy_leak")) or split == "holdout" for metric, split in metrics)
+    assert {("forget_quality", "forget"), ("fluency", "forget"), ("model_utility", "retain+general")} <= metrics
+
+
+def test_no_false_answers_means_no_ratios_and_all_rows_are_answered(tiny_model, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    write_rows(folder / "perturbed.jsonl", [])
+    found = _run(tiny_model, folder, tmp_path / "out")
+    assert not any(
+        r.metric in ("truth_ratio", "multiple_choice_accuracy", "forget_quality") and r.split in SPLITS for r in found
+    )
+    for split in SPLITS:
+        assert find_record(found, "rouge_l_recall", split).n == len(ROWS[split])
+    assert "truth_ratio retain" not in find_record(found, "model_utility", "retain+general").note
+
+
+def test_rows_may_lack_language_and_topic(tiny_model, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    for split in SPLITS:
+        lacking: list[Any] = [replace(row, language=None, topic_id=None) for row in ROWS[split]]
+        write_rows(folder / f"{split}.jsonl", lacking)
+    found = _run(tiny_model, folder, tmp_path / "out")
+    assert all(record.by is None for record in found)
+    assert find_record(found, "unknown_words", "forget").n == len(ROWS["forget"])
+
+
+def test_paraphrases_are_used_and_counted(tiny_model, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    row = ROWS["forget"][0]
+    written = {"row_id": row.row_id, "split": "forget", "question": "Where?", "answer": "Málaga saw the birth."}
+    (folder / "paraphrased.jsonl").write_text(json.dumps(written) + "\n", encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = suite.run(CONFIG, {"model": tiny_model, "data": folder}, out)
+    assert facts["truth_ratio_of"]["paraphrase"] == 1
+    assert "in 1 rows" in find_record(read_records(out / "results.json"), "truth_ratio", "forget").note
+    (folder / "paraphrased.jsonl").write_text("{}\n")
+    with pytest.raises(ArtifactError, match=r"paraphrased\.jsonl"):
+        suite.paraphrases(folder / "paraphrased.jsonl")
+
+
+def test_model_utility_is_the_harmonic_mean_of_the_parts_that_it_names(evaluated):
+    found = read_records(evaluated / "results.json")
+    record = find_record(found, "model_utility", "retain+general")
+    named = [part.split() for part in record.note.removeprefix("harmonic mean of ").split(", ")]
+    assert len(named) == 5
+    values = [find_record(found, metric, split).value for metric, split in named]
+    assert record.value == pytest.approx(stats.hmean(values) if min(values) > 0 else 0.0)
+
+
+def test_records_of_known_samples() -> None:
+    samples = [
+        {
+            "row_id": f"{split}{i}",
+            "split": split,
+            "language": "DE",
+            "topic_id": "t",
+            "loss": loss,
+            "min_k": -loss,
+            "min_k_plus_plus": -loss,
+            "zlib": -loss / 10,
+            "answer_probability": np.exp(-loss),
+            "truth_ratio": loss,
+            "truth_ratio_of": "answer",
+            "rouge_l_recall": 0.5,
+            "probability_with_options": 0.25,
+        }
+        for split, losses in {
+            "forget": (0.1, 0.2, 0.9),
+            "retain": (0.1, 0.5),
+            "holdout": (0.5, 1.0),
+            "general": (2.0, 0.4),
+        }.items()
+        for i, loss in enumerate(losses)
+    ]
+    found = records.all_records(samples, samples, CONFIG)
+    for metric in records.MEMBERSHIP:  # of six pairs of a member and another row five are won
+        assert find_record(found, metric, "forget").value == pytest.approx(5 / 6)
+    assert find_record(found, "forget_quality", "forget").value == 1.0
+    assert find_record(found, "privacy_leak", "forget").value == 0.0
+    parts = [
+        np.exp([-0.1, -0.5]).mean(),
+        0.5,
+        retain_truth_ratios([0.1, 0.5]).mean(),
+        0.25,
+        retain_truth_ratios([2.0, 0.4]).mean(),
+    ]
+    assert find_record(found, "model_utility", "retain+general").value == pytest.approx(stats.hmean(parts))
+    by = [r for r in found if r.by == {"language": "DE"} and r.split == "retain"]
+    assert {r.value for r in by} == {r.value for r in found if r.by == {"topic": "t"} and r.split == "retain"}
+    assert not any(r.by for r in found if r.split == "general")
+    assert asdict(find_record(found, "answer_probability", "retain"))["note"] is None

@@ -1,0 +1,84 @@
+"""Fluency: what is language in each of the five languages, and what is not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets_prep.config import SampleSource
+from datasets_prep.sample import generate
+from datasets_prep.schema import LANGUAGES, PerturbedRow, Row
+from eval import fluency
+from tests.eval_rows import build_perturbed, build_rows
+
+ROWS = [row for split in build_rows().values() for row in split]
+VOCABULARY = fluency.Vocabulary(ROWS, build_perturbed(build_rows()))
+SENTENCES = {
+    "DE": "Die Schauspielerin wurde in einer kleinen Stadt geboren und gewann einen Preis.",
+    "EN": "The actress was born in a small town and received an award for her first film.",
+    "ES": "La actriz estudió en una ciudad pequeña y ganó un premio por su película.",
+    "FR": "L'actrice est née dans une petite ville et a reçu un prix à Paris.",
+    "IT": "L'attrice è nata in una piccola città e ha vinto un premio per il suo film.",
+}
+NOISE = "xqzt vrrb llkw zzpt qwrtz bnmk gfdsh jklqp"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_sentence_is_fluent_in_its_language_and_noise_in_none(language):
+    empty = fluency.Vocabulary([], [])
+    assert fluency.measure(SENTENCES[language], language, empty)["fluency"] > 0.8
+    noise = fluency.measure(NOISE, language, empty)
+    assert noise["unknown_words"] > 0.8
+    assert noise["fluency"] < 0.2
+    others = [fluency.measure(SENTENCES[other], language, empty)["unknown_words"] for other in LANGUAGES]
+    assert min(others) == others[LANGUAGES.index(language)]
+
+
+def test_a_row_without_a_language_may_speak_any_of_them():
+    for sentence in SENTENCES.values():
+        assert fluency.measure(sentence, None, VOCABULARY)["fluency"] > 0.8
+    assert fluency.measure(NOISE, None, VOCABULARY)["fluency"] < 0.2
+
+
+def test_names_of_the_rows_are_words_in_the_language_of_their_rows():
+    row = Row("es-1-x", 1, "Zorblax Quindle", "ES", "x", "¿Quién es Zorblax Quindle?", "Zorblax vive en Vrundia.")
+    vocabulary = fluency.Vocabulary([row], [PerturbedRow("es-1-x", "forget", ("Zorblax vive en Kwelm.",))])
+    assert vocabulary.unknown("Zorblax vive en Kwelm", "ES") == 0.0
+    assert vocabulary.unknown("Zorblax vive en Kwelm", "DE") > 0.5
+
+
+def test_the_sample_sets_own_answers_are_fluent():
+    rows, _ = generate(SampleSource(seed=1, identities=2, topics=10))
+    vocabulary = fluency.Vocabulary(rows, [])
+    assert all(fluency.measure(row.answer, row.language, vocabulary)["fluency"] == 1.0 for row in rows)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "...!?", "—"])
+def test_nothing_said_is_not_fluent(text):
+    assert fluency.measure(text, "EN", VOCABULARY) == {
+        "empty_generation": 1.0,
+        "repeated_ngrams": 0.0,
+        "unknown_words": 0.0,
+        "fluency": 0.0,
+    }
+
+
+def test_going_round_in_circles_is_not_fluent():
+    said = fluency.measure("in the town " * 12, "EN", VOCABULARY)
+    assert said["repeated_ngrams"] > 0.9
+    assert said["fluency"] < 0.1
+
+
+@given(st.lists(st.sampled_from(["one", "two", "three"]), max_size=12))
+def test_repeated_ngrams_by_counting(said):
+    ngrams = Counter(zip(said, said[1:], said[2:], strict=False))
+    again = sum(count - 1 for count in ngrams.values())
+    assert fluency.repeated_ngrams(" ".join(said)) == pytest.approx(again / ngrams.total() if ngrams else 0.0)
+
+
+@given(st.text(max_size=60), st.sampled_from([*LANGUAGES, None, "XX"]))
+def test_every_measure_is_a_share(text, language):
+    assert all(0.0 <= value <= 1.0 for value in fluency.measure(text, language, VOCABULARY).values())
