@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets_prep.schema import SPLITS
 from eval import intervals, metrics
+from eval.against_holdout import holdout_records
 from eval.config import METRICS, EvalConfig, higher_is_better
 from eval.intervals import Interval
 from eval.metrics import Floats
@@ -45,7 +46,9 @@ def set_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config
     for metric, score in (("mia_min_k_auc", _min_k), ("mia_loss_auc", _minus_loss)):
         members, others = _column(forget, score), _column(holdout, score)
         interval = intervals.auc_interval(members, others, config.bootstrap_samples, config.seed)
-        records.append(_record(metric, "forget", metrics.auc(members, others), interval, len(members)))
+        n = min(len(members), len(others))
+        records.append(_record(metric, "forget", metrics.auc(members, others), interval, n))
+    records += holdout_records(samples, config)
     if gold is not None:
         records += _forget_quality_records(forget, _split(gold, "forget"), config)
         records.append(_privacy_leak_record(forget, holdout, gold, config))

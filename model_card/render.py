@@ -94,6 +94,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "results": claims.results_table(evidence),
         "metrics": claims.metrics(evidence),
         "gates": claims.gates_table(evidence),
+        "gate_notes": claims.gate_notes(evidence),
         "by_language": claims.language_table(evidence),
         "counts": claims.counts_table(evidence),
         "unlearn_settings": claims.settings_table(config.unlearn),

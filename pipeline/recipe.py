@@ -107,9 +107,10 @@ class Recipe(Strict):
             raise ValueError(f"publish.repo: {problem}")
         if self.gold == "none":
             for i, gate in enumerate(self.gates):
-                if gate.metric.startswith("forget_quality") or getattr(gate.bound, "of", None) == "gold":
+                if gate.needs_gold:
                     raise ValueError(
-                        f"gates[{i}] compares with gold, and gold is none; compare with a number or with base"
+                        f"gates[{i}] compares with gold, and gold is none; compare with a number, with base or with "
+                        "holdout"
                     )
             stop = self.unlearn.stop
             if "gold" in (self.unlearn.forget_cap, stop.forget_loss if stop else None):

@@ -113,7 +113,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage(
             "eval-unlearned", "1", evaluate, recipe.eval, measured, {"model": "unlearn", "data": "data", **eval_gold}
         ),
-        Stage("gate", "1", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("gate", "2", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "1", package, *_package(recipe), tree),
         Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),

@@ -29,7 +29,7 @@ from pipeline.unlearn.trainer import GDTrainer, pair_dataset
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    Writes ``model/``, ``log.jsonl`` and ``pairing.jsonl``. Raises TrainingError where a guard stops the run or no
+    Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json``. Raises TrainingError where a guard stops the run or no
     checkpoint satisfies the rule.
     """
     arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
@@ -45,6 +45,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         seed=config.pairing_seed,
     )
     _write_pairing(out / "pairing.jsonl", pairs, rows["forget"], rows["retain"])
+    _write_selection(out / "selection.json", config, rows)
     report("measuring the levels")
     levels = _fixed_levels(config, inputs, model, encoded)
     trainer = GDTrainer(
@@ -114,7 +115,7 @@ def _fit_with_stop(
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
 
 
-def _some(rows: list[Encoded], count: int, seed: int) -> list[Encoded]:
+def _some(rows: list[Any], count: int, seed: int) -> list[Any]:
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     return [rows[i] for i in sorted(chosen)]
 
@@ -171,3 +172,14 @@ def _write_pairing(path: Path, pairs: list[Pair], forget: list[Row], retain: lis
                 "retain": [retain[i].row_id for i in pair.retain],
             }
             file.write(json.dumps(entry) + "\n")
+
+
+def _write_selection(path: Path, config: UnlearnConfig, rows: Mapping[str, list[Row]]) -> None:
+    """Which rows choose the checkpoint: the gates are confirmed on the others."""
+    read: dict[str, list[str]] = {"forget": [], "retain": []}
+    rule = "a fixed number of epochs"
+    if config.stop is not None:
+        rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
+        read["forget"] = [row.row_id for row in rows["forget"]]
+        read["retain"] = [row.row_id for row in _some(rows["retain"], config.stop.retain_rows, config.pairing_seed)]
+    path.write_text(json.dumps({"rule": rule, "read": read}, indent=1) + "\n", encoding="utf-8")
