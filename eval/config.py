@@ -62,6 +62,23 @@ class EvalConfig(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+EQUIVALENCE = dict.fromkeys(
+    (
+        "answer_probability",
+        "exact_memorization",
+        "extraction_strength",
+        "truth_ratio",
+        "rouge_l_recall",
+        "rouge_l_f1",
+        "multiple_choice_accuracy",
+        "mia_min_k_auc",
+        "mia_loss_auc",
+        "utility",
+    ),
+    0.05,
+)
+"""Differences between two checkpoints that do not matter, where the recipe says nothing else."""
+
 NEEDS_GOLD = ("forget_quality", "forget_quality_ks", "privacy_leak")
 
 

@@ -145,8 +145,9 @@ def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str
             f"{name} of {model} was measured by version {record.version} of its definition, "
             f"the gate is for version {version}."
         )
-    numbers = (record.value, record.ci_low, record.ci_high, record.n)
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+    numbers = (record.value, record.ci_low, record.ci_high)
+    finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    if not finite or not isinstance(record.n, int):
         raise NoEvidence(f"{name} on {split} of {model} is not a finite number.")
     if record.ci_low > record.ci_high:
         raise NoEvidence(f"{name} on {split} of {model} has an interval whose ends are the wrong way round.")

@@ -89,6 +89,8 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
     ``references`` are the records of the gate's measured bounds; of several the least certain counts. They are taken as
     independent of the record, which for the same rows errs on the safe side.
     """
+    if record.n < 1:
+        return None, "The number of rows is not known, and so is not what they could have shown."
     if gate.metric in (*KS_P_VALUES, *KS_STATISTICS):
         return _ks_power(gate, record.n)
     errors = [abs(reference.times) * standard_error(found) for reference, found in references]

@@ -36,7 +36,7 @@ def release(options: argparse.Namespace) -> int:
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
-        for stage, artifact in execute(stages, store, _watched(built)):
+        for stage, artifact in execute(stages, store, watched(built)):
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
@@ -71,7 +71,7 @@ def run_one(options: argparse.Namespace) -> int:
             if made_by == "gate":
                 require_pass(done[made_by].path)
     built: set[str] = set()
-    artifact = state.artifact or _watched(built)(wanted, lambda: build(wanted, store, done))
+    artifact = state.artifact or watched(built)(wanted, lambda: build(wanted, store, done))
     check_artifact(artifact)
     link(artifact.path, store.link(wanted.name))
     summary = {"stage": wanted.name, "path": str(store.link(wanted.name)), "digest": artifact.digest}
@@ -98,7 +98,8 @@ def _check_trainer_arguments(recipe: Recipe, stages: Sequence[Stage], store: Sto
                 raise RecipeError(f"{name}{'' if name == 'unlearn' else '.train'}.args: {error}") from error
 
 
-def _watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
+def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
+    """What the runner calls around each build: it is shown on stderr, and its name goes into ``built``."""
     from pipeline.live import watching
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
