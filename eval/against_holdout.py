@@ -1,8 +1,8 @@
 """Forget rows against rows that the model never saw, for releases without a gold model.
 
-Where forget and holdout rows were drawn alike, a model that has forgotten treats them alike: the truth ratios of both come
-from one distribution (two-sample Kolmogorov-Smirnov test on different rows), their answers are equally likely, and no
-membership score tells them apart.
+Where forget and holdout rows were drawn alike, a model that has forgotten treats them alike: the truth ratios of both
+come from one distribution (two-sample Kolmogorov-Smirnov test on different rows), their answers are equally likely, and
+no membership score tells them apart.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from eval.metrics import Floats, forget_quality
 from eval.schema import Record
 
 LIMITS = (
-    "This compares forgotten rows with rows that the same model never saw. It shows that the model treats them alike. It "
-    "does not show what a model that never knew would say: a model that lost everything passes it, so the retained rows "
-    "must be gated too, and it takes forget and holdout rows to be alike but for the training."
+    "This compares forgotten rows with rows that the same model never saw, and shows that it treats them alike. "
+    "It does not show what a model that never knew would say: a model that lost everything passes, so retained rows must "
+    "be gated too; and it takes forget and holdout rows to be alike but for the training."
 )
 METRIC_NAMES = ("forget_against_holdout", "forget_against_holdout_ks")
 

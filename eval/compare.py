@@ -1,4 +1,4 @@
-"""Two checkpoints under the same suite: the difference of each metric, and whether it is small enough to call them equal.
+"""Two checkpoints under the same suite: the difference of each metric, and whether it is small enough not to matter.
 
 Metrics of single rows are compared row by row: the bootstrap draws rows, of each language as many as it has, and takes
 the difference of both models on the same rows. Equivalence is shown by two one-sided tests (Schuirmann 1987): the
@@ -69,9 +69,9 @@ def check_tokens(ours: Path, theirs: Path, data: Path) -> None:
                 answers.append(tokens.input_ids[tokens.completion_start :])
             if answers[0] != answers[1]:
                 raise ModelError(
-                    f"The other checkpoint reads the answer of row {row.row_id} as other tokens ({len(answers[1])}, here "
-                    f"{len(answers[0])}): its vocabulary or its end of turn differs. Compare with a checkpoint of the "
-                    "same tokenizer."
+                    f"The other checkpoint reads the answer of row {row.row_id} as other tokens ({len(answers[1])}, "
+                    f"here {len(answers[0])}): its vocabulary or its end of turn differs. Compare with a checkpoint of "
+                    "the same tokenizer."
                 )
 
 
@@ -142,6 +142,8 @@ def _auc_differences(scores: Sequence[dict[tuple[str, str], float]], seed: int) 
 def _entry(
     metric: str, split: str, pair: Sequence[Record | None], resampled: Floats | None, margin: float | None
 ) -> dict[str, Any]:
+    from scipy.stats import norm
+
     ours, theirs = pair
     entry: dict[str, Any] = {
         "metric": metric,
@@ -157,8 +159,7 @@ def _entry(
         return entry
     if resampled is None:  # two intervals of independent errors: for the same questions that errs on the safe side
         error = math.hypot(standard_error(ours), standard_error(theirs))
-        normal = np.random.default_rng(0).normal(0, 1, RESAMPLES)
-        resampled = ours.value - theirs.value + error * (normal - normal.mean()) / normal.std()
+        resampled = ours.value - theirs.value + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
     low, high = np.percentile(resampled, [2.5, 97.5])
     entry |= {"difference": ours.value - theirs.value, "ci_low": float(low), "ci_high": float(high)}
     entry["smallest_margin"] = smallest_margin(float(resampled.std()))

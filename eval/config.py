@@ -144,8 +144,8 @@ class Gate(Condition):
         # truth_ratio is aggregated in another way on every other split than forget (TOFU), so it is not comparable
         if of_holdout and (self.split == "holdout" or "holdout" not in spec.splits or self.metric == "truth_ratio"):
             raise ValueError(
-                f"{self.metric} on {self.split} cannot be compared with holdout: take a metric of single rows on forget "
-                "(for truth ratios there is forget_against_holdout)"
+                f"{self.metric} on {self.split} cannot be compared with holdout: take a metric of single rows on "
+                "forget (for truth ratios there is forget_against_holdout)"
             )
         return self
 

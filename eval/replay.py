@@ -98,7 +98,9 @@ def _model(path: Path, entry: Any) -> Measured:
         records = [_record(m, split, value) for split, found in values.items() for m, value in found.items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         shown = entry.get("model", "?") if isinstance(entry, dict) else entry
-        raise InputError(f"{path}: model {shown!r} cannot be read ({error!r}). Its shape is in eval/replay.py.") from error
+        raise InputError(
+            f"{path}: model {shown!r} cannot be read ({error!r}). Its shape is in eval/replay.py."
+        ) from error
     return Measured(name, method, role, records)
 
 
@@ -113,9 +115,10 @@ def _split_columns(columns: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def _record(metric: str, split: str, value: Any) -> Record:
     version = METRICS[metric].version if metric in METRICS else 1
     if isinstance(value, dict):
-        numbers = [float(value[key]) for key in ("value", "ci_low", "ci_high")]
-        return Record(metric, split, *numbers, int(value["n"]), None, version)
-    return Record(metric, split, *[float(value)] * 3, 0, None, version)
+        point, low, high = (float(value[key]) for key in ("value", "ci_low", "ci_high"))
+        return Record(metric, split, point, low, high, int(value["n"]), None, version)
+    point = float(value)
+    return Record(metric, split, point, point, point, 0, None, version)
 
 
 def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], list[Condition]]:
@@ -178,4 +181,3 @@ def by_method(gates: Sequence[Condition], judged: Sequence[Mapping[str, Any]]) -
         name = "all" if method is None else method
         lines.append(f"| {name} | {len(verdicts)} | {sum(map(all, verdicts))} | {' | '.join(cells)} |")
     return "\n".join(lines)
-

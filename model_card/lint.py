@@ -198,12 +198,9 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
         for column, text in said.items():
             if row[column] != " ".join(text.split()):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
-        bounds = [bound for bound in dict.fromkeys((gate.at_least, gate.at_most)) if bound is not None]
-        for column, values in (
-            ("Measured", [gate.measured]),
-            ("Bound", bounds or [None]),
-            ("Could see", [gate.smallest_difference]),
-        ):
+        bounds: list[float | None] = [b for b in dict.fromkeys((gate.at_least, gate.at_most)) if b is not None]
+        columns = {"Measured": [gate.measured], "Bound": bounds or [None], "Could see": [gate.smallest_difference]}
+        for column, values in columns.items():
             shown = row[column].split(" to ")
             right = len(shown) == len(values) and all(map(_is_shown, shown, values))
             if not right:

@@ -60,7 +60,9 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     text = "judge what was measured and say why, without running anything (`gate replay FILE`: a table of models)"
     made = _command(commands, "gate", gate.gate, text)
     _recipe_options(made)
-    made.add_argument("file", metavar="FILE", nargs="?", help="with `replay` as RECIPE: a JSON table of measured models")
+    made.add_argument(
+        "file", metavar="FILE", nargs="?", help="with `replay` as RECIPE: a JSON table of measured models"
+    )
     made.add_argument(
         "--gates",
         metavar="GATES",

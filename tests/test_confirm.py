@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from eval.config import Gate
+from eval.config import EvalConfig, Gate
 from eval.confirm import read_selection
 from eval.gates import judge
 from eval.records import row_records
-from eval.config import EvalConfig
 from eval.schema import write_records, write_samples
 from eval.weights import weights_sha256, write_measured
 from pipeline.errors import ArtifactError

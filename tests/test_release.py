@@ -173,3 +173,33 @@ def test_kills_at_random_points_change_nothing(released: tuple[Path, Path, str],
     done = run(release(recipe, tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(done.stdout) == digests(output)
+
+
+def test_the_gates_of_a_finished_release_are_explained(released: tuple[Path, Path, str]) -> None:
+    recipe, store, _ = released
+    explained = run([sys.executable, "-m", "pipeline", "gate", str(recipe), "--store", str(store), "--json"])
+    assert explained.returncode == 0, explained.stderr
+    judged = json.loads(explained.stdout)
+    assert judged == json.loads((store / "tiny" / "gate" / "gate.json").read_text())
+    assert "20 of 64 retain rows" in judged["selection"]
+
+
+def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tuple[Path, Path, str]) -> None:
+    recipe, store, _ = released
+    argv = [sys.executable, "-m", "pipeline", "compare", str(recipe), "--store", str(store), "--json", "--to"]
+    done = run([*argv, "demo/tiny@v1.0.0"])
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["commit"] == json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["commit"]
+    paired = [entry for entry in value["metrics"] if entry["paired"]]
+    assert len(paired) > 10
+    assert {entry["difference"] for entry in paired} == {0.0}
+    found = {(entry["metric"], entry["split"]): entry["verdict"] for entry in value["metrics"]}
+    assert found["answer_probability", "retain"] == "equivalent"
+    assert found["answer_probability", "forget"] == "not shown"  # 16 rows show nothing
+    again = run([*argv, "demo/tiny@v1.0.0"])
+    assert again.stdout == done.stdout
+    assert "built in" not in again.stderr
+    unknown = run([*argv, "demo/tiny@v9"])
+    assert unknown.returncode == 4
+    assert "v9" in unknown.stderr

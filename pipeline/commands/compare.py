@@ -37,7 +37,7 @@ def compare(options: argparse.Namespace) -> int:
     with _target(options, repo) as target:
         commit = _commit(target, repo, revision or "main")
         added = _stages(recipe, stages, target, repo, commit)
-        done = dict((stage.name, artifact) for stage, artifact in execute([*there, *added], store, watched(set())))
+        done = {stage.name: artifact for stage, artifact in execute([*there, *added], store, watched(set()))}
     compared = json.loads((done["compare"].path / "compare.json").read_text(encoding="utf-8"))
     value = {"recipe": recipe.name, "to": repo, "commit": commit, "metrics": compared}
     show(options, value, _table(compared, repo, commit))

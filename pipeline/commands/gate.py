@@ -46,7 +46,7 @@ def _head(verdict: dict[str, Any]) -> list[str]:
 def _lines(judged: dict[str, Any]) -> list[str]:
     """The verdict's sentence, and below it what it is worth."""
     notes = [judged["power"]]
-    if 0 < judged["n"] and not judged["certifiable_alone"]:
+    if judged["n"] > 0 and not judged["certifiable_alone"]:
         notes.append(f"{judged['n']} facts are fewer than 100: not certifiable alone.")
     if judged["confirmed"]:
         notes.append(judged["confirmed"]["says"])

@@ -29,8 +29,8 @@ from pipeline.unlearn.trainer import GDTrainer, pair_dataset
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json``. Raises TrainingError where a guard stops the run or no
-    checkpoint satisfies the rule.
+    Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
+    Raises TrainingError where a guard stops the run or no checkpoint satisfies the rule.
     """
     arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
