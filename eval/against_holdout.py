@@ -17,8 +17,8 @@ from eval.metrics import Floats, forget_quality
 from eval.schema import Record
 
 LIMITS = (
-    "This compares forgotten rows with rows that the same model never saw, and shows that it treats them alike. "
-    "It does not show what a model that never knew would say: a model that lost everything passes, so retained rows must "
+    "This compares forgotten rows with rows that the same model never saw, and shows that it treats them alike. It "
+    "does not show what a model that never knew would say: a model that lost everything passes, so retained rows must "
     "be gated too; and it takes forget and holdout rows to be alike but for the training."
 )
 METRIC_NAMES = ("forget_against_holdout", "forget_against_holdout_ks")

@@ -266,8 +266,11 @@ def test_a_failed_gate_without_evidence_is_shown_as_that(evidence: Evidence) -> 
 
 def test_without_gold_the_column_is_empty(inputs: dict[str, Path]) -> None:
     evidence = collect({name: path for name, path in inputs.items() if name != "eval-gold"})
-    text = render(config(), evidence)
-    assert lint.problems(text, config(), evidence) == []
+    without = config().model_copy(update={"gold": {}})
+    text = render(without, evidence)
+    assert lint.problems(text, without, evidence) == []
+    assert "Two models are compared" in text
+    assert "There is no gold" in text
     rows = next(section for section in read(text) if section.heading == "Results").tables[0]
     assert {row["gold"] for row in rows} == {claims.NOT_MEASURED}
 
