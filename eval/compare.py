@@ -18,7 +18,6 @@ import numpy as np
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, read_rows
 from eval import metrics
-from eval.config import METRICS
 from eval.metrics import Floats
 from eval.power import ALPHA, smallest_margin, standard_error
 from eval.schema import Record, find_record, read_records, read_samples
@@ -32,7 +31,12 @@ RESAMPLES = 2000
 ROWS = 30
 """Of fewer rows nothing is concluded."""
 NO_DIFFERENCE = ("forget_quality", "forget_against_holdout")  # p-values: their difference means nothing
-_SCORES = {"mia_min_k_auc": ("min_k", 1.0), "mia_loss_auc": ("loss", -1.0)}
+_SCORES = {  # what a row's membership score is, and the sign that makes a member's higher
+    "mia_min_k_auc": ("min_k", 1.0),
+    "mia_min_k_plus_plus_auc": ("min_k_plus_plus", 1.0),
+    "mia_zlib_auc": ("zlib", 1.0),
+    "mia_loss_auc": ("loss", -1.0),
+}
 
 
 class Config(NamedTuple):
@@ -99,10 +103,8 @@ def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int)
     if metric in _SCORES:
         name, sign = _SCORES[metric]
         return _auc_differences([{k: sign * row[name] for k, row in found.items()} for found in samples], seed)
-    if "holdout" not in METRICS[metric].splits:
-        return None
     rows = [key for key, row in samples[0].items() if key[0] == split and metric in row and metric in samples[1][key]]
-    if not rows:
+    if not rows:  # not a metric of single rows
         return None
     values = [_values(metric, split, [found[key][metric] for key in rows]) for found in samples]
     return paired_means(values[0] - values[1], [str(samples[0][key]["language"]) for key in rows], seed)

@@ -71,6 +71,7 @@ EQUIVALENCE = dict.fromkeys(
         "rouge_l_recall",
         "rouge_l_f1",
         "multiple_choice_accuracy",
+        "fluency",
         "mia_min_k_auc",
         "mia_loss_auc",
         "utility",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.config import METRICS, Condition, EvalConfig
+from eval.config import Condition, EvalConfig
 from eval.schema import Record, read_samples
 from pipeline.errors import ArtifactError
 
@@ -70,7 +70,7 @@ class OtherRows:
         """Records by model for the gate on the other rows; None where its metric is not one of single rows."""
         from eval.records import row_records
 
-        if "holdout" not in METRICS[gate.metric].splits:
+        if not any(gate.metric in row for row in self.samples.get("unlearned", [])):
             return None
         names = {row["row_id"] for row in self.rows(gate.metric, gate.split)}
         found = {}

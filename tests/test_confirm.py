@@ -124,12 +124,14 @@ def test_the_unlearn_stage_names_the_rows_that_its_rule_reads(tmp_path):
     rows = build_rows()
     stop = {"every": 1, "forget_loss": "holdout", "retain_loss_above_base": 0.1, "retain_rows": 4}
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1, "stop": stop, "keep": "closest"})
-    _write_selection(tmp_path / "selection.json", config, rows)
+    read = {"forget": rows["forget"], "retain": _some(rows["retain"], 4, config.pairing_seed)}
+    _write_selection(tmp_path / "selection.json", config, read)
     found = read_selection(tmp_path)
     assert found is not None
     assert found.read["forget"] == {row.row_id for row in rows["forget"]}
-    assert found.read["retain"] == {row.row_id for row in _some(rows["retain"], 4, config.pairing_seed)}
-    _write_selection(tmp_path / "selection.json", UnlearnConfig(method="gd", epochs=1), rows)
+    assert found.read["retain"] == {row.row_id for row in read["retain"]}
+    assert len(found.read["retain"]) == 4
+    _write_selection(tmp_path / "selection.json", UnlearnConfig(method="gd", epochs=1), read)
     found = read_selection(tmp_path)
     assert found is not None
     assert not any(found.read.values())

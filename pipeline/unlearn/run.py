@@ -45,7 +45,8 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         seed=config.pairing_seed,
     )
     _write_pairing(out / "pairing.jsonl", pairs, rows["forget"], rows["retain"])
-    _write_selection(out / "selection.json", config, rows)
+    probes = _some(rows["retain"], config.stop.retain_rows, config.pairing_seed) if config.stop else []
+    _write_selection(out / "selection.json", config, {"forget": rows["forget"], "retain": probes})
     report("measuring the levels")
     levels = _fixed_levels(config, inputs, model, encoded)
     trainer = GDTrainer(
@@ -174,12 +175,9 @@ def _write_pairing(path: Path, pairs: list[Pair], forget: list[Row], retain: lis
             file.write(json.dumps(entry) + "\n")
 
 
-def _write_selection(path: Path, config: UnlearnConfig, rows: Mapping[str, list[Row]]) -> None:
+def _write_selection(path: Path, config: UnlearnConfig, read: Mapping[str, list[Row]]) -> None:
     """Which rows choose the checkpoint: the gates are confirmed on the others."""
-    read: dict[str, list[str]] = {"forget": [], "retain": []}
-    rule = "a fixed number of epochs"
-    if config.stop is not None:
-        rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
-        read["forget"] = [row.row_id for row in rows["forget"]]
-        read["retain"] = [row.row_id for row in _some(rows["retain"], config.stop.retain_rows, config.pairing_seed)]
-    path.write_text(json.dumps({"rule": rule, "read": read}, indent=1) + "\n", encoding="utf-8")
+    rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
+    names = {split: [row.row_id for row in rows] if config.stop else [] for split, rows in read.items()}
+    content = {"rule": rule if config.stop else "a fixed number of epochs", "read": names}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
