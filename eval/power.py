@@ -111,6 +111,6 @@ def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
     if seen is None:
         return None, f"With {rows} rows the test cannot fail, whatever the two distributions are."
     return seen, (
-        f"With {rows} rows distributions of truth ratios that are {seen:.2g} apart are told apart in 80 % of samples, "
-        "whatever their shape; a leak of a smaller share of the rows may go unseen."
+        f"With {rows} rows distributions of truth ratios that are {seen:.2g} apart are told apart in at least 80 % of "
+        "samples, whatever their shape; a leak of a smaller share of the rows may go unseen."
     )
