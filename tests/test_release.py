@@ -203,3 +203,26 @@ def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tu
     unknown = run([*argv, "demo/tiny@v9"])
     assert unknown.returncode == 4
     assert "v9" in unknown.stderr
+
+
+def test_another_checkpoint_is_measured_beside_the_released_one(
+    released: tuple[Path, Path, str], tiny_model: Path
+) -> None:
+    from huggingface_hub import HfApi
+
+    from pipeline.localhub.server import LocalHub
+
+    recipe, store, _ = released
+    with LocalHub(store / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("demo/start", private=True)
+        commit = api.upload_folder(repo_id="demo/start", folder_path=tiny_model)
+    argv = [sys.executable, "-m", "pipeline", "compare", str(recipe), "--store", str(store), "--json", "--to"]
+    done = run([*argv, "demo/start"])
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["commit"] == commit.oid
+    found = {(entry["metric"], entry["split"]): entry for entry in value["metrics"]}
+    assert found["answer_probability", "retain"]["difference"] > 0  # the start model was never trained on the facts
+    assert (store / "tiny" / "eval-other" / "results.json").is_file()
+    assert not list((store / "hub").rglob("samples.jsonl"))
