@@ -238,7 +238,10 @@ def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows | None) ->
 def rule(gate: Condition) -> str:
     """The gate in words, for example ``at most gold's upper 95 % bound + 0.05``."""
     which = {"point": "", "interval": "all of the 95 % interval ", "overlap": "some of the 95 % interval "}
-    return which[gate.must_hold] + _sides(_bound_in_words(gate.at_least), _bound_in_words(gate.at_most))
+    lower, upper = _bound_in_words(gate.at_least), _bound_in_words(gate.at_most)
+    if lower == upper and gate.must_hold == "overlap":
+        return f"95 % interval contains {lower}"
+    return which[gate.must_hold] + _sides(lower, upper)
 
 
 def _bound_in_words(bound: Bound | None) -> str:

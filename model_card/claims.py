@@ -23,7 +23,7 @@ METRICS = {  # what each one is, in the order of the results table
     "mia_min_k_auc": "membership inference by the least likely tokens, forget against holdout rows; 0.5 is chance",
     "mia_loss_auc": "membership inference by the loss",
     "privacy_leak": "relative distance of the membership AUC to gold's, in percent; 0 is right",
-    "forget_against_holdout": "p-value of the same test between forget rows and rows that this model never saw",
+    "forget_against_holdout": "p-value of such a test between this model's forget rows and rows that it never saw",
     "forget_against_holdout_ks": "the statistic of that test",
     "utility": "accuracy on general-knowledge multiple-choice questions",
 }
@@ -146,12 +146,12 @@ def gate_notes(evidence: Evidence) -> list[str]:
         notes.append(f"Not certifiable alone, with fewer than 100 facts: {', '.join(small)}.")
     if evidence.selection:
         notes.append(evidence.selection)
-    said = [
-        f"`{gate.metric}` on {escape(gate.split)}: {escape(gate.confirmed['says'])}"
-        for gate in evidence.gates
-        if gate.confirmed
-    ]
-    return [*notes, *said, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
+    said: dict[str, list[str]] = {}
+    for gate in evidence.gates:
+        if gate.confirmed:
+            said.setdefault(escape(gate.confirmed["says"]), []).append(f"`{gate.metric}` on {escape(gate.split)}")
+    notes += [f"{', '.join(dict.fromkeys(names))}: {says}" for says, names in said.items()]
+    return [*notes, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
 
 
 def _is_small(gate: Gate) -> bool:

@@ -137,7 +137,9 @@ def test_too_much_forgetting_fails_as_surely_as_too_little():
 )
 def test_the_sentence_names_the_number_that_decided(hold, value, why):
     chance = gate(at_least=0.5, at_most=0.5, must_hold=hold)
-    assert judge_gate(chance, {"unlearned": [record(value, 0.1, 0.1)]})["why"].endswith(why)
+    verdict = judge_gate(chance, {"unlearned": [record(value, 0.1, 0.1)]})
+    assert verdict["why"].endswith(why)
+    assert (verdict["rule"] == "95 % interval contains 0.5") == (hold == "overlap")
 
 
 def test_a_gate_without_gold_says_what_it_shows_and_what_not():
