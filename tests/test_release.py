@@ -191,6 +191,7 @@ def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tu
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["commit"] == json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["commit"]
+    assert value["same_weights"] is True
     paired = [entry for entry in value["metrics"] if entry["paired"]]
     assert len(paired) > 10
     assert {entry["difference"] for entry in paired} == {0.0}
@@ -222,6 +223,7 @@ def test_another_checkpoint_is_measured_beside_the_released_one(
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["commit"] == commit.oid
+    assert value["same_weights"] is False
     found = {(entry["metric"], entry["split"]): entry for entry in value["metrics"]}
     assert found["answer_probability", "retain"]["difference"] > 0  # the start model was never trained on the facts
     assert (store / "tiny" / "eval-other" / "results.json").is_file()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def compare(options: argparse.Namespace) -> int:
     """Evaluate the checkpoint and print the table. Raises ArtifactError where this recipe has no evaluation yet."""
+    from eval.weights import read_measured
     from pipeline.commands.release import watched
     from pipeline.runner import execute
 
@@ -39,8 +40,9 @@ def compare(options: argparse.Namespace) -> int:
         added = _stages(recipe, stages, target, repo, commit)
         done = {stage.name: artifact for stage, artifact in execute([*there, *added], store, watched(set()))}
     compared = json.loads((done["compare"].path / "compare.json").read_text(encoding="utf-8"))
-    value = {"recipe": recipe.name, "to": repo, "commit": commit, "metrics": compared}
-    show(options, value, _table(compared, repo, commit))
+    same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
+    value = {"recipe": recipe.name, "to": repo, "commit": commit, "same_weights": same, "metrics": compared}
+    show(options, value, "\n".join(_table(compared, repo, commit) + ["", "The weights are the same."] * same))
     return 0
 
 
@@ -103,7 +105,7 @@ def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, comm
     ]  # fmt: skip
 
 
-def _table(compared: list[dict[str, Any]], repo: str, commit: str) -> str:
+def _table(compared: list[dict[str, Any]], repo: str, commit: str) -> list[str]:
     lines = [
         f"theirs: {repo} at {commit}",
         "difference: ours - theirs, with its 95 % interval; equivalent: shown to be within the margin",
@@ -118,7 +120,7 @@ def _table(compared: list[dict[str, Any]], repo: str, commit: str) -> str:
             difference = f"{entry['difference']:.3f} ({entry['ci_low']:.3f} to {entry['ci_high']:.3f})"
         cells = (entry["metric"], entry["split"], entry["n"], ours, theirs, difference, margin, entry["verdict"])
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _number(value: float | None) -> str:
