@@ -207,12 +207,13 @@ def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tu
 
 
 def test_another_checkpoint_is_measured_beside_the_released_one(
-    released: tuple[Path, Path, str], tiny_model: Path
+    released: tuple[Path, Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import HfApi
 
     from pipeline.localhub.server import LocalHub
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the loopback Hub has LFS alone
     recipe, store, _ = released
     with LocalHub(store / "hub") as hub:
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
