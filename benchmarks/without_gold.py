@@ -25,11 +25,27 @@ from pipeline.errors import InputError
 from pipeline.recipe import load_recipe
 
 RECIPES = {"against gold": "demo", "without gold": "demo-no-gold"}
-PAIRS = (("forget_quality", "forget_against_holdout"), ("answer_probability", "answer_probability"))
+PAIRS = (
+    ("forget_quality", "forget_against_holdout"),
+    ("mia_min_k_auc", "mia_min_k_auc"),
+    ("answer_probability", "answer_probability"),
+)
+# The demo does not gate membership; this is what would answer the gate without gold, and counts in its pair alone.
+MEMBERSHIP = Gate.model_validate(
+    {
+        "metric": "mia_min_k_auc",
+        "split": "forget",
+        "at_least": {"of": "gold", "bound": "ci_low"},
+        "at_most": {"of": "gold", "bound": "ci_high"},
+        "min_n": 40,
+        "reason": "Forgotten rows are told from rows never seen as well as with gold, within its interval.",
+    }
+)
 
 
 def forget_gates(recipe: str) -> list[Gate]:
-    return [gate for gate in load_recipe(recipe).gates if gate.split == "forget"]
+    gates = [gate for gate in load_recipe(recipe).gates if gate.split == "forget"]
+    return gates if recipe == RECIPES["without gold"] else [*gates, MEMBERSHIP]
 
 
 def evaluations(run: Path) -> dict[str, Path]:
@@ -80,7 +96,7 @@ def main() -> None:
     for run in options.parse_args().runs:
         for model, (against, without) in ((m, tuple(v.values())) for m, v in judged(run).items()):
             cells = [f"{g['measured']:.3g}{'' if g['passed'] else ' **fails**'}" for g in (*against, *without)]
-            passed = [all(g["passed"] for g in gates) for gates in (against, without)]
+            passed = [all(g["passed"] for g in gates) for gates in (against[:-1], without)]
             words = ["pass" if verdict else "fail" for verdict in passed]
             print(f"| {run.name} | {model} | {' | '.join(cells)} | {' | '.join(words)} |", flush=True)
             agree.setdefault(f"{model}: all forget gates", []).append(passed[0] == passed[1])
