@@ -28,9 +28,10 @@ def release(seed: int) -> dict[str, object]:
 
 
 def _cell(gate: dict[str, object]) -> str:
-    if gate["measured"] is None or gate["threshold"] is None:
+    bounds = [f"{gate[side]:.3f}" for side in ("at_least", "at_most") if gate[side] is not None]
+    if gate["measured"] is None or not bounds:
         return f"{gate['why']} **fails**"
-    return f"{gate['measured']:.3f} (bound {gate['threshold']:.3f})" + ("" if gate["passed"] else " **fails**")
+    return f"{gate['measured']:.3f} (bound {' to '.join(bounds)})" + ("" if gate["passed"] else " **fails**")
 
 
 def main() -> None:

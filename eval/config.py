@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -40,12 +40,20 @@ METRICS: dict[str, MetricSpec] = {
     "mia_loss_auc": MetricSpec(("forget",)),
     "mia_zlib_auc": MetricSpec(("forget",)),
     "privacy_leak": MetricSpec(("forget",)),
+    "forget_against_holdout": MetricSpec(("forget",)),
+    "forget_against_holdout_ks": MetricSpec(("forget",)),
     "utility": MetricSpec(("general",)),
     "model_utility": MetricSpec(("retain+general",)),
 }
 
-_LOWER_IS_BETTER = ("forget_quality_ks", "empty_generation", "repeated_ngrams", "unknown_words")
-_HIGHER_IS_BETTER = ("forget_quality", "fluency", "utility", "model_utility")
+_LOWER_IS_BETTER = (
+    "forget_quality_ks",
+    "forget_against_holdout_ks",
+    "empty_generation",
+    "repeated_ngrams",
+    "unknown_words",
+)
+_HIGHER_IS_BETTER = ("forget_quality", "forget_against_holdout", "fluency", "utility", "model_utility")
 
 
 def higher_is_better(metric: str, split: str) -> bool | None:
@@ -91,42 +99,95 @@ class EvalConfig(Strict):
     suites: list[Suite] = Field(default_factory=list)
 
 
-class Reference(Strict):
-    """A bound that another model sets: ``times`` x its value (or an end of its 95 % interval) ``+ plus``."""
+EQUIVALENCE = dict.fromkeys(
+    (
+        "answer_probability",
+        "exact_memorization",
+        "extraction_strength",
+        "truth_ratio",
+        "rouge_l_recall",
+        "rouge_l_f1",
+        "multiple_choice_accuracy",
+        "fluency",
+        "mia_min_k_auc",
+        "mia_loss_auc",
+        "utility",
+    ),
+    0.05,
+)
+"""Differences between two checkpoints that do not matter, where the recipe says nothing else."""
 
-    of: Literal["base", "gold"]
+NEEDS_GOLD = ("forget_quality", "forget_quality_ks", "privacy_leak")
+
+
+class Reference(Strict):
+    """A bound that was measured too: ``times`` x a value (or an end of its 95 % interval) ``+ plus``.
+
+    ``of`` is base or gold with the same metric on the same rows, or ``holdout``: the model itself with the same metric
+    on rows that it never saw, for releases that have no gold.
+    """
+
+    of: Literal["base", "gold", "holdout"]
     bound: Literal["value", "ci_low", "ci_high"] = "value"
     times: float = 1.0
     plus: float = 0.0
 
 
-class Gate(Strict):
-    """One condition of a release: a metric of the unlearned model is at least, or at most, a bound.
+Bound = float | Reference
 
-    ``min_n`` is the number of rows below which the gate fails whatever the value is, ``reason`` why the bound is right.
+
+class Condition(Strict):
+    """A measured value is at least a bound, at most a bound, or both: a range fails what is too high and too low.
+
+    ``must_hold`` says what of the measurement must lie within: the ``point``, every value of its 95 % ``interval`` (it
+    is shown), or some value of it (``overlap``: it is not refuted, which few rows make easy; so look at the power).
+    ``min_n`` is the number of rows below which the condition fails whatever the value is, ``reason`` why the bound is
+    right.
     """
 
     metric: str
     split: str
-    at_least: float | Reference | None = None
-    at_most: float | Reference | None = None
+    at_least: Bound | None = None
+    at_most: Bound | None = None
+    must_hold: Literal["point", "interval", "overlap"] = "point"
     min_n: int = Field(ge=1)
     reason: str = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Gate:
+    def _has_bounds(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("a gate has at_least, at_most, or both for a range; neither is given")
+        numbers = [bound for bound in (self.at_least, self.at_most) if isinstance(bound, float)]
+        if len(numbers) == 2 and numbers[0] > numbers[1]:
+            raise ValueError(f"nothing is at least {numbers[0]:g} and at most {numbers[1]:g}; swap the two")
+        return self
+
+    @property
+    def references(self) -> list[Reference]:
+        """The bounds that were measured."""
+        return [bound for bound in (self.at_least, self.at_most) if isinstance(bound, Reference)]
+
+
+class Gate(Condition):
+    """One condition of a release, on a metric of the unlearned model."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
         spec = METRICS.get(self.metric)
         if spec is None:
             raise ValueError(f"no metric is called {self.metric!r}; there are {', '.join(METRICS)}")
         if self.split not in spec.splits:
             raise ValueError(f"{self.metric} is not measured on {self.split!r}, only on {', '.join(spec.splits)}")
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("a gate has exactly one of at_least and at_most; for a range write two gates")
+        of_holdout = any(reference.of == "holdout" for reference in self.references)
+        # truth_ratio is aggregated in another way on every other split than forget (TOFU), so it is not comparable
+        if of_holdout and (self.split == "holdout" or "holdout" not in spec.splits or self.metric == "truth_ratio"):
+            raise ValueError(
+                f"{self.metric} on {self.split} cannot be compared with holdout: take a metric of single rows on "
+                "forget (for truth ratios there is forget_against_holdout)"
+            )
         return self
 
     @property
-    def bound(self) -> float | Reference:
-        """The bound, whichever side it is on."""
-        bound = self.at_least if self.at_least is not None else self.at_most
-        assert bound is not None  # noqa: S101  # the validator saw to it
-        return bound
+    def needs_gold(self) -> bool:
+        """Whether it compares with gold."""
+        return self.metric in NEEDS_GOLD or any(reference.of == "gold" for reference in self.references)

@@ -12,9 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.config import METRICS, Gate, Reference
+from eval import against_holdout, power
+from eval.config import METRICS, Bound, Condition, Gate, Reference
+from eval.confirm import ROWS, OtherRows, read_selection
 from eval.schema import Record, find_record, read_records
 from eval.weights import checkpoint_folder, read_measured, weights_sha256
+
+Results = Mapping[str, Sequence[Record]]
+"""The records of ``base``, ``gold`` and ``unlearned``, as far as they are there."""
 
 
 class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
@@ -24,27 +29,49 @@ class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
 def run(config: Sequence[Gate], inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Judge every gate and write ``gate.json`` into ``out``, whatever the verdict.
 
-    ``inputs`` are ``eval-unlearned``, ``unlearn`` and, where gates refer to them, ``eval-base`` and ``eval-gold``.
-    Returns the facts ``passed``, ``failed`` (names of gates) and ``why``. Raises ArtifactError where a file that is
-    there cannot be read, and ModelError where the unlearn stage left no weights.
+    Returns the facts ``passed``, ``failed`` (names of gates) and ``why``. Raises as :func:`judge`.
     """
-    digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
-    results = {name: _results(inputs.get(f"eval-{name}")) for name in ("base", "gold", "unlearned")}
-    measured = read_measured(inputs["eval-unlearned"]) if "eval-unlearned" in inputs else None
-    same_weights = measured == digest
-    gates = [_judge(gate, results, same_weights) for gate in config]
-    failed = [f"{gate['metric']} on {gate['split']}" for gate in gates if not gate["passed"]]
-    passed = bool(gates) and not failed
-    verdict = {"passed": passed, "why": _why(gates, failed), "weights_sha256": digest, "gates": gates}
+    verdict = judge(config, inputs)
     text = json.dumps(verdict, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "gate.json").write_text(text + "\n", encoding="utf-8")
-    return {"passed": passed, "failed": failed, "why": verdict["why"]}
+    failed = [_name(gate) for gate in verdict["gates"] if not gate["passed"]]
+    return {"passed": verdict["passed"], "failed": failed, "why": verdict["why"]}
 
 
-def _results(evaluation: Path | None) -> list[Record]:
-    if evaluation is None or not (evaluation / "results.json").is_file():
-        return []
-    return read_records(evaluation / "results.json")
+def judge(config: Sequence[Gate], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
+
+    ``inputs`` are ``eval-unlearned``, ``unlearn`` and, where gates refer to them, ``eval-base`` and ``eval-gold``.
+    Raises ArtifactError where a file that is there cannot be read, and ModelError where the unlearn stage left no
+    weights.
+    """
+    digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
+    evaluations = {m: inputs[f"eval-{m}"] for m in ("base", "gold", "unlearned") if f"eval-{m}" in inputs}
+    results = {model: _results(folder) for model, folder in evaluations.items()}
+    measured = read_measured(evaluations["unlearned"]) if "unlearned" in evaluations else None
+    problem = None
+    if measured != digest:
+        problem = "The evaluation does not say that it measured these weights; evaluate them again."
+    selection = read_selection(inputs["unlearn"])
+    others = OtherRows(selection, evaluations) if selection else None
+    gates = [_confirmed(gate, judge_gate(gate, results, problem), others) for gate in config]
+    failed = [_name(gate) for gate in gates if not gate["passed"]]
+    return {
+        "passed": bool(gates) and not failed,
+        "why": _why(gates, failed),
+        "weights_sha256": digest,
+        "selection": others.selection.sentence(others.counts()) if others else None,
+        "gates": gates,
+    }
+
+
+def _results(evaluation: Path) -> list[Record]:
+    file = evaluation / "results.json"
+    return read_records(file) if file.is_file() else []
+
+
+def _name(gate: Mapping[str, Any]) -> str:
+    return f"{gate['metric']} on {gate['split']}"
 
 
 def _why(gates: list[dict[str, Any]], failed: list[str]) -> str:
@@ -55,92 +82,177 @@ def _why(gates: list[dict[str, Any]], failed: list[str]) -> str:
     return f"All {len(gates)} gates passed."
 
 
-def _judge(gate: Gate, results: Mapping[str, list[Record]], same_weights: bool) -> dict[str, Any]:
-    """One gate's entry of gate.json."""
-    verdict: dict[str, Any] = {
+def judge_gate(gate: Condition, results: Results, problem: str | None = None) -> dict[str, Any]:
+    """One gate's entry of gate.json, whose ``why`` is the verdict in one sentence.
+
+    ``problem`` says why no measurement counts, where that is so. ``at_least`` and ``at_most`` are the numbers that the
+    bounds come to, None where there is no such bound or no evidence for it.
+    """
+    verdict = _unmeasured(gate)
+    try:
+        record = _evidence(gate, results.get("unlearned", ()), gate.split, "the unlearned model")
+        verdict |= {"measured": record.value, "ci_low": record.ci_low, "ci_high": record.ci_high, "n": record.n}
+        verdict["certifiable_alone"] = record.n >= power.FACTS
+        references = [(reference, _reference_record(gate, reference, results)) for reference in gate.references]
+        verdict["smallest_difference"], verdict["power"] = power.power_of(gate, record, references)
+        for side in ("at_least", "at_most"):
+            verdict[side] = _number(gate, getattr(gate, side), results)
+        _check_rows(gate, record, gate.split, "the unlearned model")
+        _check_bounds(verdict["at_least"], verdict["at_most"])
+        if problem:
+            raise NoEvidence(problem)  # noqa: TRY301
+    except NoEvidence as reason:
+        return verdict | {"why": str(reason)}
+    return verdict | _compare(gate, record, verdict["at_least"], verdict["at_most"])
+
+
+def _unmeasured(gate: Condition) -> dict[str, Any]:
+    return {
         "metric": gate.metric,
         "split": gate.split,
-        "rule": _rule(gate),
+        "rule": rule(gate),
         "measured": None,
-        "threshold": None,
+        "ci_low": None,
+        "ci_high": None,
+        "at_least": None,
+        "at_most": None,
         "n": 0,
         "min_n": gate.min_n,
         "passed": False,
         "why": "",
         "reason": gate.reason,
+        "limits": against_holdout.LIMITS if _without_gold(gate) else None,
+        "certifiable_alone": False,
+        "smallest_difference": None,
+        "power": "Nothing was measured.",
+        "confirmed": None,
     }
-    try:
-        record = _evidence(gate, results["unlearned"], "the unlearned model")
-        verdict |= {"measured": _finite(record.value), "n": record.n}
-        threshold = _threshold(gate, results)
-        verdict["threshold"] = threshold
-        _check_rows(gate, record, "the unlearned model")
-        if not same_weights:
-            raise NoEvidence("The evaluation does not say that it measured these weights; evaluate them again.")  # noqa: TRY301
-    except NoEvidence as problem:
-        return verdict | {"why": str(problem)}
-    return verdict | _compare(gate, record.value, threshold)
 
 
-def _evidence(gate: Gate, records: list[Record], model: str) -> Record:
+def _without_gold(gate: Condition) -> bool:
+    return gate.metric in against_holdout.METRIC_NAMES or any(r.of == "holdout" for r in gate.references)
+
+
+def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str) -> Record:
     """The record of the gate's metric, usable; raises NoEvidence otherwise."""
-    record = find_record(records, gate.metric, gate.split)
+    record = find_record(list(records), gate.metric, split)
+    name = _capital(gate.metric)
     if record is None:
-        raise NoEvidence(f"{_capital(gate.metric)} on {gate.split} was not measured for {model}.")
-    version = METRICS[gate.metric].version
+        raise NoEvidence(f"{name} on {split} was not measured for {model}.")
+    version = METRICS[gate.metric].version if gate.metric in METRICS else record.version
     if record.version != version:
         raise NoEvidence(
-            f"{_capital(gate.metric)} of {model} was measured by version {record.version} of its definition, "
+            f"{name} of {model} was measured by version {record.version} of its definition, "
             f"the gate is for version {version}."
         )
-    numbers = (record.value, record.ci_low, record.ci_high, record.n)
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise NoEvidence(f"{_capital(gate.metric)} on {gate.split} of {model} is not a finite number.")
+    numbers = (record.value, record.ci_low, record.ci_high)
+    finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    if not finite or not isinstance(record.n, int):
+        raise NoEvidence(f"{name} on {split} of {model} is not a finite number.")
+    if record.ci_low > record.ci_high:
+        raise NoEvidence(f"{name} on {split} of {model} has an interval whose ends are the wrong way round.")
     return record
 
 
-def _check_rows(gate: Gate, record: Record, model: str) -> None:
+def _check_rows(gate: Condition, record: Record, split: str, model: str) -> None:
     if record.n < gate.min_n:
         raise NoEvidence(
-            f"{_capital(gate.metric)} on {gate.split} of {model} rests on {record.n} rows; the gate wants {gate.min_n}."
+            f"{_capital(gate.metric)} on {split} of {model} rests on {record.n} rows; the gate wants {gate.min_n}."
         )
 
 
-def _threshold(gate: Gate, results: Mapping[str, list[Record]]) -> float:
-    bound = gate.bound
+def _check_bounds(at_least: float | None, at_most: float | None) -> None:
+    if at_least is not None and at_most is not None and at_least > at_most:
+        raise NoEvidence(f"Nothing is at least {at_least:.4g} and at most {at_most:.4g}: the measured bounds cross.")
+
+
+def _reference_record(gate: Condition, reference: Reference, results: Results) -> Record:
+    if reference.of == "holdout":
+        model, split, records = "the unlearned model", "holdout", results.get("unlearned", ())
+    else:
+        model, split, records = f"the {reference.of} model", gate.split, results.get(reference.of, ())
+    record = _evidence(gate, records, split, model)
+    _check_rows(gate, record, split, model)
+    return record
+
+
+def _number(gate: Condition, bound: Bound | None, results: Results) -> float | None:
     if not isinstance(bound, Reference):
         return bound
-    model = f"the {bound.of} model"
-    record = _evidence(gate, results[bound.of], model)
-    _check_rows(gate, record, model)
-    threshold = float(getattr(record, bound.bound)) * bound.times + bound.plus
-    if not math.isfinite(threshold):
-        raise NoEvidence(f"The bound that {model} sets for {gate.metric} is not a finite number.")
-    return threshold
+    record = _reference_record(gate, bound, results)
+    number = float(getattr(record, bound.bound)) * bound.times + bound.plus
+    if not math.isfinite(number):
+        raise NoEvidence(f"The bound that {bound.of} sets for {gate.metric} is not a finite number.")
+    return number
 
 
-def _compare(gate: Gate, value: float, threshold: float) -> dict[str, Any]:
-    lower = gate.at_least is not None
-    passed = value >= threshold if lower else value <= threshold
-    relation = ("is at least" if lower else "is at most") if passed else ("is below" if lower else "is above")
-    name = _capital(gate.metric)
-    return {"passed": passed, "why": f"{name} on {gate.split} is {value:.4g}, which {relation} {threshold:.4g}."}
+def _compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> dict[str, Any]:
+    """The verdict, and the sentence that names the number which decided."""
+    lower, upper = {
+        "point": (record.value, record.value),
+        "interval": (min(record.value, record.ci_low), max(record.value, record.ci_high)),
+        "overlap": (record.ci_high, record.ci_low),
+    }[gate.must_hold]
+    what = f"{_capital(gate.metric)} on {gate.split} is {record.value:.4g}"
+    if gate.must_hold != "point":
+        what += f" (95 % interval {record.ci_low:.4g} to {record.ci_high:.4g})"
+    broken = {"point": "which", "interval": "some of which", "overlap": "all of which"}[gate.must_hold]
+    if at_least is not None and not lower >= at_least:
+        return {"passed": False, "why": f"{what}, {broken} is below {at_least:.4g}."}
+    if at_most is not None and not upper <= at_most:
+        return {"passed": False, "why": f"{what}, {broken} is above {at_most:.4g}."}
+    kept = {"point": "which", "interval": "all of which", "overlap": "some of which"}[gate.must_hold]
+    numbers = ["" if bound is None else f"{bound:.4g}" for bound in (at_least, at_most)]
+    return {"passed": True, "why": f"{what}, {kept} is {_sides(*numbers)}."}
 
 
-def _rule(gate: Gate) -> str:
+def _sides(at_least: str, at_most: str) -> str:
+    """Both bounds in words; the empty text where there is none."""
+    if at_least == at_most:
+        return at_least
+    sides = (("at least", at_least), ("at most", at_most))
+    return " and ".join(f"{side} {bound}" for side, bound in sides if bound)
+
+
+def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows | None) -> dict[str, Any]:
+    """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
+    if others is None or gate.split not in ("forget", "retain"):
+        return verdict
+    if not others.selection.read.get(gate.split):
+        return verdict | {"confirmed": {"n": verdict["n"], "says": "No row of the split chose the checkpoint."}}
+    records = others.records(gate)
+    rows = len(others.rows(gate.metric, gate.split)) if records is not None else 0
+    if records is None or rows < ROWS:
+        return verdict | {
+            "confirmed": {"n": rows, "says": f"Not confirmed: {rows} rows did not choose the checkpoint."}
+        }
+    again = judge_gate(gate.model_copy(update={"min_n": min(gate.min_n, ROWS)}), records)
+    said = f"On the {rows} rows that did not choose the checkpoint: {again['why']}"
+    kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
+    changed = {"confirmed": {"n": rows, "says": said, **{key: again[key] for key in kept}}}
+    if verdict["passed"] and not again["passed"]:
+        return verdict | changed | {"passed": False, "why": f"{verdict['why']} Not so the rest. {said}"}
+    return verdict | changed
+
+
+def rule(gate: Condition) -> str:
     """The gate in words, for example ``at most gold's upper 95 % bound + 0.05``."""
-    side = "at least" if gate.at_least is not None else "at most"
-    bound = gate.bound
+    which = {"point": "", "interval": "all of the 95 % interval ", "overlap": "some of the 95 % interval "}
+    lower, upper = _bound_in_words(gate.at_least), _bound_in_words(gate.at_most)
+    if lower == upper and gate.must_hold == "overlap":
+        return f"95 % interval contains {lower}"
+    return which[gate.must_hold] + _sides(lower, upper)
+
+
+def _bound_in_words(bound: Bound | None) -> str:
+    if bound is None:
+        return ""
     if not isinstance(bound, Reference):
-        return f"{side} {bound:g}"
+        return f"{bound:g}"
     end = {"value": "value", "ci_low": "lower 95 % bound", "ci_high": "upper 95 % bound"}[bound.bound]
     times = f"{bound.times:g} x " if bound.times != 1 else ""
     plus = f" {'+' if bound.plus > 0 else '-'} {abs(bound.plus):g}" if bound.plus else ""
-    return f"{side} {times}{bound.of}'s {end}{plus}"
-
-
-def _finite(value: float) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return f"{times}{bound.of}'s {end}{plus}"
 
 
 def _capital(metric: str) -> str:

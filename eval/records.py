@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets_prep.schema import SPLITS
 from eval import intervals, metrics
+from eval.against_holdout import holdout_records
 from eval.config import METRICS, EvalConfig, higher_is_better
 from eval.intervals import Interval, Strata
 from eval.metrics import Floats
@@ -66,7 +67,9 @@ def set_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config
         interval = intervals.auc_interval(
             members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
         )
-        records.append(_record(metric, "forget", metrics.auc(members, others), interval, len(members)))
+        n = min(len(members), len(others))
+        records.append(_record(metric, "forget", metrics.auc(members, others), interval, n))
+    records += holdout_records(samples, config)
     if gold is not None:
         records += _forget_quality_records(forget, _split(gold, "forget"), config)
         if holdout:

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.schema import Record
 from model_card.config import CardInputs
-from model_card.facts import MODELS, Evidence
+from model_card.facts import MODELS, Evidence, Gate
 from model_card.markdown import escape, table
 
 METRICS = {  # what each one is, in the order of the results table
@@ -31,6 +31,8 @@ METRICS = {  # what each one is, in the order of the results table
     "mia_loss_auc": "membership inference by the loss",
     "mia_zlib_auc": "membership inference by the loss for each byte of the compressed answer",
     "privacy_leak": "relative distance of the membership AUC to gold's, in percent; 0 is right",
+    "forget_against_holdout": "p-value of such a test between this model's forget rows and rows that it never saw",
+    "forget_against_holdout_ks": "the statistic of that test",
     "utility": "accuracy on general-knowledge multiple-choice questions",
     "model_utility": "harmonic mean, after TOFU, of probability, ROUGE-L recall and truth ratio on retain, and of the "
     "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
@@ -129,14 +131,41 @@ def gates_table(evidence: Evidence) -> str:
             escape(gate.split),
             escape(gate.rule),
             NOT_MEASURED if gate.measured is None else number(gate.measured),
-            NOT_MEASURED if gate.threshold is None else number(gate.threshold),
+            bounds(gate),
             str(gate.n),
+            NOT_MEASURED if gate.smallest_difference is None else number(gate.smallest_difference),
             verdict(gate.passed),
             escape(gate.reason),
         ]
         for gate in evidence.gates
     ]
-    return table(["Metric", "Split", "Rule", "Measured", "Threshold", "n", "Verdict", "Reason"], rows)
+    return table(["Metric", "Split", "Rule", "Measured", "Bound", "n", "Could see", "Verdict", "Reason"], rows)
+
+
+def bounds(gate: Gate) -> str:
+    """The number or the two that the gate's bounds come to."""
+    numbers = [number(bound) for bound in (gate.at_least, gate.at_most) if bound is not None]
+    return " to ".join(dict.fromkeys(numbers)) or NOT_MEASURED
+
+
+def gate_notes(evidence: Evidence) -> list[str]:
+    """What a reader of the verdicts must know: small cells, which rows chose the checkpoint, what no gold means."""
+    small = dict.fromkeys(f"`{gate.metric}` on {escape(gate.split)}" for gate in evidence.gates if _is_small(gate))
+    notes = []
+    if small:
+        notes.append(f"Not certifiable alone, with fewer than 100 facts: {', '.join(small)}.")
+    if evidence.selection:
+        notes.append(evidence.selection)
+    said: dict[str, list[str]] = {}
+    for gate in evidence.gates:
+        if gate.confirmed:
+            said.setdefault(escape(gate.confirmed["says"]), []).append(f"`{gate.metric}` on {escape(gate.split)}")
+    notes += [f"{', '.join(dict.fromkeys(names))}: {says}" for says, names in said.items()]
+    return [*notes, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
+
+
+def _is_small(gate: Gate) -> bool:
+    return gate.n > 0 and not gate.certifiable_alone
 
 
 def counts_table(evidence: Evidence) -> str:

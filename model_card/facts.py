@@ -23,12 +23,26 @@ class Gate:
     split: str
     rule: str
     measured: float | None
-    threshold: float | None
+    ci_low: float | None
+    ci_high: float | None
+    at_least: float | None
+    at_most: float | None
     n: int
     min_n: int
     passed: bool
     why: str
     reason: str
+    limits: str | None
+    certifiable_alone: bool
+    smallest_difference: float | None
+    power: str
+    confirmed: dict[str, Any] | None
+
+    def numbers(self) -> list[float]:
+        """Every measured value of it."""
+        names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
+        found = [getattr(self, name) for name in names] + [(self.confirmed or {}).get(name) for name in names]
+        return [number for number in (*found, self.smallest_difference) if number is not None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,7 @@ class Evidence:
     records: dict[str, list[Record]]
     passed: bool
     weights_sha256: str
+    selection: str | None
     gates: list[Gate]
     counts: dict[str, Counts]
     perturbed: int
@@ -124,7 +139,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
     gate = _json(inputs["gate"] / "gate.json")
     try:
         gates = [Gate(**line) for line in gate["gates"]]
-        passed, weights = bool(gate["passed"]), str(gate["weights_sha256"])
+        passed, weights, selection = bool(gate["passed"]), str(gate["weights_sha256"]), gate["selection"]
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{inputs['gate'] / 'gate.json'}: not a gate file ({error}). Run the gate stage again."
@@ -137,6 +152,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         records=records,
         passed=passed,
         weights_sha256=weights,
+        selection=selection,
         gates=gates,
         counts={split: _counts(rows[split]) for split in SPLITS},
         perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),

@@ -198,10 +198,17 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
         for column, text in said.items():
             if row[column] != " ".join(text.split()):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
-        for column, value in (("Measured", gate.measured), ("Threshold", gate.threshold)):
-            right = row[column] == claims.NOT_MEASURED if value is None else shows(row[column], value)
+        bounds: list[float | None] = [b for b in dict.fromkeys((gate.at_least, gate.at_most)) if b is not None]
+        columns = {"Measured": [gate.measured], "Bound": bounds or [None], "Could see": [gate.smallest_difference]}
+        for column, values in columns.items():
+            shown = row[column].split(" to ")
+            right = len(shown) == len(values) and all(map(_is_shown, shown, values))
             if not right:
-                yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {value}."
+                yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {values}."
+
+
+def _is_shown(text: str, value: float | None) -> bool:
+    return text == claims.NOT_MEASURED if value is None else shows(text, value)
 
 
 def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
@@ -229,7 +236,7 @@ def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
 
     records = [record for found in evidence.records.values() for record in found]
     known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
-    known += [v for gate in evidence.gates for v in (gate.measured, gate.threshold) if v is not None]
+    known += [number for gate in evidence.gates for number in gate.numbers()]
     known += evidence.ascent.numbers()
     known += [loss for check in evidence.checks for loss in check.numbers()]
     known.append(leak_bound(evidence.counts["forget"].rows))

@@ -93,6 +93,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "results": claims.results_table(evidence),
         "metrics": claims.metrics(evidence),
         "gates": claims.gates_table(evidence),
+        "gate_notes": claims.gate_notes(evidence),
         "by_language": claims.language_table(evidence),
         "counts": claims.counts_table(evidence),
         "unlearn_settings": claims.settings_table(config.unlearn),
@@ -117,8 +118,10 @@ def limits(evidence: Evidence) -> list[str]:
     n = evidence.counts["forget"].rows
     texts = [
         f"Even if none of the {n} forget rows leaked, {leak_bound(n):.1f} % of facts like these could (95 % bound). "
-        "A test that finds no difference to gold at this size does not show that there is none.",
-        "There is one base and one gold, each of one seed: how much two golds differ was not measured.",
+        "A test that finds no difference at this size does not show that there is none.",
+        "There is one base and one gold, each of one seed: how much two golds differ was not measured."
+        if "gold" in evidence.records
+        else "There is no gold, so nothing says how a model that never saw the forget rows would answer.",
         "Retain values are of rows that were trained on. They show what was kept, not what was learned in general.",
     ]
     measured = {metric for metric, _ in claims.keys(evidence)}

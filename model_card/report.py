@@ -22,7 +22,7 @@ def report_html(config: CardInputs, evidence: Evidence, plots: dict[str, bytes])
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = claims.number
+    environment.filters |= {"number": claims.number, "bounds": claims.bounds}
     overall = [(m, s, [evidence.record(model, m, s) for model in MODELS]) for m, s in claims.keys(evidence)]
     return environment.get_template("report.html.jinja").render(
         config=config,

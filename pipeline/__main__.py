@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.commands import data, evaluation, published, release, state
+from pipeline.commands import compare, data, evaluation, gate, published, release, state
 from pipeline.commands.shared import ROOT, STORE, say, store_root
 from pipeline.errors import InputError, ReleaseError, leave_error
 
@@ -64,6 +64,18 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     made.add_argument("stage", metavar="STAGE")
     _recipe_options(made)
     _recipe_options(_command(commands, "status", state.status, "each stage: done, stale, missing or running"))
+    text = "judge what was measured and say why, without running anything (`gate replay FILE`: a table of models)"
+    made = _command(commands, "gate", gate.gate, text)
+    _recipe_options(made)
+    made.add_argument(
+        "file", metavar="FILE", nargs="?", help="with `replay` as RECIPE: a JSON table of measured models"
+    )
+    made.add_argument(
+        "--gates",
+        metavar="GATES",
+        default=release.REAL_RELEASE,
+        help="for replay: a recipe, or a YAML file of gates alone (default: %(default)s)",
+    )
     made = _command(commands, "explain", state.explain, "why a stage would run again, field by field")
     _recipe_options(made)
     made.add_argument("stage", metavar="STAGE")
@@ -97,6 +109,11 @@ def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> No
     made.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
     made.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
     _store_option(made)
+    text = "evaluate another checkpoint with the recipe's suite, side by side, with a verdict of equivalence"
+    made = _command(commands, "compare", compare.compare, text)
+    _recipe_options(made)
+    made.add_argument("--to", metavar="REPO[@R]", required=True, help="the checkpoint, at a commit, tag or branch")
+    made.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
     made = _command(commands, "hub", published.hub, "serve the store's loopback Hub until interrupted")
     made.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
     _store_option(made)

@@ -68,12 +68,17 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> dict[str,
     return {"name": config.name, "license": config.license, "parameters": parameters, "dtypes": dtypes}
 
 
-def run_pointer(config: HubRef, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """A published base or gold model instead of one trained here: the pinned revision, in `out/model/`."""
+def run_pointer(
+    config: HubRef, inputs: Mapping[str, Path], out: Path, endpoint: str | None = None, token: str | None = None
+) -> dict[str, Any]:
+    """A published model instead of one trained here: the pinned revision, in `out/model/`.
+
+    It comes from the Hub at ``endpoint``, with ``token``; without them from the one that the environment names.
+    """
     del inputs
     folder = out / "model"
     folder.mkdir()
-    _from_hub(config, folder)
+    _from_hub(config, folder, endpoint, token)
     parameters, dtypes = weight_facts(folder)
     return {"hub": config.id, "revision": config.revision, "parameters": parameters, "dtypes": dtypes}
 
@@ -86,7 +91,7 @@ def _from_path(folder: Path, out: Path) -> None:
     _normalise_tokenizer(out)
 
 
-def _from_hub(ref: HubRef, out: Path) -> None:
+def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | None = None) -> None:
     """Download the pinned revision. Raises ModelError with the remedy where it is gated, absent or unreachable."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -99,7 +104,8 @@ def _from_hub(ref: HubRef, out: Path) -> None:
         snapshot_download(
             ref.id,
             revision=revision,
-            endpoint=os.environ.get("HF_ENDPOINT"),
+            endpoint=endpoint or os.environ.get("HF_ENDPOINT"),
+            token=token,
             local_dir=out,
             allow_patterns=[*WANTED, *TOKENIZER_FILES],
             ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/

@@ -5,12 +5,12 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasets_prep.config import DataConfig
-from eval.config import EvalConfig, Gate
+from eval.config import EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
 from model_card.config import CardConfig
 from pipeline.errors import RecipeError
 from pipeline.publish.config import PublishConfig
@@ -21,6 +21,7 @@ from pipeline.yaml_source import Tree, did_you_mean, dotted, merge, override, re
 
 RECIPES = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+Model = TypeVar("Model", bound=Strict)
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 
 
@@ -81,7 +82,10 @@ class TrainedOrPublished(Strict):
 
 
 class Recipe(Strict):
-    """One release. ``gold: none`` is for models that nobody can afford to train twice."""
+    """One release. ``gold: none`` is for models that nobody can afford to train twice.
+
+    ``equivalence`` are the margins of ``compare`` by metric: a difference below its margin does not matter.
+    """
 
     name: str = Field(pattern=NAME)
     model: ModelConfig
@@ -91,8 +95,16 @@ class Recipe(Strict):
     unlearn: UnlearnConfig
     eval: EvalConfig
     gates: list[Gate] = Field(min_length=1)
+    equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: dict(EQUIVALENCE))
     card: CardConfig
     publish: PublishConfig
+
+    @field_validator("equivalence")
+    @classmethod
+    def _known_metrics(cls, margins: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(margins.keys() - METRICS):
+            raise ValueError(f"no metric is called {unknown[0]!r}; there are {', '.join(METRICS)}")
+        return margins
 
     @field_validator("name")
     @classmethod
@@ -107,9 +119,10 @@ class Recipe(Strict):
             raise ValueError(f"publish.repo: {problem}")
         if self.gold == "none":
             for i, gate in enumerate(self.gates):
-                if gate.metric.startswith("forget_quality") or getattr(gate.bound, "of", None) == "gold":
+                if gate.needs_gold:
                     raise ValueError(
-                        f"gates[{i}] compares with gold, and gold is none; compare with a number or with base"
+                        f"gates[{i}] compares with gold, and gold is none; compare with a number, with base or with "
+                        "holdout"
                     )
             stop = self.unlearn.stop
             if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
@@ -144,8 +157,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     tree = _with_parent(find_recipe(name_or_path))
     for assignment in overrides:
         tree = override(tree, assignment)
+    return _validated(Recipe, tree)
+
+
+class GateFile(Strict):
+    """Gates alone, on the columns of any table of measured models."""
+
+    gates: list[Condition] = Field(min_length=1)
+
+
+def load_gates(name_or_path: str) -> list[Condition]:
+    """The gates of a recipe, or of a YAML file that holds ``gates`` and nothing else. Raises RecipeError."""
+    path = find_recipe(name_or_path)
+    tree = read_tree(path, _shown(path))
+    if set(tree.values) == {"gates"}:
+        return _validated(GateFile, tree).gates
+    return list(load_recipe(name_or_path).gates)
+
+
+def _validated(model: type[Model], tree: Tree) -> Model:
     try:
-        return Recipe.model_validate(tree.values)
+        return model.model_validate(tree.values)
     except ValidationError as error:
         problems = _relevant([dict(problem) for problem in error.errors()])
         raise RecipeError("\n".join(dict.fromkeys(_explain(problem, tree) for problem in problems))) from error

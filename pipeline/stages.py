@@ -113,7 +113,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("eval-base", "2", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
         Stage("unlearn", "1", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         Stage("eval-unlearned", "2", evaluate, recipe.eval, measured, {"model": "unlearn", **with_base, **eval_gold}),
-        Stage("gate", "1", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("gate", "2", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "1", package, *_package(recipe), tree),
         Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),

@@ -56,20 +56,27 @@ def test_a_gate_that_holds_passes_and_says_so(inputs, tmp_path):
     verdict = _verdict([_gate()], inputs, tmp_path)
     assert verdict["passed"]
     assert verdict["weights_sha256"] == weights_sha256(inputs["unlearn"] / "model")
-    assert verdict["gates"] == [
-        {
-            "metric": "answer_probability",
-            "split": "forget",
-            "rule": "at most 0.2",
-            "measured": 0.1,
-            "threshold": 0.2,
-            "n": 40,
-            "min_n": 40,
-            "passed": True,
-            "why": "Answer probability on forget is 0.1, which is at most 0.2.",
-            "reason": REASON,
-        }
-    ]
+    (gate,) = verdict["gates"]
+    assert gate.pop("smallest_difference") == pytest.approx(0.0286, abs=1e-4)  # 2.8 x 0.04 / 3.92
+    assert "40 rows" in gate.pop("power")
+    assert gate == {
+        "metric": "answer_probability",
+        "split": "forget",
+        "rule": "at most 0.2",
+        "measured": 0.1,
+        "ci_low": 0.08,
+        "ci_high": 0.12,
+        "at_least": None,
+        "at_most": 0.2,
+        "n": 40,
+        "min_n": 40,
+        "passed": True,
+        "why": "Answer probability on forget is 0.1, which is at most 0.2.",
+        "reason": REASON,
+        "limits": None,
+        "certifiable_alone": False,
+        "confirmed": None,
+    }
 
 
 @given(value=st.floats(-2, 2), bound=st.floats(-2, 2), lower=st.booleans())
@@ -90,7 +97,7 @@ def test_the_comparison_is_that_of_the_numbers(inputs, tmp_path, value, bound, l
 )
 def test_bounds_that_another_model_sets(inputs, tmp_path, bound, threshold, rule):
     (gate,) = _verdict([_gate(at_most=bound)], inputs, tmp_path)["gates"]
-    assert gate["threshold"] == pytest.approx(threshold)
+    assert gate["at_most"] == pytest.approx(threshold)
     assert gate["rule"] == rule
     assert gate["passed"]
 
@@ -188,8 +195,12 @@ def test_the_digest_of_shards_depends_on_every_shard_and_name(tmp_path):
     [
         ({"metric": "rouge"}, "no metric is called 'rouge'"),
         ({"split": "general"}, "is not measured on 'general'"),
-        ({"at_most": None}, "exactly one"),
-        ({"at_least": 0.1}, "exactly one"),
+        ({"at_most": None}, "neither is given"),
+        ({"at_least": 0.3}, "swap the two"),
+        ({"must_hold": "perhaps"}, "overlap"),
+        ({"metric": "truth_ratio", "at_most": {"of": "holdout"}}, "forget_against_holdout"),
+        ({"split": "holdout", "at_most": {"of": "holdout"}}, "cannot be compared with holdout"),
+        ({"metric": "forget_quality", "at_most": {"of": "holdout"}}, "cannot be compared with holdout"),
         ({"min_n": 0}, "greater than or equal to 1"),
         ({"reason": ""}, "at least 1 character"),
         ({"at_most": {"of": "silver"}}, "base"),

@@ -28,6 +28,8 @@ LIGHT = (
     "pipeline.commands.release",
     "pipeline.commands.shared",
     "pipeline.commands.state",
+    "pipeline.commands.gate",
+    "pipeline.commands.compare",
     "pipeline.stages",
     "pipeline.recipe",
     "pipeline.plan",

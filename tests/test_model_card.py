@@ -44,6 +44,7 @@ CONFIG = {
     "unlearn": {"method": "gd", "forget_cap": 5.0, "retain_weight": 1.0, "args": {"learning_rate": 5e-5}, "stop": None},
     "publish": {"repo": "demo/SmolLM2-135M-Instruct-FAME-sample-GD", "tag": "v1.0.0", "hub": "local"},
 }
+SELECTION = "The kept checkpoint was chosen by a rule that read 20 of 40 forget rows."
 LEVELS = {"base": 0.98765, "gold": 0.0421, "unlearned": 0.0567}
 
 
@@ -100,17 +101,32 @@ def write_evidence(root: Path) -> dict[str, Path]:
         "split": "forget",
         "rule": "at most gold's ci_high + 0.05",
         "measured": 0.0567,
-        "threshold": 0.1032,
+        "ci_low": 0.0444,
+        "ci_high": 0.0678,
+        "at_least": None,
+        "at_most": 0.1032,
         "n": 40,
         "min_n": 40,
         "passed": True,
         "why": "0.0567 is at most 0.1032.",
         "reason": "Forgotten means like gold | not zero.",
+        "limits": None,
+        "certifiable_alone": False,
+        "smallest_difference": 0.0234,
+        "power": "With 40 rows it sees little.",
+        "confirmed": {
+            "n": 20,
+            "measured": 0.0612,
+            "at_most": 0.1041,
+            "says": "On the 20 others: 0.0612, at most 0.1041.",
+        },
     }
     second = gate | {"metric": "utility", "split": "general", "rule": "at least base's ci_low"}
-    second |= {"measured": 0.61, "threshold": 0.59766, "n": 60, "why": "", "reason": "It still knows what it knew."}
+    second |= {"measured": 0.61, "at_least": 0.59766, "at_most": 0.8, "n": 160, "why": "", "confirmed": None}
+    second |= {"reason": "It still knows what it knew.", "certifiable_alone": True, "smallest_difference": None}
     (inputs["gate"] / "gate.json").write_text(
-        json.dumps({"passed": True, "weights_sha256": "ab" * 32, "gates": [gate, second]}), encoding="utf-8"
+        json.dumps({"passed": True, "weights_sha256": "ab" * 32, "selection": SELECTION, "gates": [gate, second]}),
+        encoding="utf-8",
     )
     log = [{"step": i, "forget_loss": 0.1 * i, "retain_loss": 0.01 * i, "lr": 5e-5} for i in range(1, 40)]
     log += [
@@ -291,19 +307,22 @@ def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Ev
 
 
 def test_a_failed_gate_without_evidence_is_shown_as_that(evidence: Evidence) -> None:
-    failed = replace(evidence.gates[0], measured=None, threshold=None, n=0, passed=False)
+    failed = replace(evidence.gates[0], measured=None, at_most=None, smallest_difference=None, n=0, passed=False)
     changed = replace(evidence, gates=[failed], passed=False)
     text = render(config(), changed)
     assert "must not be released" in text
-    assert "| – | – | 0 | failed |" in text
+    assert "| – | – | 0 | – | failed |" in text
     assert lint.problems(text, config(), changed) == []
     assert lint.problems(text.replace("| – | – |", "| 0.010 | – |"), config(), changed) != []
 
 
 def test_without_gold_the_column_is_empty(inputs: dict[str, Path]) -> None:
     evidence = collect({name: path for name, path in inputs.items() if name != "eval-gold"})
-    text = render(config(), evidence)
-    assert lint.problems(text, config(), evidence) == []
+    without = config().model_copy(update={"gold": {}})
+    text = render(without, evidence)
+    assert lint.problems(text, without, evidence) == []
+    assert "Two models are compared" in text
+    assert "There is no gold" in text
     rows = next(section for section in read(text) if section.heading == "Results").tables[0]
     assert {row["gold"] for row in rows} == {claims.NOT_MEASURED}
 
@@ -314,8 +333,10 @@ PLANTED = {
     "swapped columns": ("| 0.988 (0.975 to 0.999) | 0.042 (", "| 0.042 (0.975 to 0.999) | 0.988 (", "on forget, base"),
     "a count": ("| forget | 40 | 5", "| forget | 400 | 5", "Data: the card says"),
     "n": (" 0.057 (0.044 to 0.068) | 40 |", " 0.057 (0.044 to 0.068) | 4000 |", "n = 4000"),
-    "a verdict": ("| 40 | passed |", "| 40 | failed |", "Verdict is 'failed'"),
-    "a threshold": ("| 0.103 |", "| 0.203 |", "Threshold is '0.203'"),
+    "a verdict": ("| 40 | 0.023 | passed |", "| 40 | 0.023 | failed |", "Verdict is 'failed'"),
+    "a threshold": ("| 0.103 |", "| 0.203 |", "Bound is '0.203'"),
+    "one of two thresholds": ("0.598 to 0.800", "0.598 to 0.900", "Bound is '0.598 to 0.900'"),
+    "what n could see": ("| 0.023 | passed", "| 0.013 | passed", "Could see is '0.013'"),
     "a verdict in a sentence": ("all passed", "**not all passed: this model must not be released**", "passed = True"),
     "another model's weights": ("SHA-256 `ab", "SHA-256 `cd", "digest of the weights"),
     "a setting": ("| `forget_cap` | 5.0 |", "| `forget_cap` | 6.0 |", "settings are not those"),

@@ -173,3 +173,59 @@ def test_kills_at_random_points_change_nothing(released: tuple[Path, Path, str],
     done = run(release(recipe, tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(done.stdout) == digests(output)
+
+
+def test_the_gates_of_a_finished_release_are_explained(released: tuple[Path, Path, str]) -> None:
+    recipe, store, _ = released
+    explained = run([sys.executable, "-m", "pipeline", "gate", str(recipe), "--store", str(store), "--json"])
+    assert explained.returncode == 0, explained.stderr
+    judged = json.loads(explained.stdout)
+    assert judged == json.loads((store / "tiny" / "gate" / "gate.json").read_text())
+    assert "20 of 64 retain rows" in judged["selection"]
+
+
+def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tuple[Path, Path, str]) -> None:
+    recipe, store, _ = released
+    argv = [sys.executable, "-m", "pipeline", "compare", str(recipe), "--store", str(store), "--json", "--to"]
+    done = run([*argv, "demo/tiny@v1.0.0"])
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["commit"] == json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["commit"]
+    assert value["same_weights"] is True
+    paired = [entry for entry in value["metrics"] if entry["paired"]]
+    assert len(paired) > 10
+    assert {entry["difference"] for entry in paired} == {0.0}
+    found = {(entry["metric"], entry["split"]): entry["verdict"] for entry in value["metrics"]}
+    assert found["answer_probability", "retain"] == "equivalent"
+    assert found["answer_probability", "forget"] == "not shown"  # 16 rows show nothing
+    again = run([*argv, "demo/tiny@v1.0.0"])
+    assert again.stdout == done.stdout
+    assert "built in" not in again.stderr
+    unknown = run([*argv, "demo/tiny@v9"])
+    assert unknown.returncode == 4
+    assert "v9" in unknown.stderr
+
+
+def test_another_checkpoint_is_measured_beside_the_released_one(
+    released: tuple[Path, Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    from pipeline.localhub.server import LocalHub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the loopback Hub has LFS alone
+    recipe, store, _ = released
+    with LocalHub(store / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("demo/start", private=True)
+        commit = api.upload_folder(repo_id="demo/start", folder_path=tiny_model)
+    argv = [sys.executable, "-m", "pipeline", "compare", str(recipe), "--store", str(store), "--json", "--to"]
+    done = run([*argv, "demo/start"])
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["commit"] == commit.oid
+    assert value["same_weights"] is False
+    found = {(entry["metric"], entry["split"]): entry for entry in value["metrics"]}
+    assert found["answer_probability", "retain"]["difference"] > 0  # the start model was never trained on the facts
+    assert (store / "tiny" / "eval-other" / "results.json").is_file()
+    assert not list((store / "hub").rglob("samples.jsonl"))

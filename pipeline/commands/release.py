@@ -79,7 +79,7 @@ def run_one(options: argparse.Namespace) -> int:
             if made_by == "gate":
                 require_pass(done[made_by].path)
     lead = Lead(wanted)
-    artifact = state.artifact or _watched(set())(wanted, lambda: build(lead.stage, store, done))
+    artifact = state.artifact or watched(set())(wanted, lambda: build(lead.stage, store, done))
     lead.dismiss()
     check_artifact(artifact)
     link(artifact.path, store.link(wanted.name))
@@ -107,7 +107,8 @@ def _check_trainer_arguments(recipe: Recipe, stages: Sequence[Stage], store: Sto
                 raise RecipeError(f"{name}{'' if name == 'unlearn' else '.train'}.args: {error}") from error
 
 
-def _watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
+def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
+    """What the runner calls around each build: it is shown on stderr, and its name goes into ``built``."""
     from pipeline.live import watching
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
@@ -122,11 +123,11 @@ def _watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artif
 def _launched(
     built: set[str], accelerate: Path, recipe: Recipe, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
-    """As :func:`_watched`, but a stage for which the recipe wants several processes is launched on them."""
+    """As :func:`watched`, but a stage for which the recipe wants several processes is launched on them."""
     from pipeline.artifact import check_artifact, read_artifact
     from pipeline.launch import launch, processes_of
 
-    here = _watched(built)
+    here = watched(built)
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         processes = processes_of(recipe, stage.name)

@@ -56,7 +56,7 @@ class Rows(NamedTuple):
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    Writes ``model/``, ``log.jsonl`` and ``pairing.jsonl``. Raises TrainingError where a guard stops the run and there
+    Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint). Raises TrainingError where a guard stops the run and there
     is nothing good to keep, or no checkpoint satisfies the rule; InputError where the rows do not serve the method.
     """
     arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
@@ -66,6 +66,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     probes = _retain_probes(config, len(rows.encoded["retain"]))
     pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["retain"]), probes)
     pairing = _write_pairing(out / "pairing.jsonl", pairs, rows)
+    _write_selection(out / "selection.json", config, rows, probes)
     report("measuring the levels")
     levels = fixed_levels(config, inputs, model, rows.encoded)
 
@@ -224,6 +225,16 @@ def _fit_with_stop(
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
     bounds = {"retain_loss": retain_bound} | ({"forget_loss": checks[-1]["probe_level"]} if checks else {})
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
+
+
+def _write_selection(path: Path, config: UnlearnConfig, rows: Rows, probes: Sequence[int]) -> None:
+    """Which rows choose the checkpoint: the gates are confirmed on the others."""
+    rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
+    read = {"forget": rows.plain["forget"], "retain": [rows.plain["retain"][i] for i in probes]}
+    names = {split: [row.row_id for row in found] if config.stop else [] for split, found in read.items()}
+    content = {"rule": rule if config.stop else "a fixed number of epochs", "read": names}
+    if is_first():
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_pairing(path: Path, pairs: list[Pair], rows: Rows) -> str:

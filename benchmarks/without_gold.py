@@ -1,0 +1,113 @@
+"""How far verdicts without gold agree with those against gold: `python -m benchmarks.without_gold runs/demo-seed-1*`.
+
+Each RUN is a folder of links that `make seeds` left (`runs/demo-seed-11`). Judged are, of every seed, base (nothing was
+forgotten), gold (it never knew), the unlearned model, and where there is a run of that name the over-forgotten one:
+
+    python -m pipeline release demo-overforget --until eval-unlearned
+        --set name=demo-overforget-seed-11 --set data.source.sample.seed=11 --set data.seed=11
+
+Only the gates on forget rows are compared: those on retained rows and general knowledge need no gold. Values are
+computed anew from the samples of the evaluations; no model is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.config import Gate
+from eval.gates import judge_gate
+from eval.records import row_records, set_records
+from eval.schema import Record, read_samples
+from pipeline.errors import InputError
+from pipeline.recipe import load_recipe
+
+RECIPES = {"against gold": "demo", "without gold": "demo-no-gold"}
+PAIRS = (
+    ("forget_quality", "forget_against_holdout"),
+    ("mia_min_k_auc", "mia_min_k_auc"),
+    ("answer_probability", "answer_probability"),
+)
+# The demo does not gate membership; this is what would answer the gate without gold, and counts in its pair alone.
+MEMBERSHIP = Gate.model_validate(
+    {
+        "metric": "mia_min_k_auc",
+        "split": "forget",
+        "at_least": {"of": "gold", "bound": "ci_low"},
+        "at_most": {"of": "gold", "bound": "ci_high"},
+        "min_n": 40,
+        "reason": "Forgotten rows are told from rows never seen as well as with gold, within its interval.",
+    }
+)
+
+
+def forget_gates(recipe: str) -> list[Gate]:
+    gates = [gate for gate in load_recipe(recipe).gates if gate.split == "forget"]
+    return gates if recipe == RECIPES["without gold"] else [*gates, MEMBERSHIP]
+
+
+def evaluations(run: Path) -> dict[str, Path]:
+    """The evaluation of each model of a seed."""
+    other = run.with_name(run.name.replace("demo-", "demo-overforget-", 1)) / "eval-unlearned"
+    found = {name: run / f"eval-{name}" for name in ("base", "gold", "unlearned")}
+    if not all((folder / "samples.jsonl").is_file() for folder in found.values()):
+        raise InputError(f"{run}: has not all evaluations. Run `make seeds` first.")
+    return found | ({"over-forgotten": other} if (other / "samples.jsonl").is_file() else {})
+
+
+def records(folder: Path, gold: Sequence[dict[str, Any]]) -> list[Record]:
+    config = load_recipe("demo").eval
+    samples = read_samples(folder / "samples.jsonl")
+    return [*row_records(samples, config), *set_records(samples, gold, config)]
+
+
+def judged(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By model, then by kind of verdict: the entries of its gates."""
+    folders = evaluations(run)
+    gold = read_samples(folders["gold"] / "samples.jsonl")
+    found = {name: records(folder, gold) for name, folder in folders.items()}
+    return {
+        name: {
+            kind: [
+                judge_gate(gate, {"base": found["base"], "gold": found["gold"], "unlearned": found[name]})
+                for gate in forget_gates(recipe)
+            ]
+            for kind, recipe in RECIPES.items()
+        }
+        for name in found
+    }
+
+
+def main() -> None:
+    """Print a line for each model of each seed, and how often the two verdicts agree."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.without_gold", description=__doc__)
+    options.add_argument("runs", type=Path, nargs="+")
+    heads = [
+        f"{g.metric}{'' if kind == 'without gold' else ' (gold)'}"
+        for kind, r in RECIPES.items()
+        for g in forget_gates(r)
+    ]
+    print(
+        f"| run | model | {' | '.join(heads)} | against gold | without gold |\n|---|---|{'--:|' * len(heads)}---|---|"
+    )
+    agree: dict[str, list[bool]] = {}
+    for run in options.parse_args().runs:
+        for model, (against, without) in ((m, tuple(v.values())) for m, v in judged(run).items()):
+            cells = [f"{g['measured']:.3g}{'' if g['passed'] else ' **fails**'}" for g in (*against, *without)]
+            passed = [all(g["passed"] for g in gates) for gates in (against[:-1], without)]
+            words = ["pass" if verdict else "fail" for verdict in passed]
+            print(f"| {run.name} | {model} | {' | '.join(cells)} | {' | '.join(words)} |", flush=True)
+            agree.setdefault(f"{model}: all forget gates", []).append(passed[0] == passed[1])
+            for ours, theirs in PAIRS:
+                pair = [next(g for g in gates if g["metric"] == m) for gates, m in ((against, ours), (without, theirs))]
+                same = pair[0]["passed"] == pair[1]["passed"]
+                agree.setdefault(f"all models: {ours} against gold and {theirs} without", []).append(same)
+    print()
+    for what, same in agree.items():
+        print(f"{what}: the verdicts agree in {sum(same)} of {len(same)}.")
+
+
+if __name__ == "__main__":
+    main()

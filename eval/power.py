@@ -1,0 +1,116 @@
+"""What a number of rows could have seen: the smallest difference that a test finds in four of five samples.
+
+A gate that passes on few rows has shown little, and this says how little. Standard errors come from the 95 % interval
+of the bootstrap (its width is 2 x 1.96 standard errors), so that every metric is treated alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+from eval.config import Condition, Reference
+from eval.schema import Record
+
+ALPHA = 0.05
+POWER = 0.8
+FACTS = 100
+"""A cell of fewer facts is not certifiable alone."""
+
+KS_P_VALUES = ("forget_quality", "forget_against_holdout")
+KS_STATISTICS = ("forget_quality_ks", "forget_against_holdout_ks")
+
+
+def standard_error(record: Record) -> float:
+    """The standard error that the record's 95 % interval stands for."""
+    from scipy.stats import norm
+
+    return (record.ci_high - record.ci_low) / (2 * float(norm.ppf(1 - ALPHA / 2)))
+
+
+def smallest_difference(error: float) -> float:
+    """(z(1 - alpha / 2) + z(power)) x standard error: what a two-sided z test at 5 % sees with a power of 80 %.
+
+    The usual formula of sample sizes, for example in Chow, Shao and Wang, *Sample Size Calculations in Clinical
+    Research*, solved for the difference.
+    """
+    from scipy.stats import norm
+
+    return float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * error
+
+
+def smallest_margin(error: float) -> float:
+    """(z(1 - alpha) + z(1 - (1 - power) / 2)) x standard error: the narrowest margin that equivalence can be shown for.
+
+    For two one-sided tests at 5 % each (Schuirmann 1987) with a power of 80 % where the true difference is 0 (the same
+    book).
+    """
+    from scipy.stats import norm
+
+    return float(norm.ppf(1 - ALPHA) + norm.ppf(1 - (1 - POWER) / 2)) * error
+
+
+def ks_critical(rows: int, alpha: float) -> float:
+    """The smallest statistic of the exact two-sample Kolmogorov-Smirnov test of ``rows`` values each with p < alpha.
+
+    1 where no statistic has.
+    """
+    from scipy.stats import ks_2samp
+
+    def p_value(height: int) -> float:
+        ladder = range(rows)
+        return float(ks_2samp(ladder, [step + height - 0.5 for step in ladder]).pvalue) if height else 1.0
+
+    low, high = 0, rows  # p falls with the height: halve the range in which it crosses alpha
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if p_value(middle) < alpha else (middle + 1, high)
+    return low / rows
+
+
+def smallest_ks_distance(rows: int, critical: float) -> float | None:
+    """The distance D at which two distribution functions, whatever their shape, are told apart in 4 of 5 samples.
+
+    The statistic is at least the gap at the point where the distributions are D apart. That gap is about normal with
+    mean D and variance (F(1 - F) + G(1 - G)) / n, which is at most (1 - D^2) / (2n), whatever the distributions. So
+    D - z(power) x sqrt((1 - D^2) / (2n)) = critical has D on the safe side; it is solved for D. A plain shift is
+    seen at three quarters of it. None where no distance would do.
+    """
+    from scipy.stats import norm
+
+    if critical >= 1:
+        return None
+    k = float(norm.ppf(POWER)) ** 2 / (2 * rows)
+    return (critical + math.sqrt(k * (1 + k - critical**2))) / (1 + k)
+
+
+def power_of(gate: Condition, record: Record, references: list[tuple[Reference, Record]]) -> tuple[float | None, str]:
+    """The smallest difference that the gate's rows could have shown, and the sentence that says so.
+
+    ``references`` are the records of the gate's measured bounds; of several the least certain counts. They are taken as
+    independent of the record, which for the same rows errs on the safe side.
+    """
+    if record.n < 1:
+        return None, "The number of rows is not known, and so is not what they could have shown."
+    if gate.metric in (*KS_P_VALUES, *KS_STATISTICS):
+        return _ks_power(gate, record.n)
+    errors = [abs(reference.times) * standard_error(found) for reference, found in references]
+    seen = smallest_difference(math.hypot(standard_error(record), max(errors, default=0.0)))
+    if not seen > 0:
+        return None, f"The {record.n} rows do not vary, so nothing says what difference they could have shown."
+    return seen, (
+        f"With {record.n} rows a true difference of {seen:.2g} is seen in 80 % of samples, a smaller one less often."
+    )
+
+
+def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
+    bound = gate.at_least if gate.metric in KS_P_VALUES else gate.at_most
+    critical = bound if isinstance(bound, float) and gate.metric in KS_STATISTICS else None
+    if critical is None:
+        critical = ks_critical(rows, bound if isinstance(bound, float) and 0 < bound < 1 else ALPHA)
+    seen = smallest_ks_distance(rows, critical)
+    if seen is None:
+        return None, f"With {rows} rows the test cannot fail, whatever the two distributions are."
+    return seen, (
+        f"With {rows} rows distributions of truth ratios that are {seen:.2g} apart are told apart in at least 80 % of "
+        "samples, whatever their shape; a leak of a smaller share of the rows may go unseen."
+    )

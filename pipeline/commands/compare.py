@@ -1,0 +1,128 @@
+"""`compare`: another checkpoint under the recipe's suite, side by side with the one that was made here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.shared import prepare, show, store_root, surveyed
+from pipeline.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from pipeline.publish.hub import Target
+    from pipeline.recipe import Recipe
+    from pipeline.runner import Stage
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Evaluate the checkpoint and print the table. Raises ArtifactError where this recipe has no evaluation yet."""
+    from eval.weights import read_measured
+    from pipeline.commands.release import watched
+    from pipeline.runner import execute
+
+    recipe, stages, store = prepare(options)
+    repo, _, revision = options.to.partition("@")
+    there = [stage for stage in stages if stage.name in _upstream(stages, "eval-unlearned")]
+    states = surveyed(there, store)
+    if missing := [name for name, state in states.items() if state.artifact is None]:
+        raise ArtifactError(
+            f"{missing[0]} is {states[missing[0]].state}, and there is nothing to compare with. Run "
+            f"`python -m pipeline release {options.recipe} --until eval-unlearned` first."
+        )
+    with _target(options, repo) as target:
+        commit = _commit(target, repo, revision or "main")
+        added = _stages(recipe, stages, target, repo, commit)
+        done = {stage.name: artifact for stage, artifact in execute([*there, *added], store, watched(set()))}
+    compared = json.loads((done["compare"].path / "compare.json").read_text(encoding="utf-8"))
+    same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
+    value = {"recipe": recipe.name, "to": repo, "commit": commit, "same_weights": same, "metrics": compared}
+    show(options, value, "\n".join(_table(compared, repo, commit) + ["", "The weights are the same."] * same))
+    return 0
+
+
+def _upstream(stages: list[Stage], name: str) -> set[str]:
+    inputs = {stage.name: set(stage.inputs.values()) for stage in stages}
+    return {name}.union(*(_upstream(stages, made_by) for made_by in inputs[name]))
+
+
+@contextmanager
+def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
+    """The Hub that has the checkpoint. A public one of the real Hub needs no token."""
+    from pipeline.publish.hub import Target, connect
+
+    held = (store_root(options) / "hub" / "models" / f"{repo}.git").is_dir()
+    if (options.hub or ("local" if held else "hf")) == "local":
+        with connect("local") as target:
+            yield target
+        return
+    from huggingface_hub import get_token
+
+    yield Target(os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"), get_token())
+
+
+def _commit(target: Target, repo: str, revision: str) -> str:
+    from huggingface_hub import HfApi
+
+    from pipeline.publish.hub import hub_errors
+
+    with hub_errors(f"looking up {repo} at {revision}"):
+        commit = HfApi(endpoint=target.endpoint, token=target.token or False).repo_info(repo, revision=revision).sha
+    if commit is None:
+        raise InputError(f"--to {repo}: has no commit at {revision}. Give a branch, a tag or a commit of it.")
+    return commit
+
+
+def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, commit: str) -> list[Stage]:
+    """Fetch the checkpoint, evaluate it as the unlearned model was, compare: three stages more, kept as all are."""
+    from eval import compare as comparison
+    from pipeline import model_source
+    from pipeline.recipe import HubRef
+    from pipeline.runner import Stage
+
+    def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        facts = model_source.run_pointer(config, {}, out, target.endpoint, target.token)
+        comparison.check_tokens(inputs["unlearn"], out, inputs["data"])
+        return facts
+
+    ours = next(stage for stage in stages if stage.name == "eval-unlearned")
+    margins = dict(recipe.equivalence)
+    return [
+        Stage(
+            "other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit},
+            {"unlearn": "unlearn", "data": "data"},
+        ),
+        replace(ours, name="eval-other", inputs={**ours.inputs, "model": "other"}),
+        Stage(
+            "compare", "1", comparison.run, comparison.Config(margins, recipe.eval.seed),
+            {"margins": margins, "seed": recipe.eval.seed}, {"ours": "eval-unlearned", "theirs": "eval-other"},
+        ),
+    ]  # fmt: skip
+
+
+def _table(compared: list[dict[str, Any]], repo: str, commit: str) -> list[str]:
+    lines = [
+        f"theirs: {repo} at {commit}",
+        "difference: ours - theirs, with its 95 % interval; equivalent: shown to be within the margin",
+        "could show: the narrowest margin that so many rows show in 80 % of samples where there is no difference",
+        "",
+        "| metric | split | n | ours | theirs | difference | margin | could show | verdict |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for entry in compared:
+        numbers = [_number(entry[key]) for key in ("ours", "theirs", "margin", "smallest_margin")]
+        difference = "–"
+        if entry["difference"] is not None:
+            difference = f"{entry['difference']:.3f} ({entry['ci_low']:.3f} to {entry['ci_high']:.3f})"
+        cells = (entry["metric"], entry["split"], entry["n"], *numbers[:2], difference, *numbers[2:], entry["verdict"])
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -1,0 +1,85 @@
+"""`gate`: the verdict of each gate in a sentence, for a finished evaluation or for a table of measured models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.shared import index_of, prepare, say, show, surveyed
+from pipeline.errors import ArtifactError, GateError, InputError
+
+
+def gate(options: argparse.Namespace) -> int:
+    """Judge what is measured, without running anything. Raises GateError where a gate fails."""
+    if options.recipe == "replay":
+        return _replay(options)
+    if options.file is not None:
+        raise InputError(f"`gate {options.recipe}` takes no file. For a table of models: `gate replay FILE.json`.")
+    from eval.gates import judge
+    from pipeline.artifact import check_artifact
+
+    recipe, stages, store = prepare(options)
+    states = surveyed(stages, store)
+    inputs: dict[str, Path] = {}
+    for name, made_by in stages[index_of(stages, "gate")].inputs.items():
+        artifact = states[made_by].artifact
+        if artifact is None:
+            raise ArtifactError(
+                f"{made_by} is {states[made_by].state}, and the gates judge what is measured. Run "
+                f"`python -m pipeline release {options.recipe} --until eval-unlearned` first."
+            )
+        check_artifact(artifact)
+        inputs[name] = artifact.path
+    verdict = judge(recipe.gates, inputs)
+    text = "\n".join([line for judged in verdict["gates"] for line in _lines(judged)] + _head(verdict))
+    show(options, verdict, text)
+    if not verdict["passed"]:
+        raise GateError(verdict["why"])
+    return 0
+
+
+def _head(verdict: dict[str, Any]) -> list[str]:
+    return [text for text in (verdict["selection"], verdict["why"]) if text]
+
+
+def _lines(judged: dict[str, Any]) -> list[str]:
+    """The verdict's sentence, and below it what it is worth."""
+    notes = [judged["power"]]
+    if judged["n"] > 0 and not judged["certifiable_alone"]:
+        notes.append(f"{judged['n']} facts are fewer than 100: not certifiable alone.")
+    if judged["confirmed"]:
+        notes.append(judged["confirmed"]["says"])
+    if judged["limits"]:
+        notes.append(judged["limits"])
+    return [f"{'pass' if judged['passed'] else 'FAIL'}  {judged['why']}", *(f"      {note}" for note in notes)]
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from eval.replay import applied, by_method, read_table, replay
+    from pipeline.recipe import load_gates
+
+    if options.file is None:
+        raise InputError("`gate replay` needs the file with the measured models: `gate replay FILE.json`.")
+    if options.set:
+        raise InputError("`gate replay` takes no --set: give --gates FILE.yaml with the gates that you mean.")
+    table = read_table(Path(options.file))
+    gates, others = applied(load_gates(options.gates), table)
+    if not gates:
+        raise InputError(
+            f"{options.file}: has no metric that a gate of {options.gates} asks for. They ask for "
+            f"{', '.join(f'{gate.metric} on {gate.split}' for gate in others)}."
+        )
+    judged = replay(gates, table)
+    if not table.intervals:
+        say("The table has values without intervals and rows: they are judged as points, and min_n is not asked.")
+    for other in others:
+        say(f"Not judged, since the table does not say it: {other.metric} on {other.split}.")
+    passed = [model["model"] for model in judged if all(verdict["passed"] for verdict in model["gates"])]
+    value = {
+        "models": judged,
+        "passed": passed,
+        "not_judged": [f"{other.metric} on {other.split}" for other in others],
+    }
+    show(options, value, "\n".join([by_method(gates, judged), "", *(f"passes: {name}" for name in passed)]))
+    return 0

@@ -1,0 +1,138 @@
+"""Two evaluations side by side: differences on the same rows, and equivalence by two one-sided tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm, ttest_rel
+
+from eval.compare import RESAMPLES, Config, check_tokens, compare, equivalence, paired_means
+from eval.config import METRICS, EvalConfig
+from eval.records import row_records, set_records
+from eval.schema import Record, read_records, write_records, write_samples
+from pipeline.errors import ArtifactError, ModelError
+from tests.conftest import build_tiny_model
+from tests.eval_rows import build_data
+
+CONFIG = Config({"answer_probability": 0.05, "mia_min_k_auc": 0.05, "utility": 0.05}, seed=0)
+
+
+def _samples(shift: float, seed: int = 0, rows: int = 60, noise: float = 0.02) -> list[dict[str, Any]]:
+    """Rows whose level depends on the row far more than on the model."""
+    levels, own = np.random.default_rng(7), np.random.default_rng(seed)
+    samples = []
+    for split in ("forget", "retain", "holdout"):
+        for i in range(rows):
+            level = levels.uniform(0.2, 0.8)
+            value = level + shift + own.normal(0, noise)
+            samples.append(
+                {
+                    "row_id": f"{split}-{i}", "split": split, "language": ("DE", "EN", "ES")[i % 3], "topic_id": "x",
+                    "answer_probability": value, "min_k": np.log(level + 0.1 * (split == "forget")), "loss": 1 - level,
+                    "truth_ratio": float(np.exp(own.normal())),
+                }
+            )  # fmt: skip
+    return samples
+
+
+def _write(folder: Path, samples: list[dict[str, Any]], utility: float = 0.7) -> Path:
+    folder.mkdir()
+    config = EvalConfig(bootstrap_samples=100)
+    records = [*row_records(samples, config), *set_records(samples, None, config)]
+    records.append(Record("utility", "general", utility, utility - 0.08, utility + 0.08, 110, True, 1))
+    write_records(folder / "results.json", records)
+    write_samples(folder / "samples.jsonl", samples)
+    return folder
+
+
+def _compared(tmp_path: Path, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    entries = compare(_write(tmp_path / "ours", ours), _write(tmp_path / "theirs", theirs), CONFIG)
+    return {(entry["metric"], entry["split"]): entry for entry in entries}
+
+
+def test_a_checkpoint_equals_itself(tmp_path):
+    samples = _samples(0)
+    entries = _compared(tmp_path, samples, samples)
+    for (metric, _), entry in entries.items():
+        if metric in ("answer_probability", "mia_min_k_auc"):
+            assert (entry["difference"], entry["ci_low"], entry["ci_high"]) == (0, 0, 0)
+            assert entry["verdict"] == "equivalent"
+            assert entry["paired"]
+    assert entries["utility", "general"]["verdict"] == "not shown"  # 110 questions do not show a margin of 0.05
+    assert entries["utility", "general"]["smallest_margin"] > 0.05
+    assert entries["truth_ratio", "forget"]["verdict"] == "not compared"  # no margin
+    assert entries["forget_against_holdout", "forget"]["difference"] is None  # a difference of p-values
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.01, "equivalent"), (0.05, "not shown"), (-0.2, "different")])
+def test_the_verdict_follows_the_difference(tmp_path, shift, verdict):
+    entry = _compared(tmp_path, _samples(shift, 1), _samples(0, 2))["answer_probability", "retain"]
+    assert entry["difference"] == pytest.approx(shift, abs=0.01)
+    assert entry["verdict"] == verdict
+
+
+def test_the_interval_of_paired_rows_is_that_of_the_paired_t_test(tmp_path):
+    ours, theirs = _samples(0.03, 1), _samples(0, 2)
+    entry = _compared(tmp_path, ours, theirs)["answer_probability", "forget"]
+    columns = [[row["answer_probability"] for row in s if row["split"] == "forget"] for s in (ours, theirs)]
+    expected = ttest_rel(*columns).confidence_interval(0.95)
+    assert (entry["ci_low"], entry["ci_high"]) == pytest.approx((expected.low, expected.high), abs=2e-3)
+    # pairing is what makes it narrow: rows differ by far more than the models
+    assert entry["ci_high"] - entry["ci_low"] < 0.3 * (2 * 1.96 * np.std(columns[0]) / np.sqrt(60))
+
+
+def test_languages_are_resampled_apart():
+    differences = np.array([0.0] * 30 + [1.0] * 30)
+    assert np.ptp(paired_means(differences, ["DE"] * 30 + ["EN"] * 30, 0)) == 0  # no variation within a language
+    assert np.ptp(paired_means(differences, ["DE"] * 60, 0)) > 0
+
+
+@given(st.floats(-0.2, 0.2), st.floats(0.001, 0.1), st.floats(0.01, 0.2))
+def test_equivalence_is_the_rule_of_two_one_sided_tests(mean, error, margin):
+    """Against the closed form for a normal estimate: both tests reject at 5 %."""
+    resampled = mean + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+    p_value = max(norm.sf((mean + margin) / error), norm.sf((margin - mean) / error))
+    found = equivalence(resampled, margin, 100)
+    assert found["p_value"] == pytest.approx(p_value, abs=2 / RESAMPLES)
+    if abs(p_value - 0.05) > 2 / RESAMPLES:
+        assert (found["verdict"] == "equivalent") == (p_value < 0.05)
+    assert equivalence(resampled, margin, 29)["verdict"] == "not shown"
+
+
+@given(st.floats(0, 0.2), st.floats(0, 0.2), st.floats(0.001, 0.1))
+def test_a_larger_difference_never_becomes_equivalent(mean, more, error):
+    z = norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+    near, far = (equivalence(m + error * z, 0.05, 100)["verdict"] for m in (mean, mean + more))
+    assert near == "equivalent" or far != "equivalent"
+
+
+def test_other_rows_and_other_definitions_are_not_compared(tmp_path):
+    ours = _write(tmp_path / "a", _samples(0))
+    with pytest.raises(ArtifactError, match="different rows"):
+        compare(ours, _write(tmp_path / "b", _samples(0)[1:]), CONFIG)
+    theirs = _write(tmp_path / "c", _samples(0))
+    records = [
+        replace(r, version=99) if r.metric == "answer_probability" else r for r in read_records(theirs / "results.json")
+    ]
+    write_records(theirs / "results.json", records)
+    entries = [e for e in compare(ours, theirs, CONFIG) if e["metric"] == "answer_probability"]
+    assert {entry["verdict"] for entry in entries} == {"not compared"}
+
+
+def test_another_vocabulary_is_refused_before_anything_is_measured(tiny_model, tmp_path):
+    data = build_data(tmp_path)
+    check_tokens(tiny_model, build_tiny_model(tmp_path / "same", seed=1), data)
+    with pytest.raises(ModelError, match="same tokenizer"):
+        check_tokens(tiny_model, build_tiny_model(tmp_path / "other", vocab=300), data)
+
+
+def test_every_margin_that_recipes_have_is_of_a_metric():
+    from pipeline.recipe import load_recipe
+
+    assert set(load_recipe("demo").equivalence) <= set(METRICS)

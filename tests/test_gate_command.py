@@ -1,0 +1,148 @@
+"""`gate` and `gate replay` as a user calls them, on stores whose stages wrote no more than the gates read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.config import METRICS
+from eval.schema import Record, write_records
+from eval.weights import weights_sha256, write_measured
+from pipeline.__main__ import QUIET, main
+from pipeline.commands.shared import STORE
+from pipeline.recipe import load_recipe
+from pipeline.runner import Store, execute
+from pipeline.stages import stages
+from tests.conftest import ROOT
+
+VALUES = {"base": 0.9, "gold": 0.17, "unlearned": 0.12}
+WEIGHTS = b"weights"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*QUIET, STORE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(ROOT)
+
+
+def _record(metric: str, split: str, value: float, n: int) -> Record:
+    return Record(metric, split, value, value - 0.03, value + 0.03, n, None, METRICS[metric].version)
+
+
+def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearned") -> None:
+    def toy(name: str) -> Any:
+        def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+            (out / "name").write_text(name)
+            if name == "unlearn":
+                (out / "model").mkdir()
+                (out / "model" / "model.safetensors").write_bytes(WEIGHTS)
+            if name.startswith("eval-"):
+                forget = VALUES[name.removeprefix("eval-")]
+                records = [
+                    _record("answer_probability", "forget", forget, 40),
+                    _record("answer_probability", "retain", 0.93, 160),
+                    _record("utility", "general", 0.7, 110),
+                    _record("forget_quality", "forget", forget_quality, 40),
+                ]
+                write_records(out / "results.json", records)
+            if name == "eval-unlearned":
+                write_measured(out, weights_sha256(inputs["model"] / "model"))
+            return {"parameters": 1}
+
+        return run
+
+    recipe = load_recipe("demo")
+    toys = [dataclasses.replace(stage, run=toy(stage.name)) for stage in stages(recipe)]
+    for stage, _ in execute(toys, Store(root, recipe.name), lambda _, build: build()):
+        if stage.name == until:
+            break
+
+
+def test_every_verdict_is_a_sentence_with_what_it_is_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(tmp_path)
+    assert main(["gate", "demo", "--store", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "pass  Forget quality on forget is 0.4, which is at least 0.05.\n" in said
+    assert "40 facts are fewer than 100: not certifiable alone." in said
+    assert "distributions of truth ratios that are 0.41 apart" in said
+    assert said.rstrip().endswith("All 4 gates passed.")
+    assert not (tmp_path / "demo" / "gate").exists()  # nothing was run or written
+
+
+def test_a_gate_that_fails_exits_with_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(tmp_path, forget_quality=0.01)
+    assert main(["gate", "demo", "--store", str(tmp_path), "--json"]) == 3
+    said = capsys.readouterr()
+    verdict = json.loads(said.out)
+    assert verdict["passed"] is False
+    assert [gate["passed"] for gate in verdict["gates"]] == [False, True, True, True]
+    assert "1 of 4 gates failed: forget_quality on forget." in said.err
+
+
+def test_a_gate_on_what_was_never_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(tmp_path)
+    gates = "gates=[{metric: fluency, split: forget, at_least: 0.1, min_n: 40, reason: x}]"
+    assert main(["gate", "demo", "--store", str(tmp_path), "--set", gates]) == 3
+    assert "FAIL  Fluency on forget was not measured for the unlearned model." in capsys.readouterr().out
+
+
+def test_without_evaluations_it_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(tmp_path, until="unlearn")
+    assert main(["gate", "demo", "--store", str(tmp_path)]) == 2
+    assert "--until eval-unlearned" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_changed_on_disk_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(tmp_path)
+    (tmp_path / "demo" / "eval-unlearned" / "results.json").write_text("[]")
+    assert main(["gate", "demo", "--store", str(tmp_path)]) == 2
+    assert "results.json" in capsys.readouterr().err
+
+
+TABLE = {"models": [{"model": "a", "method": "npo", "values": {"forget": {"fluency": 0.9}}}]}
+
+
+def test_replay_judges_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, gates = tmp_path / "table.json", tmp_path / "gates.yaml"
+    table.write_text(json.dumps(TABLE))
+    gates.write_text(
+        "gates:\n"
+        "  - {metric: fluency, split: forget, at_least: 0.8, min_n: 100, reason: it speaks}\n"
+        "  - {metric: shape, split: forget, at_least: 0.8, min_n: 100, reason: unknown}\n"
+    )
+    assert main(["gate", "replay", str(table), "--gates", str(gates)]) == 0
+    said = capsys.readouterr()
+    assert "| npo | 1 | 1 | 0 (0) |" in said.out
+    assert "passes: a" in said.out
+    assert "Not judged, since the table does not say it: shape on forget." in said.err
+    assert main(["gate", "replay", str(table), "--gates", str(gates), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["replay"], "needs the file"),
+        (["demo", "table.json"], "takes no file"),
+        (["replay", "absent.json"], "not a table"),
+        (["replay", "x.json", "--set", "eval.seed=1"], "takes no --set"),
+        (["replay", "{table}", "--gates", "demo"], "has no metric that a gate of demo asks for"),
+        (["replay", "{table}", "--gates", "nothing"], "No recipe is called"),
+    ],
+)
+def test_wrong_calls_exit_with_two(words, message, tmp_path, capsys) -> None:
+    (tmp_path / "table.json").write_text(json.dumps(TABLE))
+    assert main(["gate", *(word.format(table=tmp_path / "table.json") for word in words)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_compare_needs_an_evaluation_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "demo", "--to", "a/b@main", "--store", str(tmp_path)]) == 2
+    assert "--until eval-unlearned" in capsys.readouterr().err
