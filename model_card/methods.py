@@ -14,7 +14,7 @@ class Method(NamedTuple):
     does: str
 
 
-_HELD = "while that of the retain answers is held down"
+_HELD = "while the retain answers are trained on"
 METHODS = {
     "ft": Method(
         "Fine-tuning on retain rows alone",
@@ -47,13 +47,13 @@ METHODS = {
         "Negative Preference Optimization",
         "npo",
         "The probability of each forget answer is pushed below the one that base gives it, with a pull that fades as "
-        "it falls (`beta`), while the loss of the retain answers is held down.",
+        "it falls (`beta`), while the retain answers are trained on.",
     ),
     "simnpo": Method(
         "Simple Negative Preference Optimization",
         "simnpo",
         "The mean log-probability of each forget answer is pushed down, without a reference model and with a pull that "
-        "fades as it falls (`beta`, `gamma`), while the loss of the retain answers is held down.",
+        "fades as it falls (`beta`, `gamma`), while the retain answers are trained on.",
     ),
     "wga": Method(
         "Weighted Gradient Ascent with a retain term",
@@ -96,7 +96,7 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
     method = str(unlearn.get("method"))
     said = [METHODS[method].does] if method in METHODS else []
     if unlearn.get("retain_loss") == "kl":
-        said.append("The retain term is the KL divergence from base at the retain answers, not their loss.")
+        said.append("At the retain answers the KL divergence from base is minimised, not their loss.")
     if unlearn.get("loss_normalization") == "microbatch_mean":
         said.append(
             "Losses are means over each micro-batch, as in published code, so they depend on how a step is split."
@@ -104,5 +104,5 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
     if unlearn.get("lora"):
         said.append("Only low-rank adapters were trained; they are merged into the weights, and the merge was checked.")
     if unlearn.get("retain_weight") == 0:
-        said.append("The weight of the retain term is zero, so nothing held the retain loss down.")
+        said.append("The weight of the retain answers is zero, so nothing held them.")
     return said

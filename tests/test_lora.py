@@ -57,10 +57,11 @@ def test_checkpointing_does_not_change_the_gradients(tiny_model: Path, tmp_path:
         torch.testing.assert_close(tensor, found[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_the_release_is_the_base_with_the_adapters_merged(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_release_is_the_base_with_the_adapters_merged(tiny_model: Path, tmp_path: Path, precision: str) -> None:
     inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
     out.mkdir()
-    facts = run.run(unlearn_config(epochs=30, lora=LORA), inputs, out)
+    facts = run.run(unlearn_config(epochs=30, lora=LORA, precision=precision), inputs, out)
     assert "reached its level" in facts["stopped"]
     tensors = load_file(out / "model" / "model.safetensors")
     assert set(tensors) == set(load_file(tiny_model / "model.safetensors"))

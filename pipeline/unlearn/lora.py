@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 
@@ -50,6 +51,8 @@ def merge(model: PeftModel, rows: Sequence[Encoded]) -> PreTrainedModel:
 
     Raises TrainingError where its logits at the answers of ``rows`` are not those of the model with adapters.
     """
+    # The trainer wraps the forward in its autocast; in bfloat16 both would differ by rounding, and say nothing.
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
     before = _logits(model, rows)
     merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
     gap = float((_logits(merged, rows) - before).abs().max() / before.abs().max())
