@@ -259,7 +259,8 @@ def method_sections(evidence: Evidence) -> str:
     """The section on the method of every variant, with the settings that it has where a recipe gives none."""
     found = []
     for variant in VARIANTS:
-        unlearn = UnlearnConfig.model_validate({"epochs": 5, **variant}).model_dump()
+        # As `pipeline.stages` gives it to the card: without what decides no result.
+        unlearn = UnlearnConfig.model_validate({"epochs": 5, **variant}).model_dump(exclude={"processes"})
         ascent = replace(
             evidence.ascent,
             forget_cap=3.25 if unlearn["forget_cap"] else None,

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from pipeline.errors import RecipeError
 from pipeline.launch import CONFIGS
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
 from pipeline.unlearn import ranks
 from pipeline.unlearn.config import TrainConfig, UnlearnConfig
 from pipeline.unlearn.trainer import EvenSampler, collate
@@ -23,6 +25,7 @@ from tests import two_ranks
 from tests.conftest import ROOT
 from tests.test_release import write_recipe
 
+TRAININGS = ("base.train", "gold.train", "unlearn")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
 
 
@@ -49,6 +52,16 @@ def test_a_recipe_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ValueError, match="micro-batches"):
         UnlearnConfig(method="gd", epochs=1, processes=2, args=args, loss_normalization="microbatch_mean")
     UnlearnConfig(method="gd", epochs=1, processes=2, args=args)
+
+
+def test_processes_enter_no_key_and_no_card() -> None:
+    on_one, on_four = (
+        {stage.name: stage for stage in stages(load_recipe("demo", [f"{name}.processes={n}" for name in TRAININGS]))}
+        for n in (1, 2)
+    )
+    for name, stage in on_one.items():
+        assert on_four[name].identity == stage.identity, name
+    assert on_four["card"].config == on_one["card"].config
 
 
 @given(st.integers(1, 30), st.integers(1, 6))
