@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.config import METRICS, Gate, Reference
+from eval.config import ALL_METRICS, Gate, Reference
 from eval.schema import Record, find_record, read_records
 from eval.weights import checkpoint_folder, read_measured, weights_sha256
 
@@ -87,7 +87,7 @@ def _evidence(gate: Gate, records: list[Record], model: str) -> Record:
     record = find_record(records, gate.metric, gate.split)
     if record is None:
         raise NoEvidence(f"{_capital(gate.metric)} on {gate.split} was not measured for {model}.")
-    version = METRICS[gate.metric].version
+    version = ALL_METRICS[gate.metric].version
     if record.version != version:
         raise NoEvidence(
             f"{_capital(gate.metric)} of {model} was measured by version {record.version} of its definition, "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, Row, read_perturbed, read_rows
-from eval.config import EvalConfig
+from eval.config import EvalConfig, Relative
 from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
 from pipeline.errors import DataError, ModelError, SystemLimitError
@@ -30,6 +32,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     facts ``weights_sha256``, ``rows`` and ``values``. Raises ModelError where the checkpoint cannot be loaded or its
     logits are not finite, DataError where a split is empty, ArtifactError where data or gold cannot be read.
     """
+    from eval.audit import audit_records
     from eval.records import row_records, set_records, utility_record
 
     checkpoint = checkpoint_folder(inputs["model"])
@@ -41,6 +44,9 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     samples, general = measure(model, tokenizer, rows, inputs["data"], config)
     report("intervals")
     records = [*row_records(samples, config), *set_records(samples, gold, config), utility_record(general, config)]
+    records += audit_records(samples, gold, config)
+    if config.relative and "base" in inputs:
+        records += _compare_all(samples, inputs, config.relative, out)
     write_records(out / "results.json", records)
     write_samples(out / "samples.jsonl", samples)
     write_measured(out, digest)
@@ -55,6 +61,7 @@ def measure(
     config: EvalConfig,
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """The measurements of every row, in the order of the splits, and 0 or 1 for each general-knowledge question."""
+    from eval.audit import audit
     from eval.harness import ask
     from eval.probes import Scorer, probe
 
@@ -69,6 +76,7 @@ def measure(
     asked = {row.row_id for row in perturbed}
     splits = [split for split in SPLITS if any(row.row_id in asked for row in rows[split])]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config)
+    audited = audit(scorer, tokenizer, encoder, rows, perturbed, data, config)
     samples = [
         {
             "row_id": row.row_id,
@@ -77,11 +85,30 @@ def measure(
             "topic_id": row.topic_id,
             **probed[row.row_id],
             **answers.rows.get(row.row_id, {}),
+            **audited.get(row.row_id, {}),
         }
         for split in SPLITS
         for row in rows[split]
     ]
     return samples, answers.general
+
+
+def _compare_all(
+    samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Path], config: Relative, out: Path
+) -> list[Record]:
+    """The relative test against ``inputs["base"]``, ``inputs["gold"]`` and every further ``inputs["gold-seed-N"]``.
+
+    Writes all of it to ``relative.json`` in ``out``. Raises ArtifactError where a model was evaluated on other rows,
+    DataError where base and gold cannot be told apart.
+    """
+    from eval.relative import features, relative_records, relative_test
+
+    names = ["base", *(name for name in inputs if name == "gold" or name.startswith("gold-seed-"))]
+    found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
+    test = relative_test(found["unlearned"], found["base"], [found[name] for name in names[1:]], config)
+    text = json.dumps({"golds": names[1:], **asdict(test)}, indent=1, allow_nan=False)
+    (out / "relative.json").write_text(text + "\n", encoding="utf-8")
+    return relative_records(test)
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
