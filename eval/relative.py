@@ -160,7 +160,9 @@ def _pair_means(models: Sequence[Floats]) -> Floats:
     means = np.empty((len(models), len(models), rows))
     for i, first in enumerate(scaled):
         for j, second in enumerate(scaled[: i + 1]):
-            kernel = np.exp(-_squared_distances(first, second) / (2 * width**2))
+            kernel = _squared_distances(first, second)
+            kernel /= -2 * width**2
+            np.exp(kernel, out=kernel)  # in place: a matrix of rows x rows is the largest thing here
             both = kernel.sum(axis=0) + kernel.sum(axis=1) - 2 * np.diagonal(kernel)
             means[i, j] = means[j, i] = both / (2 * (rows - 1))
     return means
@@ -171,8 +173,10 @@ def _thinned(points: Floats) -> Floats:
 
 
 def _squared_distances(first: Floats, second: Floats) -> Floats:
-    squared = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :] - 2 * first @ second.T
-    return np.maximum(squared, 0.0)
+    squared: Floats = -2 * first @ second.T
+    squared += (first**2).sum(axis=1)[:, None]
+    squared += (second**2).sum(axis=1)[None, :]
+    return np.maximum(squared, 0.0, out=squared)
 
 
 def _median_distance(points: Floats) -> float:

@@ -98,17 +98,23 @@ def _compare_all(
 ) -> list[Record]:
     """The relative test against ``inputs["base"]``, ``inputs["gold"]`` and every further ``inputs["gold-seed-N"]``.
 
-    Writes all of it to ``relative.json`` in ``out``. Raises ArtifactError where a model was evaluated on other rows,
-    DataError where base and gold cannot be told apart.
+    Writes all of it to ``relative.json`` in ``out``, or why there is none. Raises ArtifactError where a model was
+    evaluated on other rows.
     """
     from eval.relative import features, relative_records, relative_test
 
     names = ["base", *(name for name in inputs if name == "gold" or name.startswith("gold-seed-"))]
     found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
-    test = relative_test(found["unlearned"], found["base"], [found[name] for name in names[1:]], config)
-    text = json.dumps({"golds": names[1:], **asdict(test)}, indent=1, allow_nan=False)
-    (out / "relative.json").write_text(text + "\n", encoding="utf-8")
-    return relative_records(test)
+    result: dict[str, Any] = {"golds": names[1:]}
+    records: list[Record] = []
+    try:
+        test = relative_test(found["unlearned"], found["base"], [found[name] for name in names[1:]], config)
+        result |= asdict(test)
+        records = relative_records(test)
+    except DataError as error:  # nothing is measured then, and a gate on it fails
+        result |= {"passed": False, "why": str(error)}
+    (out / "relative.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return records
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
