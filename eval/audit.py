@@ -16,7 +16,7 @@ import numpy as np
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval import intervals, metrics
 from eval.config import ALL_METRICS, READINGS, EvalConfig, Robustness, higher_is_better
-from eval.probes import Encoder, Scorer, Scores
+from eval.probes import Encoder, Scorer
 from eval.schema import Record
 from pipeline.errors import ArtifactError
 from pipeline.progress import report
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 Sample = Mapping[str, Any]
 Readings = dict[str, dict[str, float]]  # by row_id
-
-_READ: dict[str, Callable[[Scores], float]] = {
-    "extraction_strength": lambda scores: metrics.extraction_strength(scores.correct),
-    "answer_probability": lambda scores: metrics.answer_probability(scores.logprobs),
-}
 
 
 def audit(
@@ -123,8 +118,10 @@ def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, in
     found = {}
     for row_id, scores in zip(examples, scorer.score(list(examples.values())), strict=True):
         start = skip[row_id] if skip else 0
-        rest = Scores(scores.logprobs[start:], scores.correct[start:])
-        found[row_id] = {reading: _READ[reading](rest) for reading in READINGS}
+        found[row_id] = {
+            "extraction_strength": metrics.extraction_strength(scores.correct[start:]),
+            "answer_probability": metrics.answer_probability(scores.logprobs[start:]),
+        }
     return found
 
 
@@ -202,8 +199,8 @@ def _with_gap(
     if not values:
         return []
     found = list(values.values())
-    interval = intervals.mean_interval(found, config.bootstrap_samples, config.seed)
-    return [_record(metric, float(np.mean(found)), interval, len(found)), *_gap(metric, values, gold, of_gold, config)]
+    record = _record(metric, float(np.mean(found)), _interval(found, config), len(found))
+    return [record, *_gap(metric, values, gold, of_gold, config)]
 
 
 def _gap(
@@ -221,8 +218,11 @@ def _gap(
         raise ArtifactError(
             f"The evaluation of gold lacks {metric} for a row ({error}). Evaluate gold with the same recipe."
         ) from error
-    interval = intervals.mean_interval(apart, config.bootstrap_samples, config.seed)
-    return [_record(f"{metric}_gap", float(np.mean(apart)), interval, len(apart))]
+    return [_record(f"{metric}_gap", float(np.mean(apart)), _interval(apart, config), len(apart))]
+
+
+def _interval(values: Sequence[float], config: EvalConfig) -> intervals.Interval:
+    return intervals.mean_interval(values, config.bootstrap_samples, config.seed)
 
 
 def _leak_records(

@@ -77,7 +77,7 @@ class Relearn(Strict):
     forget_share: float = Field(default=0.1, gt=0, lt=1)
     steps: int = Field(default=10, ge=1)
     batch_rows: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0, le=1)
 
 
 class Robustness(Strict):

@@ -45,8 +45,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     report("intervals")
     records = [*row_records(samples, config), *set_records(samples, gold, config), utility_record(general, config)]
     records += audit_records(samples, gold, config)
-    if config.relative and "base" in inputs:
-        records += _compare_all(samples, inputs, config.relative, out)
+    if config.relative and "eval-base" in inputs:
+        records += _relative_records(samples, inputs, config.relative, out)
     write_records(out / "results.json", records)
     write_samples(out / "samples.jsonl", samples)
     write_measured(out, digest)
@@ -93,22 +93,22 @@ def measure(
     return samples, answers.general
 
 
-def _compare_all(
+def _relative_records(
     samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Path], config: Relative, out: Path
 ) -> list[Record]:
-    """The relative test against ``inputs["base"]``, ``inputs["gold"]`` and every further ``inputs["gold-seed-N"]``.
+    """The relative test against the evaluations ``eval-base``, ``gold`` and every ``eval-gold-seed-N`` of ``inputs``.
 
     Writes all of it to ``relative.json`` in ``out``, or why there is none. Raises ArtifactError where a model was
     evaluated on other rows.
     """
     from eval.relative import features, relative_records, relative_test
 
-    names = ["base", *(name for name in inputs if name == "gold" or name.startswith("gold-seed-"))]
+    names = ["eval-base", *(name for name in inputs if name == "gold" or name.startswith("eval-gold-seed-"))]
     found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
     result: dict[str, Any] = {"golds": names[1:]}
     records: list[Record] = []
     try:
-        test = relative_test(found["unlearned"], found["base"], [found[name] for name in names[1:]], config)
+        test = relative_test(found["unlearned"], found[names[0]], [found[name] for name in names[1:]], config)
         result |= asdict(test)
         records = relative_records(test)
     except DataError as error:  # nothing is measured then, and a gate on it fails

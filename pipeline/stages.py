@@ -151,7 +151,7 @@ def _between(recipe: Recipe) -> dict[str, str]:
     if not recipe.eval.relative:
         return {}
     seeds = [] if isinstance(recipe.gold, str) else recipe.gold.seeds or []
-    return {"base": "eval-base", **{f"gold-seed-{seed}": f"eval-gold-seed-{seed}" for seed in seeds}}
+    return {name: name for name in ("eval-base", *(f"eval-gold-seed-{seed}" for seed in seeds))}
 
 
 # What enters a key: literals and contents, never a path, a device or a number of workers.

@@ -63,7 +63,11 @@ def test_gold_itself_is_at_zero_and_base_at_one():
     base, (gold,) = _clouds(golds=1)
     at_gold, at_base = (relative_test(model, base, [gold], CONFIG) for model in (gold, base))
     assert (at_gold.leak, at_gold.damage, at_gold.se) == (pytest.approx(0), pytest.approx(0), pytest.approx(0))
-    assert (at_base.leak, at_base.damage, at_base.se) == (pytest.approx(1), pytest.approx(0, abs=1e-6), pytest.approx(0))
+    assert (at_base.leak, at_base.damage, at_base.se) == (
+        pytest.approx(1),
+        pytest.approx(0, abs=1e-6),
+        pytest.approx(0),
+    )
     assert at_gold.passed
     assert not at_base.passed
 
