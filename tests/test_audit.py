@@ -106,10 +106,10 @@ def test_nf4_is_what_the_layer_of_bitsandbytes_computes_with(model):
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     layer = model.model.layers[0].mlp.up_proj
-    theirs = Linear4bit(
-        layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+    theirs = Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32)
+    theirs.weight = Params4bit(
+        layer.weight.detach().clone(), requires_grad=False, quant_type="nf4", compress_statistics=False
     )
-    theirs.weight = Params4bit(layer.weight.detach().clone(), requires_grad=False, quant_type="nf4")
     theirs = theirs.to("cpu")
     ours = quantized(model, "nf4").model.layers[0].mlp.up_proj
     assert torch.equal(functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state), ours.weight)
@@ -257,9 +257,8 @@ def test_every_attack_reads_the_rows_that_have_what_it_takes(audited):
     everything = set(EVERYTHING.attacks())
     assert all(attacked[row_id] == everything for row_id in probed)
     assert all(attacked[row_id] == everything - {"relearn_forget", "relearn_retain"} for row_id in taught)
-    assert {row_id for row_id, s in audited.items() if "sampled" in s} == {r.row_id for r in FORGET} - {
-        FORGET[1].row_id
-    }
+    sampled = {row_id for row_id, sample in audited.items() if "sampled" in sample}
+    assert sampled == {row.row_id for row in FORGET} - {FORGET[1].row_id}  # it has no false answers
     assert all(0 <= s["sampled"]["hits"] <= s["sampled"]["n"] == 4 for s in audited.values() if "sampled" in s)
 
 
