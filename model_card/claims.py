@@ -26,7 +26,7 @@ METRICS = {  # what each one is, in the order of the results table
     "utility": "accuracy on general-knowledge multiple-choice questions",
 }
 _AUDIT = {
-    "leak_coordinate": "place of the forget rows between gold (0) and base (1), with the variance between several golds",
+    "leak_coordinate": "place of the forget rows between gold (0) and base (1), with the variance between golds",
     "leak_coordinate_one_gold": "the same against one gold: the variance between two trainings of gold is not in it",
     "damage": "distance of the forget rows from the line between gold and base, in units of its length",
 }
