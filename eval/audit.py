@@ -7,6 +7,7 @@ that never knew the fact is not the fact.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from eval import intervals, metrics
 from eval.config import ALL_METRICS, READINGS, EvalConfig, Robustness, higher_is_better
 from eval.probes import Encoder, Scorer
 from eval.schema import Record
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, SystemLimitError
 from pipeline.progress import report
 
 if TYPE_CHECKING:
@@ -26,6 +27,23 @@ if TYPE_CHECKING:
 
 Sample = Mapping[str, Any]
 Readings = dict[str, dict[str, float]]  # by row_id
+
+
+def check(config: EvalConfig, forget: Sequence[Row]) -> None:
+    """Refuse what the audit could not do, before anything is measured.
+
+    Raises SystemLimitError where bitsandbytes is missing, DataError where relearning leaves no row to probe.
+    """
+    from eval.relearn import divided
+
+    asked = config.robustness
+    if asked and asked.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        raise SystemLimitError(
+            "eval.robustness.quantize needs the package bitsandbytes, which is not installed. Install it, or take "
+            "quantize out of the recipe."
+        )
+    if asked and asked.relearn:
+        divided([row.row_id for row in forget], asked.relearn.forget_share, config.seed)
 
 
 def audit(

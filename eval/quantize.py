@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from pipeline.errors import SystemLimitError
-
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -20,8 +18,7 @@ if TYPE_CHECKING:
 def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
     """A copy whose linear layers are rounded to ``int8`` (one scale an output), ``nf4`` or ``fp4`` (for 64 weights).
 
-    Embeddings and the head stay as they are, as when transformers loads a model in these formats. Raises
-    SystemLimitError where bitsandbytes is missing.
+    Embeddings and the head stay as they are, as when transformers loads a model in these formats.
     """
     import torch
 
@@ -35,13 +32,8 @@ def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
 
 
 def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:
-    try:
-        from bitsandbytes import functional
-    except ImportError as error:
-        raise SystemLimitError(
-            "robustness.quantize needs the package bitsandbytes, which is not installed here. Install it, or take "
-            "quantize out of the recipe."
-        ) from error
+    from bitsandbytes import functional
+
     if form == "int8":
         codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
         return functional.int8_vectorwise_dequant(codes, scales).to(weight.dtype)

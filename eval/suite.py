@@ -32,12 +32,13 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     facts ``weights_sha256``, ``rows`` and ``values``. Raises ModelError where the checkpoint cannot be loaded or its
     logits are not finite, DataError where a split is empty, ArtifactError where data or gold cannot be read.
     """
-    from eval.audit import audit_records
+    from eval.audit import audit_records, check
     from eval.records import row_records, set_records, utility_record
 
     checkpoint = checkpoint_folder(inputs["model"])
     digest = weights_sha256(checkpoint)
     rows = _rows(inputs["data"])
+    check(config, rows["forget"])
     gold = read_samples(inputs["gold"] / "samples.jsonl") if "gold" in inputs else None
     report("loading the model")
     model, tokenizer = load(checkpoint, config.device), load_tokenizer(checkpoint)

@@ -140,6 +140,9 @@ class Recipe(Strict):
         for i, gate in enumerate(self.gates):
             if gate.metric in AUDIT_METRICS and gate.metric not in asked:
                 raise ValueError(f"gates[{i}] is on {gate.metric}, which the eval section does not ask for")
+            seeds = None if isinstance(self.gold, str) else self.gold.seeds
+            if gate.metric == "leak_coordinate" and not seeds:
+                raise ValueError(f"gates[{i}] is on leak_coordinate, which needs the variance of gold; give gold.seeds")
         if self.gold == "none" and self.eval.relative:
             raise ValueError("eval.relative measures the way from gold to base, and gold is none; take it out")
 

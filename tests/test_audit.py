@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import LANGUAGES, TOPICS, Encoded, Row
 from eval import prompts, suite
-from eval.audit import audit, audit_records
+from eval.audit import audit, audit_records, check
 from eval.config import AUDIT_METRICS, EvalConfig, Relative, Relearn, Robustness, Sampling
 from eval.probes import Scorer
 from eval.quantize import quantized
 from eval.relearn import divided, drawn, relearned
 from eval.schema import find_record, read_records, read_samples
-from pipeline.errors import ArtifactError, DataError, ModelError
+from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from tests.conftest import ROOT, build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows
 
@@ -101,6 +101,13 @@ def test_int8_is_the_nearest_of_255_steps_of_a_row(model):
     assert ((rounded - nearest).abs() < 0.1 * step).float().mean() > 0.95
 
 
+def test_a_missing_library_is_told_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemLimitError, match="bitsandbytes"):
+        check(CONFIG, FORGET)
+    check(EvalConfig(robustness=Robustness(paraphrase=True)), FORGET)
+
+
 def test_nf4_is_what_the_layer_of_bitsandbytes_computes_with(model):
     from bitsandbytes import functional
     from bitsandbytes.nn import Linear4bit, Params4bit
@@ -132,6 +139,8 @@ def test_rows_are_divided_in_the_same_way_in_any_order(row_ids, share, order):
 def test_a_set_too_small_to_divide_is_refused():
     with pytest.raises(DataError, match="leaves none to probe"):
         divided(["a", "b"], 0.9, 0)
+    with pytest.raises(DataError, match="leaves none to probe"):
+        check(CONFIG, FORGET[:1])
     assert drawn(["b", "a"], 5, 0) == ["a", "b"]
     assert drawn(list("abcdefgh"), 3, 0) != drawn(list("abcdefgh"), 3, 1)
 

@@ -103,6 +103,12 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             1,
             ["gates[0] is on leak_at_1_gap, which the eval section does not ask for"],
         ),
+        (
+            "eval: {relative: {}}\n"
+            "gates:\n  - {metric: leak_coordinate, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on leak_coordinate", "give gold.seeds"],
+        ),
         ("publish:\n  tag: newest\n", 4, ["publish.tag", "v1.0.0"]),
         ("model: {license: llama3.2}\n", 1, ["publish.repo", "must begin with 'Llama'"]),
     ],
