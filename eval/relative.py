@@ -30,7 +30,6 @@ from pipeline.errors import ArtifactError, DataError
 
 CLIP = 4.0  # standard deviations: one destroyed row must not decide
 CONFIDENCE = 0.95
-_BANDWIDTH_ROWS = 400  # of each model, for the median distance
 
 Sample = Mapping[str, Any]
 MISSING = (
@@ -143,19 +142,22 @@ def _place(means: Floats, model: int, golds: list[int], base: int = 1) -> _Place
     square_influence = 2 * (away - float(away.mean()) / length * line) / length - 2 * leak * influence
     damage = float(np.sqrt(max(0.0, squared)))
     error = float(square_influence.std(ddof=1)) / np.sqrt(n)
-    return _Place(leak, damage, float(influence.std(ddof=1)) / np.sqrt(n), error / (2 * max(damage, np.sqrt(error))))
+    damage_error = error / (2 * max(damage, np.sqrt(error))) if error > 0 else 0.0
+    return _Place(leak, damage, float(influence.std(ddof=1)) / np.sqrt(n), float(damage_error))
 
 
 def _pair_means(models: Sequence[Floats]) -> Floats:
     """(models, models, rows): for each row the mean of the kernel over its pairs with every other row, both ways round.
 
-    All products of the test are sums of these, so each pair of models is multiplied once. Model 0 is the one that is
-    tested: the scale of the measurements and the kernel's width are those of the others.
+    All products of the test are sums of these, so each pair of models is multiplied once. Models are the tested one,
+    base and the golds. Scale and width do not know the tested one, and base weighs as much as all golds together:
+    measurements are in standard deviations over both, and the kernel is as wide as the median distance between them.
     """
-    references = np.concatenate(models[1:])
-    centre, scale = references.mean(axis=0), references.std(axis=0)
+    base, golds = models[1], np.concatenate(models[2:])
+    centre = (base.mean(axis=0) + golds.mean(axis=0)) / 2
+    scale = np.sqrt((((base - centre) ** 2).mean(axis=0) + ((golds - centre) ** 2).mean(axis=0)) / 2)
     scaled = [np.clip((m - centre) / np.where(scale > 0, scale, 1.0), -CLIP, CLIP) for m in models]
-    width = _median_distance(np.concatenate([_thinned(m) for m in scaled[1:]]))
+    width = _median_distance(scaled[1], scaled[2:])
     rows = len(models[0])
     means = np.empty((len(models), len(models), rows))
     for i, first in enumerate(scaled):
@@ -168,10 +170,6 @@ def _pair_means(models: Sequence[Floats]) -> Floats:
     return means
 
 
-def _thinned(points: Floats) -> Floats:
-    return points[:: max(1, len(points) // _BANDWIDTH_ROWS)]
-
-
 def _squared_distances(first: Floats, second: Floats) -> Floats:
     squared: Floats = -2 * first @ second.T
     squared += (first**2).sum(axis=1)[:, None]
@@ -179,8 +177,8 @@ def _squared_distances(first: Floats, second: Floats) -> Floats:
     return np.maximum(squared, 0.0, out=squared)
 
 
-def _median_distance(points: Floats) -> float:
-    distances = np.sqrt(_squared_distances(points, points)[np.triu_indices(len(points), 1)])
+def _median_distance(base: Floats, golds: Sequence[Floats]) -> float:
+    distances = np.concatenate([np.sqrt(_squared_distances(base, gold)).ravel() for gold in golds])
     return float(np.median(distances)) or 1.0
 
 

@@ -24,12 +24,10 @@ def _clouds(rows: int = 30, golds: int = 3, seed: int = 0, shift: float = 0.1) -
 
 def _by_loops(u: np.ndarray, o: np.ndarray, golds: list[np.ndarray]) -> tuple[float, float]:
     """f and r from the definition: one kernel value at a time, over pairs of different rows and different golds."""
-    references = np.concatenate([o, *golds])
+    references = np.concatenate([*[o] * len(golds), *golds])  # base weighs as much as all golds
     centre, scale = references.mean(axis=0), references.std(axis=0)
     u, o, *golds = (np.clip((m - centre) / scale, -CLIP, CLIP) for m in (u, o, *golds))
-    points = np.concatenate([o, *golds])
-    apart = [np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[i + 1 :]]
-    width = np.median(apart)
+    width = np.median([np.linalg.norm(a - b) for a in o for gold in golds for b in gold])
 
     def product(first: np.ndarray, second: np.ndarray) -> float:
         n = len(first)
