@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from eval.config import Relative
+from eval.audit_config import Relative
 from eval.metrics import Floats, forget_quality
 from eval.relative import RelativeTest, relative_test
 

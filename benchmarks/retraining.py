@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.config import Relative
+from eval.audit_config import Relative
 from eval.metrics import forget_quality
 from eval.relative import features, relative_test
 from eval.schema import read_samples

@@ -16,7 +16,8 @@ import numpy as np
 
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval import intervals, metrics
-from eval.config import ALL_METRICS, READINGS, EvalConfig, Robustness, higher_is_better
+from eval.audit_config import READINGS, Robustness
+from eval.config import ALL_METRICS, EvalConfig, higher_is_better
 from eval.probes import Encoder, Scorer
 from eval.schema import Record
 from pipeline.errors import ArtifactError, SystemLimitError

@@ -17,15 +17,18 @@ variance and damage are ours, and `python -m benchmarks.relative_test` simulates
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.config import ALL_METRICS, Relative, higher_is_better
+from eval.audit_config import Relative
+from eval.config import ALL_METRICS, EvalConfig
 from eval.metrics import Floats
-from eval.schema import Record
+from eval.schema import Record, read_samples
 from pipeline.errors import ArtifactError, DataError
 
 CLIP = 4.0  # standard deviations: one destroyed row must not decide
@@ -110,12 +113,36 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
     )
 
 
+def compare_with_golds(
+    samples: Sequence[Sample], inputs: Mapping[str, Path], config: EvalConfig, out: Path
+) -> list[Record]:
+    """The test against the evaluations ``eval-base``, ``gold`` and every ``eval-gold-seed-N`` of ``inputs``.
+
+    None where the recipe does not ask or ``eval-base`` is not there. Writes all of it to ``relative.json`` in ``out``,
+    or why there is no result. Raises ArtifactError where a model was evaluated on other rows.
+    """
+    if config.relative is None or "eval-base" not in inputs:
+        return []
+    names = ["eval-base", *(name for name in inputs if name == "gold" or name.startswith("eval-gold-seed-"))]
+    found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
+    result: dict[str, Any] = {"golds": names[1:]}
+    records: list[Record] = []
+    try:
+        test = relative_test(found["unlearned"], found[names[0]], [found[name] for name in names[1:]], config.relative)
+        result |= asdict(test)
+        records = relative_records(test)
+    except DataError as error:  # nothing is measured then, and a gate on it fails
+        result |= {"passed": False, "why": str(error)}
+    (out / "relative.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return records
+
+
 def relative_records(test: RelativeTest) -> list[Record]:
     """Leak and damage as records; with one gold the leak's name says so."""
     name = "leak_coordinate" if test.missing is None else "leak_coordinate_one_gold"
     found = {name: (test.leak, test.low, test.high), "damage": (test.damage, test.damage_low, test.damage_high)}
     return [
-        Record(metric, "forget", *values, test.n, higher_is_better(metric, "forget"), ALL_METRICS[metric].version)
+        Record(metric, "forget", *values, test.n, False if metric == "damage" else None, ALL_METRICS[metric].version)
         for metric, values in found.items()
     ]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from datasets_prep.schema import Encoded
-from eval.config import Relearn
+from eval.audit_config import Relearn
 from pipeline.errors import DataError, ModelError
 from pipeline.progress import report
 from pipeline.unlearn.completion import completion_log_probs, pack

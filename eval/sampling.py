@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval.config import Sampling
+from eval.audit_config import Sampling
 from eval.intervals import Interval
 from eval.metrics import Floats
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 def words(text: str) -> set[str]:
@@ -90,19 +90,9 @@ def sample_answers(
 ) -> list[str]:
     """``config.samples`` answers to one prompt, which is computed once; at most ``batch_rows`` go through at a time."""
     import torch
-    from transformers import DynamicCache, GenerationConfig
+    from transformers import DynamicCache
 
-    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    ends = list(ends) if isinstance(ends, list | tuple) else [ends]
-    options = GenerationConfig(
-        do_sample=True,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
-        pad_token_id=tokenizer.eos_token_id,
-    )
+    options = _options(model, tokenizer, config, max_new_tokens)
     ids = torch.tensor([list(prompt)], device=model.device)
     texts: list[str] = []
     with torch.inference_mode(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -122,6 +112,23 @@ def sample_answers(
             )
             texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return texts
+
+
+def _options(model: PreTrainedModel, tokenizer: Any, config: Sampling, max_new_tokens: int) -> GenerationConfig:
+    """Nothing of the checkpoint's own settings but the tokens that end a turn."""
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    ends = list(ends) if isinstance(ends, list | tuple) else [ends]
+    return GenerationConfig(
+        do_sample=True,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
+        pad_token_id=tokenizer.eos_token_id,
+    )
 
 
 def row_seed(seed: int, row_id: str) -> int:

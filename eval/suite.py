@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, Row, read_perturbed, read_rows
-from eval.config import EvalConfig, Relative
+from eval.config import EvalConfig
 from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
 from pipeline.errors import DataError, ModelError, SystemLimitError
@@ -34,6 +32,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     """
     from eval.audit import audit_records, check
     from eval.records import row_records, set_records, utility_record
+    from eval.relative import compare_with_golds
 
     checkpoint = checkpoint_folder(inputs["model"])
     digest = weights_sha256(checkpoint)
@@ -46,8 +45,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     report("intervals")
     records = [*row_records(samples, config), *set_records(samples, gold, config), utility_record(general, config)]
     records += audit_records(samples, gold, config)
-    if config.relative and "eval-base" in inputs:
-        records += _relative_records(samples, inputs, config.relative, out)
+    records += compare_with_golds(samples, inputs, config, out)
     write_records(out / "results.json", records)
     write_samples(out / "samples.jsonl", samples)
     write_measured(out, digest)
@@ -92,30 +90,6 @@ def measure(
         for row in rows[split]
     ]
     return samples, answers.general
-
-
-def _relative_records(
-    samples: Sequence[Mapping[str, Any]], inputs: Mapping[str, Path], config: Relative, out: Path
-) -> list[Record]:
-    """The relative test against the evaluations ``eval-base``, ``gold`` and every ``eval-gold-seed-N`` of ``inputs``.
-
-    Writes all of it to ``relative.json`` in ``out``, or why there is none. Raises ArtifactError where a model was
-    evaluated on other rows.
-    """
-    from eval.relative import features, relative_records, relative_test
-
-    names = ["eval-base", *(name for name in inputs if name == "gold" or name.startswith("eval-gold-seed-"))]
-    found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
-    result: dict[str, Any] = {"golds": names[1:]}
-    records: list[Record] = []
-    try:
-        test = relative_test(found["unlearned"], found[names[0]], [found[name] for name in names[1:]], config)
-        result |= asdict(test)
-        records = relative_records(test)
-    except DataError as error:  # nothing is measured then, and a gate on it fails
-        result |= {"passed": False, "why": str(error)}
-    (out / "relative.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return records
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:

@@ -21,7 +21,8 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import LANGUAGES, TOPICS, Encoded, Row
 from eval import prompts, suite
 from eval.audit import audit, audit_records, check
-from eval.config import AUDIT_METRICS, EvalConfig, Relative, Relearn, Robustness, Sampling
+from eval.audit_config import Relative, Relearn, Robustness, Sampling
+from eval.config import AUDIT_METRICS, EvalConfig
 from eval.probes import Scorer
 from eval.quantize import quantized
 from eval.relearn import divided, drawn, relearned

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import relative_test as simulation
-from eval.config import Relative
+from eval.audit_config import Relative
 from eval.relative import CLIP, MISSING, features, relative_records, relative_test
 from pipeline.errors import ArtifactError, DataError
 

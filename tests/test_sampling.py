@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
-from eval.config import Sampling
+from eval.audit_config import Sampling
 from eval.sampling import (
     clopper_pearson,
     distinctive_words,
