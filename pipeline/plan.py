@@ -69,7 +69,9 @@ def describe(stage: str, recipe: Recipe, known: Sizes) -> str:
         steps = f", at most {config.epochs * math.ceil(forget / batch)} steps" if forget else ""
         return f"{config.method}, {config.epochs} epochs over {forget or '?'} forget rows{steps}{stored}"
     if stage.startswith("eval-"):
-        return f"probes and lm-eval over {sum(rows.values()):,} rows" if rows else "probes and lm-eval over all rows"
+        audited = (recipe.eval.robustness or recipe.eval.sampling) and "-seed-" not in stage
+        what = "probes, lm-eval and the audit" if audited else "probes and lm-eval"
+        return f"{what} over {sum(rows.values()):,} rows" if rows else f"{what} over all rows"
     if stage == "gate":
         return f"{len(recipe.gates)} gates"
     if stage == "publish":
