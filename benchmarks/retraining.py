@@ -50,7 +50,9 @@ def main() -> None:
     references = [clouds[name] for name in golds]
     every = test(clouds["eval-unlearned"], golds=references)
     at_base = test(clouds["eval-base"], golds=references)
-    leaks, damages = [*every.gold_leaks, every.leak, at_base.leak], [*every.gold_damages, every.damage, at_base.damage]
+    nothing = ["–"]  # one gold has no others
+    leaks = [*(every.gold_leaks or nothing), every.leak, at_base.leak]
+    damages = [*(every.gold_damages or nothing), every.damage, at_base.damage]
 
     print("| model | answer probability | extraction strength | f against the (other) golds | r |")
     print("|---|--:|--:|--:|--:|")
@@ -66,10 +68,12 @@ def main() -> None:
         verdict = "pass" if result.passed else "fail"
         print(_row(name, result.leak, result.se, spread, result.bound, result.damage, verdict))
 
+    ours = ", ".join(f"{_ks(samples['eval-unlearned'], samples[gold]):.3f}" for gold in golds)
+    print(f"\nKS of the unlearned model against each gold: p {ours}.")
     pairs = [_ks(samples[a], samples[b]) for a, b in combinations(golds, 2)]
-    print(f"\nKS between two golds: p {min(pairs):.3f} to {max(pairs):.3f} in {len(pairs)} pairs, ", end="")
-    print(f"{sum(p < 0.05 for p in pairs)} below 0.05. The unlearned model against each gold: p ", end="")
-    print(", ".join(f"{_ks(samples['eval-unlearned'], samples[gold]):.3f}" for gold in golds) + ".")
+    if pairs:
+        found = f"{min(pairs):.3f} to {max(pairs):.3f} in {len(pairs)} pairs, {sum(p < 0.05 for p in pairs)} below 0.05"
+        print(f"KS between two golds: p {found}.")
 
 
 if __name__ == "__main__":
