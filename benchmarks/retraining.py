@@ -72,9 +72,8 @@ def main() -> None:
     print(f"\nKS of the unlearned model against each gold: p {ours}.")
     pairs = [_ks(samples[a], samples[b]) for a, b in combinations(golds, 2)]
     if pairs:
-        between = (
-            f"{min(pairs):.3f} to {max(pairs):.3f} in {len(pairs)} pairs, {sum(p < 0.05 for p in pairs)} below 0.05"
-        )
+        below = sum(p < 0.05 for p in pairs)
+        between = f"{min(pairs):.3f} to {max(pairs):.3f} in {len(pairs)} pairs, {below} below 0.05"
         print(f"KS between two golds: p {between}.")
 
 
