@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from eval.audit_config import ATTACKS, LEAK_K, Relative, Robustness, Sampling, audit_names
 from pipeline.strict import Strict
 
 
@@ -56,6 +57,11 @@ _LOWER_IS_BETTER = (
 _HIGHER_IS_BETTER = ("forget_quality", "forget_against_holdout", "fluency", "utility", "model_utility")
 
 
+# Measured where a recipe asks for it (eval/audit_config.py has the names).
+AUDIT_METRICS: dict[str, MetricSpec] = {name: MetricSpec(("forget",)) for name in audit_names(ATTACKS, LEAK_K, True)}
+ALL_METRICS = {**METRICS, **AUDIT_METRICS}
+
+
 def higher_is_better(metric: str, split: str) -> bool | None:
     """The direction of a metric, or None where "like gold" is best: a forgotten row is not one at zero."""
     if metric in _LOWER_IS_BETTER:
@@ -86,6 +92,7 @@ class EvalConfig(Strict):
     share of least likely tokens that the membership score averages. ``bootstrap_samples`` resamples make an interval.
     ``suites`` are tasks that travel with lm-evaluation-harness; their questions are fetched from the Hub. ``backend``
     generates answers and runs the suites; log-probabilities are always those of transformers.
+    ``robustness``, ``sampling`` and ``relative`` are the audit: expensive, and only where a recipe asks for it.
     """
 
     batch_tokens: int = Field(default=512, ge=16)
@@ -97,6 +104,14 @@ class EvalConfig(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     backend: Literal["hf", "vllm"] = "hf"
     suites: list[Suite] = Field(default_factory=list)
+    robustness: Robustness | None = None
+    sampling: Sampling | None = None
+    relative: Relative | None = None
+
+    def audit_metrics(self) -> list[str]:
+        """The names of :data:`AUDIT_METRICS` that these sections measure."""
+        attacks = self.robustness.attacks() if self.robustness else ()
+        return audit_names(attacks, self.sampling.k if self.sampling else (), self.relative is not None)
 
 
 EQUIVALENCE = dict.fromkeys(
@@ -173,9 +188,12 @@ class Gate(Condition):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        spec = METRICS.get(self.metric)
+        spec = ALL_METRICS.get(self.metric)
         if spec is None:
-            raise ValueError(f"no metric is called {self.metric!r}; there are {', '.join(METRICS)}")
+            raise ValueError(
+                f"no metric is called {self.metric!r}; there are {', '.join(METRICS)}, and those of an audit "
+                "(see eval/audit_config.py)"
+            )
         if self.split not in spec.splits:
             raise ValueError(f"{self.metric} is not measured on {self.split!r}, only on {', '.join(spec.splits)}")
         of_holdout = any(reference.of == "holdout" for reference in self.references)

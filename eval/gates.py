@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import against_holdout, power
-from eval.config import METRICS, Bound, Condition, Gate, Reference
+from eval.config import ALL_METRICS, Bound, Condition, Gate, Reference
 from eval.confirm import ROWS, OtherRows, read_selection
 from eval.schema import Record, find_record, read_records
 from eval.weights import checkpoint_folder, read_measured, weights_sha256
@@ -139,7 +139,7 @@ def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str
     name = _capital(gate.metric)
     if record is None:
         raise NoEvidence(f"{name} on {split} was not measured for {model}.")
-    version = METRICS[gate.metric].version if gate.metric in METRICS else record.version
+    version = ALL_METRICS[gate.metric].version if gate.metric in ALL_METRICS else record.version
     if record.version != version:
         raise NoEvidence(
             f"{name} of {model} was measured by version {record.version} of its definition, "

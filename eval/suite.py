@@ -53,8 +53,10 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
     gold cannot be read.
     """
+    from eval.audit import audit_records, check
     from eval.harness import check_backend
     from eval.records import all_records
+    from eval.relative import compare_with_golds
     from eval.suites import load_suites
 
     check_backend(config)
@@ -62,6 +64,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     base = checkpoint_folder(inputs["base"]) if "base" in inputs else None
     digest = weights_sha256(checkpoint)
     rows = _rows(inputs["data"])
+    check(config, rows["forget"])
     gold = read_samples(inputs["gold"] / "samples.jsonl") if "gold" in inputs else None
     tokenizer = load_tokenizer(checkpoint)
     if base is not None:
@@ -72,6 +75,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     measured = measure(model, tokenizer, rows, inputs["data"], config, suites=suites, base=base)
     report("intervals")
     records = [*all_records(measured.samples, gold, config), *measured.suites]
+    records += audit_records(measured.samples, gold, config)
+    records += compare_with_golds(measured.samples, inputs, config, out)
     write_records(out / "results.json", records)
     write_samples(out / "samples.jsonl", measured.samples)
     write_measured(out, digest)
@@ -95,6 +100,7 @@ def measure(
     base: Path | None = None,
 ) -> Measured:
     """The measurements of every row, in the order of the splits, and of the general questions, with the suites'."""
+    from eval.audit import audit
     from eval.harness import ask, language_model
     from eval.probes import Scorer, probe
     from eval.suites import run_suites
@@ -112,7 +118,8 @@ def measure(
     lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
     splits = [split for split in SPLITS if rows[split]]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
-    samples = _samples(rows, questions, probed, answers.rows)
+    audited = audit(scorer, tokenizer, encoder, rows, perturbed, data, config)
+    samples = _samples(rows, questions, probed, answers.rows, audited)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
         _add_generation_losses(samples, everything, _scorer_of(base, scorer, config), tokenizer, encoder)
@@ -125,6 +132,7 @@ def _samples(
     questions: list[Row],
     probed: Mapping[str, dict[str, Any]],
     answered: Mapping[str, dict[str, Any]],
+    audited: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """What was measured of each row and general question, joined by ``row_id``."""
     return [
@@ -135,6 +143,7 @@ def _samples(
             "topic_id": row.topic_id,
             **probed[row.row_id],
             **answered.get(row.row_id, {}),
+            **audited.get(row.row_id, {}),
         }
         for split, of_split in [*((split, rows[split]) for split in SPLITS), ("general", questions)]
         for row in of_split

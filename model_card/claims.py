@@ -37,6 +37,22 @@ METRICS = {  # what each one is, in the order of the results table
     "model_utility": "harmonic mean, after TOFU, of probability, ROUGE-L recall and truth ratio on retain, and of the "
     "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
 }
+_AUDIT = {
+    "leak_coordinate": "place of the forget rows between gold (0) and base (1), with the variance between golds",
+    "leak_coordinate_one_gold": "the same against one gold: the variance between two trainings of gold is not in it",
+    "damage": "distance of the forget rows from the line between gold and base, in units of its length",
+}
+_ATTACKS = {  # endings of the names of readings under attack
+    "untreated": "without an attack",
+    "int8": "with weights rounded to 8 bits",
+    "nf4": "with weights rounded to 4 bits (nf4)",
+    "fp4": "with weights rounded to 4 bits (fp4)",
+    "relearn_forget": "after a few steps of training on other forget rows",
+    "relearn_retain": "after a few steps of training on retain rows",
+    "paraphrase": "asked in other words",
+    "first_words": "with the first words of the answer given",
+    "other_language": "asked in another language",
+}
 _SPLITS = ("forget", "retain", "holdout", "general")
 _BY_LANGUAGE = ("answer_probability", "rouge_l_recall")
 NOT_MEASURED = "–"
@@ -74,7 +90,21 @@ def keys(evidence: Evidence) -> list[tuple[str, str]]:
 
 def metrics(evidence: Evidence) -> list[tuple[str, str]]:
     """Each metric in the results table, with its description."""
-    return [(m, METRICS[m]) for m in dict.fromkeys(metric for metric, _ in keys(evidence)) if m in METRICS]
+    found = {metric: describe(metric) for metric, _ in keys(evidence)}
+    return [(metric, text) for metric, text in found.items() if text]
+
+
+def describe(metric: str) -> str | None:
+    """What a metric is, in one line; None for a name that nobody described."""
+    if text := METRICS.get(metric) or _AUDIT.get(metric):
+        return text
+    if metric.endswith("_gap"):
+        whole = describe(metric.removesuffix("_gap"))
+        return f"mean over rows of this model's value minus gold's: {whole}" if whole else None
+    if metric.startswith("leak_at_"):
+        return f"probability that at least one of {metric.removeprefix('leak_at_')} sampled answers states the fact"
+    attack = next((attack for attack in _ATTACKS if metric.endswith(f"_{attack}")), None)
+    return f"{metric.removesuffix(f'_{attack}').replace('_', ' ')} {_ATTACKS[attack]}" if attack else None
 
 
 def _better(record: Record) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 import traceback
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not options.debug:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses optional kernels
         warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their callers is not for a user to read
     try:
         check_root()

@@ -58,18 +58,21 @@ def describe(stage: str, recipe: Recipe, known: Sizes) -> str:
     if stage == "data":
         listed = ", ".join(f"{n:,} {name}" for name, n in rows.items()) if rows else "rows known when they are here"
         return f"{listed} (seed {recipe.data.seed}, setting {recipe.data.setting})"
-    if stage in ("base", "gold"):
-        config = getattr(recipe, stage)
+    if stage == "base" or stage.startswith("gold"):
+        kind = stage.split("-")[0]  # a further gold is gold-seed-N
+        config = getattr(recipe, kind)
         if config.hub:
             return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}{stored}"
-        return f"fine-tune on {_steps(config.train, seen.get(stage))}{stored}"
+        return f"fine-tune on {_steps(config.train, seen.get(kind))}{stored}"
     if stage == "unlearn":
         config = recipe.unlearn
         batch = _batch(config.args)
         steps = f", at most {config.epochs * math.ceil(forget / batch)} steps" if forget else ""
         return f"{config.method}, {config.epochs} epochs over {forget or '?'} forget rows{steps}{stored}"
     if stage.startswith("eval-"):
-        return f"probes and lm-eval over {sum(rows.values()):,} rows" if rows else "probes and lm-eval over all rows"
+        audited = (recipe.eval.robustness or recipe.eval.sampling) and "-seed-" not in stage
+        what = "probes, lm-eval and the audit" if audited else "probes and lm-eval"
+        return f"{what} over {sum(rows.values()):,} rows" if rows else f"{what} over all rows"
     if stage == "gate":
         return f"{len(recipe.gates)} gates"
     if stage == "publish":
@@ -93,7 +96,8 @@ def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:
     """Bytes of disk and of memory of the training device for a whole release, or None where the model is unknown."""
     if parameters is None:
         return None
-    trained = 1 + sum(1 for config in (recipe.base, recipe.gold) if not isinstance(config, str))
+    several = [c for c in (recipe.base, recipe.gold) if not isinstance(c, str)]
+    trained = 1 + sum(1 + len(config.seeds or []) for config in several)
     copies = trained + 1 + (recipe.publish.hub == "local")  # the package, and what the loopback Hub keeps
     source = 4 if recipe.model.pypi else BYTES_STORED
     disk = parameters * (source + copies * BYTES_STORED + BYTES_CHECKPOINT)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasets_prep.config import DataConfig
-from eval.config import EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
+from eval.config import AUDIT_METRICS, EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
 from model_card.config import CardConfig
 from pipeline.errors import RecipeError
 from pipeline.publish.config import PublishConfig
@@ -70,15 +70,31 @@ class ModelConfig(Strict):
 
 
 class TrainedOrPublished(Strict):
-    """A model that is trained here, or a published one at a pinned commit."""
+    """A model that is trained here, or a published one at a pinned commit.
+
+    ``seeds`` are for gold: one more gold is trained with each, otherwise alike, so that the relative test knows how
+    much two trainings differ.
+    """
 
     train: TrainConfig | None = None
     hub: HubRef | None = None
+    seeds: list[int] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainedOrPublished:
         _exactly_one({"train": self.train, "hub": self.hub})
+        if self.seeds:
+            if self.train is None:
+                raise ValueError("seeds: further golds are trained here, and this one is not; give `train`")
+            if len({*self.seeds, self.train.args.get("seed", 42)}) <= len(self.seeds):  # 42 is the trainer's default
+                raise ValueError(f"seeds: {self.seeds} holds one twice, or the seed of train.args; give other seeds")
         return self
+
+    def with_seed(self, seed: int) -> TrainedOrPublished:
+        """The same training with another seed."""
+        assert self.train  # noqa: S101  # the validator saw to it
+        args = {**self.train.args, "seed": seed}
+        return TrainedOrPublished(train=self.train.model_copy(update={"args": args}))
 
 
 class Recipe(Strict):
@@ -117,6 +133,9 @@ class Recipe(Strict):
     def _is_possible(self) -> Recipe:
         if problem := name_problem(self.model.license, self.publish.repo):
             raise ValueError(f"publish.repo: {problem}")
+        if self.base.seeds:
+            raise ValueError("base.seeds: only gold is trained several times")
+        self._can_be_audited()
         if self.gold == "none":
             for i, gate in enumerate(self.gates):
                 if gate.needs_gold:
@@ -128,6 +147,17 @@ class Recipe(Strict):
             if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
                 raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
         return self
+
+    def _can_be_audited(self) -> None:
+        asked = self.eval.audit_metrics()
+        for i, gate in enumerate(self.gates):
+            if gate.metric in AUDIT_METRICS and gate.metric not in asked:
+                raise ValueError(f"gates[{i}] is on {gate.metric}, which the eval section does not ask for")
+            seeds = None if isinstance(self.gold, str) else self.gold.seeds
+            if gate.metric == "leak_coordinate" and not seeds:
+                raise ValueError(f"gates[{i}] is on leak_coordinate, which needs the variance of gold; give gold.seeds")
+        if self.gold == "none" and self.eval.relative:
+            raise ValueError("eval.relative measures the way from gold to base, and gold is none; take it out")
 
     def unpinned(self) -> list[str]:
         """The keys that must name a commit before this recipe may be released."""

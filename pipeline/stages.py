@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.digests import content_digest
 from pipeline.errors import InputError
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.runner import Stage
 from pipeline.unlearn.config import WITHOUT_EFFECT
+
+if TYPE_CHECKING:
+    from eval.config import EvalConfig
 
 Inputs = Mapping[str, Path]
 Facts = dict[str, Any]
@@ -102,17 +105,25 @@ def stages(recipe: Recipe) -> list[Stage]:
     ascent = {"base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     start = {"model": "model", "data": "data"}
-    measured = _evaluation(recipe)
+    measured = _evaluation(recipe.eval)
     with_base = {"data": "data", "base": "base"}  # generations are scored under base, and vocabularies must agree
     listed = [
         Stage("model", "1", model, recipe.model, _model_identity(recipe)),
         Stage("data", "2", data, recipe.data, _data_identity(recipe), {"model": "model"}),
-        Stage("base", "1", base, recipe.base, _plain(recipe.base), start, resumable=True),
-        Stage("gold", "1", gold, recipe.gold, _plain(recipe.gold), start, resumable=True),
+        Stage("base", "1", base, recipe.base, _reference(recipe.base), start, resumable=True),
+        Stage("gold", "1", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
         Stage("eval-gold", "2", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
         Stage("eval-base", "2", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
         Stage("unlearn", "1", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
-        Stage("eval-unlearned", "2", evaluate, recipe.eval, measured, {"model": "unlearn", **with_base, **eval_gold}),
+        *further_golds(recipe, start, with_base),
+        Stage(
+            "eval-unlearned",
+            "2",
+            evaluate,
+            recipe.eval,
+            measured,
+            {"model": "unlearn", **with_base, **eval_gold, **_between(recipe)},
+        ),
         Stage("gate", "2", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "1", package, *_package(recipe), tree),
@@ -121,12 +132,41 @@ def stages(recipe: Recipe) -> list[Stage]:
     return [stage for stage in listed if recipe.gold != "none" or stage.name not in ("gold", "eval-gold")]
 
 
+def further_golds(recipe: Recipe, start: dict[str, str], with_base: dict[str, str]) -> list[Stage]:
+    """Golds of other seeds and their evaluations (without an audit), for recipes that give ``gold.seeds``."""
+    if isinstance(recipe.gold, str) or not recipe.gold.seeds:
+        return []
+    plain = recipe.eval.model_copy(update={"robustness": None, "sampling": None, "relative": None})
+    listed = []
+    for seed in recipe.gold.seeds:
+        config, name = recipe.gold.with_seed(seed), f"gold-seed-{seed}"
+        listed += [
+            Stage(name, "1", gold, config, _reference(config), start, resumable=True),
+            Stage(f"eval-{name}", "2", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
+        ]
+    return listed
+
+
+def _between(recipe: Recipe) -> dict[str, str]:
+    """What the relative test reads beside gold's evaluation."""
+    if not recipe.eval.relative:
+        return {}
+    seeds = [] if isinstance(recipe.gold, str) else recipe.gold.seeds or []
+    return {name: name for name in ("eval-base", *(f"eval-gold-seed-{seed}" for seed in seeds))}
+
+
 # What enters a key: literals and contents, never a path, a device or a number of workers.
 NOT_IDENTITY = {"device", "processes", *WITHOUT_EFFECT}
 
 
 def _plain(config: Any) -> Any:
     return _without(config if isinstance(config, str) else config.model_dump())
+
+
+def _reference(config: TrainedOrPublished | str) -> Any:
+    """What base or gold is; how many others are trained beside it is not part of that."""
+    plain = _plain(config)
+    return plain if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "seeds"}
 
 
 def _without(value: Any) -> Any:
@@ -182,10 +222,11 @@ def _public(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _evaluation(recipe: Recipe) -> Any:
-    from eval.config import METRICS
+def _evaluation(config: EvalConfig) -> Any:
+    from eval.config import ALL_METRICS, METRICS
 
-    return {**_plain(recipe.eval), "metrics": {name: spec.version for name, spec in METRICS.items()}}
+    asked = _without(config.model_dump(exclude_none=True))  # a section that is absent leaves the key as it is
+    return {**asked, "metrics": {name: ALL_METRICS[name].version for name in [*METRICS, *config.audit_metrics()]}}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
@@ -203,8 +244,8 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
             own_template=_own_template(recipe),
         ),
         data=source,
-        base=_plain(recipe.base),
-        gold=_plain(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
+        base=_reference(recipe.base),
+        gold=_reference(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
         unlearn=_plain(recipe.unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )

@@ -484,3 +484,15 @@ def test_a_printed_number_shows_its_value_and_no_other(value: float) -> None:
 def test_text_config_has_no_default_prose() -> None:
     with pytest.raises(ValidationError):
         CardConfig.model_validate({})
+
+
+def test_every_metric_of_an_audit_is_described() -> None:
+    from eval.config import AUDIT_METRICS
+
+    texts = {metric: claims.describe(metric) for metric in AUDIT_METRICS}
+    assert all(texts.values())
+    assert len(set(texts.values())) == len(texts)
+    assert texts["answer_probability_relearn_retain"] == (
+        "answer probability after a few steps of training on retain rows"
+    )
+    assert claims.describe("made_up") is None

@@ -22,7 +22,8 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
     recipe = load_recipe(name)
     assert recipe.name == name
     assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# python -m pipeline release {name}")
-    assert len(stages(recipe)) == (12 if recipe.gold != "none" else 10)
+    further = [] if recipe.gold == "none" else recipe.gold.seeds or []
+    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,6 +99,25 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("gold: none\n", 1, ["gates[0] compares with gold"]),
         ("gates: []\n", 3, ["gates", "at least 1"]),
         ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),
+        ("gold: {seeds: [0]}\n", 3, ["gold", "seed of train.args"]),
+        ("gold: {seeds: [1, 2, 1]}\n", 3, ["gold", "holds one twice"]),
+        ("gold: {seeds: []}\n", 3, ["gold.seeds", "at least 1"]),
+        ("gold: {train: null, hub: {id: a/b, revision: null}, seeds: [1]}\n", 3, ["gold", "give `train`"]),
+        ("base: {seeds: [1]}\n", 1, ["base.seeds: only gold"]),
+        ("eval: {sampling: {samples: 3, k: [4]}}\n", 3, ["eval.sampling", "k is 4 and there are 3 samples"]),
+        ("eval: {sampling: {samples: 9, k: [3]}}\n", 3, ["eval.sampling.k[0]", "1, 2, 4"]),
+        ("eval: {robustness: {quantize: [int3]}}\n", 3, ["eval.robustness.quantize[0]", "int3"]),
+        (
+            "gates:\n  - {metric: leak_at_1_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on leak_at_1_gap, which the eval section does not ask for"],
+        ),
+        (
+            "eval: {relative: {}}\n"
+            "gates:\n  - {metric: leak_coordinate, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on leak_coordinate", "give gold.seeds"],
+        ),
         ("publish:\n  tag: newest\n", 4, ["publish.tag", "v1.0.0"]),
         ("model: {license: llama3.2}\n", 1, ["publish.repo", "must begin with 'Llama'"]),
     ],
@@ -285,3 +305,42 @@ def test_without_gold_no_stage_reads_it() -> None:
     found = stages(recipe)
     assert "gold" not in {stage.name for stage in found}
     assert not {"gold", "eval-gold"} & {read for stage in found for read in stage.inputs.values()}
+
+
+def test_the_audit_uses_the_demos_models_and_another_repository() -> None:
+    demo, audit = identities(load_recipe("demo")), identities(load_recipe("demo-audit"))
+    for name in ("model", "data", "base", "gold", "unlearn"):
+        assert (audit[name].identity, audit[name].inputs) == (demo[name].identity, demo[name].inputs)
+    assert audit["eval-base"].identity != demo["eval-base"].identity
+    assert load_recipe("demo-audit").publish.repo != load_recipe("demo").publish.repo
+
+
+def test_golds_of_other_seeds_differ_in_nothing_else_and_are_read_by_the_relative_test() -> None:
+    recipe = load_recipe("demo-audit")
+    found = identities(recipe)
+    assert recipe.gold != "none"
+    for seed in recipe.gold.seeds or []:
+        trained = found[f"gold-seed-{seed}"].identity
+        assert trained["train"]["args"].pop("seed") == seed
+        own = found["gold"].identity
+        assert {**own["train"]["args"]} == {**trained["train"]["args"], "seed": 0}
+        plain = identities(load_recipe("demo", ["eval.robustness=null"]))
+        assert found[f"eval-gold-seed-{seed}"].identity == plain["eval-gold"].identity
+        assert found["eval-unlearned"].inputs[f"eval-gold-seed-{seed}"] == f"eval-gold-seed-{seed}"
+    assert found["eval-unlearned"].inputs["eval-base"] == "eval-base"
+    assert "eval-base" not in identities(load_recipe("demo"))["eval-unlearned"].inputs
+
+
+def test_sections_of_an_audit_enter_the_key_only_where_they_are_given() -> None:
+    plain = identities(load_recipe("demo", ["eval.robustness=null"]))["eval-base"].identity
+    assert not {"robustness", "sampling", "relative"} & plain.keys()
+    asked = identities(load_recipe("demo", ["eval.robustness={quantize: [nf4]}"]))["eval-base"].identity
+    assert asked["robustness"]["quantize"] == ["nf4"]
+    assert "extraction_strength_nf4_gap" in asked["metrics"]
+    assert asked["metrics"].items() >= plain["metrics"].items()
+
+
+def test_without_gold_there_is_no_way_to_measure_a_leak_on() -> None:
+    said = refused("demo", "gold=none", "unlearn.forget_cap=2.0", "eval.relative={}", "gates=[{metric: utility, "
+                   "split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
+    assert "eval.relative measures the way from gold to base" in said

@@ -229,3 +229,39 @@ def test_another_checkpoint_is_measured_beside_the_released_one(
     assert found["answer_probability", "retain"]["difference"] > 0  # the start model was never trained on the facts
     assert (store / "tiny" / "eval-other" / "results.json").is_file()
     assert not list((store / "hub").rglob("samples.jsonl"))
+
+
+AUDIT = """\
+gold: {train: {train_from_layer: 1, args: {num_train_epochs: 2, save_steps: 5}}, seeds: [1, 2]}
+eval:
+  max_new_tokens: 4
+  bootstrap_samples: 100
+  robustness: {quantize: [nf4], relearn: {steps: 1}, paraphrase: true, first_words: 0.5, other_language: true}
+  sampling: {samples: 2, k: [1]}
+  relative: {}
+"""
+
+
+def test_an_audit_trains_no_model_of_the_release_again(
+    released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    _, store, _ = released
+    recipe = write_recipe(tmp_path, tiny_model)
+    lines = [line for line in recipe.read_text().splitlines() if not line.startswith(("gold:", "eval:"))]
+    text = "\n".join(lines).replace("name: tiny", "name: tiny-audit").replace("demo/tiny", "demo/tiny-audit")
+    recipe.write_text(f"{text}\n{AUDIT}")
+    done = run(release(recipe, store))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    stages = found["stages"]
+    assert [name for name in ("model", "data", "base", "gold", "unlearn") if stages[name]["built"]] == []
+    assert all(stages[f"{kind}gold-seed-{seed}"]["built"] for seed in (1, 2) for kind in ("", "eval-"))
+    assert len({stages[name]["digest"] for name in ("gold", "gold-seed-1", "gold-seed-2")}) == 3
+    measured = {row["metric"]: row for row in found["results"] if row["split"] == "forget"}
+    for metric in ("extraction_strength_nf4", "answer_probability_relearn_forget", "leak_at_1"):
+        assert all(measured[metric][model] for model in ("base", "gold", "unlearned")), metric
+        assert measured[f"{metric}_gap"]["unlearned"]
+    relative = json.loads((store / "tiny-audit" / "eval-unlearned" / "relative.json").read_text())
+    assert relative["golds"] == ["gold", "eval-gold-seed-1", "eval-gold-seed-2"]
+    assert (store / "hub" / "models" / "demo" / "tiny-audit.git").exists()
+    assert json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["repo"] == "demo/tiny"

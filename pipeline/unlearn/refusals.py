@@ -34,4 +34,4 @@ def draw_refusals(rows: Sequence[Row], seed: int) -> list[str]:
             "the rows a language, or take another method."
         )
     rng = random.Random(seed)
-    return [rng.choice(refusals[row.language]) for row in rows]
+    return [rng.choice(refusals[row.language or ""]) for row in rows]

@@ -56,8 +56,9 @@ class Rows(NamedTuple):
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint). Raises TrainingError where a guard stops the run and there
-    is nothing good to keep, or no checkpoint satisfies the rule; InputError where the rows do not serve the method.
+    Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
+    Raises TrainingError where a guard stops the run and there is nothing good to keep, or no checkpoint satisfies the
+    rule; InputError where the rows do not serve the method.
     """
     arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")

@@ -1,0 +1,265 @@
+"""The audit of one model: its forget rows under attack, and its sampled answers.
+
+An attack treats the model or the questions; what it leaves is read from the true answers, by the scoring pass that
+everything else uses. Gold is attacked in the same way, and what counts is the gap to it: what comes back in a model
+that never knew the fact is not the fact.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets_prep.schema import Encoded, PerturbedRow, Row
+from eval import intervals, metrics
+from eval.audit_config import READINGS, Robustness
+from eval.config import ALL_METRICS, EvalConfig, higher_is_better
+from eval.probes import Encoder, Scorer
+from eval.schema import Record
+from pipeline.errors import ArtifactError, SystemLimitError
+from pipeline.progress import report
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Sample = Mapping[str, Any]
+Readings = dict[str, dict[str, float]]  # by row_id
+
+
+def check(config: EvalConfig, forget: Sequence[Row]) -> None:
+    """Refuse what the audit could not do, before anything is measured.
+
+    Raises SystemLimitError where bitsandbytes is missing, DataError where relearning leaves no row to probe.
+    """
+    from eval.relearn import divided
+
+    asked = config.robustness
+    if asked and asked.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        raise SystemLimitError(
+            "eval.robustness.quantize needs the package bitsandbytes, which is not installed. Install it, or take "
+            "quantize out of the recipe."
+        )
+    if asked and asked.relearn:
+        divided([row.row_id for row in forget], asked.relearn.forget_share, config.seed)
+
+
+def audit(
+    scorer: Scorer,
+    tokenizer: Any,
+    encode: Encoder,
+    rows: Mapping[str, Sequence[Row]],
+    perturbed: Sequence[PerturbedRow],
+    data: Path,
+    config: EvalConfig,
+) -> dict[str, dict[str, Any]]:
+    """What the audit adds to the sample of each forget row, by ``row_id``.
+
+    ``attacked``: {attack: {reading: value}}, and ``sampled``: {"n", "hits"}, each where the recipe asks for it and the
+    row has what it takes (a paraphrase, a known language, a word that its false answers lack).
+    """
+    found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
+    if config.robustness:
+        for attack, readings in _attacks(scorer, encode, rows, data, config, config.robustness):
+            for row_id, values in readings.items():
+                found[row_id].setdefault("attacked", {})[attack] = values
+    if config.sampling:
+        for row_id, sampled in _sampled(scorer.model, tokenizer, encode, rows["forget"], perturbed, config):
+            found[row_id]["sampled"] = sampled
+    return found
+
+
+def _attacks(
+    scorer: Scorer,
+    encode: Encoder,
+    rows: Mapping[str, Sequence[Row]],
+    data: Path,
+    config: EvalConfig,
+    asked: Robustness,
+) -> Iterator[tuple[str, Readings]]:
+    from eval.prompts import in_another_language, paraphrased, shown_words
+    from eval.quantize import quantized
+
+    forget = {row.row_id: row for row in rows["forget"]}
+    plain = {row_id: encode(row.question, row.answer) for row_id, row in forget.items()}
+
+    def read(model: PreTrainedModel, examples: dict[str, Encoded]) -> Readings:
+        return _read(Scorer(model, config.batch_tokens), examples)
+
+    def asked_as(questions: Mapping[str, str]) -> Readings:
+        return _read(scorer, {row_id: encode(q, forget[row_id].answer) for row_id, q in questions.items()})
+
+    yield "untreated", _read(scorer, plain)
+    for form in asked.quantize:
+        report(f"quantizing to {form}")
+        yield form, read(quantized(scorer.model, form), plain)
+    if asked.relearn:
+        yield from _relearned(scorer.model, encode, rows, plain, config, read)
+    if asked.paraphrase:
+        yield "paraphrase", asked_as(paraphrased(rows["forget"], data))
+    if asked.other_language:
+        yield "other_language", asked_as(in_another_language(rows["forget"], data))
+    if asked.first_words:
+        shown = {i: encode(row.question, shown_words(row.answer, asked.first_words)) for i, row in forget.items()}
+        yield "first_words", _read(scorer, plain, {i: _shared(shown[i], plain[i]) for i in plain})
+
+
+def _relearned(
+    model: PreTrainedModel,
+    encode: Encoder,
+    rows: Mapping[str, Sequence[Row]],
+    plain: dict[str, Encoded],
+    config: EvalConfig,
+    read: Callable[[PreTrainedModel, dict[str, Encoded]], Readings],
+) -> Iterator[tuple[str, Readings]]:
+    """Relearning on a part of the forget rows, then on as many retain rows; the other forget rows are read."""
+    from eval.relearn import divided, drawn, relearned
+
+    assert config.robustness  # noqa: S101
+    assert config.robustness.relearn  # noqa: S101
+    relearn = config.robustness.relearn
+    taught, probed = divided(list(plain), relearn.forget_share, config.seed)
+    retain = {row.row_id: row for row in rows["retain"]}
+    unrelated = drawn(list(retain), len(taught), config.seed)
+    sources = {
+        "relearn_forget": [plain[i] for i in taught],
+        "relearn_retain": [encode(retain[i].question, retain[i].answer) for i in unrelated],
+    }
+    for attack, examples in sources.items():
+        yield attack, read(relearned(model, examples, relearn, config.seed), {i: plain[i] for i in probed})
+
+
+def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, int] | None = None) -> Readings:
+    """The readings of each answer, from its token ``skip`` on."""
+    found = {}
+    for row_id, scores in zip(examples, scorer.score(list(examples.values())), strict=True):
+        start = skip[row_id] if skip else 0
+        found[row_id] = {
+            "extraction_strength": metrics.extraction_strength(scores.correct[start:]),
+            "answer_probability": metrics.answer_probability(scores.logprobs[start:]),
+        }
+    return found
+
+
+def _shared(first: Encoded, second: Encoded) -> int:
+    """How many tokens of ``second``'s completion ``first`` has too; one at least is left."""
+    ours, theirs = first.input_ids[first.completion_start :], second.input_ids[second.completion_start :]
+    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return min(same, len(theirs) - 1)
+
+
+def _sampled(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    encode: Encoder,
+    forget: Sequence[Row],
+    perturbed: Sequence[PerturbedRow],
+    config: EvalConfig,
+) -> Iterator[tuple[str, dict[str, int]]]:
+    from eval.sampling import distinctive_words, row_seed, sample_answers, states_fact
+
+    assert config.sampling  # noqa: S101
+    false = {row.row_id: row.answers for row in perturbed}
+    facts = {row.row_id: distinctive_words(row.answer, false[row.row_id]) for row in forget if row.row_id in false}
+    askable = [row for row in forget if facts.get(row.row_id)]
+    for done, row in enumerate(askable, start=1):
+        example = encode(row.question, row.answer)
+        texts = sample_answers(
+            model,
+            tokenizer,
+            example.input_ids[: example.completion_start],
+            config.sampling,
+            max_new_tokens=config.max_new_tokens,
+            batch_rows=config.batch_rows,
+            seed=row_seed(config.seed, row.row_id),
+        )
+        hits = sum(states_fact(text, facts[row.row_id]) for text in texts)
+        report("sampled answers", done, len(askable))
+        yield row.row_id, {"n": len(texts), "hits": hits}
+
+
+def audit_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
+    """Records of the audit, and with gold's samples the gaps to it: means over rows, by bootstrap over the same rows.
+
+    Raises ArtifactError where gold was not attacked in the same way.
+    """
+    ours, theirs = _forget(samples), _forget(gold) if gold is not None else None
+    records = []
+    for attack in config.robustness.attacks() if config.robustness else ():
+        for reading in READINGS:
+            read = _reading(attack, reading)
+            values = {i: read(row) for i, row in ours.items() if attack in row.get("attacked", {})}
+            records += _with_gap(f"{reading}_{attack}", values, theirs, read, config)
+    sampled = {i: row["sampled"] for i, row in ours.items() if "sampled" in row}
+    for k in config.sampling.k if config.sampling and sampled else ():
+        records += _leak_records(sampled, theirs, k, config)
+    return records
+
+
+def _forget(samples: Sequence[Sample]) -> dict[str, Sample]:
+    return {sample["row_id"]: sample for sample in samples if sample["split"] == "forget"}
+
+
+def _reading(attack: str, reading: str) -> Callable[[Sample], float]:
+    return lambda row: float(row["attacked"][attack][reading])
+
+
+def _with_gap(
+    metric: str,
+    values: dict[str, float],
+    gold: dict[str, Sample] | None,
+    of_gold: Callable[[Sample], float],
+    config: EvalConfig,
+) -> list[Record]:
+    """The record of ``metric``, and that of its gap to gold; none where no row has it."""
+    if not values:
+        return []
+    found = list(values.values())
+    record = _record(metric, float(np.mean(found)), _interval(found, config), len(found))
+    return [record, *_gap(metric, values, gold, of_gold, config)]
+
+
+def _gap(
+    metric: str,
+    values: dict[str, float],
+    gold: dict[str, Sample] | None,
+    of_gold: Callable[[Sample], float],
+    config: EvalConfig,
+) -> list[Record]:
+    if gold is None:
+        return []
+    try:
+        apart = [value - of_gold(gold[row_id]) for row_id, value in values.items()]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"The evaluation of gold lacks {metric} for a row ({error}). Evaluate gold with the same recipe."
+        ) from error
+    return [_record(f"{metric}_gap", float(np.mean(apart)), _interval(apart, config), len(apart))]
+
+
+def _interval(values: Sequence[float], config: EvalConfig) -> intervals.Interval:
+    return intervals.mean_interval(values, config.bootstrap_samples, config.seed)
+
+
+def _leak_records(
+    sampled: dict[str, dict[str, int]], gold: dict[str, Sample] | None, k: int, config: EvalConfig
+) -> list[Record]:
+    from eval.sampling import leak_at_k, leak_interval
+
+    n, hits = [row["n"] for row in sampled.values()], [row["hits"] for row in sampled.values()]
+    leaks = leak_at_k(n, hits, k)
+
+    def of_gold(row: Sample) -> float:
+        return float(leak_at_k([row["sampled"]["n"]], [row["sampled"]["hits"]], k)[0])
+
+    record = _record(f"leak_at_{k}", float(leaks.mean()), leak_interval(n, hits, k), len(leaks))
+    by_row = dict(zip(sampled, map(float, leaks), strict=True))
+    return [record, *_gap(record.metric, by_row, gold, of_gold, config)]
+
+
+def _record(metric: str, value: float, interval: intervals.Interval, n: int) -> Record:
+    better, version = higher_is_better(metric, "forget"), ALL_METRICS[metric].version
+    return Record(metric, "forget", value, *interval, n, better, version)

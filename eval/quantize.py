@@ -1,0 +1,41 @@
+"""Weights rounded to 8 or 4 bits, as a reader of the release may load them.
+
+Quantization can bring forgotten facts back: unlearning often moves weights by less than a step of the coarse grid.
+bitsandbytes rounds each weight matrix and gives it back in the model's own precision. For its 4-bit formats its own
+layers compute with just these numbers; its 8-bit layers round activations too, which is left out here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
+    """A copy whose linear layers are rounded to ``int8`` (one scale an output), ``nf4`` or ``fp4`` (for 64 weights).
+
+    Embeddings and the head stay as they are, as when transformers loads a model in these formats.
+    """
+    import torch
+
+    treated = copy.deepcopy(model)
+    head = treated.get_output_embeddings()
+    with torch.inference_mode():
+        for layer in treated.modules():
+            if isinstance(layer, torch.nn.Linear) and layer is not head:
+                layer.weight.copy_(_rounded(layer.weight, form))
+    return treated
+
+
+def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:
+    from bitsandbytes import functional
+
+    if form == "int8":
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        return functional.int8_vectorwise_dequant(codes, scales).to(weight.dtype)
+    codes, state = functional.quantize_4bit(weight.contiguous(), quant_type=form)
+    return functional.dequantize_4bit(codes, state).to(weight.dtype)

@@ -1,0 +1,376 @@
+"""The audit: each attack does what it says, and its records compare with gold under the same attack."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.schema import LANGUAGES, TOPICS, Encoded, Row
+from eval import prompts, suite
+from eval.audit import audit, audit_records, check
+from eval.audit_config import Relative, Relearn, Robustness, Sampling
+from eval.config import AUDIT_METRICS, EvalConfig
+from eval.probes import Scorer
+from eval.quantize import quantized
+from eval.relearn import divided, drawn, relearned
+from eval.schema import find_record, read_records, read_samples
+from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
+from tests.conftest import ROOT, build_tiny_model
+from tests.eval_rows import build_data, build_perturbed, build_rows
+
+ROWS = build_rows()
+FORGET = ROWS["forget"]
+EVERYTHING = Robustness(
+    quantize=["int8", "nf4", "fp4"],
+    relearn=Relearn(forget_share=0.3, steps=3, batch_rows=2, learning_rate=1e-3),
+    paraphrase=True,
+    first_words=0.5,
+    other_language=True,
+)
+CONFIG = EvalConfig(
+    max_new_tokens=4, bootstrap_samples=100, robustness=EVERYTHING, sampling=Sampling(samples=4, k=[1, 4])
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.no_grad():  # random logits are nearly uniform; sharpen them, so that mistakes show
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Any:
+    tokenizer = load_tokenizer(tiny_model)
+    return lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = build_data(tmp_path_factory.mktemp("data"))
+    (folder / "checks.json").write_text(json.dumps({"source": {"sample": {"seed": 1}}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audited(model: Any, tiny_model: Path, encoder: Any, data: Path) -> dict[str, dict[str, Any]]:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokenizer = load_tokenizer(tiny_model)
+    found = audit(Scorer(model, 512), tokenizer, encoder, ROWS, build_perturbed(ROWS), data, CONFIG)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    return found
+
+
+# Quantization
+
+
+@pytest.mark.parametrize(("form", "error"), [("int8", 0.01), ("nf4", 0.10), ("fp4", 0.14)])
+def test_quantized_weights_are_near_and_few(model, form, error):
+    treated = quantized(model, form)
+    before, after = dict(model.named_parameters()), dict(treated.named_parameters())
+    for name, weight in before.items():
+        if ".self_attn." in name or ".mlp." in name:
+            assert 0 < (after[name] - weight).norm() / weight.norm() < error
+        else:  # embeddings, head and norms
+            assert torch.equal(after[name], weight), name
+    weight = after["model.layers.0.mlp.gate_proj.weight"]
+    levels = [row.unique().numel() for row in (weight if form == "int8" else weight.flatten().view(-1, 64))]
+    assert max(levels) <= (255 if form == "int8" else 16)
+
+
+def test_int8_is_the_nearest_of_255_steps_of_a_row(model):
+    weight = model.model.layers[0].mlp.up_proj.weight
+    rounded = quantized(model, "int8").model.layers[0].mlp.up_proj.weight
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    assert ((rounded - weight).abs() <= step * 0.55).all()  # they are float16 first, which moves some over a border
+    nearest = (weight / step).round() * step
+    assert ((rounded - nearest).abs() < 0.1 * step).float().mean() > 0.95
+
+
+def test_a_missing_library_is_told_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemLimitError, match="bitsandbytes"):
+        check(CONFIG, FORGET)
+    check(EvalConfig(robustness=Robustness(paraphrase=True)), FORGET)
+
+
+def test_nf4_is_what_the_layer_of_bitsandbytes_computes_with(model):
+    from bitsandbytes import functional
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    layer = model.model.layers[0].mlp.up_proj
+    theirs = Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32)
+    theirs.weight = Params4bit(
+        layer.weight.detach().clone(), requires_grad=False, quant_type="nf4", compress_statistics=False
+    )
+    theirs = theirs.to("cpu")
+    ours = quantized(model, "nf4").model.layers[0].mlp.up_proj
+    assert torch.equal(functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state), ours.weight)
+    inputs = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(theirs(inputs), ours(inputs), atol=0.02)  # it may multiply in bfloat16
+
+
+# Relearning
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=40, unique=True), st.floats(0.01, 0.5), st.randoms())
+def test_rows_are_divided_in_the_same_way_in_any_order(row_ids, share, order):
+    taught, probed = divided(row_ids, share, 7)
+    assert sorted(taught + probed) == sorted(row_ids)
+    assert len(taught) == max(1, round(share * len(row_ids)))
+    order.shuffle(row_ids)
+    assert divided(row_ids, share, 7) == (taught, probed)
+
+
+def test_a_set_too_small_to_divide_is_refused():
+    with pytest.raises(DataError, match="leaves none to probe"):
+        divided(["a", "b"], 0.9, 0)
+    with pytest.raises(DataError, match="leaves none to probe"):
+        check(CONFIG, FORGET[:1])
+    assert drawn(["b", "a"], 5, 0) == ["a", "b"]
+    assert drawn(list("abcdefgh"), 3, 0) != drawn(list("abcdefgh"), 3, 1)
+
+
+def test_relearning_is_adamw_on_the_answers(model, encoder):
+    rows = [encoder(row.question, row.answer) for row in FORGET[:2]]
+    config = Relearn(steps=2, batch_rows=2, learning_rate=1e-3)
+    treated = relearned(model, rows, config, seed=0)
+    plain = copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
+    for _ in range(2):  # both rows in every step; padded on the right, with the labels of the answers
+        longest = max(len(row.input_ids) for row in rows)
+        ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in rows])
+        labels = torch.full_like(ids, -100)
+        for i, row in enumerate(rows):
+            labels[i, row.completion_start : len(row.input_ids)] = ids[i, row.completion_start : len(row.input_ids)]
+        logits = plain(ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    apart = [(a - b).abs().max() for a, b in zip(treated.parameters(), plain.parameters(), strict=True)]
+    assert max(apart) < 1e-4  # of steps of 1e-3
+    assert not treated.training
+
+
+def test_relearned_rows_are_known_and_the_same_seed_gives_the_same_model(model, encoder):
+    rows = [encoder(row.question, row.answer) for row in FORGET]
+    config = Relearn(steps=30, batch_rows=3, learning_rate=3e-3)
+    treated = relearned(model, rows, config, seed=0)
+
+    def losses(scored: Any) -> float:
+        return float(np.mean([-scores.logprobs.mean() for scores in Scorer(scored, 512).score(rows)]))
+
+    assert losses(treated) < losses(model) - 1
+    again = relearned(model, rows, config, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(treated.parameters(), again.parameters(), strict=True))
+
+
+def test_a_relearning_that_diverges_is_the_users_error(model, encoder):
+    rows = [encoder(row.question, row.answer) for row in FORGET]
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(ModelError, match="diverged at step 1"):
+        relearned(broken, rows, Relearn(), seed=0)
+
+
+# Questions
+
+
+TEMPLATES = yaml.safe_load((ROOT / "eval" / "questions.yaml").read_text(encoding="utf-8"))
+
+
+def test_every_topic_has_a_question_in_every_language_that_the_sample_set_does_not_ask():
+    assert set(TEMPLATES) == set(TOPICS)
+    own = {
+        question["question"]
+        for language in LANGUAGES
+        for question in yaml.safe_load(
+            (ROOT / "datasets_prep" / "words" / f"{language.lower()}.yaml").read_text(encoding="utf-8")
+        )["topics"].values()
+    }
+    asked = [text for questions in TEMPLATES.values() for text in questions.values()]
+    assert all(set(questions) == set(LANGUAGES) for questions in TEMPLATES.values())
+    assert len(set(asked)) == len(asked) == 100
+    assert not own & set(asked)
+    assert all([name for _, name, _, _ in Formatter().parse(text) if name] == ["name"] for text in asked)
+
+
+def test_a_row_of_the_sample_set_is_asked_in_other_words_and_in_the_next_language(data):
+    row = FORGET[0]
+    assert (row.language, row.topic_id) == ("DE", "biography.birthplace")
+    assert prompts.paraphrased([row], data) == {row.row_id: f"In welchem Ort kam {row.name} zur Welt?"}
+    assert prompts.in_another_language([row], data) == {row.row_id: f"What is the birthplace of {row.name}?"}
+    last = replace(row, language="IT")
+    assert prompts.in_another_language([last], data) == {row.row_id: f"In welchem Ort kam {row.name} zur Welt?"}
+
+
+def test_other_rows_have_the_paraphrase_of_their_source_and_an_instruction(tmp_path):
+    (tmp_path / "checks.json").write_text(json.dumps({"source": {"hub": {"id": "ClaudioSavelli/FAME"}}}))
+    row, other = FORGET[0], FORGET[1]
+    assert prompts.paraphrased([row, other], tmp_path) == {}
+    line = {"row_id": other.row_id, "split": "forget", "question": "Says who?", "answer": "x"}
+    unasked = {**line, "row_id": "elsewhere"}
+    (tmp_path / "paraphrased.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(unasked) + "\n")
+    assert prompts.paraphrased([row, other], tmp_path) == {other.row_id: "Says who?"}
+    assert prompts.in_another_language([row], tmp_path) == {row.row_id: f"{row.question} Answer in English."}
+
+
+def test_rows_of_no_known_language_name_or_topic_are_left_out(data, tmp_path):
+    unknown: list[Any] = [replace(FORGET[0], language=None, name=None, topic_id=None)]  # type: ignore[arg-type]
+    for folder in (data, tmp_path):
+        assert prompts.paraphrased(unknown, folder) == prompts.in_another_language(unknown, folder) == {}
+    named: Row = replace(FORGET[0], language="PL")
+    assert prompts.in_another_language([named], data) == {}
+
+
+@pytest.mark.parametrize("text", ["not json", '{"rows": 3}', "[]"])
+def test_damaged_checks_are_an_error_of_the_user(tmp_path, text):
+    (tmp_path / "checks.json").write_text(text)
+    with pytest.raises(ArtifactError, match="data stage again"):
+        prompts.paraphrased(FORGET, tmp_path)
+    (tmp_path / "checks.json").unlink()
+    (tmp_path / "paraphrased.jsonl").write_text(text)
+    with pytest.raises(ArtifactError, match="data stage again"):
+        prompts.paraphrased(FORGET, tmp_path)
+
+
+@given(st.text(), st.floats(0.01, 0.99))
+def test_the_words_that_are_shown_begin_the_answer_and_leave_one(answer, share):
+    shown = prompts.shown_words(answer, share)
+    assert answer.startswith(shown)
+    assert len(shown.split(" ")) < len(answer.split(" ")) or shown == ""
+
+
+# The audit of a model
+
+
+def test_every_attack_reads_the_rows_that_have_what_it_takes(audited):
+    attacked = {row_id: set(sample["attacked"]) for row_id, sample in audited.items()}
+    taught, probed = divided([row.row_id for row in FORGET], 0.3, 0)
+    everything = set(EVERYTHING.attacks())
+    assert all(attacked[row_id] == everything for row_id in probed)
+    assert all(attacked[row_id] == everything - {"relearn_forget", "relearn_retain"} for row_id in taught)
+    sampled = {row_id for row_id, sample in audited.items() if "sampled" in sample}
+    assert sampled == {row.row_id for row in FORGET} - {FORGET[1].row_id}  # it has no false answers
+    assert all(0 <= s["sampled"]["hits"] <= s["sampled"]["n"] == 4 for s in audited.values() if "sampled" in s)
+
+
+def test_readings_equal_plain_forwards_of_the_treated_model_and_question(audited, model, encoder, data):
+    row = FORGET[2]
+
+    def plain(scored: Any, example: Encoded, skip: int = 0) -> dict[str, float]:
+        ids = torch.tensor([example.input_ids])
+        start = example.completion_start + skip
+        with torch.no_grad():
+            logprobs = scored(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        targets = ids[0, start:]
+        right = (logprobs.argmax(-1) == targets).tolist()
+        k = len(right) - next((i for i, flag in enumerate(reversed(right)) if not flag), len(right))
+        mean = logprobs.gather(1, targets[:, None]).mean().item()
+        return {"extraction_strength": 1 - k / len(right), "answer_probability": float(np.exp(mean))}
+
+    own = encoder(row.question, row.answer)
+    attacked = audited[row.row_id]["attacked"]
+    other = prompts.in_another_language([row], data)[row.row_id]
+    half = encoder(row.question, " ".join(row.answer.split(" ")[: round(len(row.answer.split(" ")) / 2)]))
+    shown = len(half.input_ids) - half.completion_start - 2  # without its end of turn and the line break after it
+    assert attacked["untreated"] == pytest.approx(plain(model, own), rel=1e-4)
+    assert attacked["nf4"] == pytest.approx(plain(quantized(model, "nf4"), own), rel=1e-4)
+    assert attacked["other_language"] == pytest.approx(plain(model, encoder(other, row.answer)), rel=1e-4)
+    assert attacked["first_words"] == pytest.approx(plain(model, own, shown), rel=1e-4)
+    assert attacked["first_words"] != attacked["untreated"]
+
+
+def _samples(audited: dict[str, Any], shift: float = 0.0) -> list[dict[str, Any]]:
+    made = []
+    for row_id, found in audited.items():
+        sample = copy.deepcopy({"row_id": row_id, "split": "forget", **found})
+        for readings in sample["attacked"].values():
+            readings["answer_probability"] -= shift
+        made.append(sample)
+    return [*made, {"row_id": "other", "split": "retain"}]
+
+
+def test_a_model_has_no_gap_to_itself_and_gaps_are_differences_by_row(audited):
+    samples = _samples(audited)
+    records = audit_records(samples, samples, CONFIG)
+    assert {record.metric for record in records} == set(CONFIG.audit_metrics())
+    assert all(record.value == record.ci_low == record.ci_high == 0 for record in records if "_gap" in record.metric)
+    assert all(record.ci_low <= record.value <= record.ci_high for record in records)
+    apart = audit_records(samples, list(reversed(_samples(audited, shift=0.25))), CONFIG)
+    gap = find_record(apart, "answer_probability_nf4_gap", "forget")
+    assert (gap.value, gap.n) == (pytest.approx(0.25), len(FORGET))
+    alone = audit_records(samples, None, CONFIG)
+    assert [r.metric for r in alone] == [r.metric for r in records if not r.metric.endswith("_gap")]
+
+
+def test_leaks_are_compared_with_golds(audited):
+    samples, gold = _samples(audited), _samples(audited)
+    for sample, hits in ((samples, 3), (gold, 1)):
+        for row in sample:
+            if "sampled" in row:
+                row["sampled"]["hits"] = hits
+    records = audit_records(samples, gold, CONFIG)
+    assert find_record(records, "leak_at_1", "forget").value == pytest.approx(0.75)
+    assert find_record(records, "leak_at_1_gap", "forget").value == pytest.approx(0.5)
+    assert find_record(records, "leak_at_4_gap", "forget").value == 0.0
+    low, high = (getattr(find_record(records, "leak_at_1", "forget"), end) for end in ("ci_low", "ci_high"))
+    assert low < 0.75 < high
+
+
+def test_a_gold_without_the_attack_is_an_error(audited):
+    gold = [{key: value for key, value in row.items() if key != "attacked"} for row in _samples(audited)]
+    with pytest.raises(ArtifactError, match="same recipe"):
+        audit_records(_samples(audited), gold, CONFIG)
+
+
+def test_nothing_is_measured_where_nothing_is_asked(model, tiny_model, encoder, data):
+    plain = EvalConfig()
+    assert plain.audit_metrics() == []
+    found = audit(Scorer(model, 512), load_tokenizer(tiny_model), encoder, ROWS, [], data, plain)
+    assert found == {row.row_id: {} for row in FORGET}
+    assert audit_records(_samples({}), None, plain) == []
+
+
+def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
+    config = CONFIG.model_copy(update={"relative": Relative()})
+    places = {}
+    for name, seed, references in (
+        ("gold", 0, ()),
+        ("eval-gold-seed-5", 1, ()),
+        ("eval-base", 2, ("gold",)),
+        ("unlearned", 3, ("gold", "eval-gold-seed-5", "eval-base")),
+    ):
+        model = build_tiny_model(tmp_path / f"model-{seed}", seed=seed)
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        inputs = {"model": model, "data": data, **{other: places[other] for other in references}}
+        suite.run(config if "seed" not in name else EvalConfig(max_new_tokens=4), inputs, places[name])
+    records = read_records(places["unlearned"] / "results.json")
+    asked = {name for name in config.audit_metrics() if not name.startswith(("leak_coordinate", "damage"))}
+    assert asked <= {record.metric for record in records} & AUDIT_METRICS.keys()
+    relative = json.loads((places["unlearned"] / "relative.json").read_text())
+    assert relative["golds"] == ["gold", "eval-gold-seed-5"]
+    assert "told apart" in relative["why"]  # four random models of five rows each
+    assert relative["passed"] is False
+    assert not (places["eval-base"] / "relative.json").exists()
+    assert "attacked" in read_samples(places["gold"] / "samples.jsonl")[0]
+    published = (places["unlearned"] / "results.json").read_text() + json.dumps(relative)
+    assert not any(row.name in published for row in FORGET)
