@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets_prep.schema import SPLITS
 from eval import intervals, metrics
-from eval.against_holdout import holdout_records
+from eval.against_holdout import METRIC_NAMES, holdout_records
 from eval.config import METRICS, EvalConfig, higher_is_better
 from eval.intervals import Interval, Strata
 from eval.metrics import Floats
@@ -27,7 +27,7 @@ MEMBERSHIP = {
     "mia_loss_auc": "loss",
     "mia_zlib_auc": "zlib",
 }
-_OF_SETS = (*MEMBERSHIP, "forget_quality", "forget_quality_ks", "privacy_leak", "model_utility")
+_OF_SETS = (*MEMBERSHIP, *METRIC_NAMES, "forget_quality", "forget_quality_ks", "privacy_leak", "model_utility")
 ROW_METRICS = {name: spec.splits for name, spec in METRICS.items() if name not in _OF_SETS}
 _PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
 UTILITY_PARTS = {

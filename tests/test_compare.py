@@ -36,6 +36,7 @@ def _samples(shift: float, seed: int = 0, rows: int = 60, noise: float = 0.02) -
                     "row_id": f"{split}-{i}", "split": split, "language": ("DE", "EN", "ES")[i % 3], "topic_id": "x",
                     "answer_probability": value, "min_k": np.log(level + 0.1 * (split == "forget")), "loss": 1 - level,
                     "truth_ratio": float(np.exp(own.normal())),
+                    "truth_ratio_of": "answer", "min_k_plus_plus": own.normal(), "zlib": own.normal(),
                 }
             )  # fmt: skip
     return samples

@@ -49,6 +49,7 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
                     _record("answer_probability", "forget", forget, 40),
                     _record("answer_probability", "retain", 0.93, 160),
                     _record("utility", "general", 0.7, 110),
+                    _record("fluency", "forget", 0.98, 40),
                     _record("forget_quality", "forget", forget_quality, 40),
                 ]
                 write_records(out / "results.json", records)
@@ -72,7 +73,7 @@ def test_every_verdict_is_a_sentence_with_what_it_is_worth(tmp_path: Path, capsy
     assert "pass  Forget quality on forget is 0.4, which is at least 0.05.\n" in said
     assert "40 facts are fewer than 100: not certifiable alone." in said
     assert "distributions of truth ratios that are 0.41 apart" in said
-    assert said.rstrip().endswith("All 4 gates passed.")
+    assert said.rstrip().endswith("All 5 gates passed.")
     assert not (tmp_path / "demo" / "gate").exists()  # nothing was run or written
 
 
@@ -82,15 +83,15 @@ def test_a_gate_that_fails_exits_with_three(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     verdict = json.loads(said.out)
     assert verdict["passed"] is False
-    assert [gate["passed"] for gate in verdict["gates"]] == [False, True, True, True]
-    assert "1 of 4 gates failed: forget_quality on forget." in said.err
+    assert [gate["passed"] for gate in verdict["gates"]] == [False, True, True, True, True]
+    assert "1 of 5 gates failed: forget_quality on forget." in said.err
 
 
 def test_a_gate_on_what_was_never_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fill(tmp_path)
-    gates = "gates=[{metric: fluency, split: forget, at_least: 0.1, min_n: 40, reason: x}]"
+    gates = "gates=[{metric: rouge_l_f1, split: forget, at_least: 0.1, min_n: 40, reason: x}]"
     assert main(["gate", "demo", "--store", str(tmp_path), "--set", gates]) == 3
-    assert "FAIL  Fluency on forget was not measured for the unlearned model." in capsys.readouterr().out
+    assert "FAIL  Rouge l f1 on forget was not measured for the unlearned model." in capsys.readouterr().out
 
 
 def test_without_evaluations_it_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
