@@ -48,7 +48,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     With ``inputs["gold"]``, the evaluation of gold, it is also compared with gold; with ``inputs["base"]``, the base
     model, its vocabulary must be base's, and its generations are scored under base. Writes ``results.json``,
     ``samples.jsonl`` (stays local), ``weights.json`` (the digest of what was measured) and ``lm_eval/`` (the harness's
-    own results) into ``out``. Returns the facts ``weights_sha256``, ``rows``, ``truth_ratio_of`` and ``values``.
+    own results) into ``out``. Returns the facts ``weights_sha256``, ``rows``, ``truth_ratio_of`` and ``values``,
+    and ``left_out`` where something could not be measured.
     Raises ModelError where the checkpoint cannot be loaded, has another vocabulary or logits that are not finite,
     DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
     gold cannot be read.
@@ -86,7 +87,16 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
         "rows": sum(len(rows[split]) for split in SPLITS),
         "truth_ratio_of": _truth_ratio_of(measured.samples),
         "values": _headline(records),
+        **_left_out(rows),
     }
+
+
+def _left_out(rows: Mapping[str, list[Row]]) -> dict[str, dict[str, str]]:
+    """What cannot be measured on these rows, and why; nothing where everything can."""
+    if rows["holdout"]:
+        return {}
+    why = "there are no holdout rows, and every other row was trained on; the data's checks.json says why"
+    return {"left_out": {"membership inference, privacy leak": why}}
 
 
 def measure(

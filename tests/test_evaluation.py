@@ -148,7 +148,11 @@ def test_no_holdout_means_no_membership_and_everything_else(tiny_model, evaluate
     folder = shutil.copytree(data, tmp_path / "data")
     write_rows(folder / "holdout.jsonl", [])
     write_rows(folder / "perturbed.jsonl", [row for row in build_perturbed(ROWS) if row.split != "holdout"])
-    found = _run(tiny_model, folder, tmp_path / "out", gold=evaluated)
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = suite.run(CONFIG, {"model": tiny_model, "data": folder, "gold": evaluated}, out)
+    assert "no holdout rows" in facts["left_out"]["membership inference, privacy leak"]
+    found = read_records(out / "results.json")
     metrics = {(record.metric, record.split) for record in found}
     assert not any(metric.startswith(("mia_", "privacy_leak")) or split == "holdout" for metric, split in metrics)
     assert {("forget_quality", "forget"), ("fluency", "forget"), ("model_utility", "retain+general")} <= metrics
