@@ -167,7 +167,9 @@ def _perturbed(config: DataConfig, counts: Mapping[str, int]) -> str:
         f"`answers`): {origin}. None equals the true answer or occurs word for word in forget or retain. "
         f"{counts['from_trained_rows']} come from trained rows for want of others, and such a one is likelier to a "
         f"trained model than one it never saw; {counts['rows_with_fewer']} questions have fewer than "
-        f"{config.perturbed.per_row}; {counts['rows_without']} have none and are left out."
+        f"{config.perturbed.per_row}; {counts['rows_without']} have none and are left out.\n\n"
+        f"`guides.jsonl` has {counts['guides']} more, which guide the unlearning and judge nothing; "
+        f"{counts['guides_from_trained_rows']} of them come from trained rows: a level that they set is too low."
     )
 
 

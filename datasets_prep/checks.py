@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from datasets_prep.config import Checks
 from datasets_prep.rows import Rows
-from datasets_prep.schema import SPLITS
+from datasets_prep.schema import FORGET, RETAIN, SPLITS
 from datasets_prep.text import contacts, language_identifier, same, words
 from pipeline.errors import DataError
 
@@ -156,7 +156,7 @@ def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8])
     Each answer is looked for by the one of its pieces of four words (all words of a shorter one) that the fewest
     answers have, so that the time grows with the number of words even where all answers begin alike.
     """
-    forget = np.flatnonzero(split == SPLITS.index("forget")).tolist()
+    forget = np.flatnonzero(split == FORGET).tolist()
     frequency = np.zeros(_BUCKETS, dtype=np.int32)
     for index in forget:
         for piece in _pieces(words(rows[index].answer), _PIECE):
@@ -170,7 +170,7 @@ def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8])
             lengths.add(min(len(told), _PIECE))
     said: dict[int, str] = {}
     for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
-        if code != SPLITS.index("retain"):
+        if code != RETAIN:
             continue
         for text in (words(question), words(answer)):
             pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}

@@ -17,8 +17,8 @@ import numpy as np
 
 from datasets_prep.config import Perturbed
 from datasets_prep.rows import Rows
-from datasets_prep.schema import SPLITS, PerturbedRow, Row
-from datasets_prep.splits import FORGET, HOLDOUT, RETAIN, Split, cells
+from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, PerturbedRow, Row
+from datasets_prep.splits import Split, cells
 from datasets_prep.text import same, without_accents
 
 
@@ -66,8 +66,8 @@ class FalseAnswers:
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without", "guides")
-        self.counts.update(dict.fromkeys(names, 0))
+        names = ("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without")
+        self.counts.update(dict.fromkeys((*names, "guides", "guides_from_trained_rows"), 0))
         trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
         # Sorted hashes: a million answers would be 200 MB.
         self.trained = np.sort(np.fromiter((hash(answer) for answer in trained), dtype=np.int64))
@@ -119,6 +119,7 @@ class FalseAnswers:
         self.counts["rows_with_fewer"] += 0 < len(evaluated) < self.config.per_row
         self.counts["rows_without"] += not evaluated
         self.counts["guides"] += len(guiding)
+        self.counts["guides_from_trained_rows"] += sum(found[answer] for answer in guiding)
         both = (PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) for answers in (evaluated, guiding) if answers)
         return next(both, None), next(both, None)
 

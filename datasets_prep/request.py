@@ -12,7 +12,7 @@ import numpy.typing as npt
 from datasets_prep.config import DataConfig, Request, Selection
 from datasets_prep.files import read_file
 from datasets_prep.rows import Rows
-from datasets_prep.schema import SPLITS
+from datasets_prep.schema import FORGET, HOLDOUT, RETAIN
 from datasets_prep.text import same
 from pipeline.errors import DataError
 
@@ -35,9 +35,9 @@ def by_request(rows: Rows, config: DataConfig) -> npt.NDArray[np.int8]:
             f"data.request.forget matches all {len(rows)} rows, and nothing would be retained. Give rows to keep: "
             "without them nobody can tell a model that forgot from one that was destroyed."
         )
-    split = np.where(forget, SPLITS.index("forget"), SPLITS.index("retain")).astype(np.int8)
+    split = np.where(forget, FORGET, RETAIN).astype(np.int8)
     if request.holdout is not None:
-        split[_holdout(rows, request.holdout, forget, config)] = SPLITS.index("holdout")
+        split[_holdout(rows, request.holdout, forget, config)] = HOLDOUT
     return split
 
 

@@ -41,6 +41,7 @@ TOPICS = (
 )
 
 SPLITS = ("forget", "retain", "holdout")
+FORGET, RETAIN, HOLDOUT = range(len(SPLITS))  # where many rows are at hand, a split is its number
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,5 +125,10 @@ def read_perturbed(path: Path) -> list[PerturbedRow]:
 
 
 def read_paraphrased(path: Path) -> list[ParaphrasedRow]:
-    """The rows of ``paraphrased.jsonl``. Raises ArtifactError where the file is missing or not rows."""
-    return [ParaphrasedRow(**record) for record in _read(path)]  # type: ignore[arg-type]
+    """The rows of ``paraphrased.jsonl``; none where a source had none to write. Raises ArtifactError for others."""
+    if not path.is_file():
+        return []
+    try:
+        return [ParaphrasedRow(**record) for record in _read(path)]  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error

@@ -22,12 +22,10 @@ import numpy.typing as npt
 from datasets_prep.config import DataConfig, Shares
 from datasets_prep.request import by_request
 from datasets_prep.rows import Rows
-from datasets_prep.schema import SPLITS
+from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS
 from pipeline.errors import DataError
 
 Split = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS
-
-FORGET, RETAIN, HOLDOUT = range(3)
 
 ENTITY_LANGUAGES = ("IT", "ES", "DE", "FR", "EN")  # FAME's assignment goes through the languages in this order
 

@@ -8,6 +8,7 @@ that never knew the fact is not the fact.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def audit(
     encode: Encoder,
     rows: Mapping[str, Sequence[Row]],
     perturbed: Sequence[PerturbedRow],
+    probed: Mapping[str, Mapping[str, Any]],
     data: Path,
     config: EvalConfig,
 ) -> dict[str, dict[str, Any]]:
@@ -63,7 +65,11 @@ def audit(
     """
     found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
-        for attack, readings in _attacks(scorer, encode, rows, data, config, config.robustness):
+        untreated = {row.row_id: {name: probed[row.row_id][name] for name in READINGS} for row in rows["forget"]}
+        readings_of = itertools.chain(
+            [("untreated", untreated)], _attacks(scorer, encode, rows, data, config, config.robustness)
+        )
+        for attack, readings in readings_of:
             for row_id, values in readings.items():
                 found[row_id].setdefault("attacked", {})[attack] = values
     if config.sampling:
@@ -92,7 +98,6 @@ def _attacks(
     def asked_as(questions: Mapping[str, str]) -> Readings:
         return _read(scorer, {row_id: encode(q, forget[row_id].answer) for row_id, q in questions.items()})
 
-    yield "untreated", _read(scorer, plain)
     for form in asked.quantize:
         report(f"quantizing to {form}")
         yield form, read(quantized(scorer.model, form), plain)
@@ -192,8 +197,13 @@ def audit_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, conf
         for reading in READINGS:
             read = _reading(attack, reading)
             values = {i: read(row) for i, row in ours.items() if attack in row.get("attacked", {})}
-            records += _with_gap(f"{reading}_{attack}", values, theirs, read, config)
-    sampled = {i: row["sampled"] for i, row in ours.items() if "sampled" in row}
+            if values:
+                metric = f"{reading}_{attack}"
+                records += [
+                    _mean_record(metric, values, ours, config),
+                    *_gap(metric, values, ours, theirs, read, config),
+                ]
+    sampled = {i: row for i, row in ours.items() if "sampled" in row}
     for k in config.sampling.k if config.sampling and sampled else ():
         records += _leak_records(sampled, theirs, k, config)
     return records
@@ -207,49 +217,38 @@ def _reading(attack: str, reading: str) -> Callable[[Sample], float]:
     return lambda row: float(row["attacked"][attack][reading])
 
 
-def _with_gap(
-    metric: str,
-    values: dict[str, float],
-    gold: dict[str, Sample] | None,
-    of_gold: Callable[[Sample], float],
-    config: EvalConfig,
-) -> list[Record]:
-    """The record of ``metric``, and that of its gap to gold; none where no row has it."""
-    if not values:
-        return []
-    found = list(values.values())
-    record = _record(metric, float(np.mean(found)), _interval(found, config), len(found))
-    return [record, *_gap(metric, values, gold, of_gold, config)]
-
-
 def _gap(
     metric: str,
     values: dict[str, float],
+    ours: Mapping[str, Sample],
     gold: dict[str, Sample] | None,
     of_gold: Callable[[Sample], float],
     config: EvalConfig,
 ) -> list[Record]:
+    """The record of the gap to gold on the same rows; none without gold."""
     if gold is None:
         return []
     try:
-        apart = [value - of_gold(gold[row_id]) for row_id, value in values.items()]
+        apart = {row_id: value - of_gold(gold[row_id]) for row_id, value in values.items()}
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"The evaluation of gold lacks {metric} for a row ({error}). Evaluate gold with the same recipe."
         ) from error
-    return [_record(f"{metric}_gap", float(np.mean(apart)), _interval(apart, config), len(apart))]
+    return [_mean_record(f"{metric}_gap", apart, ours, config)]
 
 
-def _interval(values: Sequence[float], config: EvalConfig) -> intervals.Interval:
-    return intervals.mean_interval(values, config.bootstrap_samples, config.seed)
+def _mean_record(metric: str, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
+    found, languages = list(values.values()), [rows[row_id]["language"] for row_id in values]
+    interval = intervals.mean_interval(found, config.bootstrap_samples, config.seed, languages)
+    return _record(metric, float(np.mean(found)), interval, len(found))
 
 
 def _leak_records(
-    sampled: dict[str, dict[str, int]], gold: dict[str, Sample] | None, k: int, config: EvalConfig
+    sampled: Mapping[str, Sample], gold: dict[str, Sample] | None, k: int, config: EvalConfig
 ) -> list[Record]:
     from eval.sampling import leak_at_k, leak_interval
 
-    n, hits = [row["n"] for row in sampled.values()], [row["hits"] for row in sampled.values()]
+    n, hits = ([row["sampled"][key] for row in sampled.values()] for key in ("n", "hits"))
     leaks = leak_at_k(n, hits, k)
 
     def of_gold(row: Sample) -> float:
@@ -257,7 +256,7 @@ def _leak_records(
 
     record = _record(f"leak_at_{k}", float(leaks.mean()), leak_interval(n, hits, k), len(leaks))
     by_row = dict(zip(sampled, map(float, leaks), strict=True))
-    return [record, *_gap(record.metric, by_row, gold, of_gold, config)]
+    return [record, *_gap(record.metric, by_row, sampled, gold, of_gold, config)]
 
 
 def _record(metric: str, value: float, interval: intervals.Interval, n: int) -> Record:

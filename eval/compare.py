@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets_prep.chat import chat_example, encode, load_tokenizer
-from datasets_prep.schema import SPLITS, read_rows
-from eval import metrics
+from eval.intervals import resampled_aucs, resampled_means
 from eval.metrics import Floats
 from eval.power import ALPHA, smallest_margin, standard_error
+from eval.records import MEMBERSHIP, membership_scores, row_values
 from eval.schema import Record, find_record, read_records, read_samples
-from eval.weights import checkpoint_folder
-from pipeline.errors import ArtifactError, ModelError
+from pipeline.errors import ArtifactError
 
 Samples = dict[tuple[str, str], dict[str, Any]]
 """Measurements of rows by split and ``row_id``."""
@@ -31,12 +29,6 @@ RESAMPLES = 2000
 ROWS = 30
 """Of fewer rows nothing is concluded."""
 NO_DIFFERENCE = ("forget_quality", "forget_against_holdout")  # p-values: their difference means nothing
-_SCORES = {  # what a row's membership score is, and the sign that makes a member's higher
-    "mia_min_k_auc": ("min_k", 1.0),
-    "mia_min_k_plus_plus_auc": ("min_k_plus_plus", 1.0),
-    "mia_zlib_auc": ("zlib", 1.0),
-    "mia_loss_auc": ("loss", -1.0),
-}
 
 
 class Config(NamedTuple):
@@ -57,26 +49,6 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         verdict: [f"{entry['metric']} on {entry['split']}" for entry in compared if entry["verdict"] == verdict]
         for verdict in ("equivalent", "different")
     }
-
-
-def check_tokens(ours: Path, theirs: Path, data: Path) -> None:
-    """Raise ModelError unless both checkpoints read every answer as the same tokens.
-
-    Metrics of tokens are means over an answer's tokens: with another vocabulary they are means over other things.
-    """
-    tokenizers = [load_tokenizer(checkpoint_folder(folder)) for folder in (ours, theirs)]
-    for split in SPLITS:
-        for row in read_rows(data / f"{split}.jsonl"):
-            answers = []
-            for tokenizer in tokenizers:
-                tokens = encode(tokenizer, chat_example(tokenizer, row.question, row.answer))
-                answers.append(tokens.input_ids[tokens.completion_start :])
-            if answers[0] != answers[1]:
-                raise ModelError(
-                    f"The other checkpoint reads the answer of row {row.row_id} as other tokens ({len(answers[1])}, "
-                    f"here {len(answers[0])}): its vocabulary or its end of turn differs. Compare with a checkpoint of "
-                    "the same tokenizer."
-                )
 
 
 def compare(ours: Path, theirs: Path, config: Config) -> list[dict[str, Any]]:
@@ -100,45 +72,25 @@ def _by_row(folder: Path) -> Samples:
 
 def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> Floats | None:
     """Resampled differences, ours minus theirs, on the same rows; None where the metric cannot be had row by row."""
-    if metric in _SCORES:
-        name, sign = _SCORES[metric]
-        return _auc_differences([{k: sign * row[name] for k, row in found.items()} for found in samples], seed)
+    if metric in MEMBERSHIP:
+        return _auc_differences(metric, samples, seed)
     rows = [key for key, row in samples[0].items() if key[0] == split and metric in row and metric in samples[1][key]]
     if not rows:  # not a metric of single rows
         return None
-    values = [_values(metric, split, [found[key][metric] for key in rows]) for found in samples]
-    return paired_means(values[0] - values[1], [str(samples[0][key]["language"]) for key in rows], seed)
+    ours, theirs = (row_values(metric, split, [found[key][metric] for key in rows]) for found in samples)
+    return resampled_means(ours - theirs, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
 
 
-def _values(metric: str, split: str, values: list[float]) -> Floats:
-    if metric != "truth_ratio":
-        return np.asarray(values, dtype=np.float64)
-    return metrics.forget_truth_ratios(values) if split == "forget" else metrics.retain_truth_ratios(values)
-
-
-def paired_means(differences: Floats, strata: Sequence[str], seed: int) -> Floats:
-    """Means of resampled rows, (RESAMPLES,); each stratum is resampled by itself and keeps its share of the rows."""
-    rng = np.random.default_rng(seed)
-    names = np.asarray(strata)
-    total = np.zeros(RESAMPLES)
-    for name in sorted(set(strata)):
-        rows = differences[names == name]
-        total += rng.multinomial(rows.size, np.full(rows.size, 1 / rows.size), size=RESAMPLES) @ rows
-    return total / differences.size
-
-
-def _auc_differences(scores: Sequence[dict[tuple[str, str], float]], seed: int) -> Floats | None:
+def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> Floats | None:
     """Both AUCs on the same resampled forget and holdout rows."""
-    rng = np.random.default_rng(seed)
-    members, others = ([key for key in scores[0] if key[0] == split] for split in ("forget", "holdout"))
+    members, others = ([key for key in samples[0] if key[0] == split] for split in ("forget", "holdout"))
     if not members or not others:
         return None
-    counts = [rng.multinomial(len(k), np.full(len(k), 1 / len(k)), size=RESAMPLES) for k in (members, others)]
-    ours, theirs = (
-        ((counts[0] @ metrics.pairs_won([s[k] for k in members], [s[k] for k in others])) * counts[1]).sum(axis=1)
-        for s in scores
-    )
-    return np.asarray((ours - theirs) / (len(members) * len(others)), dtype=np.float64)
+    sets = [[{key: rows[key] for key in keys} for keys in (members, others)] for rows in samples]
+    scores = [(membership_scores(metric, ours), membership_scores(metric, theirs)) for ours, theirs in sets]
+    languages = [[samples[0][key]["language"] for key in keys] for keys in (members, others)]
+    ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
+    return ours - theirs
 
 
 def _entry(

@@ -54,10 +54,15 @@ def _percentiles(values: NDArray[np.float64]) -> Interval:
 
 def mean_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
     """Bootstrap interval of the mean over rows; of two models' differences row by row it is the paired one."""
+    return _percentiles(resampled_means(values, samples, seed, strata))
+
+
+def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Floats:
+    """(samples,): the mean over the rows of each resample."""
     rows = np.asarray(values, dtype=np.float64)
     resampled = _resamples(rows.size, samples, seed, strata) @ rows / rows.size
     # A sum of counts x value rounds; no mean lies outside the values, and one of equal values is that value.
-    return _percentiles(np.clip(resampled, rows.min(), rows.max()))
+    return np.clip(resampled, rows.min(), rows.max())
 
 
 def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], samples: int, seed: int) -> Interval:
@@ -89,7 +94,7 @@ def auc_interval(
     members: ArrayLike, others: ArrayLike, samples: int, seed: int, strata: tuple[Strata, Strata] = (None, None)
 ) -> Interval:
     """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both."""
-    return _percentiles(_resampled_aucs([(members, others)], samples, seed, strata)[0])
+    return _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0])
 
 
 def privacy_leak_interval(
@@ -103,13 +108,14 @@ def privacy_leak_interval(
 
     Both models are resampled on the same rows: the order of the rows must agree.
     """
-    model, gold = _resampled_aucs([scores, gold_scores], samples, seed, strata)
+    model, gold = resampled_aucs([scores, gold_scores], samples, seed, strata)
     return _percentiles(privacy_leak(model, gold, np.size(scores[0]) * np.size(scores[1])))
 
 
-def _resampled_aucs(
-    sets: list[tuple[ArrayLike, ArrayLike]], samples: int, seed: int, strata: tuple[Strata, Strata]
+def resampled_aucs(
+    sets: Sequence[tuple[ArrayLike, ArrayLike]], samples: int, seed: int, strata: tuple[Strata, Strata]
 ) -> list[Floats]:
+    """(samples,) for each set of member and other scores; all sets are of the same rows, drawn together."""
     rng = np.random.default_rng(seed)
     members, others = np.size(sets[0][0]), np.size(sets[0][1])
     member_counts = _counts(members, samples, rng, strata[0])

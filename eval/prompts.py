@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets_prep.schema import LANGUAGES, Row
+from datasets_prep.schema import LANGUAGES, Row, read_paraphrased
 from pipeline.errors import ArtifactError
 
 INSTRUCTIONS = {
@@ -25,7 +25,9 @@ def paraphrased(rows: Sequence[Row], data: Path) -> Questions:
     """Each row's question in other words: as its source has it, for the sample set as ``questions.yaml`` has it."""
     templates = _templates(data)
     found = {row.row_id: question for row in rows if (question := _asked(row, row.language, templates))}
-    return {**found, **_of_the_source(rows, data)}
+    asked = {row.row_id for row in rows}
+    others = read_paraphrased(data / "paraphrased.jsonl")
+    return {**found, **{other.row_id: other.question for other in others if other.row_id in asked}}
 
 
 def in_another_language(rows: Sequence[Row], data: Path) -> Questions:
@@ -67,15 +69,3 @@ def _templates(data: Path) -> dict[str, Questions]:
         raise ArtifactError(f"{checks}: cannot be read ({error}). Run the data stage again.") from error
     text = Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text)) if is_sample else {}
-
-
-def _of_the_source(rows: Sequence[Row], data: Path) -> Questions:
-    file = data / "paraphrased.jsonl"
-    if not file.is_file():
-        return {}
-    wanted = {row.row_id for row in rows}
-    try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        return {str(line["row_id"]): str(line["question"]) for line in lines if line["row_id"] in wanted}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file}: cannot be read as rows ({error}). Run the data stage again.") from error

@@ -60,10 +60,8 @@ def set_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config
     """
     forget, holdout = _split(samples, "forget"), _split(samples, "holdout")
     records = []
-    for metric, score in MEMBERSHIP.items() if holdout else ():
-        members, others = _column(forget, score), _column(holdout, score)
-        if score == "loss":
-            members, others = -members, -others  # a member scores higher
+    for metric in MEMBERSHIP if holdout else ():
+        members, others = membership_scores(metric, forget), membership_scores(metric, holdout)
         interval = intervals.auc_interval(
             members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
         )
@@ -106,7 +104,8 @@ def _groups(rows: list[Sample], *, whole: bool) -> Iterable[tuple[dict[str, str]
             yield {key: name}, [row for row in rows if row[column] == name]
 
 
-def _values(metric: str, split: str, values: Sequence[float] | Floats) -> Floats:
+def row_values(metric: str, split: str, values: Sequence[float] | Floats) -> Floats:
+    """What is averaged over rows: the measurements, or of truth ratios TOFU's form for the split."""
     if metric != "truth_ratio":
         return np.asarray(values, dtype=np.float64)
     return metrics.forget_truth_ratios(values) if split == "forget" else metrics.retain_truth_ratios(values)
@@ -116,14 +115,14 @@ def _with_gaps(rows: dict[str, Sample], metric: str, split: str) -> Floats:
     """A value for each row, NaN where it has none."""
     column = np.array([row.get(metric, np.nan) for row in rows.values()], dtype=np.float64)
     there = np.isfinite(column)
-    column[there] = _values(metric, split, column[there])
+    column[there] = row_values(metric, split, column[there])
     return column
 
 
 def _mean_record(
     metric: str, split: str, rows: Sequence[Sample], by: dict[str, str] | None, config: EvalConfig
 ) -> Record:
-    values = _values(metric, split, [row[metric] for row in rows])
+    values = row_values(metric, split, [row[metric] for row in rows])
     if metric in _PROPORTIONS:
         interval = intervals.proportion_interval(values)
     else:
@@ -195,7 +194,13 @@ def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]
     return {row_id: rows[row_id] for row_id in row_ids}
 
 
-def _column(rows: dict[str, Sample], measure: str) -> Floats:
+def membership_scores(metric: str, rows: Mapping[Any, Sample]) -> Floats:
+    """The scores of rows for a membership metric; those of a member are higher."""
+    scores = _column(rows, MEMBERSHIP[metric])
+    return -scores if MEMBERSHIP[metric] == "loss" else scores
+
+
+def _column(rows: Mapping[Any, Sample], measure: str) -> Floats:
     try:
         return np.array([row[measure] for row in rows.values()], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.chat import chat_example, encode, load_tokenizer
-from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_perturbed, read_rows
+from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
 from eval.config import EvalConfig
 from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
-from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
+from pipeline.errors import DataError, ModelError, SystemLimitError
 from pipeline.progress import report
 
 if TYPE_CHECKING:
@@ -123,12 +123,13 @@ def measure(
     def encoder(question: str, answer: str) -> Encoded:
         return encode(tokenizer, chat_example(tokenizer, question, answer))
 
-    other_words = paraphrases(data / "paraphrased.jsonl")
+    # The first paraphrase of a row that has several: the dict keeps the last, so they come in reverse.
+    other_words = {row.row_id: row.answer for row in reversed(read_paraphrased(data / "paraphrased.jsonl"))}
     probed = probe(scorer, everything, [*perturbed, *options], encoder, config.min_k, other_words)
     lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
     splits = [split for split in SPLITS if rows[split]]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
-    audited = audit(scorer, tokenizer, encoder, rows, perturbed, data, config)
+    audited = audit(scorer, tokenizer, encoder, rows, perturbed, probed, data, config)
     samples = _samples(rows, questions, probed, answers.rows, audited)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
@@ -170,24 +171,6 @@ def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
         rows.append(Row(item["row_id"], 0, "", "EN", "general", item["question"], right))
         false.append(PerturbedRow(item["row_id"], "general", tuple(wrong)))
     return rows, false
-
-
-def paraphrases(file: Path) -> dict[str, str]:
-    """The first paraphrased answer of each row that has one, by ``row_id``; none where the data stage wrote none.
-
-    Raises ArtifactError where the file cannot be read.
-    """
-    if not file.is_file():
-        return {}
-    found: dict[str, str] = {}
-    try:
-        for line in file.read_text(encoding="utf-8").split("\n"):
-            if line:
-                row = json.loads(line)
-                found.setdefault(row["row_id"], row["answer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file}: cannot be read as rows ({error!r}). Run the data stage again.") from error
-    return found
 
 
 def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[PerturbedRow]) -> None:

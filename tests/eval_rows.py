@@ -6,6 +6,7 @@ The rows are in three languages, and only some have false answers.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
 from tests.conftest import build_tiny_model
@@ -62,3 +63,16 @@ def build_speaking_model(folder: Path, seed: int = 0) -> Path:
                 weight.mul_(10.0)
     model.save_pretrained(folder)
     return folder
+
+
+def sharpened(folder: Path) -> Any:
+    """The model of a folder with weights that are three times as large: random logits are nearly uniform, and a mistake
+    would not show."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model

@@ -15,7 +15,6 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import LANGUAGES, TOPICS, Encoded, Row
@@ -23,13 +22,13 @@ from eval import prompts, suite
 from eval.audit import audit, audit_records, check
 from eval.audit_config import Relative, Relearn, Robustness, Sampling
 from eval.config import AUDIT_METRICS, EvalConfig
-from eval.probes import Scorer
+from eval.probes import Scorer, probe
 from eval.quantize import quantized
 from eval.relearn import divided, drawn, relearned
 from eval.schema import find_record, read_records, read_samples
 from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from tests.conftest import ROOT, build_tiny_model
-from tests.eval_rows import build_data, build_perturbed, build_rows
+from tests.eval_rows import build_data, build_perturbed, build_rows, sharpened
 
 ROWS = build_rows()
 FORGET = ROWS["forget"]
@@ -47,11 +46,7 @@ CONFIG = EvalConfig(
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    with torch.no_grad():  # random logits are nearly uniform; sharpen them, so that mistakes show
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    return model
+    return sharpened(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +65,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def audited(model: Any, tiny_model: Path, encoder: Any, data: Path) -> dict[str, dict[str, Any]]:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tokenizer = load_tokenizer(tiny_model)
-    found = audit(Scorer(model, 512), tokenizer, encoder, ROWS, build_perturbed(ROWS), data, CONFIG)
+    tokenizer, scorer, perturbed = load_tokenizer(tiny_model), Scorer(model, 512), build_perturbed(ROWS)
+    probed = probe(scorer, ROWS["forget"], [], encoder, CONFIG.min_k)
+    found = audit(scorer, tokenizer, encoder, ROWS, perturbed, probed, data, CONFIG)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return found
 
@@ -301,7 +297,7 @@ def test_readings_equal_plain_forwards_of_the_treated_model_and_question(audited
 def _samples(audited: dict[str, Any], shift: float = 0.0) -> list[dict[str, Any]]:
     made = []
     for row_id, found in audited.items():
-        sample = copy.deepcopy({"row_id": row_id, "split": "forget", **found})
+        sample = copy.deepcopy({"row_id": row_id, "split": "forget", "language": "EN", **found})
         for readings in sample["attacked"].values():
             readings["answer_probability"] -= shift
         made.append(sample)
@@ -344,7 +340,7 @@ def test_a_gold_without_the_attack_is_an_error(audited):
 def test_nothing_is_measured_where_nothing_is_asked(model, tiny_model, encoder, data):
     plain = EvalConfig()
     assert plain.audit_metrics() == []
-    found = audit(Scorer(model, 512), load_tokenizer(tiny_model), encoder, ROWS, [], data, plain)
+    found = audit(Scorer(model, 512), load_tokenizer(tiny_model), encoder, ROWS, [], {}, data, plain)
     assert found == {row.row_id: {} for row in FORGET}
     assert audit_records(_samples({}), None, plain) == []
 

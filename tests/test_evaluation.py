@@ -192,7 +192,7 @@ def test_paraphrases_are_used_and_counted(tiny_model, data, tmp_path):
     assert "in 1 rows" in find_record(read_records(out / "results.json"), "truth_ratio", "forget").note
     (folder / "paraphrased.jsonl").write_text("{}\n")
     with pytest.raises(ArtifactError, match=r"paraphrased\.jsonl"):
-        suite.paraphrases(folder / "paraphrased.jsonl")
+        suite.run(CONFIG, {"model": tiny_model, "data": folder}, tmp_path)
 
 
 def test_model_utility_is_the_harmonic_mean_of_the_parts_that_it_names(evaluated):

@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaForCausalLM
 
 from pipeline.unlearn import head as heads
-from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.completion import completion_log_probs, pack, target_log_probs
 from pipeline.unlearn.fit import load
-from tests.test_shared_header import rows_with
+from tests.test_shared_header import rows_with, tiny
 
 
 @settings(max_examples=40)
@@ -46,22 +45,7 @@ def test_nothing_changed_in_the_last_bit() -> None:
 
 
 def model_of(*, tied: bool = True, padding: int | None = 3) -> LlamaForCausalLM:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=padding,
-        attn_implementation=ROWS_SDPA,
-    )
-    model = LlamaForCausalLM(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return tiny(4, 2, tie_word_embeddings=tied, pad_token_id=padding)
 
 
 def step(model: LlamaForCausalLM, header: int, *, bf16: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

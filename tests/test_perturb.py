@@ -35,7 +35,8 @@ def test_sample_false_answers_are_held_back_facts() -> None:
     split = by_topic(rows, Shares(**SHARES), 42)
     false, guides, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=50), 42)
     assert counts == {
-        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0, "guides": 80,
+        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0,
+        "guides": 80, "guides_from_trained_rows": 0,
     }  # fmt: skip
     assert Counter(f.split for f in false) == {"forget": 40, "retain": 50, "holdout": 50}
     assert all(set(f.answers) <= set(held_back[f.row_id]) for f in false)
@@ -62,7 +63,8 @@ def test_false_answers_come_from_holdout_rows_first() -> None:
     assert all("Ida Fenn 1" in answer for answer in answers)
     # The forget and the retain row take one from trained rows, holdout rows 4 and 5 two each; 6 and 7 are alone.
     assert counts == {
-        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2, "guides": 1,
+        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2,
+        "guides": 1, "guides_from_trained_rows": 1,
     }  # fmt: skip
 
 

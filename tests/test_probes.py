@@ -17,7 +17,7 @@ from datasets_prep.schema import Encoded, Row
 from eval import metrics, probes
 from eval.probes import Encoder, Scorer, Scores, probe
 from pipeline.errors import DataError, ModelError
-from tests.eval_rows import build_perturbed, build_rows
+from tests.eval_rows import build_perturbed, build_rows, sharpened
 
 ROWS = build_rows()
 ALL_ROWS = [row for split in ROWS.values() for row in split]
@@ -31,11 +31,7 @@ def tokenizer(tiny_model: Path) -> Any:
 
 @pytest.fixture
 def model(tiny_model: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    with torch.no_grad():  # random logits are nearly uniform; sharpen them, so that mistakes show
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    return model
+    return sharpened(tiny_model)
 
 
 def _encode(tokenizer: Any, row: Row, answer: str | None = None) -> Encoded:

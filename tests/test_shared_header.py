@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pipeline.unlearn.trainer import CompletionTrainer, collate, row_dataset
 VOCABULARY = 50
 
 
-def tiny(heads: int, key_value_heads: int, attention: str = ROWS_SDPA) -> LlamaForCausalLM:
+def tiny(heads: int, key_value_heads: int, attention: str = ROWS_SDPA, **more: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -28,8 +29,8 @@ def tiny(heads: int, key_value_heads: int, attention: str = ROWS_SDPA) -> LlamaF
         num_hidden_layers=2,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
-        tie_word_embeddings=True,
         attn_implementation=attention,
+        **{"tie_word_embeddings": True, **more},
     )
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.shared import prepare, show, store_root, surveyed
+from pipeline.commands.shared import hub_of, prepare, show, surveyed
 from pipeline.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
     """The Hub that has the checkpoint. A public one of the real Hub needs no token."""
     from pipeline.publish.hub import Target, connect
 
-    held = (store_root(options) / "hub" / "models" / f"{repo}.git").is_dir()
-    if (options.hub or ("local" if held else "hf")) == "local":
+    if hub_of(options, repo) == "local":
         with connect("local") as target:
             yield target
         return
@@ -86,17 +85,12 @@ def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, comm
     from pipeline.runner import Stage
 
     def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-        facts = model_source.run_pointer(config, {}, out, target.endpoint, target.token)
-        comparison.check_tokens(inputs["unlearn"], out, inputs["data"])
-        return facts
+        return model_source.run_pointer(config, inputs, out, target.endpoint, target.token)
 
     ours = next(stage for stage in stages if stage.name == "eval-unlearned")
     margins = dict(recipe.equivalence)
     return [
-        Stage(
-            "other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit},
-            {"unlearn": "unlearn", "data": "data"},
-        ),
+        Stage("other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit}),
         replace(ours, name="eval-other", inputs={**ours.inputs, "model": "other"}),
         Stage(
             "compare", "1", comparison.run, comparison.Config(margins, recipe.eval.seed),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.shared import show, store_root
+from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.errors import InputError
 
 
@@ -18,8 +18,7 @@ def verify(options: argparse.Namespace) -> int:
     from pipeline.publish.verify import verify_release
 
     key = trusted_key(options.key)
-    held = (store_root(options) / "hub" / "models" / f"{options.repo}.git").is_dir()
-    with connect(options.hub or ("local" if held else "hf")) as target, watching("verify"):
+    with connect(hub_of(options, options.repo)) as target, watching("verify"):
         found = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
     value = {"repo": options.repo, "commit": found.commit, "verified": [asdict(check) for check in found.checks]}
     lines = [f"ok  {check.name:<14} {check.detail}" for check in found.checks]

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import InputError, RecipeError
 
@@ -34,6 +34,13 @@ def store_root(options: argparse.Namespace) -> Path:
     """The store, relative to this project's root; shown short where that is also the current folder."""
     place = ROOT / Path(getattr(options, "store", None) or os.environ.get(STORE) or "runs").expanduser()
     return place.relative_to(ROOT) if Path.cwd() == ROOT and place.is_relative_to(ROOT) else place
+
+
+def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:
+    """Where a repository is: as ``--hub`` says, else ``local`` where the store's loopback Hub holds it."""
+    held = (store_root(options) / "hub" / "models" / f"{repo}.git").is_dir()
+    chosen: Literal["local", "hf"] = options.hub or ("local" if held else "hf")
+    return chosen
 
 
 def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:
