@@ -154,13 +154,13 @@ def check_root() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(argv)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    if not options.debug:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses optional kernels
-        warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their callers is not for a user to read
     try:
+        options = parser().parse_args(argv)
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        if not options.debug:
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses optional kernels
+            warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their callers is not for users
         check_root()
         os.environ[STORE] = str(store_root(options))
         return int(options.run(options))

@@ -261,15 +261,14 @@ def test_a_package_from_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_is_exit_130_and_continues_later(tmp_path: Path) -> None:
-    waiting = "import time; time.sleep(30)"
+    waiting = "import time; print('ready', flush=True); time.sleep(30)"  # ready where main() is in the command
     begun = subprocess.Popen(
         [sys.executable, "-c", f"import sys, pipeline.__main__ as m\ndef slow(o):\n {waiting}\n"
-         "m.state.status = slow\nprint('ready', flush=True)\nsys.exit(m.main(['status', 'demo']))"],
+         "m.state.status = slow\nsys.exit(m.main(['status', 'demo']))"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert begun.stdout
-    begun.stdout.readline()
-    time.sleep(0.5)
+    assert begun.stdout.readline() == "ready\n"
     begun.send_signal(signal.SIGINT)
     _, said = begun.communicate(timeout=30)
     assert begun.returncode == 130
