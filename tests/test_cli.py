@@ -266,6 +266,8 @@ def test_an_interrupt_is_exit_130_and_continues_later(tmp_path: Path) -> None:
         [sys.executable, "-c", f"import sys, pipeline.__main__ as m\ndef slow(o):\n {waiting}\n"
          "m.state.status = slow\nsys.exit(m.main(['status', 'demo']))"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs ignore interrupts, and so would their children: tests may be such a job.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert begun.stdout
     assert begun.stdout.readline() == "ready\n"
