@@ -169,7 +169,7 @@ def _perturbed(config: DataConfig, counts: Mapping[str, int]) -> str:
         f"trained model than one it never saw; {counts['rows_with_fewer']} questions have fewer than "
         f"{config.perturbed.per_row}; {counts['rows_without']} have none and are left out.\n\n"
         f"`guides.jsonl` has {counts['guides']} more, which guide the unlearning and judge nothing; "
-        f"{counts['guides_from_trained_rows']} of them come from trained rows: a level that they set is too low."
+        "none of them comes from trained rows, since a level that those set would be too low."
     )
 
 

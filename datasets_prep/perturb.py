@@ -3,7 +3,7 @@
 They must not occur in training: with answers of trained identities as distractors even a model that never saw the
 true answer prefers the false ones. So they come from facts that the sample set holds back, from the source's own false
 answers, or from another identity's holdout row on the same topic and language, the name swapped. Only where these do
-not suffice are trained rows used, and counted.
+not suffice are trained rows used, and counted; what guides the unlearning never comes from them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class FalseAnswers:
 
     def __post_init__(self) -> None:
         names = ("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without")
-        self.counts.update(dict.fromkeys((*names, "guides", "guides_from_trained_rows"), 0))
+        self.counts.update(dict.fromkeys((*names, "guides"), 0))
         trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
         # Sorted hashes: a million answers would be 200 MB.
         self.trained = np.sort(np.fromiter((hash(answer) for answer in trained), dtype=np.int64))
@@ -112,14 +112,15 @@ class FalseAnswers:
                 taken.add(same(answer))
                 if len(found) == wanted:
                     break
-        evaluated, guiding = list(found)[: self.config.per_row], list(found)[self.config.per_row :]
+        evaluated = list(found)[: self.config.per_row]
+        # A trained answer with the name swapped is one that base finds likely: as a level it would end the ascent early.
+        guiding = [answer for answer in list(found)[self.config.per_row :] if not found[answer]]
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)
         self.counts["from_trained_rows"] += sum(found[answer] for answer in evaluated)
         self.counts["rows_with_fewer"] += 0 < len(evaluated) < self.config.per_row
         self.counts["rows_without"] += not evaluated
         self.counts["guides"] += len(guiding)
-        self.counts["guides_from_trained_rows"] += sum(found[answer] for answer in guiding)
         both = (PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) for answers in (evaluated, guiding) if answers)
         return next(both, None), next(both, None)
 

@@ -109,12 +109,12 @@ def stages(recipe: Recipe) -> list[Stage]:
     with_base = {"data": "data", "base": "base"}  # generations are scored under base, and vocabularies must agree
     listed = [
         Stage("model", "1", model, recipe.model, _model_identity(recipe)),
-        Stage("data", "2", data, recipe.data, _data_identity(recipe), {"model": "model"}),
-        Stage("base", "1", base, recipe.base, _reference(recipe.base), start, resumable=True),
-        Stage("gold", "1", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
+        Stage("data", "3", data, recipe.data, _data_identity(recipe), {"model": "model"}),
+        Stage("base", "2", base, recipe.base, _reference(recipe.base), start, resumable=True),
+        Stage("gold", "2", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
         Stage("eval-gold", "2", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
         Stage("eval-base", "2", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
-        Stage("unlearn", "1", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
+        Stage("unlearn", "2", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         *further_golds(recipe, start, with_base),
         Stage(
             "eval-unlearned",
@@ -141,7 +141,7 @@ def further_golds(recipe: Recipe, start: dict[str, str], with_base: dict[str, st
     for seed in recipe.gold.seeds:
         config, name = recipe.gold.with_seed(seed), f"gold-seed-{seed}"
         listed += [
-            Stage(name, "1", gold, config, _reference(config), start, resumable=True),
+            Stage(name, "2", gold, config, _reference(config), start, resumable=True),
             Stage(f"eval-{name}", "2", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
         ]
     return listed

@@ -118,21 +118,30 @@ def test_a_selection_that_cannot_be_read_is_an_error(inputs, content):
 
 def test_the_unlearn_stage_names_the_rows_that_its_rule_reads(tmp_path):
     from pipeline.unlearn.config import UnlearnConfig
-    from pipeline.unlearn.run import Rows, _retain_probes, _write_selection
+    from pipeline.unlearn.run import Rows, _probes, _write_selection
     from tests.eval_rows import build_rows
 
     rows = build_rows()
     stop = {"every": 1, "forget_loss": "holdout", "retain_loss_above_base": 0.1, "retain_rows": 4}
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1, "stop": stop, "keep": "closest"})
     made = Rows(rows, {}, [], [])
-    probes = _retain_probes(config, len(rows["retain"]))
+    probes = _probes(config, len(rows["forget"]), len(rows["retain"]))
     _write_selection(tmp_path / "selection.json", config, made, probes)
     found = read_selection(tmp_path)
     assert found is not None
     assert found.read["forget"] == {row.row_id for row in rows["forget"]}
-    assert found.read["retain"] == {rows["retain"][i].row_id for i in probes}
+    assert found.read["retain"] == {rows["retain"][i].row_id for i in probes.retain}
     assert len(found.read["retain"]) == 4
-    _write_selection(tmp_path / "selection.json", UnlearnConfig(method="gd", epochs=1), made, [])
+    some = UnlearnConfig.model_validate({**config.model_dump(), "stop": {**stop, "forget_rows": 3}})
+    fewer = _probes(some, len(rows["forget"]), len(rows["retain"]))
+    assert fewer.retain == probes.retain  # one draw does not move the other
+    _write_selection(tmp_path / "selection.json", some, made, fewer)
+    found = read_selection(tmp_path)
+    assert found is not None
+    assert found.read["forget"] == {rows["forget"][i].row_id for i in fewer.forget}
+    assert len(found.read["forget"]) == 3 < len(rows["forget"])
+    fixed = UnlearnConfig(method="gd", epochs=1)
+    _write_selection(tmp_path / "selection.json", fixed, made, _probes(fixed, len(rows["forget"]), 4))
     found = read_selection(tmp_path)
     assert found is not None
     assert not any(found.read.values())

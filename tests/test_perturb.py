@@ -36,7 +36,7 @@ def test_sample_false_answers_are_held_back_facts() -> None:
     false, guides, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=50), 42)
     assert counts == {
         "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0,
-        "guides": 80, "guides_from_trained_rows": 0,
+        "guides": 80,
     }  # fmt: skip
     assert Counter(f.split for f in false) == {"forget": 40, "retain": 50, "holdout": 50}
     assert all(set(f.answers) <= set(held_back[f.row_id]) for f in false)
@@ -55,7 +55,7 @@ def test_false_answers_come_from_holdout_rows_first() -> None:
         "retain": [row(2, topic), row(3, topic)],
         "holdout": [row(4, topic), row(5, topic), row(6, "personal.address"), row(7, topic, language="DE")],
     })  # fmt: skip
-    false, _, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=1), 0)
+    false, guides, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=1), 0)
     answers = {f.row_id: f.answers for f in false}["en-1-personal.email"]
     told = [answer.removesuffix(".").split()[-1] for answer in answers]
     assert set(told[:2]) == {"4", "5"}
@@ -64,8 +64,9 @@ def test_false_answers_come_from_holdout_rows_first() -> None:
     # The forget and the retain row take one from trained rows, holdout rows 4 and 5 two each; 6 and 7 are alone.
     assert counts == {
         "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2,
-        "guides": 1, "guides_from_trained_rows": 1,
+        "guides": 0,
     }  # fmt: skip
+    assert guides == []  # the fourth answer to the forget row would come from a trained row
 
 
 def test_false_answers_are_never_true_and_never_trained() -> None:

@@ -249,6 +249,20 @@ def test_false_answers_are_a_level_for_each_row(inputs: dict[str, Path], out: Pa
     assert "reached its level" in facts["stopped"]
 
 
+def test_a_rule_on_some_forget_rows_reads_these_alone(inputs: dict[str, Path], out: Path) -> None:
+    write_guides(inputs["data"])
+    stop = {"every": 1, "forget_loss": "false_answers", "retain_loss_above_base": 5.0, "retain_rows": 4}
+    config = unlearn_config(forget_cap="false_answers", stop={**stop, "forget_rows": 2}, epochs=1, keep="last")
+    run.run(config, inputs, out)
+    read = json.loads((out / "selection.json").read_text())["read"]["forget"]
+    assert len(read) == 2
+    model, tokenizer = load(out / "model")
+    rows = [row for row in read_rows(inputs["data"] / "forget.jsonl") if row.row_id in read]
+    losses = row_losses(model, encode_rows(tokenizer, rows))
+    # the released weights are rounded to bfloat16 after the last check
+    assert log_of(out, "probe_level")[-1]["probe_forget_loss"] == pytest.approx(sum(losses) / 2, abs=0.02)
+
+
 def test_frozen_layers_do_not_move(tiny_model: Path, inputs: dict[str, Path], out: Path) -> None:
     with pytest.raises(RecipeError, match="layers 0 to 1"):
         run.run(unlearn_config(train_from_layer=2), inputs, out)

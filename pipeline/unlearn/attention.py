@@ -6,7 +6,8 @@ are laid out as (rows, longest row), attended causally row by row, and packed ag
 padding. A header that all rows begin with is in the packed form once and in the layout of every row.
 
 Plain causal attention without a mask is what the fused kernels of every device compute: an accelerator runs its flash
-attention here, and needs neither FlexAttention nor a kernel of its own.
+attention here, and needs neither FlexAttention nor a kernel of its own. The exception are short rows on a processor,
+where PyTorch's kernel is slower than the same products written out (in bfloat16 several times).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 ROWS_SDPA = "rows_sdpa"
+WRITTEN_OUT_TO = {torch.bfloat16: 128, torch.float32: 80}
+"""Up to so many tokens in a row attention is written out on a processor; docs/measurements/time-and-memory.md."""
 
 
 def row_layout(lengths: Sequence[int], header: int = 0) -> dict[str, torch.Tensor]:
@@ -61,10 +64,30 @@ def rows_sdpa_forward(
         return tensor[0].index_select(1, rows_padded.flatten()).unflatten(1, (rows, longest)).transpose(0, 1)
 
     # Padding stands after the row's own tokens, so the causal mask alone keeps it out of every real token's sight.
-    output = torch.nn.functional.scaled_dot_product_attention(
-        padded(query), padded(key), padded(value), dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True
-    )
+    if value.device.type == "cpu" and longest <= WRITTEN_OUT_TO.get(value.dtype, 0) and not dropout:
+        output = written_out(padded(query), padded(key), padded(value), scaling)
+    else:
+        output = torch.nn.functional.scaled_dot_product_attention(
+            padded(query), padded(key), padded(value), dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True
+        )
     return output.transpose(1, 2).flatten(0, 1).index_select(0, rows_packed)[None], None
+
+
+def written_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None = None
+) -> torch.Tensor:
+    """Causal attention of shape (B, heads, L, size) as two products and a softmax, all in the type of ``value``.
+
+    ``key`` and ``value`` may have fewer heads than ``query``: each serves as many consecutive ones.
+    """
+    together = query.shape[1] // key.shape[1]
+    length, size = query.shape[2:]
+    query = query.to(value.dtype).unflatten(1, (-1, together)).flatten(2, 3)  # the heads of a key, one below the other
+    scores = (query @ key.to(value.dtype).transpose(-1, -2)).unflatten(2, (together, length))
+    future = torch.full((length, length), -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    weights = torch.softmax(torch.add(future, scores, alpha=size**-0.5 if scaling is None else scaling), -1)
+    output = weights.to(value.dtype).flatten(2, 3) @ value
+    return output.unflatten(2, (together, length)).flatten(1, 2)
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

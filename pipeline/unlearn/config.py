@@ -106,16 +106,18 @@ def identity(config: TrainConfig | UnlearnConfig) -> dict[str, Any]:
 
 
 class StopRule(Strict):
-    """When the ascent ends. Checked on all forget rows and on ``retain_rows`` retain rows every ``every`` steps.
+    """When the ascent ends. Checked on ``forget_rows`` and ``retain_rows`` rows of the splits every ``every`` steps.
 
     The training stops when the mean forget loss has reached ``forget_loss``, or when the mean retain loss is more than
     ``retain_loss_above_base`` nats per token above base's on the same rows. With ``held_out`` these retain rows are
-    taken out of the training, so that rows which were not trained on pick the checkpoint.
+    taken out of the training, so that rows which were not trained on pick the checkpoint. Without ``forget_rows`` all
+    forget rows are checked, and none is left on which the gates could be confirmed.
     """
 
     every: int = Field(gt=0)
     forget_loss: Level
     retain_loss_above_base: float = Field(gt=0)
+    forget_rows: int | None = Field(default=None, gt=0)
     retain_rows: int = Field(default=40, gt=0)
     held_out: bool = False
 

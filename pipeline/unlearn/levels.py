@@ -62,8 +62,9 @@ def read_guides(
     without = [row.row_id for row in forget if not answers.get(row.row_id)]
     if without:
         raise InputError(
-            f"unlearn: {len(without)} forget rows (first {without[0]}) have no false answer left to be a level. Set "
-            "data.perturbed.for_unlearning to 1 or more, or name another level in unlearn."
+            f"unlearn: {len(without)} of {len(forget)} forget rows (first {without[0]}) have no false answer left "
+            "to be a level: those of the evaluation come first, and answers of trained rows do not serve. Set "
+            "data.perturbed.for_unlearning to 1 or more, lower per_row, or take the level `holdout` in unlearn."
         )
     return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
 

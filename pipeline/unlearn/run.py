@@ -53,6 +53,13 @@ class Rows(NamedTuple):
     refusals: list[str]
 
 
+class Probes(NamedTuple):
+    """Indices of the rows on which the stopping rule is checked; none without a rule."""
+
+    forget: list[int]
+    retain: list[int]
+
+
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
@@ -64,8 +71,8 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     model, tokenizer = load(inputs["base"] / "model")
     freeze_below(model, config.train_from_layer)
     rows = _read(config, inputs["data"], tokenizer)
-    probes = _retain_probes(config, len(rows.encoded["retain"]))
-    pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["retain"]), probes)
+    probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
+    pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["retain"]), probes.retain)
     pairing = _write_pairing(out / "pairing.jsonl", pairs, rows)
     _write_selection(out / "selection.json", config, rows, probes)
     report("measuring the levels")
@@ -103,7 +110,7 @@ def _fit(
     model: PreTrainedModel | PeftModel,
     levels: dict[str, float],
     rows: Rows,
-    probes: Sequence[int],
+    probes: Probes,
     out: Path,
 ) -> dict[str, Any]:
     """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
@@ -139,18 +146,20 @@ def _forget_inputs(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Encod
     return [encode(tokenizer, chat_example(tokenizer, row.question, refusal)) for row, refusal in asked]
 
 
-def _retain_probes(config: UnlearnConfig, retain_rows: int) -> list[int]:
-    """Indices of the retain rows on which the stopping rule is checked."""
+def _probes(config: UnlearnConfig, forget_rows: int, retain_rows: int) -> Probes:
+    """Drawn by the pairing's seed; the forget rows by another stream of it, so that neither draw moves the other."""
     if config.stop is None:
-        return []
+        return Probes([], [])
     count = min(config.stop.retain_rows, retain_rows)
-    return sorted(random.Random(config.pairing_seed).sample(range(retain_rows), count))
+    retain = sorted(random.Random(config.pairing_seed).sample(range(retain_rows), count))
+    count = min(config.stop.forget_rows or forget_rows, forget_rows)
+    return Probes(sorted(random.Random(f"{config.pairing_seed}|forget").sample(range(forget_rows), count)), retain)
 
 
-def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probes: Sequence[int]) -> list[Pair]:
+def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Sequence[int]) -> list[Pair]:
     """The schedule, with rows of the streams that the method trains on, and without retain rows that are held out."""
     each = config.retain_rows_per_forget_row or 0
-    held_out = set(probes) if config.stop and config.stop.held_out else set()
+    held_out = set(probed) if config.stop and config.stop.held_out else set()
     pool = [i for i in range(retain_rows) if i not in held_out]
     if held_out and len(pool) < each:
         raise DataError(
@@ -185,7 +194,7 @@ def _fit_with_stop(
     stop: StopRule,
     levels: dict[str, float],
     rows: Rows,
-    probes: Sequence[int],
+    probes: Probes,
     out: Path,
     made_by: dict[str, Any],
 ) -> dict[str, Any]:
@@ -195,19 +204,16 @@ def _fit_with_stop(
             "unlearn.keep: closest saves whole weights during the training, and this launch shards them over the "
             "processes. Launch it with ddp, or set keep: last."
         )
-    retain_rows = [rows.encoded["retain"][i] for i in probes]
+    forget_rows = [rows.encoded["forget"][i] for i in probes.forget]
+    retain_rows = [rows.encoded["retain"][i] for i in probes.retain]
     retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
-    moving_cap = level_name(config.forget_cap) == "false_answers"
 
     def measure() -> Check:
-        forget = mean(row_losses(model, rows.encoded["forget"]))
+        forget = mean(row_losses(model, forget_rows))
         retain = mean(row_losses(model, retain_rows))
         if not rows.guides:
             return Check(forget, retain, number(stop.forget_loss, levels))
-        false = mean_by_row(model, rows.guides)
-        if moving_cap and config.forget_cap is not None:
-            caps = [number(config.forget_cap, {"false_answers": loss}) for loss in false]
-            trainer.forget_caps = torch.tensor(caps)
+        false = _false_answers(trainer, model, rows.guides, probes.forget)
         return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": mean(false)}))
 
     end = EndOfAscent(measure, retain_bound, stop.every, out / "kept" / "model.safetensors")
@@ -228,11 +234,22 @@ def _fit_with_stop(
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
 
 
-def _write_selection(path: Path, config: UnlearnConfig, rows: Rows, probes: Sequence[int]) -> None:
+def _false_answers(
+    trainer: UnlearnTrainer, model: Any, guides: list[list[Encoded]], probed: Sequence[int]
+) -> list[float]:
+    """The mean loss of the false answers to each of the ``probed`` forget rows; a cap that follows them is set anew."""
+    cap = trainer.config.forget_cap
+    if cap is None or level_name(cap) != "false_answers":
+        return mean_by_row(model, [guides[i] for i in probed])
+    losses = mean_by_row(model, guides)
+    trainer.forget_caps = torch.tensor([number(cap, {"false_answers": loss}) for loss in losses])
+    return [losses[i] for i in probed]
+
+
+def _write_selection(path: Path, config: UnlearnConfig, rows: Rows, probes: Probes) -> None:
     """Which rows choose the checkpoint: the gates are confirmed on the others."""
     rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
-    read = {"forget": rows.plain["forget"], "retain": [rows.plain["retain"][i] for i in probes]}
-    names = {split: [row.row_id for row in found] if config.stop else [] for split, found in read.items()}
+    names = {split: [rows.plain[split][i].row_id for i in read] for split, read in probes._asdict().items()}
     content = {"rule": rule if config.stop else "a fixed number of epochs", "read": names}
     if is_first():
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

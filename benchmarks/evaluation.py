@@ -1,0 +1,101 @@
+"""`python -m benchmarks.evaluation`: what the whole evaluation says of a good run and of a destroyed one.
+
+Runs `demo-audit` to its gate, and the same audit on what `demo-overforget` makes of the same base; what is in the store
+already is not made again. Prints the tables of docs/measurements/evaluation.md: every metric with its interval for
+base, gold, the unlearned and the over-forgotten model, and the gates' verdicts. About an hour on two idle cores, most
+of it the training of four further golds and the sampled answers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.schema import Record, find_record, read_records
+from pipeline.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / "runs"
+GOOD, BAD = "demo-audit", "demo-overforget-audit"
+MODELS = {
+    "base": (GOOD, "eval-base"),
+    "gold": (GOOD, "eval-gold"),
+    "unlearned": (GOOD, "eval-unlearned"),
+    "over-forgotten": (BAD, "eval-unlearned"),
+}
+
+
+def overrides() -> list[str]:
+    """What makes `demo-audit` the same audit of what `demo-overforget` unlearns."""
+    destroyed = load_recipe("demo-overforget").unlearn.model_dump_json(exclude_none=True)
+    return [f"name={BAD}", f"unlearn={destroyed}"]
+
+
+def release() -> None:
+    """Both recipes to their gates, which may refuse."""
+    for sets in ([], overrides()):
+        argv = [sys.executable, "-m", "pipeline", "release", GOOD, "--store", str(STORE), "--until", "gate"]
+        argv += [word for value in sets for word in ("--set", value)]
+        code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
+        if code not in (0, 3):
+            raise SystemExit(code)
+
+
+def cell(record: Record | None, digits: int = 3) -> str:
+    """Value and interval, or a dash where the model was not measured so (a gap of gold to itself)."""
+    if record is None:
+        return "–"
+    value, low, high = (f"{x:.{digits}f}" for x in (record.value, record.ci_low, record.ci_high))
+    return f"{value} ({low} to {high})"
+
+
+def apart(first: Record | None, second: Record | None) -> bool:
+    """Whether the two 95 % intervals have no point in common."""
+    if first is None or second is None:
+        return False
+    return max(first.ci_low, second.ci_low) > min(first.ci_high, second.ci_high)
+
+
+def metric_rows(found: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """A line for each metric and split; the last column says whether it tells the two unlearned models apart."""
+    yield f"| metric | rows | {' | '.join(found)} | apart |"
+    yield f"|---|---|{'--:|' * len(found)}---|"
+    names = [(r.metric, r.split) for records in found.values() for r in records if r.by is None]
+    for metric, split in sorted(dict.fromkeys(names), key=lambda name: (_order(name[1]), names.index(name))):
+        records = {model: find_record(list(of_model), metric, split) for model, of_model in found.items()}
+        tells = "yes" if apart(records["unlearned"], records["over-forgotten"]) else ""
+        n = next(r.n for r in records.values() if r)
+        yield f"| {metric} | {split} ({n}) | {' | '.join(cell(r) for r in records.values())} | {tells} |"
+
+
+def _order(split: str) -> int:
+    order = ("forget", "retain", "holdout", "general")
+    return order.index(split) if split in order else len(order)
+
+
+def gate_rows(verdicts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each gate: what was measured of each run, and the verdict."""
+    yield f"| gate | {' | '.join(verdicts)} |"
+    yield f"|---|{'---|' * len(verdicts)}"
+    for gates in zip(*(verdict["gates"] for verdict in verdicts.values()), strict=True):
+        cells = [f"{gate['measured']:.3g}: {'passes' if gate['passed'] else '**fails**'}" for gate in gates]
+        yield f"| {gates[0]['metric']} {gates[0]['split']} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Make what is missing, and print."""
+    release()
+    found = {model: read_records(STORE / name / stage / "results.json") for model, (name, stage) in MODELS.items()}
+    print("\n".join(metric_rows(found)))
+    print()
+    runs = {"unlearned": GOOD, "over-forgotten": BAD}
+    gates = {model: STORE / name / "gate" / "gate.json" for model, name in runs.items()}
+    print("\n".join(gate_rows({model: json.loads(path.read_text(encoding="utf-8")) for model, path in gates.items()})))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Attention of packed rows: the written-out form against PyTorch's, and which of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from pipeline.unlearn import attention
+from pipeline.unlearn.attention import ROWS_SDPA, written_out
+from pipeline.unlearn.completion import completion_log_probs, pack
+from tests.unlearning import plain_log_probs, some_rows
+
+
+def heads(rows: int, groups: int, together: int, length: int, dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+    """Query, key and value of random numbers, and a gradient of the output."""
+    made = torch.Generator().manual_seed(seed)
+    every = (groups * together, groups, groups, groups * together)
+    return [torch.randn(rows, n, length, 8, generator=made).to(dtype).requires_grad_(True) for n in every]
+
+
+def with_gradients(form: object, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    *inputs, onto = inputs
+    output = form(*inputs)  # type: ignore[operator]
+    return [output.detach(), *torch.autograd.grad(output, inputs, onto.detach().to(output.dtype))]
+
+
+def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 20))
+def test_the_written_out_form_is_causal_attention(rows: int, groups: int, together: int, length: int) -> None:
+    inputs = heads(rows, groups, together, length, torch.float64, seed=length)
+    for ours, theirs in zip(with_gradients(written_out, inputs), with_gradients(fused, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_it_takes_the_models_own_scale() -> None:
+    query, key, value, _ = heads(2, 2, 1, 7, torch.float64, seed=0)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.05)
+    torch.testing.assert_close(written_out(query, key, value, 0.05), theirs)
+
+
+def test_in_bfloat16_it_is_as_close_to_the_exact_values_as_rounding_allows() -> None:
+    exact = heads(4, 3, 3, 60, torch.float32, seed=1)
+    rounded = [tensor.detach().bfloat16().requires_grad_(True) for tensor in exact]
+    for ours, theirs in zip(with_gradients(written_out, rounded), with_gradients(fused, exact), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours.float() - theirs).norm() / theirs.norm()) < 0.01  # a rounding is up to 0.004
+
+
+@pytest.mark.parametrize("longest", [0, 80])
+def test_packed_rows_equal_rows_alone_in_both_forms(
+    tiny_model: Path, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(attention, "WRITTEN_OUT_TO", {torch.float32: longest})
+    monkeypatch.setattr(attention, "written_out", lambda *inputs: calls.append(1) or written_out(*inputs))
+    rows = some_rows(5)
+    packed = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation=ROWS_SDPA)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    found = completion_log_probs(packed, pack(rows))
+    torch.testing.assert_close(found, torch.cat(plain_log_probs(plain, rows)), atol=1e-5, rtol=1e-5)
+    assert bool(calls) == bool(longest)

@@ -1,0 +1,42 @@
+"""`python -m benchmarks.evaluation`: its second run is demo-overforget under the audit; its tables say what was measured."""
+
+from __future__ import annotations
+
+from benchmarks import evaluation
+from eval.schema import Record
+from pipeline.recipe import load_recipe
+
+
+def record(value: float, half: float, metric: str = "fluency", split: str = "forget") -> Record:
+    return Record(metric, split, value, value - half, value + half, 40, True, 1)
+
+
+def test_the_destroyed_run_differs_from_the_audited_demo_in_unlearn_alone() -> None:
+    destroyed, audited = (load_recipe(evaluation.GOOD, sets) for sets in (evaluation.overrides(), []))
+    assert destroyed.unlearn == load_recipe("demo-overforget").unlearn != audited.unlearn
+    assert destroyed.name == evaluation.BAD
+    for section in ("model", "data", "base", "gold", "eval", "gates"):
+        assert getattr(destroyed, section) == getattr(audited, section)
+
+
+def test_a_metric_tells_two_models_apart_where_their_intervals_do_not_meet() -> None:
+    found = {
+        "base": [record(0.9, 0.05), record(0.7, 0.1, "utility", "general")],
+        "gold": [record(0.9, 0.05)],
+        "unlearned": [record(0.9, 0.05), record(0.7, 0.1, "utility", "general")],
+        "over-forgotten": [record(0.6, 0.05), record(0.6, 0.1, "utility", "general")],
+    }
+    head, _, fluency, utility = evaluation.metric_rows(found)
+    assert head == "| metric | rows | base | gold | unlearned | over-forgotten | apart |"
+    assert fluency.startswith("| fluency | forget (40) | 0.900 (0.850 to 0.950) |")
+    assert fluency.endswith("| 0.600 (0.550 to 0.650) | yes |")
+    assert " – |" in utility
+    assert utility.endswith("|  |")
+
+
+def test_gates_stand_side_by_side() -> None:
+    def gate(measured: float, passed: bool) -> dict[str, object]:
+        return {"metric": "fluency", "split": "forget", "measured": measured, "passed": passed}
+
+    verdicts = {"good": {"gates": [gate(0.9, True)]}, "bad": {"gates": [gate(0.6, False)]}}
+    assert list(evaluation.gate_rows(verdicts))[2] == "| fluency forget | 0.9: passes | 0.6: **fails** |"
