@@ -113,7 +113,7 @@ class FalseAnswers:
                 if len(found) == wanted:
                     break
         evaluated = list(found)[: self.config.per_row]
-        # A trained answer with the name swapped is one that base finds likely: as a level it would end the ascent early.
+        # A trained answer with the name swapped is likely under base: as a level it would end the ascent too early.
         guiding = [answer for answer in list(found)[self.config.per_row :] if not found[answer]]
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)

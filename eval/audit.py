@@ -23,6 +23,7 @@ from eval.probes import Encoder, Scorer
 from eval.schema import Record
 from pipeline.errors import ArtifactError, SystemLimitError
 from pipeline.progress import report
+from pipeline.unlearn.ranks import from_all_ranks, rank, ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,8 @@ def audit(
     ``attacked``: {attack: {reading: value}}, and ``sampled``: {"n", "hits"}, each where the recipe asks for it and the
     row has what it takes (a paraphrase, a known language, a word that its false answers lack).
     """
+    from pipeline.unlearn.packed_linear import packed
+
     found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
         untreated = {row.row_id: {name: probed[row.row_id][name] for name in READINGS} for row in rows["forget"]}
@@ -73,8 +76,10 @@ def audit(
             for row_id, values in readings.items():
                 found[row_id].setdefault("attacked", {})[attack] = values
     if config.sampling:
-        for row_id, sampled in _sampled(scorer.model, tokenizer, encode, rows["forget"], perturbed, config):
-            found[row_id]["sampled"] = sampled
+        with packed(scorer.model):
+            sampled = list(_sampled(scorer.model, tokenizer, encode, rows["forget"], perturbed, config))
+        for row_id, hits in from_all_ranks(sampled):
+            found[row_id]["sampled"] = hits
     return found
 
 
@@ -169,7 +174,7 @@ def _sampled(
     assert config.sampling  # noqa: S101
     false = {row.row_id: row.answers for row in perturbed}
     facts = {row.row_id: distinctive_words(row.answer, false[row.row_id]) for row in forget if row.row_id in false}
-    askable = [row for row in forget if facts.get(row.row_id)]
+    askable = [row for row in forget if facts.get(row.row_id)][rank() :: ranks()]
     for done, row in enumerate(askable, start=1):
         example = encode(row.question, row.answer)
         texts = sample_answers(

@@ -19,6 +19,7 @@ class MetricSpec(NamedTuple):
 
 _ROWS = ("forget", "retain", "holdout")
 _ALL = (*_ROWS, "general")
+SPLITS_OF_OURS = (*_ALL, "retain+general")
 
 METRICS: dict[str, MetricSpec] = {
     "answer_probability": MetricSpec(_ROWS),
@@ -91,7 +92,8 @@ class EvalConfig(Strict):
     ``device`` is where the released bf16 weights are run: in fp32 on ``cpu``, as they are on ``cuda``. ``min_k`` is the
     share of least likely tokens that the membership score averages. ``bootstrap_samples`` resamples make an interval.
     ``suites`` are tasks that travel with lm-evaluation-harness; their questions are fetched from the Hub. ``backend``
-    generates answers and runs the suites; log-probabilities are always those of transformers.
+    generates answers and runs the suites; log-probabilities are always those of transformers. ``processes`` share out
+    batches and questions, each with the whole model (and a GPU of its own).
     ``robustness``, ``sampling`` and ``relative`` are the audit: expensive, and only where a recipe asks for it.
     """
 
@@ -103,10 +105,17 @@ class EvalConfig(Strict):
     seed: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
     backend: Literal["hf", "vllm"] = "hf"
+    processes: int = Field(default=1, gt=0)
     suites: list[Suite] = Field(default_factory=list)
     robustness: Robustness | None = None
     sampling: Sampling | None = None
     relative: Relative | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> Self:
+        if self.processes > 1 and self.backend == "vllm":
+            raise ValueError(f"processes is {self.processes}, and vllm shares out its work by itself; set it to 1")
+        return self
 
     def audit_metrics(self) -> list[str]:
         """The names of :data:`AUDIT_METRICS` that these sections measure."""
@@ -184,11 +193,19 @@ class Condition(Strict):
 
 
 class Gate(Condition):
-    """One condition of a release, on a metric of the unlearned model."""
+    """One condition of a release, on a metric of the unlearned model.
+
+    ``split`` is one of ours, or a task that the recipe's suites run, and then ``metric`` is lm-eval's (``acc``).
+    """
+
+    @property
+    def of_suite(self) -> bool:
+        """Whether it is on a suite's task; which there are only the whole recipe says."""
+        return self.metric not in ALL_METRICS and self.split not in SPLITS_OF_OURS
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        spec = ALL_METRICS.get(self.metric)
+        spec = MetricSpec((self.split,)) if self.of_suite else ALL_METRICS.get(self.metric)
         if spec is None:
             raise ValueError(
                 f"no metric is called {self.metric!r}; there are {', '.join(METRICS)}, and those of an audit "

@@ -27,6 +27,8 @@ from eval.config import EvalConfig
 from eval.probes import Scorer
 from pipeline.errors import SystemLimitError
 from pipeline.progress import report
+from pipeline.unlearn.packed_linear import packed
+from pipeline.unlearn.ranks import first_ranks, rank, ranks
 
 TASKS = Path(__file__).with_name("tasks")
 GENERAL = "general_knowledge"
@@ -96,7 +98,8 @@ class ReleaseLM(HFLM):
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *_options: Any, **_more: Any
     ) -> list[tuple[float, bool]]:
         examples = [Encoded((*context, *continuation), len(context)) for _, context, continuation in requests]
-        return [(float(s.logprobs.sum()), bool(s.correct.all())) for s in self._scorer.score(examples)]
+        # lm-eval shares out the questions itself: each process has others here.
+        return [(float(s.logprobs.sum()), bool(s.correct.all())) for s in self._scorer.score(examples, alone=True)]
 
 
 def check_backend(config: EvalConfig) -> None:
@@ -111,10 +114,19 @@ def check_backend(config: EvalConfig) -> None:
 def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
     """The model behind the tasks, by the recipe's backend; vLLM loads the scorer's checkpoint a second time."""
     if config.backend == "hf":
-        return ReleaseLM(scorer, tokenizer, config.batch_rows)
+        return with_its_share(ReleaseLM(scorer, tokenizer, config.batch_rows))
     from lm_eval.models.vllm_causallms import VLLM
 
     return VLLM(pretrained=scorer.model.name_or_path, batch_size="auto", gpu_memory_utilization=0.5, seed=config.seed)
+
+
+def with_its_share(lm: HFLM) -> HFLM:
+    """Of several processes each answers its share of the questions, as under lm-eval's own command."""
+    if ranks() > 1:
+        from accelerate import Accelerator
+
+        lm.accelerator, lm._rank, lm._world_size = Accelerator(), rank(), ranks()
+    return lm
 
 
 def ask(
@@ -128,12 +140,13 @@ def ask(
 ) -> Answers:
     """Run the tasks of ``splits`` (multiple choice where rows have false answers) and the general-knowledge questions.
 
-    ``data`` is the data artifact's folder, ``lm`` the model where it is not one on the scorer.
+    ``data`` is the data artifact's folder, ``lm`` the model where it is not one on the scorer. Of several processes the
+    first alone has lm-eval's ``results``; all have the rows.
     """
     with_false = {row.split for row in read_perturbed(data / "perturbed.jsonl")}
     names = [f"fame_topics_{split}_generation" for split in splits]
     names += [f"fame_topics_{split}_choice" for split in splits if split in with_false]
-    with quiet():
+    with quiet(), packed(scorer.model):
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
         tasks = manager.load([*names, GENERAL])
         for task in tasks["tasks"].values():
@@ -150,10 +163,10 @@ def ask(
             log_samples=True,
         )
     rows: dict[str, dict[str, Any]] = {}
-    for name, samples in results["samples"].items():
+    for name, samples in results["samples"].items() if results else ():
         for sample in samples:
             rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(name, sample))
-    return Answers(rows, published(results))
+    return Answers(first_ranks(rows), published(results) if results else {})
 
 
 def metadata(data: Path) -> Any:

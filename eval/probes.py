@@ -9,6 +9,7 @@ float32 probabilities a few positions at a time, so no (batch, time, vocabulary)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from eval import metrics
 from eval.metrics import Floats
 from pipeline.errors import DataError, ModelError
 from pipeline.progress import report
+from pipeline.unlearn.ranks import from_all_ranks, rank, ranks
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +57,7 @@ class Scorer:
 
     A forward holds at most ``batch_tokens`` tokens (a longer example goes alone), and texts that begin alike share
     their beginning in it. What was scored stays in memory with the model it belongs to: lm-eval's multiple choice asks
-    for answers that the probes scored already, and costs nothing.
+    for answers that the probes scored already, and costs nothing. Several processes share out the forwards.
     """
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
@@ -63,20 +65,26 @@ class Scorer:
         self.batch_tokens = batch_tokens
         self._known: dict[Tokens, list[tuple[Tokens, Scores]]] = {}
 
-    def score(self, examples: Sequence[Encoded]) -> list[Scores]:
-        """Scores of every completion, in the order given.
+    def score(self, examples: Sequence[Encoded], *, alone: bool = False) -> list[Scores]:
+        """Scores of every completion, in the order given: a call of all processes together, unless ``alone``.
 
         Raises ModelError where logits are not finite, DataError where a text is longer than the model's context.
         """
+        from pipeline.unlearn.packed_linear import packed
+
         new = sorted({example for example in examples if self._find(example) is None})
         self._check_lengths(new)
-        done = 0
-        for batch in _batches(new, self.batch_tokens):
-            for example, scores in zip(batch, _forward(self.model, batch), strict=True):
-                prompt, completion = _parts(example)
-                self._known.setdefault(prompt, []).append((completion, scores))
-            done += len(batch)
-            report("log-probabilities", done, len(new))
+        batches = list(_batches(new, self.batch_tokens))
+        mine = batches if alone else batches[rank() :: ranks()]
+        done, scored = 0, []
+        with packed(self.model) if mine else nullcontext():
+            for batch in mine:
+                scored += list(zip(batch, _forward(self.model, batch), strict=True))
+                done += len(batch) * (1 if alone else ranks())
+                report("log-probabilities", min(done, len(new)), len(new))
+        for example, scores in scored if alone else from_all_ranks(scored):
+            prompt, completion = _parts(example)
+            self._known.setdefault(prompt, []).append((completion, scores))
         found = [self._find(example) for example in examples]
         return [scores for scores in found if scores is not None]
 

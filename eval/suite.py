@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
 from pipeline.errors import DataError, ModelError, SystemLimitError
 from pipeline.progress import report
+from pipeline.unlearn.ranks import is_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +76,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     report("loading the model")
     model = load(checkpoint, config.device)
     measured = measure(model, tokenizer, rows, inputs["data"], config, suites=suites, base=base)
+    if not is_first():  # of several processes; the others only shared the work
+        return {}
     report("intervals")
     records = [*all_records(measured.samples, gold, config), *measured.suites]
     records += audit_records(measured.samples, gold, config)
@@ -224,7 +228,7 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     except Exception as error:  # safetensors raises a class of its own, and damaged files raise nearly anything
         reason = " ".join(str(error).split())
         raise ModelError(f"{checkpoint}: cannot be loaded as a model ({reason:.200}). Make it again.") from error
-    model.to(device)  # type: ignore[arg-type]
+    model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)  # type: ignore[arg-type]
     return model.eval()
 
 

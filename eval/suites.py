@@ -22,11 +22,12 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from eval.config import EvalConfig, Suite
-from eval.harness import TASKS, language_model, metadata, published, quiet
+from eval.harness import TASKS, language_model, metadata, published, quiet, with_its_share
 from eval.probes import Scorer
 from eval.schema import Record
 from pipeline.errors import InputError
 from pipeline.progress import report
+from pipeline.unlearn.packed_linear import packed
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: the same examples as its command draws
 Z_95 = 1.959963984540054
@@ -93,7 +94,7 @@ def run_suites(
     results = {}
     for item in loaded:
         report(f"lm-eval {item.suite.task}")
-        with quiet():
+        with quiet(), packed(scorer.model):
             found: Any = evaluate(
                 lm=model,
                 task_dict=item.tasks,
@@ -102,20 +103,22 @@ def run_suites(
                 fewshot_as_multiturn=item.suite.chat_template,
                 log_samples=False,
             )
-        results[item.suite.task] = published(found)
-        records += suite_records(item.suite.task, found)
+        if found:  # of several processes the first has them
+            results[item.suite.task] = published(found)
+            records += suite_records(item.suite.task, found)
     return records, results
 
 
 def _plain(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
     if config.backend != "hf":
         return language_model(scorer, tokenizer, config)
-    return HFLM(
+    plain = HFLM(
         pretrained=scorer.model,  # type: ignore[arg-type]
         tokenizer=tokenizer,  # type: ignore[arg-type]
         batch_size=config.batch_rows,
         softmax_dtype="float32",
     )
+    return with_its_share(plain)
 
 
 def suite_records(name: str, found: dict[str, Any]) -> list[Record]:

@@ -62,14 +62,22 @@ def check_device(where: str) -> None:
 
 def processes_of(recipe: Recipe, stage: str) -> int:
     """On how many processes the recipe wants a stage to run."""
-    config = {"base": recipe.base, "gold": recipe.gold, "unlearn": recipe.unlearn}.get(stage)
+    if stage.startswith("eval-"):
+        return recipe.eval.processes
+    trained = "gold" if stage.startswith("gold-seed-") else stage
+    config = {"base": recipe.base, "gold": recipe.gold, "unlearn": recipe.unlearn}.get(trained)
     if isinstance(config, TrainedOrPublished):
         return config.train.processes if config.train else 1
     return getattr(config, "processes", 1)
 
 
 def launch(config: Path, processes: int, stage: str, options: argparse.Namespace, store: Path) -> None:
-    """Run a stage on several processes of this machine. Raises the error of the process that failed first."""
+    """Run a stage on several processes of this machine. Raises the error of the process that failed first.
+
+    An evaluation has the whole model in each of them, however ``config`` would shard it for a training.
+    """
+    if stage.startswith("eval-") and config.parent == CONFIGS:
+        config = CONFIGS / "ddp.yaml"
     launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
     command = ["pipeline", "run", stage, options.recipe, "--store", str(store.absolute()), "--json"]
     command += [word for value in options.set for word in ("--set", value)]

@@ -136,6 +136,7 @@ class Recipe(Strict):
         if self.base.seeds:
             raise ValueError("base.seeds: only gold is trained several times")
         self._can_be_audited()
+        self._suites_are_asked_for()
         if self.gold == "none":
             for i, gate in enumerate(self.gates):
                 if gate.needs_gold:
@@ -158,6 +159,16 @@ class Recipe(Strict):
                 raise ValueError(f"gates[{i}] is on leak_coordinate, which needs the variance of gold; give gold.seeds")
         if self.gold == "none" and self.eval.relative:
             raise ValueError("eval.relative measures the way from gold to base, and gold is none; take it out")
+
+    def _suites_are_asked_for(self) -> None:
+        tasks = [suite.task for suite in self.eval.suites]
+        for i, gate in enumerate(self.gates):
+            # lm-eval names the tasks of a group after it, and some groups have no value of their own
+            if gate.of_suite and not any(gate.split == task or gate.split.startswith(f"{task}_") for task in tasks):
+                raise ValueError(
+                    f"gates[{i}] is on {gate.metric!r} of {gate.split!r}, which is no metric of ours on a split of "
+                    f"ours, and no suite of the eval section ({', '.join(tasks) or 'it has none'})"
+                )
 
     def unpinned(self) -> list[str]:
         """The keys that must name a commit before this recipe may be released."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.evaluation`: its second run is demo-overforget under the audit; its tables say what was measured."""
+"""`python -m benchmarks.evaluation`: its second run is demo-overforget, audited; its tables say what was measured."""
 
 from __future__ import annotations
 

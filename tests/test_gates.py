@@ -190,6 +190,19 @@ def test_the_digest_of_shards_depends_on_every_shard_and_name(tmp_path):
     assert len({single, both, weights_sha256(tmp_path)}) == 3
 
 
+def test_a_gate_may_be_on_a_suite_of_the_recipe(inputs, tmp_path):
+    gate = _gate(metric="acc", split="mmlu", at_most=None, at_least={"of": "base", "plus": -0.02}, min_n=50)
+    (judged,) = _verdict([gate], inputs, tmp_path)["gates"]
+    assert judged["why"] == "Acc on mmlu was not measured for the unlearned model."
+    accuracy = Record("acc", "mmlu", 0.57, 0.54, 0.6, 100, higher_is_better=True, version=1)
+    _measured(inputs, base=replace(accuracy, value=0.6), unlearned=accuracy)
+    (judged,) = _verdict([gate], inputs, tmp_path)["gates"]
+    assert not judged["passed"]
+    assert judged["why"] == "Acc on mmlu is 0.57, which is below 0.58."
+    (judged,) = _verdict([gate.model_copy(update={"min_n": 101})], inputs, tmp_path)["gates"]
+    assert "rests on 100 rows" in judged["why"]
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

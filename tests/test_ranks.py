@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,32 @@ def test_a_stage_on_two_processes_is_the_same_artifact(tiny_model: Path, tmp_pat
         assert json.loads(two_line) == pytest.approx(json.loads(one_line), abs=1e-5)
     again = pipeline("release", recipe, "--store", str(tmp_path / "2"), *common)
     assert "done already" in again.stderr.splitlines()[-1]
+
+
+def test_an_evaluation_on_two_processes_says_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    recipe, store = str(write_recipe(tmp_path, tiny_model)), str(tmp_path / "store")
+    asked = ("eval.sampling={samples: 4, k: [1, 2]}", "eval.robustness={first_words: 0.5, other_language: true}")
+    common = ("--json", *(word for value in asked for word in ("--set", value)))
+    done = pipeline("release", recipe, "--store", store, "--until", "gold", *common)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for processes in ("2", "1"):
+        sets = ("--set", f"eval.processes={processes}")
+        done = pipeline("release", recipe, "--store", store, "--until", "eval-gold", *common, *sets)
+        assert done.returncode == 0, done.stderr
+        place = (tmp_path / "store" / "tiny" / "eval-gold").resolve()
+        found.append(
+            [(place / name).read_text() for name in ("results.json", "samples.jsonl", "lm_eval/fame_topics.json")]
+        )
+        shutil.rmtree(place)  # the other number of processes has the same key
+    two, one = found
+    for ours, theirs in zip(*(json.loads(each[0]) for each in found), strict=True):
+        numbers = {key: pytest.approx(theirs[key], abs=1e-5) for key in ("value", "ci_low", "ci_high")}
+        assert ours == {**theirs, **numbers}
+    samples = [[json.loads(line) for line in each[1].splitlines()] for each in found]
+    assert [row.get("sampled") for row in samples[0]] == [row.get("sampled") for row in samples[1]]
+    assert [row.get("generation") for row in samples[0]] == [row.get("generation") for row in samples[1]]
+    assert json.loads(two[2])["results"].keys() == json.loads(one[2])["results"].keys()
 
 
 def test_an_error_on_several_processes_is_said_once(tiny_model: Path, tmp_path: Path) -> None:

@@ -113,6 +113,11 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             ["gates[0] is on leak_at_1_gap, which the eval section does not ask for"],
         ),
         (
+            "gates:\n  - {metric: acc, split: mmlu, at_least: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on 'acc' of 'mmlu'", "it has none"],
+        ),
+        (
             "eval: {relative: {}}\n"
             "gates:\n  - {metric: leak_coordinate, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,

@@ -1,4 +1,4 @@
-"""One training on several processes: who this one is, what its share is, and what only the first of them does.
+"""One stage on several processes: who this one is, what its share is, and what only the first of them does.
 
 A recipe means the same on one process and on many: rows of an optimizer step, their order and the pairing are the
 recipe's, and each process (rank) takes its share of every step. `accelerate launch` starts the ranks and tells each of
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import RecipeError
 
@@ -67,6 +67,24 @@ def my_share(items: Sequence[Item]) -> list[tuple[Item, bool]]:
     mine = [(item, True) for item in items[rank() :: ranks()]]
     missing = -(-len(items) // ranks()) - len(mine)
     return mine + [(items[0], False)] * missing
+
+
+def from_all_ranks(mine: Sequence[Item]) -> list[Item]:
+    """What all ranks found, on each of them; in no order that means anything."""
+    if ranks() == 1:
+        return list(mine)
+    from accelerate.utils import gather_object
+
+    return list(gather_object(list(mine)))
+
+
+def first_ranks(value: Item | None) -> Item:
+    """The first rank's value, on all of them."""
+    if ranks() == 1:
+        return cast("Item", value)
+    from accelerate.utils import broadcast_object_list
+
+    return cast("Item", broadcast_object_list([value if is_first() else None])[0])
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
