@@ -64,7 +64,7 @@ def audit(
     ``attacked``: {attack: {reading: value}}, and ``sampled``: {"n", "hits"}, each where the recipe asks for it and the
     row has what it takes (a paraphrase, a known language, a word that its false answers lack).
     """
-    from pipeline.unlearn.packed_linear import packed
+    from eval.packed_linear import packed
 
     found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:

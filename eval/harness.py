@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerBase
 
 from datasets_prep.schema import Encoded, read_perturbed
 from eval.config import EvalConfig
+from eval.packed_linear import packed
 from eval.probes import Scorer
 from pipeline.errors import SystemLimitError
 from pipeline.progress import report
-from pipeline.unlearn.packed_linear import packed
 from pipeline.unlearn.ranks import first_ranks, rank, ranks
 
 TASKS = Path(__file__).with_name("tasks")

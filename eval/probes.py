@@ -70,7 +70,7 @@ class Scorer:
 
         Raises ModelError where logits are not finite, DataError where a text is longer than the model's context.
         """
-        from pipeline.unlearn.packed_linear import packed
+        from eval.packed_linear import packed
 
         new = sorted({example for example in examples if self._find(example) is None})
         self._check_lengths(new)

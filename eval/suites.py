@@ -23,11 +23,11 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.config import EvalConfig, Suite
 from eval.harness import TASKS, language_model, metadata, published, quiet, with_its_share
+from eval.packed_linear import packed
 from eval.probes import Scorer
 from eval.schema import Record
 from pipeline.errors import InputError
 from pipeline.progress import report
-from pipeline.unlearn.packed_linear import packed
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: the same examples as its command draws
 Z_95 = 1.959963984540054

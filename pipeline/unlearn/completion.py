@@ -124,12 +124,10 @@ def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024)
     """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode; shared by all ranks."""
     import torch
 
-    from pipeline.unlearn.packed_linear import packed
-
     was_training = model.training
     model.eval()
     means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
-    with torch.no_grad(), packed(model):
+    with torch.no_grad():
         for indices, counts in my_share(batches_by_length(rows, batch_tokens)):
             some = [rows[i] for i in indices]
             batch = {k: v.to(model.device) for k, v in pack(some, shared_header(some)).items()}

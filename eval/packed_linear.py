@@ -20,15 +20,15 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
     """Within it the model's linear layers run on oneDNN, where that is possible; gradients are not.
 
     Left alone are layers that are no plain float32 ones on the processor (quantized, sharded, on a GPU), and all of
-    them where the packed copies would take more than half of the free memory, or under autocast.
+    them where the packed copies would take more than half of the free memory. Under autocast they run as ever.
     """
-    layers = [] if torch.is_autocast_enabled("cpu") else [layer for layer in model.modules() if _is_plain(layer)]
+    layers = [layer for layer in model.modules() if _is_plain(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
     if not torch.backends.mkldnn.is_available() or size > psutil.virtual_memory().available / 2:
         layers = []
     for layer in layers:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        layer.forward = partial(_product, weight=weight, bias=layer.bias)  # type: ignore[method-assign]
+        layer.forward = partial(_product, layer, weight)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -46,6 +46,8 @@ def _is_plain(layer: torch.nn.Module) -> bool:
     )
 
 
-def _product(x: torch.Tensor, *, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(layer: torch.nn.Linear, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        return torch.nn.functional.linear(x, layer.weight, layer.bias)
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
     return found
