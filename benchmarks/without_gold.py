@@ -1,10 +1,7 @@
-"""How far verdicts without gold agree with those against gold: `python -m benchmarks.without_gold runs/demo-seed-1*`.
+"""How far verdicts without gold agree with those against gold: `python -m benchmarks.without_gold runs/methods-*`.
 
-Each RUN is a folder of links that `make seeds` left (`runs/demo-seed-11`). Judged are, of every seed, base (nothing was
-forgotten), gold (it never knew), the unlearned model, and where there is a run of that name the over-forgotten one:
-
-    python -m pipeline release demo-overforget --until eval-unlearned
-        --set name=demo-overforget-seed-11 --set data.source.sample.seed=11 --set data.seed=11
+Each RUN is a folder of links that `make methods` or `make seeds` left (`runs/methods-11-npo`): good and bad unlearned
+models, and of every seed base (nothing was forgotten) and gold (it never knew), which its runs share.
 
 Only the gates on forget rows are compared: those on retained rows and general knowledge need no gold. Values are
 computed anew from the samples of the evaluations; no model is run.
@@ -49,12 +46,11 @@ def forget_gates(recipe: str) -> list[Gate]:
 
 
 def evaluations(run: Path) -> dict[str, Path]:
-    """The evaluation of each model of a seed."""
-    other = run.with_name(run.name.replace("demo-", "demo-overforget-", 1)) / "eval-unlearned"
-    found = {name: run / f"eval-{name}" for name in ("base", "gold", "unlearned")}
+    """The evaluation of each model of a run."""
+    found = {name: (run / f"eval-{name}").resolve() for name in ("base", "gold", "unlearned")}
     if not all((folder / "samples.jsonl").is_file() for folder in found.values()):
-        raise InputError(f"{run}: has not all evaluations. Run `make seeds` first.")
-    return found | ({"over-forgotten": other} if (other / "samples.jsonl").is_file() else {})
+        raise InputError(f"{run}: has not all evaluations. Run `make methods` or `make seeds` first.")
+    return found
 
 
 def records(folder: Path, gold: Sequence[dict[str, Any]]) -> list[Record]:
@@ -63,8 +59,8 @@ def records(folder: Path, gold: Sequence[dict[str, Any]]) -> list[Record]:
     return [*row_records(samples, config), *set_records(samples, gold, config)]
 
 
-def judged(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By model, then by kind of verdict: the entries of its gates."""
+def judged(run: Path, seen: set[Path]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By model, then by kind of verdict: the entries of its gates. Evaluations that were ``seen`` are left out."""
     folders = evaluations(run)
     gold = read_samples(folders["gold"] / "samples.jsonl")
     found = {name: records(folder, gold) for name, folder in folders.items()}
@@ -77,6 +73,7 @@ def judged(run: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
             for kind, recipe in RECIPES.items()
         }
         for name in found
+        if folders[name] not in seen
     }
 
 
@@ -93,8 +90,11 @@ def main() -> None:
         f"| run | model | {' | '.join(heads)} | against gold | without gold |\n|---|---|{'--:|' * len(heads)}---|---|"
     )
     agree: dict[str, list[bool]] = {}
+    seen: set[Path] = set()
     for run in options.parse_args().runs:
-        for model, (against, without) in ((m, tuple(v.values())) for m, v in judged(run).items()):
+        verdicts = judged(run, seen)
+        seen |= set(evaluations(run).values())
+        for model, (against, without) in ((m, tuple(v.values())) for m, v in verdicts.items()):
             cells = [f"{g['measured']:.3g}{'' if g['passed'] else ' **fails**'}" for g in (*against, *without)]
             passed = [all(g["passed"] for g in gates) for gates in (against[:-1], without)]
             words = ["pass" if verdict else "fail" for verdict in passed]

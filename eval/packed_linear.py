@@ -22,7 +22,7 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
     Left alone are layers that are no plain float32 ones on the processor (quantized, sharded, on a GPU), and all of
     them where the packed copies would take more than half of the free memory. Under autocast they run as ever.
     """
-    layers = [layer for layer in model.modules() if _is_plain(layer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and _is_plain(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
     if not torch.backends.mkldnn.is_available() or size > psutil.virtual_memory().available / 2:
         layers = []
@@ -36,7 +36,7 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _is_plain(layer: torch.nn.Module) -> bool:
+def _is_plain(layer: torch.nn.Linear) -> bool:
     return (
         type(layer) is torch.nn.Linear  # subclasses compute something else
         and "forward" not in vars(layer)  # packed already, or somebody's hook
