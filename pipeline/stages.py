@@ -114,7 +114,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("gold", "2", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
         Stage("eval-gold", "2", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
         Stage("eval-base", "2", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
-        Stage("unlearn", "2", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
+        Stage("unlearn", "3", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         *further_golds(recipe, start, with_base),
         Stage(
             "eval-unlearned",

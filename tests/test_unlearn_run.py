@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import PerturbedRow, read_rows, write_rows
@@ -227,6 +227,29 @@ def test_kept_step_follows_from_the_checks(tmp_path: Path) -> None:
     ]
     assert end.kept_step(history) == 6
     assert end.kept_step(history[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("checks", "ends_at"),
+    [
+        ([(1.0, 2.1), (1.0, 2.1), (1.0, 2.1), (1.0, 1.0)], 3),  # three in a row above the bound of 2
+        ([(1.0, 2.1), (1.0, 2.1), (1.0, 1.9), (1.0, 2.1), (1.0, 2.1), (3.0, 2.0)], 6),  # it comes back; then its level
+        ([(3.5, 2.1), (3.2, 1.9)], 2),  # the level counts within the bound only
+        ([(3.0, 1.0)], 1),
+        ([(1.0, 1.0)] * 4, None),
+    ],
+)
+def test_when_the_ascent_ends(tmp_path: Path, checks: list[tuple[float, float]], ends_at: int | None) -> None:
+    values = iter(checks)
+    end = EndOfAscent(lambda: Check(*next(values), 3.0), 2.0, 1, tmp_path / "kept" / "model.safetensors")
+    state, control, model = TrainerState(max_steps=99), TrainerControl(), torch.nn.Linear(1, 1)
+    for step in range(1, len(checks) + 1):
+        state.global_step = step
+        end.on_step_end(None, state, control, model=model)
+        if control.should_training_stop:
+            break
+    assert (step if control.should_training_stop else None) == ends_at
+    assert ends_at is None or end.reason != "all epochs done"
 
 
 def write_guides(data: Path) -> None:

@@ -108,8 +108,9 @@ def identity(config: TrainConfig | UnlearnConfig) -> dict[str, Any]:
 class StopRule(Strict):
     """When the ascent ends. Checked on ``forget_rows`` and ``retain_rows`` rows of the splits every ``every`` steps.
 
-    The training stops when the mean forget loss has reached ``forget_loss``, or when the mean retain loss is more than
-    ``retain_loss_above_base`` nats per token above base's on the same rows. With ``held_out`` these retain rows are
+    Within its bound the mean retain loss is at most ``retain_loss_above_base`` nats per token above base's on the same
+    rows. The training stops when the mean forget loss has reached ``forget_loss`` and retain is within its bound, or
+    when it was not at three checks in a row. With ``held_out`` these retain rows are
     taken out of the training, so that rows which were not trained on pick the checkpoint. Without ``forget_rows`` all
     forget rows are checked, and none is left on which the gates could be confirmed.
     """

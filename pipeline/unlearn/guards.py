@@ -32,6 +32,11 @@ def check_step(step: int, numbers: dict[str, float], ceiling: float | None) -> N
         raise StepRefused(f"the forget loss of step {step} was above ln|V|, that of a uniform guess")
 
 
+PATIENCE = 3
+"""So many checks in a row with the retain loss above its bound end a run: while the rate is high it rises and comes
+back (docs/measurements/unlearning.md). What is released was within the bound in any case."""
+
+
 class Watch(TrainerCallback):
     """Reports each logged step to whoever watches."""
 
@@ -64,9 +69,11 @@ class Check:
 class EndOfAscent(TrainerCallback):
     """Checks forget and retain loss every ``every`` steps, keeps the checkpoint of the rule, and ends the ascent.
 
-    The kept checkpoint is the one within ``retain_bound`` whose forget loss is closest to its level; it lies in
-    ``kept``. Checks are entries of the trainer's ``log_history``, with ``probe_forget_loss``, ``probe_retain_loss`` and
-    ``probe_level``; what was kept follows from them, so a resumed run needs nothing else.
+    It ends where the forget loss has reached its level with the retain loss within ``retain_bound``, or where that was
+    above it at :data:`PATIENCE` checks in a row. The kept checkpoint is the one within ``retain_bound`` whose forget
+    loss is closest to its level; it lies in ``kept``. Checks are entries of the trainer's ``log_history``, with
+    ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``; what was kept follows from them, so a resumed run
+    needs nothing else.
     """
 
     def __init__(self, measure: Callable[[], Check], retain_bound: float, every: int, kept: Path) -> None:
@@ -103,9 +110,13 @@ class EndOfAscent(TrainerCallback):
         state.log_history.append({"step": state.global_step, **losses})
         if is_first() and self.kept_step(state.log_history) == state.global_step:
             keep_weights(kwargs["model"], self.kept)
-        if check.retain > self.retain_bound:
-            self.reason = f"retain loss {check.retain:.3f} left its bound {self.retain_bound:.3f}"
-        elif check.forget >= check.level:
+        last = [entry["probe_retain_loss"] for entry in state.log_history if "probe_retain_loss" in entry][-PATIENCE:]
+        if len(last) == PATIENCE and min(last) > self.retain_bound:
+            self.reason = (
+                f"retain loss {check.retain:.3f} was above its bound {self.retain_bound:.3f} "
+                f"at {PATIENCE} checks in a row"
+            )
+        elif check.forget >= check.level and check.retain <= self.retain_bound:
             self.reason = f"forget loss {check.forget:.3f} reached its level {check.level:.3f}"
         else:
             return control
