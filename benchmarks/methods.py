@@ -123,12 +123,12 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     base = statistics.mean(run.retain for run in runs["base"])
     gold = [run.forget for run in runs["gold"]]
     axes.axvspan(min(gold), max(gold), color="#f4d03f", alpha=0.35, label="gold's forget probability")
-    marks = "osD^vP*X<>hp"
+    marks, colours = "osD^vP*X<>hpd", mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for i, (label, found) in enumerate(runs.items()):
         forget, retain = [run.forget for run in found], [run.retain / base for run in found]
         x, y = statistics.mean(forget), statistics.mean(retain)
         ranges = {"xerr": [[x - min(forget)], [max(forget) - x]], "yerr": [[y - min(retain)], [max(retain) - y]]}
-        axes.errorbar(x, y, fmt=marks[i % len(marks)], color=f"C{i % 10}", ms=7, lw=0.8, label=label, **ranges)
+        axes.errorbar(x, y, fmt=marks[i % len(marks)], color=colours[i % 20], ms=7, lw=0.8, label=label, **ranges)
     axes.axhline(0.95, color="#888888", linewidth=0.8, linestyle=":", label="the demo's gate on retain")
     axes.set(
         xlabel="answer probability of forget rows (reached)", ylabel="answer probability of retain rows, of base's"

@@ -1,8 +1,6 @@
-"""Linear layers on oneDNN, for float32 forwards without gradients on a processor.
+"""Linear layers on oneDNN, for float32 forwards without gradients on a processor (see `pipeline/unlearn/onednn.py`).
 
-PyTorch hands float32 products to MKL, which has its fast kernels for Intel's processors only; oneDNN, which PyTorch
-has with it, takes less than half the time on others (docs/measurements/time-and-memory.md). Both sum in float32, and
-results agree to rounding. Weights are packed once for many forwards, and must not change meanwhile.
+Weights are packed once for many forwards, and must not change meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +11,8 @@ from functools import partial
 
 import psutil
 import torch
+
+from pipeline.unlearn import onednn
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
     if not torch.backends.mkldnn.is_available() or size > psutil.virtual_memory().available / 2:
         layers = []
     for layer in layers:
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        weight = onednn.pack(layer.weight.detach())
         layer.forward = partial(_product, layer, weight)  # type: ignore[method-assign]
     try:
         yield
@@ -47,7 +47,6 @@ def _is_plain(layer: torch.nn.Linear) -> bool:
 
 
 def _product(layer: torch.nn.Linear, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    if torch.is_autocast_enabled("cpu"):
-        return torch.nn.functional.linear(x, layer.weight, layer.bias)
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
-    return found
+    if onednn.serves(x):
+        return onednn.linear(x, weight, layer.bias)
+    return torch.nn.functional.linear(x, layer.weight, layer.bias)

@@ -16,6 +16,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from pipeline.unlearn import onednn
+
 LOGITS_BYTES = 2**27
 """Float32 logits of one forward above which the head computes in tiles, at the price of one more product with it."""
 TILE = 8192  # entries of the vocabulary
@@ -75,15 +77,20 @@ class _TiledLogProbs(torch.autograd.Function):
             rows, places = _inside(targets, start, logits.shape[1])
             grad[rows, places] += upstream[rows]
             grad = grad.to(ctx.dtype)
-            grad_hidden += grad @ weight[tile].to(ctx.dtype)
+            grad_hidden += _product(grad, weight[tile].to(ctx.dtype).T)
             if grad_weight is not None:
-                grad_weight[tile] = grad.T @ states
+                grad_weight[tile] = _product(grad.T, states.T)
         return grad_hidden.to(hidden.dtype), ctx.head.hand_over(grad_weight), None, None
 
 
 def _tiles(states: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
     for start in range(0, len(weight), TILE):
-        yield start, (states @ weight[start : start + TILE].to(dtype).T).float()
+        yield start, _product(states, weight[start : start + TILE].to(dtype)).float()
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x @ weight.T``."""
+    return onednn.linear(x, weight) if onednn.serves(x, weight) else x @ weight.T
 
 
 def _inside(targets: torch.Tensor, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
