@@ -215,7 +215,7 @@ def test_a_release_never_says_whom_a_request_names(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(made["data"].identity)
 
 
-def test_the_recipe_to_copy_has_a_false_answer_to_guide_each_row_that_it_forgets() -> None:
+def test_the_recipe_to_copy_has_false_answers_to_judge_each_row_that_it_forgets() -> None:
     from datasets_prep import checks
     from datasets_prep.perturb import FalseAnswers
     from pipeline.recipe import load_recipe
@@ -224,6 +224,7 @@ def test_the_recipe_to_copy_has_a_false_answer_to_guide_each_row_that_it_forgets
     prepared = prepare.prepare(made)
     checks.stop(prepared.findings, made.checks)
     false = FalseAnswers(prepared.loaded.rows, prepared.split, made.perturbed, made.seed)
-    guiding = [guide for split in SPLITS for _, guide in false.of_split(split) if guide]
-    assert len(guiding) == (prepared.split == SPLITS.index("forget")).sum() >= 30
-    assert false.counts["rows_without"] == 0
+    judging = [judge for judge, _ in false.of_split("forget") if judge]
+    assert len(judging) == (prepared.split == SPLITS.index("forget")).sum() >= 30
+    assert all(len(row.answers) == made.perturbed.per_row for row in judging)
+    assert (prepared.split == SPLITS.index("holdout")).any()  # whose loss is the level of the unlearning
