@@ -23,7 +23,7 @@ from eval.probes import Encoder, Scorer
 from eval.schema import Record
 from pipeline.errors import ArtifactError, SystemLimitError
 from pipeline.progress import report
-from pipeline.unlearn.ranks import from_all_ranks, rank, ranks
+from pipeline.ranks import from_all_ranks, rank, ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -28,7 +28,7 @@ from eval.packed_linear import packed
 from eval.probes import Scorer
 from pipeline.errors import SystemLimitError
 from pipeline.progress import report
-from pipeline.unlearn.ranks import first_ranks, rank, ranks
+from pipeline.ranks import first_ranks, rank, ranks
 
 TASKS = Path(__file__).with_name("tasks")
 GENERAL = "general_knowledge"

@@ -1,4 +1,4 @@
-"""Linear layers on oneDNN, for float32 forwards without gradients on a processor (see `pipeline/unlearn/onednn.py`).
+"""Linear layers on oneDNN, for float32 forwards without gradients on a processor (see `pipeline/onednn.py`).
 
 Weights are packed once for many forwards, and must not change meanwhile.
 """
@@ -12,7 +12,7 @@ from functools import partial
 import psutil
 import torch
 
-from pipeline.unlearn import onednn
+from pipeline import onednn
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from eval import metrics
 from eval.metrics import Floats
 from pipeline.errors import DataError, ModelError
 from pipeline.progress import report
-from pipeline.unlearn.ranks import from_all_ranks, rank, ranks
+from pipeline.ranks import from_all_ranks, rank, ranks
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from eval.schema import read_samples, write_records, write_samples
 from eval.weights import checkpoint_folder, weights_sha256, write_measured
 from pipeline.errors import DataError, ModelError, SystemLimitError
 from pipeline.progress import report
-from pipeline.unlearn.ranks import is_first
+from pipeline.ranks import is_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

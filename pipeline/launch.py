@@ -21,9 +21,9 @@ from typing import Any
 
 from pipeline import errors
 from pipeline.errors import ERROR_FILE, InputError, SystemLimitError
+from pipeline.ranks import is_first, ranks
 from pipeline.recipe import Recipe, TrainedOrPublished
 from pipeline.runner import Stage
-from pipeline.unlearn.ranks import is_first, ranks
 
 CONFIGS = Path(__file__).parent / "accelerate"
 

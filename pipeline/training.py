@@ -10,6 +10,7 @@ from typing import Any
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.errors import TrainingError
+from pipeline.ranks import is_first
 from pipeline.unlearn.config import TrainConfig, identity
 from pipeline.unlearn.fit import (
     CHECKPOINTS,
@@ -23,7 +24,6 @@ from pipeline.unlearn.fit import (
 )
 from pipeline.unlearn.guards import Watch
 from pipeline.unlearn.lora import add_adapters
-from pipeline.unlearn.ranks import is_first
 from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
 

@@ -12,7 +12,10 @@ from tests.conftest import ROOT
 
 PACKAGES = ("datasets_prep", "eval", "model_card", "pipeline")
 SEALED = ("datasets_prep", "eval", "model_card", "pipeline.unlearn", "pipeline.publish", "pipeline.localhub")
-SHARED = {"pipeline.errors", "pipeline.strict", "pipeline.progress", "datasets_prep.schema", "eval.schema"}
+SHARED = {
+    "pipeline.errors", "pipeline.strict", "pipeline.progress", "pipeline.ranks", "pipeline.onednn",
+    "datasets_prep.schema", "eval.schema",
+}  # fmt: skip
 ALLOWED = {  # beyond what all may import
     "eval": {"pipeline.unlearn.completion", "datasets_prep.chat"},
     "pipeline.unlearn": {"datasets_prep.chat"},

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from pipeline import ranks
 from pipeline.errors import RecipeError
 from pipeline.launch import CONFIGS
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.unlearn import ranks
 from pipeline.unlearn.config import TrainConfig, UnlearnConfig
 from pipeline.unlearn.trainer import EvenSampler, collate
 from tests import two_ranks

@@ -62,6 +62,7 @@ def test_the_default_gates_name_what_the_table_does_not_say():
         ("forget_quality_ks", "forget"),
         ("answer_probability", "forget"),
         ("utility", "general"),
+        ("acc", "mmlu"),
     }
     assert all(gate.must_hold == "point" for gate in found)
 

@@ -60,9 +60,9 @@ def run_one(options: argparse.Namespace) -> int:
     refuse_unpinned(recipe)
     from pipeline.artifact import check_artifact, link
     from pipeline.launch import Lead, follow
+    from pipeline.ranks import is_first
     from pipeline.runner import build, survey
     from pipeline.summary import require_pass
-    from pipeline.unlearn.ranks import is_first
 
     if not is_first():  # of several processes that were launched for this stage
         follow(wanted)

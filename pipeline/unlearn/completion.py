@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets_prep.schema import Encoded
-from pipeline.unlearn.ranks import my_share, sum_over_ranks
+from pipeline.ranks import my_share, sum_over_ranks
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import RecipeError
+from pipeline.ranks import share_of_step
 from pipeline.strict import Strict
-from pipeline.unlearn.ranks import share_of_step
 
 WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
 """Fields of ``args`` that change no result: they enter no key, and a run that was cut off may go on with others."""

@@ -22,11 +22,11 @@ from trl import SFTConfig, SFTTrainer
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
+from pipeline.ranks import is_first, ranks, share_of_step
 from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.guards import StepRefused
 from pipeline.unlearn.lora import merge
-from pipeline.unlearn.ranks import is_first, ranks, share_of_step
 
 CHECKPOINTS = "checkpoints"
 MADE_BY = "made_by.json"

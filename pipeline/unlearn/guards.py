@@ -11,8 +11,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.progress import report
+from pipeline.ranks import is_first
 from pipeline.unlearn.kept import keep_weights
-from pipeline.unlearn.ranks import is_first
 
 
 class StepRefused(Exception):  # noqa: N818

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from pipeline.unlearn import onednn
+from pipeline import onednn
 
 LOGITS_BYTES = 2**27
 """Float32 logits of one forward above which the head computes in tiles, at the price of one more product with it."""

@@ -19,6 +19,7 @@ from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
 from pipeline.errors import DataError, RecipeError, TrainingError
 from pipeline.progress import report
+from pipeline.ranks import is_first
 from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import StopRule, UnlearnConfig, identity, level_name
 from pipeline.unlearn.fit import (
@@ -38,7 +39,6 @@ from pipeline.unlearn.kept import restore_weights
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.pairing import Pair, pair_rows
-from pipeline.unlearn.ranks import is_first
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset

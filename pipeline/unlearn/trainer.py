@@ -22,6 +22,7 @@ from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
 from pipeline.errors import RecipeError
+from pipeline.ranks import ranks
 from pipeline.unlearn import losses
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.completion import (
@@ -34,7 +35,6 @@ from pipeline.unlearn.completion import (
 from pipeline.unlearn.config import ASCENDING, UnlearnConfig
 from pipeline.unlearn.guards import check_step
 from pipeline.unlearn.pairing import Pair
-from pipeline.unlearn.ranks import ranks
 from pipeline.unlearn.reference import BaseDistribution
 
 NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forget row
