@@ -1,9 +1,8 @@
 """`python -m benchmarks.evaluation`: what the whole evaluation says of a good run and of a destroyed one.
 
 Runs `demo-audit` to its gate, and the same audit on what `demo-overforget` makes of the same base; what is in the store
-already is not made again. Prints the tables of docs/measurements/evaluation.md: every metric with its interval for
-base, gold, the unlearned and the over-forgotten model, and the gates' verdicts. About an hour on two idle cores, most
-of it the training of four further golds and the sampled answers.
+already is not made again. Prints every metric with its interval for base, gold, the unlearned and the over-forgotten
+model, and the gates' verdicts. Four further golds are trained for it.
 """
 
 from __future__ import annotations
@@ -82,8 +81,12 @@ def gate_rows(verdicts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield f"| gate | {' | '.join(verdicts)} |"
     yield f"|---|{'---|' * len(verdicts)}"
     for gates in zip(*(verdict["gates"] for verdict in verdicts.values()), strict=True):
-        cells = [f"{gate['measured']:.3g}: {'passes' if gate['passed'] else '**fails**'}" for gate in gates]
+        cells = [f"{_measured(gate)}: {'passes' if gate['passed'] else '**fails**'}" for gate in gates]
         yield f"| {gates[0]['metric']} {gates[0]['split']} | {' | '.join(cells)} |"
+
+
+def _measured(gate: Mapping[str, Any]) -> str:
+    return "not measured" if gate["measured"] is None else f"{gate['measured']:.3g}"
 
 
 def main() -> None:

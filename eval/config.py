@@ -19,7 +19,6 @@ class MetricSpec(NamedTuple):
 
 _ROWS = ("forget", "retain", "holdout")
 _ALL = (*_ROWS, "general")
-SPLITS_OF_OURS = (*_ALL, "retain+general")
 
 METRICS: dict[str, MetricSpec] = {
     "answer_probability": MetricSpec(_ROWS),
@@ -201,7 +200,8 @@ class Gate(Condition):
     @property
     def of_suite(self) -> bool:
         """Whether it is on a suite's task; which there are only the whole recipe says."""
-        return self.metric not in ALL_METRICS and self.split not in SPLITS_OF_OURS
+        ours = {split for spec in METRICS.values() for split in spec.splits}
+        return self.metric not in ALL_METRICS and self.split not in ours
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

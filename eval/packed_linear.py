@@ -24,7 +24,7 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
     """
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and _is_plain(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
-    if not torch.backends.mkldnn.is_available() or size > psutil.virtual_memory().available / 2:
+    if size > psutil.virtual_memory().available / 2:
         layers = []
     for layer in layers:
         weight = onednn.pack(layer.weight.detach())
@@ -40,9 +40,7 @@ def _is_plain(layer: torch.nn.Linear) -> bool:
     return (
         type(layer) is torch.nn.Linear  # subclasses compute something else
         and "forward" not in vars(layer)  # packed already, or somebody's hook
-        and type(layer.weight.data) is torch.Tensor
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype == torch.float32
+        and onednn.serves(layer.weight)
     )
 
 

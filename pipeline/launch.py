@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline import errors
 from pipeline.errors import ERROR_FILE, InputError, SystemLimitError
-from pipeline.ranks import is_first, ranks
+from pipeline.ranks import first_ranks, ranks
 from pipeline.recipe import Recipe, TrainedOrPublished
 from pipeline.runner import Stage
 
@@ -157,8 +157,6 @@ def _word(word: dict[str, Any] | None) -> dict[str, Any] | None:
     """The first process's word, on all of them."""
     import torch
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=not torch.cuda.is_available())
-    heard: list[dict[str, Any] | None] = broadcast_object_list([word if is_first() else None])
-    return heard[0]
+    return first_ranks(word)

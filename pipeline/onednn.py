@@ -14,6 +14,7 @@ def serves(*tensors: torch.Tensor) -> bool:
     """Whether oneDNN takes the product of these: plain float32 tensors on the processor, outside autocast."""
     return (
         torch.backends.mkldnn.is_available()
+        and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)  # not the share of a sharded one
         and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )

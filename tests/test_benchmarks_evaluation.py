@@ -35,8 +35,14 @@ def test_a_metric_tells_two_models_apart_where_their_intervals_do_not_meet() -> 
 
 
 def test_gates_stand_side_by_side() -> None:
-    def gate(measured: float, passed: bool) -> dict[str, object]:
+    def gate(measured: float | None, passed: bool) -> dict[str, object]:
         return {"metric": "fluency", "split": "forget", "measured": measured, "passed": passed}
 
-    verdicts = {"good": {"gates": [gate(0.9, True)]}, "bad": {"gates": [gate(0.6, False)]}}
-    assert list(evaluation.gate_rows(verdicts))[2] == "| fluency forget | 0.9: passes | 0.6: **fails** |"
+    verdicts = {
+        "good": {"gates": [gate(0.9, True), gate(0.9, True)]},
+        "bad": {"gates": [gate(0.6, False), gate(None, False)]},
+    }
+    assert list(evaluation.gate_rows(verdicts))[2:] == [
+        "| fluency forget | 0.9: passes | 0.6: **fails** |",
+        "| fluency forget | 0.9: passes | not measured: **fails** |",
+    ]

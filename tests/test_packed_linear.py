@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import psutil
@@ -79,7 +78,7 @@ def test_only_plain_float32_layers_are_packed(monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(1, 2)
     with torch.no_grad(), packed(plain), torch.autocast("cpu", dtype=torch.bfloat16):
         assert plain(x).dtype == torch.bfloat16
-    memory = copy.copy(psutil.virtual_memory())
+    memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=15))
     with packed(plain):
         assert not runs_packed(plain)
