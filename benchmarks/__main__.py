@@ -125,11 +125,13 @@ def vocabulary(model: Path) -> Iterator[Line]:
 def limit(model: Path) -> Iterator[Line]:
     """The same number of tokens in rows of one length, with nothing around the model."""
     from benchmarks import gd_step
+    from pipeline import onednn
 
     forget, retain = gd_step.some_rows(model, header=False)
     batch = gd_step.packed_batch(forget, retain)
     tokens, answers = batch["input_ids"].shape[1], len(batch["targets"])
     theirs, own = gd_step.load(model, ours=False), gd_step.load(model, ours=True)
+    onednn.install(theirs)  # the same products, in another arrangement of rows
     steps = {
         "bare": gd_step.Step(theirs, lambda: gd_step.bare_loss(theirs, tokens, answers)),
         "ours": gd_step.Step(own, lambda: gd_step.packed_loss(own, batch)),

@@ -22,9 +22,8 @@ from datasets_prep.chat import encode_rows, load_tokenizer
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from datasets_prep.schema import Encoded
-from pipeline.unlearn.attention import ROWS_SDPA
+from pipeline.unlearn import fit
 from pipeline.unlearn.completion import completion_log_probs
-from pipeline.unlearn.head import install
 from pipeline.unlearn.losses import gradient_difference
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import collate, pair_dataset
@@ -132,10 +131,11 @@ def load(folder: Path, *, ours: bool, lora: bool = False) -> Any:
     """The model in float32, for our form or the naive one; with ``lora`` an adapter of rank 16 on all linear layers."""
     from transformers import AutoModelForCausalLM
 
-    attention = ROWS_SDPA if ours else "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    model: Any
     if ours:
-        install(model)
+        model, _ = fit.load(folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     if not lora:
         return model.train()
     from peft import LoraConfig, get_peft_model

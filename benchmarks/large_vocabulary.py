@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.gd_step import Step, naive_loss, packed_batch, packed_loss, some_rows
+from pipeline import onednn
 from pipeline.machine import peak_memory, reset_peak_memory
+from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.head import install
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +47,8 @@ def step(form: str, folder: Path, *, header: bool) -> Step:
         model = model_of("sdpa")
         return Step(model, lambda: naive_loss(model, forget, retain))
     model = model_of(ROWS_SDPA)
-    install(model)
+    head.install(model)
+    onednn.install(model)
     batch = packed_batch(forget, retain)
     return Step(model, lambda: packed_loss(model, batch))
 

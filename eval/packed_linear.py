@@ -38,7 +38,7 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
 
 def _is_plain(layer: torch.nn.Linear) -> bool:
     return (
-        type(layer) is torch.nn.Linear  # subclasses compute something else
+        type(layer) in (torch.nn.Linear, onednn.Linear)  # other subclasses compute something else
         and "forward" not in vars(layer)  # packed already, or somebody's hook
         and onednn.serves(layer.weight)
     )

@@ -44,7 +44,10 @@ def relearned(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, 
     """
     import torch
 
+    from pipeline import onednn
+
     treated = copy.deepcopy(model).float().train()
+    onednn.install(treated)
     treated.requires_grad_(True)
     optimizer = torch.optim.AdamW(treated.parameters(), lr=config.learning_rate, weight_decay=0.0)
     for step, batch in enumerate(_batches(rows, config, seed), start=1):

@@ -110,15 +110,15 @@ def stages(recipe: Recipe) -> list[Stage]:
     listed = [
         Stage("model", "1", model, recipe.model, _model_identity(recipe)),
         Stage("data", "3", data, recipe.data, _data_identity(recipe), {"model": "model"}),
-        Stage("base", "2", base, recipe.base, _reference(recipe.base), start, resumable=True),
-        Stage("gold", "2", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
-        Stage("eval-gold", "2", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
-        Stage("eval-base", "2", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
-        Stage("unlearn", "3", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
+        Stage("base", "3", base, recipe.base, _reference(recipe.base), start, resumable=True),
+        Stage("gold", "3", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
+        Stage("eval-gold", "3", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
+        Stage("eval-base", "3", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
+        Stage("unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         *further_golds(recipe, start, with_base),
         Stage(
             "eval-unlearned",
-            "2",
+            "3",
             evaluate,
             recipe.eval,
             measured,
@@ -141,8 +141,8 @@ def further_golds(recipe: Recipe, start: dict[str, str], with_base: dict[str, st
     for seed in recipe.gold.seeds:
         config, name = recipe.gold.with_seed(seed), f"gold-seed-{seed}"
         listed += [
-            Stage(name, "2", gold, config, _reference(config), start, resumable=True),
-            Stage(f"eval-{name}", "2", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
+            Stage(name, "3", gold, config, _reference(config), start, resumable=True),
+            Stage(f"eval-{name}", "3", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
         ]
     return listed
 

@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
+from pipeline import onednn
 from pipeline.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
 from pipeline.ranks import is_first, ranks, share_of_step
 from pipeline.unlearn import head
@@ -84,6 +85,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     head.install(model)
+    onednn.install(model)
     return model, tokenizer
 
 

@@ -120,7 +120,7 @@ class _TiedLookup(torch.autograd.Function):
         return grad.index_add_(0, ids[own], upstream[own].to(grad.dtype)), None, None, None
 
 
-class AnswerHead(torch.nn.Linear):
+class AnswerHead(onednn.Linear):
     """A language model's head that can answer with log-probabilities of given tokens instead of logits.
 
     It does so inside the model's own forward, where whoever shards the weights has them gathered.
