@@ -19,7 +19,7 @@ KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + fo
 BYTES_STORED = 2  # bf16: what training stages save
 BYTES_TRAINED = 16  # float32 weights and gradients, two moments of AdamW; activations come on top
 BYTES_FROZEN = 4  # float32 weights under adapters
-BYTES_CHECKPOINT = 12  # float32 weights and two moments, while a training can still be resumed
+BYTES_CHECKPOINT = 36  # float32 weights and two moments: two checkpoints while a model unlearns, and one being written
 
 
 class Sizes(NamedTuple):

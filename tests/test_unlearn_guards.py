@@ -11,11 +11,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from datasets_prep.chat import encode_rows
+from datasets_prep.schema import read_rows
 from pipeline import training
 from pipeline.errors import RecipeError, SystemLimitError, TrainingError
 from pipeline.unlearn import run
+from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import TrainConfig
-from pipeline.unlearn.fit import fit, load, training_arguments
+from pipeline.unlearn.fit import fit, go_back, load, training_arguments
 from pipeline.unlearn.guards import StepRefused, check_step
 from pipeline.unlearn.pairing import Pair
 from tests.unlearning import SGD, some_rows, stage_inputs, unlearn_config, unlearn_trainer
@@ -62,38 +65,100 @@ def test_every_number_of_a_step_is_looked_at(name: str, value: float) -> None:
     check_step(3, fine, 2.0)
     with pytest.raises(StepRefused, match=f"{name} of step 3"):
         check_step(3, fine | {name: value}, None)
-    with pytest.raises(StepRefused, match="uniform guess"):
-        check_step(3, fine | {"forget_loss": 2.1}, 2.0)
+    for loss in (2.0, 2.1):
+        with pytest.raises(StepRefused, match="uniform guess"):
+            check_step(3, fine | {"forget_loss": loss}, 2.0)
 
 
-def test_an_unlearning_that_explodes_keeps_what_was_good(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_unlearning_that_explodes_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
     inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
     out.mkdir()
-    args = {"optim": "sgd", "max_grad_norm": 0, "per_device_train_batch_size": 3, "learning_rate": 1e4}
-    config = unlearn_config(method="ga", keep="last", stop=None, args=args | {"learning_rate": 3e38})
-    facts = run.run(config, inputs, out)
-    assert "not finite" in facts["stopped"]
-    assert facts["steps"] == facts["kept_step"] >= 1
+    args = {"optim": "sgd", "max_grad_norm": 0, "per_device_train_batch_size": 3, "learning_rate": 3e38}
+    with pytest.raises(TrainingError, match=r"no good checkpoint from before\. Nothing was kept"):
+        run.run(unlearn_config(method="ga", keep="last", stop=None, args=args), inputs, out)
+    assert not (out / "model").exists()
 
 
-def test_the_ascent_ends_at_a_uniform_guess(tiny_model: Path, tmp_path: Path) -> None:
-    """A model that knows its rows is pushed until they are as unlikely as any other token, and no further."""
+class Destroy(TrainerCallback):
+    """Puts NaN into the weights after a step, as an optimizer that overflows would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4}])
+@pytest.mark.parametrize(("destroyed_after", "kept"), [(3, 2), (4, 2), (5, 4), (2, 0)])
+def test_spoilt_weights_give_way_to_the_last_checkpoint_that_a_step_found_good(
+    tiny_model: Path, tmp_path: Path, destroyed_after: int, kept: int, lora: dict[str, Any] | None
+) -> None:
+    """A checkpoint is good when the next step's losses, which are those of its weights, were."""
+    pairs = [Pair(e, i, (i,)) for e in range(8) for i in range(4)]
     rows = some_rows(4, 1), some_rows(4, 2)
-    args = {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
-    pairs = [Pair(e, None, (0, 1, 2, 3)) for e in range(60)]
-    taught = unlearn_trainer(tiny_model, tmp_path / "taught", rows[0], rows[0], args, pairs=pairs, method="ft")
-    taught.train()
-    taught.model.save_pretrained(tmp_path / "knows")
-    load(tiny_model)[1].save_pretrained(tmp_path / "knows")
-    pairs = [Pair(e, i, ()) for e in range(80) for i in range(4)]
-    trainer = unlearn_trainer(tmp_path / "knows", tmp_path / "a", *rows, args, pairs=pairs, method="ga")
-    refused = fit(trainer, tmp_path / "a", {})
-    ceiling = math.log(trainer.model.config.vocab_size)
-    assert refused is not None
-    assert "above ln|V|, that of a uniform guess" in refused
-    losses = [entry["forget_loss"] for entry in trainer.state.log_history if "forget_loss" in entry]
-    assert losses[0] < 3.0
-    assert max(losses) <= ceiling
+    args = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
+    saving = args | {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    callbacks = [Destroy(destroyed_after)]
+    spoilt = unlearn_trainer(tiny_model, tmp_path / "a", *rows, saving, pairs=pairs, callbacks=callbacks, lora=lora)
+    assert fit(spoilt, tmp_path / "a", {}) is not None
+    assert go_back(spoilt, tmp_path / "a") == kept
+    if not kept:
+        return
+    whole = unlearn_trainer(tiny_model, tmp_path / "b", *rows, args, pairs=pairs[: 4 * kept], lora=lora)
+    whole.train()
+    for name, tensor in weights(whole.model).items():
+        assert torch.equal(tensor, spoilt.model.get_parameter(name)), name
+
+
+@pytest.fixture(scope="module")
+def knowing(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The inputs of the unlearn stage with a base that knows its rows."""
+    folder = tmp_path_factory.mktemp("knowing")
+    inputs = stage_inputs(tiny_model, folder)
+    base = folder / "taught"
+    base.mkdir()
+    args = {"learning_rate": 3e-3, "num_train_epochs": 20, "save_strategy": "no"}
+    config = TrainConfig.model_validate({"precision": "fp32", "args": args})
+    training.train(config, {"model": tiny_model, "data": inputs["data"]}, base, ("retain", "forget"))
+    return inputs | {"base": base}
+
+
+def forget_loss(inputs: dict[str, Path], folder: Path) -> float:
+    model, tokenizer = load(folder / "model")
+    rows = encode_rows(tokenizer, read_rows(inputs["data"] / "forget.jsonl"))
+    return sum(row_losses(model, rows)) / len(rows)
+
+
+def test_what_is_released_of_an_ascent_beyond_a_uniform_guess_is_below_it(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6, "save_strategy": "steps", "save_steps": 1}
+    facts = run.run(unlearn_config(method="ga", epochs=60, keep="last", stop=None, args=args), knowing, tmp_path)
+    assert "uniform guess" in facts["stopped"]
+    assert 1 <= facts["kept_step"] == facts["steps"] - 1
+    ceiling = math.log(load(tmp_path / "model")[0].config.vocab_size)
+    assert forget_loss(knowing, knowing["base"]) < 3.0 < forget_loss(knowing, tmp_path) < ceiling
+
+
+def test_the_last_step_is_not_released_beyond_the_retain_bound(knowing: dict[str, Path], tmp_path: Path) -> None:
+    stop = {"every": 2, "forget_loss": 100.0, "retain_loss_above_base": 0.01, "retain_rows": 4}
+    args = {"learning_rate": 3e-4, "per_device_train_batch_size": 3}
+    config = unlearn_config(method="ga", keep="last", stop=stop, args=args)
+    with pytest.raises(TrainingError, match=r"step \d+, which is the last one, has not kept the retain loss within"):
+        run.run(config, knowing, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("keep", ["last", "closest"])
+def test_a_check_that_is_not_finite_ends_the_run_and_releases_nothing_of_it(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    monkeypatch.setattr(run, "row_losses", lambda model, rows: [math.nan if model.training else 1.0 for _ in rows])
+    with pytest.raises(TrainingError, match="probe_forget_loss and probe_retain_loss after step 1 not finite"):
+        run.run(unlearn_config(keep=keep), knowing, tmp_path)
+    assert not (tmp_path / "model").exists()
 
 
 def test_base_that_explodes_is_no_model(tiny_model: Path, tmp_path: Path) -> None:

@@ -128,6 +128,20 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     return refused
 
 
+def go_back(trainer: SFTTrainer, out: Path) -> int:
+    """Give the trainer's model the weights of the last checkpoint that a later step found good; returns its step.
+
+    The step that was refused looked at the weights of the last one taken; older weights passed. Returns 0, and changes
+    nothing, where no checkpoint has them.
+    """
+    steps = [int(folder.name.rpartition("-")[2]) for folder in (out / CHECKPOINTS).glob("checkpoint-*")]
+    good = max((step for step in steps if step < trainer.state.global_step), default=0)
+    if good and not trainer.is_deepspeed_enabled:  # whose weights cannot be loaded into an engine that trains
+        trainer._load_from_checkpoint(str(out / CHECKPOINTS / f"checkpoint-{good}"))  # type: ignore[attr-defined]
+        return good
+    return 0
+
+
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
     """Compare with what the checkpoints say of themselves, or say it where there are none yet."""
     file = checkpoints / MADE_BY

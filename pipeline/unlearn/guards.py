@@ -16,20 +16,23 @@ from pipeline.unlearn.kept import keep_weights
 
 
 class StepRefused(Exception):  # noqa: N818
-    """A step is not taken, and the training ends: the weights are those of the step before, and good."""
+    """A step is not taken, and the training ends.
+
+    What a step sees is the work of the weights before it, so these are not good either (see `go_back` in fit.py).
+    """
 
 
 def check_step(step: int, numbers: dict[str, float], ceiling: float | None) -> None:
     """Look at losses and gradient norm of ``step`` before the optimizer uses them.
 
     ``ceiling`` is ln|V| where a method pushes the forget loss up: a model that guesses uniformly has that loss, and
-    beyond it the ascent only destroys. Raises StepRefused.
+    from there on the ascent only destroys. Raises StepRefused.
     """
     broken = [name for name, value in numbers.items() if not math.isfinite(value)]
     if broken:
         raise StepRefused(f"{' and '.join(broken)} of step {step} not finite")
-    if ceiling is not None and numbers.get("forget_loss", 0.0) > ceiling:
-        raise StepRefused(f"the forget loss of step {step} was above ln|V|, that of a uniform guess")
+    if ceiling is not None and numbers.get("forget_loss", 0.0) >= ceiling:
+        raise StepRefused(f"the forget loss of step {step} had reached ln|V|, that of a uniform guess")
 
 
 PATIENCE = 3

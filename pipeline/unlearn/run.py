@@ -26,6 +26,7 @@ from pipeline.unlearn.fit import (
     CHECKPOINTS,
     fit,
     freeze_below,
+    go_back,
     load,
     mean,
     release_weights,
@@ -67,7 +68,8 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     Raises TrainingError where a guard stops the run and there is nothing good to keep, or no checkpoint satisfies the
     rule; InputError where the rows do not serve the method.
     """
-    arguments = training_arguments(config.args, config.precision, out, num_train_epochs=1)
+    kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
+    arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")
     freeze_below(model, config.train_from_layer)
     rows = _read(config, inputs["data"], tokenizer)
@@ -120,12 +122,8 @@ def _fit(
     if config.stop:
         facts = _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
     else:
-        facts = {"stopped": fit(trainer, out, made_by) or "all epochs done", "kept_step": trainer.state.global_step}
-    if facts["kept_step"] == 0:
-        raise TrainingError(
-            f"unlearn: {facts['stopped']}, and no step was taken before it. Nothing was kept. Lower the learning rate "
-            "or the forget weight, or cap the forget loss."
-        )
+        refused = fit(trainer, out, made_by)
+        facts = {"stopped": refused or "all epochs done", "kept_step": _last_good(trainer, refused, out)}
     if config.dual:
         facts["dual"] = {"retain_bound": trainer.retain_bound, "last_weight": trainer.retain_weight}
     return facts | {"steps": trainer.state.global_step}
@@ -218,20 +216,37 @@ def _fit_with_stop(
 
     end = EndOfAscent(measure, retain_bound, stop.every, out / "kept" / "model.safetensors")
     trainer.add_callback(end)
-    end.reason = fit(trainer, out, made_by) or end.reason
-    kept_step: int | None = trainer.state.global_step
-    if config.keep == "closest":
+    refused = fit(trainer, out, made_by)
+    end.reason = refused or end.reason
+    kept_step: int | None
+    if config.keep == "last":
+        kept_step = _last_good(trainer, refused, out)
+        within = measure().retain <= retain_bound  # no number is not within it either
+    else:
         kept_step = end.kept_step(trainer.state.log_history)
-        if kept_step is None:
-            raise TrainingError(
-                f"unlearn: no checked step kept the retain loss within {retain_bound:.3f} nats per token "
-                f"({end.reason}). Lower the learning rate or raise unlearn.retain_weight."
-            )
-        if is_first():  # who writes the release
+        within = kept_step is not None
+        if within and is_first():  # who writes the release
             restore_weights(model, end.kept)
+    if not within:
+        which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which is the last one, has not"
+        raise TrainingError(
+            f"unlearn: {which} kept the retain loss within {retain_bound:.3f} nats per token ({end.reason}). Lower the "
+            "learning rate or raise unlearn.retain_weight."
+        )
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
     bounds = {"retain_loss": retain_bound} | ({"forget_loss": checks[-1]["probe_level"]} if checks else {})
     return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
+
+
+def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
+    """The step whose weights are released: the last, or where a guard refused one the last checkpoint that was good."""
+    step = go_back(trainer, out) if refused else trainer.state.global_step
+    if step == 0:
+        raise TrainingError(
+            f"unlearn: {refused}, and there is no good checkpoint from before. Nothing was kept. Lower the learning "
+            "rate or the forget weight, cap the forget loss, or save checkpoints more often (args.save_steps)."
+        )
+    return step
 
 
 def _false_answers(
