@@ -95,14 +95,17 @@ def generation_losses(
     tokenizer: PreTrainedTokenizerBase,
     encode: Encoder,
 ) -> dict[str, float]:
-    """Mean NLL of each generation that is not empty, in nats per token, under the scorer's model; by ``row_id``."""
+    """Mean NLL of each generation that is not empty, in nats per token, under the scorer's model; by ``row_id``.
+
+    Scored is the text without special tokens and without the white space around it.
+    """
     special = list(tokenizer.get_added_vocab())
     texts = {}
     for sample in samples:
         text = sample.get("generation", "")
         for token in special:  # a model can spell one out of other tokens, and a chat row must not hold it
             text = text.replace(token, " ")
-        if text.strip():
+        if text := text.strip():  # some templates trim an answer, and what they trim cannot be scored
             texts[sample["row_id"]] = text
     scores = scorer.score([encode(questions[row_id], text) for row_id, text in texts.items()])
     return {row_id: float(-found.logprobs.mean()) for row_id, found in zip(texts, scores, strict=True)}
