@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+    from benchmarks.gd_step import Step
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread: on a shared machine two measure the neighbours
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,15 +60,22 @@ def _against_naive(model: Path, *, header: bool, bar: float) -> Iterator[Line]:
     theirs, own = gd_step.load(model, ours=False), gd_step.load(model, ours=True)
     naive = gd_step.Step(theirs, lambda: gd_step.naive_loss(theirs, forget, retain))
     ours = gd_step.Step(own, lambda: gd_step.packed_loss(own, batch))
-    loss, gradient = gd_step.differences(naive, ours)
-    assert loss < 1e-4, loss
-    assert gradient < 1e-3, gradient
+    same = _same(naive, ours)
     rows = "below the template's system header" if header else "without a system header"
-    same = f"same loss to {loss:.0e}, gradient to {gradient:.0e}"
     found = gd_step.seconds({"naive": naive, "ours": ours})
     yield Line(f"GD step, rows {rows}, fp32 ({same})", found["naive"], found["ours"], bar=bar)
     found = gd_step.seconds({"naive": naive, "ours": ours}, bf16=True)
     yield Line("the same in bf16", found["naive"], found["ours"], bar=bar)
+
+
+def _same(naive: Step, ours: Step) -> str:
+    """That two forms have the same loss and gradient, in words."""
+    from benchmarks import gd_step
+
+    loss, gradient = gd_step.differences(naive, ours)
+    assert loss < 1e-4, loss
+    assert gradient < 1e-3, gradient
+    return f"same loss to {loss:.0e}, gradient to {gradient:.0e}"
 
 
 def sharing(model: Path) -> Iterator[Line]:
@@ -101,6 +110,8 @@ def adapters(model: Path) -> Iterator[Line]:
     for lora, what, bar in ((False, "the naive full fine-tune", 0.55), (True, "the naive form with the same", None)):
         theirs = gd_step.load(model, ours=False, lora=lora)
         naive = gd_step.Step(theirs, lambda theirs=theirs: gd_step.naive_loss(theirs, forget, retain))
+        if lora:
+            what = f"{what} ({_same(naive, ours)})"
         found = gd_step.seconds({"naive": naive, "ours": ours})
         yield Line(f"LoRA on all linear layers, no header, against {what}", found["naive"], found["ours"], bar=bar)
 
@@ -112,9 +123,7 @@ def vocabulary(model: Path) -> Iterator[Line]:
     for below in (False, True):
         rows = "below the system header" if below else "no header"
         forms = {form: large_vocabulary.step(form, model, header=below) for form in ("naive", "ours")}
-        loss, gradient = gd_step.differences(forms["naive"], forms["ours"])
-        assert loss < 1e-4, loss
-        assert gradient < 1e-3, gradient
+        _same(forms["naive"], forms["ours"])
         found = gd_step.seconds(forms)
         yield Line(f"128,256-token vocabulary, {rows}: time", found["naive"], found["ours"], bar=0.4)
         bytes_of = {form: large_vocabulary.step_memory(form, model, header=below) / 1e6 for form in forms}
@@ -186,11 +195,21 @@ def commands(model: Path) -> Iterator[Line]:
 
 
 def evaluation(model: Path) -> Iterator[Line]:
-    """One pass for all log-probability metrics; a table of its own, on base."""
+    """One pass for all log-probability metrics of base, against one metric at a time and against the forward alone."""
     from benchmarks import eval_pass
 
-    eval_pass.show(model.parent)
-    return iter(())
+    found = eval_pass.run(model.parent / "base" / "model", model.parent / "data")
+    assert found["difference"] < 1e-3, found["difference"]
+    assert found["padding_bare"] <= 0.10, found["padding_bare"]
+    assert found["padding_generation"] <= 0.10, found["padding_generation"]
+    metrics = len(eval_pass.ONE_BY_ONE)
+    what = f"{metrics} log-probability metrics in one pass, against one at a time (same to {found['difference']:.0e})"
+    yield Line(what, found["one_by_one"], found["one_pass"], bar=0.20)
+    texts = f"{found['texts']:.0f} texts of {found['tokens']:.0f} tokens"
+    padding = f"padding {found['padding_bare']:.1%}, of prompts of generations {found['padding_generation']:.1%}"
+    what = f"the same pass against a bare forward in padded batches of {eval_pass.BATCH} ({texts}; {padding})"
+    yield Line(what, found["bare"], found["one_pass"], bar=1.15)
+    yield Line("memory that both add at their peak", found["memory_bare"], found["memory_one_pass"], "MB")
 
 
 def _command_seconds(*argv: str, rounds: int = 5) -> float:

@@ -224,5 +224,6 @@ class Gate(Condition):
 
     @property
     def needs_gold(self) -> bool:
-        """Whether it compares with gold."""
-        return self.metric in NEEDS_GOLD or any(reference.of == "gold" for reference in self.references)
+        """Whether it compares with gold; the gaps of an audit are differences to gold."""
+        gap = self.metric in AUDIT_METRICS and self.metric.endswith("_gap")
+        return gap or self.metric in NEEDS_GOLD or any(reference.of == "gold" for reference in self.references)

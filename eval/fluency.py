@@ -2,7 +2,8 @@
 
 Words are letters only, in lower case. A word is known where a spelling dictionary of the row's language has it
 (pyspellchecker, which carries lists for the five languages of FAME) or where any row of that language does: names of
-invented people and places are in no dictionary. See docs/decisions/0020.
+invented people and places are in no dictionary. Where nothing but numbers is said, they must be those of rows: a year
+is an answer, and any digits are not. See docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORD = re.compile(r"[^\W\d_]+")
+TOKEN = re.compile(r"\w+")
 NGRAM = 3
 
 
@@ -28,14 +30,18 @@ def words(text: str) -> list[str]:
 
 
 def repeated_ngrams(text: str) -> float:
-    """The share of the text's runs of three words (digits count as words here) that occurred in it before."""
-    tokens = re.findall(r"\w+", text.lower())
-    ngrams = [tuple(tokens[i : i + NGRAM]) for i in range(len(tokens) - NGRAM + 1)]
+    """The share of the text's runs of three words (digits count as words here) that occurred in it before.
+
+    The runs of a shorter text are one word shorter than the text, so that "the the" and "the the the" repeat one too.
+    """
+    tokens = TOKEN.findall(text.lower())
+    size = min(NGRAM, len(tokens) - 1)
+    ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)] if size > 0 else []
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 class Vocabulary:
-    """The words that are known in each language: those of a dictionary, and those of the rows."""
+    """The words that are known in each language: those of a dictionary, and those of the rows with their numbers."""
 
     def __init__(self, rows: Iterable[Row], perturbed: Iterable[PerturbedRow]) -> None:
         self._of_rows: dict[str | None, set[str]] = {}
@@ -48,14 +54,19 @@ class Vocabulary:
                 self._add(language_of[false.row_id], " ".join(false.answers))
 
     def _add(self, language: str | None, text: str) -> None:
-        self._of_rows.setdefault(language, set()).update(words(text))
+        self._of_rows.setdefault(language, set()).update(words(text), re.findall(r"\d+", text))
 
     def unknown(self, text: str, language: str | None) -> float:
-        """The share of the text's words that are not known; of a row without a language, in none of the languages."""
+        """The share of the text's words that are not known; of a row without a language, in none of the languages.
+
+        A text without words has a share of 1, unless all of its numbers are some row's.
+        """
         found = words(text)
         own = self._of_rows.get(language, set())
+        if not found:
+            return float(not own.issuperset(TOKEN.findall(text)))
         unknown = [word for word in found if word not in own and not _in_dictionary(word, language)]
-        return len(unknown) / len(found) if found else 0.0
+        return len(unknown) / len(found)
 
 
 def _in_dictionary(word: str, language: str | None) -> bool:
@@ -95,14 +106,17 @@ def generation_losses(
     tokenizer: PreTrainedTokenizerBase,
     encode: Encoder,
 ) -> dict[str, float]:
-    """Mean NLL of each generation that is not empty, in nats per token, under the scorer's model; by ``row_id``."""
+    """Mean NLL of each generation that is not empty, in nats per token, under the scorer's model; by ``row_id``.
+
+    Scored is the text without special tokens and without the white space around it.
+    """
     special = list(tokenizer.get_added_vocab())
     texts = {}
     for sample in samples:
         text = sample.get("generation", "")
         for token in special:  # a model can spell one out of other tokens, and a chat row must not hold it
             text = text.replace(token, " ")
-        if text.strip():
+        if text := text.strip():  # some templates trim an answer, and what they trim cannot be scored
             texts[sample["row_id"]] = text
     scores = scorer.score([encode(questions[row_id], text) for row_id, text in texts.items()])
     return {row_id: float(-found.logprobs.mean()) for row_id, found in zip(texts, scores, strict=True)}

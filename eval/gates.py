@@ -130,7 +130,10 @@ def _unmeasured(gate: Condition) -> dict[str, Any]:
 
 
 def _without_gold(gate: Condition) -> bool:
-    return gate.metric in against_holdout.METRIC_NAMES or any(r.of == "holdout" for r in gate.references)
+    """Whether the verdict rests on holdout rows and not on gold, as that of a membership score alone does."""
+    of = {reference.of for reference in gate.references}
+    alone = gate.metric.startswith("mia_") and "gold" not in of
+    return gate.metric in against_holdout.METRIC_NAMES or "holdout" in of or alone
 
 
 def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str) -> Record:

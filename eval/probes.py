@@ -181,12 +181,12 @@ def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tenso
     found = [_vocabulary_sums(logits[begin : begin + POSITIONS].float()) for begin in range(0, len(logits), POSITIONS)]
     normaliser, mean, deviation = (torch.cat([sums[i] for sums in found]) for i in range(3))
     best = torch.cat([sums[3] for sums in found])
-    if not bool(torch.isfinite(normaliser).all()):
+    logprobs = logits[rows, targets].float() - normaliser[rows]
+    z_scores = (logprobs - mean[rows]) / deviation[rows]
+    if not bool(torch.isfinite(torch.stack([logprobs, z_scores])).all()):  # one logit at -inf leaves the sum finite
         raise ModelError(
             "The model's logits are not finite: its weights hold NaN or infinity, or overflow. Train it again."
         )
-    logprobs = logits[rows, targets].float() - normaliser[rows]
-    z_scores = (logprobs - mean[rows]) / deviation[rows]
     return (
         logprobs.double().cpu().numpy(),
         (best[rows] == targets).cpu().numpy(),

@@ -76,10 +76,13 @@ def set_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config
 
 
 def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
-    """TOFU's harmonic mean, over the parts that were measured; its note names them. None without any of retain."""
+    """TOFU's harmonic mean, over the parts that were measured; its note names them.
+
+    ``n`` is that of the part with the fewest rows: the others cannot make up for it.
+    """
     sets: list[tuple[list[Floats], Strata]] = []
     means: dict[str, float] = {}
-    rows = 0
+    counts: list[int] = []
     for split, parts in UTILITY_PARTS.items():
         found = _split(samples, split)
         columns = {part: _with_gaps(found, part, split) for part in parts}
@@ -87,13 +90,13 @@ def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list
         means |= {f"{part} {split}": float(np.nanmean(column)) for part, column in columns.items()}
         if columns:
             sets.append((list(columns.values()), _strata(found)))
-            rows += len(found)
+            counts += [int(np.isfinite(column).sum()) for column in columns.values()]
     if not means:
         return []
     interval = intervals.model_utility_interval(sets, config.bootstrap_samples, config.seed)
     value = metrics.model_utility(list(means.values()))
     note = f"harmonic mean of {', '.join(means)}"
-    return [_record("model_utility", "retain+general", value, interval, rows, note=note)]
+    return [_record("model_utility", "retain+general", value, interval, min(counts), note=note)]
 
 
 def _groups(rows: list[Sample], *, whole: bool) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
@@ -172,7 +175,7 @@ def _privacy_leak_record(
     interval = intervals.privacy_leak_interval(
         ours, theirs, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
     )
-    return _record("privacy_leak", "forget", value, interval, len(forget))
+    return _record("privacy_leak", "forget", value, interval, min(len(forget), len(holdout)))
 
 
 def _split(samples: Sequence[Sample], split: str) -> dict[str, Sample]:

@@ -53,10 +53,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Table:
-    """Models, and whether every value has an interval and a number of rows."""
+    """The models of a file."""
 
     models: list[Measured]
-    intervals: bool
 
     def reference(self, role: str) -> list[Record]:
         """The records of base or gold; nothing where the table has none."""
@@ -65,6 +64,18 @@ class Table:
     def unlearned(self) -> list[Measured]:
         """The models that are no reference."""
         return [model for model in self.models if model.role is None]
+
+    def has_intervals(self, gate: Condition) -> bool:
+        """Whether every value that the gate reads, of every model, has an interval and a number of rows."""
+        of = {reference.of for reference in gate.references}
+        splits = {gate.split, "holdout"} if "holdout" in of else {gate.split}
+        return all(
+            record.n > 0
+            for model in self.models
+            for record in model.records
+            if record.metric == gate.metric
+            and (record.split in splits if model.role is None else model.role in of and record.split == gate.split)
+        )
 
 
 def read_table(path: Path) -> Table:
@@ -81,7 +92,7 @@ def read_table(path: Path) -> Table:
             raise InputError(f"{path}: several models have the role {role}. Give one.")
     if all(model.role for model in models):
         raise InputError(f"{path}: all models are references. Give at least one to be judged.")
-    return Table(models, all(record.n > 0 for model in models for record in model.records))
+    return Table(models)
 
 
 def _model(path: Path, entry: Any) -> Measured:
@@ -96,7 +107,7 @@ def _model(path: Path, entry: Any) -> Measured:
         if role not in (None, *ROLES):
             raise ValueError(f"role is {role!r}; it is base, gold or absent")  # noqa: TRY301
         records = [_record(m, split, value) for split, found in values.items() for m, value in found.items()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         shown = entry.get("model", "?") if isinstance(entry, dict) else entry
         raise InputError(
             f"{path}: model {shown!r} cannot be read ({error!r}). Its shape is in eval/replay.py."
@@ -116,7 +127,7 @@ def _record(metric: str, split: str, value: Any) -> Record:
     version = METRICS[metric].version if metric in METRICS else 1
     if isinstance(value, dict):
         point, low, high = (float(value[key]) for key in ("value", "ci_low", "ci_high"))
-        return Record(metric, split, point, low, high, int(value["n"]), None, version)
+        return Record(metric, split, point, low, high, int(float(value["n"])), None, version)
     point = float(value)
     return Record(metric, split, point, point, point, 0, None, version)
 
@@ -124,9 +135,9 @@ def _record(metric: str, split: str, value: Any) -> Record:
 def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], list[Condition]]:
     """The gates that the table can answer, and the others.
 
-    A table without intervals is judged by its points, and one without numbers of rows without ``min_n``: what a
-    threshold decides can be seen, what the rows could show cannot. An AUC in units of gold's fits no other bound than a
-    multiple of gold's.
+    A gate that reads values without intervals and numbers of rows is judged by the points and without ``min_n``: what
+    a threshold decides can be seen, what the rows could show cannot. An AUC in units of gold's fits no other bound than
+    a multiple of gold's.
     """
     there = {(record.metric, record.split) for model in table.models for record in model.records}
     flat = any(record.split == TABLE for model in table.models for record in model.records)
@@ -136,7 +147,7 @@ def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], 
         fits = not (flat and gate.metric.startswith("mia_")) or _multiple_of_gold(gate)
         references = all(table.reference(reference.of) for reference in gate.references if reference.of in ROLES)
         usable = (gate.metric, gate.split) in there and fits and references
-        (found if usable else others).append(gate if table.intervals else _by_point(gate))
+        (found if usable else others).append(gate if table.has_intervals(gate) else _by_point(gate))
     return found, others
 
 

@@ -7,7 +7,7 @@ world_facts, as the public logs of `locuslab/tofu` (arXiv 2401.06121) hold them.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,8 @@ def _check_value(column: str, value: Any, where: str) -> None:
         for place, loss in enumerate(value):
             _check_value(TRUE, loss, f"{where}[{place}]")
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    upper = 1.0 if column == RECALL else math.inf
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    upper = 1.0 if column == RECALL else sys.float_info.max  # an integer of JSON can be larger than any float
     if not number or not 0.0 <= value <= upper:
         allowed = "a number from 0 to 1" if column == RECALL else "a mean token loss in nats, finite and not negative"
         raise InputError(f"{where} is {value!r:.40}; it must be {allowed}.")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasets_prep.config import DataConfig
-from eval.config import AUDIT_METRICS, EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
+from eval.config import ALL_METRICS, AUDIT_METRICS, EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
 from model_card.config import CardConfig
 from pipeline.errors import RecipeError
 from pipeline.publish.config import PublishConfig
@@ -115,13 +115,6 @@ class Recipe(Strict):
     card: CardConfig
     publish: PublishConfig
 
-    @field_validator("equivalence")
-    @classmethod
-    def _known_metrics(cls, margins: dict[str, float]) -> dict[str, float]:
-        if unknown := sorted(margins.keys() - METRICS):
-            raise ValueError(f"no metric is called {unknown[0]!r}; there are {', '.join(METRICS)}")
-        return margins
-
     @field_validator("name")
     @classmethod
     def _own_folder(cls, name: str) -> str:
@@ -137,6 +130,7 @@ class Recipe(Strict):
             raise ValueError("base.seeds: only gold is trained several times")
         self._can_be_audited()
         self._suites_are_asked_for()
+        self._margins_are_of_metrics()
         if self.gold == "none":
             for i, gate in enumerate(self.gates):
                 if gate.needs_gold:
@@ -157,6 +151,11 @@ class Recipe(Strict):
             seeds = None if isinstance(self.gold, str) else self.gold.seeds
             if gate.metric == "leak_coordinate" and not seeds:
                 raise ValueError(f"gates[{i}] is on leak_coordinate, which needs the variance of gold; give gold.seeds")
+            if gate.metric == "leak_coordinate_one_gold" and seeds:
+                raise ValueError(
+                    f"gates[{i}] is on leak_coordinate_one_gold, and gold.seeds gives several golds; gate "
+                    "leak_coordinate, or take the seeds out"
+                )
         if self.gold == "none" and self.eval.relative:
             raise ValueError("eval.relative measures the way from gold to base, and gold is none; take it out")
 
@@ -169,6 +168,14 @@ class Recipe(Strict):
                     f"gates[{i}] is on {gate.metric!r} of {gate.split!r}, which is no metric of ours on a split of "
                     f"ours, and no suite of the eval section ({', '.join(tasks) or 'it has none'})"
                 )
+
+    def _margins_are_of_metrics(self) -> None:
+        """Only lm-eval knows the metrics of the suites, so where there are some every other name may be one of them."""
+        if (unknown := sorted(self.equivalence.keys() - ALL_METRICS)) and not self.eval.suites:
+            raise ValueError(
+                f"equivalence: no metric is called {unknown[0]!r}, and the eval section has no suites, whose metric it "
+                f"could be; there are {', '.join(METRICS)}, and those of an audit (see eval/audit_config.py)"
+            )
 
     def unpinned(self) -> list[str]:
         """The keys that must name a commit before this recipe may be released."""

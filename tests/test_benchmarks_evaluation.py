@@ -1,10 +1,20 @@
-"""`python -m benchmarks.evaluation`: its second run is demo-overforget, audited; its tables say what was measured."""
+"""`python -m benchmarks.evaluation`: its second run is demo-overforget, audited; its tables say what was measured.
+
+And `python -m benchmarks evaluation`, the time that an evaluation takes.
+"""
 
 from __future__ import annotations
 
-from benchmarks import evaluation
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import eval_pass, evaluation
 from eval.schema import Record
 from pipeline.recipe import load_recipe
+from tests.eval_rows import build_data
 
 
 def record(value: float, half: float, metric: str = "fluency", split: str = "forget") -> Record:
@@ -46,3 +56,35 @@ def test_gates_stand_side_by_side() -> None:
         "| fluency forget | 0.9: passes | 0.6: **fails** |",
         "| fluency forget | 0.9: passes | not measured: **fails** |",
     ]
+
+
+def test_the_bench_has_bars_and_refuses_other_numbers_and_much_padding(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = eval_pass.run(tiny_model, build_data(tmp_path), rounds=1)
+    assert found["texts"] > len(eval_pass.ONE_BY_ONE)
+    assert found["difference"] < 1e-3
+    good = found | {"one_by_one": 10.0, "bare": 2.0, "one_pass": 2.0, "padding_bare": 0.1, "padding_generation": 0.1}
+    monkeypatch.setattr(eval_pass, "run", lambda *_: good)
+    assert [(line.ours / line.baseline, line.bar) for line in bench.evaluation(tmp_path)][:2] == [(0.2, 0.2), (1, 1.15)]
+    for name, bad in (("difference", 1e-3), ("padding_bare", 0.11), ("padding_generation", 0.11)):
+        monkeypatch.setattr(eval_pass, "run", lambda *_, name=name, bad=bad: good | {name: bad})
+        with pytest.raises(AssertionError):
+            list(bench.evaluation(tmp_path))
+
+
+def test_the_bare_forward_runs_on_the_library_that_ours_runs_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = eval_pass.Set(tiny_model, build_data(tmp_path), 3)
+    replaced = []
+
+    def padded_logits(model: Any, examples: Any) -> Any:
+        replaced.append("forward" in vars(model.lm_head))
+        return real(model, examples)
+
+    real = eval_pass.padded_logits
+    monkeypatch.setattr(eval_pass, "padded_logits", padded_logits)
+    measured.bare()
+    assert all(replaced)
+    assert replaced

@@ -19,7 +19,9 @@ from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import SPLITS, write_rows
 from eval import records, suite
 from eval.config import EvalConfig
+from eval.fluency import generation_losses
 from eval.metrics import retain_truth_ratios
+from eval.probes import Scorer
 from eval.schema import Record, find_record, read_records, read_samples
 from pipeline.errors import ArtifactError, ModelError
 from pipeline.progress import Report, listening
@@ -64,13 +66,25 @@ def test_generations_are_scored_under_base(evaluated, base):
     scored = [s for s in read_samples(evaluated / "samples.jsonl") if "generation_nll" in s]
     assert len(scored) == len(ROWS["forget"])
     for sample in scored:
-        text = sample["generation"].replace("<|im_start|>", " ").replace("<|im_end|>", " ")
+        text = sample["generation"].replace("<|im_start|>", " ").replace("<|im_end|>", " ").strip()
         ids, start = encode(tokenizer, chat_example(tokenizer, questions[sample["row_id"]], text))
         with torch.no_grad():
             logprobs = model(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
         nll = -logprobs.gather(1, torch.tensor(ids[start:])[:, None]).mean()
         assert sample["generation_nll"] == pytest.approx(float(nll), rel=1e-4)
     assert find_record(read_records(evaluated / "results.json"), "generation_nll", "forget").n > 0
+
+
+def test_generations_are_scored_below_a_template_that_trims_answers(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    scorer = Scorer(AutoModelForCausalLM.from_pretrained(tiny_model).eval(), 512)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+    said = {"a": "\nx ", "b": " Ana", "c": "Ana", "d": "<|im_start|><|im_end|>", "e": "<|im_end|>\nx\t", "f": " \n"}
+    samples = [{"row_id": row_id, "generation": text} for row_id, text in said.items()]
+    encoder = lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))  # noqa: E731
+    found = generation_losses(samples, dict.fromkeys(said, "Who?"), scorer, tokenizer, encoder)
+    assert set(found) == {"a", "b", "c", "e"}
+    assert found["a"] == found["e"] != found["b"] == found["c"]
 
 
 def test_base_itself_is_loaded_once(base, data, tmp_path):
@@ -198,6 +212,7 @@ def test_paraphrases_are_used_and_counted(tiny_model, data, tmp_path):
 def test_model_utility_is_the_harmonic_mean_of_the_parts_that_it_names(evaluated):
     found = read_records(evaluated / "results.json")
     record = find_record(found, "model_utility", "retain+general")
+    assert record.n == len(ROWS["retain"]) - 1  # one retain row has no false answers, so no truth ratio
     named = [part.split() for part in record.note.removeprefix("harmonic mean of ").split(", ")]
     assert len(named) == 5
     values = [find_record(found, metric, split).value for metric, split in named]
@@ -234,6 +249,8 @@ def test_records_of_known_samples() -> None:
         assert find_record(found, metric, "forget").value == pytest.approx(5 / 6)
     assert find_record(found, "forget_quality", "forget").value == 1.0
     assert find_record(found, "privacy_leak", "forget").value == 0.0
+    for metric in (*records.MEMBERSHIP, "privacy_leak"):  # three forget rows cannot make up for two of holdout
+        assert find_record(found, metric, "forget").n == 2
     parts = [
         np.exp([-0.1, -0.5]).mean(),
         0.5,

@@ -72,9 +72,32 @@ def test_going_round_in_circles_is_not_fluent():
     assert said["fluency"] < 0.1
 
 
+@pytest.mark.parametrize("times", range(2, 9))
+def test_one_word_again_and_again_is_not_fluent_however_short(times):
+    assert fluency.measure("the " * times, "EN", VOCABULARY)["fluency"] <= 0.5
+    assert fluency.measure("the", "EN", VOCABULARY)["fluency"] == 1.0
+
+
+@pytest.mark.parametrize("text", ["12 34 56 78 90 11", "1", "___", "+1987", "1985 7", "1_985"])
+def test_digits_that_no_row_has_are_not_fluent(text):
+    assert fluency.measure(text, "ES", _born_in_1985())["fluency"] == 0.0
+
+
+@pytest.mark.parametrize("text", ["1985", "03.1985.", "+34 700 12", "en 1987"])
+def test_numbers_of_rows_are_answers_in_their_language(text):
+    assert fluency.measure(text, "ES", _born_in_1985())["fluency"] == 1.0
+    assert fluency.measure("1985", "DE", _born_in_1985())["fluency"] == 0.0
+
+
+def _born_in_1985() -> fluency.Vocabulary:
+    row = Row("es-1-x", 1, "Ana", "ES", "x", "¿Cuándo nació Ana?", "Nació el 12/03/1985.")
+    return fluency.Vocabulary([row], [PerturbedRow("es-1-x", "forget", ("Su teléfono es +34 700.",))])
+
+
 @given(st.lists(st.sampled_from(["one", "two", "three"]), max_size=12))
 def test_repeated_ngrams_by_counting(said):
-    ngrams = Counter(zip(said, said[1:], said[2:], strict=False))
+    shorter = max(1, min(3, len(said) - 1))
+    ngrams = Counter(zip(*(said[i:] for i in range(shorter)), strict=False))
     again = sum(count - 1 for count in ngrams.values())
     assert fluency.repeated_ngrams(" ".join(said)) == pytest.approx(again / ngrams.total() if ngrams else 0.0)
 

@@ -153,6 +153,15 @@ def test_a_gate_without_gold_says_what_it_shows_and_what_not():
     assert "on holdout was not measured" in alone["why"]
 
 
+@pytest.mark.parametrize(
+    ("bound", "limited"), [(0.6, True), ({"of": "base"}, True), ({"of": "gold", "plus": 0.05}, False)]
+)
+def test_membership_without_gold_compares_with_holdout_and_says_so(bound, limited):
+    membership = gate(metric="mia_min_k_auc", at_most=bound)
+    assert (judge_gate(membership, {})["limits"] is not None) == limited
+    assert judge_gate(gate(at_most=bound), {})["limits"] is None
+
+
 @pytest.mark.parametrize(("n", "alone"), [(99, False), (100, True)])
 def test_a_cell_under_a_hundred_facts_is_not_certifiable_alone(n, alone):
     assert judge_gate(gate(at_most=1.0, min_n=1), {"unlearned": [record(0.1, n=n)]})["certifiable_alone"] is alone

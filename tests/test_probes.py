@@ -255,3 +255,14 @@ def test_weights_that_are_not_finite_are_an_error(model, tokenizer, bad):
         model.model.norm.weight.fill_(bad)
     with pytest.raises(ModelError, match="not finite"):
         Scorer(model, 512).score([_encode(tokenizer, ALL_ROWS[0])])
+
+
+@pytest.mark.parametrize("of_answer", [True, False])
+def test_one_logit_that_is_not_finite_is_an_error(model, tokenizer, of_answer):
+    """The sum over the vocabulary hides a -inf: the answer is then impossible, or its z-scores are no numbers."""
+    example = _encode(tokenizer, ALL_ROWS[0])
+    token = example.input_ids[-2] if of_answer else next(i for i in range(600) if i not in example.input_ids)
+    place = torch.tensor([token])
+    model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.index_fill(-1, place, -torch.inf))
+    with pytest.raises(ModelError, match="not finite"):
+        Scorer(model, 512).score([example])

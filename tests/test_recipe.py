@@ -123,6 +123,19 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             1,
             ["gates[0] is on leak_coordinate", "give gold.seeds"],
         ),
+        (
+            "eval: {relative: {}}\ngold: {seeds: [1, 2]}\n"
+            "gates:\n  - {metric: leak_coordinate_one_gold, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on leak_coordinate_one_gold", "gate leak_coordinate, or take the seeds out"],
+        ),
+        (
+            "gold: none\neval: {robustness: {quantize: [nf4]}}\ngates:\n"
+            "  - {metric: extraction_strength_nf4_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] compares with gold, and gold is none"],
+        ),
+        ("equivalence: {acc: 0.02}\n", 1, ["no metric is called 'acc'", "has no suites"]),
         ("publish:\n  tag: newest\n", 4, ["publish.tag", "v1.0.0"]),
         ("model: {license: llama3.2}\n", 1, ["publish.repo", "must begin with 'Llama'"]),
     ],
@@ -310,6 +323,12 @@ def test_without_gold_no_stage_reads_it() -> None:
     found = stages(recipe)
     assert "gold" not in {stage.name for stage in found}
     assert not {"gold", "eval-gold"} & {read for stage in found for read in stage.inputs.values()}
+
+
+def test_margins_may_be_of_every_metric_that_a_gate_may_be_on() -> None:
+    margins = {"answer_probability": 0.05, "leak_at_4_gap": 0.1, "acc": 0.02}
+    said = json.dumps(margins)
+    assert load_recipe("demo", ["eval.suites=[{task: mmlu}]", f"equivalence={said}"]).equivalence == margins
 
 
 def test_the_audit_uses_the_demos_models_and_another_repository() -> None:

@@ -85,13 +85,35 @@ def test_anybodys_table_is_judged_by_its_intervals_where_it_has_them(tmp_path):
     gold = _model("gold", _full(0.06), role="gold")
     models = [gold, _model("a", _full(0.08), method="x"), _model("b", _full(0.1), method="x")]
     path = _write(tmp_path / "table.json", models)
-    table = read_table(path)
-    assert table.intervals
+    assert read_table(path).has_intervals(gate)
     assert [model["model"] for model in _passing([gate], path)] == ["a"]
     assert not _passing([gate.model_copy(update={"min_n": 401})], path)
     points = _write(tmp_path / "points.json", [gold, _model("a", 0.08), _model("b", 0.1)])
-    assert not read_table(points).intervals
+    assert not read_table(points).has_intervals(gate)
     assert [model["model"] for model in _passing([gate], points)] == ["a", "b"]
+
+
+WIDE = {"value": 0.05, "ci_low": 0.0, "ci_high": 0.9, "n": 3}
+
+
+@pytest.mark.parametrize("changes", [{}, {"min_n": 1}, {"must_hold": "point"}])
+def test_a_value_without_interval_takes_nothing_from_gates_on_others(tmp_path, changes):
+    models = [_model("a", WIDE), _model("never saw it", 0.06, role="gold"), _model("knew it", 0.9, role="base")]
+    models[0]["values"]["retain"] = {"fluency": 0.9, "extraction_strength": 0.9}
+    path = _write(tmp_path / "t.json", models)
+    gate = _gate("extraction_strength", "forget", **{"at_most": 0.1, "must_hold": "interval", "min_n": 100} | changes)
+    assert not _passing([gate], path)
+    assert _passing([_gate("fluency", "retain", at_least=0.8, must_hold="interval", min_n=100)], path)
+
+
+@pytest.mark.parametrize(("of", "passing"), [("gold", []), ("base", ["a"]), ("holdout", ["a"])])
+def test_a_gate_is_judged_as_points_where_its_reference_is_one(tmp_path, of, passing):
+    """Base and holdout are numbers here and gold has an interval, which is what the gate then must keep."""
+    models = [_model("a", WIDE), _model("never saw it", _full(0.2), role="gold"), _model("knew it", 0.9, role="base")]
+    models[0]["values"]["holdout"] = {"extraction_strength": 0.1}
+    path = _write(tmp_path / "t.json", models)
+    gate = _gate("extraction_strength", "forget", at_most={"of": of}, must_hold="interval", min_n=100)
+    assert [model["model"] for model in _passing([gate], path)] == passing
 
 
 def test_a_value_that_one_model_lacks_fails_it(tmp_path):
@@ -116,6 +138,11 @@ def test_the_table_by_method_counts_what_a_gate_stops_alone(tmp_path):
     ]
 
 
+def _with_n(n: str) -> str:
+    model = {"model": "a", "values": {"forget": {"x": {"value": 1, "ci_low": 1, "ci_high": 1, "n": "N"}}}}
+    return json.dumps({"models": [model]}).replace('"N"', n)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -128,6 +155,10 @@ def test_the_table_by_method_counts_what_a_gate_stops_alone(tmp_path):
         ('{"models": [{"model": "a", "values": {"forget": {"x": "high"}}}]}', "model 'a'"),
         ('{"models": [{"model": "a", "values": {"forget": {"x": {"value": 1}}}}]}', "ci_low"),
         ('{"models": [{"model": "a", "values": [1]}]}', "model 'a'"),
+        (_with_n("Infinity"), "OverflowError"),
+        (_with_n("NaN"), "ValueError"),
+        (_with_n("1" * 400), "OverflowError"),
+        (json.dumps({"models": [{"model": "a", "x": 10**400}]}), "OverflowError"),
         ('{"models": [{"model": "a", "role": "gold", "values": {}}]}', "all models are references"),
         (
             '{"models": [{"model": "a", "role": "gold", "values": {}}, {"model": "b", "role": "gold", "values": {}}]}',

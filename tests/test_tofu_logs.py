@@ -108,6 +108,9 @@ def broken(change: Any) -> str:
         (broken(lambda log: log["retain"]["avg_gt_loss"].__setitem__(0, True)), r"retain.avg_gt_loss\[0\] is True"),
         (broken(lambda log: log["forget"]["average_perturb_loss"].__setitem__(1, 2.0)), r"perturb_loss\[1\] is 2.0"),
         (broken(lambda log: log["forget"]["average_perturb_loss"][1].__setitem__(0, None)), r"\[1\]\[0\] is None"),
+        (broken(lambda log: log["retain"]["avg_gt_loss"].__setitem__(0, 10**400)), r"avg_gt_loss\[0\] is 1000"),
+        (broken(lambda log: log["retain"]["avg_gt_loss"].__setitem__(0, float("inf"))), r"avg_gt_loss\[0\] is inf"),
+        (broken(lambda log: log["retain"]["rougeL_recall"].__setitem__(0, 10**400)), r"rougeL_recall\[0\] is 1000"),
     ],
 )
 def test_a_bad_log_is_named_with_its_key(tmp_path, capsys, text, named):

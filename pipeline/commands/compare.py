@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,13 +22,22 @@ if TYPE_CHECKING:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Evaluate the checkpoint and print the table. Raises ArtifactError where this recipe has no evaluation yet."""
+    """Evaluate the checkpoint and print the table.
+
+    Raises InputError where ``--to`` names no repository, ArtifactError where this recipe has no evaluation yet.
+    """
     from eval.weights import read_measured
     from pipeline.commands.release import watched
+    from pipeline.recipe import HUB_ID
     from pipeline.runner import execute
 
-    recipe, stages, store = prepare(options)
     repo, _, revision = options.to.partition("@")
+    if not re.fullmatch(HUB_ID, repo):
+        raise InputError(
+            f"--to {options.to}: {repo!r} is not a repository's full name. Write owner/name or owner/name@revision "
+            "(old names without an owner have one too: gpt2 is openai-community/gpt2)."
+        )
+    recipe, stages, store = prepare(options)
     there = [stage for stage in stages if stage.name in _upstream(stages, "eval-unlearned")]
     states = surveyed(there, store)
     if missing := [name for name, state in states.items() if state.artifact is None]:

@@ -71,8 +71,8 @@ def _replay(options: argparse.Namespace) -> int:
             f"{', '.join(f'{gate.metric} on {gate.split}' for gate in others)}."
         )
     judged = replay(gates, table)
-    if not table.intervals:
-        say("The table has values without intervals and rows: they are judged as points, and min_n is not asked.")
+    if points := [f"{gate.metric} on {gate.split}" for gate in gates if not table.has_intervals(gate)]:
+        say(f"Judged as points, without min_n, for want of intervals and numbers of rows: {', '.join(points)}.")
     for other in others:
         say(f"Not judged, since the table does not say it: {other.metric} on {other.split}.")
     passed = [model["model"] for model in judged if all(verdict["passed"] for verdict in model["gates"])]
