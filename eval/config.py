@@ -29,10 +29,10 @@ METRICS: dict[str, MetricSpec] = {
     "rouge_l_recall": MetricSpec(_ROWS),
     "rouge_l_f1": MetricSpec(_ROWS),
     "multiple_choice_accuracy": MetricSpec(_ROWS),
-    "fluency": MetricSpec(_ROWS),
+    "fluency": MetricSpec(_ROWS, version=2),  # 2: numbers of no row and repetitions in short texts count
     "empty_generation": MetricSpec(_ROWS),
-    "repeated_ngrams": MetricSpec(_ROWS),
-    "unknown_words": MetricSpec(_ROWS),
+    "repeated_ngrams": MetricSpec(_ROWS, version=2),
+    "unknown_words": MetricSpec(_ROWS, version=2),
     "generation_nll": MetricSpec(("forget",)),
     "forget_quality": MetricSpec(("forget",), version=2),
     "forget_quality_ks": MetricSpec(("forget",), version=2),
