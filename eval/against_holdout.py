@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from eval.config import METRICS, EvalConfig, higher_is_better
-from eval.metrics import Floats, forget_quality
+from eval.intervals import against_holdout_intervals
+from eval.metrics import forget_quality
 from eval.schema import Record
 
 LIMITS = (
@@ -37,34 +38,9 @@ def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) ->
     if not forget.size or not holdout.size:
         return []
     found = []
-    intervals = _intervals(forget, holdout, config)
-    for metric, value, interval in zip(METRIC_NAMES, forget_quality(forget, holdout), intervals, strict=True):
+    both = against_holdout_intervals(forget, holdout, config.bootstrap_samples, config.seed)
+    for metric, value, interval in zip(METRIC_NAMES, forget_quality(forget, holdout), both, strict=True):
         better = higher_is_better(metric, "forget")
         n = min(forget.size, holdout.size)
         found.append(Record(metric, "forget", value, *interval, n, better, METRICS[metric].version))
     return found
-
-
-def _intervals(forget: Floats, holdout: Floats, config: EvalConfig) -> list[tuple[float, float]]:
-    """Bootstrap intervals of p-value and statistic; both sets are resampled, each by itself.
-
-    As for forget quality: resampling repeats values and moves the samples apart, so statistics are biased upwards.
-    """
-    from scipy.stats import kstwo
-
-    rng = np.random.default_rng(config.seed)
-    places, inverse = np.unique(np.concatenate([forget, holdout]), return_inverse=True)
-    samples = []
-    for _ in range(config.bootstrap_samples):
-        steps = [
-            np.bincount(rng.choice(codes, codes.size), minlength=places.size) / codes.size
-            for codes in (inverse[: forget.size], inverse[forget.size :])
-        ]
-        samples.append(np.abs(np.cumsum(steps[0] - steps[1])).max())
-    statistics = np.array(samples)
-    effective = round(forget.size * holdout.size / (forget.size + holdout.size))
-    p_values = kstwo.sf(statistics, max(effective, 1))
-    return [
-        (float(low), float(high))
-        for low, high in (np.percentile(values, [2.5, 97.5]) for values in (p_values, statistics))
-    ]

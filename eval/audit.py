@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,10 @@ import numpy as np
 
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval import intervals, metrics
-from eval.audit_config import READINGS, Robustness
+from eval.audit_config import ATTACKS, READINGS, Robustness
 from eval.config import ALL_METRICS, EvalConfig, higher_is_better
 from eval.probes import Encoder, Scorer
+from eval.records import groups
 from eval.schema import Record
 from pipeline.errors import ArtifactError, SystemLimitError
 from pipeline.progress import report
@@ -191,27 +194,39 @@ def _sampled(
         yield row.row_id, {"n": len(texts), "hits": hits}
 
 
-def audit_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
-    """Records of the audit, and with gold's samples the gaps to it: means over rows, by bootstrap over the same rows.
+def audit_records(
+    samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig, only: str | None = None
+) -> list[Record]:
+    """Records of the audit, and with gold's samples the gaps to it; overall, by language and by topic.
 
+    Readings are means over rows, by bootstrap over the same rows. Which attacks there were, the samples say. ``only``
+    asks for the overall record of that metric alone, and its gap.
     Raises ArtifactError where gold was not attacked in the same way.
     """
-    ours, theirs = _forget(samples), _forget(gold) if gold is not None else None
-    records = []
-    for attack in config.robustness.attacks() if config.robustness else ():
-        for reading in READINGS:
-            read = _reading(attack, reading)
-            values = {i: read(row) for i, row in ours.items() if attack in row.get("attacked", {})}
-            if values:
-                metric = f"{reading}_{attack}"
-                records += [
-                    _mean_record(metric, values, ours, config),
-                    *_gap(metric, values, ours, theirs, read, config),
-                ]
-    sampled = {i: row for i, row in ours.items() if "sampled" in row}
+    theirs = _forget(gold) if gold is not None else None
+    return [
+        replace(record, by=by)
+        for by, rows in groups(list(_forget(samples).values()), whole=only is not None)
+        for record in _records({row["row_id"]: row for row in rows}, theirs, config, only)
+    ]
+
+
+def _records(
+    rows: Mapping[str, Sample], gold: dict[str, Sample] | None, config: EvalConfig, only: str | None
+) -> Iterator[Record]:
+    for attack, reading in itertools.product(ATTACKS, READINGS):
+        metric, read = f"{reading}_{attack}", _reading(attack, reading)
+        values = {i: read(row) for i, row in rows.items() if attack in row.get("attacked", {})}
+        if values and only in (None, metric, f"{metric}_gap"):
+            yield _mean_record(metric, values, rows, config)
+            if gold is not None:
+                theirs = _of_gold(metric, gold, values, read)
+                apart = {i: value - other for (i, value), other in zip(values.items(), theirs, strict=True)}
+                yield _mean_record(f"{metric}_gap", apart, rows, config)
+    sampled = {i: row for i, row in rows.items() if "sampled" in row}
     for k in config.sampling.k if config.sampling and sampled else ():
-        records += _leak_records(sampled, theirs, k, config)
-    return records
+        if only in (None, f"leak_at_{k}", f"leak_at_{k}_gap"):
+            yield from _leak_records(sampled, gold, k)
 
 
 def _forget(samples: Sequence[Sample]) -> dict[str, Sample]:
@@ -222,24 +237,16 @@ def _reading(attack: str, reading: str) -> Callable[[Sample], float]:
     return lambda row: float(row["attacked"][attack][reading])
 
 
-def _gap(
-    metric: str,
-    values: dict[str, float],
-    ours: Mapping[str, Sample],
-    gold: dict[str, Sample] | None,
-    of_gold: Callable[[Sample], float],
-    config: EvalConfig,
-) -> list[Record]:
-    """The record of the gap to gold on the same rows; none without gold."""
-    if gold is None:
-        return []
+def _of_gold(
+    metric: str, gold: Mapping[str, Sample], row_ids: Iterable[str], read: Callable[[Sample], Any]
+) -> list[Any]:
+    """What is read of gold's same rows, in the same order."""
     try:
-        apart = {row_id: value - of_gold(gold[row_id]) for row_id, value in values.items()}
+        return [read(gold[row_id]) for row_id in row_ids]
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"The evaluation of gold lacks {metric} for a row ({error}). Evaluate gold with the same recipe."
         ) from error
-    return [_mean_record(f"{metric}_gap", apart, ours, config)]
 
 
 def _mean_record(metric: str, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
@@ -248,20 +255,32 @@ def _mean_record(metric: str, values: Mapping[str, float], rows: Mapping[str, Sa
     return _record(metric, float(np.mean(found)), interval, len(found))
 
 
-def _leak_records(
-    sampled: Mapping[str, Sample], gold: dict[str, Sample] | None, k: int, config: EvalConfig
-) -> list[Record]:
+def _leak_records(sampled: Mapping[str, Sample], gold: Mapping[str, Sample] | None, k: int) -> Iterator[Record]:
+    metric = f"leak_at_{k}"
+    ours = _leak_record(metric, [row["sampled"] for row in sampled.values()], k)
+    yield ours
+    if gold is not None:
+        theirs = _of_gold(metric, gold, sampled, lambda row: row["sampled"])
+        yield _difference(f"{metric}_gap", ours, _leak_record(metric, theirs, k))
+
+
+def _leak_record(metric: str, sampled: Sequence[Mapping[str, int]], k: int) -> Record:
     from eval.sampling import leak_at_k, leak_interval
 
-    n, hits = ([row["sampled"][key] for row in sampled.values()] for key in ("n", "hits"))
-    leaks = leak_at_k(n, hits, k)
+    n, hits = ([row[key] for row in sampled] for key in ("n", "hits"))
+    return _record(metric, float(leak_at_k(n, hits, k).mean()), leak_interval(n, hits, k), len(sampled))
 
-    def of_gold(row: Sample) -> float:
-        return float(leak_at_k([row["sampled"]["n"]], [row["sampled"]["hits"]], k)[0])
 
-    record = _record(f"leak_at_{k}", float(leaks.mean()), leak_interval(n, hits, k), len(leaks))
-    by_row = dict(zip(sampled, map(float, leaks), strict=True))
-    return [record, *_gap(record.metric, by_row, sampled, gold, of_gold, config)]
+def _difference(metric: str, ours: Record, gold: Record) -> Record:
+    """Ours minus gold's, whose interval is combined from both, since without a hit the rows do not vary.
+
+    Newcombe's method 10 (Statistics in Medicine 1998;17:873-890; for other intervals than Wilson's known as MOVER): it
+    takes the two for independent, which for the same rows errs on the safe side.
+    """
+    value = ours.value - gold.value
+    low = value - math.hypot(ours.value - ours.ci_low, gold.ci_high - gold.value)
+    high = value + math.hypot(ours.ci_high - ours.value, gold.value - gold.ci_low)
+    return _record(metric, value, (low, high), ours.n)
 
 
 def _record(metric: str, value: float, interval: intervals.Interval, n: int) -> Record:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.audit_config import LEAK_K, audit_names
 from eval.config import Condition, EvalConfig
 from eval.schema import Record, read_samples
 from pipeline.errors import ArtifactError
@@ -19,6 +20,8 @@ from pipeline.errors import ArtifactError
 FILE = "selection.json"
 ROWS = 30
 """Of fewer rows no confirmation is asked: their mean is mostly chance."""
+NOT_OF_ROWS = ("model_utility", *audit_names((), (), relative=True))
+"""They are of several splits or models at once, and no record of theirs is made of one split's rows."""
 
 
 @dataclass(frozen=True)
@@ -51,40 +54,41 @@ class OtherRows:
 
     def __init__(self, selection: Selection, evaluations: Mapping[str, Path]) -> None:
         self.selection = selection
-        self.samples = {
-            model: read_samples(folder / "samples.jsonl")
-            for model, folder in evaluations.items()
-            if (folder / "samples.jsonl").is_file()
-        }
+        self.samples = {model: read_samples(folder / "samples.jsonl") for model, folder in evaluations.items()}
 
-    def rows(self, metric: str, split: str) -> list[dict[str, Any]]:
-        """The unlearned model's measurements of the rows of ``split`` that have ``metric`` and were not read."""
-        read = self.selection.read.get(split, frozenset())
-        return [
-            row
-            for row in self.samples.get("unlearned", [])
-            if row["split"] == split and metric in row and row["row_id"] not in read
-        ]
+    def records(self, gate: Condition) -> dict[str, list[Record]]:
+        """The records of the gate's metric, as an evaluation of the other rows alone would have them.
 
-    def records(self, gate: Condition) -> dict[str, list[Record]] | None:
-        """Records by model for the gate on the other rows; None where its metric is not one of single rows."""
-        from eval.records import row_records
+        They are those of the unlearned model and of the models that the gate refers to.
+        """
+        from eval.audit import audit_records
+        from eval.records import row_records, set_records
 
-        if not any(gate.metric in row for row in self.samples.get("unlearned", [])):
-            return None
-        names = {row["row_id"] for row in self.rows(gate.metric, gate.split)}
+        kept = {model: self._kept(rows, gate.split) for model, rows in self.samples.items()}
         found = {}
-        for model, samples in self.samples.items():
-            # holdout rows chose nothing, so a comparison with holdout keeps all of them
-            kept = [
-                {key: row[key] for key in ("row_id", "split", "language", "topic_id", gate.metric)}
-                for row in samples
-                if gate.metric in row and (row["row_id"] in names or row["split"] == "holdout" != gate.split)
+        for model in kept.keys() & {"unlearned", *(reference.of for reference in gate.references)}:
+            rows, gold = kept[model], kept.get("gold") if model != "gold" else None
+            config = _config(rows)
+            found[model] = [
+                *row_records(rows, config, gate.metric),
+                *set_records(rows, gold, config, gate.metric),
+                *audit_records(rows, gold, config, gate.metric),
             ]
-            found[model] = [record for record in row_records(kept, EvalConfig()) if record.by is None]
         return found
+
+    def _kept(self, rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+        """The unread rows of ``split``, and all holdout rows: they chose nothing."""
+        read = self.selection.read.get(split, frozenset())
+        return [r for r in rows if r["split"] == "holdout" or (r["split"] == split and r["row_id"] not in read)]
 
     def counts(self) -> dict[str, int]:
         """How many forget and retain rows there are."""
         rows = self.samples.get("unlearned", [])
         return {split: sum(row["split"] == split for row in rows) for split in ("forget", "retain")}
+
+
+def _config(rows: list[dict[str, Any]]) -> EvalConfig:
+    """The settings that the rows were sampled by, as far as their records hang on them."""
+    n = min((row["sampled"]["n"] for row in rows if "sampled" in row), default=0)
+    sampling = {"samples": n, "k": [k for k in LEAK_K if k <= n]}
+    return EvalConfig.model_validate({"sampling": sampling} if n else {})

@@ -14,7 +14,7 @@ from typing import Any
 
 from eval import against_holdout, power
 from eval.config import ALL_METRICS, Bound, Condition, Gate, Reference
-from eval.confirm import ROWS, OtherRows, read_selection
+from eval.confirm import NOT_OF_ROWS, ROWS, OtherRows, read_selection
 from eval.schema import Record, find_record, read_records
 from eval.weights import checkpoint_folder, read_measured, weights_sha256
 
@@ -219,16 +219,19 @@ def _sides(at_least: str, at_most: str) -> str:
 
 def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows | None) -> dict[str, Any]:
     """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
-    if others is None or gate.split not in ("forget", "retain"):
+    if others is None:
         return verdict
-    if not others.selection.read.get(gate.split):
+    if not any(others.selection.read.get(split) for split in gate.split.split("+")):
         return verdict | {"confirmed": {"n": verdict["n"], "says": "No row of the split chose the checkpoint."}}
+    if gate.metric in NOT_OF_ROWS:
+        says = f"Not confirmed: {_capital(gate.metric).lower()} is not a metric of single rows."
+        return verdict | {"confirmed": {"n": None, "says": says}}
     records = others.records(gate)
-    rows = len(others.rows(gate.metric, gate.split)) if records is not None else 0
-    if records is None or rows < ROWS:
-        return verdict | {
-            "confirmed": {"n": rows, "says": f"Not confirmed: {rows} rows did not choose the checkpoint."}
-        }
+    record = find_record(records.get("unlearned", []), gate.metric, gate.split)
+    rows = record.n if record else 0
+    if rows < ROWS:
+        says = f"Not confirmed: without the rows that chose the checkpoint it rests on {rows} rows."
+        return verdict | {"confirmed": {"n": rows, "says": says}}
     again = judge_gate(gate.model_copy(update={"min_n": min(gate.min_n, ROWS)}), records)
     said = f"On the {rows} rows that did not choose the checkpoint: {again['why']}"
     kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")

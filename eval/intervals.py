@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +46,25 @@ def _seeded_counts(rows: int, samples: int, seed: int, strata: tuple[str | None,
 
 def _resamples(rows: int, samples: int, seed: int, strata: Strata) -> Floats:
     return _seeded_counts(rows, samples, seed, None if strata is None else tuple(strata))
+
+
+@lru_cache(maxsize=2)
+def _seeded_counts_of_two(
+    rows: int, others: int, samples: int, seed: int, strata: tuple[Any, Any]
+) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(seed)
+    both = _counts(rows, samples, rng, strata[0]), _counts(others, samples, rng, strata[1])
+    for counts in both:
+        counts.flags.writeable = False
+    return both
+
+
+def _counts_of_two(
+    rows: int, others: int, samples: int, seed: int, strata: tuple[Strata, Strata]
+) -> tuple[Floats, Floats]:
+    """Draws from two sets of rows, each by itself; the last ones are kept, for the next metric of the same rows."""
+    first, second = (None if names is None else tuple(names) for names in strata)
+    return _seeded_counts_of_two(rows, others, samples, seed, (first, second))
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:
@@ -116,10 +136,8 @@ def resampled_aucs(
     sets: Sequence[tuple[ArrayLike, ArrayLike]], samples: int, seed: int, strata: tuple[Strata, Strata]
 ) -> list[Floats]:
     """(samples,) for each set of member and other scores; all sets are of the same rows, drawn together."""
-    rng = np.random.default_rng(seed)
     members, others = np.size(sets[0][0]), np.size(sets[0][1])
-    member_counts = _counts(members, samples, rng, strata[0])
-    other_counts = _counts(others, samples, rng, strata[1])
+    member_counts, other_counts = _counts_of_two(members, others, samples, seed, strata)
     return [((member_counts @ pairs_won(m, o)) * other_counts).sum(axis=1) / (members * others) for m, o in sets]
 
 
@@ -135,17 +153,37 @@ def forget_quality_intervals(
     if ours.shape != gold.shape:
         raise ValueError(f"the models have {ours.size} and {gold.size} truth ratios; they must be on the same rows")
     counts = _counts(ours.size, samples, np.random.default_rng(seed), strata)
-    steps = np.concatenate([counts, -counts], axis=1)
-    pooled = np.concatenate([ours, gold])
-    order = np.argsort(pooled, kind="stable")
-    gaps = np.cumsum(steps[:, order], axis=1)
-    last_of_tie = np.append(np.diff(pooled[order]) > 0, True)  # the distributions are compared after a tied group
-    heights = np.abs(gaps[:, last_of_tie]).max(axis=1).astype(int)
+    heights = _ks_heights(np.concatenate([ours, gold]), np.concatenate([counts, -counts], axis=1))
     distinct, inverse = np.unique(heights, return_inverse=True)
     p_values = np.array([_ks_p_value(int(height), ours.size) for height in distinct])[inverse]
     return _percentiles(p_values), _percentiles(heights / ours.size)
 
 
+def against_holdout_intervals(
+    ratios: ArrayLike, others: ArrayLike, samples: int, seed: int
+) -> tuple[Interval, Interval]:
+    """As :func:`forget_quality_intervals`, of two sets of different rows: each is resampled by itself."""
+    from scipy.stats import kstwo
+
+    ours, theirs = np.asarray(ratios, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    counts, other_counts = _counts_of_two(ours.size, theirs.size, samples, seed, (None, None))
+    steps = np.concatenate([counts / ours.size, -other_counts / theirs.size], axis=1)
+    low, high = _percentiles(_ks_heights(np.concatenate([ours, theirs]), steps))
+    effective = round(ours.size * theirs.size / (ours.size + theirs.size))
+    p_low, p_high = kstwo.sf([high, low], max(effective, 1))  # the p-value falls where the statistic rises
+    return (float(p_low), float(p_high)), (low, high)
+
+
+def _ks_heights(pooled: Floats, steps: Floats) -> Floats:
+    """(samples,): the largest gap between two distributions, from the (samples, rows) steps that each value adds."""
+    order = np.argsort(pooled, kind="stable")
+    gaps = np.cumsum(steps[:, order], axis=1)
+    last_of_tie = np.append(np.diff(pooled[order]) > 0, True)  # the distributions are compared after a tied group
+    heights: Floats = np.abs(gaps[:, last_of_tie]).max(axis=1)
+    return heights
+
+
+@lru_cache(maxsize=4096)  # languages and topics are often of one size
 def _ks_p_value(height: int, rows: int) -> float:
     """The p-value of two samples of ``rows`` values whose distributions are ``height`` rows apart."""
     ladder = np.arange(rows, dtype=np.float64)

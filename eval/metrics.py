@@ -8,6 +8,7 @@ with the end of turn, which a model that never saw the answer predicts too. So c
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Sequence
 
@@ -88,7 +89,10 @@ def forget_quality(ratios: ArrayLike, gold_ratios: ArrayLike) -> tuple[float, fl
     """p-value and statistic of the two-sample Kolmogorov-Smirnov test between truth ratios on the forget set (TOFU)."""
     from scipy.stats import ks_2samp
 
-    test = ks_2samp(np.asarray(ratios, dtype=np.float64), np.asarray(gold_ratios, dtype=np.float64))
+    with warnings.catch_warnings():
+        # An exact p-value of 1 that rounding lifts above 1 is "unsuccessful"; the asymptotic one instead is 1 too.
+        warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful", RuntimeWarning)
+        test = ks_2samp(np.asarray(ratios, dtype=np.float64), np.asarray(gold_ratios, dtype=np.float64))
     return float(test.pvalue), float(test.statistic)
 
 

@@ -6,6 +6,7 @@ Rows are joined by ``row_id`` and a row without a measurement is left out by nam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ MEMBERSHIP = {
     "mia_loss_auc": "loss",
     "mia_zlib_auc": "zlib",
 }
-_OF_SETS = (*MEMBERSHIP, *METRIC_NAMES, "forget_quality", "forget_quality_ks", "privacy_leak", "model_utility")
+_FORGET_QUALITY = ("forget_quality", "forget_quality_ks")
+_OF_SETS = (*MEMBERSHIP, *METRIC_NAMES, *_FORGET_QUALITY, "privacy_leak", "model_utility")
 ROW_METRICS = {name: spec.splits for name, spec in METRICS.items() if name not in _OF_SETS}
 _PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
 UTILITY_PARTS = {
@@ -41,36 +43,61 @@ def all_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config
     return [*row_records(samples, config), *set_records(samples, gold, config), *model_utility_records(samples, config)]
 
 
-def row_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
-    """The mean of each row metric over each split, overall, by language and by topic, where any row has it."""
+def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None = None) -> list[Record]:
+    """The mean of each row metric over each split, overall, by language and by topic, where any row has it.
+
+    ``only`` asks for the overall record of that metric alone.
+    """
     records = []
     for split in (*SPLITS, "general"):
-        for by, rows in _groups([sample for sample in samples if sample["split"] == split], whole=split == "general"):
+        of_split = [sample for sample in samples if sample["split"] == split]
+        for by, rows in groups(of_split, whole=split == "general" or only is not None):
             for metric, splits in ROW_METRICS.items():
-                having = [row for row in rows if metric in row]
+                having = [row for row in rows if metric in row] if only in (None, metric) else []
                 if having and split in splits:
                     records.append(_mean_record(metric, split, having, by, config))
     return records
 
 
-def set_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
+def set_records(
+    samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig, only: str | None = None
+) -> list[Record]:
     """Membership inference (forget against holdout) and, where gold's samples are given, the comparisons with gold.
 
-    Without holdout rows there is no membership to infer. Raises ArtifactError where gold was evaluated on other rows.
+    Overall, and of each language and topic the forget rows against its own holdout rows. Without holdout rows there is
+    no membership to infer. ``only`` asks for the overall record of that metric alone, and those that come with it.
+    Raises ArtifactError where gold was evaluated on other rows.
     """
+    ours, theirs = (
+        [sample for sample in of_model or () if sample["split"] in ("forget", "holdout")]
+        for of_model in (samples, gold)
+    )
+    return [
+        replace(record, by=by)
+        for by, rows in groups(ours, whole=only is not None)
+        if any(row["split"] == "forget" for row in rows)  # a topic may have holdout rows alone
+        for record in _set_records(rows, None if gold is None else theirs, config, only)
+    ]
+
+
+def _set_records(
+    samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig, only: str | None
+) -> list[Record]:
     forget, holdout = _split(samples, "forget"), _split(samples, "holdout")
     records = []
-    for metric in MEMBERSHIP if holdout else ():
+    for metric in [metric for metric in MEMBERSHIP if holdout and only in (None, metric)]:
         members, others = membership_scores(metric, forget), membership_scores(metric, holdout)
         interval = intervals.auc_interval(
             members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
         )
         n = min(len(members), len(others))
         records.append(_record(metric, "forget", metrics.auc(members, others), interval, n))
-    records += holdout_records(samples, config)
+    if only in (None, *METRIC_NAMES):
+        records += holdout_records(samples, config)
     if gold is not None:
-        records += _forget_quality_records(forget, _split(gold, "forget"), config)
-        if holdout:
+        if only in (None, *_FORGET_QUALITY):
+            records += _forget_quality_records(forget, _split(gold, "forget"), config)
+        if holdout and only in (None, "privacy_leak"):
             records.append(_privacy_leak_record(forget, holdout, gold, config))
     return records
 
@@ -99,7 +126,7 @@ def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list
     return [_record("model_utility", "retain+general", value, interval, min(counts), note=note)]
 
 
-def _groups(rows: list[Sample], *, whole: bool) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
+def groups(rows: list[Sample], *, whole: bool = False) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
     """All rows, and unless only the ``whole`` is wanted those of each language and topic; a row may have neither."""
     yield None, rows
     for key, column in (("language", "language"), ("topic", "topic_id")):
@@ -159,8 +186,7 @@ def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], 
     ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
     values = metrics.forget_quality(ours, theirs)
     both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed, _strata(rows))
-    names = ("forget_quality", "forget_quality_ks")
-    return [_record(n, "forget", v, i, len(rows)) for n, v, i in zip(names, values, both, strict=True)]
+    return [_record(n, "forget", v, i, len(rows)) for n, v, i in zip(_FORGET_QUALITY, values, both, strict=True)]
 
 
 def _privacy_leak_record(

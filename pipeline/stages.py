@@ -112,19 +112,19 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("data", "3", data, recipe.data, _data_identity(recipe), {"model": "model"}),
         Stage("base", "3", base, recipe.base, _reference(recipe.base), start, resumable=True),
         Stage("gold", "3", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
-        Stage("eval-gold", "3", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
-        Stage("eval-base", "3", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
+        Stage("eval-gold", "4", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
+        Stage("eval-base", "4", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
         Stage("unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         *further_golds(recipe, start, with_base),
         Stage(
             "eval-unlearned",
-            "3",
+            "4",
             evaluate,
             recipe.eval,
             measured,
             {"model": "unlearn", **with_base, **eval_gold, **_between(recipe)},
         ),
-        Stage("gate", "2", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("gate", "3", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "1", package, *_package(recipe), tree),
         Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
@@ -142,7 +142,7 @@ def further_golds(recipe: Recipe, start: dict[str, str], with_base: dict[str, st
         config, name = recipe.gold.with_seed(seed), f"gold-seed-{seed}"
         listed += [
             Stage(name, "3", gold, config, _reference(config), start, resumable=True),
-            Stage(f"eval-{name}", "3", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
+            Stage(f"eval-{name}", "4", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
         ]
     return listed
 

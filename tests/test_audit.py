@@ -297,7 +297,7 @@ def test_readings_equal_plain_forwards_of_the_treated_model_and_question(audited
 def _samples(audited: dict[str, Any], shift: float = 0.0) -> list[dict[str, Any]]:
     made = []
     for row_id, found in audited.items():
-        sample = copy.deepcopy({"row_id": row_id, "split": "forget", "language": "EN", **found})
+        sample = copy.deepcopy({"row_id": row_id, "split": "forget", "language": "EN", "topic_id": None, **found})
         for readings in sample["attacked"].values():
             readings["answer_probability"] -= shift
         made.append(sample)
@@ -308,7 +308,9 @@ def test_a_model_has_no_gap_to_itself_and_gaps_are_differences_by_row(audited):
     samples = _samples(audited)
     records = audit_records(samples, samples, CONFIG)
     assert {record.metric for record in records} == set(CONFIG.audit_metrics())
-    assert all(record.value == record.ci_low == record.ci_high == 0 for record in records if "_gap" in record.metric)
+    gaps = {record.metric: record for record in records if "_gap" in record.metric}
+    assert all(gap.value == 0 for gap in gaps.values())
+    assert all((gap.ci_low, gap.ci_high) == (0, 0) for name, gap in gaps.items() if not name.startswith("leak"))
     assert all(record.ci_low <= record.value <= record.ci_high for record in records)
     apart = audit_records(samples, list(reversed(_samples(audited, shift=0.25))), CONFIG)
     gap = find_record(apart, "answer_probability_nf4_gap", "forget")
@@ -329,6 +331,57 @@ def test_leaks_are_compared_with_golds(audited):
     assert find_record(records, "leak_at_4_gap", "forget").value == 0.0
     low, high = (getattr(find_record(records, "leak_at_1", "forget"), end) for end in ("ci_low", "ci_high"))
     assert low < 0.75 < high
+
+
+def _sampled(hits: list[int], n: int = 20) -> list[dict[str, Any]]:
+    return [
+        {"row_id": str(i), "split": "forget", "language": None, "topic_id": None, "sampled": {"n": n, "hits": count}}
+        for i, count in enumerate(hits)
+    ]
+
+
+LEAKS = EvalConfig(sampling=Sampling(samples=20, k=[16]))
+
+
+def test_a_gap_without_any_hit_is_as_uncertain_as_its_rows_are_few():
+    """No hit in 40 trials of either model: the gap is known to their upper bound of 8.8 %, and not exactly."""
+    for rows, bound in ((40, 0.0881), (400, 0.0092)):
+        gap = find_record(audit_records(_sampled([0] * rows), _sampled([0] * rows), LEAKS), "leak_at_16_gap", "forget")
+        assert (gap.value, gap.n) == (0, rows)
+        assert (gap.ci_low, gap.ci_high) == pytest.approx((-bound, bound), abs=1e-4)
+
+
+@pytest.mark.parametrize(("ours", "gold"), [(0.0, 0.0), (0.001, 0.0), (0.003, 0.003), (0.01, 0.002), (0.05, 0.01)])
+def test_the_interval_of_a_gap_holds_the_truth_at_least_as_often_as_it_says(ours, gold):
+    rng = np.random.default_rng(7)
+    truth = (1 - gold) ** 16 - (1 - ours) ** 16
+    held = []
+    for _ in range(200):
+        drawn = [_sampled(rng.binomial(20, p, size=40).tolist()) for p in (ours, gold)]
+        gap = find_record(audit_records(*drawn, LEAKS), "leak_at_16_gap", "forget")
+        assert gap.ci_low <= gap.value <= gap.ci_high
+        held.append(gap.ci_low <= truth <= gap.ci_high)
+    assert np.mean(held) >= 0.95
+
+
+def test_a_leak_in_one_language_shows_in_its_records(audited):
+    samples, gold = _samples(audited), _samples(audited)
+    for sample in samples[:-1]:
+        sample |= {"language": "DE" if sample is samples[0] else "EN", "topic_id": "x"}
+    samples[0]["attacked"]["nf4"]["answer_probability"] += 0.5
+    samples[0]["sampled"]["hits"], gold[0]["sampled"]["hits"] = 4, 0
+    records = audit_records(samples, gold, CONFIG)
+    overall, of_topic = ({r.metric: r.value for r in records if r.by == by} for by in (None, {"topic": "x"}))
+    assert overall == of_topic
+    assert set(overall) == set(CONFIG.audit_metrics())
+    by = {(r.metric, r.by["language"]): r for r in records if r.by and "language" in r.by}
+    for metric, gap in (("answer_probability_nf4_gap", 0.5), ("leak_at_1_gap", 1.0)):
+        assert (by[metric, "DE"].value, by[metric, "DE"].n) == (pytest.approx(gap), 1)
+        whole = find_record(records, metric, "forget")
+        others = by[metric, "EN"]
+        assert others.value == 0
+        assert whole.value * whole.n == pytest.approx(gap)
+        assert others.n == whole.n - 1
 
 
 def test_a_gold_without_the_attack_is_an_error(audited):

@@ -6,17 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from eval.config import EvalConfig, Gate
+from eval.audit import audit_records
+from eval.audit_config import ATTACKS, READINGS, Sampling, audit_names
+from eval.config import ALL_METRICS, METRICS, EvalConfig, Gate
 from eval.confirm import read_selection
 from eval.gates import judge
-from eval.records import row_records
-from eval.schema import write_records, write_samples
+from eval.records import ROW_METRICS, all_records, row_records
+from eval.schema import Record, find_record, read_samples, write_records, write_samples
 from eval.weights import weights_sha256, write_measured
 from pipeline.errors import ArtifactError
 
 CONFIG = EvalConfig(bootstrap_samples=100)
+AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))
+UNREAD_NONE = "Not confirmed: without the rows that chose the checkpoint it rests on 0 rows."
+SPLITS = {
+    name: (*spec.splits,)
+    for name, spec in {**METRICS, **{name: ALL_METRICS[name] for name in audit_names(ATTACKS, (1, 4), False)}}.items()
+    if name != "model_utility"
+}
 
 
 def _rows(split: str, count: int, level: float, start: int = 0) -> list[dict[str, Any]]:
@@ -86,7 +96,7 @@ def test_the_bound_of_base_is_that_of_the_same_rows(inputs):
 def test_where_every_row_chose_that_is_said(inputs):
     gate = judge([_gate("forget", at_most=0.5)], inputs)["gates"][0]
     assert gate["passed"]
-    assert gate["confirmed"] == {"n": 0, "says": "Not confirmed: 0 rows did not choose the checkpoint."}
+    assert gate["confirmed"] == {"n": 0, "says": UNREAD_NONE}
 
 
 def test_where_no_row_chose_all_rows_confirm(inputs):
@@ -94,6 +104,112 @@ def test_where_no_row_chose_all_rows_confirm(inputs):
     gate = judge([_gate()], inputs)["gates"][0]
     assert gate["passed"]
     assert gate["confirmed"]["n"] == 80
+
+
+def _measured(model: str, split: str, count: int, chosen: int = 0) -> list[dict[str, Any]]:
+    """Rows with every measurement; the first ``chosen`` are forgotten, and the unlearned model knows the others."""
+    rng = np.random.default_rng([len(model), len(split)])
+    rows = []
+    for i in range(count):
+        known = model == "base" or (model == "unlearned" and i >= chosen and split == "forget")
+        level = float(rng.normal(2.0 if known else 0.0))
+        row = {name: float(rng.random() / 2 + known / 2) for name, splits in ROW_METRICS.items() if split in splits}
+        row |= {name: float(known) for name in ("multiple_choice_accuracy", "empty_generation") if name in row}
+        row |= {"row_id": f"{split}-{i}", "split": split, "language": ("DE", "EN")[i % 2], "topic_id": "x"}
+        row |= {"truth_ratio": float(np.exp(-level)), "truth_ratio_of": "answer", "loss": -level, "zlib": level}
+        row |= {"min_k": level, "min_k_plus_plus": level}
+        if split == "forget":
+            row["attacked"] = {attack: {name: float(rng.random()) for name in READINGS} for attack in ATTACKS}
+            row["sampled"] = {"n": 4, "hits": 2 * known}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """60 of 100 forget rows and 20 of 80 retain rows chose the checkpoint; base, gold and unlearned on all of them."""
+    folder = tmp_path_factory.mktemp("everything")
+    (folder / "unlearn" / "model").mkdir(parents=True)
+    (folder / "unlearn" / "model" / "model.safetensors").write_bytes(b"weights")
+    folders = {"unlearn": folder / "unlearn"}
+    sizes = (("forget", 100, 60), ("retain", 80, 0), ("holdout", 50, 0), ("general", 40, 0))
+    samples = {m: [row for size in sizes for row in _measured(m, *size)] for m in ("gold", "base", "unlearned")}
+    for model, rows in samples.items():
+        gold = None if model == "gold" else samples["gold"]
+        folders[f"eval-{model}"] = _write(folder / model, rows)
+        write_records(folder / model / "results.json", _records(rows, gold))
+    write_measured(folders["eval-unlearned"], weights_sha256(folder / "unlearn" / "model"))
+    _select(folders, forget=[f"forget-{i}" for i in range(60)], retain=[f"retain-{i}" for i in range(20)])
+    return folders
+
+
+def _records(rows: list[dict[str, Any]], gold: list[dict[str, Any]] | None) -> list[Record]:
+    return [*all_records(rows, gold, AUDITED), *audit_records(rows, gold, AUDITED)]
+
+
+def _unread(inputs: dict[str, Path], model: str) -> list[dict[str, Any]]:
+    read = {
+        row for rows in json.loads((inputs["unlearn"] / "selection.json").read_text())["read"].values() for row in rows
+    }
+    return [row for row in read_samples(inputs[f"eval-{model}"] / "samples.jsonl") if row["row_id"] not in read]
+
+
+@pytest.fixture(scope="module")
+def without_the_chosen(everything: dict[str, Path]) -> list[Record]:
+    """What an evaluation of the other rows alone would have said."""
+    return _records(_unread(everything, "unlearned"), _unread(everything, "gold"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "split"), [(name, s) for name, splits in SPLITS.items() for s in splits if s in ("forget", "retain")]
+)
+def test_every_metric_of_rows_is_confirmed_as_the_other_rows_alone_would_be_measured(
+    everything, without_the_chosen, metric, split
+):
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything)["gates"]
+    assert gate["passed"]
+    expected = find_record(without_the_chosen, metric, split)
+    assert gate["confirmed"]["n"] == expected.n == (40 if split == "forget" else 60)
+    assert gate["confirmed"]["says"].startswith(f"On the {expected.n} rows that did not choose the checkpoint: ")
+    assert gate["confirmed"]["measured"] == pytest.approx(expected.value)
+    assert (gate["confirmed"]["ci_low"], gate["confirmed"]["ci_high"]) == pytest.approx(
+        (expected.ci_low, expected.ci_high)
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound"),
+    [
+        ("mia_min_k_auc", {"at_most": 0.8}),
+        ("forget_quality", {"at_least": 1e-6}),
+        ("forget_quality_ks", {"at_most": 0.5}),
+        ("forget_against_holdout_ks", {"at_most": 0.5}),
+        ("privacy_leak", {"at_least": -60.0}),
+        ("leak_at_1", {"at_most": {"of": "gold", "plus": 0.3}}),
+        ("leak_at_4_gap", {"at_most": 0.5}),
+        ("truth_ratio", {"at_least": 0.3}),
+    ],
+)
+def test_rows_that_are_known_still_fail_a_gate_on_a_set(everything, metric, bound):
+    (gate,) = judge([_gate("forget", metric=metric, **bound)], everything)["gates"]
+    assert not gate["passed"]
+    assert "Not so the rest. On the 40 rows" in gate["why"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "split"),
+    [("model_utility", "retain+general"), ("leak_coordinate", "forget"), ("damage", "forget")],
+)
+def test_what_is_no_metric_of_single_rows_is_said_not_to_be_confirmed(everything, metric, split):
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything)["gates"]
+    says = f"Not confirmed: {metric.replace('_', ' ')} is not a metric of single rows."
+    assert gate["confirmed"] == {"n": None, "says": says}
+
+
+@pytest.mark.parametrize(("metric", "split"), [("utility", "general"), ("fluency", "holdout"), ("acc", "mmlu")])
+def test_no_row_of_another_split_chose_the_checkpoint(everything, metric, split):
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything)["gates"]
+    assert gate["confirmed"]["says"] == "No row of the split chose the checkpoint."
 
 
 def test_a_failed_gate_stays_failed_whatever_the_others_say(inputs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,4 +263,68 @@ def test_records_of_known_samples() -> None:
     by = [r for r in found if r.by == {"language": "DE"} and r.split == "retain"]
     assert {r.value for r in by} == {r.value for r in found if r.by == {"topic": "t"} and r.split == "retain"}
     assert not any(r.by for r in found if r.split == "general")
+    whole = {r.metric: r.value for r in found if r.split == "forget" and r.by is None}
+    assert whole == {r.metric: r.value for r in found if r.split == "forget" and r.by == {"topic": "t"}}
     assert asdict(find_record(found, "answer_probability", "retain"))["note"] is None
+
+
+def test_a_leak_in_one_language_shows_in_the_metrics_of_sets() -> None:
+    """Spanish rows are still known; a topic that only holdout rows have is left out."""
+    rng = np.random.default_rng(0)
+    samples = [
+        {
+            "row_id": f"{split}{i}",
+            "split": split,
+            "language": language,
+            "topic_id": topic,
+            **dict.fromkeys(("min_k", "min_k_plus_plus", "zlib"), level),
+            "loss": -level,
+            "truth_ratio": float(np.exp(-level)),
+            "truth_ratio_of": "answer",
+        }
+        for split in ("forget", "holdout")
+        for i in range(40)
+        for language in [("DE", "ES")[i % 2]]
+        for topic in [("other" if split == "holdout" and i < 4 else "t")]
+        for level in [float(rng.normal(3.0 if (split, language) == ("forget", "ES") else 0.0))]
+    ]
+    gold = [row | {"min_k": float(rng.normal()), "truth_ratio": float(rng.lognormal())} for row in samples]
+    found = records.set_records(samples, gold, CONFIG)
+    assert {r.by["topic"] for r in found if r.by and "topic" in r.by} == {"t"}
+    by = {(r.metric, r.by["language"]): r for r in found if r.by and "language" in r.by}
+    assert {name for name, _ in by} == {r.metric for r in found if r.by is None}
+    for metric in records.MEMBERSHIP:
+        assert by[metric, "ES"].value > 0.9 > 0.7 > by[metric, "DE"].value
+    for metric in ("forget_quality", "forget_against_holdout"):
+        assert by[metric, "ES"].value < 1e-4 < 0.05 < by[metric, "DE"].value
+    assert by["privacy_leak", "ES"].ci_high < -80 < -60 < by["privacy_leak", "DE"].value
+    alone = records.set_records(
+        *([row for row in rows if row["language"] == "ES"] for rows in (samples, gold)), config=CONFIG
+    )
+    for record in alone:
+        if record.by is None:
+            assert by[record.metric, "ES"] == replace(record, by={"language": "ES"})
+            assert record.n == 20
+
+
+def test_a_single_metric_has_the_record_that_it_has_among_all() -> None:
+    samples = [
+        {
+            "row_id": f"{split}{i}",
+            "split": split,
+            "language": "DE",
+            "topic_id": "t",
+            **dict.fromkeys(("min_k", "min_k_plus_plus", "zlib", "loss", "answer_probability", "truth_ratio"), i / 9),
+            "truth_ratio_of": "answer",
+        }
+        for split in ("forget", "holdout")
+        for i in range(1, 9)
+    ]
+    for measure in (partial(records.set_records, samples, samples), partial(records.row_records, samples)):
+        everything = [record for record in measure(CONFIG) if record.by is None]
+        assert everything
+        for record in everything:
+            alone = measure(CONFIG, record.metric)
+            assert record in alone
+            assert all(found.by is None for found in alone)
+            assert len(alone) <= 2

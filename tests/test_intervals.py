@@ -62,6 +62,20 @@ def test_forget_quality_intervals_are_those_of_resampled_rows_with_and_without_t
     assert statistics == pytest.approx(tuple(np.percentile([t.statistic for t in tests], [2.5, 97.5])))
 
 
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_against_holdout_intervals_are_those_of_resampled_rows_of_each_set(decimals):
+    rng = np.random.default_rng(3)
+    ours, others = rng.random(24).round(decimals), (rng.random(17) * 1.4).round(decimals)
+    draws = np.random.default_rng(4)
+    rows = [_resampled_rows(intervals._counts(size, 150, draws)) for size in (24, 17)]
+    statistics = [stats.ks_2samp(ours[r], others[o]).statistic for r, o in zip(*rows, strict=True)]
+    low, high = np.percentile(statistics, [2.5, 97.5])
+    found = intervals.against_holdout_intervals(ours, others, 150, 4)
+    assert found[1] == pytest.approx((low, high))
+    effective = round(24 * 17 / 41)
+    assert found[0] == pytest.approx((stats.kstwo.sf(high, effective), stats.kstwo.sf(low, effective)))
+
+
 @pytest.mark.parametrize("height", [0, 1, 3, 20])
 def test_ks_p_value_from_the_height_alone(height):
     ladder = np.arange(20.0)

@@ -101,6 +101,13 @@ def test_forget_quality_of_a_model_with_itself_is_one():
     assert metrics.forget_quality([0.1, 0.5, 2.0], [0.1, 0.5, 2.0]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("rows", [5, 13, 36])  # scipy's exact value is above 1 by rounding
+def test_forget_quality_of_a_few_rows_that_hardly_differ_is_one_without_a_warning(rows, recwarn):
+    ladder = np.arange(float(rows))
+    assert metrics.forget_quality(ladder, ladder + 0.5) == (pytest.approx(1.0), pytest.approx(1 / rows))
+    assert not recwarn
+
+
 @pytest.mark.parametrize(("auc", "expected"), [(0.5, 0.0), (1.0, -100.0), (0.0, 100.0)])
 def test_privacy_leak_is_negative_for_members_and_positive_for_the_over_forgotten(auc, expected):
     assert float(metrics.privacy_leak(auc, 0.5, pairs=100)) == pytest.approx(expected)
