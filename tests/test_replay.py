@@ -61,6 +61,8 @@ def test_the_default_gates_name_what_the_table_does_not_say():
     assert {(gate.metric, gate.split) for gate in others} == {
         ("forget_quality_ks", "forget"),
         ("answer_probability", "forget"),
+        ("extraction_strength_nf4_gap", "forget"),
+        ("extraction_strength_relearn_forget_gap", "forget"),
         ("utility", "general"),
         ("acc", "mmlu"),
     }
