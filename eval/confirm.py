@@ -1,13 +1,14 @@
-"""Which rows chose the checkpoint, and what the others say.
+"""Which rows chose the checkpoint, which retain rows were rehearsed, and what the others say.
 
 A rule that keeps the best of several checkpoints has looked at rows, and looks good on them. The unlearn stage writes
-their names; a gate is judged once more on the rows of its split that are not among them.
+their names; a gate is judged once more on the rows of its split that are not among them. And retain rows that the
+unlearning was trained on keep what others lose (docs/measurements/unlearning.md), so these are read by themselves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from eval.schema import Record, read_samples
 from pipeline.errors import ArtifactError
 
 FILE = "selection.json"
+PAIRING = "pairing.jsonl"
 ROWS = 30
 """Of fewer rows no confirmation is asked: their mean is mostly chance."""
 NOT_OF_ROWS = ("model_utility", *audit_names((), (), relative=True))
@@ -49,22 +51,32 @@ def read_selection(unlearn: Path) -> Selection | None:
         raise ArtifactError(f"{file}: cannot be read ({error!r}). Run the unlearn stage again.") from error
 
 
+def read_rehearsed(unlearn: Path) -> frozenset[str]:
+    """The retain rows that the unlearning was trained on. Raises ArtifactError."""
+    file = unlearn / PAIRING
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return frozenset(row_id for line in lines for row_id in line["retain"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error!r}). Run the unlearn stage again.") from error
+
+
 class OtherRows:
-    """The measurements of all models on the rows that chose nothing."""
+    """The measurements of all models on a part of a split's rows."""
 
     def __init__(self, selection: Selection, evaluations: Mapping[str, Path]) -> None:
         self.selection = selection
         self.samples = {model: read_samples(folder / "samples.jsonl") for model, folder in evaluations.items()}
 
-    def records(self, gate: Condition) -> dict[str, list[Record]]:
-        """The records of the gate's metric, as an evaluation of the other rows alone would have them.
+    def records(self, gate: Condition, left_out: Collection[str]) -> dict[str, list[Record]]:
+        """The records of the gate's metric, as an evaluation without the rows ``left_out`` would have them.
 
         They are those of the unlearned model and of the models that the gate refers to.
         """
         from eval.audit import audit_records
         from eval.records import row_records, set_records
 
-        kept = {model: self._kept(rows, gate.split) for model, rows in self.samples.items()}
+        kept = {model: self._kept(rows, gate.split, left_out) for model, rows in self.samples.items()}
         found = {}
         for model in kept.keys() & {"unlearned", *(reference.of for reference in gate.references)}:
             rows, gold = kept[model], kept.get("gold") if model != "gold" else None
@@ -76,10 +88,9 @@ class OtherRows:
             ]
         return found
 
-    def _kept(self, rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-        """The unread rows of ``split``, and all holdout rows: they chose nothing."""
-        read = self.selection.read.get(split, frozenset())
-        return [r for r in rows if r["split"] == "holdout" or (r["split"] == split and r["row_id"] not in read)]
+    def _kept(self, rows: list[dict[str, Any]], split: str, left_out: Collection[str]) -> list[dict[str, Any]]:
+        """The rows of ``split`` that are not ``left_out``, and all holdout rows: nothing was done with them."""
+        return [r for r in rows if r["split"] == "holdout" or (r["split"] == split and r["row_id"] not in left_out)]
 
     def counts(self) -> dict[str, int]:
         """How many forget and retain rows there are."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval import against_holdout, power
 from eval.config import ALL_METRICS, Bound, Condition, Gate, Reference
-from eval.confirm import NOT_OF_ROWS, ROWS, OtherRows, read_selection
+from eval.confirm import NOT_OF_ROWS, ROWS, OtherRows, read_rehearsed, read_selection
 from eval.schema import Record, find_record, read_records
 from eval.weights import checkpoint_folder, read_measured, weights_sha256
 
@@ -54,7 +54,8 @@ def judge(config: Sequence[Gate], inputs: Mapping[str, Path]) -> dict[str, Any]:
         problem = "The evaluation does not say that it measured these weights; evaluate them again."
     selection = read_selection(inputs["unlearn"])
     others = OtherRows(selection, evaluations) if selection else None
-    gates = [_confirmed(gate, judge_gate(gate, results, problem), others) for gate in config]
+    rehearsed = read_rehearsed(inputs["unlearn"]) if others else frozenset()
+    gates = [_with_parts(gate, judge_gate(gate, results, problem), others, rehearsed) for gate in config]
     failed = [_name(gate) for gate in gates if not gate["passed"]]
     return {
         "passed": bool(gates) and not failed,
@@ -126,6 +127,7 @@ def _unmeasured(gate: Condition) -> dict[str, Any]:
         "smallest_difference": None,
         "power": "Nothing was measured.",
         "confirmed": None,
+        "not_rehearsed": None,
     }
 
 
@@ -217,16 +219,23 @@ def _sides(at_least: str, at_most: str) -> str:
     return " and ".join(f"{side} {bound}" for side, bound in sides if bound)
 
 
-def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows | None) -> dict[str, Any]:
-    """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
+def _with_parts(
+    gate: Gate, verdict: dict[str, Any], others: OtherRows | None, rehearsed: Collection[str]
+) -> dict[str, Any]:
+    """The verdict with what some of the rows say: those that chose nothing, and those that were not trained on."""
     if others is None:
         return verdict
+    return _confirmed(gate, verdict, others) | {"not_rehearsed": _not_rehearsed(gate, others, rehearsed)}
+
+
+def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows) -> dict[str, Any]:
+    """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
     if not any(others.selection.read.get(split) for split in gate.split.split("+")):
         return verdict | {"confirmed": {"n": verdict["n"], "says": "No row of the split chose the checkpoint."}}
     if gate.metric in NOT_OF_ROWS:
         says = f"Not confirmed: {_capital(gate.metric).lower()} is not a metric of single rows."
         return verdict | {"confirmed": {"n": None, "says": says}}
-    records = others.records(gate)
+    records = others.records(gate, others.selection.read.get(gate.split, ()))
     record = find_record(records.get("unlearned", []), gate.metric, gate.split)
     rows = record.n if record else 0
     if rows < ROWS:
@@ -239,6 +248,21 @@ def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows | None) ->
     if verdict["passed"] and not again["passed"]:
         return verdict | changed | {"passed": False, "why": f"{verdict['why']} Not so the rest. {said}"}
     return verdict | changed
+
+
+def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) -> dict[str, Any] | None:
+    """What the retain rows say that the unlearning was not trained on; it does not decide. None without such rows."""
+    records = others.records(gate, rehearsed) if gate.split == "retain" else {}
+    found = {model: find_record(of_model, gate.metric, gate.split) for model, of_model in records.items()}
+    ours = found.pop("unlearned", None)
+    if ours is None:
+        return None
+    said = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
+    theirs = "".join(f"; {model} has {record.value:.4g} there" for model, record in sorted(found.items()) if record)
+    says = (
+        f"On the {ours.n} retain rows that the unlearning did not rehearse it is {said}{theirs}. It does not decide."
+    )
+    return {"n": ours.n, "says": says, "measured": ours.value, "ci_low": ours.ci_low, "ci_high": ours.ci_high}
 
 
 def rule(gate: Condition) -> str:

@@ -188,8 +188,9 @@ def gate_notes(evidence: Evidence) -> list[str]:
         notes.append(evidence.selection)
     said: dict[str, list[str]] = {}
     for gate in evidence.gates:
-        if gate.confirmed:
-            said.setdefault(escape(gate.confirmed["says"]), []).append(f"`{gate.metric}` on {escape(gate.split)}")
+        for part in (gate.confirmed, gate.not_rehearsed):
+            if part:
+                said.setdefault(escape(part["says"]), []).append(f"`{gate.metric}` on {escape(gate.split)}")
     notes += [f"{', '.join(dict.fromkeys(names))}: {says}" for says, names in said.items()]
     return [*notes, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
 

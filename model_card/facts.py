@@ -37,11 +37,13 @@ class Gate:
     smallest_difference: float | None
     power: str
     confirmed: dict[str, Any] | None
+    not_rehearsed: dict[str, Any] | None
 
     def numbers(self) -> list[float]:
         """Every measured value of it."""
         names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
-        found = [getattr(self, name) for name in names] + [(self.confirmed or {}).get(name) for name in names]
+        parts = [vars(self), self.confirmed or {}, self.not_rehearsed or {}]
+        found = [part.get(name) for part in parts for name in names]
         return [number for number in (*found, self.smallest_difference) if number is not None]
 
 

@@ -61,12 +61,19 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     }
     write_measured(folders["eval-unlearned"], weights_sha256(model))
     _select(folders, forget=[row["row_id"] for row in forget], retain=[row["row_id"] for row in chosen])
+    _rehearse(folders, [*chosen, *rest])
     return folders
 
 
 def _select(inputs: dict[str, Path], **read: list[str]) -> None:
     content = {"rule": "the closest checked step", "read": read}
     (inputs["unlearn"] / "selection.json").write_text(json.dumps(content))
+
+
+def _rehearse(inputs: dict[str, Path], rows: list[dict[str, Any]]) -> None:
+    """Two passes over ``rows``."""
+    pairs = [{"epoch": epoch, "forget": None, "retain": [row["row_id"]]} for epoch in range(2) for row in rows]
+    (inputs["unlearn"] / "pairing.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
 
 def _gate(split: str = "retain", **changes: Any) -> Gate:
@@ -106,6 +113,32 @@ def test_where_no_row_chose_all_rows_confirm(inputs):
     assert gate["confirmed"]["n"] == 80
 
 
+def test_retain_rows_that_were_not_rehearsed_are_read_by_themselves(inputs):
+    _rehearse(inputs, _rows("retain", 20, 0.95))
+    gate = judge([_gate(at_least={"of": "base", "times": 0.85})], inputs)["gates"][0]
+    assert gate["passed"]
+    assert gate["not_rehearsed"]["n"] == 60
+    assert gate["not_rehearsed"]["measured"] == pytest.approx(0.852)
+    assert gate["not_rehearsed"]["ci_low"] < 0.852 < gate["not_rehearsed"]["ci_high"]
+    assert gate["not_rehearsed"]["says"].startswith(
+        "On the 60 retain rows that the unlearning did not rehearse it is 0.852 (95 % interval 0.8"
+    )
+    assert "base has 0.952 there" in gate["not_rehearsed"]["says"]
+
+
+def test_where_all_retain_rows_were_rehearsed_nothing_is_said_and_of_other_splits_neither(inputs):
+    assert judge([_gate()], inputs)["gates"][0]["not_rehearsed"] is None
+    _rehearse(inputs, [])
+    assert judge([_gate("forget", at_most=0.5)], inputs)["gates"][0]["not_rehearsed"] is None
+    assert judge([_gate()], inputs)["gates"][0]["not_rehearsed"]["n"] == 80
+
+
+def test_a_pairing_that_cannot_be_read(inputs):
+    (inputs["unlearn"] / "pairing.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(ArtifactError, match=r"pairing\.jsonl: cannot be read"):
+        judge([_gate()], inputs)
+
+
 def _measured(model: str, split: str, count: int, chosen: int = 0) -> list[dict[str, Any]]:
     """Rows with every measurement; the first ``chosen`` are forgotten, and the unlearned model knows the others."""
     rng = np.random.default_rng([len(model), len(split)])
@@ -140,6 +173,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_records(folder / model / "results.json", _records(rows, gold))
     write_measured(folders["eval-unlearned"], weights_sha256(folder / "unlearn" / "model"))
     _select(folders, forget=[f"forget-{i}" for i in range(60)], retain=[f"retain-{i}" for i in range(20)])
+    _rehearse(folders, [])
     return folders
 
 

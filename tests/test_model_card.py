@@ -120,9 +120,11 @@ def write_evidence(root: Path) -> dict[str, Path]:
             "at_most": 0.1041,
             "says": "On the 20 others: 0.0612, at most 0.1041.",
         },
+        "not_rehearsed": {"n": 20, "measured": 0.8147, "says": "On the 20 that were not rehearsed: 0.8147."},
     }
     second = gate | {"metric": "utility", "split": "general", "rule": "at least base's ci_low"}
     second |= {"measured": 0.61, "at_least": 0.59766, "at_most": 0.8, "n": 160, "why": "", "confirmed": None}
+    second |= {"not_rehearsed": None}
     second |= {"reason": "It still knows what it knew.", "certifiable_alone": True, "smallest_difference": None}
     (inputs["gate"] / "gate.json").write_text(
         json.dumps({"passed": True, "weights_sha256": "ab" * 32, "selection": SELECTION, "gates": [gate, second]}),

@@ -48,8 +48,7 @@ def _lines(judged: dict[str, Any]) -> list[str]:
     notes = [judged["power"]]
     if judged["n"] > 0 and not judged["certifiable_alone"]:
         notes.append(f"{judged['n']} facts are fewer than 100: not certifiable alone.")
-    if judged["confirmed"]:
-        notes.append(judged["confirmed"]["says"])
+    notes += [judged[part]["says"] for part in ("confirmed", "not_rehearsed") if judged[part]]
     if judged["limits"]:
         notes.append(judged["limits"])
     return [f"{'pass' if judged['passed'] else 'FAIL'}  {judged['why']}", *(f"      {note}" for note in notes)]
