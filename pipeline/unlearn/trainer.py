@@ -128,10 +128,11 @@ class Counts(NamedTuple):
 
 
 def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The counts of one micro-batch, and 1 for itself, shape (4,)."""
+    """The counts of one micro-batch, and 1 for itself (0 where a rank had no row left for it), shape (4,)."""
     forget = batch["is_forget"].sum()
-    rows = (batch["forget_row"] != NOT_THIS).sum()
-    return torch.stack([forget, len(batch["is_forget"]) - forget, rows, torch.ones_like(rows)])
+    is_row = batch["forget_row"] != NOT_THIS
+    holds_rows = (is_row | (batch["retain_row"] != NOT_THIS)).any()
+    return torch.stack([forget, len(batch["is_forget"]) - forget, is_row.sum(), holds_rows.long()])
 
 
 class CompletionTrainer(SFTTrainer):
@@ -299,6 +300,8 @@ class UnlearnTrainer(CompletionTrainer):
         if self.base is None or self._logits is None:
             return losses.negative_log_likelihood(log_probs[retain], counts.retain_tokens)
         rows = [row for row in inputs["retain_row"].tolist() if row != NOT_THIS]
+        if not rows:
+            return log_probs[retain].sum()  # zero: a rank without rows takes part in the backward pass
         logits = self._logits[int(inputs["is_forget"].sum()) :]  # forget rows come first
         return losses.kl_from_base(logits, self.base.logits(rows, logits.device), counts.retain_tokens)
 
