@@ -7,15 +7,20 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import psutil
 import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
+from pydantic import TypeAdapter, ValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -23,7 +28,7 @@ from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline import onednn
 from pipeline.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
-from pipeline.ranks import is_first, ranks, share_of_step
+from pipeline.ranks import first_ranks, is_first, ranks, share_of_step
 from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.guards import StepRefused
@@ -109,7 +114,7 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     where those in ``out`` were made by something else, SystemLimitError where memory runs out.
     """
     checkpoints = out / CHECKPOINTS
-    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    last = first_ranks(_last_whole(checkpoints) if is_first() else None)
     _check_maker(checkpoints, made_by, resumes=last is not None)
     refused = None
     try:
@@ -126,6 +131,16 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
             # A log that came back from a checkpoint has its keys sorted.
             file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
     return refused
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The last checkpoint, without those that a killed save left behind: the trainer writes its state last."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(folder)
+    return get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
