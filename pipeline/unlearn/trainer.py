@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TrainingError
 from pipeline.ranks import ranks
 from pipeline.unlearn import losses
 from pipeline.unlearn.attention import ROWS_SDPA
@@ -33,7 +33,7 @@ from pipeline.unlearn.completion import (
     target_log_probs,
 )
 from pipeline.unlearn.config import ASCENDING, UnlearnConfig
-from pipeline.unlearn.guards import check_step
+from pipeline.unlearn.guards import StepRefused, check_step
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
 
@@ -203,6 +203,8 @@ class CompletionTrainer(SFTTrainer):
         log_probs = self.log_probs(model, inputs)
         loss = self.step_loss(log_probs, inputs, num_items_in_batch)
         self._count(-log_probs.detach(), inputs["is_forget"])
+        if self._steps_in_backward and self.accelerator.sync_gradients:
+            check_step(self.state.global_step + 1, self._step_losses(), self._ceiling())
         # DDP averages gradients over ranks, while the divisor already counts the tokens of all of them.
         return loss * self.accelerator.num_processes
 
@@ -224,8 +226,21 @@ class CompletionTrainer(SFTTrainer):
         """Trainer's, and the last look at a step before the optimizer takes it."""
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
         numbers = self._step_losses() | ({} if norm is None else {"grad_norm": float(norm)})
-        check_step(self.state.global_step + 1, numbers, self._ceiling())
+        try:
+            check_step(self.state.global_step + 1, numbers, self._ceiling())
+        except StepRefused as refused:
+            if not self._steps_in_backward:
+                raise
+            raise TrainingError(
+                f"{refused}, and DeepSpeed has taken it: the weights are spoilt, and nothing was kept. Lower the "
+                "learning rate, or launch another way than zero3."
+            ) from refused
         return norm
+
+    @property
+    def _steps_in_backward(self) -> bool:
+        """Whether the optimizer's step is part of the backward pass, so that losses must be looked at before it."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _ceiling(self) -> float | None:
         """The bound of the forget loss, where there is one."""
