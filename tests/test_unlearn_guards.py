@@ -147,6 +147,21 @@ def test_out_of_memory_names_the_levers_with_their_numbers(tiny_model: Path, tmp
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("module", "name"), [(run, "load"), (run, "fixed_levels"), (training, "load")])
+def test_out_of_memory_beside_the_steps_is_said_too(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(module, name, lambda *_: torch.empty(1 << 52))
+    stages = {
+        run: lambda: run.run(unlearn_config(), inputs, out),
+        training: lambda: training.train(TrainConfig(), inputs | {"model": tiny_model}, out, ("retain",)),
+    }
+    with pytest.raises(SystemLimitError, match=r"Out of memory \(before or after the steps\).*GB .*allocate"):
+        stages[module]()
+
+
 def test_another_error_of_the_training_is_not_taken_for_memory(tiny_model: Path, tmp_path: Path) -> None:
     class Broken(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

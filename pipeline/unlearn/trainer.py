@@ -16,7 +16,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
@@ -152,7 +152,10 @@ class CompletionTrainer(SFTTrainer):
         if ranks() > 1:
             together = ranks() * kwargs["args"].per_device_train_batch_size
             kwargs["train_dataset"] = _even(kwargs["train_dataset"], together)
-        super().__init__(model, data_collator=collate, **kwargs)
+        try:
+            super().__init__(model, data_collator=collate, **kwargs)
+        except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+            raise RecipeError(f"args: the trainer (trl.SFTTrainer) refuses them: {error}") from error
         self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
@@ -166,6 +169,17 @@ class CompletionTrainer(SFTTrainer):
             raise RecipeError(
                 f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
                 f"{self.args.device}: {error}. Take adamw_torch, which every device has."
+            ) from error
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The schedule of ``args.lr_scheduler_type``."""
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (TypeError, ValueError, KeyError) as error:
+            raise RecipeError(
+                f"args.lr_scheduler_type is {SchedulerType(self.args.lr_scheduler_type).value} and "
+                f"args.lr_scheduler_kwargs {self.args.lr_scheduler_kwargs or 'not given'}, of which no schedule can be "
+                f"made: {error}"
             ) from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -281,6 +295,12 @@ class UnlearnTrainer(CompletionTrainer):
             raise RecipeError(
                 f"unlearn.gradient_norms_every needs whole gradients on each rank, and this run shards them "
                 f"({self.accelerator.distributed_type.value}). Set it to 0."
+            )
+        checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
+        if config.gradient_norms_every and checkpointing.get("use_reentrant"):
+            raise RecipeError(
+                "unlearn.gradient_norms_every takes the gradient of one term, which reentrant checkpointing cannot "
+                "give. Take use_reentrant out of args.gradient_checkpointing_kwargs, or set gradient_norms_every to 0."
             )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
