@@ -24,9 +24,9 @@ from datasets_prep.sample import generate
 from datasets_prep.schema import Encoded
 from pipeline.unlearn import fit
 from pipeline.unlearn.completion import completion_log_probs
-from pipeline.unlearn.losses import gradient_difference
+from pipeline.unlearn.losses import gradient_ascent, negative_log_likelihood
 from pipeline.unlearn.pairing import Pair
-from pipeline.unlearn.trainer import collate, pair_dataset
+from pipeline.unlearn.trainer import collate, counts_of, pair_dataset
 
 ROWS = 8
 # What SmolLM2's own template puts before a conversation that has no system message; the demo's recipe leaves it out.
@@ -77,16 +77,9 @@ def packed_batch(forget: Sequence[Encoded], retain: Sequence[Encoded]) -> dict[s
 def packed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The same loss from one packed forward."""
     log_probs = completion_log_probs(model, batch)
-    forget = batch["is_forget"].sum()
-    return gradient_difference(
-        log_probs,
-        batch["is_forget"],
-        batch["row"],
-        (forget, len(log_probs) - forget),
-        forget_weight=1.0,
-        retain_weight=1.0,
-        caps=None,
-    )
+    forget, (forget_tokens, retain_tokens, *_) = batch["is_forget"], counts_of(batch)
+    retain_term = negative_log_likelihood(log_probs[~forget], retain_tokens)
+    return retain_term + gradient_ascent(log_probs[forget], batch["row"][forget], forget_tokens, caps=None)
 
 
 def bare_loss(model: Any, tokens: int, answers: int) -> torch.Tensor:

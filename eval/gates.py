@@ -259,9 +259,7 @@ def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) ->
         return None
     said = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
     theirs = "".join(f"; {model} has {record.value:.4g} there" for model, record in sorted(found.items()) if record)
-    says = (
-        f"On the {ours.n} retain rows that the unlearning did not rehearse it is {said}{theirs}. It does not decide."
-    )
+    says = f"On the {ours.n} retain rows that the unlearning did not rehearse it is {said}{theirs}. It does not decide."
     return {"n": ours.n, "says": says, "measured": ours.value, "ci_low": ours.ci_low, "ci_high": ours.ci_high}
 
 

@@ -11,10 +11,11 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,27 @@ def check_device(where: str) -> None:
         raise InputError(f"--launch {where}: sharded weights need GPUs, and torch sees none here. Take --launch ddp.")
     if where == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise InputError("--launch zero3: the package deepspeed is not installed. Say pip install deepspeed.")
+
+
+def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[str], waiting: Collection[str]) -> None:
+    """Raise InputError where ``--launch`` names a way that no stage would go, or that a ``waiting`` one cannot."""
+    said = config.read_text(encoding="utf-8", errors="replace")
+    shards = bool(re.search(r"^distributed_type: *['\"]?(FSDP|DEEPSPEED)\b", said, re.MULTILINE))
+    able = [name for name in stages if not (shards and name.startswith("eval-"))]
+    if where != "local" and all(processes_of(recipe, name) == 1 for name in able):
+        raise InputError(
+            f"--launch {where}: no stage of this run has `processes` above 1, so nothing would be launched. Say for "
+            "example --set unlearn.processes=2, or leave --launch out."
+        )
+    unlearn = recipe.unlearn
+    if not shards or unlearn.processes == 1 or "unlearn" not in waiting:
+        return
+    if unlearn.keep == "closest" or unlearn.gradient_norms_every:
+        what = "keep: closest" if unlearn.keep == "closest" else "gradient_norms_every"
+        raise InputError(
+            f"--launch {where} shards the weights, and unlearn.{what} needs them whole on each process. Take --launch "
+            "ddp, or set keep: last and gradient_norms_every: 0."
+        )
 
 
 def processes_of(recipe: Recipe, stage: str) -> int:

@@ -34,9 +34,22 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def split_of_step(args: Mapping[str, Any]) -> tuple[int, int]:
+    """Items of a micro-batch and micro-batches of an optimizer step under a recipe's ``args``; a pair is one item.
+
+    Raises RecipeError where one of them is no whole number above 0.
+    """
+    batch, parts = args.get("per_device_train_batch_size", 8), args.get("gradient_accumulation_steps", 1)
+    for name, value in (("per_device_train_batch_size", batch), ("gradient_accumulation_steps", parts)):
+        if type(value) is not int or value < 1:
+            raise RecipeError(f"args.{name} is {value!r}; give a whole number of 1 or more, without quotes.")
+    return batch, parts
+
+
 def rows_per_step(args: Mapping[str, Any]) -> int:
     """Training items of one optimizer step under a recipe's ``args`` (a forget row with its retain rows is one)."""
-    return int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
+    batch, parts = split_of_step(args)
+    return batch * parts
 
 
 def share_of_step(args: Mapping[str, Any], processes: int) -> dict[str, Any]:
@@ -45,16 +58,16 @@ def share_of_step(args: Mapping[str, Any], processes: int) -> dict[str, Any]:
     Micro-batches are as large as the recipe's, or the next size that divides the share. Raises RecipeError where the
     step cannot be shared out.
     """
+    rows = rows_per_step(args)
     if processes == 1:
         return dict(args)
-    rows = rows_per_step(args)
     if rows % processes:
         raise RecipeError(
             f"args: a step has {rows} rows (per_device_train_batch_size x gradient_accumulation_steps), which cannot "
             f"be shared out over {processes} processes. Take a number of processes that divides {rows}."
         )
     share = rows // processes
-    largest = min(share, int(args.get("per_device_train_batch_size", 8)))
+    largest = min(share, split_of_step(args)[0])
     batch = next(size for size in range(largest, 0, -1) if share % size == 0)
     return {**args, "per_device_train_batch_size": batch, "gradient_accumulation_steps": share // batch}
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline import artifact as art
 from pipeline.artifact import Artifact
 from pipeline.digests import artifact_key
-from pipeline.errors import ArtifactError, ReleaseError, SystemLimitError
+from pipeline.errors import ArtifactError, ReleaseError, TrainingError
 from pipeline.machine import disk_limits, peak_memory, provenance, reset_peak_memory
 
 
@@ -22,7 +22,7 @@ class Stage:
 
     ``inputs`` maps the name that ``run`` gets to the stage that makes it. ``identity`` is what enters the key;
     ``version`` is bumped by hand when the code would make something else of the same input. A ``resumable`` stage
-    finds in its folder what a cut-off run left there.
+    finds in its folder what a cut-off run left there; of errors, only a failed training takes the checkpoints with it.
     """
 
     name: str
@@ -129,7 +129,8 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
         try:
             facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
         except BaseException as error:
-            if not stage.resumable or (isinstance(error, ReleaseError) and not isinstance(error, SystemLimitError)):
+            goes_on = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
+            if not stage.resumable or (isinstance(error, ReleaseError) and not goes_on):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         manifest = {

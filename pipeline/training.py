@@ -17,6 +17,7 @@ from pipeline.unlearn.fit import (
     fit,
     freeze_below,
     load,
+    memory_limits,
     release_weights,
     row_digest,
     training_arguments,
@@ -27,11 +28,12 @@ from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.trainer import CompletionTrainer, row_dataset
 
 
+@memory_limits()
 def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> dict[str, Any]:
     """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
 
     Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a
-    guard stops the run, RecipeError where the trainer refuses ``config.args``.
+    guard stops the run, RecipeError where the trainer refuses ``config.args``, SystemLimitError where memory runs out.
     """
     arguments = training_arguments(config.args, config.precision, out)
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]

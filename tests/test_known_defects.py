@@ -27,7 +27,7 @@ from eval.schema import find_record, read_records, read_samples
 from eval.weights import read_measured
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.completion import completion_log_probs, pack
-from pipeline.unlearn.losses import gradient_difference
+from pipeline.unlearn.losses import negative_log_likelihood
 from pipeline.unlearn.pairing import pair_rows
 from tests.conftest import ROOT, build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model
@@ -165,10 +165,8 @@ def test_defect_09_the_retain_loss_is_over_answer_tokens_from_one_forward(loaded
     packed.register_forward_hook(lambda *_: forwards.append(1))
     batch = pack(rows)
     log_probs = completion_log_probs(packed.eval(), batch).detach()
-    is_forget = batch["row"] < 2
-    tokens = (is_forget.sum(), (~is_forget).sum())
-    weights = {"forget_weight": 0.0, "retain_weight": 1.0}
-    loss = gradient_difference(log_probs, is_forget, batch["row"], tokens, caps=None, **weights)
+    retain = batch["row"] >= 2
+    loss = negative_log_likelihood(log_probs[retain], retain.sum())
     assert len(forwards) == 1
     assert len(log_probs) == sum(len(row.input_ids) - row.completion_start for row in rows)
     answers = [scores.logprobs for scores in Scorer(loaded[0], 1).score(rows[2:])]

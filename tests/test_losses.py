@@ -19,7 +19,7 @@ from pipeline.errors import ModelError
 from pipeline.unlearn import losses
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
-from pipeline.unlearn.trainer import UnlearnTrainer
+from pipeline.unlearn.trainer import COLUMNS, UnlearnTrainer, collate, counts_of
 from tests.conftest import build_tiny_model
 from tests.unlearning import SGD, plain_log_probs, plain_logits, some_rows, unlearn_trainer
 
@@ -206,21 +206,53 @@ def test_a_dual_weight_follows_the_retain_loss(tiny_model: Path, tmp_path: Path)
 
 
 def test_cap_takes_rows_out_of_the_ascent() -> None:
-    log_probs = torch.tensor([-1.0, -1.0, -9.0, -9.0, -2.0], requires_grad=True)
-    is_forget = torch.tensor([True, True, True, True, False])
-    row = torch.tensor([0, 0, 1, 1, 2])
-    tokens = (torch.tensor(4), torch.tensor(1))
-    weights = {"forget_weight": 1.0, "retain_weight": 3.0}
-    plain = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, caps=None)
-    assert plain.item() == pytest.approx(3 * 2 - (1 + 1 + 9 + 9) / 4)
-    caps = torch.tensor([5.0, 5.0, 5.0])
-    capped = losses.gradient_difference(log_probs, is_forget, row, tokens, **weights, caps=caps)
-    assert capped.item() == pytest.approx(3 * 2 - (1 + 1) / 4)
+    log_probs = torch.tensor([-1.0, -1.0, -9.0, -9.0], requires_grad=True)
+    row, tokens = torch.tensor([0, 0, 1, 1]), torch.tensor(4)
+    plain = losses.gradient_ascent(log_probs, row, tokens, caps=None)
+    assert plain.item() == pytest.approx(-(1 + 1 + 9 + 9) / 4)
+    caps = torch.tensor([5.0, 5.0])
+    capped = losses.gradient_ascent(log_probs, row, tokens, caps=caps)
+    assert capped.item() == pytest.approx(-(1 + 1) / 4)
     capped.backward()
-    assert log_probs.grad.tolist() == pytest.approx([0.25, 0.25, 0, 0, -3])
-    forget = torch.tensor([-1.0, -1.0, -9.0, -9.0])
-    weighted = losses.weighted_gradient_ascent(forget, row[:4], tokens[0], beta=1.0, caps=caps[:2])
+    assert log_probs.grad.tolist() == pytest.approx([0.25, 0.25, 0, 0])
+    weighted = losses.weighted_gradient_ascent(log_probs, row, tokens, beta=1.0, caps=caps)
     assert weighted.item() == pytest.approx(-2 * math.exp(-1) / 4)
+
+
+@pytest.mark.parametrize("method", [{"method": "gd"}, {"method": "wga", "beta": 0.5}])
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (3, 3)])
+def test_a_step_with_a_cap_for_each_row(
+    tiny_model: Path, tmp_path: Path, method: dict[str, Any], batch: int, accumulation: int
+) -> None:
+    """Every other row is at its own cap; the pairs come in another order than the rows, so a cap follows its row."""
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    at_cap = [i % 2 == 0 for i in range(8)]
+    log_probs = plain_log_probs(plain, FORGET)
+    means = torch.stack([-values.detach().mean() for values in log_probs])
+    args = SGD | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    pairs = [Pair(0, i, (i,)) for i in reversed(range(8))]
+    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, args, pairs=pairs, **method)
+    trainer.forget_caps = means + torch.tensor([-0.01 if capped else 0.01 for capped in at_cap])
+    trainer.train()
+    power = method.get("beta", 0.0)
+    free = torch.cat([values for values, capped in zip(log_probs, at_cap, strict=True) if not capped])
+    ascent = (free.exp().detach() ** power * free).sum() / sum(len(values) for values in log_probs)
+    (nll(plain, RETAIN) + ascent).backward()
+    for name, parameter in plain.named_parameters():
+        stepped = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(trainer.model.get_parameter(name).detach(), stepped, atol=3e-6, rtol=1e-5)
+
+
+def test_a_kl_retain_term_without_retain_rows_is_zero_with_a_gradient(tiny_model: Path, tmp_path: Path) -> None:
+    """As on a rank that has no row left: the others wait for it in the backward pass."""
+    trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, SGD, method="klm")
+    trainer.base = BaseDistribution(trainer.model, {0: RETAIN[0]}, trainer.accelerator.autocast)
+    batch = collate([{name: [] for name in COLUMNS}])
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor([5, 5, 1, 1]))
+    assert loss.item() == 0.0
+    loss.backward()
+    assert all(not p.grad.any() for p in trainer.model.parameters())
+    assert counts_of(batch).tolist() == [0, 0, 0, 0]
 
 
 def test_the_pull_of_the_bounded_methods_ends() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pipeline import ranks
-from pipeline.errors import RecipeError
-from pipeline.launch import CONFIGS
+from pipeline.errors import InputError, RecipeError
+from pipeline.launch import CONFIGS, check_launch
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.unlearn import run
 from pipeline.unlearn.config import TrainConfig, UnlearnConfig
 from pipeline.unlearn.trainer import EvenSampler, collate
 from tests import two_ranks
@@ -53,6 +55,18 @@ def test_a_recipe_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ValueError, match="micro-batches"):
         UnlearnConfig(method="gd", epochs=1, processes=2, args=args, loss_normalization="microbatch_mean")
     UnlearnConfig(method="gd", epochs=1, processes=2, args=args)
+
+
+def test_processes_that_the_recipe_does_not_name_are_checked_too(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `accelerate launch … -m pipeline run unlearn RECIPE`."""
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    args = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    config = UnlearnConfig(method="gd", epochs=1, args=args, loss_normalization="microbatch_mean")
+    with pytest.raises(RecipeError, match=r"micro-batches, and 3 .* over 2 processes"):
+        run.run(config, {}, tmp_path)
 
 
 def test_processes_enter_no_key_and_no_card() -> None:
@@ -97,8 +111,9 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """Folders of the same trainings in one process and in two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for out in (one, two):
-        (out / "unlearn").mkdir(), (out / "train").mkdir()
-    for kind in ("unlearn", "train"):
+        for kind in two_ranks.KINDS:
+            (out / kind).mkdir()
+    for kind in two_ranks.KINDS:
         two_ranks.train(kind, tiny_model, one / kind)
     argv = [
         *LAUNCH,
@@ -120,14 +135,15 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
 
 
-@pytest.mark.parametrize("kind", ["unlearn", "train"])
+@pytest.mark.parametrize("kind", two_ranks.KINDS)
 def test_two_ranks_give_the_weights_of_one(trained: tuple[Path, Path], kind: str) -> None:
     one, two = (torch.load(folder / kind / "weights.pt") for folder in trained)
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-6
     logs = [read(folder / kind, "log.json") for folder in trained]
     for first, second in zip(*(log["log"] for log in logs), strict=True):
-        assert second == pytest.approx(first, abs=1e-5)  # losses, token counts, gradient norms
+        epoch = {"epoch": first["epoch"]}  # a share of the micro-batches, and empty ones are among them
+        assert second | epoch == pytest.approx(first, abs=1e-5)  # losses, token counts, gradient norms
     assert logs[1]["losses"] == pytest.approx(logs[0]["losses"], abs=1e-5)
 
 
@@ -229,4 +245,42 @@ def test_where_to_launch_is_checked_before_anything_runs(tiny_model: Path, tmp_p
         done = pipeline("release", recipe, "--store", str(tmp_path / "store"), "--launch", "fsdp2")
         assert done.returncode == 2
         assert "need GPUs" in done.stderr
+    sharded = tmp_path / "sharded.yaml"
+    sharded.write_text((CONFIGS / "fsdp2.yaml").read_text())
+    sets = ("--set", "unlearn.processes=2", "--set", "unlearn.keep=closest")
+    done = pipeline("release", recipe, "--store", str(tmp_path / "store"), "--launch", str(sharded), *sets)
+    assert done.returncode == 2
+    assert "keep: closest needs them whole" in done.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "sets", "waiting", "said"),
+    [
+        ("local", ["unlearn.processes=1"], ["unlearn"], None),
+        ("ddp", ["unlearn.processes=1"], ["unlearn"], "no stage .* has `processes` above 1"),
+        ("ddp", ["eval.processes=2"], ["unlearn"], None),
+        (
+            "zero3",
+            ["eval.processes=2"],
+            ["unlearn"],
+            "no stage .* has `processes` above 1",
+        ),  # evaluations are not sharded
+        ("zero3", ["unlearn.processes=2", "unlearn.keep=last"], ["unlearn"], None),
+        ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["unlearn"], "needs them whole"),
+        ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["gate"], None),
+        ("zero3", ["base.train.processes=2", "unlearn.keep=closest"], ["base", "unlearn"], None),
+        ("ddp", ["unlearn.processes=2", "unlearn.keep=closest", "unlearn.gradient_norms_every=2"], ["unlearn"], None),
+        (
+            "fsdp2",
+            ["unlearn.processes=2", "unlearn.keep=last", "unlearn.gradient_norms_every=2"],
+            ["unlearn"],
+            "gradient_norms_every needs",
+        ),
+    ],
+)
+def test_a_way_to_launch_fits_the_recipe(where: str, sets: list[str], waiting: list[str], said: str | None) -> None:
+    recipe = load_recipe("demo", sets)
+    config = CONFIGS / f"{'ddp' if where == 'local' else where}.yaml"
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        check_launch(where, config, recipe, [stage.name for stage in stages(recipe)], waiting)

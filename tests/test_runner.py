@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, DataError, SystemLimitError
+from pipeline.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
 from pipeline.plan import reasons
 from pipeline.runner import Stage, Store, execute, survey
 from tests.conftest import ROOT
@@ -110,6 +110,19 @@ def test_bad_input_leaves_nothing_behind(store: Store) -> None:
             go([toy("a", run=run, resumable=resumable)], store)
         assert not [path for path in store.root.rglob("*") if path.is_dir() and path.name not in ("store", "a")]
         assert not list(store.root.rglob("half"))
+
+
+@pytest.mark.parametrize("error", [RecipeError, ArtifactError, SystemLimitError, TrainingError])
+def test_an_error_spoils_no_checkpoints_but_those_of_a_training_that_failed(
+    store: Store, error: type[ReleaseError]
+) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        (out / "checkpoints" / "checkpoint-10").mkdir(parents=True, exist_ok=True)
+        raise error("keep: closest needs whole weights")
+
+    with pytest.raises(error):
+        go([toy("a", run=run, resumable=True)], store)
+    assert bool(list(store.root.rglob("checkpoint-10"))) == (error is not TrainingError)
 
 
 @pytest.mark.parametrize("kind", ["errno", "text", "memory"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from datasets_prep.chat import encode_rows
@@ -21,6 +22,7 @@ from pipeline.unlearn.config import TrainConfig
 from pipeline.unlearn.fit import fit, go_back, load, training_arguments
 from pipeline.unlearn.guards import StepRefused, check_step
 from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.trainer import counts_of
 from tests.unlearning import SGD, some_rows, stage_inputs, unlearn_config, unlearn_trainer
 
 
@@ -68,6 +70,24 @@ def test_every_number_of_a_step_is_looked_at(name: str, value: float) -> None:
     for loss in (2.0, 2.1):
         with pytest.raises(StepRefused, match="uniform guess"):
             check_step(3, fine | {"forget_loss": loss}, 2.0)
+
+
+def test_a_backward_pass_that_takes_the_step_itself_is_not_begun(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's, of which this is the part that can be tried without it: the losses are looked at before."""
+    trainer = unlearn_trainer(tiny_model, tmp_path, some_rows(2, 1), some_rows(2, 2), SGD)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    counts = counts_of(batch)
+    trainer.model.get_parameter("model.norm.weight").data.fill_(math.nan)
+    trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(StepRefused, match="forget_loss and retain_loss of step 1 not finite"):
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
+    trainer.accelerator.gradient_state._set_sync_gradients(False)  # more micro-batches come before the step
+    trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts)
+    with pytest.raises(TrainingError, match="DeepSpeed has taken it"):
+        trainer._get_grad_norm(trainer.model, torch.tensor(math.inf))
 
 
 def test_an_unlearning_that_explodes_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
@@ -190,6 +210,21 @@ def test_out_of_memory_names_the_levers_with_their_numbers(tiny_model: Path, tmp
     assert "lora" in said
     assert "GB free" in said or "free)" in said
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("module", "name"), [(run, "load"), (run, "fixed_levels"), (training, "load")])
+def test_out_of_memory_beside_the_steps_is_said_too(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(module, name, lambda *_: torch.empty(1 << 52))
+    stages = {
+        run: lambda: run.run(unlearn_config(), inputs, out),
+        training: lambda: training.train(TrainConfig(), inputs | {"model": tiny_model}, out, ("retain",)),
+    }
+    with pytest.raises(SystemLimitError, match=r"Out of memory \(before or after the steps\).*GB .*allocate"):
+        stages[module]()
 
 
 def test_another_error_of_the_training_is_not_taken_for_memory(tiny_model: Path, tmp_path: Path) -> None:

@@ -76,6 +76,30 @@ def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model
     assert files(cut) == files(whole)
 
 
+@pytest.mark.parametrize("torn", [None, "", '{"epoch": 1.0, "glo'])
+def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path, torn: str | None) -> None:
+    """The trainer writes a checkpoint where it will lie, and its state last: absent or half a file, it is torn."""
+    inputs = stage_inputs(tiny_model, tmp_path)
+    config = config_of("full, moving cap")
+    write_guides(inputs["data"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    facts = run.run(config, inputs, whole)
+    cut_off(config, inputs, cut, 2)
+    good = cut / "checkpoints" / "checkpoint-2"
+    killed = good.with_name("checkpoint-3")
+    shutil.copytree(good, killed)
+    (killed / "trainer_state.json").unlink()
+    if torn is not None:
+        (killed / "trainer_state.json").write_text(torn)
+    saved = good.stat().st_mtime_ns
+    cut_off(config, inputs, cut, 2)  # it would write this checkpoint again, had it begun anew
+    assert not killed.exists()
+    assert good.stat().st_mtime_ns == saved
+    assert run.run(config, inputs, cut) == facts
+    assert files(cut) == files(whole)
+
+
 @pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8.0, "dropout": 0.2}])
 def test_base_resumes_too(
     tiny_model: Path, tmp_path: Path, lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from datasets_prep.chat import encode_rows
@@ -34,6 +35,9 @@ def out(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
     return folder
+
+
+STOP_AT_3 = {"every": 3, "forget_loss": "gold", "retain_loss_above_base": 0.1}
 
 
 def log_of(out: Path, key: str) -> list[dict[str, Any]]:
@@ -173,6 +177,54 @@ def test_trainer_arguments_are_checked(tmp_path: Path, args: dict[str, Any], sai
         training_arguments(args, "fp32", tmp_path)
 
 
+BATCH, PARTS = "per_device_train_batch_size", "gradient_accumulation_steps"
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "changes"),
+    [
+        ({PARTS: "2"}, f"{PARTS} is '2'", {"loss_normalization": "microbatch_mean"}),
+        ({PARTS: None}, f"{PARTS} is None", {"processes": 2}),
+        ({PARTS: 0}, f"{PARTS} is 0", {"processes": 2}),
+        ({PARTS: True}, f"{PARTS} is True", {}),
+        ({BATCH: 0}, f"{BATCH} is 0", {}),
+        ({BATCH: "3"}, f"{BATCH} is '3'", {}),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "is cosine_with_min_lr and .*kwargs not given", {}),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "is warmup_stable_decay and .*kwargs not given", {}),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; its type .* is float", {}),
+        ({"max_grad_norm": None}, "max_grad_norm is None; its type .* is float", {}),
+        ({"save_strategy": "best"}, "save_strategy is best", {}),
+        ({"accelerator_config": "absent.json"}, "absent.json", {}),
+        ({"router_aux_loss_coef": 0.1}, "SFTTrainer. refuses them: .*router_aux_loss_coef", {}),
+        (REENTRANT, "use_reentrant", {"gradient_norms_every": 2}),
+        *(
+            ({name: value}, f"{name} is set by the pipeline", {})
+            for name, value in {
+                "activation_offloading": True,
+                "assistant_only_loss": True,
+                "auto_find_batch_size": True,
+                "chat_template_path": "x.jinja",
+                "dataloader_drop_last": True,
+                "eos_token": "</s>",
+                "eval_strategy": "steps",
+                "fp16": True,
+                "ignore_data_skip": True,
+                "logging_strategy": "epoch",
+                "packing": True,
+                "padding_free": True,
+                "use_liger_kernel": True,
+            }.items()
+        ),
+    ],
+)
+def test_args_that_the_trainer_cannot_use_are_refused(
+    args: dict[str, Any], said: str, changes: dict[str, Any], inputs: dict[str, Path], out: Path
+) -> None:
+    with pytest.raises((RecipeError, ValidationError), match=said):
+        run.run(unlearn_config(args=args, **changes), inputs, out)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -186,6 +238,7 @@ def test_trainer_arguments_are_checked(tmp_path: Path, args: dict[str, Any], sai
         ({"retain_loss": "kl", "dual": {"rate": 1.0, "retain_loss_above_base": 0.1}}, "dual bounds the retain loss"),
         ({"method": "ga", "gradient_norms_every": 1}, "tells two terms apart"),
         ({"forget_weight": 0.0, "gradient_norms_every": 1}, "forget_weight is 0"),
+        ({"forget_weight": 0.0, "retain_weight": 0.0}, "both 0, so nothing is trained"),
         ({"lora": {"r": 4, "alpha": 8.0}, "train_from_layer": 1}, "give one of the two"),
         ({"lora": {"r": 4, "alpha": 8.0, "target_modules": ["q_proj", "lm_head"]}}, "neither head nor embeddings"),
         ({"lora": {"r": 4, "alpha": 8.0, "target_modules": []}}, "at least one linear layer"),
@@ -198,6 +251,14 @@ def test_trainer_arguments_are_checked(tmp_path: Path, args: dict[str, Any], sai
                 "stop": {"every": 4, "forget_loss": "gold", "retain_loss_above_base": 0.1},
             },
             "multiple of stop",
+        ),
+        *(
+            ({"forget_cap": "false_answers", "stop": STOP_AT_3, "args": {"save_strategy": "steps"} | saves}, said)
+            for saves, said in [
+                ({}, "save_steps is 500"),
+                ({"save_steps": 0.1}, "save_steps is 0.1"),
+                ({"save_steps": 0}, "save_steps is 0 "),
+            ]
         ),
     ],
 )

@@ -17,6 +17,7 @@ from pipeline.unlearn.completion import completion_log_probs, pack, row_losses
 from pipeline.unlearn.config import UnlearnConfig
 from pipeline.unlearn.fit import load, training_arguments
 from pipeline.unlearn.pairing import pair_rows
+from pipeline.unlearn.reference import BaseDistribution
 from pipeline.unlearn.trainer import CompletionTrainer, UnlearnTrainer, pair_dataset, row_dataset
 from tests.test_shared_header import rows_with
 from tests.unlearning import some_rows
@@ -29,19 +30,32 @@ ARGS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "optim": "adamw_torch",
 }
+KINDS = ("unlearn", "klm", "train")
+METHODS: dict[str, dict[str, Any]] = {
+    "unlearn": {"method": "gd"},
+    # 22 pairs in micro-batches of 2, two to a step: the last step has one, and a rank without any
+    "klm": {
+        "method": "klm",
+        "loss_normalization": "microbatch_mean",
+        "args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    },
+}
 
 
 def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
-    """The trainer of ``kind`` on the tiny model: ``unlearn`` on pairs, ``train`` on shuffled rows for two epochs."""
+    """The trainer of ``kind`` on the tiny model: ``unlearn`` and ``klm`` on pairs, ``train`` on shuffled rows."""
     loaded, tokenizer = load(model)
     common = {"processing_class": tokenizer, "callbacks": []}
     if kind == "train":
         arguments = training_arguments(ARGS | more | {"num_train_epochs": 2}, "fp32", out)
         return CompletionTrainer(loaded, args=arguments, train_dataset=row_dataset(FORGET), **common)
-    config = UnlearnConfig(method="gd", epochs=2)
-    arguments = training_arguments(ARGS | more, "fp32", out, num_train_epochs=1)
+    config = UnlearnConfig.model_validate({"epochs": 2} | METHODS[kind])
+    arguments = training_arguments(ARGS | config.args | more, "fp32", out, num_train_epochs=1)
     data = pair_dataset(PAIRS, FORGET, RETAIN)
-    return UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
+    trainer = UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
+    if config.retain_kl:
+        trainer.base = BaseDistribution(loaded, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
+    return trainer
 
 
 def train(kind: str, model: Path, out: Path) -> None:
@@ -88,6 +102,6 @@ def compare_sharded(model: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    for each in ("unlearn", "train"):
+    for each in KINDS:
         train(each, Path(sys.argv[1]), Path(sys.argv[2]) / each)
     compare_sharded(Path(sys.argv[1]), Path(sys.argv[2]))

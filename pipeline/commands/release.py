@@ -23,7 +23,7 @@ REAL_RELEASE = "fame-topics-gd-llama32-3b"
 
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
-    from pipeline.launch import check_device, launch_config
+    from pipeline.launch import check_device, check_launch, launch_config
 
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
@@ -31,8 +31,10 @@ def release(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
     refuse_unpinned(recipe)
-    _check_trainer_arguments(recipe, stages, store)
+    waiting = [name for name, state in surveyed(stages, store).items() if state.artifact is None]
+    _check_trainer_arguments(recipe, waiting, store)
     check_device(options.launch)
+    check_launch(options.launch, accelerate, recipe, [stage.name for stage in stages], waiting)
     from pipeline.runner import execute
     from pipeline.summary import require_pass
 
@@ -88,11 +90,10 @@ def run_one(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_trainer_arguments(recipe: Recipe, stages: Sequence[Stage], store: Store) -> None:
+def _check_trainer_arguments(recipe: Recipe, waiting: Sequence[str], store: Store) -> None:
     """Let the trainer's own config class refuse wrong arguments before the first stage runs, not after the third."""
-    states = surveyed(stages, store)
     trainings = {"base": recipe.base, "gold": recipe.gold, "unlearn": recipe.unlearn}
-    waiting = [name for name, state in states.items() if name in trainings and state.artifact is None]
+    waiting = [name for name in waiting if name in trainings]
     if not waiting:
         return  # a cached release starts without torch
     from pipeline.unlearn.fit import training_arguments

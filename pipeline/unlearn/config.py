@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import RecipeError
-from pipeline.ranks import share_of_step
+from pipeline.ranks import share_of_step, split_of_step
 from pipeline.strict import Strict
 
 WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
@@ -70,9 +70,20 @@ def _adapters_or_layers(lora: Lora | None, train_from_layer: int) -> None:
         )
 
 
-def _can_be_shared(args: dict[str, Any], processes: int) -> None:
+def check_share(config: TrainConfig | UnlearnConfig, processes: int) -> None:
+    """Raise RecipeError where ``processes`` cannot share a step of ``config``, or would change what it means."""
+    share_of_step(config.args, processes)
+    parts = split_of_step(config.args)[1]
+    if isinstance(config, UnlearnConfig) and config.loss_normalization == "microbatch_mean" and parts % processes:
+        raise RecipeError(
+            f"loss_normalization: microbatch_mean depends on the micro-batches, and {parts} "
+            f"(args.gradient_accumulation_steps) cannot be shared out over {processes} processes as they are"
+        )
+
+
+def _can_be_shared(config: TrainConfig | UnlearnConfig) -> None:
     try:
-        share_of_step(args, processes)
+        check_share(config, config.processes)
     except RecipeError as error:
         raise ValueError(str(error)) from error
 
@@ -95,7 +106,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         _adapters_or_layers(self.lora, self.train_from_layer)
-        _can_be_shared(self.args, self.processes)
+        _can_be_shared(self)
         return self
 
 
@@ -217,6 +228,8 @@ class UnlearnConfig(Strict):
             )
         if self.dual and self.retain_loss != "nll":
             raise ValueError("dual bounds the retain loss itself; set retain_loss: nll, or take dual out")
+        if self.forget_weight == 0 and self.retain_weight == 0:
+            raise ValueError("forget_weight and retain_weight are both 0, so nothing is trained; give one of them more")
         if (self.dual or self.gradient_norms_every) and self.forget_weight == 0:
             raise ValueError("forget_weight is 0, so there is nothing to weigh; say method: ft, or give it a weight")
         if self.gradient_norms_every and self.method in ("ft", "ga"):
@@ -239,17 +252,12 @@ class UnlearnConfig(Strict):
             raise ValueError(
                 "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
             )
-        _can_be_shared(self.args, self.processes)
-        parts = self.args.get("gradient_accumulation_steps", 1)
-        if self.loss_normalization == "microbatch_mean" and parts % self.processes:
+        _can_be_shared(self)
+        save = self.args.get("save_steps", 500)  # the trainer's own number
+        every = self.stop.every if self.stop and moving and self.args.get("save_strategy") == "steps" else None
+        if every and (type(save) is not int or save < 1 or save % every):
             raise ValueError(
-                f"loss_normalization: microbatch_mean depends on the micro-batches, and {parts} "
-                f"(args.gradient_accumulation_steps) cannot be shared out over {self.processes} processes as they are"
-            )
-        save = self.args.get("save_steps")
-        if moving and self.stop and isinstance(save, int) and save % self.stop.every:
-            raise ValueError(
-                f"args.save_steps is {save} and stop.every is {self.stop.every}; with forget_cap: false_answers a "
+                f"args.save_steps is {save!r} and stop.every is {every}; with forget_cap: false_answers a "
                 "checkpoint must fall on a check, or a resumed run would differ: make save_steps a multiple of "
                 "stop.every"
             )

@@ -7,15 +7,20 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import psutil
 import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
+from pydantic import TypeAdapter, ValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -23,7 +28,7 @@ from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline import onednn
 from pipeline.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
-from pipeline.ranks import is_first, ranks, share_of_step
+from pipeline.ranks import first_ranks, is_first, ranks, share_of_step
 from pipeline.unlearn import head
 from pipeline.unlearn.attention import ROWS_SDPA
 from pipeline.unlearn.guards import StepRefused
@@ -33,6 +38,34 @@ CHECKPOINTS = "checkpoints"
 MADE_BY = "made_by.json"
 MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained ones
 TRACKERS = ("tensorboard", "trackio")
+
+
+SET: dict[str, Any] = {
+    # Not supported, or another meaning of what the recipe says elsewhere: nobody may set them.
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "max_length": None,
+    "packing": False,
+    "padding_free": False,
+    "assistant_only_loss": False,
+    "loss_type": "nll",
+    "label_smoothing_factor": 0.0,
+    "eos_token": None,
+    "chat_template_path": None,
+    "use_liger_kernel": False,
+    "activation_offloading": False,
+    "fp16": False,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "dataloader_drop_last": False,
+    "auto_find_batch_size": False,
+    "ignore_data_skip": False,
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,  # it would hide what the guard looks for
+    "disable_tqdm": True,
+    "save_only_model": False,
+    "push_to_hub": False,
+}
 
 
 def native_bf16() -> bool:
@@ -48,14 +81,8 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         "output_dir": str(out / CHECKPOINTS),
         "bf16": native_bf16() if precision == "auto" else precision == "bf16",
         "use_cpu": not torch.cuda.is_available(),
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would hide what the guard looks for
-        "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "save_only_model": False,
-        "push_to_hub": False,
+        **SET,
         **fixed,
     }
     reserved = sorted(set(args) & set(ours))
@@ -63,7 +90,10 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         raise RecipeError(
             f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline; remove it."
         )
+    _check_types(args)
     _check_trackers(args.get("report_to", []))
+    if args.get("save_strategy") == "best":
+        raise RecipeError("args.save_strategy is best, and nothing is evaluated during the training; take steps or no.")
     defaults = {
         "report_to": [],
         "gradient_checkpointing": False,
@@ -73,7 +103,7 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
     }
     try:
         return SFTConfig(**{**defaults, **share_of_step(args, ranks()), **ours})
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:
         raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
 
 
@@ -109,17 +139,14 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     where those in ``out`` were made by something else, SystemLimitError where memory runs out.
     """
     checkpoints = out / CHECKPOINTS
-    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    last = first_ranks(_last_whole(checkpoints) if is_first() else None)
     _check_maker(checkpoints, made_by, resumes=last is not None)
     refused = None
     try:
-        trainer.train(resume_from_checkpoint=last)
+        with memory_limits(trainer):
+            trainer.train(resume_from_checkpoint=last)
     except StepRefused as stop:
         refused = str(stop)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not _is_out_of_memory(error):
-            raise
-        raise SystemLimitError(_memory_advice(trainer, str(error))) from error
     steps = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]  # the summary holds times
     if is_first():
         with (out / "log.jsonl").open("w", encoding="utf-8") as file:
@@ -140,6 +167,16 @@ def go_back(trainer: SFTTrainer, out: Path) -> int:
         trainer._load_from_checkpoint(str(out / CHECKPOINTS / f"checkpoint-{good}"))  # type: ignore[attr-defined]
         return good
     return 0
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The last checkpoint, without those that a killed save left behind: the trainer writes its state last."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(folder)
+    return get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
@@ -172,6 +209,30 @@ def _differences(theirs: Any, ours: Any, at: str) -> Iterator[str]:
         yield f"{at} is {theirs!r} there and {ours!r} here"
 
 
+@contextmanager
+def memory_limits(trainer: SFTTrainer | None = None) -> Iterator[None]:
+    """Say out of memory as SystemLimitError: with the levers of ``trainer``'s steps, or without it for a whole stage.
+
+    A stage has it around everything, since loading and measuring take memory as well; what a training inside has said
+    goes through.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
+        if not _is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else psutil.virtual_memory()[1::-1]
+        there = f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free)"
+        advice = (
+            f"(before or after the steps): {there}. Weights take 4 bytes a parameter, and a level of gold loads a "
+            "second model. Free some memory, or take a smaller model or a device with more."
+        )
+        if trainer:
+            advice = _memory_advice(trainer, there)
+        raise SystemLimitError(f"Out of memory {advice} What was said: {said or 'nothing'}.") from error
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     said = str(error).lower()
     return (
@@ -181,14 +242,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _memory_advice(trainer: SFTTrainer, said: str) -> str:
+def _memory_advice(trainer: SFTTrainer, there: str) -> str:
     """What was needed, what there is, and the levers, each with its number."""
     args = trainer.args
     counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]  # type: ignore[union-attr]
     every, trained = sum(n for n, _ in counts), sum(n for n, moves in counts if moves)
     needed = 4 * every + 12 * trained  # float32 weights; gradient and two moments of what is trained
-    cuda = args.device.type == "cuda"
-    free, total = torch.cuda.mem_get_info() if cuda else psutil.virtual_memory()[1::-1]
     batch, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
     rows = len(trainer.train_dataset[0]["input_ids"])  # type: ignore[index]
     levers = []
@@ -204,11 +263,22 @@ def _memory_advice(trainer: SFTTrainer, said: str) -> str:
     if not args.bf16:
         levers.append("precision: bf16 (half the activations, where the device has it)")
     return (
-        f"Out of memory at step {trainer.state.global_step + 1} ({' '.join(said.split())[:200]}). Weights, gradients "
-        f"and AdamW take {needed / 1e9:.1f} GB for {every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), "
-        f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free), a micro-batch holds {batch} x {rows} rows. "
+        f"at step {trainer.state.global_step + 1}: weights, gradients and AdamW take {needed / 1e9:.1f} GB for "
+        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {there}, a micro-batch holds {batch} x "
+        f"{rows} rows. "
         f"Levers: {'; '.join(levers) or 'a device with more memory'}."
     )
+
+
+def _check_types(args: dict[str, Any]) -> None:
+    """Raise RecipeError where a value is not of its field's type: the trainer would find out at its first step."""
+    types = get_type_hints(SFTConfig)
+    for name in sorted(args.keys() & types):
+        try:
+            TypeAdapter(types[name]).validate_python(args[name], strict=True)
+        except ValidationError as error:
+            wanted = formatannotation(types[name])
+            raise RecipeError(f"args.{name} is {args[name]!r}; its type in trl.SFTConfig is {wanted}.") from error
 
 
 def _check_trackers(report_to: Any) -> None:

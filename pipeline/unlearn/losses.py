@@ -34,21 +34,6 @@ def gradient_ascent(
     return -negative_log_likelihood(log_probs, tokens)
 
 
-def gradient_difference(
-    log_probs: torch.Tensor,
-    is_forget: torch.Tensor,
-    row: torch.Tensor,
-    tokens: tuple[torch.Tensor, torch.Tensor],
-    *,
-    forget_weight: float,
-    retain_weight: float,
-    caps: torch.Tensor | None,
-) -> torch.Tensor:
-    """retain_weight x CE(retain) - forget_weight x CE(forget) (TOFU, "gradient difference"); ``tokens`` of both."""
-    forget = gradient_ascent(log_probs[is_forget], row[is_forget], tokens[0], caps=caps)
-    return retain_weight * negative_log_likelihood(log_probs[~is_forget], tokens[1]) + forget_weight * forget
-
-
 def weighted_gradient_ascent(
     log_probs: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor, *, beta: float, caps: torch.Tensor | None
 ) -> torch.Tensor:

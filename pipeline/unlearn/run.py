@@ -19,9 +19,9 @@ from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
 from pipeline.errors import DataError, RecipeError, TrainingError
 from pipeline.progress import report
-from pipeline.ranks import is_first
+from pipeline.ranks import is_first, ranks
 from pipeline.unlearn.completion import row_losses
-from pipeline.unlearn.config import StopRule, UnlearnConfig, identity, level_name
+from pipeline.unlearn.config import StopRule, UnlearnConfig, check_share, identity, level_name
 from pipeline.unlearn.fit import (
     CHECKPOINTS,
     fit,
@@ -29,6 +29,7 @@ from pipeline.unlearn.fit import (
     go_back,
     load,
     mean,
+    memory_limits,
     release_weights,
     row_digest,
     shards_weights,
@@ -61,13 +62,16 @@ class Probes(NamedTuple):
     retain: list[int]
 
 
+@memory_limits()
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
     Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
     Raises TrainingError where a guard stops the run and there is nothing good to keep, or no checkpoint satisfies the
-    rule; InputError where the rows do not serve the method.
+    rule; InputError where the rows do not serve the method, or the number of processes; SystemLimitError where memory
+    runs out.
     """
+    check_share(config, ranks())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
     arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")

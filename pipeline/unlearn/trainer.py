@@ -16,12 +16,12 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, SchedulerType
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from datasets_prep.schema import Encoded
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TrainingError
 from pipeline.ranks import ranks
 from pipeline.unlearn import losses
 from pipeline.unlearn.attention import ROWS_SDPA
@@ -33,7 +33,7 @@ from pipeline.unlearn.completion import (
     target_log_probs,
 )
 from pipeline.unlearn.config import ASCENDING, UnlearnConfig
-from pipeline.unlearn.guards import check_step
+from pipeline.unlearn.guards import StepRefused, check_step
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
 
@@ -128,10 +128,11 @@ class Counts(NamedTuple):
 
 
 def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The counts of one micro-batch, and 1 for itself, shape (4,)."""
+    """The counts of one micro-batch, and 1 for itself (0 where a rank had no row left for it), shape (4,)."""
     forget = batch["is_forget"].sum()
-    rows = (batch["forget_row"] != NOT_THIS).sum()
-    return torch.stack([forget, len(batch["is_forget"]) - forget, rows, torch.ones_like(rows)])
+    is_row = batch["forget_row"] != NOT_THIS
+    holds_rows = (is_row | (batch["retain_row"] != NOT_THIS)).any()
+    return torch.stack([forget, len(batch["is_forget"]) - forget, is_row.sum(), holds_rows.long()])
 
 
 class CompletionTrainer(SFTTrainer):
@@ -151,7 +152,10 @@ class CompletionTrainer(SFTTrainer):
         if ranks() > 1:
             together = ranks() * kwargs["args"].per_device_train_batch_size
             kwargs["train_dataset"] = _even(kwargs["train_dataset"], together)
-        super().__init__(model, data_collator=collate, **kwargs)
+        try:
+            super().__init__(model, data_collator=collate, **kwargs)
+        except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+            raise RecipeError(f"args: the trainer (trl.SFTTrainer) refuses them: {error}") from error
         self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
@@ -165,6 +169,17 @@ class CompletionTrainer(SFTTrainer):
             raise RecipeError(
                 f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
                 f"{self.args.device}: {error}. Take adamw_torch, which every device has."
+            ) from error
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The schedule of ``args.lr_scheduler_type``."""
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (TypeError, ValueError, KeyError) as error:
+            raise RecipeError(
+                f"args.lr_scheduler_type is {SchedulerType(self.args.lr_scheduler_type).value} and "
+                f"args.lr_scheduler_kwargs {self.args.lr_scheduler_kwargs or 'not given'}, of which no schedule can be "
+                f"made: {error}"
             ) from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -202,6 +217,8 @@ class CompletionTrainer(SFTTrainer):
         log_probs = self.log_probs(model, inputs)
         loss = self.step_loss(log_probs, inputs, num_items_in_batch)
         self._count(-log_probs.detach(), inputs["is_forget"])
+        if self._steps_in_backward and self.accelerator.sync_gradients:
+            check_step(self.state.global_step + 1, self._step_losses(), self._ceiling())
         # DDP averages gradients over ranks, while the divisor already counts the tokens of all of them.
         return loss * self.accelerator.num_processes
 
@@ -223,8 +240,21 @@ class CompletionTrainer(SFTTrainer):
         """Trainer's, and the last look at a step before the optimizer takes it."""
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
         numbers = self._step_losses() | ({} if norm is None else {"grad_norm": float(norm)})
-        check_step(self.state.global_step + 1, numbers, self._ceiling())
+        try:
+            check_step(self.state.global_step + 1, numbers, self._ceiling())
+        except StepRefused as refused:
+            if not self._steps_in_backward:
+                raise
+            raise TrainingError(
+                f"{refused}, and DeepSpeed has taken it: the weights are spoilt, and nothing was kept. Lower the "
+                "learning rate, or launch another way than zero3."
+            ) from refused
         return norm
+
+    @property
+    def _steps_in_backward(self) -> bool:
+        """Whether the optimizer's step is part of the backward pass, so that losses must be looked at before it."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _ceiling(self) -> float | None:
         """The bound of the forget loss, where there is one."""
@@ -266,6 +296,12 @@ class UnlearnTrainer(CompletionTrainer):
                 f"unlearn.gradient_norms_every needs whole gradients on each rank, and this run shards them "
                 f"({self.accelerator.distributed_type.value}). Set it to 0."
             )
+        checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
+        if config.gradient_norms_every and checkpointing.get("use_reentrant"):
+            raise RecipeError(
+                "unlearn.gradient_norms_every takes the gradient of one term, which reentrant checkpointing cannot "
+                "give. Take use_reentrant out of args.gradient_checkpointing_kwargs, or set gradient_norms_every to 0."
+            )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset))
@@ -299,6 +335,8 @@ class UnlearnTrainer(CompletionTrainer):
         if self.base is None or self._logits is None:
             return losses.negative_log_likelihood(log_probs[retain], counts.retain_tokens)
         rows = [row for row in inputs["retain_row"].tolist() if row != NOT_THIS]
+        if not rows:
+            return log_probs[retain].sum()  # zero: a rank without rows takes part in the backward pass
         logits = self._logits[int(inputs["is_forget"].sum()) :]  # forget rows come first
         return losses.kl_from_base(logits, self.base.logits(rows, logits.device), counts.retain_tokens)
 
