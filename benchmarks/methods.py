@@ -2,7 +2,7 @@
 
 For each seed the demo's base and gold are trained and measured once; then each method of `methods.yaml` unlearns from
 that base and is measured and judged by the demo's gates. The artifacts stay in the store, so an interrupted run goes on
-and a second one only prints. Writes the table and the plot to docs/measurements.
+and a second one only prints. Prints the table and writes the plot to docs/measurements.
 """
 
 from __future__ import annotations
@@ -37,16 +37,14 @@ class Run(NamedTuple):
 
 
 def read_methods() -> list[dict[str, Any]]:
-    """The entries of `methods.yaml`: ``name``, ``label``, and ``unlearn`` where it is not the demo's."""
+    """The entries of `methods.yaml`: ``name``, ``label`` and ``unlearn``."""
     return list(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))["methods"])
 
 
 def overrides(method: dict[str, Any], seed: int) -> list[str]:
     """What makes the demo's recipe this method on this data seed."""
-    sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={recipe_name(method, seed)}"]
-    if "unlearn" in method:
-        sets.append(f"unlearn={json.dumps(method['unlearn'])}")
-    return sets
+    of_seed = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={recipe_name(method, seed)}"]
+    return [*of_seed, f"unlearn={json.dumps(method['unlearn'])}"]
 
 
 def recipe_name(method: dict[str, Any], seed: int) -> str:

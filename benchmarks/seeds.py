@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,11 +28,13 @@ def release(seed: int) -> dict[str, object]:
     return dict(json.loads((ROOT / "runs" / name / "gate" / "gate.json").read_text(encoding="utf-8")))
 
 
-def _cell(gate: dict[str, object]) -> str:
+def _cell(gate: dict[str, Any]) -> str:
     bounds = [f"{gate[side]:.3f}" for side in ("at_least", "at_most") if gate[side] is not None]
     if gate["measured"] is None or not bounds:
         return f"{gate['why']} **fails**"
-    return f"{gate['measured']:.3f} (bound {' to '.join(bounds)})" + ("" if gate["passed"] else " **fails**")
+    others = gate["not_rehearsed"]
+    apart = f"; {others['measured']:.3f} where not rehearsed" if others else ""
+    return f"{gate['measured']:.3f} (bound {' to '.join(bounds)}{apart})" + ("" if gate["passed"] else " **fails**")
 
 
 def main() -> None:
