@@ -37,14 +37,16 @@ class Run(NamedTuple):
 
 
 def read_methods() -> list[dict[str, Any]]:
-    """The entries of `methods.yaml`: ``name``, ``label`` and ``unlearn``."""
+    """The entries of `methods.yaml`: ``name``, ``label``, and ``unlearn`` where it is not the demo's."""
     return list(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))["methods"])
 
 
 def overrides(method: dict[str, Any], seed: int) -> list[str]:
     """What makes the demo's recipe this method on this data seed."""
-    of_seed = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={recipe_name(method, seed)}"]
-    return [*of_seed, f"unlearn={json.dumps(method['unlearn'])}"]
+    sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={recipe_name(method, seed)}"]
+    if "unlearn" in method:
+        sets.append(f"unlearn={json.dumps(method['unlearn'])}")
+    return sets
 
 
 def recipe_name(method: dict[str, Any], seed: int) -> str:

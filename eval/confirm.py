@@ -52,7 +52,7 @@ def read_selection(unlearn: Path) -> Selection | None:
 
 
 def read_rehearsed(unlearn: Path) -> frozenset[str]:
-    """The retain rows that the unlearning was trained on. Raises ArtifactError."""
+    """The retain rows that the unlearning's schedule names, also after the kept step. Raises ArtifactError."""
     file = unlearn / PAIRING
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
