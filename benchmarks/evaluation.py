@@ -2,7 +2,7 @@
 
 Runs `demo-audit` to its gate, and the same audit on what `demo-overforget` makes of the same base; what is in the store
 already is not made again. Prints every metric with its interval for base, gold, the unlearned and the over-forgotten
-model, and the gates' verdicts. Four further golds are trained for it.
+model, and the gates' verdicts. Four further golds are trained for it; about half an hour on one core.
 """
 
 from __future__ import annotations
