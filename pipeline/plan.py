@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.artifact import Artifact
 from pipeline.recipe import Recipe
 from pipeline.runner import Stage, Status
-from pipeline.unlearn.config import TrainConfig
+from pipeline.unlearn.config import TrainConfig, UnlearnConfig
 from pipeline.yaml_source import dotted
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
@@ -101,9 +101,14 @@ def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:
     copies = trained + 1 + (recipe.publish.hub == "local")  # the package, and what the loopback Hub keeps
     source = 4 if recipe.model.pypi else BYTES_STORED
     disk = parameters * (source + copies * BYTES_STORED + BYTES_CHECKPOINT)
-    trained_here = [c.train for c in (recipe.base, recipe.gold) if not isinstance(c, str) and c.train]
-    whole = recipe.unlearn.lora is None or any(train.lora is None for train in trained_here)
-    return {"disk_bytes": disk, "memory_bytes": parameters * (BYTES_TRAINED if whole else BYTES_FROZEN)}
+    trainings: list[TrainConfig | UnlearnConfig] = [recipe.unlearn, *(c.train for c in several if c.train)]
+    return {"disk_bytes": disk, "memory_bytes": max(memory_of_training(config, parameters) for config in trainings)}
+
+
+def memory_of_training(config: TrainConfig | UnlearnConfig, parameters: int | None) -> int:
+    """Bytes that weights, gradients and moments take at least; 0 where the model is unknown."""
+    partly = config.lora or config.train_from_layer  # how much of it is trained only the model says
+    return (parameters or 0) * (BYTES_FROZEN if partly else BYTES_TRAINED)
 
 
 def gigabytes(count: int) -> str:

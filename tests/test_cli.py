@@ -215,6 +215,10 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         (("run", "unlearn", "demo"), "unlearn reads base, data, gold, not there yet"),
         (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
+        (
+            ("release", "demo", "--set", "model.parameters=1000000000000"),
+            "1,000,000 M parameters take at least 4000",
+        ),
         (("release", "demo", "--set", "model.pypi=null", "--set", "model.path=nowhere"), "model.path"),
         (("release",), "RECIPE"),
         (("fly",), "invalid choice"),

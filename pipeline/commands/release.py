@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.shared import index_of, prepare, refuse_unpinned, say, show, surveyed
-from pipeline.errors import ArtifactError, RecipeError, ReleaseError
+from pipeline.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
@@ -32,7 +32,7 @@ def release(options: argparse.Namespace) -> int:
         return _show_plan(options, recipe, stages, store)
     refuse_unpinned(recipe)
     waiting = [name for name, state in surveyed(stages, store).items() if state.artifact is None]
-    _check_trainer_arguments(recipe, waiting, store)
+    _check_trainings(recipe, waiting, store)
     check_device(options.launch)
     check_launch(options.launch, accelerate, recipe, [stage.name for stage in stages], waiting)
     from pipeline.runner import execute
@@ -90,22 +90,36 @@ def run_one(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_trainer_arguments(recipe: Recipe, waiting: Sequence[str], store: Store) -> None:
-    """Let the trainer's own config class refuse wrong arguments before the first stage runs, not after the third."""
-    trainings = {"base": recipe.base, "gold": recipe.gold, "unlearn": recipe.unlearn}
-    waiting = [name for name in waiting if name in trainings]
-    if not waiting:
-        return  # a cached release starts without torch
-    from pipeline.unlearn.fit import training_arguments
+def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
+    """Refuse what cannot be trained before the first stage runs, not after the third.
 
-    for name in waiting:
-        config: Any = trainings[name]
-        config = config if name == "unlearn" else config.train
-        if config is not None:
-            try:
-                training_arguments(config.args, config.precision, store.root / "unused")
-            except RecipeError as error:
-                raise RecipeError(f"{name}{'' if name == 'unlearn' else '.train'}.args: {error}") from error
+    That is arguments which the trainer's own config class refuses (RecipeError), and a model whose weights, gradients
+    and moments alone are larger than the device's memory (SystemLimitError).
+    """
+    whole = {"base": recipe.base, "gold": recipe.gold}
+    trainings: dict[str, Any] = {
+        f"{n}.train": c.train for n, c in whole.items() if n in waiting and not isinstance(c, str)
+    }
+    trainings |= {"unlearn": recipe.unlearn} if "unlearn" in waiting else {}
+    trainings = {key: config for key, config in trainings.items() if config is not None}
+    if not trainings:
+        return  # a cached release starts without torch
+    from pipeline.plan import memory_of_training
+    from pipeline.unlearn.fit import device_memory, training_arguments
+
+    for key, config in trainings.items():
+        try:
+            training_arguments(config.args, config.precision, store.root / "unused")
+        except RecipeError as error:
+            raise RecipeError(f"{key}.args: {error}") from error
+        wanted, (_, there) = memory_of_training(config, recipe.model.parameters), device_memory()
+        if config.processes == 1 and wanted > there:  # several may share the weights
+            raise SystemLimitError(
+                f"{key}: weights, gradients and AdamW of {(recipe.model.parameters or 0) / 1e6:,.0f} M parameters take "
+                f"at least {wanted / 1e9:.1f} GB in float32, activations apart, and the device has {there / 1e9:.1f} "
+                f"GB. Take {key}.lora, several processes that share the weights ({key}.processes with --launch fsdp2), "
+                "or a device with more memory."
+            )
 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:

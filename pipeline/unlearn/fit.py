@@ -209,6 +209,14 @@ def _differences(theirs: Any, ours: Any, at: str) -> Iterator[str]:
         yield f"{at} is {theirs!r} there and {ours!r} here"
 
 
+def device_memory() -> tuple[int, int]:
+    """Free and all bytes of memory that a training here has."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
 @contextmanager
 def memory_limits(trainer: SFTTrainer | None = None) -> Iterator[None]:
     """Say out of memory as SystemLimitError: with the levers of ``trainer``'s steps, or without it for a whole stage.
@@ -222,7 +230,7 @@ def memory_limits(trainer: SFTTrainer | None = None) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())[:200]
-        free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else psutil.virtual_memory()[1::-1]
+        free, total = device_memory()
         there = f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free)"
         advice = (
             f"(before or after the steps): {there}. Weights take 4 bytes a parameter, and a level of gold loads a "
