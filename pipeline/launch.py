@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline import errors
 from pipeline.errors import ERROR_FILE, InputError, SystemLimitError
@@ -63,8 +64,10 @@ def check_device(where: str) -> None:
 
 def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[str], waiting: Collection[str]) -> None:
     """Raise InputError where ``--launch`` names a way that no stage would go, or that a ``waiting`` one cannot."""
-    said = config.read_text(encoding="utf-8", errors="replace")
-    shards = bool(re.search(r"^distributed_type: *['\"]?(FSDP|DEEPSPEED)\b", said, re.MULTILINE))
+    try:
+        shards = yaml.safe_load(config.read_bytes()).get("distributed_type") in ("FSDP", "DEEPSPEED")
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"--launch {where}: cannot be read as a configuration of accelerate ({error}).") from error
     able = [name for name in stages if not (shards and name.startswith("eval-"))]
     if where != "local" and all(processes_of(recipe, name) == 1 for name in able):
         raise InputError(

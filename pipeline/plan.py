@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.artifact import Artifact
+from pipeline.ranks import rows_per_step
 from pipeline.recipe import Recipe
 from pipeline.runner import Stage, Status
 from pipeline.unlearn.config import TrainConfig, UnlearnConfig
@@ -66,7 +67,7 @@ def describe(stage: str, recipe: Recipe, known: Sizes) -> str:
         return f"fine-tune on {_steps(config.train, seen.get(kind))}{stored}"
     if stage == "unlearn":
         config = recipe.unlearn
-        batch = _batch(config.args)
+        batch = rows_per_step(config.args)
         steps = f", at most {config.epochs * math.ceil(forget / batch)} steps" if forget else ""
         return f"{config.method}, {config.epochs} epochs over {forget or '?'} forget rows{steps}{stored}"
     if stage.startswith("eval-"):
@@ -81,15 +82,11 @@ def describe(stage: str, recipe: Recipe, known: Sizes) -> str:
     return f"the tree for the Hub{stored}" if stage == "package" else "card, plots, report"
 
 
-def _batch(args: Mapping[str, Any]) -> int:
-    return int(args.get("per_device_train_batch_size", 8)) * int(args.get("gradient_accumulation_steps", 1))
-
-
 def _steps(config: TrainConfig, rows: int | None) -> str:
     epochs = config.args.get("num_train_epochs", 3)
     if rows is None:
         return f"rows known after data, {epochs} epochs"
-    return f"{rows:,} rows, {epochs} epochs, {math.ceil(rows / _batch(config.args)) * math.ceil(epochs)} steps"
+    return f"{rows:,} rows, {epochs} epochs, {math.ceil(rows / rows_per_step(config.args)) * math.ceil(epochs)} steps"
 
 
 def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:

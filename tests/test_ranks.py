@@ -284,3 +284,11 @@ def test_a_way_to_launch_fits_the_recipe(where: str, sets: list[str], waiting: l
     config = CONFIGS / f"{'ddp' if where == 'local' else where}.yaml"
     with pytest.raises(InputError, match=said) if said else nullcontext():
         check_launch(where, config, recipe, [stage.name for stage in stages(recipe)], waiting)
+
+
+@pytest.mark.parametrize("content", ["- ddp", "a: [", ""])
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=r"mine\.yaml: cannot be read as a configuration of accelerate"):
+        check_launch(str(file), file, load_recipe("demo"), ["unlearn"], ["unlearn"])

@@ -121,9 +121,9 @@ class StopRule(Strict):
 
     Within its bound the mean retain loss is at most ``retain_loss_above_base`` nats per token above base's on the same
     rows. The training stops when the mean forget loss has reached ``forget_loss`` and retain is within its bound, or
-    when it was not at three checks in a row. With ``held_out`` these retain rows are
-    taken out of the training, so that rows which were not trained on pick the checkpoint. Without ``forget_rows`` all
-    forget rows are checked, and none is left on which the gates could be confirmed.
+    when it was not at three checks in a row. With ``held_out`` these retain rows are taken out of the training, so that
+    rows which were not trained on pick the checkpoint. Without ``forget_rows`` all forget rows are checked, and none is
+    left on which the gates could be confirmed.
     """
 
     every: int = Field(gt=0)

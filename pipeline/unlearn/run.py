@@ -232,7 +232,7 @@ def _fit_with_stop(
         if within and is_first():  # who writes the release
             restore_weights(model, end.kept)
     if not within:
-        which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which is the last one, has not"
+        which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which would be released, has not"
         raise TrainingError(
             f"unlearn: {which} kept the retain loss within {retain_bound:.3f} nats per token ({end.reason}). Lower the "
             "learning rate or raise unlearn.retain_weight."
