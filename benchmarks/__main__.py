@@ -82,7 +82,7 @@ def sharing(model: Path) -> Iterator[Line]:
     """From how many common tokens on a header is worth computing once: our step with and without sharing them."""
     from benchmarks import gd_step
     from datasets_prep.schema import Encoded
-    from pipeline.unlearn.completion import pack
+    from pipeline.train.packed import pack
 
     rows = [row for split in gd_step.some_rows(model, header=False) for row in split]
     own = gd_step.load(model, ours=True)
@@ -134,7 +134,7 @@ def vocabulary(model: Path) -> Iterator[Line]:
 def limit(model: Path) -> Iterator[Line]:
     """The same number of tokens in rows of one length, with nothing around the model."""
     from benchmarks import gd_step
-    from pipeline import onednn
+    from core import onednn
 
     forget, retain = gd_step.some_rows(model, header=False)
     batch = gd_step.packed_batch(forget, retain)

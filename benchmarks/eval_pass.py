@@ -20,9 +20,9 @@ import torch
 
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_perturbed, read_rows
-from eval import metrics
-from eval.packed_linear import packed
-from eval.probes import Scorer, probe
+from eval.scoring.packed_linear import packed
+from eval.scoring.probes import Scorer, probe
+from eval.statistics import formulas
 from eval.suite import load
 
 BATCH = 8
@@ -79,15 +79,15 @@ def _value(name: str, logprobs: torch.Tensor, targets: torch.Tensor, answer: str
     if name == "min_k_plus_plus":
         mean = (logprobs.exp() * logprobs).sum(-1)
         deviation = ((logprobs.exp() * logprobs.square()).sum(-1) - mean.square()).sqrt()
-        return metrics.min_k((picked - mean) / deviation, MIN_K)
+        return formulas.min_k((picked - mean) / deviation, MIN_K)
     if name in ("exact_memorization", "extraction_strength"):
-        return float(getattr(metrics, name)(logprobs.argmax(-1) == targets))
+        return float(getattr(formulas, name)(logprobs.argmax(-1) == targets))
     loss = float(-picked.mean())
     if name == "zlib":
-        return metrics.zlib_score(loss, answer)
+        return formulas.zlib_score(loss, answer)
     if name == "min_k":
-        return metrics.min_k(picked, MIN_K)
-    return metrics.answer_probability(picked) if name == "answer_probability" else loss
+        return formulas.min_k(picked, MIN_K)
+    return formulas.answer_probability(picked) if name == "answer_probability" else loss
 
 
 class Set:
@@ -142,8 +142,8 @@ class Set:
             false = [self.encode(row.question, answer) for answer in self.false[row.row_id].answers]
             losses = [naive["truth_ratio"][example] for example in false]
             expected = {name: naive[name][example] for name, needs_false in ONE_BY_ONE if not needs_false}
-            expected["truth_ratio"] = metrics.truth_ratio(naive["truth_ratio"][example], losses)
-            expected["probability_with_options"] = metrics.probability_with_options(
+            expected["truth_ratio"] = formulas.truth_ratio(naive["truth_ratio"][example], losses)
+            expected["probability_with_options"] = formulas.probability_with_options(
                 naive["probability_with_options"][example], losses
             )
             gaps += [abs(measured[name] - value) / max(1.0, abs(value)) for name, value in expected.items()]

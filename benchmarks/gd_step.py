@@ -22,11 +22,12 @@ from datasets_prep.chat import encode_rows, load_tokenizer
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from datasets_prep.schema import Encoded
-from pipeline.unlearn import fit
-from pipeline.unlearn.completion import completion_log_probs
-from pipeline.unlearn.losses import gradient_ascent, negative_log_likelihood
+from pipeline.train import fit
+from pipeline.train.packed import completion_log_probs, negative_log_likelihood
+from pipeline.train.trainer import collate, counts_of
+from pipeline.unlearn.losses import gradient_ascent
 from pipeline.unlearn.pairing import Pair
-from pipeline.unlearn.trainer import collate, counts_of, pair_dataset
+from pipeline.unlearn.trainer import pair_dataset
 
 ROWS = 8
 # What SmolLM2's own template puts before a conversation that has no system message; the demo's recipe leaves it out.

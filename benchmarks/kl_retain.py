@@ -20,12 +20,13 @@ import torch
 
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
-from pipeline.unlearn.completion import completion_log_probs, completion_logits, target_log_probs
-from pipeline.unlearn.fit import load
-from pipeline.unlearn.losses import gradient_ascent, kl_from_base, negative_log_likelihood
+from pipeline.train.fit import load
+from pipeline.train.packed import completion_log_probs, completion_logits, negative_log_likelihood, target_log_probs
+from pipeline.train.trainer import collate
+from pipeline.unlearn.losses import gradient_ascent, kl_from_base
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
-from pipeline.unlearn.trainer import collate, pair_dataset
+from pipeline.unlearn.trainer import pair_dataset
 
 ROWS = 8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import norm
 
-from eval import power
+from eval.statistics import power
 
 DRAWS = {40: 1000, 100: 1000, 400: 1000, 3200: 300}
 

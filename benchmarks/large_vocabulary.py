@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.gd_step import Step, naive_loss, packed_batch, packed_loss, some_rows
-from pipeline import onednn
-from pipeline.machine import peak_memory, reset_peak_memory
-from pipeline.unlearn import head
-from pipeline.unlearn.attention import ROWS_SDPA
+from core import onednn
+from pipeline.engine.machine import peak_memory, reset_peak_memory
+from pipeline.train import head
+from pipeline.train.attention import ROWS_SDPA
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,8 @@ import argparse
 import numpy as np
 
 from eval.audit_config import Relative
-from eval.metrics import Floats, forget_quality
-from eval.relative import RelativeTest, relative_test
+from eval.records.relative import RelativeTest, relative_test
+from eval.statistics.formulas import Floats, forget_quality
 
 BASE = np.array([2.0, 1.0])  # from gold, in standard deviations of a row's measurement
 ROW_EFFECT = 0.5  # share of a measurement's variance that the models have in common: some facts are easier to guess

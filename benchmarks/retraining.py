@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from eval.audit_config import Relative
-from eval.metrics import forget_quality
-from eval.relative import features, relative_test
+from eval.records.relative import features, relative_test
 from eval.schema import read_samples
+from eval.statistics.formulas import forget_quality
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,7 +20,7 @@ class FirstStep(Exception):  # noqa: N818 (no error: what was waited for)
 
 def main(artifacts: str) -> None:
     """Print what was done when, in seconds since the start of the process."""
-    from pipeline.progress import Report, listening
+    from core.progress import Report, listening
     from pipeline.recipe import load_recipe
     from pipeline.unlearn import run
 

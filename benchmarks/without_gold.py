@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from core.errors import InputError
 from eval.config import Gate
-from eval.gates import judge_gate
-from eval.records import row_records, set_records
+from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_samples
-from pipeline.errors import InputError
+from eval.verdicts.gates import judge_gate
 from pipeline.recipe import load_recipe
 
 RECIPES = {"against gold": "demo", "without gold": "demo-no-gold"}

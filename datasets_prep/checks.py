@@ -13,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from core.errors import DataError
 from datasets_prep.config import Checks
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
 from datasets_prep.text import contacts, language_identifier, same, words
-from pipeline.errors import DataError
 
 NAMED = 5  # cases that a finding names
 _PIECE = 4  # words

@@ -7,13 +7,12 @@ say which line is wrong. Parquet and Arrow come in batches, with the features th
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import DataError
+from core.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,12 +35,6 @@ def read_file(name: str, key: str) -> Iterator[Record]:
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # pyarrow's errors are OSError and ValueError
         reason = " ".join(str(error).split())
         raise DataError(f"{key} {path.name}: cannot be read ({reason}). Check the path and format.") from error
-
-
-def sha256_of(name: str) -> str:
-    """The sha256 of a file, read in pieces."""
-    with Path(name).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def table_records(batches: Iterable[pa.Table | pa.RecordBatch], features: Features, unit: str) -> Iterator[Record]:

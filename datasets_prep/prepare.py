@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from core.progress import report
 from datasets_prep import card, checks, sources, splits
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.checks import Findings
@@ -23,7 +24,6 @@ from datasets_prep.perturb import FalseAnswers
 from datasets_prep.schema import SPLITS, ParaphrasedRow, json_line, write_rows
 from datasets_prep.sources import Loaded
 from datasets_prep.splits import Split
-from pipeline.progress import report
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.errors import DataError
 from datasets_prep.config import DataConfig, Request, Selection
 from datasets_prep.files import read_file
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN
 from datasets_prep.text import same
-from pipeline.errors import DataError
 
 Mask = npt.NDArray[np.bool_]
 

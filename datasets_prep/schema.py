@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import ArtifactError
+from core.errors import ArtifactError
 
 LANGUAGES = ("DE", "EN", "ES", "FR", "IT")  # the order of FAME's ClassLabel
 

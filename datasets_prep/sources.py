@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from core.digests import hash_file
+from core.errors import DataError
 from datasets_prep.config import Columns, DataConfig, HubSource, Source
-from datasets_prep.files import BATCH, Record, read_file, sha256_of, table_records
+from datasets_prep.files import BATCH, Record, read_file, table_records
 from datasets_prep.rows import Placed, Rows
 from datasets_prep.schema import SPLITS, Row, make_row_id
 from datasets_prep.text import fact_digest
-from pipeline.errors import DataError
 
 NEEDED = ("question", "answer")
 OPTIONAL = ("row_id", "identity_id", "name", "language", "topic_id", "split")
@@ -56,7 +57,7 @@ def load(config: DataConfig) -> Loaded:
     records = (record for split, name in named.items() for record in _of_split(read_file(name, key), split))
     loaded = _collect(records, source, given, {}, {})
     names = [Path(name).name for name in named.values()]  # a card says nothing of this machine's folders
-    digests = [sha256_of(name) for name in named.values()]
+    digests = [hash_file(Path(name).expanduser()) for name in named.values()]
     return replace(loaded, description={"file": ", ".join(names), "file_sha256": ", ".join(digests)})
 
 

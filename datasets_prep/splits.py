@@ -19,11 +19,11 @@ from itertools import cycle, islice
 import numpy as np
 import numpy.typing as npt
 
+from core.errors import DataError
 from datasets_prep.config import DataConfig, Shares
 from datasets_prep.request import by_request
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS
-from pipeline.errors import DataError
 
 Split = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS
 

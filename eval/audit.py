@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.errors import ArtifactError, SystemLimitError
+from core.progress import report
+from core.ranks import from_all_ranks, rank, ranks
 from datasets_prep.schema import Encoded, PerturbedRow, Row
-from eval import intervals, metrics
 from eval.audit_config import ATTACKS, READINGS, Robustness
 from eval.config import ALL_METRICS, EvalConfig, higher_is_better
-from eval.probes import Encoder, Scorer
-from eval.records import groups
+from eval.records.rows import groups
 from eval.schema import Record
-from pipeline.errors import ArtifactError, SystemLimitError
-from pipeline.progress import report
-from pipeline.ranks import from_all_ranks, rank, ranks
+from eval.scoring.probes import Encoder, Scorer
+from eval.statistics import formulas, intervals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ def check(config: EvalConfig, forget: Sequence[Row]) -> None:
 
     Raises SystemLimitError where bitsandbytes is missing, DataError where relearning leaves no row to probe.
     """
-    from eval.relearn import divided
+    from eval.attacks.relearn import divided
 
     asked = config.robustness
     if asked and asked.quantize and importlib.util.find_spec("bitsandbytes") is None:
@@ -67,7 +67,7 @@ def audit(
     ``attacked``: {attack: {reading: value}}, and ``sampled``: {"n", "hits"}, each where the recipe asks for it and the
     row has what it takes (a paraphrase, a known language, a word that its false answers lack).
     """
-    from eval.packed_linear import packed
+    from eval.scoring.packed_linear import packed
 
     found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
@@ -94,8 +94,8 @@ def _attacks(
     config: EvalConfig,
     asked: Robustness,
 ) -> Iterator[tuple[str, Readings]]:
-    from eval.prompts import in_another_language, paraphrased, shown_words
-    from eval.quantize import quantized
+    from eval.attacks.prompts import in_another_language, paraphrased, shown_words
+    from eval.attacks.quantize import quantized
 
     forget = {row.row_id: row for row in rows["forget"]}
     plain = {row_id: encode(row.question, row.answer) for row_id, row in forget.items()}
@@ -129,7 +129,7 @@ def _relearned(
     read: Callable[[PreTrainedModel, dict[str, Encoded]], Readings],
 ) -> Iterator[tuple[str, Readings]]:
     """Relearning on a part of the forget rows, then on as many retain rows; the other forget rows are read."""
-    from eval.relearn import divided, drawn, relearned
+    from eval.attacks.relearn import divided, drawn, relearned
 
     assert config.robustness  # noqa: S101
     assert config.robustness.relearn  # noqa: S101
@@ -151,8 +151,8 @@ def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, in
     for row_id, scores in zip(examples, scorer.score(list(examples.values())), strict=True):
         start = skip[row_id] if skip else 0
         found[row_id] = {
-            "extraction_strength": metrics.extraction_strength(scores.correct[start:]),
-            "answer_probability": metrics.answer_probability(scores.logprobs[start:]),
+            "extraction_strength": formulas.extraction_strength(scores.correct[start:]),
+            "answer_probability": formulas.answer_probability(scores.logprobs[start:]),
         }
     return found
 
@@ -172,7 +172,7 @@ def _sampled(
     perturbed: Sequence[PerturbedRow],
     config: EvalConfig,
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    from eval.sampling import distinctive_words, row_seed, sample_answers, states_fact
+    from eval.attacks.sampling import distinctive_words, row_seed, sample_answers, states_fact
 
     assert config.sampling  # noqa: S101
     false = {row.row_id: row.answers for row in perturbed}
@@ -265,7 +265,7 @@ def _leak_records(sampled: Mapping[str, Sample], gold: Mapping[str, Sample] | No
 
 
 def _leak_record(metric: str, sampled: Sequence[Mapping[str, int]], k: int) -> Record:
-    from eval.sampling import leak_at_k, leak_interval
+    from eval.attacks.sampling import leak_at_k, leak_interval
 
     n, hits = ([row[key] for row in sampled] for key in ("n", "hits"))
     return _record(metric, float(leak_at_k(n, hits, k).mean()), leak_interval(n, hits, k), len(sampled))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.strict import Strict
+from core.strict import Strict
 
 ATTACKS = (
     "untreated",

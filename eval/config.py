@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from core.strict import Strict
 from eval.audit_config import ATTACKS, LEAK_K, Relative, Robustness, Sampling, audit_names
-from pipeline.strict import Strict
 
 
 class MetricSpec(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ArtifactError
+from core.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,25 @@ def read_records(path: Path) -> list[Record]:
 def find_record(records: list[Record], metric: str, split: str) -> Record | None:
     """The record of ``metric`` on all rows of ``split``, or None where it was not measured."""
     return next((r for r in records if r.metric == metric and r.split == split and r.by is None), None)
+
+
+MEASURED = "weights.json"
+
+
+def write_measured(evaluation: Path, digest: str) -> None:
+    """Say in an evaluation's artifact which weights it measured."""
+    (evaluation / MEASURED).write_text(json.dumps({"weights_sha256": digest}) + "\n", encoding="utf-8")
+
+
+def read_measured(evaluation: Path) -> str | None:
+    """The digest that an evaluation says it measured, or None if it says nothing. Raises ArtifactError."""
+    file = evaluation / MEASURED
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["weights_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error!r}). Run the evaluation again.") from error
 
 
 SAMPLES_NOTE = (

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.digests import checkpoint_folder, weights_sha256
+from core.errors import DataError, ModelError, SystemLimitError
+from core.progress import report
+from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
 from eval.config import EvalConfig
-from eval.schema import read_samples, write_records, write_samples
-from eval.weights import checkpoint_folder, weights_sha256, write_measured
-from pipeline.errors import DataError, ModelError, SystemLimitError
-from pipeline.progress import report
-from pipeline.ranks import is_first
+from eval.schema import read_samples, write_measured, write_records, write_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from eval.probes import Encoder, Scorer
     from eval.schema import Record
+    from eval.scoring.probes import Encoder, Scorer
 
 _HEADLINE = (
     "answer_probability",
@@ -57,10 +57,10 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     gold cannot be read.
     """
     from eval.audit import audit_records, check
-    from eval.harness import check_backend
-    from eval.records import all_records
-    from eval.relative import compare_with_golds
-    from eval.suites import load_suites
+    from eval.records.relative import compare_with_golds
+    from eval.records.rows import all_records
+    from eval.scoring.harness import check_backend
+    from eval.scoring.suites import load_suites
 
     check_backend(config)
     checkpoint = checkpoint_folder(inputs["model"])
@@ -115,9 +115,9 @@ def measure(
 ) -> Measured:
     """The measurements of every row, in the order of the splits, and of the general questions, with the suites'."""
     from eval.audit import audit
-    from eval.harness import ask, language_model
-    from eval.probes import Scorer, probe
-    from eval.suites import run_suites
+    from eval.scoring.harness import ask, language_model
+    from eval.scoring.probes import Scorer, probe
+    from eval.scoring.suites import run_suites
 
     questions, options = general_questions()
     everything = [*(row for split in SPLITS for row in rows[split]), *questions]
@@ -178,7 +178,7 @@ def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
 
 
 def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[PerturbedRow]) -> None:
-    from eval import fluency
+    from eval.scoring import fluency
 
     vocabulary = fluency.Vocabulary(rows, perturbed)
     for sample in samples:
@@ -193,7 +193,7 @@ def _add_generation_losses(
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
 ) -> None:
-    from eval.fluency import generation_losses
+    from eval.scoring.fluency import generation_losses
 
     report("generations under base")
     forget = [sample for sample in samples if sample["split"] == "forget"]
@@ -205,7 +205,7 @@ def _add_generation_losses(
 
 def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
     """Base's scorer: the one at hand where base itself is being measured."""
-    from eval.probes import Scorer
+    from eval.scoring.probes import Scorer
 
     if weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path))):
         return scorer

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.strict import Strict
+from core.strict import Strict
 
 Text = Field(min_length=1, max_length=2000)
 

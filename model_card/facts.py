@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.errors import ArtifactError
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
 from eval.schema import Record, find_record, read_records
-from pipeline.errors import ArtifactError
 
 MODELS = ("base", "gold", "unlearned")  # the order of the columns
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from core.errors import InputError
 from eval.schema import Record
 from model_card import claims
 from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence
 from model_card.markdown import Section, read
 from model_card.metadata import hub_source, model_name
-from pipeline.errors import InputError
 
 SECTIONS = (
     "What was to be forgotten",

@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from core.errors import InputError, ReleaseError, leave_error
 from pipeline.commands import compare, data, evaluation, gate, published, release, state
 from pipeline.commands.shared import ROOT, STORE, say, store_root
-from pipeline.errors import InputError, ReleaseError, leave_error
 
 # Read by libraries when they are imported, which happens inside the stages: no telemetry, and no bars beside our line.
 QUIET = {
@@ -142,7 +142,7 @@ def _recipe_options(made: argparse.ArgumentParser) -> None:
 
 def check_root() -> None:
     """Raise InputError where Python would import a package of this project from somewhere else."""
-    for name in ("datasets_prep", "eval", "model_card", "pipeline"):
+    for name in ("core", "datasets_prep", "eval", "model_card", "pipeline"):
         spec = importlib.util.find_spec(name)
         place = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if place != ROOT / name:

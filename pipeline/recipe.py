@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from core.errors import RecipeError
+from core.strict import Strict
+from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 from datasets_prep.config import DataConfig
 from eval.config import ALL_METRICS, AUDIT_METRICS, EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
 from model_card.config import CardConfig
-from pipeline.errors import RecipeError
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.licence import name_problem
-from pipeline.strict import Strict
-from pipeline.unlearn.config import TrainConfig, UnlearnConfig, level_name
-from pipeline.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
+from pipeline.train.config import TrainConfig
+from pipeline.unlearn.config import UnlearnConfig, level_name
 
 RECIPES = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9._-]*$"

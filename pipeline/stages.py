@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.digests import content_digest
-from pipeline.errors import InputError
+from core.digests import content_digest
+from core.errors import InputError
+from pipeline.engine.runner import Stage
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
-from pipeline.runner import Stage
-from pipeline.unlearn.config import WITHOUT_EFFECT
+from pipeline.train.config import WITHOUT_EFFECT
 
 if TYPE_CHECKING:
     from eval.config import EvalConfig
@@ -25,9 +25,9 @@ Facts = dict[str, Any]
 
 def model(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Fetch the start model and keep it as clean safetensors, tokenizer and chat template."""
-    from pipeline import model_source
+    from pipeline.train import start_model
 
-    return model_source.run(config, inputs, out)
+    return start_model.run(config, inputs, out)
 
 
 def data(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -48,11 +48,11 @@ def gold(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 
 def _trained_or_published(config: TrainedOrPublished, inputs: Inputs, out: Path, splits: tuple[str, ...]) -> Facts:
-    from pipeline import model_source, training
+    from pipeline.train import fine_tune, start_model
 
     if config.train:
-        return training.train(config.train, inputs, out, splits)
-    return model_source.run_pointer(cast(HubRef, config.hub), inputs, out)
+        return fine_tune.train(config.train, inputs, out, splits)
+    return start_model.run_pointer(cast(HubRef, config.hub), inputs, out)
 
 
 def unlearn(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -71,7 +71,7 @@ def evaluate(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 def gate(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Compare what was measured with what the recipe demands."""
-    from eval import gates
+    from eval.verdicts import gates
 
     return gates.run(config, inputs, out)
 

@@ -14,7 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from pipeline.launch import CONFIGS
+from pipeline.engine.launch import CONFIGS
 
 NAMES = ("ddp", "fsdp2", "zero3")
 FILES = sorted(CONFIGS.glob("*.yaml"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from eval.against_holdout import holdout_records
 from eval.config import EvalConfig
+from eval.records.against_holdout import holdout_records
 
 CONFIG = EvalConfig(bootstrap_samples=200)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import artifact as art
-from pipeline.digests import artifact_key, canonical, content_digest
-from pipeline.errors import ArtifactError
+from core.digests import artifact_key, canonical, content_digest
+from core.errors import ArtifactError
+from pipeline.engine import artifact as art
 from tests.conftest import ROOT
 
 JSON = st.recursive(
@@ -150,7 +150,7 @@ def test_a_users_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:
 
 HOLD = """
 import pathlib, sys
-from pipeline.artifact import locked
+from pipeline.engine.artifact import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from pipeline.unlearn import attention
-from pipeline.unlearn.attention import ROWS_SDPA, written_out
-from pipeline.unlearn.completion import completion_log_probs, pack
+from pipeline.train import attention
+from pipeline.train.attention import ROWS_SDPA, written_out
+from pipeline.train.packed import completion_log_probs, pack
 from tests.unlearning import plain_log_probs, some_rows
 
 

@@ -16,17 +16,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import LANGUAGES, TOPICS, Encoded, Row
-from eval import prompts, suite
+from eval import suite
+from eval.attacks import prompts
+from eval.attacks.quantize import quantized
+from eval.attacks.relearn import divided, drawn, relearned
 from eval.audit import audit, audit_records, check
 from eval.audit_config import Relative, Relearn, Robustness, Sampling
 from eval.config import AUDIT_METRICS, EvalConfig
-from eval.probes import Scorer, probe
-from eval.quantize import quantized
-from eval.relearn import divided, drawn, relearned
 from eval.schema import find_record, read_records, read_samples
-from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
+from eval.scoring.probes import Scorer, probe
 from tests.conftest import ROOT, build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, sharpened
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.errors import DataError, ModelError
 from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
 from datasets_prep.schema import Row
-from pipeline.errors import DataError, ModelError
 
 from .conftest import CHAT_TEMPLATE, ROOT
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.errors import DataError
 from datasets_prep import prepare
 from datasets_prep.checks import Findings, check, check_lengths, stop
 from datasets_prep.config import Checks
 from datasets_prep.schema import TOPICS, Row
 from datasets_prep.text import contacts, language_identifier, same, words
-from pipeline.errors import DataError
 
 from .conftest import SHARED_DATA
 from .data_rows import GOOD, SHARES, config, divided, row, write

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
+from core.progress import report
 from eval.schema import Record, write_records
 from pipeline.__main__ import QUIET, main, parser
 from pipeline.commands.shared import STORE
-from pipeline.live import clock, watching
-from pipeline.progress import report
+from pipeline.engine.live import clock, watching
+from pipeline.engine.runner import Store, execute
 from pipeline.recipe import load_recipe
-from pipeline.runner import Store, execute
 from pipeline.stages import stages
 from tests.conftest import ROOT
 
@@ -315,7 +315,7 @@ class Terminal:
 
 @pytest.mark.parametrize("tty", [True, False])
 def test_progress_shows_step_loss_and_time_left(tty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.live.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.engine.live.PLAIN_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal(tty=tty)
     with watching("unlearn", stream):  # type: ignore[arg-type]

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm, ttest_rel
 
-from eval.compare import RESAMPLES, Config, compare, equivalence
+from core.errors import ArtifactError
 from eval.config import METRICS, EvalConfig
-from eval.intervals import resampled_means
-from eval.records import row_records, set_records
+from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_records, write_records, write_samples
-from pipeline.errors import ArtifactError
+from eval.statistics.intervals import resampled_means
+from eval.verdicts.compare import RESAMPLES, Config, compare, equivalence
 
 CONFIG = Config({"answer_probability": 0.05, "mia_min_k_auc": 0.05, "utility": 0.05}, seed=0)
 

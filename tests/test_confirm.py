@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from core.digests import weights_sha256
+from core.errors import ArtifactError
 from eval.audit import audit_records
 from eval.audit_config import ATTACKS, READINGS, Sampling, audit_names
 from eval.config import ALL_METRICS, METRICS, EvalConfig, Gate
-from eval.confirm import read_selection
-from eval.gates import judge
-from eval.records import ROW_METRICS, all_records, row_records
-from eval.schema import Record, find_record, read_samples, write_records, write_samples
-from eval.weights import weights_sha256, write_measured
-from pipeline.errors import ArtifactError
+from eval.records.rows import ROW_METRICS, all_records, row_records
+from eval.schema import Record, find_record, read_samples, write_measured, write_records, write_samples
+from eval.verdicts.confirm import read_selection
+from eval.verdicts.gates import judge
 
 CONFIG = EvalConfig(bootstrap_samples=100)
 AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))

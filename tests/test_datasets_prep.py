@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from core.errors import DataError, ModelError
 from datasets_prep import prepare
 from datasets_prep.config import DataConfig, SampleSource
 from datasets_prep.schema import SPLITS, TOPICS, read_paraphrased, read_perturbed, read_rows
-from pipeline.errors import DataError, ModelError
 
 from . import data_rows
 from .conftest import ROOT

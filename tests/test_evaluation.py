@@ -16,16 +16,17 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.errors import ArtifactError, ModelError
+from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import SPLITS, write_rows
-from eval import records, suite
+from eval import suite
 from eval.config import EvalConfig
-from eval.fluency import generation_losses
-from eval.metrics import retain_truth_ratios
-from eval.probes import Scorer
+from eval.records.rows import MEMBERSHIP, all_records, row_records, set_records
 from eval.schema import Record, find_record, read_records, read_samples
-from pipeline.errors import ArtifactError, ModelError
-from pipeline.progress import Report, listening
+from eval.scoring.fluency import generation_losses
+from eval.scoring.probes import Scorer
+from eval.statistics.formulas import retain_truth_ratios
 from tests.conftest import build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model
 
@@ -245,12 +246,12 @@ def test_records_of_known_samples() -> None:
         }.items()
         for i, loss in enumerate(losses)
     ]
-    found = records.all_records(samples, samples, CONFIG)
-    for metric in records.MEMBERSHIP:  # of six pairs of a member and another row five are won
+    found = all_records(samples, samples, CONFIG)
+    for metric in MEMBERSHIP:  # of six pairs of a member and another row five are won
         assert find_record(found, metric, "forget").value == pytest.approx(5 / 6)
     assert find_record(found, "forget_quality", "forget").value == 1.0
     assert find_record(found, "privacy_leak", "forget").value == 0.0
-    for metric in (*records.MEMBERSHIP, "privacy_leak"):  # three forget rows cannot make up for two of holdout
+    for metric in (*MEMBERSHIP, "privacy_leak"):  # three forget rows cannot make up for two of holdout
         assert find_record(found, metric, "forget").n == 2
     parts = [
         np.exp([-0.1, -0.5]).mean(),
@@ -289,18 +290,16 @@ def test_a_leak_in_one_language_shows_in_the_metrics_of_sets() -> None:
         for level in [float(rng.normal(3.0 if (split, language) == ("forget", "ES") else 0.0))]
     ]
     gold = [row | {"min_k": float(rng.normal()), "truth_ratio": float(rng.lognormal())} for row in samples]
-    found = records.set_records(samples, gold, CONFIG)
+    found = set_records(samples, gold, CONFIG)
     assert {r.by["topic"] for r in found if r.by and "topic" in r.by} == {"t"}
     by = {(r.metric, r.by["language"]): r for r in found if r.by and "language" in r.by}
     assert {name for name, _ in by} == {r.metric for r in found if r.by is None}
-    for metric in records.MEMBERSHIP:
+    for metric in MEMBERSHIP:
         assert by[metric, "ES"].value > 0.9 > 0.7 > by[metric, "DE"].value
     for metric in ("forget_quality", "forget_against_holdout"):
         assert by[metric, "ES"].value < 1e-4 < 0.05 < by[metric, "DE"].value
     assert by["privacy_leak", "ES"].ci_high < -80 < -60 < by["privacy_leak", "DE"].value
-    alone = records.set_records(
-        *([row for row in rows if row["language"] == "ES"] for rows in (samples, gold)), config=CONFIG
-    )
+    alone = set_records(*([row for row in rows if row["language"] == "ES"] for rows in (samples, gold)), config=CONFIG)
     for record in alone:
         if record.by is None:
             assert by[record.metric, "ES"] == replace(record, by={"language": "ES"})
@@ -320,7 +319,7 @@ def test_a_single_metric_has_the_record_that_it_has_among_all() -> None:
         for split in ("forget", "holdout")
         for i in range(1, 9)
     ]
-    for measure in (partial(records.set_records, samples, samples), partial(records.row_records, samples)):
+    for measure in (partial(set_records, samples, samples), partial(row_records, samples)):
         everything = [record for record in measure(CONFIG) if record.by is None]
         assert everything
         for record in everything:

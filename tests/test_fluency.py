@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from datasets_prep.schema import LANGUAGES, PerturbedRow, Row
-from eval import fluency
+from eval.scoring import fluency
 from tests.eval_rows import build_perturbed, build_rows
 
 ROWS = [row for split in build_rows().values() for row in split]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from core.digests import weights_sha256
 from eval.config import METRICS
-from eval.schema import Record, write_records
-from eval.weights import weights_sha256, write_measured
+from eval.schema import Record, write_measured, write_records
 from pipeline.__main__ import QUIET, main
 from pipeline.commands.shared import STORE
+from pipeline.engine.runner import Store, execute
 from pipeline.recipe import load_recipe
-from pipeline.runner import Store, execute
 from pipeline.stages import stages
 from tests.conftest import ROOT
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.config import METRICS, Gate
-from eval.gates import judge_gate
 from eval.schema import Record
+from eval.verdicts.gates import judge_gate
 
 METRIC = "answer_probability"
 NUMBERS = st.floats(-2, 2)

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from core.digests import weights_sha256
+from core.errors import ArtifactError, ModelError
 from eval.config import METRICS, Gate
-from eval.gates import run
-from eval.schema import Record, write_records
-from eval.weights import weights_sha256, write_measured
-from pipeline.errors import ArtifactError, ModelError
+from eval.schema import Record, write_measured, write_records
+from eval.verdicts.gates import run
 
 RECORD = Record("answer_probability", "forget", 0.1, 0.08, 0.12, 40, None, METRICS["answer_probability"].version)
 REASON = "it is only a test"

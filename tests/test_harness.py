@@ -16,17 +16,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.digests import weights_sha256
+from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
+from core.progress import Report, listening
 from datasets_prep.chat import chat_example
 from datasets_prep.schema import SPLITS, Encoded, read_rows, write_rows
 from eval import suite
 from eval.config import METRICS, EvalConfig
-from eval.harness import TASKS, Answers, ask
-from eval.probes import Scorer
-from eval.schema import find_record, read_records, read_samples
+from eval.schema import find_record, read_measured, read_records, read_samples
+from eval.scoring.harness import TASKS, Answers, ask
+from eval.scoring.probes import Scorer
 from eval.tasks import fame_topics
-from eval.weights import read_measured, weights_sha256
-from pipeline.errors import ArtifactError, DataError, ModelError, SystemLimitError
-from pipeline.progress import Report, listening
 from tests.conftest import build_tiny_model
 from tests.eval_rows import COUNTS, build_data, build_perturbed, build_rows, build_speaking_model
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaForCausalLM
 
-from pipeline.unlearn import head as heads
-from pipeline.unlearn.completion import completion_log_probs, pack, target_log_probs
-from pipeline.unlearn.fit import load
+from pipeline.train import head as heads
+from pipeline.train.fit import load
+from pipeline.train.packed import completion_log_probs, pack, target_log_probs
 from tests.test_shared_header import rows_with, tiny
 
 

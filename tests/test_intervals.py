@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import intervals, metrics
+from eval.statistics import formulas, intervals
 
 RNG = np.random.default_rng(5)
 VALUES = RNG.random(60)
@@ -48,7 +48,7 @@ def test_auc_interval_is_that_of_resampled_rows():
     members, others = RNG.random(12), RNG.random(9)
     rng = np.random.default_rng(7)
     rows = _resampled_rows(intervals._counts(12, 200, rng)), _resampled_rows(intervals._counts(9, 200, rng))
-    aucs = [metrics.auc(members[m], others[o]) for m, o in zip(*rows, strict=True)]
+    aucs = [formulas.auc(members[m], others[o]) for m, o in zip(*rows, strict=True)]
     assert intervals.auc_interval(members, others, 200, 7) == pytest.approx(tuple(np.percentile(aucs, [2.5, 97.5])))
 
 

@@ -19,15 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import SPLITS, read_rows
-from eval import metrics, suite
+from eval import suite
 from eval.config import EvalConfig
-from eval.harness import ask
-from eval.probes import Scorer, probe
-from eval.schema import find_record, read_records, read_samples
-from eval.weights import read_measured
-from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.completion import completion_log_probs, pack
-from pipeline.unlearn.losses import negative_log_likelihood
+from eval.schema import find_record, read_measured, read_records, read_samples
+from eval.scoring.harness import ask
+from eval.scoring.probes import Scorer, probe
+from eval.statistics import formulas
+from pipeline.train.attention import ROWS_SDPA
+from pipeline.train.packed import completion_log_probs, negative_log_likelihood, pack
 from pipeline.unlearn.pairing import pair_rows
 from tests.conftest import ROOT, build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model
@@ -75,7 +74,7 @@ def test_defect_01_arguments_in_yaml_reach_lm_eval(loaded, data):
 
 
 def test_defect_02_extraction_strength_is_zero_when_nothing_is_predicted():
-    assert metrics.extraction_strength([False] * 5) == 0.0
+    assert formulas.extraction_strength([False] * 5) == 0.0
 
 
 def test_defect_03_the_end_of_turn_is_not_taken_for_padding(loaded):
@@ -109,7 +108,15 @@ def test_defect_03_generation_in_a_padded_batch_is_generation_alone(data, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "module", ["eval.config", "eval.metrics", "eval.records", "eval.gates", "eval.probes", "eval.suite"]
+    "module",
+    [
+        "eval.config",
+        "eval.statistics.formulas",
+        "eval.records.rows",
+        "eval.verdicts.gates",
+        "eval.scoring.probes",
+        "eval.suite",
+    ],
 )
 def test_defect_04_nothing_heavy_is_imported_before_it_is_used(module):
     code = (

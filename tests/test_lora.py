@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from core.errors import RecipeError, TrainingError
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
-from pipeline import training
-from pipeline.errors import RecipeError, TrainingError
+from pipeline.train import fine_tune
+from pipeline.train.config import Lora, TrainConfig
+from pipeline.train.fit import load
+from pipeline.train.kept import keep_weights, restore_weights
+from pipeline.train.lora import add_adapters, merge, refuse_on_head
+from pipeline.train.packed import row_losses
 from pipeline.unlearn import run
-from pipeline.unlearn.completion import row_losses
-from pipeline.unlearn.config import Lora, TrainConfig
-from pipeline.unlearn.fit import load
-from pipeline.unlearn.kept import keep_weights, restore_weights
-from pipeline.unlearn.lora import add_adapters, merge, refuse_on_head
 from pipeline.unlearn.pairing import Pair
 from tests.unlearning import some_rows, stage_inputs, unlearn_config, unlearn_trainer
 
@@ -121,7 +121,7 @@ def test_base_is_trained_with_adapters(tiny_model: Path, tmp_path: Path) -> None
     out.mkdir()
     args = {"learning_rate": 1e-2, "num_train_epochs": 20, "per_device_train_batch_size": 4}
     config = TrainConfig.model_validate({"precision": "fp32", "lora": LORA, "args": args})
-    training.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
+    fine_tune.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
     model, tokenizer = load(out / "model")
     rows = encode_rows(tokenizer, read_rows(inputs["data"] / "retain.jsonl"))
     start, _ = load(tiny_model)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import kl_div, logsigmoid
 from transformers import AutoModelForCausalLM
 
+from core.errors import ModelError
 from datasets_prep.schema import Encoded
-from pipeline.errors import ModelError
+from pipeline.train.trainer import COLUMNS, collate, counts_of
 from pipeline.unlearn import losses
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
-from pipeline.unlearn.trainer import COLUMNS, UnlearnTrainer, collate, counts_of
+from pipeline.unlearn.trainer import UnlearnTrainer
 from tests.conftest import build_tiny_model
 from tests.unlearning import SGD, plain_log_probs, plain_logits, some_rows, unlearn_trainer
 

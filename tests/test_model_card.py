@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from core.errors import ArtifactError, InputError
 from datasets_prep.schema import PerturbedRow, Row, write_rows
 from eval.schema import Record, write_records
 from model_card import claims, lint
@@ -21,7 +22,6 @@ from model_card.config import CardConfig, CardInputs
 from model_card.facts import Evidence, collect
 from model_card.markdown import escape, read
 from model_card.render import render, run
-from pipeline.errors import ArtifactError, InputError
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
 
 GOLDEN = Path(__file__).parent / "goldens" / "card.md"

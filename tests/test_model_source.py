@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ModelError
+from core.errors import ModelError
 from pipeline.localhub.server import LocalHub
-from pipeline.model_source import check_model_folder, run, run_pointer, weight_facts
 from pipeline.recipe import HubRef, ModelConfig, PypiRef
+from pipeline.train.start_model import check_model_folder, run, run_pointer, weight_facts
 
 
 def config(**source: object) -> ModelConfig:

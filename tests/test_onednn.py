@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from pipeline import onednn
-from pipeline.unlearn.fit import load
+from core import onednn
+from pipeline.train.fit import load
 
 
 class Doubled(torch.nn.Linear):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from eval.packed_linear import packed
+from eval.scoring.packed_linear import packed
 
 
 class Doubled(torch.nn.Linear):

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from core.errors import DataError
 from datasets_prep.schema import Encoded
-from pipeline.errors import DataError
-from pipeline.unlearn.attention import ROWS_SDPA
-from pipeline.unlearn.completion import batches_by_length, completion_log_probs, pack, row_losses, row_means
-from pipeline.unlearn.fit import load
+from pipeline.train.attention import ROWS_SDPA
+from pipeline.train.fit import load
+from pipeline.train.packed import batches_by_length, completion_log_probs, pack, row_losses, row_means
+from pipeline.train.trainer import collate, counts_of
 from pipeline.unlearn.pairing import Pair, pair_rows
-from pipeline.unlearn.trainer import collate, counts_of, pair_dataset
+from pipeline.unlearn.trainer import pair_dataset
 from tests.unlearning import plain_log_probs, some_rows
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, norm
 
-from eval import power
 from eval.config import METRICS, Gate, Reference
 from eval.schema import Record
+from eval.statistics import power
 
 
 def _record(value: float, width: float, n: int, metric: str = "answer_probability") -> Record:

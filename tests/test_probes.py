@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.errors import DataError, ModelError
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row
-from eval import metrics, probes
-from eval.probes import Encoder, Scorer, Scores, probe
-from pipeline.errors import DataError, ModelError
+from eval.scoring import probes
+from eval.scoring.probes import Encoder, Scorer, Scores, probe
+from eval.statistics import formulas
 from tests.eval_rows import build_perturbed, build_rows, sharpened
 
 ROWS = build_rows()
@@ -214,7 +215,7 @@ def test_each_rows_measures_equal_those_of_plain_forwards(model, tokenizer, batc
         values = measured[row.row_id]
         assert values["answer_probability"] == pytest.approx(float(np.exp(true.logprobs.mean())), abs=1e-5)
         assert values["exact_memorization"] == true.correct.mean()
-        assert values["extraction_strength"] == metrics.extraction_strength(true.correct)
+        assert values["extraction_strength"] == formulas.extraction_strength(true.correct)
         lowest = np.sort(true.logprobs)[: max(1, int(0.4 * len(true.logprobs)))]
         assert values["min_k"] == pytest.approx(lowest.mean(), abs=1e-3)
         lowest = np.sort(true.z_scores)[: len(lowest)]

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 
-from pipeline.errors import GateError, HubError, VerificationError
+from core.errors import GateError, HubError, VerificationError
 from pipeline.localhub.server import LocalHub
 from pipeline.publish import push, sign, tree
 from pipeline.publish.config import PublishConfig

@@ -16,14 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pipeline import ranks
-from pipeline.errors import InputError, RecipeError
-from pipeline.launch import CONFIGS, check_launch
+from core import ranks
+from core.errors import InputError, RecipeError
+from pipeline.engine.launch import CONFIGS, check_launch
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.train.config import TrainConfig
+from pipeline.train.trainer import EvenSampler, collate
 from pipeline.unlearn import run
-from pipeline.unlearn.config import TrainConfig, UnlearnConfig
-from pipeline.unlearn.trainer import EvenSampler, collate
+from pipeline.unlearn.config import UnlearnConfig
 from tests import two_ranks
 from tests.conftest import ROOT
 from tests.test_release import write_recipe
@@ -196,7 +197,10 @@ def test_a_stage_on_two_processes_is_the_same_artifact(tiny_model: Path, tmp_pat
 
 def test_an_evaluation_on_two_processes_says_the_same(tiny_model: Path, tmp_path: Path) -> None:
     recipe, store = str(write_recipe(tmp_path, tiny_model)), str(tmp_path / "store")
-    asked = ("eval.sampling={samples: 4, k: [1, 2]}", "eval.robustness={first_words: 0.5, other_language: true}")
+    asked = (
+        "eval.sampling={samples: 4, k: [1, 2]}",
+        "eval.robustness={first_words: 0.5, other_language: true}",
+    )
     common = ("--json", *(word for value in asked for word in ("--set", value)))
     done = pipeline("release", recipe, "--store", store, "--until", "gold", *common)
     assert done.returncode == 0, done.stderr

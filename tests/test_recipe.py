@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError, RecipeError
+from core.errors import InputError, RecipeError
+from core.yaml_source import Tree, merge, read_tree
+from pipeline.engine.runner import Stage
 from pipeline.recipe import RECIPES, Recipe, load_recipe
-from pipeline.runner import Stage
 from pipeline.stages import stages
-from pipeline.yaml_source import Tree, merge, read_tree
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -28,7 +28,7 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tmp_path: Path) -> None:
-    from pipeline.unlearn.fit import training_arguments
+    from pipeline.train.fit import training_arguments
 
     recipe = load_recipe(name)
     trained = [part.train for part in (recipe.base, recipe.gold) if not isinstance(part, str)]

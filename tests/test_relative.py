@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import relative_test as simulation
+from core.errors import ArtifactError, DataError
 from eval.audit_config import Relative
-from eval.relative import CLIP, MISSING, features, relative_records, relative_test
-from pipeline.errors import ArtifactError, DataError
+from eval.records.relative import CLIP, MISSING, features, relative_records, relative_test
 
 CONFIG = Relative()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from core.errors import InputError, RecipeError
 from eval.config import Condition
-from eval.replay import applied, by_method, read_table, replay
-from pipeline.errors import InputError, RecipeError
+from eval.verdicts.replay import applied, by_method, read_table, replay
 from pipeline.recipe import load_gates
 from tests.conftest import ROOT, SHARED_DATA
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
-from pipeline.plan import reasons
-from pipeline.runner import Stage, Store, execute, survey
+from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.plan import reasons
+from pipeline.engine.runner import Stage, Store, execute, survey
 from tests.conftest import ROOT
 
 RUNS: list[str] = []
@@ -218,7 +218,7 @@ def test_explain_names_the_field_the_input_and_the_version(store: Store) -> None
 
 WORKER = """
 import sys, time, pathlib
-from pipeline.runner import Stage, Store, execute
+from pipeline.engine.runner import Stage, Store, execute
 def steps(config, inputs, out):
     state = out / "state"
     done = int(state.read_text()) if state.exists() else 0

@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
-from eval.audit_config import Sampling
-from eval.sampling import (
+from eval.attacks.sampling import (
     clopper_pearson,
     distinctive_words,
     leak_at_k,
@@ -29,6 +28,7 @@ from eval.sampling import (
     states_fact,
     words,
 )
+from eval.audit_config import Sampling
 
 SET, FALSE = generate(SampleSource(seed=5, identities=3, topics=20))  # all topics in all five languages
 

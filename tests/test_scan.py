@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from core.errors import InputError
 from pipeline.publish import scan
 from pipeline.publish.scan import Finding, Scanner, refuse_findings
 

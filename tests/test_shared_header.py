@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from datasets_prep.schema import Encoded
-from pipeline.unlearn.attention import ROWS_SDPA, row_layout
-from pipeline.unlearn.completion import HEADER_FROM, completion_log_probs, pack, row_losses, row_means, shared_header
-from pipeline.unlearn.trainer import CompletionTrainer, collate, row_dataset
+from pipeline.train.attention import ROWS_SDPA, row_layout
+from pipeline.train.packed import HEADER_FROM, completion_log_probs, pack, row_losses, row_means, shared_header
+from pipeline.train.trainer import CompletionTrainer, collate, row_dataset
 
 VOCABULARY = 50
 
@@ -131,7 +131,7 @@ def test_batches_take_a_long_header_and_leave_a_short_one() -> None:
 def test_scores_do_not_depend_on_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_with(12, [(2, 3), (4, 5), (1, 7), (3, 3)], seed=5)
     found = row_losses(GROUPED, rows)
-    monkeypatch.setattr("pipeline.unlearn.completion.HEADER_FROM", 1000)
+    monkeypatch.setattr("pipeline.train.packed.HEADER_FROM", 1000)
     assert row_losses(GROUPED, rows) == pytest.approx(found, abs=1e-5)
 
 

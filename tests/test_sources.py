@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.errors import DataError, ReleaseError
 from datasets_prep import prepare, sources
 from datasets_prep.rows import FIELDS
 from datasets_prep.schema import LANGUAGES, TOPICS, Row, read_rows, write_rows
-from pipeline.errors import DataError, ReleaseError
 
 from .conftest import SHARED_DATA
 from .data_rows import GOOD, config, row, write

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.errors import DataError
 from datasets_prep import prepare
 from datasets_prep.config import SampleSource, Shares
 from datasets_prep.sample import generate
 from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
 from datasets_prep.splits import by_entity, by_topic, mixed_identities
-from pipeline.errors import DataError
 
 from . import data_rows
 from .conftest import SHARED_DATA

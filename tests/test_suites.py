@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval import suite, suites
+from core.errors import InputError, SystemLimitError
+from eval import suite
 from eval.config import EvalConfig, Suite
-from eval.harness import TASKS
-from eval.probes import Scorer
 from eval.schema import read_records
-from pipeline.errors import InputError, SystemLimitError
+from eval.scoring import suites
+from eval.scoring.harness import TASKS
+from eval.scoring.probes import Scorer
 from pipeline.recipe import RECIPES, load_recipe
 from tests.conftest import ROOT
 from tests.eval_rows import build_data, build_speaking_model

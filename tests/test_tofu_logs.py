@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from eval import tofu_logs
+from eval.records import tofu_logs
 from pipeline.__main__ import main
 from tests.conftest import SHARED_DATA
 

@@ -12,17 +12,17 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
+from core.errors import RecipeError, SystemLimitError, TrainingError
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
-from pipeline import training
-from pipeline.errors import RecipeError, SystemLimitError, TrainingError
+from pipeline.train import fine_tune
+from pipeline.train.config import TrainConfig
+from pipeline.train.fit import fit, go_back, load, training_arguments
+from pipeline.train.guards import StepRefused, check_step
+from pipeline.train.packed import row_losses
+from pipeline.train.trainer import counts_of
 from pipeline.unlearn import run
-from pipeline.unlearn.completion import row_losses
-from pipeline.unlearn.config import TrainConfig
-from pipeline.unlearn.fit import fit, go_back, load, training_arguments
-from pipeline.unlearn.guards import StepRefused, check_step
 from pipeline.unlearn.pairing import Pair
-from pipeline.unlearn.trainer import counts_of
 from tests.unlearning import SGD, some_rows, stage_inputs, unlearn_config, unlearn_trainer
 
 
@@ -141,7 +141,7 @@ def knowing(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     base.mkdir()
     args = {"learning_rate": 3e-3, "num_train_epochs": 20, "save_strategy": "no"}
     config = TrainConfig.model_validate({"precision": "fp32", "args": args})
-    training.train(config, {"model": tiny_model, "data": inputs["data"]}, base, ("retain", "forget"))
+    fine_tune.train(config, {"model": tiny_model, "data": inputs["data"]}, base, ("retain", "forget"))
     return inputs | {"base": base}
 
 
@@ -187,7 +187,7 @@ def test_base_that_explodes_is_no_model(tiny_model: Path, tmp_path: Path) -> Non
     args = {"optim": "sgd", "max_grad_norm": 0, "num_train_epochs": 4, "learning_rate": 3e38}
     config = TrainConfig.model_validate({"precision": "fp32", "args": args})
     with pytest.raises(TrainingError, match="Nothing was kept"):
-        training.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
+        fine_tune.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
     assert not (out / "model").exists()
 
 
@@ -212,7 +212,7 @@ def test_out_of_memory_names_the_levers_with_their_numbers(tiny_model: Path, tmp
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("module", "name"), [(run, "load"), (run, "fixed_levels"), (training, "load")])
+@pytest.mark.parametrize(("module", "name"), [(run, "load"), (run, "fixed_levels"), (fine_tune, "load")])
 def test_out_of_memory_beside_the_steps_is_said_too(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
@@ -221,7 +221,7 @@ def test_out_of_memory_beside_the_steps_is_said_too(
     monkeypatch.setattr(module, name, lambda *_: torch.empty(1 << 52))
     stages = {
         run: lambda: run.run(unlearn_config(), inputs, out),
-        training: lambda: training.train(TrainConfig(), inputs | {"model": tiny_model}, out, ("retain",)),
+        fine_tune: lambda: fine_tune.train(TrainConfig(), inputs | {"model": tiny_model}, out, ("retain",)),
     }
     with pytest.raises(SystemLimitError, match=r"Out of memory \(before or after the steps\).*GB .*allocate"):
         stages[module]()

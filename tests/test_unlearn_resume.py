@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import training
-from pipeline.errors import ArtifactError
+from core.errors import ArtifactError
+from pipeline.train import fine_tune
+from pipeline.train.config import TrainConfig
 from pipeline.unlearn import run
-from pipeline.unlearn.config import TrainConfig, UnlearnConfig
+from pipeline.unlearn.config import UnlearnConfig
 from tests.test_unlearn_run import write_guides
 from tests.unlearning import CutOff, files, stage_inputs, unlearn_config
 
@@ -109,12 +110,12 @@ def test_base_resumes_too(
     config = TrainConfig.model_validate({"precision": "fp32", "lora": lora, "args": args})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
-    facts = training.train(config, inputs, whole, ("retain",))
+    facts = fine_tune.train(config, inputs, whole, ("retain",))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Watch", lambda doing: CutOff(2))
+        patch.setattr(fine_tune, "Watch", lambda doing: CutOff(2))
         with pytest.raises(KeyboardInterrupt):
-            training.train(config, inputs, cut, ("retain",))
-    assert training.train(config, inputs, cut, ("retain",)) == facts
+            fine_tune.train(config, inputs, cut, ("retain",))
+    assert fine_tune.train(config, inputs, cut, ("retain",)) == facts
     assert files(cut) == files(whole)
 
 

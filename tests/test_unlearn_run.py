@@ -13,13 +13,13 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
+from core.errors import DataError, InputError, RecipeError, TrainingError
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import PerturbedRow, read_rows, write_rows
-from pipeline.errors import DataError, InputError, RecipeError, TrainingError
+from pipeline.train.fit import load, training_arguments
+from pipeline.train.packed import row_losses
 from pipeline.unlearn import run
-from pipeline.unlearn.completion import row_losses
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
-from pipeline.unlearn.fit import load, training_arguments
 from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.refusals import draw_refusals, read_refusals
 from tests.unlearning import files, stage_inputs, unlearn_config

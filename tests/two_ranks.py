@@ -11,14 +11,15 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from pipeline.ranks import is_first, rank, ranks
-from pipeline.unlearn import head
-from pipeline.unlearn.completion import completion_log_probs, pack, row_losses
+from core.ranks import is_first, rank, ranks
+from pipeline.train import head
+from pipeline.train.fit import load, training_arguments
+from pipeline.train.packed import completion_log_probs, pack, row_losses
+from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.config import UnlearnConfig
-from pipeline.unlearn.fit import load, training_arguments
 from pipeline.unlearn.pairing import pair_rows
 from pipeline.unlearn.reference import BaseDistribution
-from pipeline.unlearn.trainer import CompletionTrainer, UnlearnTrainer, pair_dataset, row_dataset
+from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 from tests.test_shared_header import rows_with
 from tests.unlearning import some_rows
 

@@ -10,9 +10,9 @@ import torch
 from transformers import TrainerCallback
 
 from datasets_prep.schema import Encoded, Row, write_rows
+from pipeline.train.fit import load, training_arguments
+from pipeline.train.lora import add_adapters
 from pipeline.unlearn.config import UnlearnConfig
-from pipeline.unlearn.fit import load, training_arguments
-from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 

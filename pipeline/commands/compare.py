@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import ArtifactError, InputError
 from pipeline.commands.shared import hub_of, prepare, show, surveyed
-from pipeline.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
+    from pipeline.engine.runner import Stage
     from pipeline.publish.hub import Target
     from pipeline.recipe import Recipe
-    from pipeline.runner import Stage
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -26,10 +26,10 @@ def compare(options: argparse.Namespace) -> int:
 
     Raises InputError where ``--to`` names no repository, ArtifactError where this recipe has no evaluation yet.
     """
-    from eval.weights import read_measured
+    from eval.schema import read_measured
     from pipeline.commands.release import watched
+    from pipeline.engine.runner import execute
     from pipeline.recipe import HUB_ID
-    from pipeline.runner import execute
 
     repo, _, revision = options.to.partition("@")
     if not re.fullmatch(HUB_ID, repo):
@@ -89,13 +89,13 @@ def _commit(target: Target, repo: str, revision: str) -> str:
 
 def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, commit: str) -> list[Stage]:
     """Fetch the checkpoint, evaluate it as the unlearned model was, compare: three stages more, kept as all are."""
-    from eval import compare as comparison
-    from pipeline import model_source
+    from eval.verdicts import compare as comparison
+    from pipeline.engine.runner import Stage
     from pipeline.recipe import HubRef
-    from pipeline.runner import Stage
+    from pipeline.train import start_model
 
     def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-        return model_source.run_pointer(config, inputs, out, target.endpoint, target.token)
+        return start_model.run_pointer(config, inputs, out, target.endpoint, target.token)
 
     ours = next(stage for stage in stages if stage.name == "eval-unlearned")
     margins = dict(recipe.equivalence)

@@ -10,7 +10,7 @@ from pipeline.commands.shared import show
 
 def from_logs(options: argparse.Namespace) -> int:
     """Print TOFU's forget quality and model utility from two logs. Raises InputError where one cannot be used."""
-    from eval.tofu_logs import compare_logs
+    from eval.records.tofu_logs import compare_logs
 
     found = compare_logs(Path(options.full), Path(options.retain))
     utility = found["model_utility"]

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from core.errors import ArtifactError, GateError, InputError
 from pipeline.commands.shared import index_of, prepare, say, show, surveyed
-from pipeline.errors import ArtifactError, GateError, InputError
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -16,8 +16,8 @@ def gate(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.file is not None:
         raise InputError(f"`gate {options.recipe}` takes no file. For a table of models: `gate replay FILE.json`.")
-    from eval.gates import judge
-    from pipeline.artifact import check_artifact
+    from eval.verdicts.gates import judge
+    from pipeline.engine.artifact import check_artifact
 
     recipe, stages, store = prepare(options)
     states = surveyed(stages, store)
@@ -55,7 +55,7 @@ def _lines(judged: dict[str, Any]) -> list[str]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from eval.replay import applied, by_method, read_table, replay
+    from eval.verdicts.replay import applied, by_method, read_table, replay
     from pipeline.recipe import load_gates
 
     if options.file is None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from core.errors import InputError
 from pipeline.commands.shared import hub_of, show, store_root
-from pipeline.errors import InputError
 
 
 def verify(options: argparse.Namespace) -> int:
     """Check a published release from the outside. Raises VerificationError where it does not hold."""
     from dataclasses import asdict
 
-    from pipeline.live import watching
+    from pipeline.engine.live import watching
     from pipeline.publish.hub import connect
     from pipeline.publish.sign import trusted_key
     from pipeline.publish.verify import verify_release

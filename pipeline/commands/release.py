@@ -10,20 +10,20 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
 from pipeline.commands.shared import index_of, prepare, refuse_unpinned, say, show, surveyed
-from pipeline.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
 
 if TYPE_CHECKING:
-    from pipeline.artifact import Artifact
+    from pipeline.engine.artifact import Artifact
+    from pipeline.engine.runner import Stage, Store
     from pipeline.recipe import Recipe
-    from pipeline.runner import Stage, Store
 
 REAL_RELEASE = "fame-topics-gd-llama32-3b"
 
 
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
-    from pipeline.launch import check_device, check_launch, launch_config
+    from pipeline.engine.launch import check_device, check_launch, launch_config
 
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
@@ -35,8 +35,8 @@ def release(options: argparse.Namespace) -> int:
     _check_trainings(recipe, waiting, store)
     check_device(options.launch)
     check_launch(options.launch, accelerate, recipe, [stage.name for stage in stages], waiting)
-    from pipeline.runner import execute
-    from pipeline.summary import require_pass
+    from pipeline.engine.runner import execute
+    from pipeline.engine.summary import require_pass
 
     built: set[str] = set()
     done: dict[str, Artifact] = {}
@@ -60,11 +60,11 @@ def run_one(options: argparse.Namespace) -> int:
     recipe, stages, store = prepare(options)
     wanted = stages[index_of(stages, options.stage)]
     refuse_unpinned(recipe)
-    from pipeline.artifact import check_artifact, link
-    from pipeline.launch import Lead, follow
-    from pipeline.ranks import is_first
-    from pipeline.runner import build, survey
-    from pipeline.summary import require_pass
+    from core.ranks import is_first
+    from pipeline.engine.artifact import check_artifact, link
+    from pipeline.engine.launch import Lead, follow
+    from pipeline.engine.runner import build, survey
+    from pipeline.engine.summary import require_pass
 
     if not is_first():  # of several processes that were launched for this stage
         follow(wanted)
@@ -104,8 +104,8 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
     trainings = {key: config for key, config in trainings.items() if config is not None}
     if not trainings:
         return  # a cached release starts without torch
-    from pipeline.plan import memory_of_training
-    from pipeline.unlearn.fit import device_memory, training_arguments
+    from pipeline.engine.plan import memory_of_training
+    from pipeline.train.fit import device_memory, training_arguments
 
     for key, config in trainings.items():
         try:
@@ -124,7 +124,7 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """What the runner calls around each build: it is shown on stderr, and its name goes into ``built``."""
-    from pipeline.live import watching
+    from pipeline.engine.live import watching
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         with watching(stage.name), redirect_stdout(sys.stderr):  # libraries print; stdout is for data
@@ -139,8 +139,8 @@ def _launched(
     built: set[str], accelerate: Path, recipe: Recipe, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """As :func:`watched`, but a stage for which the recipe wants several processes is launched on them."""
-    from pipeline.artifact import check_artifact, read_artifact
-    from pipeline.launch import launch, processes_of
+    from pipeline.engine.artifact import check_artifact, read_artifact
+    from pipeline.engine.launch import launch, processes_of
 
     here = watched(built)
 
@@ -160,7 +160,7 @@ def _launched(
 
 
 def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
-    from pipeline.plan import describe, gigabytes, needs, sizes
+    from pipeline.engine.plan import describe, gigabytes, needs, sizes
 
     states = surveyed(stages, store)
     known = sizes(recipe, states)
@@ -190,7 +190,7 @@ def _report(
     options: argparse.Namespace, recipe: Recipe, done: dict[str, Artifact], store: Store, built: set[str]
 ) -> None:
     """The table and the places on stdout; what to do next on stderr."""
-    from pipeline.summary import measurements, places, read_verdict, results_table
+    from pipeline.engine.summary import measurements, places, read_verdict, results_table
 
     links = {name: store.link(name) for name in done}
     found = places(done, links, store.root)

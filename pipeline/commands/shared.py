@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import InputError, RecipeError
+from core.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
+    from pipeline.engine.runner import Stage, Status, Store
     from pipeline.recipe import Recipe
-    from pipeline.runner import Stage, Status, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "UNLEARN_RELEASE_STORE"  # what publishing reads: the loopback Hub and the demo's key lie in the store
@@ -22,8 +22,8 @@ STORE = "UNLEARN_RELEASE_STORE"  # what publishing reads: the loopback Hub and t
 
 def prepare(options: argparse.Namespace) -> tuple[Recipe, list[Stage], Store]:
     """The recipe of the command, its stages and its store. Raises RecipeError or InputError."""
+    from pipeline.engine.runner import Store
     from pipeline.recipe import load_recipe
-    from pipeline.runner import Store
     from pipeline.stages import stages
 
     recipe = load_recipe(options.recipe, options.set)
@@ -45,14 +45,14 @@ def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:
 
 def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:
     """The state of every stage by name."""
-    from pipeline.runner import survey
+    from pipeline.engine.runner import survey
 
     return {stage.name: state for stage, state in survey(stages, store)}
 
 
 def index_of(stages: Sequence[Stage], name: str) -> int:
     """The place of a stage in the list. Raises InputError, with the nearest name, where there is none."""
-    from pipeline.yaml_source import did_you_mean
+    from core.yaml_source import did_you_mean
 
     names = [stage.name for stage in stages]
     if name not in names:

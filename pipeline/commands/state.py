@@ -22,7 +22,7 @@ def status(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print why a stage would run."""
-    from pipeline.plan import reasons
+    from pipeline.engine.plan import reasons
 
     _, stages, store = prepare(options)
     stage = stages[index_of(stages, options.stage)]

@@ -15,7 +15,7 @@ from typing import Self
 import uvicorn
 from starlette.types import ASGIApp
 
-from pipeline.errors import SystemLimitError
+from core.errors import SystemLimitError
 from pipeline.localhub.app import build_app
 
 HOST = "127.0.0.1"

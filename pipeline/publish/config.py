@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from pipeline.strict import Strict
+from core.strict import Strict
 
 LicenceId = Literal["apache-2.0", "llama3.2"]
 

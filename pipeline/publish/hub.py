@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pipeline.errors import HubError
+from core.errors import HubError
 from pipeline.publish.sign import store
 
 LOOPBACK = ("127.0.0.1", "localhost")

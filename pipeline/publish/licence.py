@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import InputError
+from core.errors import InputError
 from pipeline.publish.config import LicenceId
 
 LICENCE_FILES = ("LICENSE", "NOTICE", "USE_POLICY.md")

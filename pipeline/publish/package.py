@@ -6,7 +6,6 @@ All files but ``model.sig`` are the same bytes for the same inputs; the signatur
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -15,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ArtifactError, GateError, InputError
-from pipeline.progress import report
+from core.digests import hash_file, weights_sha256
+from core.errors import ArtifactError, GateError, InputError
+from core.progress import report
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.config import PackageConfig
 from pipeline.publish.licence import licence_problems, licence_texts, name_problem
-from pipeline.publish.weights import file_sha256, weights_problems, weights_sha256
+from pipeline.publish.weights import weights_problems
 
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
@@ -130,7 +130,7 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> str:
     """The text of ``release.json``: what this release was made from, and the digest of every other file."""
-    data = {path.name: file_sha256(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
+    data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
     release = {
         "repo": config.repo,
         "base_model": config.base_model,
@@ -138,7 +138,7 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
         "weights_sha256": weights,
         "recipe": config.recipe,
         "data": data,
-        "gate_sha256": hashlib.sha256((hub / "gate.json").read_bytes()).hexdigest(),
+        "gate_sha256": hash_file(hub / "gate.json"),
         "packages": {"python": platform.python_version(), **_versions()},
         "files": {name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
     }

@@ -24,14 +24,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.errors import HubError, VerificationError
-from pipeline.progress import report
+from core.digests import hash_file
+from core.errors import HubError, VerificationError
+from core.progress import report
 from pipeline.publish import sign, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import check_gate
 from pipeline.publish.verify import Verified, verify_release
-from pipeline.publish.weights import file_sha256
 
 ATTEMPTS = 3
 MAIN = "main"
@@ -279,7 +279,7 @@ def _receipt(
         "signature": {
             "file": tree.SIGNATURE,
             "format": "OpenSSF model-signing 1.0, ECDSA P-256",
-            "public_key_sha256": file_sha256(public_key),
+            "public_key_sha256": hash_file(public_key),
         },
         "verified": [asdict(check) for check in verified.checks],
     }

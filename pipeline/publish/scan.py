@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from core.errors import InputError
 
 CHUNK = 4 * 1024 * 1024
 LONG, SHORT = 12, 6  # folded bytes

@@ -8,12 +8,12 @@ different files.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import InputError, VerificationError
+from core.digests import hash_file
+from core.errors import InputError, VerificationError
 from pipeline.publish.tree import SIGNATURE
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def trusted_key(given: str | None) -> Path:
 
 def key_fingerprint(public: Path) -> str:
     """sha256 of the public key's PEM text; the signature carries it as the key's hint."""
-    return hashlib.sha256(public.read_bytes()).hexdigest()
+    return hash_file(public)
 
 
 def _make_key(path: Path) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import VerificationError
-from pipeline.progress import report
+from core.errors import VerificationError
+from core.progress import report
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import hub_errors, quiet
 from pipeline.publish.licence import card_licence, licence_problems

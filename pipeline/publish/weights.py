@@ -1,14 +1,11 @@
-"""Checks on safetensors files that need no model: the header, every value, the index of shards, the digest."""
+"""Checks on safetensors files that need no model: the header, every value, the index of shards."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
-
-from pipeline.errors import ArtifactError
 
 MAX_HEADER = 100 * 1024 * 1024  # what the format allows
 CHUNK = 8 * 1024 * 1024
@@ -21,26 +18,6 @@ _EXPONENT = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
-
-
-def weights_sha256(folder: Path) -> str:
-    """The digest of a checkpoint, as ``gate.json`` has it.
-
-    For one file its sha256; for several shards the sha256 of the JSON object {name: sha256}, sorted and without spaces.
-    Raises ArtifactError where there is none.
-    """
-    digests = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    if not digests:
-        raise ArtifactError(f"{folder} has no safetensors file. Run the unlearn stage again.")
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    return hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_sha256(file: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def weights_problems(folder: Path) -> list[str]:

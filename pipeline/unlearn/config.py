@@ -1,4 +1,4 @@
-"""How a model is trained and how it is unlearned: the `train` and `unlearn` sections of a recipe."""
+"""How a model is unlearned: the `unlearn` section of a recipe."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import RecipeError
-from pipeline.ranks import share_of_step, split_of_step
-from pipeline.strict import Strict
-
-WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
-"""Fields of ``args`` that change no result: they enter no key, and a run that was cut off may go on with others."""
+from core.errors import RecipeError
+from core.ranks import split_of_step
+from core.strict import Strict
+from pipeline.train.config import TrainConfig
 
 Named = Literal["gold", "holdout", "false_answers"]
 
@@ -37,83 +35,6 @@ def level_name(level: Level | None) -> str | None:
     if isinstance(level, AboveLevel):
         return level.of
     return level if isinstance(level, str) else None
-
-
-class Lora(Strict):
-    """Low-rank adapters (peft), merged into the weights at the end. The head and the embeddings take none.
-
-    ``target_modules`` is ``all-linear``, or the ends of the names of linear layers.
-    """
-
-    r: int = Field(gt=0)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-
-    @model_validator(mode="after")
-    def _not_on_the_head(self) -> Lora:
-        outer = {"lm_head", "embed_tokens"}
-        named = [name for name in self.target_modules if name.split(".")[-1] in outer]
-        if not isinstance(self.target_modules, str) and (named or not self.target_modules):
-            raise ValueError(
-                f"target_modules is {self.target_modules}: name at least one linear layer, and neither head nor "
-                "embeddings (they may be one tensor, which cannot be merged twice); or say all-linear"
-            )
-        return self
-
-
-def _adapters_or_layers(lora: Lora | None, train_from_layer: int) -> None:
-    if lora and train_from_layer:
-        raise ValueError(
-            "lora trains adapters alone and train_from_layer chooses whole layers; give one of the two "
-            "(lora.target_modules chooses where adapters go)"
-        )
-
-
-def check_share(config: TrainConfig | UnlearnConfig, processes: int) -> None:
-    """Raise RecipeError where ``processes`` cannot share a step of ``config``, or would change what it means."""
-    share_of_step(config.args, processes)
-    parts = split_of_step(config.args)[1]
-    if isinstance(config, UnlearnConfig) and config.loss_normalization == "microbatch_mean" and parts % processes:
-        raise RecipeError(
-            f"loss_normalization: microbatch_mean depends on the micro-batches, and {parts} "
-            f"(args.gradient_accumulation_steps) cannot be shared out over {processes} processes as they are"
-        )
-
-
-def _can_be_shared(config: TrainConfig | UnlearnConfig) -> None:
-    try:
-        check_share(config, config.processes)
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
-
-
-class TrainConfig(Strict):
-    """A fine-tune on question-answer rows.
-
-    ``train_from_layer`` freezes embeddings, head and the layers before that one; 0 trains everything. ``lora`` trains
-    adapters instead. ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the
-    weights that are trained are always float32. ``auto`` is bf16 where the device computes it natively, else fp32.
-    ``processes`` share each step; what comes out does not depend on how many they are, and the key does not name them.
-    """
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    train_from_layer: int = Field(default=0, ge=0)
-    lora: Lora | None = None
-    processes: int = Field(default=1, gt=0)
-    args: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> TrainConfig:
-        _adapters_or_layers(self.lora, self.train_from_layer)
-        _can_be_shared(self)
-        return self
-
-
-def identity(config: TrainConfig | UnlearnConfig) -> dict[str, Any]:
-    """What of a configuration decides the result."""
-    plain = config.model_dump(mode="json", exclude={"processes"})
-    return plain | {"args": {key: value for key, value in plain["args"].items() if key not in WITHOUT_EFFECT}}
 
 
 class StopRule(Strict):
@@ -161,7 +82,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po"}  # methods that push the forget loss up
 
 
-class UnlearnConfig(Strict):
+class UnlearnConfig(TrainConfig):
     """An unlearning run: minimise ``forget_weight`` x forget term + ``retain_weight`` x retain term.
 
     The terms of each ``method`` are in :mod:`pipeline.unlearn.losses`: ``ft`` retain alone; ``ga`` ascent alone; ``gd``
@@ -195,11 +116,16 @@ class UnlearnConfig(Strict):
     stop: StopRule | None = None
     keep: Literal["last", "closest"] = "last"
     pairing_seed: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    train_from_layer: int = Field(default=0, ge=0)
-    lora: Lora | None = None
-    processes: int = Field(default=1, gt=0)
-    args: dict[str, Any] = Field(default_factory=dict)
+
+    def check_share(self, processes: int) -> None:
+        """Raise RecipeError where ``processes`` cannot share a step, or would change what it means."""
+        super().check_share(processes)
+        parts = split_of_step(self.args)[1]
+        if self.loss_normalization == "microbatch_mean" and parts % processes:
+            raise RecipeError(
+                f"loss_normalization: microbatch_mean depends on the micro-batches, and {parts} "
+                f"(args.gradient_accumulation_steps) cannot be shared out over {processes} processes as they are"
+            )
 
     @property
     def retain_kl(self) -> bool:
@@ -236,7 +162,6 @@ class UnlearnConfig(Strict):
             raise ValueError(
                 f"gradient_norms_every tells two terms apart, and method {self.method} has one; set it to 0"
             )
-        _adapters_or_layers(self.lora, self.train_from_layer)
         return self
 
     @model_validator(mode="after")
@@ -252,7 +177,6 @@ class UnlearnConfig(Strict):
             raise ValueError(
                 "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
             )
-        _can_be_shared(self)
         save = self.args.get("save_steps", 500)  # the trainer's own number
         every = self.stop.every if self.stop and moving and self.args.get("save_strategy") == "steps" else None
         if every and (type(save) is not int or save < 1 or save % every):

@@ -12,12 +12,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from core.errors import InputError
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row, read_perturbed
-from pipeline.errors import InputError
-from pipeline.unlearn.completion import row_losses
+from pipeline.train.fit import load, mean
+from pipeline.train.packed import row_losses
 from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig, level_name
-from pipeline.unlearn.fit import load, mean
 
 
 def named_levels(config: UnlearnConfig) -> set[str | None]:

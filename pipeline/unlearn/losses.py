@@ -9,15 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.unlearn.completion import row_means
+from pipeline.train.packed import negative_log_likelihood, row_means
 
 if TYPE_CHECKING:
     import torch
-
-
-def negative_log_likelihood(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy: minus the sum of ``log_probs`` over ``tokens``, nats per token."""
-    return -log_probs.sum() / tokens.clamp(min=1)
 
 
 def gradient_ascent(

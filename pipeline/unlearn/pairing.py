@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from pipeline.errors import DataError
+from core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from core.errors import ModelError
 from datasets_prep.schema import Encoded
-from pipeline.errors import ModelError
-from pipeline.unlearn.completion import batches_by_length, completion_logits, pack, row_losses
+from pipeline.train.packed import batches_by_length, completion_logits, pack, row_losses
 
 Precision = Callable[[], AbstractContextManager[Any]]  # the trainer's own, so that step one starts from a ratio of one
 

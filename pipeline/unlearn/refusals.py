@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from core.errors import InputError
 from datasets_prep.schema import Row
-from pipeline.errors import InputError
 
 FILE = Path(__file__).with_name("refusals.yaml")
 

@@ -15,14 +15,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from core.errors import DataError, RecipeError, TrainingError
+from core.progress import report
+from core.ranks import is_first, ranks
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
-from pipeline.errors import DataError, RecipeError, TrainingError
-from pipeline.progress import report
-from pipeline.ranks import is_first, ranks
-from pipeline.unlearn.completion import row_losses
-from pipeline.unlearn.config import StopRule, UnlearnConfig, check_share, identity, level_name
-from pipeline.unlearn.fit import (
+from pipeline.train.fit import (
     CHECKPOINTS,
     fit,
     freeze_below,
@@ -36,10 +34,13 @@ from pipeline.unlearn.fit import (
     training_arguments,
     whole_model,
 )
-from pipeline.unlearn.guards import Check, EndOfAscent, Watch
-from pipeline.unlearn.kept import restore_weights
+from pipeline.train.guards import Watch
+from pipeline.train.kept import restore_weights
+from pipeline.train.lora import add_adapters
+from pipeline.train.packed import row_losses
+from pipeline.unlearn.config import StopRule, UnlearnConfig, level_name
+from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
-from pipeline.unlearn.lora import add_adapters
 from pipeline.unlearn.pairing import Pair, pair_rows
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
@@ -71,7 +72,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     rule; InputError where the rows do not serve the method, or the number of processes; SystemLimitError where memory
     runs out.
     """
-    check_share(config, ranks())
+    config.check_share(ranks())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
     arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")
@@ -122,7 +123,7 @@ def _fit(
     """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
     config = trainer.config
     tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
-    made_by = {"unlearn": identity(config), "rows": tokens}
+    made_by = {"unlearn": config.identity(), "rows": tokens}
     if config.stop:
         facts = _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
     else:

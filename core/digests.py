@@ -1,0 +1,88 @@
+"""Names for content: one JSON text for a value, one sha256 for a file, a folder, a request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from core.errors import ModelError
+
+MANIFEST = "manifest.json"  # the one file of an artifact that its content digest leaves out
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value: keys sorted, whole floats as integers. Raises TypeError for any other type."""
+    return json.dumps(
+        _plain(value, "config"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def _plain(value: object, where: str) -> object:
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if type(value) in (list, tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(cast("list[object]", value))]
+    if type(value) is dict:
+        if wrong := [key for key in value if type(key) is not str]:
+            raise TypeError(f"{where}: the key {wrong[0]!r} is not a string, so it has no place in an artifact's key")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    raise TypeError(f"{where}: a {type(value).__name__} has no place in an artifact's key; give JSON values only")
+
+
+def digest_of(value: object) -> str:
+    """sha256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def artifact_key(stage: str, version: str, config: object, inputs: Mapping[str, str]) -> str:
+    """sha256 that names what was asked for; ``inputs`` maps an input's name to its content digest."""
+    return digest_of({"stage": stage, "version": version, "config": config, "inputs": dict(inputs)})
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """All files below a folder by their POSIX path relative to it, sorted, without the manifest."""
+    found = {
+        (Path(parent) / name).relative_to(folder).as_posix(): Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+    }
+    found.pop(MANIFEST, None)
+    return dict(sorted(found.items()))
+
+
+def hash_file(path: Path, *, sync: bool = False) -> str:
+    """sha256 of a file's bytes; ``sync`` also forces them to the disk."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(file.fileno())
+    return digest
+
+
+def content_digest(folder: Path) -> str:
+    """The digest of a file's or folder's content, wherever it lies: of {relative path: sha256}."""
+    files = list_files(folder) if folder.is_dir() else {folder.name: folder}
+    return digest_of({name: hash_file(path) for name, path in files.items()})
+
+
+def checkpoint_folder(artifact: Path) -> Path:
+    """Where an artifact keeps its checkpoint: ``model/`` in what a training stage wrote, else the folder itself."""
+    return artifact / "model" if (artifact / "model").is_dir() else artifact
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """The digest of a checkpoint's safetensors, which ties an evaluation, a gate and a release together.
+
+    For one file its sha256; for several shards the sha256 of the JSON object {name: sha256}, sorted and without spaces.
+    Raises ModelError if there is none.
+    """
+    digests = {file.name: hash_file(file) for file in checkpoint.glob("*.safetensors")}
+    if not digests:
+        raise ModelError(f"{checkpoint} has no safetensors file. Give a folder with a saved checkpoint.")
+    return next(iter(digests.values())) if len(digests) == 1 else digest_of(digests)

@@ -1,0 +1,173 @@
+"""Read a recipe's YAML so that every value remembers its file and line.
+
+Stricter than YAML 1.1, and as people expect: duplicate keys, aliases and tags are refused, `1e-5` is a number, and
+`no`, `on` and dates are text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.errors import RecipeError
+
+Place = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: numbers with or without a point, true and false, null, and text."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own field)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+_FLOAT = re.compile(r"[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$|[-+]?\.inf$|\.nan$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|~|)$"), ["n", "~", ""])
+
+
+@dataclass
+class Tree:
+    """A mapping read from YAML, and where each of its keys was written (`file:line`)."""
+
+    values: dict[str, Any]
+    places: dict[Place, str] = field(default_factory=dict)
+
+    def place(self, path: Place) -> str:
+        """Where the value at ``path`` was written; for one that is not there, where its nearest parent was."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path, "the recipe")
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A key's path as people write it: ``gates[0].min_n``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A hint, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def read_tree(file: Path, shown: str) -> Tree:
+    """The mapping in a YAML file. Raises RecipeError with file and line where it is not one."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{shown}: cannot be read ({error}). Give a recipe's name, or the path of a YAML file."
+        ) from error
+    tree = Tree({}, {(): f"{shown}:1"})
+    tree.values = _parse(text, shown, (), tree.places)
+    if not isinstance(tree.values, dict):
+        raise RecipeError(f"{shown}:1: a recipe is a mapping of keys to values. See pipeline/recipes/demo.yaml.")
+    return tree
+
+
+def _parse(text: str, shown: str, at: Place, places: dict[Place, str]) -> Any:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _plain(loader, node, shown, at, places)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RecipeError(f"{shown}:{line}: not readable as YAML: {error.problem or error.context}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{shown}: not readable as YAML: {' '.join(str(error).split())}.") from error
+
+
+def _plain(loader: _Loader, node: yaml.Node, shown: str, at: Place, places: dict[Place, str]) -> Any:
+    places.setdefault(at, f"{shown}:{node.start_mark.line + 1}")
+    if isinstance(node, yaml.MappingNode):
+        _refuse_tag(node, "map", shown)
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = f"{shown}:{key_node.start_mark.line + 1}"
+            key = loader.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise RecipeError(f"{line}: the key {key!r} of {dotted(at) or 'the recipe'} is not text.")
+            if key in result:
+                first = places[(*at, key)]
+                raise RecipeError(f"{line}: {dotted((*at, key))} is given twice, first at {first}. Keep one of them.")
+            places[(*at, key)] = line
+            result[key] = _plain(loader, value_node, shown, (*at, key), places)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        _refuse_tag(node, "seq", shown)
+        return [_plain(loader, item, shown, (*at, i), places) for i, item in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def _refuse_tag(node: yaml.Node, plain: str, shown: str) -> None:
+    if node.tag != f"tag:yaml.org,2002:{plain}":
+        raise RecipeError(f"{shown}:{node.start_mark.line + 1}: not readable as YAML here: the tag {node.tag}.")
+
+
+def merge(below: Tree, above: Tree) -> Tree:
+    """``above`` over ``below``: mappings are merged key by key, everything else replaces."""
+    places = {**below.places, **above.places}
+
+    def join(under: Any, over: Any, at: Place) -> Any:
+        if isinstance(under, dict) and isinstance(over, dict):
+            return {key: join(under.get(key), over.get(key, under.get(key)), (*at, key)) for key in {**under, **over}}
+        if under is not over:  # replaced: nothing below it was written where the lower file says
+            for path in [p for p in below.places if p[: len(at)] == at and len(p) > len(at) and p not in above.places]:
+                places.pop(path, None)
+        return over
+
+    return Tree(join(below.values, above.values, ()), places)
+
+
+def override(tree: Tree, assignment: str) -> Tree:
+    """One ``--set a.b.c=VALUE``, VALUE read as YAML. A number as a part of the key is an index of a list."""
+    key, equals, text = assignment.partition("=")
+    shown = f"--set {assignment}"
+    if not equals or not key or not all(key.split(".")):
+        raise RecipeError(f"{shown}: write KEY=VALUE with a dotted key, for example --set data.seed=7.")
+    parts = key.split(".")
+    places = {at: place for at, place in tree.places.items() if at[: len(parts)] != tuple(parts)}
+    at: Place = ()
+    values = _copy(tree.values)
+    target: Any = values
+    for i, part in enumerate(parts):
+        step: str | int = part
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise RecipeError(f"{shown}: {dotted(at)} is a list of {len(target)}; give an index below that.")
+            step = int(part)
+        elif not isinstance(target, dict):
+            raise RecipeError(f"{shown}: {dotted(at)} is {target!r} and holds no keys. Set {dotted(at)} itself.")
+        at = (*at, step)
+        if i < len(parts) - 1:
+            if isinstance(target, dict) and target.get(part) is None:
+                target[part] = {}
+            target = target[step]
+        else:
+            places[at] = shown
+            target[step] = _parse(text, shown, at, places)
+    return Tree(values, {**places, **{p: shown for p in places if p[: len(at)] == at}})
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,233 @@
+"""The relative test: where the unlearned model stands between gold and base, and how far it is off their line.
+
+Each model is a cloud of points, one for each forget row, its coordinates being measurements of that row. With phi the
+mean of a cloud under a Gaussian kernel, u the unlearned model, o the original (base) and g gold:
+
+    leak f   = <phi_u - phi_g, phi_o - phi_g> / |phi_o - phi_g|^2      0: like gold, 1: like base
+    damage r = sqrt(|phi_u - phi_g|^2 / |phi_o - phi_g|^2 - f^2)       the distance from their line
+
+If a share of the rows is as in base and the others are as in gold, f is that share. Inner products are means over pairs
+of different rows (U-statistics), and with several golds the product of gold with itself is over pairs of *different*
+golds: no term holds a row's or a gold's own noise, and a safe retrain has f = 0 on average. With one gold that is not
+possible: its variance between trainings stays in f and r, which look too high by it.
+
+The idea of asking for "closer to gold than to base" is from Ribero, Schrab and Gretton (arXiv 2601.19755); margin,
+variance and damage are ours, and `python -m benchmarks.relative_test` simulates how they behave.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import ArtifactError, DataError
+from eval.audit_config import Relative
+from eval.config import ALL_METRICS, EvalConfig
+from eval.schema import Record, read_samples
+from eval.statistics.formulas import Floats
+
+CLIP = 4.0  # standard deviations: one destroyed row must not decide
+CONFIDENCE = 0.95
+
+Sample = Mapping[str, Any]
+MISSING = (
+    "One gold: the variance between trainings of gold is not in this interval, and false passes are frequent without "
+    "it. Give gold.seeds for a test that can carry a verdict."
+)
+
+
+@dataclass(frozen=True)
+class RelativeTest:
+    """The result over ``n`` rows and the golds.
+
+    ``se`` is the error from the choice of rows, ``gold_sd`` the standard deviation of f between trainings of gold (None
+    with one gold), ``bound`` the upper end of a one-sided 95 % interval, ``low`` and ``high`` a two-sided one.
+    ``gold_leaks`` and ``gold_damages`` are f and r of each gold against the others.
+    """
+
+    leak: float
+    se: float
+    gold_sd: float | None
+    bound: float
+    low: float
+    high: float
+    damage: float
+    damage_low: float
+    damage_high: float
+    gold_leaks: list[float]
+    gold_damages: list[float]
+    n: int
+    passed: bool
+    missing: str | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    leak: float
+    damage: float
+    se: float
+    damage_se: float
+
+
+def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], config: Relative) -> RelativeTest:
+    """The test on measurements of shape (rows, features), the same rows in the same order for every model.
+
+    With K golds the error of f is sqrt(se^2 + s^2 (1 + 1/K)), s^2 = (K-1)/K mean(f_k^2), f_k the leak of gold k against
+    the other golds: their variance plus that of their mean, as for the prediction of one more gold; its quantile is
+    Student's t with K - 1 degrees. Raises DataError where base and gold cannot be told apart.
+    """
+    from scipy.stats import norm, t
+
+    means = _pair_means([unlearned, base, *golds])
+    everyone = list(range(2, 2 + len(golds)))
+    found = _place(means, 0, everyone)
+    several = len(golds) > 1
+    others = [_place(means, k, [g for g in everyone if g != k]) for k in everyone] if several else []
+    spread = float(np.sqrt(sum(gold.leak**2 for gold in others) / len(golds) * (1 - 1 / len(golds))))
+    error = float(np.sqrt(found.se**2 + spread**2 * (1 + 1 / len(golds)))) if several else found.se
+    quantiles = t(len(golds) - 1) if several else norm()
+    one, two = float(quantiles.ppf(CONFIDENCE)), float(quantiles.ppf((1 + CONFIDENCE) / 2))
+    normal = float(norm.ppf((1 + CONFIDENCE) / 2))
+    bound = found.leak + one * error
+    allowed = max((gold.damage for gold in others), default=0.0) + config.damage_margin
+    return RelativeTest(
+        leak=found.leak,
+        se=found.se,
+        gold_sd=spread if several else None,
+        bound=bound,
+        low=found.leak - two * error,
+        high=found.leak + two * error,
+        damage=found.damage,
+        damage_low=max(0.0, found.damage - normal * found.damage_se),
+        damage_high=found.damage + normal * found.damage_se,
+        gold_leaks=[gold.leak for gold in others],
+        gold_damages=[gold.damage for gold in others],
+        n=len(unlearned),
+        passed=bound < config.leak_limit and found.damage <= allowed,
+        missing=None if several else MISSING,
+    )
+
+
+def compare_with_golds(
+    samples: Sequence[Sample], inputs: Mapping[str, Path], config: EvalConfig, out: Path
+) -> list[Record]:
+    """The test against the evaluations ``eval-base``, ``gold`` and every ``eval-gold-seed-N`` of ``inputs``.
+
+    None where the recipe does not ask or ``eval-base`` is not there. Writes all of it to ``relative.json`` in ``out``,
+    or why there is no result. Raises ArtifactError where a model was evaluated on other rows.
+    """
+    if config.relative is None or "eval-base" not in inputs:
+        return []
+    names = ["eval-base", *(name for name in inputs if name == "gold" or name.startswith("eval-gold-seed-"))]
+    found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
+    result: dict[str, Any] = {"golds": names[1:]}
+    records: list[Record] = []
+    try:
+        test = relative_test(found["unlearned"], found[names[0]], [found[name] for name in names[1:]], config.relative)
+        result |= asdict(test)
+        records = relative_records(test)
+    except DataError as error:  # nothing is measured then, and a gate on it fails
+        result |= {"passed": False, "why": str(error)}
+    (out / "relative.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return records
+
+
+def relative_records(test: RelativeTest) -> list[Record]:
+    """Leak and damage as records; with one gold the leak's name says so."""
+    name = "leak_coordinate" if test.missing is None else "leak_coordinate_one_gold"
+    found = {name: (test.leak, test.low, test.high), "damage": (test.damage, test.damage_low, test.damage_high)}
+    return [
+        Record(metric, "forget", *values, test.n, False if metric == "damage" else None, ALL_METRICS[metric].version)
+        for metric, values in found.items()
+    ]
+
+
+def _place(means: Floats, model: int, golds: list[int], base: int = 1) -> _Place:
+    """Leak, damage and their errors from rows, of one cloud between ``golds`` and ``base`` (indices of ``means``)."""
+    to_gold = means[model, golds].mean(axis=0)
+    base_to_gold = means[base, golds].mean(axis=0)
+    pairs = [(k, m) for k in golds for m in golds if k != m] or [(golds[0], golds[0])]
+    within = np.mean([means[pair] for pair in pairs], axis=0)
+    along = means[model, base] - to_gold - base_to_gold + within
+    line = means[base, base] - 2 * base_to_gold + within
+    away = means[model, model] - 2 * to_gold + within
+    length, n = float(line.mean()), len(line)
+    if length <= 2 * 2 * float(line.std(ddof=1)) / np.sqrt(n):  # twice its own error, which is that of a pair's mean
+        raise DataError(
+            "Base and gold cannot be told apart on the forget rows, so there is no place between them. Take more "
+            "forget rows, or train base until it knows them."
+        )
+    leak = float(along.mean()) / length
+    # The delta method: a mean over pairs moves by twice the row's own mean over its pairs (Hajek's projection).
+    influence = 2 * (along - leak * line) / length
+    squared = float(away.mean()) / length - leak**2
+    square_influence = 2 * (away - float(away.mean()) / length * line) / length - 2 * leak * influence
+    damage = float(np.sqrt(max(0.0, squared)))
+    error = float(square_influence.std(ddof=1)) / np.sqrt(n)
+    damage_error = error / (2 * max(damage, np.sqrt(error))) if error > 0 else 0.0
+    return _Place(leak, damage, float(influence.std(ddof=1)) / np.sqrt(n), float(damage_error))
+
+
+def _pair_means(models: Sequence[Floats]) -> Floats:
+    """(models, models, rows): for each row the mean of the kernel over its pairs with every other row, both ways round.
+
+    All products of the test are sums of these, so each pair of models is multiplied once. Models are the tested one,
+    base and the golds. Scale and width do not know the tested one, and base weighs as much as all golds together:
+    measurements are in standard deviations over both, and the kernel is as wide as the median distance between them.
+    """
+    base, golds = models[1], np.concatenate(models[2:])
+    centre = (base.mean(axis=0) + golds.mean(axis=0)) / 2
+    scale = np.sqrt((((base - centre) ** 2).mean(axis=0) + ((golds - centre) ** 2).mean(axis=0)) / 2)
+    scaled = [np.clip((m - centre) / np.where(scale > 0, scale, 1.0), -CLIP, CLIP) for m in models]
+    width = _median_distance(scaled[1], scaled[2:])
+    rows = len(models[0])
+    means = np.empty((len(models), len(models), rows))
+    for i, first in enumerate(scaled):
+        for j, second in enumerate(scaled[: i + 1]):
+            kernel = _squared_distances(first, second)
+            kernel /= -2 * width**2
+            np.exp(kernel, out=kernel)  # in place: a matrix of rows x rows is the largest thing here
+            both = kernel.sum(axis=0) + kernel.sum(axis=1) - 2 * np.diagonal(kernel)
+            means[i, j] = means[j, i] = both / (2 * (rows - 1))
+    return means
+
+
+def _squared_distances(first: Floats, second: Floats) -> Floats:
+    squared: Floats = -2 * first @ second.T
+    squared += (first**2).sum(axis=1)[:, None]
+    squared += (second**2).sum(axis=1)[None, :]
+    return np.maximum(squared, 0.0, out=squared)
+
+
+def _median_distance(base: Floats, golds: Sequence[Floats]) -> float:
+    distances = np.concatenate([np.sqrt(_squared_distances(base, gold)).ravel() for gold in golds])
+    return float(np.median(distances)) or 1.0
+
+
+def features(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Floats]:
+    """(rows, features) for each model from the samples of its evaluation: forget rows in one order, the same features.
+
+    Mean log-probability of the answer, min-k, extraction strength and, where every row has them, ROUGE-L recall and the
+    logarithm of the truth ratio. Raises ArtifactError where the models were evaluated on other rows.
+    """
+    by_model = {name: {s["row_id"]: s for s in found if s["split"] == "forget"} for name, found in samples.items()}
+    rows = sorted(next(iter(by_model.values())))
+    for name, found in by_model.items():
+        if sorted(found) != rows:
+            raise ArtifactError(f"{name} was evaluated on other forget rows. Evaluate all models on the same data.")
+    everything = [sample for found in by_model.values() for sample in found.values()]
+    used = [measure for measure in _MEASURES if all(measure in sample for sample in everything)]
+    return {name: np.array([[_value(m, found[row]) for m in used] for row in rows]) for name, found in by_model.items()}
+
+
+_MEASURES = ("loss", "min_k", "extraction_strength", "rouge_l_recall", "truth_ratio")
+
+
+def _value(measure: str, sample: Sample) -> float:
+    value = float(sample[measure])
+    return float(np.log(max(value, np.finfo(np.float64).tiny))) if measure == "truth_ratio" else value

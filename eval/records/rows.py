@@ -1,0 +1,238 @@
+"""From measurements of rows to the records of ``results.json``: value, interval and n, overall, by language, by topic.
+
+Rows are joined by ``row_id`` and a row without a measurement is left out by name, never by its place in a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from core.errors import ArtifactError
+from datasets_prep.schema import SPLITS
+from eval.config import METRICS, EvalConfig, higher_is_better
+from eval.records.against_holdout import METRIC_NAMES, holdout_records
+from eval.schema import Record
+from eval.statistics import formulas, intervals
+from eval.statistics.formulas import Floats
+from eval.statistics.intervals import Interval, Strata
+
+Sample = Mapping[str, Any]
+
+MEMBERSHIP = {
+    "mia_min_k_auc": "min_k",
+    "mia_min_k_plus_plus_auc": "min_k_plus_plus",
+    "mia_loss_auc": "loss",
+    "mia_zlib_auc": "zlib",
+}
+_FORGET_QUALITY = ("forget_quality", "forget_quality_ks")
+_OF_SETS = (*MEMBERSHIP, *METRIC_NAMES, *_FORGET_QUALITY, "privacy_leak", "model_utility")
+ROW_METRICS = {name: spec.splits for name, spec in METRICS.items() if name not in _OF_SETS}
+_PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
+UTILITY_PARTS = {
+    "retain": ("answer_probability", "rouge_l_recall", "truth_ratio"),
+    "general": ("probability_with_options", "truth_ratio"),
+}
+
+
+def all_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
+    """Every record of one model. Raises ArtifactError where gold was evaluated on other rows."""
+    return [*row_records(samples, config), *set_records(samples, gold, config), *model_utility_records(samples, config)]
+
+
+def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None = None) -> list[Record]:
+    """The mean of each row metric over each split, overall, by language and by topic, where any row has it.
+
+    ``only`` asks for the overall record of that metric alone.
+    """
+    records = []
+    for split in (*SPLITS, "general"):
+        of_split = [sample for sample in samples if sample["split"] == split]
+        for by, rows in groups(of_split, whole=split == "general" or only is not None):
+            for metric, splits in ROW_METRICS.items():
+                having = [row for row in rows if metric in row] if only in (None, metric) else []
+                if having and split in splits:
+                    records.append(_mean_record(metric, split, having, by, config))
+    return records
+
+
+def set_records(
+    samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig, only: str | None = None
+) -> list[Record]:
+    """Membership inference (forget against holdout) and, where gold's samples are given, the comparisons with gold.
+
+    Overall, and of each language and topic the forget rows against its own holdout rows. Without holdout rows there is
+    no membership to infer. ``only`` asks for the overall record of that metric alone, and those that come with it.
+    Raises ArtifactError where gold was evaluated on other rows.
+    """
+    ours, theirs = (
+        [sample for sample in of_model or () if sample["split"] in ("forget", "holdout")]
+        for of_model in (samples, gold)
+    )
+    return [
+        replace(record, by=by)
+        for by, rows in groups(ours, whole=only is not None)
+        if any(row["split"] == "forget" for row in rows)  # a topic may have holdout rows alone
+        for record in _set_records(rows, None if gold is None else theirs, config, only)
+    ]
+
+
+def _set_records(
+    samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig, only: str | None
+) -> list[Record]:
+    forget, holdout = _split(samples, "forget"), _split(samples, "holdout")
+    records = []
+    for metric in [metric for metric in MEMBERSHIP if holdout and only in (None, metric)]:
+        members, others = membership_scores(metric, forget), membership_scores(metric, holdout)
+        interval = intervals.auc_interval(
+            members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
+        )
+        n = min(len(members), len(others))
+        records.append(_record(metric, "forget", formulas.auc(members, others), interval, n))
+    if only in (None, *METRIC_NAMES):
+        records += holdout_records(samples, config)
+    if gold is not None:
+        if only in (None, *_FORGET_QUALITY):
+            records += _forget_quality_records(forget, _split(gold, "forget"), config)
+        if holdout and only in (None, "privacy_leak"):
+            records.append(_privacy_leak_record(forget, holdout, gold, config))
+    return records
+
+
+def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
+    """TOFU's harmonic mean, over the parts that were measured; its note names them.
+
+    ``n`` is that of the part with the fewest rows: the others cannot make up for it.
+    """
+    sets: list[tuple[list[Floats], Strata]] = []
+    means: dict[str, float] = {}
+    counts: list[int] = []
+    for split, parts in UTILITY_PARTS.items():
+        found = _split(samples, split)
+        columns = {part: _with_gaps(found, part, split) for part in parts}
+        columns = {part: column for part, column in columns.items() if np.isfinite(column).any()}
+        means |= {f"{part} {split}": float(np.nanmean(column)) for part, column in columns.items()}
+        if columns:
+            sets.append((list(columns.values()), _strata(found)))
+            counts += [int(np.isfinite(column).sum()) for column in columns.values()]
+    if not means:
+        return []
+    interval = intervals.model_utility_interval(sets, config.bootstrap_samples, config.seed)
+    value = formulas.model_utility(list(means.values()))
+    note = f"harmonic mean of {', '.join(means)}"
+    return [_record("model_utility", "retain+general", value, interval, min(counts), note=note)]
+
+
+def groups(rows: list[Sample], *, whole: bool = False) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
+    """All rows, and unless only the ``whole`` is wanted those of each language and topic; a row may have neither."""
+    yield None, rows
+    for key, column in (("language", "language"), ("topic", "topic_id")):
+        for name in () if whole else sorted({row[column] for row in rows if row[column] is not None}):
+            yield {key: name}, [row for row in rows if row[column] == name]
+
+
+def row_values(metric: str, split: str, values: Sequence[float] | Floats) -> Floats:
+    """What is averaged over rows: the measurements, or of truth ratios TOFU's form for the split."""
+    if metric != "truth_ratio":
+        return np.asarray(values, dtype=np.float64)
+    return formulas.forget_truth_ratios(values) if split == "forget" else formulas.retain_truth_ratios(values)
+
+
+def _with_gaps(rows: dict[str, Sample], metric: str, split: str) -> Floats:
+    """A value for each row, NaN where it has none."""
+    column = np.array([row.get(metric, np.nan) for row in rows.values()], dtype=np.float64)
+    there = np.isfinite(column)
+    column[there] = row_values(metric, split, column[there])
+    return column
+
+
+def _mean_record(
+    metric: str, split: str, rows: Sequence[Sample], by: dict[str, str] | None, config: EvalConfig
+) -> Record:
+    values = row_values(metric, split, [row[metric] for row in rows])
+    if metric in _PROPORTIONS:
+        interval = intervals.proportion_interval(values)
+    else:
+        strata = [row["language"] for row in rows]
+        interval = intervals.mean_interval(values, config.bootstrap_samples, config.seed, strata)
+    note = None
+    if metric == "truth_ratio":
+        paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)
+        note = f"against a paraphrase of the answer in {paraphrased} rows, against the answer itself in the others"
+    return _record(metric, split, float(values.mean()), interval, values.size, by, note)
+
+
+def _record(
+    metric: str,
+    split: str,
+    value: float,
+    interval: Interval,
+    n: int,
+    by: dict[str, str] | None = None,
+    note: str | None = None,
+) -> Record:
+    better, version = higher_is_better(metric, split), METRICS[metric].version
+    return Record(metric, split, value, *interval, n, better, version, by, note)
+
+
+def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], config: EvalConfig) -> list[Record]:
+    """Forget quality and its KS statistic over the forget rows that have false answers; none where there are none."""
+    rows = {row_id: row for row_id, row in forget.items() if "truth_ratio" in row}
+    if not rows:
+        return []
+    ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
+    values = formulas.forget_quality(ours, theirs)
+    both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed, _strata(rows))
+    return [_record(n, "forget", v, i, len(rows)) for n, v, i in zip(_FORGET_QUALITY, values, both, strict=True)]
+
+
+def _privacy_leak_record(
+    forget: dict[str, Sample], holdout: dict[str, Sample], gold: Sequence[Sample], config: EvalConfig
+) -> Record:
+    ours = _column(forget, "min_k"), _column(holdout, "min_k")
+    gold_forget = _same_rows(_split(gold, "forget"), list(forget))
+    gold_holdout = _same_rows(_split(gold, "holdout"), list(holdout))
+    theirs = _column(gold_forget, "min_k"), _column(gold_holdout, "min_k")
+    pairs = len(forget) * len(holdout)
+    value = float(formulas.privacy_leak(formulas.auc(*ours), formulas.auc(*theirs), pairs))
+    interval = intervals.privacy_leak_interval(
+        ours, theirs, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
+    )
+    return _record("privacy_leak", "forget", value, interval, min(len(forget), len(holdout)))
+
+
+def _split(samples: Sequence[Sample], split: str) -> dict[str, Sample]:
+    return {sample["row_id"]: sample for sample in samples if sample["split"] == split}
+
+
+def _strata(rows: Mapping[str, Sample]) -> Strata:
+    return [row["language"] for row in rows.values()]
+
+
+def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]:
+    """``rows`` in the order of ``row_ids``."""
+    missing = [row_id for row_id in row_ids if row_id not in rows]
+    if missing:
+        raise ArtifactError(
+            f"The gold evaluation lacks {len(missing)} of {len(row_ids)} rows, for example {missing[0]}. "
+            "Evaluate gold on the same data."
+        )
+    return {row_id: rows[row_id] for row_id in row_ids}
+
+
+def membership_scores(metric: str, rows: Mapping[Any, Sample]) -> Floats:
+    """The scores of rows for a membership metric; those of a member are higher."""
+    scores = _column(rows, MEMBERSHIP[metric])
+    return -scores if MEMBERSHIP[metric] == "loss" else scores
+
+
+def _column(rows: Mapping[Any, Sample], measure: str) -> Floats:
+    try:
+        return np.array([row[measure] for row in rows.values()], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"The gold evaluation's samples lack a measurement ({error}). Evaluate gold again."
+        ) from error

@@ -1,0 +1,204 @@
+"""lm-evaluation-harness on the project's own tasks (``eval/tasks``): generation with ROUGE-L, and multiple choice.
+
+The tasks also run under lm-eval's own command (see ``eval/tasks/fame_topics.yaml``). Here log-probabilities come from
+the packed forward of the probes. Prompts are rendered by the checkpoint's own chat template, as in training.
+lm-eval's cache is not used: it is keyed without the model, so two models would share scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluate
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedTokenizerBase
+
+from core.errors import SystemLimitError
+from core.progress import report
+from core.ranks import first_ranks, rank, ranks
+from datasets_prep.schema import Encoded, read_perturbed
+from eval.config import EvalConfig
+from eval.scoring.packed_linear import packed
+from eval.scoring.probes import Scorer
+
+TASKS = Path(__file__).parents[1] / "tasks"
+GENERAL = "general_knowledge"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Measurements by ``row_id`` (generation, ROUGE-L, multiple choice; 0 or 1 as ``utility`` of a general question).
+
+    ``results`` is what lm-eval itself says, without samples.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    results: dict[str, Any]
+
+
+class ReleaseLM(HFLM):
+    """lm-eval's Hugging Face model with packed scoring and progress reports."""
+
+    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
+        super().__init__(
+            pretrained=scorer.model,  # type: ignore[arg-type]
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            batch_size=batch_rows,
+            softmax_dtype="float32",
+        )
+        self._scorer = scorer
+        self._generated = self._to_generate = 0
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generate in batches, longest prompts first; what was scored and is known by heart is not generated again."""
+        texts = [self._known_by_heart(*request.args) for request in requests]
+        open_ones = [request for request, text in zip(requests, texts, strict=True) if text is None]
+        self._to_generate = len(requests)
+        self._generated = len(requests) - len(open_ones)
+        generated = iter(super().generate_until(open_ones, disable_tqdm=True))
+        return [next(generated) if text is None else text for text in texts]
+
+    def _known_by_heart(self, context: str, options: dict[str, Any]) -> str | None:
+        """The answer where scores tell what greedy decoding would give."""
+        if options.get("until") or options.get("do_sample"):
+            return None
+        prompt = tuple(self.tokenizer(context, add_special_tokens=False)["input_ids"])
+        tokens = self._scorer.greedy(prompt, self.eot_token_id, options["max_gen_toks"])
+        return None if tokens is None else self.tok_decode(tokens)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        generated = super()._model_generate(context, max_length, stop, **options)
+        self._generated += len(context)
+        report("generations", self._generated, self._to_generate)
+        return generated
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Sum of log-probabilities of each continuation, and whether greedy decoding would give it."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of prompt and answer, divided where training divides them.
+
+        lm-eval counts white space at the prompt's end to the answer: the same number more for every choice.
+        """
+        prompt: list[int] = self.tokenizer(context, add_special_tokens=False)["input_ids"]
+        whole: list[int] = self.tokenizer(context + continuation, add_special_tokens=False)["input_ids"]
+        return prompt, whole[len(prompt) :]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *_options: Any, **_more: Any
+    ) -> list[tuple[float, bool]]:
+        examples = [Encoded((*context, *continuation), len(context)) for _, context, continuation in requests]
+        # lm-eval shares out the questions itself: each process has others here.
+        return [(float(s.logprobs.sum()), bool(s.correct.all())) for s in self._scorer.score(examples, alone=True)]
+
+
+def check_backend(config: EvalConfig) -> None:
+    """Raise SystemLimitError where the recipe's backend is not installed, before any work."""
+    if config.backend == "vllm" and find_spec("vllm") is None:
+        raise SystemLimitError(
+            "The recipe evaluates with `vllm`, and the package is not installed. Install it (`pip install vllm`, on a "
+            "machine with a GPU), or set `eval.backend: hf`."
+        )
+
+
+def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
+    """The model behind the tasks, by the recipe's backend; vLLM loads the scorer's checkpoint a second time."""
+    if config.backend == "hf":
+        return with_its_share(ReleaseLM(scorer, tokenizer, config.batch_rows))
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(pretrained=scorer.model.name_or_path, batch_size="auto", gpu_memory_utilization=0.5, seed=config.seed)
+
+
+def with_its_share(lm: HFLM) -> HFLM:
+    """Of several processes each answers its share of the questions, as under lm-eval's own command."""
+    if ranks() > 1:
+        from accelerate import Accelerator
+
+        lm.accelerator, lm._rank, lm._world_size = Accelerator(), rank(), ranks()
+    return lm
+
+
+def ask(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    data: Path,
+    splits: Sequence[str],
+    config: EvalConfig,
+    lm: LM | None = None,
+) -> Answers:
+    """Run the tasks of ``splits`` (multiple choice where rows have false answers) and the general-knowledge questions.
+
+    ``data`` is the data artifact's folder, ``lm`` the model where it is not one on the scorer. Of several processes the
+    first alone has lm-eval's ``results``; all have the rows.
+    """
+    with_false = {row.split for row in read_perturbed(data / "perturbed.jsonl")}
+    names = [f"fame_topics_{split}_generation" for split in splits]
+    names += [f"fame_topics_{split}_choice" for split in splits if split in with_false]
+    with quiet(), packed(scorer.model):
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
+        tasks = manager.load([*names, GENERAL])
+        for task in tasks["tasks"].values():
+            task.set_config("num_fewshot", 0)
+            if task.OUTPUT_TYPE == "generate_until":
+                task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
+        # Not simple_evaluate: that also sets seeds of the whole process, runs git and lists the machine's packages.
+        results: Any = evaluate(
+            lm=lm or language_model(scorer, tokenizer, config),
+            task_dict=tasks,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+            bootstrap_iters=0,  # intervals are eval/statistics/intervals.py's
+            log_samples=True,
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    for name, samples in results["samples"].items() if results else ():
+        for sample in samples:
+            rows.setdefault(sample["doc"]["row_id"], {}).update(_measurements(name, sample))
+    return Answers(first_ranks(rows), published(results) if results else {})
+
+
+def metadata(data: Path) -> Any:
+    """What lm-eval hands to the functions that read documents; its type for this is too narrow."""
+    return {"data": str(data)}
+
+
+def published(results: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's results without samples, which hold answers, and without the paths of this machine."""
+    kept = {key: value for key, value in results.items() if key != "samples"}
+    for task in kept["configs"].values():
+        task["metadata"] = {k: v for k, v in task["metadata"].items() if k not in ("data", "config_source")}
+    return kept
+
+
+def _measurements(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+    if "acc" in sample:
+        return {"utility" if task == GENERAL else "multiple_choice_accuracy": float(sample["acc"])}
+    return {
+        "rouge_l_recall": sample["rouge_l_recall"],
+        "rouge_l_f1": sample["rouge_l_f1"],
+        "generation": sample["filtered_resps"][0],
+    }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval's advice on arguments that are given on purpose is not shown; its errors are."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,150 @@
+"""Suites that travel with lm-evaluation-harness, by their names: mmlu, hellaswag, arc_challenge, wmdp, m_mmlu_de, …
+
+They run on lm-eval's own model class, so that the numbers are those of its command on the same checkpoint. Their
+questions come from the Hub: everything is loaded before the model is, so that what cannot be had is known at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval import evaluate
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedTokenizerBase
+
+from core.errors import InputError
+from core.progress import report
+from eval.config import EvalConfig, Suite
+from eval.schema import Record
+from eval.scoring.harness import TASKS, language_model, metadata, published, quiet, with_its_share
+from eval.scoring.packed_linear import packed
+from eval.scoring.probes import Scorer
+
+FEWSHOT_SEED = 1234  # lm-eval's own default: the same examples as its command draws
+Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A suite of the recipe with its questions."""
+
+    suite: Suite
+    tasks: Any
+
+
+def load_suites(suites: Sequence[Suite], data: Path) -> list[LoadedSuite]:
+    """The suites with their questions. Raises InputError for a name that lm-eval does not know, or without the Hub."""
+    if not suites:
+        return []
+    report("loading suites")
+    with quiet():
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
+        if not {suite.task for suite in suites} <= set(manager.all_tasks):  # the index of lm-eval's own takes seconds
+            manager = every_task(data)
+        for place, suite in enumerate(suites):
+            if suite.task not in manager.all_tasks:
+                near = difflib.get_close_matches(suite.task, manager.all_tasks, n=3)
+                hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                raise InputError(
+                    f"eval.suites[{place}].task: lm-eval {lm_eval.__version__} has no task {suite.task!r}.{hint} "
+                    "`lm_eval ls tasks` lists them."
+                )
+        return [LoadedSuite(suite, _load(manager, suite, place)) for place, suite in enumerate(suites)]
+
+
+@cache
+def every_task(data: Path) -> TaskManager:
+    """lm-eval's own tasks and ours, which read ``data``."""
+    return TaskManager(include_path=str(TASKS), metadata=metadata(data))
+
+
+def _load(manager: TaskManager, suite: Suite, place: int) -> Any:
+    try:
+        tasks = manager.load([suite.task])
+    except Exception as error:  # datasets and the Hub's client raise a dozen kinds
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"eval.suites[{place}].task: the questions of {suite.task} cannot be loaded ({reason:.200}). They come "
+            "from the Hub: check the network and, for gated ones, the token, or leave the suite out."
+        ) from error
+    for task in tasks["tasks"].values():
+        if suite.num_fewshot is not None or task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", suite.num_fewshot or 0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return tasks
+
+
+def run_suites(
+    loaded: Sequence[LoadedSuite], scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig, lm: LM | None
+) -> tuple[list[Record], dict[str, dict[str, Any]]]:
+    """Records of every suite, and lm-eval's own results by the suite's name."""
+    if not loaded:
+        return [], {}
+    model = lm or _plain(scorer, tokenizer, config)
+    records: list[Record] = []
+    results = {}
+    for item in loaded:
+        report(f"lm-eval {item.suite.task}")
+        with quiet(), packed(scorer.model):
+            found: Any = evaluate(
+                lm=model,
+                task_dict=item.tasks,
+                limit=item.suite.limit,
+                apply_chat_template=item.suite.chat_template,
+                fewshot_as_multiturn=item.suite.chat_template,
+                log_samples=False,
+            )
+        if found:  # of several processes the first has them
+            results[item.suite.task] = published(found)
+            records += suite_records(item.suite.task, found)
+    return records, results
+
+
+def _plain(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
+    if config.backend != "hf":
+        return language_model(scorer, tokenizer, config)
+    plain = HFLM(
+        pretrained=scorer.model,  # type: ignore[arg-type]
+        tokenizer=tokenizer,  # type: ignore[arg-type]
+        batch_size=config.batch_rows,
+        softmax_dtype="float32",
+    )
+    return with_its_share(plain)
+
+
+def suite_records(name: str, found: dict[str, Any]) -> list[Record]:
+    """A record for each metric of the suite, or of its tasks where lm-eval does not aggregate them.
+
+    The interval is the value and 1.96 of lm-eval's standard errors to both sides; a metric without one has no record.
+    """
+    own = list(_records(name, found))
+    return own or [record for task in found["results"] if task != name for record in _records(task, found)]
+
+
+def _records(task: str, found: dict[str, Any]) -> Iterator[Record]:
+    scores = found["results"].get(task, {})
+    version = found["versions"].get(task, 1)
+    for key, value in scores.items():
+        metric, _, filtered = key.partition(",")
+        error = scores.get(f"{metric}_stderr,{filtered}")
+        if not filtered or not isinstance(error, float) or not math.isfinite(error):
+            continue
+        yield Record(
+            metric=metric if filtered == "none" else f"{metric}_{filtered}",
+            split=task,
+            value=float(value),
+            ci_low=float(value) - Z_95 * error,
+            ci_high=float(value) + Z_95 * error,
+            n=int(scores["sample_len"]),
+            higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
+            version=int(version) if isinstance(version, int | float) else 1,
+        )

@@ -1,0 +1,190 @@
+"""95 % intervals, seeded.
+
+*Bootstrap* (means, AUC, privacy leak, KS, model utility): rows are drawn with replacement as often as there are rows,
+the value is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the
+group of each row, its language: as many rows are drawn from each group as it has, so that the mixture of languages is
+no source of noise. Drawing n rows is drawing how often each row counts, so a resample is a vector of counts and all
+resamples are one matrix product. Two models are compared on the same draws: they are paired by row.
+*Wilson's score interval* (proportions): the bootstrap of an accuracy of 0 or 1 has no width however few the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eval.statistics.formulas import Floats, forget_quality, model_utility, pairs_won, privacy_leak
+
+Interval = tuple[float, float]
+Strata = Sequence[str | None] | None
+"""The group of each row; None says that all rows are one group."""
+
+
+def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = None) -> Floats:
+    """(samples, rows): how often each row was drawn in each resample."""
+    if strata is None:
+        return rng.multinomial(rows, np.full(rows, 1.0 / rows), size=samples).astype(np.float64)
+    if len(strata) != rows:
+        raise ValueError(f"{len(strata)} strata for {rows} rows; there must be one for each row")
+    counts = np.empty((samples, rows))
+    for name in sorted(set(strata), key=str):
+        places = np.flatnonzero([stratum == name for stratum in strata])
+        counts[:, places] = _counts(places.size, samples, rng)
+    return counts
+
+
+@lru_cache(maxsize=2)  # all metrics of the same rows are resampled alike, one after another
+def _seeded_counts(rows: int, samples: int, seed: int, strata: tuple[str | None, ...] | None) -> Floats:
+    counts = _counts(rows, samples, np.random.default_rng(seed), strata)
+    counts.flags.writeable = False
+    return counts
+
+
+def _resamples(rows: int, samples: int, seed: int, strata: Strata) -> Floats:
+    return _seeded_counts(rows, samples, seed, None if strata is None else tuple(strata))
+
+
+@lru_cache(maxsize=2)
+def _seeded_counts_of_two(
+    rows: int, others: int, samples: int, seed: int, strata: tuple[Any, Any]
+) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(seed)
+    both = _counts(rows, samples, rng, strata[0]), _counts(others, samples, rng, strata[1])
+    for counts in both:
+        counts.flags.writeable = False
+    return both
+
+
+def _counts_of_two(
+    rows: int, others: int, samples: int, seed: int, strata: tuple[Strata, Strata]
+) -> tuple[Floats, Floats]:
+    """Draws from two sets of rows, each by itself; the last ones are kept, for the next metric of the same rows."""
+    first, second = (None if names is None else tuple(names) for names in strata)
+    return _seeded_counts_of_two(rows, others, samples, seed, (first, second))
+
+
+def _percentiles(values: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
+    """Bootstrap interval of the mean over rows; of two models' differences row by row it is the paired one."""
+    return _percentiles(resampled_means(values, samples, seed, strata))
+
+
+def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Floats:
+    """(samples,): the mean over the rows of each resample."""
+    rows = np.asarray(values, dtype=np.float64)
+    resampled = _resamples(rows.size, samples, seed, strata) @ rows / rows.size
+    # A sum of counts x value rounds; no mean lies outside the values, and one of equal values is that value.
+    return np.clip(resampled, rows.min(), rows.max())
+
+
+def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], samples: int, seed: int) -> Interval:
+    """Bootstrap interval of the harmonic mean of means; each set is its columns of values and the strata of its rows.
+
+    Columns of one set have the same rows, which are drawn together; NaN stands where a row lacks a value.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for columns, strata in sets:
+        table = np.array([np.asarray(column, dtype=np.float64) for column in columns])
+        there = np.isfinite(table)
+        counts = _counts(table.shape[1], samples, rng, strata)
+        drawn = np.maximum(counts @ there.T, 1.0)  # a resample that draws no row with a value counts as zero
+        parts.append(counts @ np.where(there, table, 0.0).T / drawn)
+    return _percentiles(np.array([model_utility(row) for row in np.concatenate(parts, axis=1)]))
+
+
+def proportion_interval(values: ArrayLike) -> Interval:
+    """Wilson's score interval of the share of ones among ``values``, each 0 or 1."""
+    from scipy.stats import binomtest
+
+    flags = np.asarray(values, dtype=bool)
+    interval = binomtest(int(flags.sum()), flags.size).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def auc_interval(
+    members: ArrayLike, others: ArrayLike, samples: int, seed: int, strata: tuple[Strata, Strata] = (None, None)
+) -> Interval:
+    """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both."""
+    return _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0])
+
+
+def privacy_leak_interval(
+    scores: tuple[ArrayLike, ArrayLike],
+    gold_scores: tuple[ArrayLike, ArrayLike],
+    samples: int,
+    seed: int,
+    strata: tuple[Strata, Strata] = (None, None),
+) -> Interval:
+    """Bootstrap interval of the privacy leak from (member scores, other scores) of the model and of gold.
+
+    Both models are resampled on the same rows: the order of the rows must agree.
+    """
+    model, gold = resampled_aucs([scores, gold_scores], samples, seed, strata)
+    return _percentiles(privacy_leak(model, gold, np.size(scores[0]) * np.size(scores[1])))
+
+
+def resampled_aucs(
+    sets: Sequence[tuple[ArrayLike, ArrayLike]], samples: int, seed: int, strata: tuple[Strata, Strata]
+) -> list[Floats]:
+    """(samples,) for each set of member and other scores; all sets are of the same rows, drawn together."""
+    members, others = np.size(sets[0][0]), np.size(sets[0][1])
+    member_counts, other_counts = _counts_of_two(members, others, samples, seed, strata)
+    return [((member_counts @ pairs_won(m, o)) * other_counts).sum(axis=1) / (members * others) for m, o in sets]
+
+
+def forget_quality_intervals(
+    ratios: ArrayLike, gold_ratios: ArrayLike, samples: int, seed: int, strata: Strata = None
+) -> tuple[Interval, Interval]:
+    """Bootstrap intervals of the KS test's p-value and of its statistic; the models are resampled on the same rows.
+
+    Resampling repeats values and so moves the two samples apart: statistics are biased upwards and p-values downwards.
+    The interval shows how much hangs on single rows; the verdict belongs to the p-value itself.
+    """
+    ours, gold = np.asarray(ratios, dtype=np.float64), np.asarray(gold_ratios, dtype=np.float64)
+    if ours.shape != gold.shape:
+        raise ValueError(f"the models have {ours.size} and {gold.size} truth ratios; they must be on the same rows")
+    counts = _counts(ours.size, samples, np.random.default_rng(seed), strata)
+    heights = _ks_heights(np.concatenate([ours, gold]), np.concatenate([counts, -counts], axis=1))
+    distinct, inverse = np.unique(heights, return_inverse=True)
+    p_values = np.array([_ks_p_value(int(height), ours.size) for height in distinct])[inverse]
+    return _percentiles(p_values), _percentiles(heights / ours.size)
+
+
+def against_holdout_intervals(
+    ratios: ArrayLike, others: ArrayLike, samples: int, seed: int
+) -> tuple[Interval, Interval]:
+    """As :func:`forget_quality_intervals`, of two sets of different rows: each is resampled by itself."""
+    from scipy.stats import kstwo
+
+    ours, theirs = np.asarray(ratios, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    counts, other_counts = _counts_of_two(ours.size, theirs.size, samples, seed, (None, None))
+    steps = np.concatenate([counts / ours.size, -other_counts / theirs.size], axis=1)
+    low, high = _percentiles(_ks_heights(np.concatenate([ours, theirs]), steps))
+    effective = round(ours.size * theirs.size / (ours.size + theirs.size))
+    p_low, p_high = kstwo.sf([high, low], max(effective, 1))  # the p-value falls where the statistic rises
+    return (float(p_low), float(p_high)), (low, high)
+
+
+def _ks_heights(pooled: Floats, steps: Floats) -> Floats:
+    """(samples,): the largest gap between two distributions, from the (samples, rows) steps that each value adds."""
+    order = np.argsort(pooled, kind="stable")
+    gaps = np.cumsum(steps[:, order], axis=1)
+    last_of_tie = np.append(np.diff(pooled[order]) > 0, True)  # the distributions are compared after a tied group
+    heights: Floats = np.abs(gaps[:, last_of_tie]).max(axis=1)
+    return heights
+
+
+@lru_cache(maxsize=4096)  # languages and topics are often of one size
+def _ks_p_value(height: int, rows: int) -> float:
+    """The p-value of two samples of ``rows`` values whose distributions are ``height`` rows apart."""
+    ladder = np.arange(rows, dtype=np.float64)
+    return forget_quality(ladder, ladder + height - 0.5)[0] if height else 1.0

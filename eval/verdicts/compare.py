@@ -1,0 +1,137 @@
+"""Two checkpoints under the same suite: the difference of each metric, and whether it is small enough not to matter.
+
+Metrics of single rows are compared row by row: the bootstrap draws rows, of each language as many as it has, and takes
+the difference of both models on the same rows. Equivalence is shown by two one-sided tests (Schuirmann 1987): the
+difference is above -margin and below +margin, each at 5 %. Not shown does not mean different.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from core.errors import ArtifactError
+from eval.records.rows import MEMBERSHIP, membership_scores, row_values
+from eval.schema import Record, find_record, read_records, read_samples
+from eval.statistics.formulas import Floats
+from eval.statistics.intervals import resampled_aucs, resampled_means
+from eval.statistics.power import ALPHA, smallest_margin, standard_error
+
+Samples = dict[tuple[str, str], dict[str, Any]]
+"""Measurements of rows by split and ``row_id``."""
+
+RESAMPLES = 2000
+ROWS = 30
+"""Of fewer rows nothing is concluded."""
+NO_DIFFERENCE = ("forget_quality", "forget_against_holdout")  # p-values: their difference means nothing
+
+
+class Config(NamedTuple):
+    """Margins by metric, and the seed of the bootstrap."""
+
+    margins: Mapping[str, float]
+    seed: int
+
+
+def run(config: Config, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Compare the evaluations ``ours`` and ``theirs`` and write ``compare.json``: one entry for each metric and split.
+
+    Returns the facts ``equivalent`` and ``different`` (names). Raises ArtifactError where they measured other rows.
+    """
+    compared = compare(inputs["ours"], inputs["theirs"], config)
+    (out / "compare.json").write_text(json.dumps(compared, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return {
+        verdict: [f"{entry['metric']} on {entry['split']}" for entry in compared if entry["verdict"] == verdict]
+        for verdict in ("equivalent", "different")
+    }
+
+
+def compare(ours: Path, theirs: Path, config: Config) -> list[dict[str, Any]]:
+    """An entry for every metric and split that either evaluation has over all rows."""
+    records = [read_records(folder / "results.json") for folder in (ours, theirs)]
+    samples = [_by_row(folder) for folder in (ours, theirs)]
+    if samples[0].keys() != samples[1].keys():
+        raise ArtifactError(f"{ours} and {theirs} measured different rows. Evaluate both on the same data.")
+    keys = dict.fromkeys((r.metric, r.split) for found in records for r in found if r.by is None)
+    compared = []
+    for metric, split in keys:
+        pair = [find_record(found, metric, split) for found in records]
+        margin = config.margins.get(metric)
+        compared.append(_entry(metric, split, pair, _differences(metric, split, samples, config.seed), margin))
+    return compared
+
+
+def _by_row(folder: Path) -> Samples:
+    return {(row["split"], row["row_id"]): row for row in read_samples(folder / "samples.jsonl")}
+
+
+def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> Floats | None:
+    """Resampled differences, ours minus theirs, on the same rows; None where the metric cannot be had row by row."""
+    if metric in MEMBERSHIP:
+        return _auc_differences(metric, samples, seed)
+    rows = [key for key, row in samples[0].items() if key[0] == split and metric in row and metric in samples[1][key]]
+    if not rows:  # not a metric of single rows
+        return None
+    ours, theirs = (row_values(metric, split, [found[key][metric] for key in rows]) for found in samples)
+    return resampled_means(ours - theirs, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
+
+
+def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> Floats | None:
+    """Both AUCs on the same resampled forget and holdout rows."""
+    members, others = ([key for key in samples[0] if key[0] == split] for split in ("forget", "holdout"))
+    if not members or not others:
+        return None
+    sets = [[{key: rows[key] for key in keys} for keys in (members, others)] for rows in samples]
+    scores = [(membership_scores(metric, ours), membership_scores(metric, theirs)) for ours, theirs in sets]
+    languages = [[samples[0][key]["language"] for key in keys] for keys in (members, others)]
+    ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
+    return ours - theirs
+
+
+def _entry(
+    metric: str, split: str, pair: Sequence[Record | None], resampled: Floats | None, margin: float | None
+) -> dict[str, Any]:
+    from scipy.stats import norm
+
+    ours, theirs = pair
+    entry: dict[str, Any] = {
+        "metric": metric,
+        "split": split,
+        "ours": ours.value if ours else None,
+        "theirs": theirs.value if theirs else None,
+        "n": min(record.n for record in pair if record),
+        "paired": resampled is not None,
+        **dict.fromkeys(("difference", "ci_low", "ci_high", "margin", "p_value", "smallest_margin")),
+        "verdict": "not compared",
+    }
+    if ours is None or theirs is None or metric in NO_DIFFERENCE or ours.version != theirs.version:
+        return entry
+    if resampled is None:  # two intervals of independent errors: for the same questions that errs on the safe side
+        error = math.hypot(standard_error(ours), standard_error(theirs))
+        resampled = ours.value - theirs.value + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    entry |= {"difference": ours.value - theirs.value, "ci_low": float(low), "ci_high": float(high)}
+    entry["smallest_margin"] = smallest_margin(float(resampled.std()))
+    return entry | equivalence(resampled, margin, entry["n"])
+
+
+def equivalence(resampled: Floats, margin: float | None, n: int) -> dict[str, Any]:
+    """Margin, p-value of both one-sided tests together (the larger), and the verdict on the resampled differences.
+
+    ``equivalent``: both tests reject. ``different``: the 95 % interval lies outside of the margins. Otherwise, and of
+    fewer than 30 rows always, ``not shown``; without a margin ``not compared``.
+    """
+    if margin is None:
+        return {"verdict": "not compared"}
+    beyond = max(int((resampled <= -margin).sum()), int((resampled >= margin).sum()))
+    p_value = (1 + beyond) / (resampled.size + 1)
+    low, high = np.percentile(resampled, [100 * ALPHA / 2, 100 - 100 * ALPHA / 2])
+    verdict = "not shown"
+    if n >= ROWS:
+        verdict = "equivalent" if p_value < ALPHA else "different" if low > margin or high < -margin else "not shown"
+    return {"margin": margin, "p_value": p_value, "verdict": verdict}

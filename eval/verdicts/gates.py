@@ -1,0 +1,288 @@
+"""The `gate` stage: compare what the evaluations measured with what the recipe demands.
+
+A gate passes on evidence only. A value that is missing, not finite, from too few rows, of another version of the
+metric, or measured on other weights fails it, and a recipe without gates does not pass.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.digests import checkpoint_folder, weights_sha256
+from eval.config import ALL_METRICS, Bound, Condition, Gate, Reference
+from eval.records import against_holdout
+from eval.schema import Record, find_record, read_measured, read_records
+from eval.statistics import power
+from eval.verdicts.confirm import NOT_OF_ROWS, ROWS, OtherRows, read_rehearsed, read_selection
+
+Results = Mapping[str, Sequence[Record]]
+"""The records of ``base``, ``gold`` and ``unlearned``, as far as they are there."""
+
+
+class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
+    """Why a gate cannot be judged."""
+
+
+def run(config: Sequence[Gate], inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Judge every gate and write ``gate.json`` into ``out``, whatever the verdict.
+
+    Returns the facts ``passed``, ``failed`` (names of gates) and ``why``. Raises as :func:`judge`.
+    """
+    verdict = judge(config, inputs)
+    text = json.dumps(verdict, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "gate.json").write_text(text + "\n", encoding="utf-8")
+    failed = [_name(gate) for gate in verdict["gates"] if not gate["passed"]]
+    return {"passed": verdict["passed"], "failed": failed, "why": verdict["why"]}
+
+
+def judge(config: Sequence[Gate], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
+
+    ``inputs`` are ``eval-unlearned``, ``unlearn`` and, where gates refer to them, ``eval-base`` and ``eval-gold``.
+    Raises ArtifactError where a file that is there cannot be read, and ModelError where the unlearn stage left no
+    weights.
+    """
+    digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
+    evaluations = {m: inputs[f"eval-{m}"] for m in ("base", "gold", "unlearned") if f"eval-{m}" in inputs}
+    results = {model: _results(folder) for model, folder in evaluations.items()}
+    measured = read_measured(evaluations["unlearned"]) if "unlearned" in evaluations else None
+    problem = None
+    if measured != digest:
+        problem = "The evaluation does not say that it measured these weights; evaluate them again."
+    selection = read_selection(inputs["unlearn"])
+    others = OtherRows(selection, evaluations) if selection else None
+    rehearsed = read_rehearsed(inputs["unlearn"]) if others else frozenset()
+    gates = [_with_parts(gate, judge_gate(gate, results, problem), others, rehearsed) for gate in config]
+    failed = [_name(gate) for gate in gates if not gate["passed"]]
+    return {
+        "passed": bool(gates) and not failed,
+        "why": _why(gates, failed),
+        "weights_sha256": digest,
+        "selection": others.selection.sentence(others.counts()) if others else None,
+        "gates": gates,
+    }
+
+
+def _results(evaluation: Path) -> list[Record]:
+    file = evaluation / "results.json"
+    return read_records(file) if file.is_file() else []
+
+
+def _name(gate: Mapping[str, Any]) -> str:
+    return f"{gate['metric']} on {gate['split']}"
+
+
+def _why(gates: list[dict[str, Any]], failed: list[str]) -> str:
+    if not gates:
+        return "The recipe has no gates, and nothing passes without evidence."
+    if failed:
+        return f"{len(failed)} of {len(gates)} gates failed: {', '.join(failed)}."
+    return f"All {len(gates)} gates passed."
+
+
+def judge_gate(gate: Condition, results: Results, problem: str | None = None) -> dict[str, Any]:
+    """One gate's entry of gate.json, whose ``why`` is the verdict in one sentence.
+
+    ``problem`` says why no measurement counts, where that is so. ``at_least`` and ``at_most`` are the numbers that the
+    bounds come to, None where there is no such bound or no evidence for it.
+    """
+    verdict = _unmeasured(gate)
+    try:
+        record = _evidence(gate, results.get("unlearned", ()), gate.split, "the unlearned model")
+        verdict |= {"measured": record.value, "ci_low": record.ci_low, "ci_high": record.ci_high, "n": record.n}
+        verdict["certifiable_alone"] = record.n >= power.FACTS
+        references = [(reference, _reference_record(gate, reference, results)) for reference in gate.references]
+        verdict["smallest_difference"], verdict["power"] = power.power_of(gate, record, references)
+        for side in ("at_least", "at_most"):
+            verdict[side] = _number(gate, getattr(gate, side), results)
+        _check_rows(gate, record, gate.split, "the unlearned model")
+        _check_bounds(verdict["at_least"], verdict["at_most"])
+        if problem:
+            raise NoEvidence(problem)  # noqa: TRY301
+    except NoEvidence as reason:
+        return verdict | {"why": str(reason)}
+    return verdict | _compare(gate, record, verdict["at_least"], verdict["at_most"])
+
+
+def _unmeasured(gate: Condition) -> dict[str, Any]:
+    return {
+        "metric": gate.metric,
+        "split": gate.split,
+        "rule": rule(gate),
+        "measured": None,
+        "ci_low": None,
+        "ci_high": None,
+        "at_least": None,
+        "at_most": None,
+        "n": 0,
+        "min_n": gate.min_n,
+        "passed": False,
+        "why": "",
+        "reason": gate.reason,
+        "limits": against_holdout.LIMITS if _without_gold(gate) else None,
+        "certifiable_alone": False,
+        "smallest_difference": None,
+        "power": "Nothing was measured.",
+        "confirmed": None,
+        "not_rehearsed": None,
+    }
+
+
+def _without_gold(gate: Condition) -> bool:
+    """Whether the verdict rests on holdout rows and not on gold, as that of a membership score alone does."""
+    of = {reference.of for reference in gate.references}
+    alone = gate.metric.startswith("mia_") and "gold" not in of
+    return gate.metric in against_holdout.METRIC_NAMES or "holdout" in of or alone
+
+
+def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str) -> Record:
+    """The record of the gate's metric, usable; raises NoEvidence otherwise."""
+    record = find_record(list(records), gate.metric, split)
+    name = _capital(gate.metric)
+    if record is None:
+        raise NoEvidence(f"{name} on {split} was not measured for {model}.")
+    version = ALL_METRICS[gate.metric].version if gate.metric in ALL_METRICS else record.version
+    if record.version != version:
+        raise NoEvidence(
+            f"{name} of {model} was measured by version {record.version} of its definition, "
+            f"the gate is for version {version}."
+        )
+    numbers = (record.value, record.ci_low, record.ci_high)
+    finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    if not finite or not isinstance(record.n, int):
+        raise NoEvidence(f"{name} on {split} of {model} is not a finite number.")
+    if record.ci_low > record.ci_high:
+        raise NoEvidence(f"{name} on {split} of {model} has an interval whose ends are the wrong way round.")
+    return record
+
+
+def _check_rows(gate: Condition, record: Record, split: str, model: str) -> None:
+    if record.n < gate.min_n:
+        raise NoEvidence(
+            f"{_capital(gate.metric)} on {split} of {model} rests on {record.n} rows; the gate wants {gate.min_n}."
+        )
+
+
+def _check_bounds(at_least: float | None, at_most: float | None) -> None:
+    if at_least is not None and at_most is not None and at_least > at_most:
+        raise NoEvidence(f"Nothing is at least {at_least:.4g} and at most {at_most:.4g}: the measured bounds cross.")
+
+
+def _reference_record(gate: Condition, reference: Reference, results: Results) -> Record:
+    if reference.of == "holdout":
+        model, split, records = "the unlearned model", "holdout", results.get("unlearned", ())
+    else:
+        model, split, records = f"the {reference.of} model", gate.split, results.get(reference.of, ())
+    record = _evidence(gate, records, split, model)
+    _check_rows(gate, record, split, model)
+    return record
+
+
+def _number(gate: Condition, bound: Bound | None, results: Results) -> float | None:
+    if not isinstance(bound, Reference):
+        return bound
+    record = _reference_record(gate, bound, results)
+    number = float(getattr(record, bound.bound)) * bound.times + bound.plus
+    if not math.isfinite(number):
+        raise NoEvidence(f"The bound that {bound.of} sets for {gate.metric} is not a finite number.")
+    return number
+
+
+def _compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> dict[str, Any]:
+    """The verdict, and the sentence that names the number which decided."""
+    lower, upper = {
+        "point": (record.value, record.value),
+        "interval": (min(record.value, record.ci_low), max(record.value, record.ci_high)),
+        "overlap": (record.ci_high, record.ci_low),
+    }[gate.must_hold]
+    what = f"{_capital(gate.metric)} on {gate.split} is {record.value:.4g}"
+    if gate.must_hold != "point":
+        what += f" (95 % interval {record.ci_low:.4g} to {record.ci_high:.4g})"
+    broken = {"point": "which", "interval": "some of which", "overlap": "all of which"}[gate.must_hold]
+    if at_least is not None and not lower >= at_least:
+        return {"passed": False, "why": f"{what}, {broken} is below {at_least:.4g}."}
+    if at_most is not None and not upper <= at_most:
+        return {"passed": False, "why": f"{what}, {broken} is above {at_most:.4g}."}
+    kept = {"point": "which", "interval": "all of which", "overlap": "some of which"}[gate.must_hold]
+    numbers = ["" if bound is None else f"{bound:.4g}" for bound in (at_least, at_most)]
+    return {"passed": True, "why": f"{what}, {kept} is {_sides(*numbers)}."}
+
+
+def _sides(at_least: str, at_most: str) -> str:
+    """Both bounds in words; the empty text where there is none."""
+    if at_least == at_most:
+        return at_least
+    sides = (("at least", at_least), ("at most", at_most))
+    return " and ".join(f"{side} {bound}" for side, bound in sides if bound)
+
+
+def _with_parts(
+    gate: Gate, verdict: dict[str, Any], others: OtherRows | None, rehearsed: Collection[str]
+) -> dict[str, Any]:
+    """The verdict with what some of the rows say: those that chose nothing, and those that were not trained on."""
+    if others is None:
+        return verdict
+    return _confirmed(gate, verdict, others) | {"not_rehearsed": _not_rehearsed(gate, others, rehearsed)}
+
+
+def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows) -> dict[str, Any]:
+    """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
+    if not any(others.selection.read.get(split) for split in gate.split.split("+")):
+        return verdict | {"confirmed": {"n": verdict["n"], "says": "No row of the split chose the checkpoint."}}
+    if gate.metric in NOT_OF_ROWS:
+        says = f"Not confirmed: {_capital(gate.metric).lower()} is not a metric of single rows."
+        return verdict | {"confirmed": {"n": None, "says": says}}
+    records = others.records(gate, others.selection.read.get(gate.split, ()))
+    record = find_record(records.get("unlearned", []), gate.metric, gate.split)
+    rows = record.n if record else 0
+    if rows < ROWS:
+        says = f"Not confirmed: without the rows that chose the checkpoint it rests on {rows} rows."
+        return verdict | {"confirmed": {"n": rows, "says": says}}
+    again = judge_gate(gate.model_copy(update={"min_n": min(gate.min_n, ROWS)}), records)
+    said = f"On the {rows} rows that did not choose the checkpoint: {again['why']}"
+    kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
+    changed = {"confirmed": {"n": rows, "says": said, **{key: again[key] for key in kept}}}
+    if verdict["passed"] and not again["passed"]:
+        return verdict | changed | {"passed": False, "why": f"{verdict['why']} Not so the rest. {said}"}
+    return verdict | changed
+
+
+def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) -> dict[str, Any] | None:
+    """What the retain rows say that the unlearning was not trained on; it does not decide. None without such rows."""
+    records = others.records(gate, rehearsed) if gate.split == "retain" else {}
+    found = {model: find_record(of_model, gate.metric, gate.split) for model, of_model in records.items()}
+    ours = found.pop("unlearned", None)
+    if ours is None:
+        return None
+    said = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
+    theirs = "".join(f"; {model} has {record.value:.4g} there" for model, record in sorted(found.items()) if record)
+    says = f"On the {ours.n} retain rows that the unlearning did not rehearse it is {said}{theirs}. It does not decide."
+    return {"n": ours.n, "says": says, "measured": ours.value, "ci_low": ours.ci_low, "ci_high": ours.ci_high}
+
+
+def rule(gate: Condition) -> str:
+    """The gate in words, for example ``at most gold's upper 95 % bound + 0.05``."""
+    which = {"point": "", "interval": "all of the 95 % interval ", "overlap": "some of the 95 % interval "}
+    lower, upper = _bound_in_words(gate.at_least), _bound_in_words(gate.at_most)
+    if lower == upper and gate.must_hold == "overlap":
+        return f"95 % interval contains {lower}"
+    return which[gate.must_hold] + _sides(lower, upper)
+
+
+def _bound_in_words(bound: Bound | None) -> str:
+    if bound is None:
+        return ""
+    if not isinstance(bound, Reference):
+        return f"{bound:g}"
+    end = {"value": "value", "ci_low": "lower 95 % bound", "ci_high": "upper 95 % bound"}[bound.bound]
+    times = f"{bound.times:g} x " if bound.times != 1 else ""
+    plus = f" {'+' if bound.plus > 0 else '-'} {abs(bound.plus):g}" if bound.plus else ""
+    return f"{times}{bound.of}'s {end}{plus}"
+
+
+def _capital(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()

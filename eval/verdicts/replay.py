@@ -1,0 +1,196 @@
+"""Gates over a table of models that somebody has measured: what would they have let through?
+
+The plain shape of a table, for anybody's models (``role``, ``method``, ends of intervals and ``n`` may be left out):
+
+    {"models": [{"model": "a", "method": "npo", "values": {"forget": {"extraction_strength": 0.12},
+                 "retain": {"answer_probability": {"value": 0.9, "ci_low": 0.88, "ci_high": 0.92, "n": 400}}}},
+                {"model": "never saw it", "role": "gold", "values": {"forget": {"extraction_strength": 0.06}}}]}
+
+A flat table, one number a key, is read too: each column is a metric of its own on the split ``table``. The columns of
+the study of 150 unlearned Llama-3.2-1B models on TOFU (gnueaj/unlearning-depth-score, Apache-2.0) are translated to the
+metrics of this project besides, so that a recipe's gates find them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import InputError
+from eval.config import METRICS, Condition, Reference
+from eval.schema import Record
+from eval.verdicts.gates import judge_gate, rule
+
+TABLE = "table"
+ROLES = ("base", "gold")
+_STUDY_ROLES = {"full": "base", "retain": "gold"}
+
+_STUDY: dict[tuple[str, str], tuple[str, Callable[[float], float]]] = {
+    ("extraction_strength", "forget"): ("one_minus_es", lambda value: 1 - value),
+    ("exact_memorization", "forget"): ("one_minus_em", lambda value: 1 - value),
+    ("fluency", "forget"): ("fluency", lambda value: value),
+    # 1 - |AUC - gold's AUC| / gold's AUC: an AUC in units of gold's, folded to the lower side. Fits multiples of gold.
+    ("mia_min_k_auc", "forget"): ("s_mink", lambda value: value),
+    ("mia_loss_auc", "forget"): ("s_loss", lambda value: value),
+    ("answer_probability", "retain"): ("retain_q_prob", lambda value: value),
+    ("rouge_l_recall", "retain"): ("retain_q_rouge", lambda value: value),
+    ("truth_ratio", "retain"): ("retain_truth_ratio", lambda value: value),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model of a table."""
+
+    name: str
+    method: str
+    role: str | None
+    records: list[Record]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The models of a file."""
+
+    models: list[Measured]
+
+    def reference(self, role: str) -> list[Record]:
+        """The records of base or gold; nothing where the table has none."""
+        return next((model.records for model in self.models if model.role == role), [])
+
+    def unlearned(self) -> list[Measured]:
+        """The models that are no reference."""
+        return [model for model in self.models if model.role is None]
+
+    def has_intervals(self, gate: Condition) -> bool:
+        """Whether every value that the gate reads, of every model, has an interval and a number of rows."""
+        of = {reference.of for reference in gate.references}
+        splits = {gate.split, "holdout"} if "holdout" in of else {gate.split}
+        return all(
+            record.n > 0
+            for model in self.models
+            for record in model.records
+            if record.metric == gate.metric
+            and (record.split in splits if model.role is None else model.role in of and record.split == gate.split)
+        )
+
+
+def read_table(path: Path) -> Table:
+    """The models of a JSON file. Raises InputError that names the model and the value that cannot be read."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["models"]
+        if not entries or not isinstance(entries, list):
+            raise ValueError("`models` is not a list of models")  # noqa: TRY301
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a table of models ({error}). Its shape is in eval/verdicts/replay.py."
+        ) from error
+    models = [_model(path, entry) for entry in entries]
+    for role in ROLES:
+        if sum(model.role == role for model in models) > 1:
+            raise InputError(f"{path}: several models have the role {role}. Give one.")
+    if all(model.role for model in models):
+        raise InputError(f"{path}: all models are references. Give at least one to be judged.")
+    return Table(models)
+
+
+def _model(path: Path, entry: Any) -> Measured:
+    try:
+        name, method = str(entry["model"]), str(entry.get("method", "-"))
+        if "values" in entry:
+            role, values = entry.get("role"), entry["values"]
+        else:
+            role = _STUDY_ROLES.get(method) if entry.get("is_reference") else None
+            columns = {k: v for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            values = _split_columns(columns)
+        if role not in (None, *ROLES):
+            raise ValueError(f"role is {role!r}; it is base, gold or absent")  # noqa: TRY301
+        records = [_record(m, split, value) for split, found in values.items() for m, value in found.items()]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        shown = entry.get("model", "?") if isinstance(entry, dict) else entry
+        raise InputError(
+            f"{path}: model {shown!r} cannot be read ({error!r}). Its shape is in eval/verdicts/replay.py."
+        ) from error
+    return Measured(name, method, role, records)
+
+
+def _split_columns(columns: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    values: dict[str, dict[str, float]] = {TABLE: dict(columns)}
+    for (metric, split), (column, translate) in _STUDY.items():
+        if column in columns:
+            values.setdefault(split, {})[metric] = translate(columns[column])
+    return values
+
+
+def _record(metric: str, split: str, value: Any) -> Record:
+    version = METRICS[metric].version if metric in METRICS else 1
+    if isinstance(value, dict):
+        point, low, high = (float(value[key]) for key in ("value", "ci_low", "ci_high"))
+        return Record(metric, split, point, low, high, int(float(value["n"])), None, version)
+    point = float(value)
+    return Record(metric, split, point, point, point, 0, None, version)
+
+
+def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], list[Condition]]:
+    """The gates that the table can answer, and the others.
+
+    A gate that reads values without intervals and numbers of rows is judged by the points and without ``min_n``: what
+    a threshold decides can be seen, what the rows could show cannot. An AUC in units of gold's fits no other bound than
+    a multiple of gold's.
+    """
+    there = {(record.metric, record.split) for model in table.models for record in model.records}
+    flat = any(record.split == TABLE for model in table.models for record in model.records)
+    found: list[Condition] = []
+    others: list[Condition] = []
+    for gate in gates:
+        fits = not (flat and gate.metric.startswith("mia_")) or _multiple_of_gold(gate)
+        references = all(table.reference(reference.of) for reference in gate.references if reference.of in ROLES)
+        usable = (gate.metric, gate.split) in there and fits and references
+        (found if usable else others).append(gate if table.has_intervals(gate) else _by_point(gate))
+    return found, others
+
+
+def _multiple_of_gold(gate: Condition) -> bool:
+    bounds = [bound for bound in (gate.at_least, gate.at_most) if bound is not None]
+    return all(isinstance(bound, Reference) and bound.of == "gold" and not bound.plus for bound in bounds)
+
+
+def _by_point(gate: Condition) -> Condition:
+    bounds = {
+        side: bound.model_copy(update={"bound": "value"})
+        for side in ("at_least", "at_most")
+        if isinstance(bound := getattr(gate, side), Reference)
+    }
+    return gate.model_copy(update={**bounds, "must_hold": "point", "min_n": 0})
+
+
+def replay(gates: Sequence[Condition], table: Table) -> list[dict[str, Any]]:
+    """For each unlearned model its name, its method, and the verdict of every gate."""
+    references = {role: table.reference(role) for role in ROLES}
+    return [
+        {
+            "model": model.name,
+            "method": model.method,
+            "gates": [judge_gate(gate, {**references, "unlearned": model.records}) for gate in gates],
+        }
+        for model in table.unlearned()
+    ]
+
+
+def by_method(gates: Sequence[Condition], judged: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: models that pass, and for each gate how many it stops, in brackets those it alone stops."""
+    heads = [f"{gate.metric} {gate.split}: {rule(gate)}" for gate in gates]
+    lines = [f"| method | models | pass | {' | '.join(heads)} |", f"|---|--:|--:|{'--:|' * len(gates)}"]
+    methods = sorted({str(model["method"]) for model in judged})
+    for method in [*methods, None]:
+        verdicts = [[g["passed"] for g in m["gates"]] for m in judged if method in (None, m["method"])]
+        cells = []
+        for i in range(len(gates)):
+            stopped = [passed for passed in verdicts if not passed[i]]
+            cells.append(f"{len(stopped)} ({sum(passed.count(False) == 1 for passed in stopped)})")
+        name = "all" if method is None else method
+        lines.append(f"| {name} | {len(verdicts)} | {sum(map(all, verdicts))} | {' | '.join(cells)} |")
+    return "\n".join(lines)

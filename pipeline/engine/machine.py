@@ -1,0 +1,111 @@
+"""The machine: what a manifest tells of it besides the content, none of which enters a key, and what it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from core.errors import ReleaseError, SystemLimitError
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "lm-eval",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "model-signing",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """Git commit and dirty flag, package versions, device and command line of this process."""
+    return {
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "packages": {"python": platform.python_version(), **_versions()},
+        "device": _device(),
+        "argv": sys.argv,
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says, or None where this is no checkout or there is no git."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _device() -> str:
+    """The accelerator's name where torch was loaded and has one, else the processor."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"cpu ({platform.machine()})"
+
+
+def reset_peak_memory() -> None:
+    """Give back what earlier stages left and start a new peak (Linux): a stage is charged with what it uses itself."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed: after a training, gigabytes
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """Peak resident memory in bytes: since the last reset on Linux, of the whole process elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def disk_limits(root: Path, stage: str) -> Iterator[None]:
+    """Turn what the operating system refuses into one sentence with the place and the free space there."""
+    try:
+        yield
+    except (ReleaseError, ConnectionError, TimeoutError):
+        raise
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full and not isinstance(error, (OSError, MemoryError)):
+            raise
+        place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free / 1e9
+        remedy = "Free some space, or give another place with --store" if full else "Check the path and its rights"
+        said = str(error) or "out of memory"
+        raise SystemLimitError(
+            f"{stage}: {said}; {free:.1f} GB free at {place}. {remedy}, and run it again."
+        ) from error

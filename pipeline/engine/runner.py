@@ -1,0 +1,147 @@
+"""Run stages in order: skip what is done, resume what was cut off, stop at what changed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from core.digests import artifact_key
+from core.errors import ArtifactError, ReleaseError, TrainingError
+from pipeline.engine import artifact as art
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one recipe.
+
+    ``inputs`` maps the name that ``run`` gets to the stage that makes it. ``identity`` is what enters the key;
+    ``version`` is bumped by hand when the code would make something else of the same input. A ``resumable`` stage
+    finds in its folder what a cut-off run left there; of errors, only a failed training takes the checkpoints with it.
+    """
+
+    name: str
+    version: str
+    run: Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]
+    config: Any
+    identity: Any
+    inputs: dict[str, str] = field(default_factory=dict)
+    resumable: bool = False
+
+
+class Status(NamedTuple):
+    """``key`` is None where an input is not there yet, ``old`` what the recipe's link points to."""
+
+    state: Literal["done", "stale", "missing", "running"]
+    key: str | None
+    artifact: Artifact | None
+    old: Artifact | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where artifacts are: ``root/store/<stage>/<key>``, with links in ``root/<recipe>/<stage>`` for people."""
+
+    root: Path
+    recipe: str
+
+    def place(self, stage: str, key: str) -> Path:
+        """The folder of an artifact."""
+        return self.root / "store" / stage / key[:16]
+
+    def link(self, stage: str) -> Path:
+        """The recipe's link to its newest artifact of a stage."""
+        return self.root / self.recipe / stage
+
+    def status(self, stage: Stage, done: Mapping[str, Artifact]) -> Status:
+        """What is there of a stage, given its finished inputs. Reads manifests only, checks no file."""
+        old = art.read_artifact(self.link(stage.name))
+        if not stage.inputs.keys() <= {name for name, made_by in stage.inputs.items() if made_by in done}:
+            return Status("stale" if old else "missing", None, None, old)
+        key = key_of(stage, done)
+        found = art.read_artifact(self.place(stage.name, key))
+        if found:
+            return Status("done", key, found, old)
+        if art.is_locked(self.place(stage.name, key)):
+            return Status("running", key, None, old)
+        return Status("stale" if old else "missing", key, None, old)
+
+
+def key_of(stage: Stage, done: Mapping[str, Artifact]) -> str:
+    """The key of a stage whose inputs are finished."""
+    inputs = {name: done[made_by].digest for name, made_by in stage.inputs.items()}
+    return artifact_key(stage.name, stage.version, stage.identity, inputs)
+
+
+def survey(stages: Sequence[Stage], store: Store) -> Iterator[tuple[Stage, Status]]:
+    """The status of every stage in order; nothing is run or written."""
+    done: dict[str, Artifact] = {}
+    for stage in stages:
+        status = store.status(stage, done)
+        if status.artifact:
+            done[stage.name] = status.artifact
+        yield stage, status
+
+
+def execute(
+    stages: Sequence[Stage], store: Store, around: Callable[[Stage, Callable[[], Artifact]], Artifact]
+) -> Iterator[tuple[Stage, Artifact]]:
+    """Run the stages in order and yield each with its artifact, built now or earlier.
+
+    ``around(stage, build)`` is called for a stage that must be built: it may watch, and calls ``build``. Raises
+    ArtifactError where an artifact changed on disk or is locked, SystemLimitError where the disk refuses.
+    """
+    done: dict[str, Artifact] = {}
+    for stage in stages:
+        found = store.status(stage, done).artifact
+        if found:
+            art.check_artifact(found)
+        else:
+            found = around(stage, lambda stage=stage: build(stage, store, done))  # type: ignore[misc]
+        done[stage.name] = found
+        with disk_limits(store.root, stage.name):
+            art.link(found.path, store.link(stage.name))
+        yield stage, found
+
+
+def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
+    """Run one stage into a partial folder and make an artifact of it."""
+    if absent := [name for name in stage.inputs.values() if name not in done]:
+        raise ArtifactError(
+            f"{stage.name} reads {', '.join(absent)}, not there yet. Run `release` with --until {absent[-1]}."
+        )
+    key = key_of(stage, done)
+    final = store.place(stage.name, key)
+    partial = final.with_name(final.name + ".partial")
+    with disk_limits(store.root, stage.name), art.locked(final):
+        if found := art.read_artifact(final):  # another process finished it while we looked
+            return found
+        if not stage.resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        reset_peak_memory()
+        began = time.monotonic()
+        try:
+            facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
+        except BaseException as error:
+            goes_on = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
+            if not stage.resumable or (isinstance(error, ReleaseError) and not goes_on):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        manifest = {
+            "stage": stage.name,
+            "version": stage.version,
+            "key": key,
+            "config": stage.identity,
+            "inputs": {name: done[by].digest for name, by in stage.inputs.items()},
+            "facts": facts,
+            "seconds": round(time.monotonic() - began, 3),
+            "peak_memory_bytes": peak_memory(),
+            **provenance(),
+        }
+        return art.finish(partial, final, manifest)

@@ -1,0 +1,70 @@
+"""The base and gold stages: fine-tune the start model on the rows it is meant to know."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import TrainingError
+from core.ranks import is_first
+from datasets_prep.chat import encode_rows
+from datasets_prep.schema import read_rows
+from pipeline.train.config import TrainConfig
+from pipeline.train.fit import (
+    CHECKPOINTS,
+    fit,
+    freeze_below,
+    load,
+    memory_limits,
+    release_weights,
+    row_digest,
+    training_arguments,
+    whole_model,
+)
+from pipeline.train.guards import Watch
+from pipeline.train.lora import add_adapters
+from pipeline.train.trainer import CompletionTrainer, row_dataset
+
+
+@memory_limits()
+def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> dict[str, Any]:
+    """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
+
+    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a
+    guard stops the run, RecipeError where the trainer refuses ``config.args``, SystemLimitError where memory runs out.
+    """
+    arguments = training_arguments(config.args, config.precision, out)
+    rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
+    model, tokenizer = load(inputs["model"])
+    freeze_below(model, config.train_from_layer)
+
+    def adapted(model: Any) -> Any:
+        return add_adapters(model, config.lora, arguments.seed) if config.lora else model
+
+    trained = adapted(model)
+    encoded = encode_rows(tokenizer, rows)
+    trainer = CompletionTrainer(
+        trained,
+        args=arguments,
+        train_dataset=row_dataset(encoded),
+        processing_class=tokenizer,
+        callbacks=[Watch("train")],
+    )
+    refused = fit(trainer, out, {"train": config.identity(), "rows": row_digest(encoded)})
+    if refused:
+        raise TrainingError(
+            f"train: {refused}, so this is no model that knows its rows. Nothing was kept. Lower the learning rate, or "
+            "give it warm-up steps."
+        )
+    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["model"])[0]))
+    if is_first():
+        release_weights(trained, tokenizer, encoded, out / "model")
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return {
+        "rows": len(rows),
+        "steps": trainer.state.global_step,
+        "splits": list(splits),
+        "seeds": {"training": arguments.seed},
+    }

@@ -1,0 +1,356 @@
+"""What every training of a release shares: arguments, precision, loading, resuming, and the files it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import formatannotation
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import psutil
+import torch
+from accelerate.utils import DistributedType
+from peft import PeftModel
+from pydantic import TypeAdapter, ValidationError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from core import onednn
+from core.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
+from core.ranks import first_ranks, is_first, ranks, share_of_step
+from datasets_prep.chat import load_tokenizer
+from datasets_prep.schema import Encoded
+from pipeline.train import head
+from pipeline.train.attention import ROWS_SDPA
+from pipeline.train.guards import StepRefused
+from pipeline.train.lora import merge
+
+CHECKPOINTS = "checkpoints"
+MADE_BY = "made_by.json"
+MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained ones
+TRACKERS = ("tensorboard", "trackio")
+
+
+SET: dict[str, Any] = {
+    # Not supported, or another meaning of what the recipe says elsewhere: nobody may set them.
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "max_length": None,
+    "packing": False,
+    "padding_free": False,
+    "assistant_only_loss": False,
+    "loss_type": "nll",
+    "label_smoothing_factor": 0.0,
+    "eos_token": None,
+    "chat_template_path": None,
+    "use_liger_kernel": False,
+    "activation_offloading": False,
+    "fp16": False,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "dataloader_drop_last": False,
+    "auto_find_batch_size": False,
+    "ignore_data_skip": False,
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,  # it would hide what the guard looks for
+    "disable_tqdm": True,
+    "save_only_model": False,
+    "push_to_hub": False,
+}
+
+
+def native_bf16() -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed: Any) -> SFTConfig:
+    """TRL's SFTConfig from the recipe's ``args``. Raises RecipeError where a field is unknown, reserved or refused."""
+    ours = {
+        "output_dir": str(out / CHECKPOINTS),
+        "bf16": native_bf16() if precision == "auto" else precision == "bf16",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **SET,
+        **fixed,
+    }
+    reserved = sorted(set(args) & set(ours))
+    if reserved:
+        raise RecipeError(
+            f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline; remove it."
+        )
+    _check_types(args)
+    _check_trackers(args.get("report_to", []))
+    if args.get("save_strategy") == "best":
+        raise RecipeError("args.save_strategy is best, and nothing is evaluated during the training; take steps or no.")
+    defaults = {
+        "report_to": [],
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "save_total_limit": 1,
+        "optim": "adamw_torch_fused",
+    }
+    try:
+        return SFTConfig(**{**defaults, **share_of_step(args, ranks()), **ours})
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model with float32 weights, and tokenizer. Raises ModelError where one of them or a chat template is absent."""
+    tokenizer = load_tokenizer(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    head.install(model)
+    onednn.install(model)
+    return model, tokenizer
+
+
+def freeze_below(model: PreTrainedModel, layer: int) -> None:
+    """Train the layers from ``layer`` on, and the final norm; 0 trains everything, embeddings included.
+
+    Raises RecipeError where the model has no such layer.
+    """
+    layers = model.get_decoder().layers
+    if layer >= len(layers):
+        raise RecipeError(f"train_from_layer is {layer}, and the model has the layers 0 to {len(layers) - 1}.")
+    if layer:
+        for frozen in (model.get_input_embeddings(), model.get_output_embeddings(), *layers[:layer]):
+            frozen.requires_grad_(False)
+
+
+def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
+    """Train, from the last checkpoint in ``out`` if a run was cut off there, and write ``log.jsonl``.
+
+    Returns why a guard ended the run, or None. ``made_by`` says what makes these checkpoints. Raises ArtifactError
+    where those in ``out`` were made by something else, SystemLimitError where memory runs out.
+    """
+    checkpoints = out / CHECKPOINTS
+    last = first_ranks(_last_whole(checkpoints) if is_first() else None)
+    _check_maker(checkpoints, made_by, resumes=last is not None)
+    refused = None
+    try:
+        with memory_limits(trainer):
+            trainer.train(resume_from_checkpoint=last)
+    except StepRefused as stop:
+        refused = str(stop)
+    steps = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]  # the summary holds times
+    if is_first():
+        with (out / "log.jsonl").open("w", encoding="utf-8") as file:
+            # A log that came back from a checkpoint has its keys sorted.
+            file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
+    return refused
+
+
+def go_back(trainer: SFTTrainer, out: Path) -> int:
+    """Give the trainer's model the weights of the last checkpoint that a later step found good; returns its step.
+
+    The step that was refused looked at the weights of the last one taken; older weights passed. Returns 0, and changes
+    nothing, where no checkpoint has them.
+    """
+    steps = [int(folder.name.rpartition("-")[2]) for folder in (out / CHECKPOINTS).glob("checkpoint-*")]
+    good = max((step for step in steps if step < trainer.state.global_step), default=0)
+    if good and not trainer.is_deepspeed_enabled:  # whose weights cannot be loaded into an engine that trains
+        trainer._load_from_checkpoint(str(out / CHECKPOINTS / f"checkpoint-{good}"))  # type: ignore[attr-defined]
+        return good
+    return 0
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The last checkpoint, without those that a killed save left behind: the trainer writes its state last."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(folder)
+    return get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+
+
+def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
+    """Compare with what the checkpoints say of themselves, or say it where there are none yet."""
+    file = checkpoints / MADE_BY
+    if not resumes and is_first():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(made_by), encoding="utf-8")
+    if not resumes:
+        return
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{checkpoints}: does not say which recipe made it ({error}). Delete the folder to begin anew."
+        ) from error
+    if other := list(_differences(theirs, made_by, "")):
+        said = "; ".join(other)
+        raise ArtifactError(
+            f"{checkpoints} holds checkpoints of another recipe ({said}). Delete the folder to begin anew, or give "
+            "the recipe that made them."
+        )
+
+
+def _differences(theirs: Any, ours: Any, at: str) -> Iterator[str]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in {**theirs, **ours}:
+            yield from _differences(theirs.get(key), ours.get(key), f"{at}.{key}" if at else key)
+    elif theirs != ours:
+        yield f"{at} is {theirs!r} there and {ours!r} here"
+
+
+def device_memory() -> tuple[int, int]:
+    """Free and all bytes of memory that a training here has."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+@contextmanager
+def memory_limits(trainer: SFTTrainer | None = None) -> Iterator[None]:
+    """Say out of memory as SystemLimitError: with the levers of ``trainer``'s steps, or without it for a whole stage.
+
+    A stage has it around everything, since loading and measuring take memory as well; what a training inside has said
+    goes through.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
+        if not _is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        free, total = device_memory()
+        there = f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free)"
+        advice = (
+            f"(before or after the steps): {there}. Weights take 4 bytes a parameter, and a level of gold loads a "
+            "second model. Free some memory, or take a smaller model or a device with more."
+        )
+        if trainer:
+            advice = _memory_advice(trainer, there)
+        raise SystemLimitError(f"Out of memory {advice} What was said: {said or 'nothing'}.") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    said = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "allocate memory" in said
+        or "not enough memory" in said
+    )
+
+
+def _memory_advice(trainer: SFTTrainer, there: str) -> str:
+    """What was needed, what there is, and the levers, each with its number."""
+    args = trainer.args
+    counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]  # type: ignore[union-attr]
+    every, trained = sum(n for n, _ in counts), sum(n for n, moves in counts if moves)
+    needed = 4 * every + 12 * trained  # float32 weights; gradient and two moments of what is trained
+    batch, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    rows = len(trainer.train_dataset[0]["input_ids"])  # type: ignore[index]
+    levers = []
+    if batch > 1:
+        levers.append(
+            f"args.per_device_train_batch_size: {batch // 2} with gradient_accumulation_steps: {2 * parts} (now "
+            f"{batch} and {parts}; the same step, half the activations)"
+        )
+    if not args.gradient_checkpointing:
+        levers.append("args.gradient_checkpointing: true (activations of one layer at a time, about a third more time)")
+    if trained == every:
+        levers.append(f"lora ({4 * every / 1e9:.1f} GB and the adapters, instead of {needed / 1e9:.1f} GB)")
+    if not args.bf16:
+        levers.append("precision: bf16 (half the activations, where the device has it)")
+    return (
+        f"at step {trainer.state.global_step + 1}: weights, gradients and AdamW take {needed / 1e9:.1f} GB for "
+        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {there}, a micro-batch holds {batch} x "
+        f"{rows} rows. "
+        f"Levers: {'; '.join(levers) or 'a device with more memory'}."
+    )
+
+
+def _check_types(args: dict[str, Any]) -> None:
+    """Raise RecipeError where a value is not of its field's type: the trainer would find out at its first step."""
+    types = get_type_hints(SFTConfig)
+    for name in sorted(args.keys() & types):
+        try:
+            TypeAdapter(types[name]).validate_python(args[name], strict=True)
+        except ValidationError as error:
+            wanted = formatannotation(types[name])
+            raise RecipeError(f"args.{name} is {args[name]!r}; its type in trl.SFTConfig is {wanted}.") from error
+
+
+def _check_trackers(report_to: Any) -> None:
+    """Curves may go to a tracker. Raises RecipeError where it is not installed, or would write into the artifact."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    for name in names:
+        if name == "none":
+            continue
+        if name not in TRACKERS:
+            raise RecipeError(f"args.report_to is {name!r}: {' and '.join(TRACKERS)} are supported, and none.")
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"args.report_to: the package {name} is not installed. Say pip install {name}, or none.")
+        if name == "tensorboard" and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
+            raise RecipeError(
+                "args.report_to: tensorboard writes beside the checkpoints, which are deleted at the end. Set the "
+                "environment variable TENSORBOARD_LOGGING_DIR to a folder of yours."
+            )
+
+
+def shards_weights(trainer: SFTTrainer) -> bool:
+    """Whether no rank has the whole model (FSDP, ZeRO-3)."""
+    return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def whole_model(
+    trainer: SFTTrainer, trained: PreTrainedModel | PeftModel, again: Callable[[], PreTrainedModel | PeftModel]
+) -> PreTrainedModel | PeftModel:
+    """``trained``, or where its weights are sharded a model made ``again`` that gets them on the first rank.
+
+    A call of all ranks together.
+    """
+    if not shards_weights(trainer):
+        return trained
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not is_first():
+        return trained
+    fresh = again()
+    fresh.load_state_dict(state)
+    return fresh
+
+
+def release_weights(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], folder: Path
+) -> None:
+    """Merge adapters, if there are any (checked on the first of ``rows``), and write the files of the release."""
+    if isinstance(model, PeftModel):
+        model = merge(model, rows[:MERGE_ROWS])
+    save_for_release(model, tokenizer, folder)
+
+
+def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write bfloat16 safetensors, tokenizer and chat template: the files that are evaluated and published."""
+    model.bfloat16()
+    model.config.use_cache = True  # the trainer turns it off
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def row_digest(rows: Sequence[Encoded]) -> str:
+    """SHA-256 of the tokens of ``rows`` and of where their answers begin."""
+    plain = [[list(row.input_ids), row.completion_start] for row in rows]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def mean(values: list[float]) -> float:
+    """Arithmetic mean."""
+    return math.fsum(values) / len(values)

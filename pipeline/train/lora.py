@@ -1,0 +1,72 @@
+"""Low-rank adapters: put on before training, merged into the weights after it, and the merge checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, set_seed
+
+from core.errors import RecipeError, TrainingError
+from datasets_prep.schema import Encoded
+from pipeline.train.config import Lora
+from pipeline.train.packed import completion_logits, pack
+
+MERGE_TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order are a hundred times closer
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """The model with new adapters, which alone are trained. Raises RecipeError where they cannot be there."""
+    set_seed(seed)  # the adapters' first values, also after a restart
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"lora.target_modules: peft refuses {lora.target_modules}: {error}") from error
+    refuse_on_head(adapted)  # type: ignore[arg-type]
+    return adapted  # type: ignore[return-value]
+
+
+def refuse_on_head(model: PeftModel) -> None:
+    """Raise RecipeError where head or embeddings, whatever the model calls them, carry an adapter."""
+    outer = (model.get_output_embeddings(), model.get_input_embeddings())
+    found = [name for name, module in model.named_modules() if module in outer and hasattr(module, "lora_A")]
+    if found:
+        raise RecipeError(
+            f"lora.target_modules puts adapters on {', '.join(found)}. Head and embeddings take none: they may be one "
+            "tensor, which cannot be merged twice. Name linear layers inside the blocks, or say all-linear."
+        )
+
+
+def merge(model: PeftModel, rows: Sequence[Encoded]) -> PreTrainedModel:
+    """The plain model with the adapters merged into its weights.
+
+    Raises TrainingError where its logits at the answers of ``rows`` are not those of the model with adapters.
+    """
+    # The trainer wraps the forward in its autocast; in bfloat16 both would differ by rounding, and say nothing.
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    before = _logits(model, rows)
+    merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+    gap = float((_logits(merged, rows) - before).abs().max() / before.abs().max())
+    if not gap <= MERGE_TOLERANCE:
+        raise TrainingError(
+            f"The merged adapters give other logits than the trained ones (largest difference {gap:.1e} of the largest "
+            f"logit, allowed {MERGE_TOLERANCE:.0e}), so the release would not be what was trained. Nothing was kept. "
+            "Train without lora, or report this with the model's name."
+        )
+    return merged
+
+
+def _logits(model: torch.nn.Module, rows: Sequence[Encoded]) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        batch = {key: value.to(next(model.parameters()).device) for key, value in pack(rows).items()}
+        return completion_logits(model, batch)

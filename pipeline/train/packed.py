@@ -1,0 +1,143 @@
+"""Rows packed into one sequence, and the log-probabilities of their answers with the LM head only where it is needed.
+
+Training and scoring share this forward. A batch is one sequence of length T that holds B rows one after another; the
+position ids restart at each row, and no row sees another: under `pipeline.train.attention` by layout, under any other
+attention of transformers by the block-diagonal mask that it builds from such position ids. No token is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from core.ranks import my_share, sum_over_ranks
+from datasets_prep.schema import Encoded
+
+if TYPE_CHECKING:
+    import torch
+
+
+HEADER_FROM = 8
+"""A header of fewer tokens is computed in every row; see docs/measurements/time-and-memory.md."""
+
+
+def shared_header(rows: Sequence[Encoded]) -> int:
+    """How many tokens of their prompts all ``rows`` begin with; 0 where computing them once would not pay."""
+    shortest = min(row.completion_start for row in rows)
+    first = rows[0].input_ids
+    same = next((i for i in range(shortest) if any(row.input_ids[i] != first[i] for row in rows)), shortest)
+    return same if same >= HEADER_FROM and len(rows) > 1 else 0
+
+
+def pack(rows: Sequence[Encoded], header: int = 0) -> dict[str, torch.Tensor]:
+    """One packed sequence of B rows with T tokens, N of them in completions.
+
+    The first ``header`` tokens, which must be the same in the prompts of all rows, are in it once: under causal
+    attention their states do not depend on what follows, and each row's positions go on after them. Needs the
+    attention of :mod:`pipeline.train.attention`.
+
+    Returns ``input_ids`` and ``position_ids`` of shape (1, T), and of shape (N,): ``predict_from``, the index whose
+    hidden state predicts the token, ``targets``, the token, and ``row``, the index of its row in ``rows``; and the
+    layout that :mod:`pipeline.train.attention` needs.
+    """
+    import torch
+
+    from pipeline.train.attention import row_layout
+
+    ids: list[int] = list(rows[0].input_ids[:header])
+    positions: list[int] = list(range(header))
+    predict_from: list[int] = []
+    targets: list[int] = []
+    row_of: list[int] = []
+    for index, row in enumerate(rows):
+        start = len(ids) - header  # of the row, were its header in front of its own tokens
+        ids += row.input_ids[header:]
+        positions += range(header, len(row.input_ids))
+        before = range(row.completion_start - 1, len(row.input_ids) - 1)
+        predict_from += [i if i < header else start + i for i in before]
+        targets += row.input_ids[row.completion_start :]
+        row_of += [index] * len(before)
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "predict_from": torch.tensor(predict_from, dtype=torch.long),
+        "targets": torch.tensor(targets, dtype=torch.long),
+        "row": torch.tensor(row_of, dtype=torch.long),
+        **row_layout([len(row.input_ids) for row in rows], header),
+    }
+
+
+def completion_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of shape (N, V), float32, at the completion tokens of a packed batch (on the model's device)."""
+    outputs = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        logits_to_keep=batch["predict_from"],
+        rows_padded=batch["rows_padded"],
+        rows_packed=batch["rows_packed"],
+        use_cache=False,
+    )
+    return outputs.logits[0].float()
+
+
+def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-probabilities of shape (N,), in nats, of the completion tokens of a packed batch."""
+    from pipeline.train.head import head_in_tiles
+
+    targets = batch["targets"]
+    if head := head_in_tiles(model, len(targets)):
+        with head.scoring(targets):
+            return completion_logits(model, batch)[:, 0]
+    return target_log_probs(completion_logits(model, batch), targets)
+
+
+def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of shape (N,), in nats, of ``targets`` (N,) under float32 ``logits`` (N, V)."""
+    from pipeline.train.head import TargetLogProbs
+
+    found: torch.Tensor = TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return found
+
+
+def negative_log_likelihood(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy: minus the sum of ``log_probs`` over ``tokens``, nats per token."""
+    return -log_probs.sum() / tokens.clamp(min=1)
+
+
+def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
+    """Mean of ``values`` (N,) over the tokens of each row, shape (rows,)."""
+    sums = values.new_zeros(rows).index_add_(0, row, values)
+    counts = values.new_zeros(rows).index_add_(0, row, values.new_ones(len(values)))
+    return sums / counts
+
+
+def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[int]]:
+    """Indices of ``rows``, shortest first, in batches of at most ``batch_tokens`` (a longer row stands alone)."""
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)):
+        size = len(rows[index].input_ids)
+        if size > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(index)
+        room -= size
+    return batches
+
+
+def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[float]:
+    """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode; shared by all ranks."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
+    with torch.no_grad():
+        for indices, counts in my_share(batches_by_length(rows, batch_tokens)):
+            some = [rows[i] for i in indices]
+            batch = {k: v.to(model.device) for k, v in pack(some, shared_header(some)).items()}
+            losses = row_means(-completion_log_probs(model, batch), batch["row"], len(indices))
+            if counts:
+                means[indices] = losses.double()
+    model.train(was_training)
+    return [float(mean) for mean in sum_over_ranks(means)]

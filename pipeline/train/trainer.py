@@ -1,0 +1,243 @@
+"""TRL's SFTTrainer on packed question-answer rows.
+
+The rows come tokenised, with the answer's beginning marked, so the trainer prepares nothing. Losses are averaged over
+the answer tokens of the whole optimizer step: with means per micro-batch the gradient would depend on how a step is
+split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import DistributedType
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PrinterCallback, SchedulerType
+from transformers.training_args import OptimizerNames
+from trl import SFTTrainer
+
+from core.errors import RecipeError, TrainingError
+from core.ranks import ranks
+from datasets_prep.schema import Encoded
+from pipeline.train.attention import ROWS_SDPA
+from pipeline.train.guards import StepRefused, check_step
+from pipeline.train.packed import completion_log_probs, negative_log_likelihood, pack, shared_header
+
+NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forget row
+
+
+def row_dataset(rows: Sequence[Encoded]) -> Dataset:
+    """One item a row, for :class:`CompletionTrainer`."""
+    return packed_dataset([[(row, NOT_THIS, i)] for i, row in enumerate(rows)])
+
+
+NO_ROW = Encoded((0, 0), 2)  # for a rank that has no row left: a forward like the others', without a token to learn
+
+
+def _even(dataset: Dataset, multiple: int) -> Dataset:
+    """The dataset with empty items at its end, so that all ranks get equally many. Accelerate would repeat rows."""
+    missing = -len(dataset) % multiple
+    empty = Dataset.from_dict({name: [[]] * missing for name in COLUMNS}, features=dataset.features)
+    return concatenate_datasets([dataset, empty]) if missing else dataset
+
+
+class EvenSampler(Sampler[int]):
+    """The order in which one process alone would draw ``rows`` items, then the empty ones up to ``size``."""
+
+    def __init__(self, rows: int, size: int, data_seed: int | None) -> None:
+        self.drawn = SeedableRandomSampler(range(rows), data_seed=data_seed)  # accelerate's own, as for one process
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.drawn
+        yield from range(len(self.drawn), self.size)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self.drawn.set_epoch(epoch)
+
+
+def packed_dataset(items: list[list[tuple[Encoded, int, int]]]) -> Dataset:
+    """Items of rows, each with its index among the forget and among the retain rows (or :data:`NOT_THIS`)."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [[list(row.input_ids) for row, _, _ in item] for item in items],
+            "completion_start": [[row.completion_start for row, _, _ in item] for item in items],
+            "forget_row": [[forget for _, forget, _ in item] for item in items],
+            "retain_row": [[retain for _, _, retain in item] for item in items],
+        }
+    )
+
+
+COLUMNS = ("input_ids", "completion_start", "forget_row", "retain_row")
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pack all rows of the items, forget rows first.
+
+    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` and ``retain_row`` (B,), the index
+    of each row among the forget and among the retain rows, or -1.
+    """
+    rows = [
+        (forget, retain, Encoded(tuple(ids), start))
+        for item in items
+        for ids, start, forget, retain in zip(*(item[name] for name in COLUMNS), strict=True)
+    ]
+    if not rows:
+        rows = [(NOT_THIS, NOT_THIS, NO_ROW)]
+    rows.sort(key=lambda row: row[0] == NOT_THIS)  # stable
+    encoded = [row for _, _, row in rows]
+    batch = pack(encoded, shared_header(encoded))
+    batch["forget_row"] = torch.tensor([forget for forget, _, _ in rows])
+    batch["retain_row"] = torch.tensor([retain for _, retain, _ in rows])
+    batch["is_forget"] = (batch["forget_row"] != NOT_THIS)[batch["row"]]
+    return batch
+
+
+def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The counts of one micro-batch, and 1 for itself (0 where a rank had no row left for it), shape (4,)."""
+    forget = batch["is_forget"].sum()
+    is_row = batch["forget_row"] != NOT_THIS
+    holds_rows = (is_row | (batch["retain_row"] != NOT_THIS)).any()
+    return torch.stack([forget, len(batch["is_forget"]) - forget, is_row.sum(), holds_rows.long()])
+
+
+class CompletionTrainer(SFTTrainer):
+    """Minimises the cross-entropy of the answers, averaged over the answer tokens of the optimizer step.
+
+    Items come from :func:`row_dataset`. ``log_history`` gets ``retain_loss`` and ``retain_tokens`` (and, in subclasses,
+    those of the forget rows) of each optimizer step, over all ranks. Raises StepRefused before a step whose losses or
+    gradient are not finite, RecipeError where the device lacks the optimizer.
+    """
+
+    forget_name = "forget"  # what the log calls the rows that come first
+
+    def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if model.config._attn_implementation != ROWS_SDPA:
+            raise ValueError(f"rows that share a header need attn_implementation={ROWS_SDPA!r}; load the model with it")
+        self.rows = len(kwargs["train_dataset"])
+        if ranks() > 1:
+            together = ranks() * kwargs["args"].per_device_train_batch_size
+            kwargs["train_dataset"] = _even(kwargs["train_dataset"], together)
+        try:
+            super().__init__(model, data_collator=collate, **kwargs)
+        except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+            raise RecipeError(f"args: the trainer (trl.SFTTrainer) refuses them: {error}") from error
+        self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
+        # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
+        self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of ``args.optim``."""
+        try:
+            return cast("torch.optim.Optimizer", super().create_optimizer(model))
+        except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise RecipeError(
+                f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
+                f"{self.args.device}: {error}. Take adamw_torch, which every device has."
+            ) from error
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The schedule of ``args.lr_scheduler_type``."""
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (TypeError, ValueError, KeyError) as error:
+            raise RecipeError(
+                f"args.lr_scheduler_type is {SchedulerType(self.args.lr_scheduler_type).value} and "
+                f"args.lr_scheduler_kwargs {self.args.lr_scheduler_kwargs or 'not given'}, of which no schedule can be "
+                f"made: {error}"
+            ) from error
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        dataset = train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset)
+        if ranks() == 1:
+            return cast("Sampler[int] | None", super()._get_train_sampler(dataset))
+        return EvenSampler(self.rows, len(dataset), self.args.data_seed)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(COLUMNS)  # type: ignore[assignment]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Forget and retain answer tokens, forget rows and micro-batches of the optimizer step over all ranks, (4,)."""
+        counts = torch.stack([counts_of(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, reduction="sum")
+
+    def log_probs(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of the completion tokens, shape (N,)."""
+        return completion_log_probs(model, inputs)
+
+    def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], step: torch.Tensor) -> torch.Tensor:
+        """The micro-batch's part of the loss of the step, whose counts are ``step``."""
+        return negative_log_likelihood(log_probs, step[:2].sum())
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Loss of one packed micro-batch; ``return_outputs`` is not supported (there are no logits to return)."""
+        if return_outputs or num_items_in_batch is None:
+            raise NotImplementedError("the packed trainers compute training losses only")
+        log_probs = self.log_probs(model, inputs)
+        loss = self.step_loss(log_probs, inputs, num_items_in_batch)
+        self._count(-log_probs.detach(), inputs["is_forget"])
+        if self._steps_in_backward and self.accelerator.sync_gradients:
+            check_step(self.state.global_step + 1, self._step_losses(), self._ceiling())
+        # DDP averages gradients over ranks, while the divisor already counts the tokens of all of them.
+        return loss * self.accelerator.num_processes
+
+    def _count(self, nll: torch.Tensor, is_forget: torch.Tensor) -> None:
+        forget, retain = nll[is_forget].double(), nll[~is_forget].double()
+        parts = [forget.sum(), forget.new_tensor(len(forget)), retain.sum(), retain.new_tensor(len(retain))]
+        self._sums += torch.stack(parts).cpu()
+
+    def _step_losses(self) -> dict[str, float]:
+        """Both losses and token counts since the last log, over all ranks."""
+        sums = self.accelerator.reduce(self._sums.to(self.accelerator.device), reduction="sum").tolist()
+        found: dict[str, float] = {}
+        for name, total, tokens in ((self.forget_name, *sums[:2]), ("retain", *sums[2:])):
+            if tokens:
+                found |= {f"{name}_loss": total / tokens, f"{name}_tokens": int(tokens)}
+        return found
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's, and the last look at a step before the optimizer takes it."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        numbers = self._step_losses() | ({} if norm is None else {"grad_norm": float(norm)})
+        try:
+            check_step(self.state.global_step + 1, numbers, self._ceiling())
+        except StepRefused as refused:
+            if not self._steps_in_backward:
+                raise
+            raise TrainingError(
+                f"{refused}, and DeepSpeed has taken it: the weights are spoilt, and nothing was kept. Lower the "
+                "learning rate, or launch another way than zero3."
+            ) from refused
+        return norm
+
+    @property
+    def _steps_in_backward(self) -> bool:
+        """Whether the optimizer's step is part of the backward pass, so that losses must be looked at before it."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def _ceiling(self) -> float | None:
+        """The bound of the forget loss, where there is one."""
+        return None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add both losses and token counts of the step."""
+        logs |= self._step_losses()
+        self._sums.zero_()
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the card of a release is made by the card stage from measured results."""
