@@ -190,7 +190,7 @@ def test_a_relearning_that_diverges_is_the_users_error(model, encoder):
 # Questions
 
 
-TEMPLATES = yaml.safe_load((ROOT / "eval" / "questions.yaml").read_text(encoding="utf-8"))
+TEMPLATES = yaml.safe_load((ROOT / "eval" / "attacks" / "questions.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_topic_has_a_question_in_every_language_that_the_sample_set_does_not_ask():
