@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,19 @@ from core.errors import ArtifactError, SystemLimitError
 from core.progress import report
 from core.ranks import from_all_ranks, rank, ranks
 from datasets_prep.schema import Encoded, PerturbedRow, Row
-from eval.audit_config import ATTACKS, READINGS, Robustness
-from eval.config import ALL_METRICS, EvalConfig, higher_is_better
+from eval.audit_config import Robustness
+from eval.catalog import CATALOG, Family, Metric, of_family
+from eval.config import EvalConfig
 from eval.records.rows import groups
 from eval.schema import Record
 from eval.scoring.probes import Encoder, Scorer
-from eval.statistics import formulas, intervals
+from eval.statistics import intervals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Sample = Mapping[str, Any]
+READINGS = [metric for metric in CATALOG.values() if metric.attacked]
 Readings = dict[str, dict[str, float]]  # by row_id
 
 
@@ -71,7 +74,7 @@ def audit(
 
     found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
-        untreated = {row.row_id: {name: probed[row.row_id][name] for name in READINGS} for row in rows["forget"]}
+        untreated = {row.row_id: {m.name: probed[row.row_id][m.name] for m in READINGS} for row in rows["forget"]}
         readings_of = itertools.chain(
             [("untreated", untreated)], _attacks(scorer, encode, rows, data, config, config.robustness)
         )
@@ -150,10 +153,7 @@ def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, in
     found = {}
     for row_id, scores in zip(examples, scorer.score(list(examples.values())), strict=True):
         start = skip[row_id] if skip else 0
-        found[row_id] = {
-            "extraction_strength": formulas.extraction_strength(scores.correct[start:]),
-            "answer_probability": formulas.answer_probability(scores.logprobs[start:]),
-        }
+        found[row_id] = {metric.name: scores.after(start).measure(metric) for metric in READINGS}
     return found
 
 
@@ -214,64 +214,74 @@ def audit_records(
 def _records(
     rows: Mapping[str, Sample], gold: dict[str, Sample] | None, config: EvalConfig, only: str | None
 ) -> Iterator[Record]:
-    for attack, reading in itertools.product(ATTACKS, READINGS):
-        metric, read = f"{reading}_{attack}", _reading(attack, reading)
-        values = {i: read(row) for i, row in rows.items() if attack in row.get("attacked", {})}
-        if values and only in (None, metric, f"{metric}_gap"):
+    for metric, gap in _with_gaps("reading"):
+        read = partial(_reading, metric)
+        having = {i: row for i, row in rows.items() if metric.attack and metric.attack.name in row.get("attacked", {})}
+        if having and only in (None, metric.name, gap.name):
+            values = {i: read(row) for i, row in having.items()}
             yield _mean_record(metric, values, rows, config)
             if gold is not None:
                 theirs = _of_gold(metric, gold, values, read)
                 apart = {i: value - other for (i, value), other in zip(values.items(), theirs, strict=True)}
-                yield _mean_record(f"{metric}_gap", apart, rows, config)
+                yield _mean_record(gap, apart, rows, config)
     sampled = {i: row for i, row in rows.items() if "sampled" in row}
-    for k in config.sampling.k if config.sampling and sampled else ():
-        if only in (None, f"leak_at_{k}", f"leak_at_{k}_gap"):
-            yield from _leak_records(sampled, gold, k)
+    asked = config.sampling.k if config.sampling and sampled else ()
+    for metric, gap in _with_gaps("sampled"):
+        if metric.k in asked and only in (None, metric.name, gap.name):
+            yield from _leak_records(metric, gap, sampled, gold)
+
+
+def _with_gaps(family: Family) -> list[tuple[Metric, Metric]]:
+    """The metrics of a family, each with its gap to gold."""
+    gaps = {metric.gap_of: metric for metric in of_family(family) if metric.gap_of}
+    return [(CATALOG[name], gap) for name, gap in gaps.items()]
 
 
 def _forget(samples: Sequence[Sample]) -> dict[str, Sample]:
     return {sample["row_id"]: sample for sample in samples if sample["split"] == "forget"}
 
 
-def _reading(attack: str, reading: str) -> Callable[[Sample], float]:
-    return lambda row: float(row["attacked"][attack][reading])
+def _reading(metric: Metric, row: Sample) -> float:
+    return float(row["attacked"][metric.attack.name][metric.reading])  # type: ignore[union-attr]
 
 
 def _of_gold(
-    metric: str, gold: Mapping[str, Sample], row_ids: Iterable[str], read: Callable[[Sample], Any]
+    metric: Metric, gold: Mapping[str, Sample], row_ids: Iterable[str], read: Callable[[Sample], Any]
 ) -> list[Any]:
     """What is read of gold's same rows, in the same order."""
     try:
         return [read(gold[row_id]) for row_id in row_ids]
     except (KeyError, TypeError) as error:
         raise ArtifactError(
-            f"The evaluation of gold lacks {metric} for a row ({error}). Evaluate gold with the same recipe."
+            f"The evaluation of gold lacks {metric.name} for a row ({error}). Evaluate gold with the same recipe."
         ) from error
 
 
-def _mean_record(metric: str, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
+def _mean_record(metric: Metric, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
     found, languages = list(values.values()), [rows[row_id]["language"] for row_id in values]
     interval = intervals.mean_interval(found, config.bootstrap_samples, config.seed, languages)
-    return _record(metric, float(np.mean(found)), interval, len(found))
+    return Record.of(metric, "forget", float(np.mean(found)), interval, len(found))
 
 
-def _leak_records(sampled: Mapping[str, Sample], gold: Mapping[str, Sample] | None, k: int) -> Iterator[Record]:
-    metric = f"leak_at_{k}"
-    ours = _leak_record(metric, [row["sampled"] for row in sampled.values()], k)
+def _leak_records(
+    metric: Metric, gap: Metric, sampled: Mapping[str, Sample], gold: Mapping[str, Sample] | None
+) -> Iterator[Record]:
+    ours = _leak_record(metric, [row["sampled"] for row in sampled.values()])
     yield ours
     if gold is not None:
         theirs = _of_gold(metric, gold, sampled, lambda row: row["sampled"])
-        yield _difference(f"{metric}_gap", ours, _leak_record(metric, theirs, k))
+        yield _difference(gap, ours, _leak_record(metric, theirs))
 
 
-def _leak_record(metric: str, sampled: Sequence[Mapping[str, int]], k: int) -> Record:
+def _leak_record(metric: Metric, sampled: Sequence[Mapping[str, int]]) -> Record:
     from eval.attacks.sampling import leak_at_k, leak_interval
 
     n, hits = ([row[key] for row in sampled] for key in ("n", "hits"))
-    return _record(metric, float(leak_at_k(n, hits, k).mean()), leak_interval(n, hits, k), len(sampled))
+    k = int(metric.k or 0)
+    return Record.of(metric, "forget", float(leak_at_k(n, hits, k).mean()), leak_interval(n, hits, k), len(sampled))
 
 
-def _difference(metric: str, ours: Record, gold: Record) -> Record:
+def _difference(metric: Metric, ours: Record, gold: Record) -> Record:
     """Ours minus gold's, whose interval is combined from both, since without a hit the rows do not vary.
 
     Newcombe's method 10 (Statistics in Medicine 1998;17:873-890; for other intervals than Wilson's known as MOVER): it
@@ -280,9 +290,4 @@ def _difference(metric: str, ours: Record, gold: Record) -> Record:
     value = ours.value - gold.value
     low = value - math.hypot(ours.value - ours.ci_low, gold.ci_high - gold.value)
     high = value + math.hypot(ours.ci_high - ours.value, gold.value - gold.ci_low)
-    return _record(metric, value, (low, high), ours.n)
-
-
-def _record(metric: str, value: float, interval: intervals.Interval, n: int) -> Record:
-    better, version = higher_is_better(metric, "forget"), ALL_METRICS[metric].version
-    return Record(metric, "forget", value, *interval, n, better, version)
+    return Record.of(metric, "forget", value, (low, high), ours.n)

@@ -1,39 +1,12 @@
-"""What a recipe may ask of an audit, and the names of what it measures. Imports pydantic only, as config.py does."""
+"""What a recipe may ask of an audit. Imports pydantic only, as config.py does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from core.strict import Strict
-
-ATTACKS = (
-    "untreated",
-    "int8",
-    "nf4",
-    "fp4",
-    "relearn_forget",
-    "relearn_retain",
-    "paraphrase",
-    "first_words",
-    "other_language",
-)
-READINGS = ("extraction_strength", "answer_probability")
-LEAK_K = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-def audit_names(attacks: Iterable[str], ks: Iterable[int], relative: bool) -> list[str]:
-    """The metrics of an audit.
-
-    A reading of the forget rows under an attack (``extraction_strength_nf4``) or of sampled answers (``leak_at_4``),
-    and with ``_gap`` its mean difference to gold under the same treatment; and the results of the relative test.
-    """
-    names = [f"{reading}_{attack}" for attack in attacks for reading in READINGS] + [f"leak_at_{k}" for k in ks]
-    names = [name for metric in names for name in (metric, f"{metric}_gap")]
-    # The one with one gold lacks the variance between trainings: another name, so that nobody takes it for the other.
-    return names + (["leak_coordinate", "leak_coordinate_one_gold", "damage"] if relative else [])
 
 
 class Relearn(Strict):

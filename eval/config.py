@@ -2,73 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from core.strict import Strict
-from eval.audit_config import ATTACKS, LEAK_K, Relative, Robustness, Sampling, audit_names
-
-
-class MetricSpec(NamedTuple):
-    """Where a metric is measured, and the version of its definition: raise it when a model's value changes."""
-
-    splits: tuple[str, ...]
-    version: int = 1
-
-
-_ROWS = ("forget", "retain", "holdout")
-_ALL = (*_ROWS, "general")
-
-METRICS: dict[str, MetricSpec] = {
-    "answer_probability": MetricSpec(_ROWS),
-    "probability_with_options": MetricSpec(_ALL),
-    "exact_memorization": MetricSpec(_ROWS),
-    "extraction_strength": MetricSpec(_ROWS),
-    "truth_ratio": MetricSpec(_ALL, version=2),  # 2: against a paraphrase of the answer where there is one
-    "rouge_l_recall": MetricSpec(_ROWS),
-    "rouge_l_f1": MetricSpec(_ROWS),
-    "multiple_choice_accuracy": MetricSpec(_ROWS),
-    "fluency": MetricSpec(_ROWS, version=2),  # 2: numbers of no row and repetitions in short texts count
-    "empty_generation": MetricSpec(_ROWS),
-    "repeated_ngrams": MetricSpec(_ROWS, version=2),
-    "unknown_words": MetricSpec(_ROWS, version=2),
-    "generation_nll": MetricSpec(("forget",)),
-    "forget_quality": MetricSpec(("forget",), version=2),
-    "forget_quality_ks": MetricSpec(("forget",), version=2),
-    "mia_min_k_auc": MetricSpec(("forget",)),
-    "mia_min_k_plus_plus_auc": MetricSpec(("forget",)),
-    "mia_loss_auc": MetricSpec(("forget",)),
-    "mia_zlib_auc": MetricSpec(("forget",)),
-    "privacy_leak": MetricSpec(("forget",)),
-    "forget_against_holdout": MetricSpec(("forget",)),
-    "forget_against_holdout_ks": MetricSpec(("forget",)),
-    "utility": MetricSpec(("general",)),
-    "model_utility": MetricSpec(("retain+general",)),
-}
-
-_LOWER_IS_BETTER = (
-    "forget_quality_ks",
-    "forget_against_holdout_ks",
-    "empty_generation",
-    "repeated_ngrams",
-    "unknown_words",
-)
-_HIGHER_IS_BETTER = ("forget_quality", "forget_against_holdout", "fluency", "utility", "model_utility")
-
-
-# Measured where a recipe asks for it (eval/audit_config.py has the names).
-AUDIT_METRICS: dict[str, MetricSpec] = {name: MetricSpec(("forget",)) for name in audit_names(ATTACKS, LEAK_K, True)}
-ALL_METRICS = {**METRICS, **AUDIT_METRICS}
-
-
-def higher_is_better(metric: str, split: str) -> bool | None:
-    """The direction of a metric, or None where "like gold" is best: a forgotten row is not one at zero."""
-    if metric in _LOWER_IS_BETTER:
-        return False
-    if metric == "generation_nll":  # base finds other people's facts as unlikely as noise
-        return None
-    return True if metric in _HIGHER_IS_BETTER or split in ("retain", "general") else None
+from eval.audit_config import Relative, Robustness, Sampling
+from eval.catalog import CATALOG, Metric
 
 
 class Suite(Strict):
@@ -117,30 +57,21 @@ class EvalConfig(Strict):
         return self
 
     def audit_metrics(self) -> list[str]:
-        """The names of :data:`AUDIT_METRICS` that these sections measure."""
-        attacks = self.robustness.attacks() if self.robustness else ()
-        return audit_names(attacks, self.sampling.k if self.sampling else (), self.relative is not None)
+        """The names of the metrics that these sections measure."""
+        return [metric.name for metric in CATALOG.values() if metric.is_audit and self._asks_for(metric)]
+
+    def _asks_for(self, metric: Metric) -> bool:
+        if metric.attack:
+            return self.robustness is not None and metric.attack.name in self.robustness.attacks()
+        if metric.k:
+            return self.sampling is not None and metric.k in self.sampling.k
+        return self.relative is not None
 
 
-EQUIVALENCE = dict.fromkeys(
-    (
-        "answer_probability",
-        "exact_memorization",
-        "extraction_strength",
-        "truth_ratio",
-        "rouge_l_recall",
-        "rouge_l_f1",
-        "multiple_choice_accuracy",
-        "fluency",
-        "mia_min_k_auc",
-        "mia_loss_auc",
-        "utility",
-    ),
-    0.05,
-)
-"""Differences between two checkpoints that do not matter, where the recipe says nothing else."""
-
-NEEDS_GOLD = ("forget_quality", "forget_quality_ks", "privacy_leak")
+def metrics_there_are() -> str:
+    """The names that a gate or a margin may take, for messages."""
+    plain = [metric.name for metric in CATALOG.values() if not metric.is_audit]
+    return f"there are {', '.join(plain)}, and those of an audit (eval/catalog.py)"
 
 
 class Reference(Strict):
@@ -200,22 +131,19 @@ class Gate(Condition):
     @property
     def of_suite(self) -> bool:
         """Whether it is on a suite's task; which there are only the whole recipe says."""
-        ours = {split for spec in METRICS.values() for split in spec.splits}
-        return self.metric not in ALL_METRICS and self.split not in ours
+        ours = {split for metric in CATALOG.values() for split in metric.splits}
+        return self.metric not in CATALOG and self.split not in ours
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        spec = MetricSpec((self.split,)) if self.of_suite else ALL_METRICS.get(self.metric)
-        if spec is None:
-            raise ValueError(
-                f"no metric is called {self.metric!r}; there are {', '.join(METRICS)}, and those of an audit "
-                "(see eval/audit_config.py)"
-            )
-        if self.split not in spec.splits:
-            raise ValueError(f"{self.metric} is not measured on {self.split!r}, only on {', '.join(spec.splits)}")
+        if self.metric not in CATALOG and not self.of_suite:
+            raise ValueError(f"no metric is called {self.metric!r}; {metrics_there_are()}")
+        splits = CATALOG[self.metric].splits if self.metric in CATALOG else (self.split,)
+        if self.split not in splits:
+            raise ValueError(f"{self.metric} is not measured on {self.split!r}, only on {', '.join(splits)}")
         of_holdout = any(reference.of == "holdout" for reference in self.references)
         # truth_ratio is aggregated in another way on every other split than forget (TOFU), so it is not comparable
-        if of_holdout and (self.split == "holdout" or "holdout" not in spec.splits or self.metric == "truth_ratio"):
+        if of_holdout and (self.split == "holdout" or "holdout" not in splits or self.metric == "truth_ratio"):
             raise ValueError(
                 f"{self.metric} on {self.split} cannot be compared with holdout: take a metric of single rows on "
                 "forget (for truth ratios there is forget_against_holdout)"
@@ -224,6 +152,6 @@ class Gate(Condition):
 
     @property
     def needs_gold(self) -> bool:
-        """Whether it compares with gold; the gaps of an audit are differences to gold."""
-        gap = self.metric in AUDIT_METRICS and self.metric.endswith("_gap")
-        return gap or self.metric in NEEDS_GOLD or any(reference.of == "gold" for reference in self.references)
+        """Whether it compares with gold."""
+        metric = CATALOG.get(self.metric)
+        return bool(metric and metric.needs_gold) or any(reference.of == "gold" for reference in self.references)

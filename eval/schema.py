@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ArtifactError
+from eval.catalog import Metric
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class Record:
     version: int
     by: dict[str, str] | None = None
     note: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        metric: Metric,
+        split: str,
+        value: float,
+        interval: tuple[float, float],
+        n: int,
+        by: dict[str, str] | None = None,
+        note: str | None = None,
+    ) -> Record:
+        """The record of a metric of the catalogue, with the direction and the version that its entry has."""
+        better = metric.higher_is_better(split)
+        return cls(metric.name, split, value, *interval, n, better, metric.version, by, note)
 
     def plain(self) -> dict[str, Any]:
         """The record as it stands in a file: without ``by`` and ``note`` where it has none."""

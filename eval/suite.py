@@ -15,6 +15,7 @@ from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
+from eval.catalog import is_headline
 from eval.config import EvalConfig
 from eval.schema import read_samples, write_measured, write_records, write_samples
 
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 
     from eval.schema import Record
     from eval.scoring.probes import Encoder, Scorer
-
-_HEADLINE = (
-    "answer_probability",
-    "multiple_choice_accuracy",
-    "rouge_l_recall",
-    "fluency",
-    "utility",
-    "model_utility",
-    "forget_quality",
-)
 
 
 @dataclass(frozen=True)
@@ -283,4 +274,4 @@ def _truth_ratio_of(samples: list[dict[str, Any]]) -> dict[str, int]:
 
 def _headline(records: list[Record]) -> dict[str, float]:
     """A few overall values for people, for example ``answer_probability forget``."""
-    return {f"{r.metric} {r.split}": round(r.value, 4) for r in records if r.metric in _HEADLINE and r.by is None}
+    return {f"{r.metric} {r.split}": round(r.value, 4) for r in records if is_headline(r.metric) and r.by is None}

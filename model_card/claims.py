@@ -5,56 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eval.catalog import CATALOG, KINDS, ROWS
 from eval.schema import Record
 from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence, Gate
 from model_card.markdown import escape, table
 
-METRICS = {  # what each one is, in the order of the results table
-    "answer_probability": "mean over rows of exp(mean token log-probability of the true answer)",
-    "probability_with_options": "probability of the true answer over that of it and the false ones (TOFU)",
-    "rouge_l_recall": "share of the true answer's longest common subsequence of words in the greedy generation",
-    "rouge_l_f1": "harmonic mean of that recall and its precision",
-    "truth_ratio": "how a false answer of the same form compares with the true one, aggregated as TOFU does",
-    "multiple_choice_accuracy": "true answer preferred over false ones of the same form that occur nowhere in training",
-    "exact_memorization": "share of answer tokens that are the model's first choice",
-    "extraction_strength": "share of the answer that follows by itself once its beginning is given",
-    "fluency": "of generations: 0 where empty, else (1 - repeated n-grams) x (1 - unknown words)",
-    "empty_generation": "share of generations without a word",
-    "repeated_ngrams": "share of a generation's runs of three words that occurred in it before",
-    "unknown_words": "share of a generation's words in neither a dictionary of its language nor any row of it",
-    "generation_nll": "mean token NLL of the generation under base, in nats",
-    "forget_quality": "p-value of the Kolmogorov-Smirnov test between truth ratios of this model and of gold",
-    "forget_quality_ks": "the statistic of that test",
-    "mia_min_k_auc": "membership inference by the least likely tokens, forget against holdout rows; 0.5 is chance",
-    "mia_min_k_plus_plus_auc": "the same with each token's log-probability normalised over the vocabulary",
-    "mia_loss_auc": "membership inference by the loss",
-    "mia_zlib_auc": "membership inference by the loss for each byte of the compressed answer",
-    "privacy_leak": "relative distance of the membership AUC to gold's, in percent; 0 is right",
-    "forget_against_holdout": "p-value of such a test between this model's forget rows and rows that it never saw",
-    "forget_against_holdout_ks": "the statistic of that test",
-    "utility": "accuracy on general-knowledge multiple-choice questions",
-    "model_utility": "harmonic mean, after TOFU, of probability, ROUGE-L recall and truth ratio on retain, and of the "
-    "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
-}
-_AUDIT = {
-    "leak_coordinate": "place of the forget rows between gold (0) and base (1), with the variance between golds",
-    "leak_coordinate_one_gold": "the same against one gold: the variance between two trainings of gold is not in it",
-    "damage": "distance of the forget rows from the line between gold and base, in units of its length",
-}
-_ATTACKS = {  # endings of the names of readings under attack
-    "untreated": "without an attack",
-    "int8": "with weights rounded to 8 bits",
-    "nf4": "with weights rounded to 4 bits (nf4)",
-    "fp4": "with weights rounded to 4 bits (fp4)",
-    "relearn_forget": "after a few steps of training on other forget rows",
-    "relearn_retain": "after a few steps of training on retain rows",
-    "paraphrase": "asked in other words",
-    "first_words": "with the first words of the answer given",
-    "other_language": "asked in another language",
-}
-_SPLITS = ("forget", "retain", "holdout", "general")
-_BY_LANGUAGE = ("answer_probability", "rouge_l_recall")
 NOT_MEASURED = "–"
 
 
@@ -76,9 +32,9 @@ def verdict(passed: bool) -> str:
 
 
 def order(metric: str, split: str) -> tuple[int, str, int, str]:
-    """The sort key of a row: known metrics in the order of METRICS, then others by name."""
-    known = list(METRICS)
-    where = _SPLITS.index(split) if split in _SPLITS else len(_SPLITS)
+    """The sort key of a row: known metrics in the order of the catalogue, then others by name."""
+    known = list(CATALOG)
+    where = ROWS.index(split) if split in ROWS else len(ROWS)
     return (known.index(metric) if metric in known else len(known), metric, where, split)
 
 
@@ -89,22 +45,15 @@ def keys(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def metrics(evidence: Evidence) -> list[tuple[str, str]]:
-    """Each metric in the results table, with its description."""
-    found = {metric: describe(metric) for metric, _ in keys(evidence)}
-    return [(metric, text) for metric, text in found.items() if text]
+    """Each metric of the catalogue in the results table, with what it means."""
+    found = dict.fromkeys(metric for metric, _ in keys(evidence))
+    return [(metric, CATALOG[metric].meaning) for metric in found if metric in CATALOG]
 
 
-def describe(metric: str) -> str | None:
-    """What a metric is, in one line; None for a name that nobody described."""
-    if text := METRICS.get(metric) or _AUDIT.get(metric):
-        return text
-    if metric.endswith("_gap"):
-        whole = describe(metric.removesuffix("_gap"))
-        return f"mean over rows of this model's value minus gold's: {whole}" if whole else None
-    if metric.startswith("leak_at_"):
-        return f"probability that at least one of {metric.removeprefix('leak_at_')} sampled answers states the fact"
-    attack = next((attack for attack in _ATTACKS if metric.endswith(f"_{attack}")), None)
-    return f"{metric.removesuffix(f'_{attack}').replace('_', ' ')} {_ATTACKS[attack]}" if attack else None
+def not_measured(evidence: Evidence) -> list[str]:
+    """The kinds of attack and audit of which no model has a record, in words."""
+    measured = {CATALOG[metric].kind for metric, _ in keys(evidence) if metric in CATALOG}
+    return [text for kind, text in KINDS.items() if kind not in measured]
 
 
 def _better(record: Record) -> str:
@@ -129,7 +78,7 @@ def results_table(evidence: Evidence) -> str:
 def language_rows(evidence: Evidence) -> list[tuple[str, str, str, dict[str, Record | None]]]:
     """Metric, split, language and records of every row of the table by language."""
     rows = []
-    for metric in _BY_LANGUAGE:
+    for metric in [entry.name for entry in CATALOG.values() if entry.by_language]:
         for split in ("forget", "retain"):
             for language in evidence.languages():
                 group = {"language": language}

@@ -19,14 +19,6 @@ from model_card.methods import cap_name, method_does, method_name
 HERE = Path(__file__).parent
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
 
-ATTACKS = {  # how the name of a metric of it begins: what was not done where there is no such metric
-    "relearn": "relearning, that is, whether a few steps of fine-tuning bring the facts back",
-    "quant": "quantization to 8 or 4 bits, which can bring back what was forgotten at full precision",
-    "paraphrase": "paraphrased questions",
-    "cross_lingual": "the same questions in another language",
-    "leak_at_k": "repeated sampling, which can say what greedy decoding hides",
-}
-
 
 def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write the card of a release to ``out``; facts: the verdict, how many metrics, which languages.
@@ -124,8 +116,6 @@ def limits(evidence: Evidence) -> list[str]:
         else "There is no gold, so nothing says how a model that never saw the forget rows would answer.",
         "Retain values are of rows that were trained on. They show what was kept, not what was learned in general.",
     ]
-    measured = {metric for metric, _ in claims.keys(evidence)}
-    missing = [text for start, text in ATTACKS.items() if not any(metric.startswith(start) for metric in measured)]
-    if missing:
+    if missing := claims.not_measured(evidence):
         texts.append(f"Not measured: {'; '.join(missing)}.")
     return texts

@@ -13,7 +13,8 @@ from core.errors import RecipeError
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 from datasets_prep.config import DataConfig
-from eval.config import ALL_METRICS, AUDIT_METRICS, EQUIVALENCE, METRICS, Condition, EvalConfig, Gate
+from eval.catalog import CATALOG, margins
+from eval.config import Condition, EvalConfig, Gate, metrics_there_are
 from model_card.config import CardConfig
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.licence import name_problem
@@ -112,7 +113,7 @@ class Recipe(Strict):
     unlearn: UnlearnConfig
     eval: EvalConfig
     gates: list[Gate] = Field(min_length=1)
-    equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: dict(EQUIVALENCE))
+    equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=margins)
     card: CardConfig
     publish: PublishConfig
 
@@ -147,7 +148,7 @@ class Recipe(Strict):
     def _can_be_audited(self) -> None:
         asked = self.eval.audit_metrics()
         for i, gate in enumerate(self.gates):
-            if gate.metric in AUDIT_METRICS and gate.metric not in asked:
+            if gate.metric in CATALOG and CATALOG[gate.metric].is_audit and gate.metric not in asked:
                 raise ValueError(f"gates[{i}] is on {gate.metric}, which the eval section does not ask for")
             seeds = None if isinstance(self.gold, str) else self.gold.seeds
             if gate.metric == "leak_coordinate" and not seeds:
@@ -172,10 +173,10 @@ class Recipe(Strict):
 
     def _margins_are_of_metrics(self) -> None:
         """Only lm-eval knows the metrics of the suites, so where there are some every other name may be one of them."""
-        if (unknown := sorted(self.equivalence.keys() - ALL_METRICS)) and not self.eval.suites:
+        if (unknown := sorted(self.equivalence.keys() - CATALOG)) and not self.eval.suites:
             raise ValueError(
                 f"equivalence: no metric is called {unknown[0]!r}, and the eval section has no suites, whose metric it "
-                f"could be; there are {', '.join(METRICS)}, and those of an audit (see eval/audit_config.py)"
+                f"could be; {metrics_there_are()}"
             )
 
     def unpinned(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import content_digest
 from core.errors import InputError
+from eval.catalog import CATALOG
 from pipeline.engine.runner import Stage
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.train.config import WITHOUT_EFFECT
@@ -223,10 +224,14 @@ def _public(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(config: EvalConfig) -> Any:
-    from eval.config import ALL_METRICS, METRICS
-
     asked = _without(config.model_dump(exclude_none=True))  # a section that is absent leaves the key as it is
-    return {**asked, "metrics": {name: ALL_METRICS[name].version for name in [*METRICS, *config.audit_metrics()]}}
+    return {**asked, "metrics": _versions(config)}
+
+
+def _versions(config: EvalConfig) -> dict[str, int]:
+    """The versions of the definitions of all metrics that an evaluation measures."""
+    asked = config.audit_metrics()
+    return {name: metric.version for name, metric in CATALOG.items() if not metric.is_audit or name in asked}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:

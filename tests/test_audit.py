@@ -25,7 +25,8 @@ from eval.attacks.quantize import quantized
 from eval.attacks.relearn import divided, drawn, relearned
 from eval.audit import audit, audit_records, check
 from eval.audit_config import Relative, Relearn, Robustness, Sampling
-from eval.config import AUDIT_METRICS, EvalConfig
+from eval.catalog import CATALOG, is_of
+from eval.config import EvalConfig
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
 from tests.conftest import ROOT, build_tiny_model
@@ -414,8 +415,8 @@ def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
         inputs = {"model": model, "data": data, **{other: places[other] for other in references}}
         suite.run(config if "seed" not in name else EvalConfig(max_new_tokens=4), inputs, places[name])
     records = read_records(places["unlearned"] / "results.json")
-    asked = {name for name in config.audit_metrics() if not name.startswith(("leak_coordinate", "damage"))}
-    assert asked <= {record.metric for record in records} & AUDIT_METRICS.keys()
+    asked = {name for name in config.audit_metrics() if not is_of(name, "relative")}
+    assert asked <= {record.metric for record in records} & CATALOG.keys()
     relative = json.loads((places["unlearned"] / "relative.json").read_text())
     assert relative["golds"] == ["gold", "eval-gold-seed-5"]
     assert "told apart" in relative["why"]  # four random models of five rows each

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm, ttest_rel
 
 from core.errors import ArtifactError
-from eval.config import METRICS, EvalConfig
+from eval.catalog import CATALOG
+from eval.config import EvalConfig
 from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_records, write_records, write_samples
 from eval.statistics.intervals import resampled_means
@@ -129,4 +130,4 @@ def test_other_rows_and_other_definitions_are_not_compared(tmp_path):
 def test_every_margin_that_recipes_have_is_of_a_metric():
     from pipeline.recipe import load_recipe
 
-    assert set(load_recipe("demo").equivalence) <= set(METRICS)
+    assert set(load_recipe("demo").equivalence) <= set(CATALOG)

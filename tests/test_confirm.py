@@ -11,21 +11,23 @@ import pytest
 
 from core.digests import weights_sha256
 from core.errors import ArtifactError
-from eval.audit import audit_records
-from eval.audit_config import ATTACKS, READINGS, Sampling, audit_names
-from eval.config import ALL_METRICS, METRICS, EvalConfig, Gate
-from eval.records.rows import ROW_METRICS, all_records, row_records
+from eval.audit import READINGS, audit_records
+from eval.audit_config import Sampling
+from eval.catalog import ATTACKS, CATALOG, ROW_FAMILIES, of_family
+from eval.config import EvalConfig, Gate
+from eval.records.rows import all_records, row_records
 from eval.schema import Record, find_record, read_samples, write_measured, write_records, write_samples
 from eval.verdicts.confirm import read_selection
 from eval.verdicts.gates import judge
 
 CONFIG = EvalConfig(bootstrap_samples=100)
 AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))
+ROW_METRICS = [metric.name for metric in of_family(*ROW_FAMILIES)]
 UNREAD_NONE = "Not confirmed: without the rows that chose the checkpoint it rests on 0 rows."
 SPLITS = {
-    name: (*spec.splits,)
-    for name, spec in {**METRICS, **{name: ALL_METRICS[name] for name in audit_names(ATTACKS, (1, 4), False)}}.items()
-    if name != "model_utility"
+    metric.name: metric.splits
+    for metric in CATALOG.values()
+    if metric.family not in ("utility", "relative") and metric.k in (None, *AUDITED.sampling.k)
 }
 
 
@@ -146,13 +148,13 @@ def _measured(model: str, split: str, count: int, chosen: int = 0) -> list[dict[
     for i in range(count):
         known = model == "base" or (model == "unlearned" and i >= chosen and split == "forget")
         level = float(rng.normal(2.0 if known else 0.0))
-        row = {name: float(rng.random() / 2 + known / 2) for name, splits in ROW_METRICS.items() if split in splits}
+        row = {name: float(rng.random() / 2 + known / 2) for name in ROW_METRICS if split in CATALOG[name].splits}
         row |= {name: float(known) for name in ("multiple_choice_accuracy", "empty_generation") if name in row}
         row |= {"row_id": f"{split}-{i}", "split": split, "language": ("DE", "EN")[i % 2], "topic_id": "x"}
         row |= {"truth_ratio": float(np.exp(-level)), "truth_ratio_of": "answer", "loss": -level, "zlib": level}
         row |= {"min_k": level, "min_k_plus_plus": level}
         if split == "forget":
-            row["attacked"] = {attack: {name: float(rng.random()) for name in READINGS} for attack in ATTACKS}
+            row["attacked"] = {attack.name: {m.name: float(rng.random()) for m in READINGS} for attack in ATTACKS}
             row["sampled"] = {"n": 4, "hits": 2 * known}
         rows.append(row)
     return rows

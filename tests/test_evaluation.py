@@ -21,8 +21,9 @@ from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import SPLITS, write_rows
 from eval import suite
+from eval.catalog import of_family
 from eval.config import EvalConfig
-from eval.records.rows import MEMBERSHIP, all_records, row_records, set_records
+from eval.records.rows import all_records, row_records, set_records
 from eval.schema import Record, find_record, read_records, read_samples
 from eval.scoring.fluency import generation_losses
 from eval.scoring.probes import Scorer
@@ -31,6 +32,7 @@ from tests.conftest import build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=8, bootstrap_samples=100)
+MEMBERSHIP = [metric.name for metric in of_family("membership")]
 ROWS = build_rows()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.digests import weights_sha256
-from eval.config import METRICS
+from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
 from pipeline.__main__ import QUIET, main
 from pipeline.commands.shared import STORE
@@ -33,7 +33,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _record(metric: str, split: str, value: float, n: int) -> Record:
-    return Record(metric, split, value, value - 0.03, value + 0.03, n, None, METRICS[metric].version)
+    return Record(metric, split, value, value - 0.03, value + 0.03, n, None, CATALOG[metric].version)
 
 
 def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearned") -> None:
@@ -91,7 +91,7 @@ def test_a_gate_on_what_was_never_measured_fails(tmp_path: Path, capsys: pytest.
     _fill(tmp_path)
     gates = "gates=[{metric: rouge_l_f1, split: forget, at_least: 0.1, min_n: 40, reason: x}]"
     assert main(["gate", "demo", "--store", str(tmp_path), "--set", gates]) == 3
-    assert "FAIL  Rouge l f1 on forget was not measured for the unlearned model." in capsys.readouterr().out
+    assert "FAIL  ROUGE-L F1 on forget was not measured for the unlearned model." in capsys.readouterr().out
 
 
 def test_without_evaluations_it_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

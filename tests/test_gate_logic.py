@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.config import METRICS, Gate
+from eval.catalog import CATALOG
+from eval.config import Gate
 from eval.schema import Record
 from eval.verdicts.gates import judge_gate
 
@@ -21,7 +22,7 @@ HOLD = st.sampled_from(["point", "interval", "overlap"])
 
 
 def record(value: float, below: float = 0.02, above: float = 0.02, *, n: int = 200, split: str = "forget") -> Record:
-    return Record(METRIC, split, value, value - below, value + above, n, None, METRICS[METRIC].version)
+    return Record(METRIC, split, value, value - below, value + above, n, None, CATALOG[METRIC].version)
 
 
 def gate(**changes: Any) -> Gate:

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from core.digests import weights_sha256
 from core.errors import ArtifactError, ModelError
-from eval.config import METRICS, Gate
+from eval.catalog import CATALOG
+from eval.config import Gate
 from eval.schema import Record, write_measured, write_records
 from eval.verdicts.gates import run
 
-RECORD = Record("answer_probability", "forget", 0.1, 0.08, 0.12, 40, None, METRICS["answer_probability"].version)
+RECORD = Record("answer_probability", "forget", 0.1, 0.08, 0.12, 40, None, CATALOG["answer_probability"].version)
 REASON = "it is only a test"
 
 

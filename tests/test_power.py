@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, norm
 
-from eval.config import METRICS, Gate, Reference
+from eval.catalog import CATALOG
+from eval.config import Gate, Reference
 from eval.schema import Record
 from eval.statistics import power
 
 
 def _record(value: float, width: float, n: int, metric: str = "answer_probability") -> Record:
-    return Record(metric, "forget", value, value - width / 2, value + width / 2, n, None, METRICS[metric].version)
+    return Record(metric, "forget", value, value - width / 2, value + width / 2, n, None, CATALOG[metric].version)
 
 
 def _gate(metric: str = "answer_probability", **bounds: object) -> Gate:

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from eval.config import METRICS, EvalConfig, higher_is_better
+from eval.catalog import of_family
+from eval.config import EvalConfig
 from eval.schema import Record
 from eval.statistics.formulas import forget_quality
 from eval.statistics.intervals import against_holdout_intervals
 
+METRICS = [metric for metric in of_family("ks") if metric.needs_holdout]  # p-value and statistic, in this order
 LIMITS = (
     "This compares forgotten rows with rows that the same model never saw, and shows that it treats them alike. It "
     "does not show what a model that never knew would say: a model that lost everything passes, so retained rows must "
     "be gated too; and it takes forget and holdout rows to be alike but for the training."
 )
-METRIC_NAMES = ("forget_against_holdout", "forget_against_holdout_ks")
 
 
 def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) -> list[Record]:
@@ -37,10 +38,9 @@ def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) ->
     )
     if not forget.size or not holdout.size:
         return []
-    found = []
     both = against_holdout_intervals(forget, holdout, config.bootstrap_samples, config.seed)
-    for metric, value, interval in zip(METRIC_NAMES, forget_quality(forget, holdout), both, strict=True):
-        better = higher_is_better(metric, "forget")
-        n = min(forget.size, holdout.size)
-        found.append(Record(metric, "forget", value, *interval, n, better, METRICS[metric].version))
-    return found
+    n = min(forget.size, holdout.size)
+    return [
+        Record.of(metric, "forget", value, interval, n)
+        for metric, value, interval in zip(METRICS, forget_quality(forget, holdout), both, strict=True)
+    ]

@@ -27,7 +27,8 @@ import numpy as np
 
 from core.errors import ArtifactError, DataError
 from eval.audit_config import Relative
-from eval.config import ALL_METRICS, EvalConfig
+from eval.catalog import CATALOG
+from eval.config import EvalConfig
 from eval.schema import Record, read_samples
 from eval.statistics.formulas import Floats
 
@@ -140,10 +141,9 @@ def compare_with_golds(
 def relative_records(test: RelativeTest) -> list[Record]:
     """Leak and damage as records; with one gold the leak's name says so."""
     name = "leak_coordinate" if test.missing is None else "leak_coordinate_one_gold"
-    found = {name: (test.leak, test.low, test.high), "damage": (test.damage, test.damage_low, test.damage_high)}
     return [
-        Record(metric, "forget", *values, test.n, False if metric == "damage" else None, ALL_METRICS[metric].version)
-        for metric, values in found.items()
+        Record.of(CATALOG[name], "forget", test.leak, (test.low, test.high), test.n),
+        Record.of(CATALOG["damage"], "forget", test.damage, (test.damage_low, test.damage_high), test.n),
     ]
 
 

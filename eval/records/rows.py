@@ -13,25 +13,17 @@ import numpy as np
 
 from core.errors import ArtifactError
 from datasets_prep.schema import SPLITS
-from eval.config import METRICS, EvalConfig, higher_is_better
-from eval.records.against_holdout import METRIC_NAMES, holdout_records
+from eval.catalog import CATALOG, ROW_FAMILIES, Metric, of_family
+from eval.config import EvalConfig
+from eval.records import against_holdout
 from eval.schema import Record
 from eval.statistics import formulas, intervals
 from eval.statistics.formulas import Floats
-from eval.statistics.intervals import Interval, Strata
+from eval.statistics.intervals import Strata
 
 Sample = Mapping[str, Any]
 
-MEMBERSHIP = {
-    "mia_min_k_auc": "min_k",
-    "mia_min_k_plus_plus_auc": "min_k_plus_plus",
-    "mia_loss_auc": "loss",
-    "mia_zlib_auc": "zlib",
-}
-_FORGET_QUALITY = ("forget_quality", "forget_quality_ks")
-_OF_SETS = (*MEMBERSHIP, *METRIC_NAMES, *_FORGET_QUALITY, "privacy_leak", "model_utility")
-ROW_METRICS = {name: spec.splits for name, spec in METRICS.items() if name not in _OF_SETS}
-_PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
+FORGET_QUALITY = [metric for metric in of_family("ks") if metric.needs_gold]  # p-value and statistic, in this order
 UTILITY_PARTS = {
     "retain": ("answer_probability", "rouge_l_recall", "truth_ratio"),
     "general": ("probability_with_options", "truth_ratio"),
@@ -52,9 +44,9 @@ def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None 
     for split in (*SPLITS, "general"):
         of_split = [sample for sample in samples if sample["split"] == split]
         for by, rows in groups(of_split, whole=split == "general" or only is not None):
-            for metric, splits in ROW_METRICS.items():
-                having = [row for row in rows if metric in row] if only in (None, metric) else []
-                if having and split in splits:
+            for metric in of_family(*ROW_FAMILIES):
+                having = [row for row in rows if metric.name in row] if only in (None, metric.name) else []
+                if having and split in metric.splits:
                     records.append(_mean_record(metric, split, having, by, config))
     return records
 
@@ -85,17 +77,17 @@ def _set_records(
 ) -> list[Record]:
     forget, holdout = _split(samples, "forget"), _split(samples, "holdout")
     records = []
-    for metric in [metric for metric in MEMBERSHIP if holdout and only in (None, metric)]:
+    for metric in [metric for metric in of_family("membership") if holdout and only in (None, metric.name)]:
         members, others = membership_scores(metric, forget), membership_scores(metric, holdout)
         interval = intervals.auc_interval(
             members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
         )
         n = min(len(members), len(others))
-        records.append(_record(metric, "forget", formulas.auc(members, others), interval, n))
-    if only in (None, *METRIC_NAMES):
-        records += holdout_records(samples, config)
+        records.append(Record.of(metric, "forget", formulas.auc(members, others), interval, n))
+    if only in (None, *(metric.name for metric in against_holdout.METRICS)):
+        records += against_holdout.holdout_records(samples, config)
     if gold is not None:
-        if only in (None, *_FORGET_QUALITY):
+        if only in (None, *(metric.name for metric in FORGET_QUALITY)):
             records += _forget_quality_records(forget, _split(gold, "forget"), config)
         if holdout and only in (None, "privacy_leak"):
             records.append(_privacy_leak_record(forget, holdout, gold, config))
@@ -123,7 +115,7 @@ def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list
     interval = intervals.model_utility_interval(sets, config.bootstrap_samples, config.seed)
     value = formulas.model_utility(list(means.values()))
     note = f"harmonic mean of {', '.join(means)}"
-    return [_record("model_utility", "retain+general", value, interval, min(counts), note=note)]
+    return [Record.of(CATALOG["model_utility"], "retain+general", value, interval, min(counts), note=note)]
 
 
 def groups(rows: list[Sample], *, whole: bool = False) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
@@ -150,32 +142,19 @@ def _with_gaps(rows: dict[str, Sample], metric: str, split: str) -> Floats:
 
 
 def _mean_record(
-    metric: str, split: str, rows: Sequence[Sample], by: dict[str, str] | None, config: EvalConfig
+    metric: Metric, split: str, rows: Sequence[Sample], by: dict[str, str] | None, config: EvalConfig
 ) -> Record:
-    values = row_values(metric, split, [row[metric] for row in rows])
-    if metric in _PROPORTIONS:
+    values = row_values(metric.name, split, [row[metric.name] for row in rows])
+    if metric.interval == "Wilson":
         interval = intervals.proportion_interval(values)
     else:
         strata = [row["language"] for row in rows]
         interval = intervals.mean_interval(values, config.bootstrap_samples, config.seed, strata)
     note = None
-    if metric == "truth_ratio":
+    if metric.name == "truth_ratio":
         paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)
         note = f"against a paraphrase of the answer in {paraphrased} rows, against the answer itself in the others"
-    return _record(metric, split, float(values.mean()), interval, values.size, by, note)
-
-
-def _record(
-    metric: str,
-    split: str,
-    value: float,
-    interval: Interval,
-    n: int,
-    by: dict[str, str] | None = None,
-    note: str | None = None,
-) -> Record:
-    better, version = higher_is_better(metric, split), METRICS[metric].version
-    return Record(metric, split, value, *interval, n, better, version, by, note)
+    return Record.of(metric, split, float(values.mean()), interval, values.size, by, note)
 
 
 def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], config: EvalConfig) -> list[Record]:
@@ -186,7 +165,10 @@ def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], 
     ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
     values = formulas.forget_quality(ours, theirs)
     both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed, _strata(rows))
-    return [_record(n, "forget", v, i, len(rows)) for n, v, i in zip(_FORGET_QUALITY, values, both, strict=True)]
+    return [
+        Record.of(metric, "forget", value, interval, len(rows))
+        for metric, value, interval in zip(FORGET_QUALITY, values, both, strict=True)
+    ]
 
 
 def _privacy_leak_record(
@@ -201,7 +183,7 @@ def _privacy_leak_record(
     interval = intervals.privacy_leak_interval(
         ours, theirs, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
     )
-    return _record("privacy_leak", "forget", value, interval, min(len(forget), len(holdout)))
+    return Record.of(CATALOG["privacy_leak"], "forget", value, interval, min(len(forget), len(holdout)))
 
 
 def _split(samples: Sequence[Sample], split: str) -> dict[str, Sample]:
@@ -223,10 +205,10 @@ def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]
     return {row_id: rows[row_id] for row_id in row_ids}
 
 
-def membership_scores(metric: str, rows: Mapping[Any, Sample]) -> Floats:
+def membership_scores(metric: Metric, rows: Mapping[Any, Sample]) -> Floats:
     """The scores of rows for a membership metric; those of a member are higher."""
-    scores = _column(rows, MEMBERSHIP[metric])
-    return -scores if MEMBERSHIP[metric] == "loss" else scores
+    scores = _column(rows, str(metric.score))
+    return -scores if metric.members_score_low else scores
 
 
 def _column(rows: Mapping[Any, Sample], measure: str) -> Floats:

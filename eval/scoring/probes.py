@@ -15,11 +15,13 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from core.errors import DataError, ModelError
 from core.progress import report
 from core.ranks import from_all_ranks, rank, ranks
 from datasets_prep.schema import Encoded, PerturbedRow, Row
+from eval.catalog import Metric, of_family
 from eval.statistics import formulas
 from eval.statistics.formulas import Floats
 
@@ -50,6 +52,15 @@ class Scores:
     def first(self, length: int) -> Scores:
         """The scores of the first ``length`` tokens."""
         return Scores(self.logprobs[:length], self.correct[:length], self.z_scores[:length])
+
+    def after(self, length: int) -> Scores:
+        """The scores of the tokens after the first ``length``."""
+        return Scores(self.logprobs[length:], self.correct[length:], self.z_scores[length:])
+
+    def measure(self, metric: Metric) -> float:
+        """The value of a metric of the family "answer": that of the function of its name in formulas.py."""
+        formula: Callable[[ArrayLike], float] = getattr(formulas, metric.name)
+        return formula(getattr(self, str(metric.reads)))
 
 
 class Scorer:
@@ -293,9 +304,7 @@ def _loss(scores: Scores) -> float:
 def _row_metrics(scores: Scores, answer: str, min_k: float) -> dict[str, Any]:
     return {
         "loss": _loss(scores),
-        "answer_probability": formulas.answer_probability(scores.logprobs),
-        "exact_memorization": formulas.exact_memorization(scores.correct),
-        "extraction_strength": formulas.extraction_strength(scores.correct),
+        **{metric.name: scores.measure(metric) for metric in of_family("answer")},
         "min_k": formulas.min_k(scores.logprobs, min_k),
         "min_k_plus_plus": formulas.min_k(scores.z_scores, min_k),
         "zlib": formulas.zlib_score(_loss(scores), answer),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from eval.catalog import CATALOG, is_of
 from eval.config import Condition, Reference
 from eval.schema import Record
 
@@ -15,9 +16,6 @@ ALPHA = 0.05
 POWER = 0.8
 FACTS = 100
 """A cell of fewer facts is not certifiable alone."""
-
-KS_P_VALUES = ("forget_quality", "forget_against_holdout")
-KS_STATISTICS = ("forget_quality_ks", "forget_against_holdout_ks")
 
 
 def standard_error(record: Record) -> float:
@@ -91,7 +89,7 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
     """
     if record.n < 1:
         return None, "The number of rows is not known, and so is not what they could have shown."
-    if gate.metric in (*KS_P_VALUES, *KS_STATISTICS):
+    if is_of(gate.metric, "ks"):
         return _ks_power(gate, record.n)
     errors = [abs(reference.times) * standard_error(found) for reference, found in references]
     seen = smallest_difference(math.hypot(standard_error(record), max(errors, default=0.0)))
@@ -103,8 +101,9 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
 
 
 def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
-    bound = gate.at_least if gate.metric in KS_P_VALUES else gate.at_most
-    critical = bound if isinstance(bound, float) and gate.metric in KS_STATISTICS else None
+    of_statistic = CATALOG[gate.metric].ks == "statistic"
+    bound = gate.at_most if of_statistic else gate.at_least
+    critical = bound if isinstance(bound, float) and of_statistic else None
     if critical is None:
         critical = ks_critical(rows, bound if isinstance(bound, float) and 0 < bound < 1 else ALPHA)
     seen = smallest_ks_distance(rows, critical)

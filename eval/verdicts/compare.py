@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from core.errors import ArtifactError
-from eval.records.rows import MEMBERSHIP, membership_scores, row_values
+from eval.catalog import CATALOG, is_of
+from eval.records.rows import membership_scores, row_values
 from eval.schema import Record, find_record, read_records, read_samples
 from eval.statistics.formulas import Floats
 from eval.statistics.intervals import resampled_aucs, resampled_means
@@ -28,7 +29,6 @@ Samples = dict[tuple[str, str], dict[str, Any]]
 RESAMPLES = 2000
 ROWS = 30
 """Of fewer rows nothing is concluded."""
-NO_DIFFERENCE = ("forget_quality", "forget_against_holdout")  # p-values: their difference means nothing
 
 
 class Config(NamedTuple):
@@ -72,7 +72,7 @@ def _by_row(folder: Path) -> Samples:
 
 def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> Floats | None:
     """Resampled differences, ours minus theirs, on the same rows; None where the metric cannot be had row by row."""
-    if metric in MEMBERSHIP:
+    if is_of(metric, "membership"):
         return _auc_differences(metric, samples, seed)
     rows = [key for key, row in samples[0].items() if key[0] == split and metric in row and metric in samples[1][key]]
     if not rows:  # not a metric of single rows
@@ -86,8 +86,9 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> Floa
     members, others = ([key for key in samples[0] if key[0] == split] for split in ("forget", "holdout"))
     if not members or not others:
         return None
+    entry = CATALOG[metric]
     sets = [[{key: rows[key] for key in keys} for keys in (members, others)] for rows in samples]
-    scores = [(membership_scores(metric, ours), membership_scores(metric, theirs)) for ours, theirs in sets]
+    scores = [(membership_scores(entry, ours), membership_scores(entry, theirs)) for ours, theirs in sets]
     languages = [[samples[0][key]["language"] for key in keys] for keys in (members, others)]
     ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
     return ours - theirs
@@ -109,7 +110,8 @@ def _entry(
         **dict.fromkeys(("difference", "ci_low", "ci_high", "margin", "p_value", "smallest_margin")),
         "verdict": "not compared",
     }
-    if ours is None or theirs is None or metric in NO_DIFFERENCE or ours.version != theirs.version:
+    p_value = metric in CATALOG and not CATALOG[metric].has_difference
+    if ours is None or theirs is None or p_value or ours.version != theirs.version:
         return entry
     if resampled is None:  # two intervals of independent errors: for the same questions that errs on the safe side
         error = math.hypot(standard_error(ours), standard_error(theirs))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ArtifactError
-from eval.audit_config import LEAK_K, audit_names
+from eval.catalog import LEAK_K
 from eval.config import Condition, EvalConfig
 from eval.schema import Record, read_samples
 
@@ -22,8 +22,6 @@ FILE = "selection.json"
 PAIRING = "pairing.jsonl"
 ROWS = 30
 """Of fewer rows no confirmation is asked: their mean is mostly chance."""
-NOT_OF_ROWS = ("model_utility", *audit_names((), (), relative=True))
-"""They are of several splits or models at once, and no record of theirs is made of one split's rows."""
 
 
 @dataclass(frozen=True)

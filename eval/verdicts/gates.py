@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from core.digests import checkpoint_folder, weights_sha256
-from eval.config import ALL_METRICS, Bound, Condition, Gate, Reference
+from eval.catalog import CATALOG, is_of, label
+from eval.config import Bound, Condition, Gate, Reference
 from eval.records import against_holdout
 from eval.schema import Record, find_record, read_measured, read_records
 from eval.statistics import power
-from eval.verdicts.confirm import NOT_OF_ROWS, ROWS, OtherRows, read_rehearsed, read_selection
+from eval.verdicts.confirm import ROWS, OtherRows, read_rehearsed, read_selection
 
 Results = Mapping[str, Sequence[Record]]
 """The records of ``base``, ``gold`` and ``unlearned``, as far as they are there."""
@@ -135,8 +136,9 @@ def _unmeasured(gate: Condition) -> dict[str, Any]:
 def _without_gold(gate: Condition) -> bool:
     """Whether the verdict rests on holdout rows and not on gold, as that of a membership score alone does."""
     of = {reference.of for reference in gate.references}
-    alone = gate.metric.startswith("mia_") and "gold" not in of
-    return gate.metric in against_holdout.METRIC_NAMES or "holdout" in of or alone
+    metric = CATALOG.get(gate.metric)
+    compares = metric is not None and metric.needs_holdout and not metric.needs_gold
+    return "holdout" in of or (compares and "gold" not in of)
 
 
 def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str) -> Record:
@@ -145,7 +147,7 @@ def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str
     name = _capital(gate.metric)
     if record is None:
         raise NoEvidence(f"{name} on {split} was not measured for {model}.")
-    version = ALL_METRICS[gate.metric].version if gate.metric in ALL_METRICS else record.version
+    version = CATALOG[gate.metric].version if gate.metric in CATALOG else record.version
     if record.version != version:
         raise NoEvidence(
             f"{name} of {model} was measured by version {record.version} of its definition, "
@@ -233,8 +235,8 @@ def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows) -> dict[s
     """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
     if not any(others.selection.read.get(split) for split in gate.split.split("+")):
         return verdict | {"confirmed": {"n": verdict["n"], "says": "No row of the split chose the checkpoint."}}
-    if gate.metric in NOT_OF_ROWS:
-        says = f"Not confirmed: {_capital(gate.metric).lower()} is not a metric of single rows."
+    if is_of(gate.metric, "utility", "relative"):  # of several splits or models: no record is of one split's rows
+        says = f"Not confirmed: {label(gate.metric)} is not a metric of single rows."
         return verdict | {"confirmed": {"n": None, "says": says}}
     records = others.records(gate, others.selection.read.get(gate.split, ()))
     record = find_record(records.get("unlearned", []), gate.metric, gate.split)
@@ -285,4 +287,6 @@ def _bound_in_words(bound: Bound | None) -> str:
 
 
 def _capital(metric: str) -> str:
-    return metric.replace("_", " ").capitalize()
+    """The metric's name at the beginning of a sentence."""
+    name = label(metric)
+    return name[0].upper() + name[1:]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
-from eval.config import METRICS, Condition, Reference
+from eval.catalog import CATALOG, is_of
+from eval.config import Condition, Reference
 from eval.schema import Record
 from eval.verdicts.gates import judge_gate, rule
 
@@ -126,7 +127,7 @@ def _split_columns(columns: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _record(metric: str, split: str, value: Any) -> Record:
-    version = METRICS[metric].version if metric in METRICS else 1
+    version = CATALOG[metric].version if metric in CATALOG else 1
     if isinstance(value, dict):
         point, low, high = (float(value[key]) for key in ("value", "ci_low", "ci_high"))
         return Record(metric, split, point, low, high, int(float(value["n"])), None, version)
@@ -146,7 +147,7 @@ def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], 
     found: list[Condition] = []
     others: list[Condition] = []
     for gate in gates:
-        fits = not (flat and gate.metric.startswith("mia_")) or _multiple_of_gold(gate)
+        fits = not (flat and is_of(gate.metric, "membership")) or _multiple_of_gold(gate)
         references = all(table.reference(reference.of) for reference in gate.references if reference.of in ROLES)
         usable = (gate.metric, gate.split) in there and fits and references
         (found if usable else others).append(gate if table.has_intervals(gate) else _by_point(gate))

@@ -1,0 +1,479 @@
+"""What a metric is: one entry each, and the only place that says so.
+
+Recipes, records, gates, confirmation, comparison and cards take what they need to know of a metric from its entry. A
+metric of the suites that travel with lm-evaluation-harness has none: only the harness knows it. Imports nothing heavy,
+since every command reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Family = Literal[
+    "answer",  # of one row: the tokens of its true answer
+    "options",  # of one row: its true answer beside false ones
+    "choice",  # of one row: 1 if the true answer is preferred
+    "generation",  # of one row: what greedy decoding says
+    "membership",  # of a set: how well a score tells forget rows from holdout rows
+    "ks",  # of two sets: the Kolmogorov-Smirnov test between their truth ratios
+    "privacy",  # of two models: the membership AUC beside gold's
+    "utility",  # of several splits at once
+    "reading",  # of one row: a metric of its answer under an attack
+    "sampled",  # of one row: sampled answers
+    "relative",  # of several models: the relative test
+]
+ROW_FAMILIES: tuple[Family, ...] = ("answer", "options", "choice", "generation")
+"""Their values stand in ``samples.jsonl`` under the metric's name, and a record is a mean over rows."""
+
+Better = Literal["higher", "lower", "like gold", "what is known"]
+"""``what is known``: higher on retain and general rows, like gold on the others. Forgotten does not mean zero."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A treatment of the model or of its questions, after which the answers of forget rows are read again.
+
+    ``how`` completes "answer probability …"; ``kind`` is an entry of :data:`KINDS`, None if nothing is done.
+    """
+
+    name: str
+    how: str
+    kind: str | None
+
+
+KINDS = {  # what a card says was not measured, if no metric of the kind was
+    "quantization": "quantization to 8 or 4 bits, which can bring back what was forgotten at full precision",
+    "relearning": "relearning, that is, whether a few steps of fine-tuning bring the facts back",
+    "paraphrase": "paraphrased questions",
+    "first words": "questions that give away the first words of the answer",
+    "language": "the same questions in another language",
+    "sampling": "repeated sampling, which can say what greedy decoding hides",
+}
+ATTACKS = (
+    Attack("untreated", "without an attack", None),
+    Attack("int8", "with weights rounded to 8 bits", "quantization"),
+    Attack("nf4", "with weights rounded to 4 bits (nf4)", "quantization"),
+    Attack("fp4", "with weights rounded to 4 bits (fp4)", "quantization"),
+    Attack("relearn_forget", "after a few steps of training on other forget rows", "relearning"),
+    Attack("relearn_retain", "after a few steps of training on retain rows", "relearning"),
+    Attack("paraphrase", "asked in other words", "paraphrase"),
+    Attack("first_words", "with the first words of the answer given", "first words"),
+    Attack("other_language", "asked in another language", "language"),
+)
+LEAK_K = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Numbers of sampled answers for leak@k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric.
+
+    ``meaning`` is its one sentence for cards, ``label`` its name for people. ``version`` is that of its definition:
+    raise it when a model's record changes. ``interval`` says how the 95 % interval is made (eval/statistics).
+    ``margin`` is the difference between two checkpoints that does not matter unless the recipe says otherwise, None if
+    a recipe must say it; ``has_difference`` is False for p-values, whose difference means nothing.
+
+    Of some families only: ``reads``, the measurement of the answer's tokens of which the function of the metric's name
+    in eval/statistics/formulas.py makes the value (answer); ``score``, the measurement of a row that membership is
+    inferred from, and whether members have a low one; ``ks``, which of the test's two numbers it is; ``attack`` and
+    ``reading``, the metric that is read under it; ``k``, the number of sampled answers; ``gap_of``, the metric whose
+    difference to gold it is.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    splits: tuple[str, ...]
+    family: Family
+    interval: Literal["bootstrap", "Wilson", "leak@k", "Newcombe", "relative test"] = "bootstrap"
+    better: Better = "what is known"
+    version: int = 1
+    needs_gold: bool = False
+    needs_holdout: bool = False
+    margin: float | None = None
+    has_difference: bool = True
+    headline: bool = False
+    by_language: bool = False
+    attacked: bool = False
+    reads: Literal["logprobs", "correct", "z_scores"] | None = None
+    score: str | None = None
+    members_score_low: bool = False
+    ks: Literal["p-value", "statistic"] | None = None
+    attack: Attack | None = None
+    reading: str | None = None
+    k: int | None = None
+    gap_of: str | None = None
+
+    def higher_is_better(self, split: str) -> bool | None:
+        """The direction on a split, or None if "like gold" is best."""
+        if self.better == "what is known":
+            return True if split in ("retain", "general") else None
+        return {"higher": True, "lower": False, "like gold": None}[self.better]
+
+    @property
+    def kind(self) -> str | None:
+        """The entry of :data:`KINDS` that this metric is a measurement of."""
+        return "sampling" if self.k else self.attack.kind if self.attack else None
+
+    @property
+    def is_audit(self) -> bool:
+        """Whether it is measured only if a recipe asks for it (`eval.robustness`, `sampling`, `relative`)."""
+        return self.family in ("reading", "sampled", "relative")
+
+
+DATA = ("forget", "retain", "holdout")
+ROWS = (*DATA, "general")
+FORGET = ("forget",)
+
+_PLAIN = (
+    Metric(
+        name="answer_probability",
+        label="answer probability",
+        meaning="mean over rows of exp(mean token log-probability of the true answer)",
+        splits=DATA,
+        family="answer",
+        reads="logprobs",
+        attacked=True,
+        margin=0.05,
+        headline=True,
+        by_language=True,
+    ),
+    Metric(
+        name="probability_with_options",
+        label="probability with options",
+        meaning="probability of the true answer over that of it and the false ones (TOFU)",
+        splits=ROWS,
+        family="options",
+    ),
+    Metric(
+        name="exact_memorization",
+        label="exact memorization",
+        meaning="share of answer tokens that are the model's first choice",
+        splits=DATA,
+        family="answer",
+        reads="correct",
+        margin=0.05,
+    ),
+    Metric(
+        name="extraction_strength",
+        label="extraction strength",
+        meaning="share of the answer that follows by itself once its beginning is given",
+        splits=DATA,
+        family="answer",
+        reads="correct",
+        attacked=True,
+        margin=0.05,
+    ),
+    Metric(
+        name="truth_ratio",
+        label="truth ratio",
+        meaning="how a false answer of the same form compares with the true one, aggregated as TOFU does",
+        splits=ROWS,
+        family="options",
+        version=2,  # 2: against a paraphrase of the answer if there is one
+        margin=0.05,
+    ),
+    Metric(
+        name="rouge_l_recall",
+        label="ROUGE-L recall",
+        meaning="share of the true answer's longest common subsequence of words in the greedy generation",
+        splits=DATA,
+        family="generation",
+        margin=0.05,
+        headline=True,
+        by_language=True,
+    ),
+    Metric(
+        name="rouge_l_f1",
+        label="ROUGE-L F1",
+        meaning="harmonic mean of ROUGE-L recall and its precision",
+        splits=DATA,
+        family="generation",
+        margin=0.05,
+    ),
+    Metric(
+        name="multiple_choice_accuracy",
+        label="multiple choice accuracy",
+        meaning="true answer preferred over false ones of the same form that occur nowhere in training",
+        splits=DATA,
+        family="choice",
+        interval="Wilson",
+        margin=0.05,
+        headline=True,
+    ),
+    Metric(
+        name="fluency",
+        label="fluency",
+        meaning="of generations: 0 if empty, else (1 - repeated n-grams) x (1 - unknown words)",
+        splits=DATA,
+        family="generation",
+        better="higher",
+        version=2,  # 2: numbers of no row and repetitions in short texts count
+        margin=0.05,
+        headline=True,
+    ),
+    Metric(
+        name="empty_generation",
+        label="empty generations",
+        meaning="share of generations without a word",
+        splits=DATA,
+        family="generation",
+        interval="Wilson",
+        better="lower",
+    ),
+    Metric(
+        name="repeated_ngrams",
+        label="repeated n-grams",
+        meaning="share of a generation's runs of three words that occurred in it before",
+        splits=DATA,
+        family="generation",
+        better="lower",
+        version=2,
+    ),
+    Metric(
+        name="unknown_words",
+        label="unknown words",
+        meaning="share of a generation's words in neither a dictionary of its language nor any row of it",
+        splits=DATA,
+        family="generation",
+        better="lower",
+        version=2,
+    ),
+    Metric(
+        name="generation_nll",
+        label="NLL of generations under base",
+        meaning="mean token NLL of the generation under base, in nats",
+        splits=FORGET,
+        family="generation",
+        better="like gold",  # base finds other people's facts as unlikely as noise
+    ),
+    Metric(
+        name="forget_quality",
+        label="forget quality",
+        meaning="p-value of the Kolmogorov-Smirnov test between truth ratios of this model and of gold",
+        splits=FORGET,
+        family="ks",
+        ks="p-value",
+        better="higher",
+        version=2,
+        needs_gold=True,
+        has_difference=False,
+        headline=True,
+    ),
+    Metric(
+        name="forget_quality_ks",
+        label="KS statistic against gold",
+        meaning="the statistic of the test of forget quality",
+        splits=FORGET,
+        family="ks",
+        ks="statistic",
+        better="lower",
+        version=2,
+        needs_gold=True,
+    ),
+    Metric(
+        name="mia_min_k_auc",
+        label="membership inference AUC (min-k)",
+        meaning="membership inference by the least likely tokens, forget against holdout rows; 0.5 is chance",
+        splits=FORGET,
+        family="membership",
+        score="min_k",
+        needs_holdout=True,
+        margin=0.05,
+    ),
+    Metric(
+        name="mia_min_k_plus_plus_auc",
+        label="membership inference AUC (min-k++)",
+        meaning="membership inference as by min-k, each token's log-probability normalised over the vocabulary",
+        splits=FORGET,
+        family="membership",
+        score="min_k_plus_plus",
+        needs_holdout=True,
+    ),
+    Metric(
+        name="mia_loss_auc",
+        label="membership inference AUC (loss)",
+        meaning="membership inference by the loss",
+        splits=FORGET,
+        family="membership",
+        score="loss",
+        members_score_low=True,
+        needs_holdout=True,
+        margin=0.05,
+    ),
+    Metric(
+        name="mia_zlib_auc",
+        label="membership inference AUC (zlib)",
+        meaning="membership inference by the loss for each byte of the compressed answer",
+        splits=FORGET,
+        family="membership",
+        score="zlib",
+        needs_holdout=True,
+    ),
+    Metric(
+        name="privacy_leak",
+        label="privacy leak",
+        meaning="relative distance of the membership AUC to gold's, in percent; 0 is right",
+        splits=FORGET,
+        family="privacy",
+        needs_gold=True,
+        needs_holdout=True,
+    ),
+    Metric(
+        name="forget_against_holdout",
+        label="forget rows against holdout rows",
+        meaning="p-value of the Kolmogorov-Smirnov test between truth ratios of this model's forget and holdout rows",
+        splits=FORGET,
+        family="ks",
+        ks="p-value",
+        better="higher",
+        needs_holdout=True,
+        has_difference=False,
+    ),
+    Metric(
+        name="forget_against_holdout_ks",
+        label="KS statistic against holdout rows",
+        meaning="the statistic of the test of forget rows against holdout rows",
+        splits=FORGET,
+        family="ks",
+        ks="statistic",
+        better="lower",
+        needs_holdout=True,
+    ),
+    Metric(
+        name="utility",
+        label="utility",
+        meaning="accuracy on general-knowledge multiple-choice questions",
+        splits=("general",),
+        family="choice",
+        interval="Wilson",
+        better="higher",
+        margin=0.05,
+        headline=True,
+    ),
+    Metric(
+        name="model_utility",
+        label="model utility",
+        meaning="harmonic mean, after TOFU, of probability, ROUGE-L recall and truth ratio on retain, and of the "
+        "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
+        splits=("retain+general",),
+        family="utility",
+        better="higher",
+        headline=True,
+    ),
+)
+
+
+def _with_gap(metric: Metric, interval: Literal["bootstrap", "Newcombe"]) -> tuple[Metric, Metric]:
+    """The metric, and its difference to gold under the same treatment."""
+    gap = replace(
+        metric,
+        name=f"{metric.name}_gap",
+        label=f"{metric.label}, beyond gold's",
+        meaning=f"mean over rows of this model's value minus gold's: {metric.meaning}",
+        interval=interval,
+        needs_gold=True,
+        gap_of=metric.name,
+    )
+    return metric, gap
+
+
+def _readings() -> Iterator[Metric]:
+    """Every attack with every metric that is read under it."""
+    for attack in ATTACKS:
+        for metric in _PLAIN:
+            if metric.attacked:
+                label = f"{metric.label} {attack.how}"
+                yield from _with_gap(
+                    Metric(
+                        name=f"{metric.name}_{attack.name}",
+                        label=label,
+                        meaning=label,
+                        splits=FORGET,
+                        family="reading",
+                        reading=metric.name,
+                        attack=attack,
+                    ),
+                    "bootstrap",
+                )
+
+
+def _leaks() -> Iterator[Metric]:
+    """leak@k, for every k that a recipe may ask for."""
+    for k in LEAK_K:
+        yield from _with_gap(
+            Metric(
+                name=f"leak_at_{k}",
+                label=f"leak@{k}",
+                meaning=f"probability that at least one of {k} sampled answers states the fact",
+                splits=FORGET,
+                family="sampled",
+                interval="leak@k",
+                k=k,
+            ),
+            "Newcombe",
+        )
+
+
+_RELATIVE = (
+    Metric(
+        name="leak_coordinate",
+        label="leak coordinate",
+        meaning="place of the forget rows between gold (0) and base (1), with the variance between golds",
+        splits=FORGET,
+        family="relative",
+        interval="relative test",
+        needs_gold=True,
+    ),
+    # Its interval lacks the variance between trainings: another name, so that nobody takes it for the other.
+    Metric(
+        name="leak_coordinate_one_gold",
+        label="leak coordinate against one gold",
+        meaning="place of the forget rows between one gold (0) and base (1): the variance between two trainings of "
+        "gold is not in it",
+        splits=FORGET,
+        family="relative",
+        interval="relative test",
+        needs_gold=True,
+    ),
+    Metric(
+        name="damage",
+        label="damage",
+        meaning="distance of the forget rows from the line between gold and base, in units of its length",
+        splits=FORGET,
+        family="relative",
+        interval="relative test",
+        better="lower",
+        needs_gold=True,
+    ),
+)
+
+CATALOG: dict[str, Metric] = {metric.name: metric for metric in (*_PLAIN, *_readings(), *_leaks(), *_RELATIVE)}
+"""Every metric by name, in the order of tables."""
+
+
+def of_family(*families: Family) -> list[Metric]:
+    """The metrics of these families, in the order of the catalogue."""
+    return [metric for metric in CATALOG.values() if metric.family in families]
+
+
+def is_of(name: str, *families: Family) -> bool:
+    """Whether a metric is of one of these families; one of a suite is of none."""
+    return name in CATALOG and CATALOG[name].family in families
+
+
+def is_headline(name: str) -> bool:
+    """Whether a metric is one of the few that are shown first."""
+    return name in CATALOG and CATALOG[name].headline
+
+
+def margins() -> dict[str, float]:
+    """The margins of equivalence that hold unless a recipe gives others."""
+    return {metric.name: metric.margin for metric in CATALOG.values() if metric.margin is not None}
+
+
+def label(name: str) -> str:
+    """A metric's name for people; that of a suite's metric is lm-eval's."""
+    return CATALOG[name].label if name in CATALOG else name
