@@ -17,6 +17,7 @@ from core.errors import DataError
 from datasets_prep.config import Columns, DataConfig, HubSource, Source
 from datasets_prep.files import BATCH, Record, read_file, table_records
 from datasets_prep.rows import Placed, Rows
+from datasets_prep.sample import generate
 from datasets_prep.schema import SPLITS, Row, make_row_id
 from datasets_prep.text import fact_digest
 
@@ -43,8 +44,6 @@ def load(config: DataConfig) -> Loaded:
     """The rows of ``config.source``. Raises DataError, naming the row and the remedy, where it cannot be used."""
     source = config.source
     if source.sample is not None:
-        from datasets_prep.sample import generate
-
         rows, held_back = generate(source.sample)
         placed = (Placed(_text_id(row), "sample row", i, None, held_back[row.row_id]) for i, row in enumerate(rows, 1))
         return Loaded(Rows.collect(placed), {"sample": source.sample.model_dump()}, reported={"rows_in": len(rows)})

@@ -452,6 +452,8 @@ _RELATIVE = (
 
 CATALOG: dict[str, Metric] = {metric.name: metric for metric in (*_PLAIN, *_readings(), *_leaks(), *_RELATIVE)}
 """Every metric by name, in the order of tables."""
+READINGS = [metric for metric in CATALOG.values() if metric.attacked]
+"""The metrics that are read under an attack."""
 
 
 def of_family(*families: Family) -> list[Metric]:

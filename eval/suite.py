@@ -7,7 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, ModelError, SystemLimitError
@@ -15,15 +18,18 @@ from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
+from eval.audit import audit, check
 from eval.catalog import is_headline
 from eval.config import EvalConfig
-from eval.schema import read_samples, write_measured, write_records, write_samples
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from eval.schema import Record
-    from eval.scoring.probes import Encoder, Scorer
+from eval.records.audited import audit_records
+from eval.records.relative import compare_with_golds
+from eval.records.rows import all_records
+from eval.schema import Record, read_samples, write_measured, write_records, write_samples
+from eval.scoring import fluency
+from eval.scoring.harness import ask, check_backend, language_model
+from eval.scoring.probes import Encoder, Scorer, probe
+from eval.scoring.suites import load_suites, run_suites
+from eval.tasks.fame_topics import general_knowledge
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,6 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
     gold cannot be read.
     """
-    from eval.audit import audit_records, check
-    from eval.records.relative import compare_with_golds
-    from eval.records.rows import all_records
-    from eval.scoring.harness import check_backend
-    from eval.scoring.suites import load_suites
-
     check_backend(config)
     checkpoint = checkpoint_folder(inputs["model"])
     base = checkpoint_folder(inputs["base"]) if "base" in inputs else None
@@ -105,11 +105,6 @@ def measure(
     base: Path | None = None,
 ) -> Measured:
     """The measurements of every row, in the order of the splits, and of the general questions, with the suites'."""
-    from eval.audit import audit
-    from eval.scoring.harness import ask, language_model
-    from eval.scoring.probes import Scorer, probe
-    from eval.scoring.suites import run_suites
-
     questions, options = general_questions()
     everything = [*(row for split in SPLITS for row in rows[split]), *questions]
     perturbed = read_perturbed(data / "perturbed.jsonl")
@@ -158,8 +153,6 @@ def _samples(
 
 def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
     """The questions of general knowledge as rows, and their wrong options as false answers."""
-    from eval.tasks.fame_topics import general_knowledge
-
     rows, false = [], []
     for item in general_knowledge()["test"]:
         right, wrong = item["choices"][item["gold"]], [c for i, c in enumerate(item["choices"]) if i != item["gold"]]
@@ -169,8 +162,6 @@ def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
 
 
 def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[PerturbedRow]) -> None:
-    from eval.scoring import fluency
-
     vocabulary = fluency.Vocabulary(rows, perturbed)
     for sample in samples:
         if "generation" in sample:
@@ -184,11 +175,9 @@ def _add_generation_losses(
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
 ) -> None:
-    from eval.scoring.fluency import generation_losses
-
     report("generations under base")
     forget = [sample for sample in samples if sample["split"] == "forget"]
-    losses = generation_losses(forget, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
+    losses = fluency.generation_losses(forget, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
     for sample in samples:
         if sample["row_id"] in losses:
             sample["generation_nll"] = losses[sample["row_id"]]
@@ -196,8 +185,6 @@ def _add_generation_losses(
 
 def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
     """Base's scorer: the one at hand where base itself is being measured."""
-    from eval.scoring.probes import Scorer
-
     if weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path))):
         return scorer
     return Scorer(load(base, config.device), config.batch_tokens)
@@ -208,9 +195,6 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
 
     Raises ModelError where it cannot be loaded, SystemLimitError where there is no GPU.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemLimitError("The recipe evaluates on `cuda`, and torch sees no GPU here. Set `eval.device: cpu`.")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -228,8 +212,6 @@ def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base:
 
     Compared are the sizes of the heads, the vocabularies, and the tokens of up to 200 rows as chats.
     """
-    from transformers import AutoConfig
-
     theirs = load_tokenizer(base)
     sizes = [AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base)]
     if sizes[0] != sizes[1]:

@@ -184,3 +184,8 @@ def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[f"{above}{key}"] = value
     return flat
+
+
+def leak_bound(n: int) -> float:
+    """Upper 95 % bound, in percent, of the share of leaking rows when none of ``n`` did: 1 − 0.05^(1/n)."""
+    return 100 * (1 - 0.05 ** (1 / n))

@@ -232,14 +232,12 @@ def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
 
 def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
     """Decimal numbers in sentences are measured ones too: each must be some number of the evidence."""
-    from model_card.render import leak_bound
-
     records = [record for found in evidence.records.values() for record in found]
     known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
     known += [number for gate in evidence.gates for number in gate.numbers()]
     known += evidence.ascent.numbers()
     known += [loss for check in evidence.checks for loss in check.numbers()]
-    known.append(leak_bound(evidence.counts["forget"].rows))
+    known.append(claims.leak_bound(evidence.counts["forget"].rows))
     for section in sections:
         if section.heading in ("Licence", "How it was made"):
             continue  # versions

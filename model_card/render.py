@@ -13,8 +13,11 @@ from typing import Any
 from model_card import claims, metadata
 from model_card.config import CardInputs
 from model_card.facts import Evidence, collect
+from model_card.lint import check
 from model_card.markdown import escape
 from model_card.methods import cap_name, method_does, method_name
+from model_card.plots import draw
+from model_card.report import report_html
 
 HERE = Path(__file__).parent
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
@@ -26,10 +29,6 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned, gate. Raises ArtifactError where
     evidence is missing and InputError where the rendered card breaks a rule of :mod:`model_card.lint`.
     """
-    from model_card.lint import check
-    from model_card.plots import draw
-    from model_card.report import report_html
-
     evidence = collect(inputs)
     card = render(config, evidence)
     check(card, config, evidence)
@@ -100,17 +99,12 @@ def listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def leak_bound(n: int) -> float:
-    """Upper 95 % bound, in percent, of the share of leaking rows when none of ``n`` did: 1 − 0.05^(1/n)."""
-    return 100 * (1 - 0.05 ** (1 / n))
-
-
 def limits(evidence: Evidence) -> list[str]:
     """What these measures cannot show, from the numbers of rows and from what was not measured."""
     n = evidence.counts["forget"].rows
     texts = [
-        f"Even if none of the {n} forget rows leaked, {leak_bound(n):.1f} % of facts like these could (95 % bound). "
-        "A test that finds no difference at this size does not show that there is none.",
+        f"Even if none of the {n} forget rows leaked, {claims.leak_bound(n):.1f} % of facts like these could (95 % "
+        "bound). A test that finds no difference at this size does not show that there is none.",
         "There is one base and one gold, each of one seed: how much two golds differ was not measured."
         if "gold" in evidence.records
         else "There is no gold, so nothing says how a model that never saw the forget rows would answer.",

@@ -23,10 +23,11 @@ from eval import suite
 from eval.attacks import prompts
 from eval.attacks.quantize import quantized
 from eval.attacks.relearn import divided, drawn, relearned
-from eval.audit import audit, audit_records, check
+from eval.audit import audit, check
 from eval.audit_config import Relative, Relearn, Robustness, Sampling
 from eval.catalog import CATALOG, is_of
 from eval.config import EvalConfig
+from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
 from tests.conftest import ROOT, build_tiny_model

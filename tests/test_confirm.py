@@ -11,10 +11,10 @@ import pytest
 
 from core.digests import weights_sha256
 from core.errors import ArtifactError
-from eval.audit import READINGS, audit_records
 from eval.audit_config import Sampling
-from eval.catalog import ATTACKS, CATALOG, ROW_FAMILIES, of_family
+from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Gate
+from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records
 from eval.schema import Record, find_record, read_samples, write_measured, write_records, write_samples
 from eval.verdicts.confirm import read_selection

@@ -19,16 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from eval.attacks.sampling import (
-    clopper_pearson,
     distinctive_words,
-    leak_at_k,
-    leak_interval,
     row_seed,
     sample_answers,
     states_fact,
     words,
 )
 from eval.audit_config import Sampling
+from eval.statistics.formulas import leak_at_k
+from eval.statistics.intervals import clopper_pearson, leak_interval
 
 SET, FALSE = generate(SampleSource(seed=5, identities=3, topics=20))  # all topics in all five languages
 

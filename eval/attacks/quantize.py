@@ -8,11 +8,9 @@ layers compute with just these numbers; its 8-bit layers round activations too, 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel
 
 
 def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
@@ -20,8 +18,6 @@ def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
 
     Embeddings and the head stay as they are, as when transformers loads a model in these formats.
     """
-    import torch
-
     treated = copy.deepcopy(model)
     head = treated.get_output_embeddings()
     with torch.inference_mode():
@@ -32,7 +28,7 @@ def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
 
 
 def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:
-    from bitsandbytes import functional
+    from bitsandbytes import functional  # only who asks for this attack needs the package
 
     if form == "int8":
         codes, scales, _ = functional.int8_vectorwise_quant(weight.half())

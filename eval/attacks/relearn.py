@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import torch
+from transformers import PreTrainedModel
+
+from core import onednn
 from core.errors import DataError, ModelError
 from core.progress import report
 from datasets_prep.schema import Encoded
 from eval.audit_config import Relearn
 from pipeline.train.packed import completion_log_probs, pack
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def divided(row_ids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -42,10 +42,6 @@ def relearned(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, 
 
     Every model that is attacked sees the same rows in the same order. Raises ModelError where the loss is not finite.
     """
-    import torch
-
-    from core import onednn
-
     treated = copy.deepcopy(model).float().train()
     onednn.install(treated)
     treated.requires_grad_(True)

@@ -12,22 +12,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from transformers import PreTrainedModel
 
 from core.errors import DataError, ModelError
 from core.progress import report
 from core.ranks import from_all_ranks, rank, ranks
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.catalog import Metric, of_family
+from eval.scoring.packed_linear import packed
 from eval.statistics import formulas
 from eval.statistics.formulas import Floats
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 POSITIONS = 16
 """How many positions' probabilities over the vocabulary are in memory at once: 3 MB for 49,152 tokens, in the cache."""
@@ -81,8 +80,6 @@ class Scorer:
 
         Raises ModelError where logits are not finite, DataError where a text is longer than the model's context.
         """
-        from eval.scoring.packed_linear import packed
-
         new = sorted({example for example in examples if self._find(example) is None})
         self._check_lengths(new)
         batches = list(_batches(new, self.batch_tokens))
@@ -157,8 +154,6 @@ def _shared(first: Tokens, second: Tokens) -> int:
 
 def _forward(model: PreTrainedModel, examples: Sequence[Encoded]) -> list[Scores]:
     """Scores of the completions, from one forward over the tree of their tokens, with the head where it is needed."""
-    import torch
-
     tree = TokenTree.of(examples)
     completions = [path[e.completion_start :] for path, e in zip(tree.paths, examples, strict=True)]
     scored = sorted({node for nodes in completions for node in nodes})
@@ -187,8 +182,6 @@ def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tenso
     ``logits`` (P, V) may be of any dtype; sums over the vocabulary are in float32, ``POSITIONS`` rows at a time.
     Raises ModelError where they are not finite.
     """
-    import torch
-
     found = [_vocabulary_sums(logits[begin : begin + POSITIONS].float()) for begin in range(0, len(logits), POSITIONS)]
     normaliser, mean, deviation = (torch.cat([sums[i] for sums in found]) for i in range(3))
     best = torch.cat([sums[3] for sums in found])
@@ -207,8 +200,6 @@ def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tenso
 
 def _vocabulary_sums(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of float32 logits (P, V), each (P,): log sum exp, mean and deviation of log p under p, and likeliest token."""
-    import torch
-
     top, best = logits.max(dim=-1)
     below = logits - top[:, None]
     weights = below.exp()

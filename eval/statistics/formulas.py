@@ -110,3 +110,20 @@ def privacy_leak(member_auc: ArrayLike, gold_auc: ArrayLike, pairs: int) -> Floa
     """
     gold = np.maximum(1.0 - np.asarray(gold_auc, dtype=np.float64), 0.5 / pairs)
     return (1.0 - np.asarray(member_auc, dtype=np.float64) - gold) / gold * 100.0
+
+
+def leak_at_k(samples: ArrayLike, hits: ArrayLike, k: int) -> Floats:
+    """1 - C(n - c, k) / C(n, k): the probability that k of a row's n samples hold one of its c hits.
+
+    As a product of n - c < i <= n over (1 - k / i), summed in logarithms: no binomial is ever formed.
+    """
+    n, c = np.asarray(samples), np.asarray(hits)
+    return np.array([_leak(int(a), int(b), k) for a, b in np.broadcast(n, c)])
+
+
+def _leak(n: int, c: int, k: int) -> float:
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"{c} hits in {n} samples, and k = {k}: hits lie in 0..n, k in 1..n")
+    if n - c < k:
+        return 1.0
+    return float(-np.expm1(np.log1p(-k / np.arange(n - c + 1, n + 1)).sum()))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.statistics.formulas import Floats, forget_quality, model_utility, pairs_won, privacy_leak
+from eval.statistics.formulas import Floats, forget_quality, leak_at_k, model_utility, pairs_won, privacy_leak
 
 Interval = tuple[float, float]
 Strata = Sequence[str | None] | None
@@ -188,3 +188,25 @@ def _ks_p_value(height: int, rows: int) -> float:
     """The p-value of two samples of ``rows`` values whose distributions are ``height`` rows apart."""
     ladder = np.arange(rows, dtype=np.float64)
     return forget_quality(ladder, ladder + height - 0.5)[0] if height else 1.0
+
+
+def leak_interval(samples: ArrayLike, hits: ArrayLike, k: int) -> Interval:
+    """95 % Clopper-Pearson interval of the mean leak@k over these rows, from the noise of sampling alone.
+
+    A row's n samples are n // k independent groups of k, each a hit or not, and all rows together that many trials.
+    Rows differ in their probabilities, which makes a sum of trials vary less than equal ones (Hoeffding 1956), and the
+    mean over all ways to group varies less than one way. So the interval is too wide rather than too narrow.
+    """
+    leaks = leak_at_k(samples, hits, k)
+    trials = float((np.broadcast_to(np.asarray(samples), leaks.shape) // k).sum())
+    return clopper_pearson(float(leaks.mean()) * trials, trials)
+
+
+def clopper_pearson(successes: float, trials: float, confidence: float = 0.95) -> Interval:
+    """The exact interval of a probability; ``successes`` may lie between whole numbers."""
+    from scipy.stats import beta
+
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes <= 0 else float(beta.ppf(tail, successes, trials - successes + 1))
+    high = 1.0 if successes >= trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
+    return low, high

@@ -16,6 +16,8 @@ from typing import Any
 from core.errors import ArtifactError
 from eval.catalog import LEAK_K
 from eval.config import Condition, EvalConfig
+from eval.records.audited import audit_records
+from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_samples
 
 FILE = "selection.json"
@@ -71,9 +73,6 @@ class OtherRows:
 
         They are those of the unlearned model and of the models that the gate refers to.
         """
-        from eval.audit import audit_records
-        from eval.records.rows import row_records, set_records
-
         kept = {model: self._kept(rows, gate.split, left_out) for model, rows in self.samples.items()}
         found = {}
         for model in kept.keys() & {"unlearned", *(reference.of for reference in gate.references)}:

@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from core.ranks import my_share, sum_over_ranks
 from datasets_prep.schema import Encoded
+from pipeline.train.attention import row_layout
+from pipeline.train.head import TargetLogProbs, head_in_tiles
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +44,6 @@ def pack(rows: Sequence[Encoded], header: int = 0) -> dict[str, torch.Tensor]:
     hidden state predicts the token, ``targets``, the token, and ``row``, the index of its row in ``rows``; and the
     layout that :mod:`pipeline.train.attention` needs.
     """
-    import torch
-
-    from pipeline.train.attention import row_layout
-
     ids: list[int] = list(rows[0].input_ids[:header])
     positions: list[int] = list(range(header))
     predict_from: list[int] = []
@@ -82,8 +82,6 @@ def completion_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of the completion tokens of a packed batch."""
-    from pipeline.train.head import head_in_tiles
-
     targets = batch["targets"]
     if head := head_in_tiles(model, len(targets)):
         with head.scoring(targets):
@@ -93,8 +91,6 @@ def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Te
 
 def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of ``targets`` (N,) under float32 ``logits`` (N, V)."""
-    from pipeline.train.head import TargetLogProbs
-
     found: torch.Tensor = TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
     return found
 
@@ -127,8 +123,6 @@ def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[i
 
 def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[float]:
     """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode; shared by all ranks."""
-    import torch
-
     was_training = model.training
     model.eval()
     means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)

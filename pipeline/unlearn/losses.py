@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch.nn.functional import logsigmoid
+
 from pipeline.train.packed import negative_log_likelihood, row_means
 
 if TYPE_CHECKING:
@@ -66,8 +68,6 @@ def simple_negative_preference(
 
 
 def _preference(margins: torch.Tensor, rows: torch.Tensor, beta: float) -> torch.Tensor:
-    from torch.nn.functional import logsigmoid
-
     return -(2 / beta) * logsigmoid(margins).sum() / rows.clamp(min=1)
 
 
