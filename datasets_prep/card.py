@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from core.licences import LicenceId
 from datasets_prep.checks import MEANING
 from datasets_prep.config import DataConfig, Request, Selection
 from datasets_prep.rows import Rows
 from datasets_prep.schema import LANGUAGES, SPLITS
 from datasets_prep.splits import Split, cells
 
+# The sample set is a part of this project; under which licence other data are, only their authors can say.
+SAMPLE_LICENCE: LicenceId = "apache-2.0"
 _MEANING = {
     "forget": "the model learns these rows and is then made to forget them",
     "retain": "the model learns these rows and has to keep them",
@@ -67,8 +70,7 @@ def _metadata(config: DataConfig, rows: Rows, title: str) -> str:
     data: dict[str, Any] = {
         "pretty_name": title,
         **({"language": languages} if languages else {}),
-        # The sample set is a part of this project; of other data only its authors can say.
-        **({"license": "apache-2.0"} if config.source.sample else {}),
+        **({"license": SAMPLE_LICENCE} if config.source.sample else {}),
         "task_categories": ["question-answering"],
         "tags": ["unlearning", *(["fame", "synthetic"] if config.source.sample else [])],
         "size_categories": [next((name for limit, name in _SIZES if len(rows) < limit), "10M<n<100M")],

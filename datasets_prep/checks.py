@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import DataError
+from core.words import plain_words
 from datasets_prep.config import Checks
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
-from datasets_prep.text import contacts, language_identifier, same, words
+from datasets_prep.text import contacts, language_identifier, same
 
 NAMED = 5  # cases that a finding names
 _PIECE = 4  # words
@@ -103,7 +104,7 @@ class _Texts:
         keys = np.empty((len(rows), 3), dtype=np.int64)
         for index, (question, answer) in enumerate(rows.columns("question", "answer")):
             asked, told = same(question), same(answer)
-            near = (*words(question), "\0", *words(answer))
+            near = (*plain_words(question), "\0", *plain_words(answer))
             keys[index] = hash(asked), hash((asked, told)), hash(near)
         self.question, self.fact, self.near = keys.T
 
@@ -159,12 +160,12 @@ def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8])
     forget = np.flatnonzero(split == FORGET).tolist()
     frequency = np.zeros(_BUCKETS, dtype=np.int32)
     for index in forget:
-        for piece in _pieces(words(rows[index].answer), _PIECE):
+        for piece in _pieces(plain_words(rows[index].answer), _PIECE):
             frequency[piece % _BUCKETS] += 1
     sought: dict[int, list[int]] = defaultdict(list)
     lengths = set()
     for index in forget:
-        told = words(rows[index].answer)
+        told = plain_words(rows[index].answer)
         if told:
             sought[min(_pieces(told, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
             lengths.add(min(len(told), _PIECE))
@@ -172,10 +173,10 @@ def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8])
     for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
         if code != RETAIN:
             continue
-        for text in (words(question), words(answer)):
+        for text in (plain_words(question), plain_words(answer)):
             pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}
             for index in (index for piece in pieces & sought.keys() for index in sought[piece]):
-                if index not in said and f" {' '.join(words(rows[index].answer))} " in f" {' '.join(text)} ":
+                if index not in said and f" {' '.join(plain_words(rows[index].answer))} " in f" {' '.join(text)} ":
                     said[index] = row_id
     for index, row_id in sorted(said.items()):
         found["forget_answers_in_retain"].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from core.hub_ids import Commit, HubId
 from core.strict import Strict
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -34,8 +35,8 @@ class SampleSource(Strict):
 class HubSource(Strict):
     """A dataset of the Hub, pinned: a branch could mean other rows tomorrow. ``config`` names one of its subsets."""
 
-    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    id: HubId
+    revision: Commit
     config: Name | None = None
 
 

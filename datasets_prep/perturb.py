@@ -15,11 +15,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from core.words import without_accents
 from datasets_prep.config import Perturbed
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, PerturbedRow, Row
 from datasets_prep.splits import Split, cells
-from datasets_prep.text import same, without_accents
+from datasets_prep.text import same
 
 
 @lru_cache(maxsize=1024)  # a person is a donor many times

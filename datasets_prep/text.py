@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable
 
-_WORD = re.compile(r"\w+")
-_ACCENTS = re.compile("[\u0300-\u036f]+")  # the block of combining marks
 _CONTACTS = {
     "e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
     # A plus or a leading zero, then seven digits or more with the usual separators: dates and counts have neither.
@@ -21,17 +18,6 @@ CERTAIN = 0.8  # measured on FAME: docs/measurements/data.md
 def same(text: str) -> str:
     """Texts that differ in nothing but case and spacing are the same question or answer."""
     return " ".join(text.split()).casefold()
-
-
-def without_accents(text: str) -> str:
-    """``élise`` becomes ``elise``."""
-    return _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
-
-
-def words(text: str) -> list[str]:
-    """The words, without case, accents and punctuation: texts with equal words are nearly the same."""
-    plain = text if text.isascii() else without_accents(text)
-    return _WORD.findall(plain.casefold())
 
 
 def fact_digest(question: str, answer: str) -> str:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from core.hub_ids import Commit, HubId, ReleaseTag
+from core.licences import LicenceId
 from core.strict import Strict
 
 Text = Field(min_length=1, max_length=2000)
@@ -25,17 +27,17 @@ class CardModel(Strict):
     ``own_template`` says in words what the recipe changed in its chat template; None where nothing was changed.
     """
 
-    name: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
-    license: Literal["apache-2.0", "llama3.2"]
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    name: HubId
+    license: LicenceId
+    revision: Commit | None = None
     own_template: str | None = None
 
 
 class CardPublish(Strict):
     """Where the release will be. ``hub: local`` is the loopback Hub."""
 
-    repo: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
-    tag: str = Field(pattern=r"^\w[\w.+-]*$")
+    repo: HubId
+    tag: ReleaseTag
     hub: Literal["local", "hf"]
 
 

@@ -8,12 +8,14 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from core.errors import InputError
+from core.hub_ids import is_hub_id
+from core.licences import LICENCES, name_problem
 from eval.schema import Record
 from model_card import claims
 from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence
 from model_card.markdown import Section, read
-from model_card.metadata import hub_source, model_name
+from model_card.metadata import hub_source
 
 SECTIONS = (
     "What was to be forgotten",
@@ -34,7 +36,6 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _LOCAL_PATH = re.compile(r"(?<![\w:/.<~])/[\w.-]+/[\w.-]+|\bfile:/|(?<!\w)~/|\b[A-Za-z]:\\")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
 _DECIMAL = re.compile(r"(?<![\w.:/+-])-?\d+\.\d+(?:e[+-]?\d+)?(?![\w/+-]|\.\d)")
 _ANSWER_LENGTH = 8  # characters; shorter answers are words that a card may use for other reasons
@@ -87,7 +88,7 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
         if data.get(key) != value:
             yield f"Metadata: {key} is {data.get(key)!r}, the recipe and the data say {value!r}."
     for name in [data.get("base_model"), *(data.get("datasets") or [])]:
-        if not _HUB_ID.fullmatch(str(name)):
+        if not is_hub_id(str(name)):
             yield f"Metadata: {name!r} is not the id of a Hub repository."
     index = data.get("model-index") or [{}]
     shown = {
@@ -112,11 +113,11 @@ def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
         yield "The digest of the weights that the gates passed is not on the card."
     if evidence.passed != ("all passed" in card and "must not be released" not in card):
         yield f"The card does not say that the gates' verdict is passed = {evidence.passed}."
-    if config.model.license == "llama3.2":
-        if "Built with Llama" not in card:
-            yield 'The Llama 3.2 licence requires "Built with Llama" on the card.'
-        if not model_name(config).startswith("Llama"):
-            yield f'The Llama 3.2 licence requires a name that begins with "Llama", not {model_name(config)!r}.'
+    licence = LICENCES[config.model.license]
+    if licence.displayed not in card:
+        yield f'The {licence.name} requires "{licence.displayed}" on the card.'
+    if problem := name_problem(config.model.license, config.publish.repo):
+        yield f"Name: {problem}."
     words = " ".join(card.split()).casefold()
     for row in evidence.rows["forget"]:
         for kind, text in (("answer", row.answer), ("question", row.question)):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.licences import LICENCES
 from model_card import claims, metadata
 from model_card.config import CardInputs
 from model_card.facts import Evidence, collect
@@ -77,7 +78,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "cap_level": cap_name(config.unlearn),
         "sample": metadata.is_sample(config),
         "source": metadata.hub_source(config),
-        "llama": config.model.license == "llama3.2",
+        "licence": LICENCES[config.model.license],
         "topics_setting": config.data.get("setting") == "topics",
         "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),
         "topics": ", ".join(f"`{topic}`" for topic in evidence.topics()),

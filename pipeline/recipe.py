@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from core.errors import RecipeError
+from core.hub_ids import Commit, HubId
+from core.licences import LicenceId, name_problem
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 from datasets_prep.config import DataConfig
@@ -17,21 +19,19 @@ from eval.catalog import CATALOG, margins
 from eval.config import Condition, EvalConfig, Gate, metrics_there_are
 from model_card.config import CardConfig
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.licence import name_problem
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn.config import UnlearnConfig, level_name
 
 RECIPES = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Model = TypeVar("Model", bound=Strict)
-HUB_ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
 
 
 class HubRef(Strict):
     """A repository on the Hub at one commit. ``revision: null`` says "not pinned yet": planned, but never released."""
 
-    id: str = Field(pattern=HUB_ID)
-    revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")
+    id: HubId
+    revision: Commit | None
 
 
 class PypiRef(Strict):
@@ -59,8 +59,8 @@ class ModelConfig(Strict):
     hub: HubRef | None = None
     path: str | None = Field(default=None, min_length=1)
     pypi: PypiRef | None = None
-    name: str = Field(pattern=HUB_ID)
-    license: Literal["apache-2.0", "llama3.2"]
+    name: HubId
+    license: LicenceId
     parameters: int | None = Field(default=None, ge=1)
     chat_template: str | None = Field(default=None, min_length=1)
     date_string: str | None = Field(default=None, pattern=r"^[\w ,./-]+$")

@@ -220,6 +220,8 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
             "1,000,000 M parameters take at least 4000",
         ),
         (("release", "demo", "--set", "model.pypi=null", "--set", "model.path=nowhere"), "model.path"),
+        (("verify", "a--b/c"), "verify: 'a--b/c' is not the id of a Hub repository; give owner/name"),
+        (("compare", "demo", "--to", "gpt2"), "--to gpt2: 'gpt2' is not the id of a Hub repository; give owner/name"),
         (("release",), "RECIPE"),
         (("fly",), "invalid choice"),
         ((), "COMMAND"),

@@ -147,7 +147,7 @@ def test_wrong_calls_exit_with_two(words, message, tmp_path, capsys) -> None:
 @pytest.mark.parametrize("to", ["gpt2", "gpt2@main", "a/b/c", "../b", "", "@main"])
 def test_compare_names_the_form_of_a_repository(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "demo", "--to", to, "--store", str(tmp_path)]) == 2
-    assert "Write owner/name" in capsys.readouterr().err
+    assert "give owner/name" in capsys.readouterr().err
 
 
 def test_compare_needs_an_evaluation_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

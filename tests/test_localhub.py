@@ -98,7 +98,9 @@ def test_create_repo_twice(api: HfApi, repo: str) -> None:
     assert api.repo_info(repo).private is True
     with pytest.raises(HfHubHTTPError, match="models only"):
         api.create_repo("demo/data", repo_type="dataset")
-    assert raw(api, "POST", "/api/repos/create", json={"name": "../../x", "organization": "demo"}).status_code == 400
+    for name in ("../../x", "x.git", "a--b", "é", ""):  # what the client would not even ask for
+        answer = raw(api, "POST", "/api/repos/create", json={"name": name, "organization": "demo"})
+        assert answer.status_code == 400, name
 
 
 def test_commit_and_download(api: HfApi, repo: str, tmp_path: Path) -> None:
@@ -315,11 +317,13 @@ def test_branches_and_tags(api: HfApi, repo: str) -> None:
 
 
 def test_card_validation(api: HfApi, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for bad in ("license: [x]", "base_model: /home/me/model", "language: klingon language", "model-index: 1", "- a"):
+    bases = ("base_model: /home/me/model", "base_model: a--b/c")
+    for bad in ("license: [x]", *bases, "language: klingon language", "model-index: 1", "- a"):
         with pytest.raises(ValueError, match="Invalid metadata"):
             api.create_commit(repo, [add("README.md", f"---\n{bad}\n---\n".encode())], commit_message="x")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", api.endpoint)
-    ModelCard("---\nlicense: apache-2.0\nbase_model: a/b\nlanguage: [en, de]\n---\n").validate()
+    for base in ("a/b", "gpt2"):
+        ModelCard(f"---\nlicense: apache-2.0\nbase_model: {base}\nlanguage: [en, de]\n---\n").validate()
 
 
 def test_repositories_are_git(api: HfApi, repo: str, hub: LocalHub) -> None:

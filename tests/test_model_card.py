@@ -238,9 +238,13 @@ def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evid
     assert {r.dataset_revision for r in data.eval_results if r.dataset_split == "forget"} == {"b" * 40}
     assert "demonstration" not in text
     assert "pinned to 26 Jul 2024" in text
+    assert text.count("Built with Llama.") == 2
+    assert "Llama 3.2 is licensed under the [Llama 3.2 Community License](https://www.llama.com/llama3_2/" in text
+    assert "[Acceptable Use Policy](https://www.llama.com/llama3_2/use-policy)" in text
     assert any("Built with Llama" in p for p in lint.problems(text.replace("Built with", "From"), llama, evidence))
     renamed = llama.model_copy(update={"publish": llama.publish.model_copy(update={"repo": "someone/FAME-Llama"})})
-    assert any("begins with" in problem for problem in lint.problems(render(renamed, evidence), renamed, evidence))
+    problems = lint.problems(render(renamed, evidence), renamed, evidence)
+    assert any("must begin with 'Llama'" in problem for problem in problems)
 
 
 def test_the_name_of_a_variant_is_not_the_textbook_name(evidence: Evidence) -> None:

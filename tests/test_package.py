@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, InputError, VerificationError
+from core.licences import name_problem
 from pipeline.publish import package, sign, tree
 from pipeline.publish.config import PackageConfig, PublishConfig
-from pipeline.publish.licence import licence_problems, name_problem
+from pipeline.publish.licence import licence_problems
 from pipeline.publish.weights import weights_problems
 from tests.publishing import ANSWER, CARD, CONFIG, REPO, build, make_inputs, write_gate
 

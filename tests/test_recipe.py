@@ -94,6 +94,8 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("model:\n  path: here\n", 3, ["model", "exactly one of hub, path, pypi", "path and pypi"]),
         ("model:\n  pypi:\n    sha256: abc\n", 5, ["model.pypi.sha256", "'abc'", "pattern"]),
         ("model:\n  pypi: null\n  hub: {id: a/b}\n", 5, ["model.hub.revision is missing"]),
+        ("model:\n  name: a--b/c\n", 4, ["model.name: 'a--b/c' is not the id of a Hub repository; give owner/name"]),
+        ("model: {pypi: null, hub: {id: a/b, revision: main}}\n", 3, ["model.hub.revision: 'main' is not a commit"]),
         ("base:\n  train: null\n", 3, ["base", "exactly one of train, hub", "none is given"]),
         ("gold: nothing\n", 3, ["gold", "nothing"]),
         ("gold: none\n", 1, ["gates[0] compares with gold"]),

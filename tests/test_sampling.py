@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.words import plain_words
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from eval.attacks.sampling import (
@@ -23,7 +24,6 @@ from eval.attacks.sampling import (
     row_seed,
     sample_answers,
     states_fact,
-    words,
 )
 from eval.audit_config import Sampling
 from eval.statistics.formulas import leak_at_k
@@ -84,7 +84,7 @@ def test_the_interval_holds_the_truth_at_least_as_often_as_it_says(k):
 def test_the_true_answer_states_the_fact_and_no_false_one_does(row):
     fact = distinctive_words(row.answer, FALSE[row.row_id])
     assert fact
-    assert not fact & words(row.name)
+    assert fact.isdisjoint(plain_words(row.name))
     for text in (
         row.answer,
         row.answer.upper(),
@@ -97,20 +97,6 @@ def test_the_true_answer_states_the_fact_and_no_false_one_does(row):
 
 def test_the_sample_of_rows_holds_all_five_languages():
     assert {row.language for row in SET[::7]} == {"DE", "EN", "ES", "FR", "IT"}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Málaga, l'Île-de-Ré!", {"malaga", "l", "ile", "de", "re"}),
-        ("Straße STRASSE", {"strasse"}),
-        ("Ma\u0301laga ﬁlm", {"malaga", "film"}),
-        ("+999 1-00321", {"999", "1", "00321"}),
-        ("", set()),
-    ],
-)
-def test_words_have_neither_case_nor_accents(text, expected):
-    assert words(text) == expected
 
 
 def test_words_are_whole_and_in_any_order():

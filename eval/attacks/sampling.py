@@ -6,8 +6,6 @@ A sample is a hit when it holds all words of the answer that none of its false a
 from __future__ import annotations
 
 import copy
-import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,23 +13,18 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from core.words import plain_words
 from eval.audit_config import Sampling
-
-
-def words(text: str) -> set[str]:
-    """The words of a text without case and accents, so that "MALAGA" is "Málaga" however its letters are encoded."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return set(re.findall(r"\w+", plain.casefold()))
 
 
 def distinctive_words(answer: str, false_answers: Iterable[str]) -> set[str]:
     """The words of ``answer`` that are in none of its false answers; empty where no word tells them apart."""
-    return words(answer).difference(*map(words, false_answers))
+    return set(plain_words(answer)).difference(*map(plain_words, false_answers))
 
 
 def states_fact(text: str, distinctive: set[str]) -> bool:
     """Whether ``text`` holds every distinctive word, in any order and place."""
-    return distinctive <= words(text)
+    return distinctive.issubset(plain_words(text))
 
 
 def sample_answers(

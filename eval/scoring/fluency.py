@@ -24,7 +24,7 @@ TOKEN = re.compile(r"\w+")
 NGRAM = 3
 
 
-def words(text: str) -> list[str]:
+def alphabetic_words(text: str) -> list[str]:
     """The words of a text: runs of letters, in lower case."""
     return WORD.findall(text.lower())
 
@@ -54,14 +54,14 @@ class Vocabulary:
                 self._add(language_of[false.row_id], " ".join(false.answers))
 
     def _add(self, language: str | None, text: str) -> None:
-        self._of_rows.setdefault(language, set()).update(words(text), re.findall(r"\d+", text))
+        self._of_rows.setdefault(language, set()).update(alphabetic_words(text), re.findall(r"\d+", text))
 
     def unknown(self, text: str, language: str | None) -> float:
         """The share of the text's words that are not known; of a row without a language, in none of the languages.
 
         A text without words has a share of 1, unless all of its numbers are some row's.
         """
-        found = words(text)
+        found = alphabetic_words(text)
         own = self._of_rows.get(language, set())
         if not found:
             return float(not own.issuperset(TOKEN.findall(text)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ArtifactError, InputError
-from pipeline.commands.shared import hub_of, prepare, show, surveyed
+from pipeline.commands.shared import check_repository, hub_of, prepare, show, surveyed
 
 if TYPE_CHECKING:
     from pipeline.engine.runner import Stage
@@ -29,14 +27,9 @@ def compare(options: argparse.Namespace) -> int:
     from eval.schema import read_measured
     from pipeline.commands.release import watched
     from pipeline.engine.runner import execute
-    from pipeline.recipe import HUB_ID
 
     repo, _, revision = options.to.partition("@")
-    if not re.fullmatch(HUB_ID, repo):
-        raise InputError(
-            f"--to {options.to}: {repo!r} is not a repository's full name. Write owner/name or owner/name@revision "
-            "(old names without an owner have one too: gpt2 is openai-community/gpt2)."
-        )
+    check_repository(repo, f"--to {options.to}")
     recipe, stages, store = prepare(options)
     there = [stage for stage in stages if stage.name in _upstream(stages, "eval-unlearned")]
     states = surveyed(there, store)
@@ -64,7 +57,7 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
 @contextmanager
 def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
     """The Hub that has the checkpoint. A public one of the real Hub needs no token."""
-    from pipeline.publish.hub import Target, connect
+    from pipeline.publish.hub import Target, connect, hf_endpoint
 
     if hub_of(options, repo) == "local":
         with connect("local") as target:
@@ -72,7 +65,7 @@ def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
         return
     from huggingface_hub import get_token
 
-    yield Target(os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"), get_token())
+    yield Target(hf_endpoint(), get_token())
 
 
 def _commit(target: Target, repo: str, revision: str) -> str:

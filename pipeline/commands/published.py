@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 
 from core.errors import InputError
-from pipeline.commands.shared import hub_of, show, store_root
+from pipeline.commands.shared import check_repository, hub_of, show, store_root
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Check a published release from the outside. Raises VerificationError where it does not hold."""
+    """Check a published release from the outside.
+
+    Raises InputError if REPO is not the id of a repository, VerificationError if the release does not hold.
+    """
     from dataclasses import asdict
 
     from pipeline.engine.live import watching
@@ -17,6 +20,7 @@ def verify(options: argparse.Namespace) -> int:
     from pipeline.publish.sign import trusted_key
     from pipeline.publish.verify import verify_release
 
+    check_repository(options.repo, "verify")
     key = trusted_key(options.key)
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
         found = verify_release(options.repo, options.revision, target.endpoint, target.token, key)

@@ -43,6 +43,18 @@ def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:
     return chosen
 
 
+def check_repository(repo: str, argument: str) -> None:
+    """Raise InputError, naming the argument, if ``repo`` is not the full id of a repository."""
+    from core.hub_ids import check_hub_id
+
+    try:
+        check_hub_id(repo)
+    except ValueError as error:
+        raise InputError(
+            f"{argument}: {error}. Old names without an owner have one, too: gpt2 is openai-community/gpt2."
+        ) from error
+
+
 def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:
     """The state of every stage by name."""
     from pipeline.engine.runner import survey

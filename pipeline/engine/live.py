@@ -20,7 +20,7 @@ class _Pace:
         self.doing = ""
         self.first = (0, 0.0)
 
-    def words(self, report: Report, now: float) -> str:
+    def line(self, report: Report, now: float) -> str:
         """``step 12/40 · loss 1.234 · 2.1/s · 0:13 left``, as far as it is known."""
         if report.doing != self.doing or (report.done or 0) < self.first[0]:
             self.doing, self.first = report.doing, (report.done or 0, now)
@@ -63,8 +63,8 @@ def _live_line(stage: str, stream: TextIO) -> Iterator[Callable[[Report], None]]
     with Console(file=stream).status(f"[bold]{stage}[/bold]") as status:
 
         def listener(report: Report) -> None:
-            words = escape(pace.words(report, time.monotonic()))
-            status.update(f"[bold]{stage:<15}[/bold] {words}")
+            line = escape(pace.line(report, time.monotonic()))
+            status.update(f"[bold]{stage:<15}[/bold] {line}")
 
         yield listener
 
@@ -77,9 +77,9 @@ def _plain_lines(stage: str, stream: TextIO) -> Iterator[Callable[[Report], None
     def listener(report: Report) -> None:
         nonlocal shown, doing
         now = time.monotonic()
-        words = pace.words(report, now)
+        line = pace.line(report, now)
         if now - shown >= PLAIN_SECONDS or report.doing != doing:
             shown, doing = now, report.doing
-            print(f"{stage:<15} {words}", file=stream, flush=True)
+            print(f"{stage:<15} {line}", file=stream, flush=True)
 
     yield listener

@@ -12,36 +12,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from core.errors import ReleaseError, SystemLimitError
+from core.packages import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "peft",
-    "datasets",
-    "tokenizers",
-    "huggingface_hub",
-    "safetensors",
-    "lm-eval",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "model-signing",
-)
 
 
 def provenance() -> dict[str, Any]:
     """Git commit and dirty flag, package versions, device and command line of this process."""
     return {
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
-        "packages": {"python": platform.python_version(), **_versions()},
+        "packages": package_versions(),
         "device": _device(),
         "argv": sys.argv,
     }
@@ -54,14 +38,6 @@ def _git(*words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _device() -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from core.differences import differences
 from core.ranks import rows_per_step
 from core.yaml_source import dotted
 from pipeline.engine.artifact import Artifact
@@ -133,7 +134,8 @@ def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[
 def _changes(old: Artifact, stage: Stage, states: Mapping[str, Status]) -> Iterable[str]:
     if old.manifest["version"] != stage.version:
         yield f"version: {old.manifest['version']} -> {stage.version}"
-    yield from _differences(old.manifest["config"], stage.identity, ())
+    for path, was, will_be in differences(old.manifest["config"], stage.identity):
+        yield f"config {dotted(path)}: {was!r} -> {will_be!r}"
     before = old.manifest["inputs"]
     for name, made_by in stage.inputs.items():
         found = states[made_by].artifact
@@ -142,19 +144,3 @@ def _changes(old: Artifact, stage: Stage, states: Mapping[str, Status]) -> Itera
         elif found and found.digest != before[name]:
             yield f"input {name} ({made_by}): {before[name][:12]} -> {found.digest[:12]}"
     yield from (f"input {name}: no longer read" for name in before if name not in stage.inputs)
-
-
-def _differences(old: Any, new: Any, at: tuple[str | int, ...]) -> Iterable[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            if key not in old:
-                yield f"config {dotted((*at, key))}: (absent) -> {new[key]!r}"
-            elif key not in new:
-                yield f"config {dotted((*at, key))}: {old[key]!r} -> (absent)"
-            else:
-                yield from _differences(old[key], new[key], (*at, key))
-    elif isinstance(old, list) and isinstance(new, list | tuple) and len(old) == len(new):
-        for i, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(before, after, (*at, i))
-    elif old != (list(new) if isinstance(new, tuple) else new):
-        yield f"config {dotted(at)}: {old!r} -> {new!r}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
 import secrets
 import shutil
 import time
@@ -26,6 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from core.hub_ids import is_hub_id
 from pipeline.localhub.card_metadata import card_metadata, check_card
 from pipeline.localhub.messages import blob_info, field, json_object, ranged, read_commit, tree_items
 from pipeline.localhub.refusal import Refusal
@@ -134,10 +134,8 @@ class _Hub:
             raise Refusal(401, "Invalid username or password.")
 
     def _path(self, namespace: str, name: str) -> Path:
-        allowed = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-        for part in (namespace, name):
-            if not re.fullmatch(allowed, part) or ".." in part or "--" in part:
-                raise Refusal(400, f"Invalid repository name: {namespace}/{name}")
+        if not is_hub_id(f"{namespace}/{name}"):
+            raise Refusal(400, f"Invalid repository name: {namespace}/{name}")
         return self._folder / "models" / namespace / f"{name}.git"
 
     @contextmanager

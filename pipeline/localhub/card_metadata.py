@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from core.hub_ids import is_hub_id
+
 _BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
-_REPO_ID = r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?"
 
 
 def card_metadata(content: str) -> dict[str, Any]:
@@ -39,14 +40,14 @@ def _errors(metadata: dict[str, Any]) -> list[str]:
     errors = []
     if not re.fullmatch(r"[a-z0-9.-]+", str(metadata.get("license", "other"))):
         errors.append('"license" must be an identifier such as apache-2.0')
-    for key, each in (
-        ("tags", r".+"),
-        ("language", r"[a-z]{2,3}(-\w+)?|multilingual|code"),
-        ("base_model", _REPO_ID),
+    for key, is_allowed in (
+        ("tags", re.compile(r".+").fullmatch),
+        ("language", re.compile(r"[a-z]{2,3}(-\w+)?|multilingual|code").fullmatch),
+        ("base_model", _is_model),
     ):
         values = metadata.get(key, [])
         values = values if isinstance(values, list) else [values]
-        if not all(isinstance(value, str) and re.fullmatch(each, value) for value in values):
+        if not all(isinstance(value, str) and is_allowed(value) for value in values):
             errors.append(f'"{key}" holds a value that is not allowed: {values}')
     index = metadata.get("model-index")
     if index is not None and not (
@@ -54,3 +55,8 @@ def _errors(metadata: dict[str, Any]) -> list[str]:
     ):
         errors.append('"model-index" must be a list of {name, results}')
     return errors
+
+
+def _is_model(name: str) -> bool:
+    """Whether a model can be called that; old ones (gpt2) have a name without an owner, too."""
+    return is_hub_id(name if "/" in name else f"owner/{name}")

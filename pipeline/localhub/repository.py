@@ -23,6 +23,7 @@ from dulwich.refs import Ref, check_ref_format
 from dulwich.repo import Repo
 from filelock import FileLock
 
+from core.hub_ids import is_commit
 from pipeline.localhub.refusal import Refusal
 
 MAX_REGULAR_BYTES = 10 * 1024 * 1024
@@ -135,7 +136,7 @@ class Repository:
         for ref in (Ref(b"refs/heads/" + name), Ref(b"refs/tags/" + name), Ref(name)):
             if ref.startswith(b"refs/") and check_ref_format(ref) and ref in self._git.refs:
                 return self._git.refs[ref]
-        if re.fullmatch(r"[0-9a-f]{40}", revision):
+        if is_commit(revision):
             sha = ObjectID(name)
             if sha in self._store and isinstance(self._store[sha], Commit):
                 return sha
@@ -188,7 +189,7 @@ class Repository:
     def create_ref(self, kind: Literal["heads", "tags"], name: str, commit: ObjectID) -> None:
         """A new branch or tag. Refuses a name that exists (409) or that git does not allow (400)."""
         ref = Ref(f"refs/{kind}/{name}".encode())
-        if not check_ref_format(ref) or re.fullmatch(r"[0-9a-f]{40}", name):
+        if not check_ref_format(ref) or is_commit(name):
             raise Refusal(400, f"Invalid reference name: {name}")
         if not self._git.refs.add_if_new(ref, commit):
             raise Refusal(409, f"Reference {name} already exists")

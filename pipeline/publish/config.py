@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 
+from core.hub_ids import HubId, ReleaseTag
+from core.licences import LicenceId
 from core.strict import Strict
-
-LicenceId = Literal["apache-2.0", "llama3.2"]
-
-_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-
-
-def _check_repo(repo: str) -> str:
-    if not re.fullmatch(f"{_PART}/{_PART}", repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
-        raise ValueError("use namespace/name, of letters, digits, '.', '_' and '-', as the Hub allows it")
-    return repo
 
 
 class PublishConfig(Strict):
@@ -26,19 +17,10 @@ class PublishConfig(Strict):
     ``visibility`` is what the repository is after the release has been verified; until then a new one is private.
     """
 
-    repo: str
+    repo: HubId
     hub: Literal["local", "hf"]
     visibility: Literal["private", "public"] = "private"
-    tag: str
-
-    _repo = field_validator("repo")(_check_repo)
-
-    @field_validator("tag")
-    @classmethod
-    def _check_tag(cls, tag: str) -> str:
-        if not re.fullmatch(r"v\d+\.\d+\.\d+(?:[-+.][A-Za-z0-9]+)*", tag):
-            raise ValueError("use a version, such as v1.0.0")
-        return tag
+    tag: ReleaseTag
 
 
 class PackageConfig(Strict):
@@ -47,9 +29,7 @@ class PackageConfig(Strict):
     ``base_model`` is the Hub id of the start model, ``recipe`` whatever of the recipe belongs into ``release.json``.
     """
 
-    repo: str
+    repo: HubId
     license: LicenceId
-    base_model: str = Field(min_length=1)
+    base_model: HubId
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
-
-    _repo = field_validator("repo")(_check_repo)

@@ -29,6 +29,11 @@ class Target:
         return urlsplit(self.endpoint).hostname in LOOPBACK
 
 
+def hf_endpoint() -> str:
+    """The address of the Hub that is not the loopback one."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
 @contextmanager
 def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
     """The Hub of a recipe; ``local`` is started for the time of the body. Raises HubError where there is no token."""
@@ -41,7 +46,7 @@ def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
     from huggingface_hub import get_token
 
     _limit_waiting()
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    endpoint = hf_endpoint()
     token = get_token()
     if token is None:
         raise HubError(f"There is no token for {endpoint}. Set HF_TOKEN, or run 'hf auth login'.")

@@ -11,23 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import InputError
-from pipeline.publish.config import LicenceId
+from core.licences import LICENCES, LicenceId, name_problem
 
 LICENCE_FILES = ("LICENSE", "NOTICE", "USE_POLICY.md")
 
 _TEXTS = Path(__file__).parent / "licences"
 _MARKER = {"apache-2.0": "Apache License", "llama3.2": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT"}
-_LLAMA_NOTICE = (
-    "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
-)
-
-
-def name_problem(licence: LicenceId, repo: str) -> str | None:
-    """Why ``repo`` (namespace/name) may not be the name of a model under this licence, or None."""
-    name = repo.split("/")[-1]
-    if licence == "llama3.2" and not name.startswith("Llama"):
-        return f"the name {name!r} must begin with 'Llama', as the Llama 3.2 licence asks, for example Llama-{name}"
-    return None
 
 
 def licence_texts(licence: LicenceId, repo: str, base_model: str, sources: Sequence[Path]) -> dict[str, str]:
@@ -39,7 +28,9 @@ def licence_texts(licence: LicenceId, repo: str, base_model: str, sources: Seque
     notice = f"{repo} is derived from {base_model}. The weights were changed: fine-tuned, and then made to unlearn.\n"
     if licence == "apache-2.0":
         return {"LICENSE": (_TEXTS / "apache-2.0.txt").read_text(encoding="utf-8"), "NOTICE": notice}
-    texts = {"NOTICE": f"{_LLAMA_NOTICE}\n\nBuilt with Llama. {notice}", "LICENSE": _agreement(base_model, sources)}
+    rules = LICENCES[licence]
+    notice = f"{rules.attribution}\n\n{rules.displayed}. {notice}"
+    texts = {"NOTICE": notice, "LICENSE": _agreement(base_model, sources)}
     policy = next((f for folder in sources for f in sorted(folder.glob("USE_POLICY*"))), None)
     if policy is not None:
         texts["USE_POLICY.md"] = policy.read_text(encoding="utf-8")
@@ -70,8 +61,9 @@ def card_licence(tree: Path) -> str:
 
 def licence_problems(licence: str, repo: str, tree: Path) -> list[str]:
     """What is missing in a finished tree, one sentence each; empty where the licence's rules hold."""
-    if licence not in _MARKER:
-        return [f"the licence {licence!r} has no rules here; known are {', '.join(_MARKER)}"]
+    if licence not in LICENCES:
+        return [f"the licence {licence!r} has no rules here; known are {', '.join(LICENCES)}"]
+    rules = LICENCES[licence]
     problems = []
     if (said := card_licence(tree)) != licence:
         problems.append(f"the card says {said!r}")
@@ -80,13 +72,12 @@ def licence_problems(licence: str, repo: str, tree: Path) -> list[str]:
         problems.append("LICENSE is missing, or not the licence of the start model")
     if not texts["NOTICE"]:
         problems.append("NOTICE is missing")
-    if licence == "llama3.2":
-        if _LLAMA_NOTICE not in texts["NOTICE"]:
-            problems.append("NOTICE lacks Meta's attribution")
-        if "Built with Llama" not in texts["README.md"]:
-            problems.append("the card does not say 'Built with Llama'")
-        if problem := name_problem("llama3.2", repo):
-            problems.append(problem)
+    if rules.attribution not in texts["NOTICE"]:
+        problems.append(f"NOTICE does not say {rules.attribution!r}")
+    if rules.displayed not in texts["README.md"]:
+        problems.append(f"the card does not say {rules.displayed!r}")
+    if problem := name_problem(licence, repo):
+        problems.append(problem)
     return problems
 
 

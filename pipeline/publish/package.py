@@ -6,9 +6,7 @@ All files but ``model.sig`` are the same bytes for the same inputs; the signatur
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +14,13 @@ from typing import Any
 
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
+from core.licences import name_problem
+from core.packages import package_versions
 from core.progress import report
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.config import PackageConfig
-from pipeline.publish.licence import licence_problems, licence_texts, name_problem
+from pipeline.publish.licence import licence_problems, licence_texts
 from pipeline.publish.weights import weights_problems
-
-PACKAGES = (
-    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
-    *("lm-eval", "huggingface_hub", "model-signing"),
-)
 
 
 def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -139,17 +134,7 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
         "recipe": config.recipe,
         "data": data,
         "gate_sha256": hash_file(hub / "gate.json"),
-        "packages": {"python": platform.python_version(), **_versions()},
+        "packages": package_versions(),
         "files": {name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
     }
     return json.dumps(release, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a release made without it does not depend on it
-    return found

@@ -25,8 +25,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from core import onednn
+from core.differences import differences
 from core.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
 from core.ranks import first_ranks, is_first, ranks, share_of_step
+from core.yaml_source import dotted
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline.train import head
@@ -193,20 +195,12 @@ def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -
         raise ArtifactError(
             f"{checkpoints}: does not say which recipe made it ({error}). Delete the folder to begin anew."
         ) from error
-    if other := list(_differences(theirs, made_by, "")):
-        said = "; ".join(other)
+    other = [f"{dotted(path)} is {a!r} there and {b!r} here" for path, a, b in differences(theirs, made_by)]
+    if other:
         raise ArtifactError(
-            f"{checkpoints} holds checkpoints of another recipe ({said}). Delete the folder to begin anew, or give "
-            "the recipe that made them."
+            f"{checkpoints} holds checkpoints of another recipe ({'; '.join(other)}). Delete the folder to begin anew, "
+            "or give the recipe that made them."
         )
-
-
-def _differences(theirs: Any, ours: Any, at: str) -> Iterator[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in {**theirs, **ours}:
-            yield from _differences(theirs.get(key), ours.get(key), f"{at}.{key}" if at else key)
-    elif theirs != ours:
-        yield f"{at} is {theirs!r} there and {ours!r} here"
 
 
 def device_memory() -> tuple[int, int]:

@@ -1,0 +1,37 @@
+"""Where two configurations differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from core.yaml_source import Place
+
+
+class Absent(Enum):
+    """The value of a key that only the other configuration has."""
+
+    ABSENT = "(absent)"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+ABSENT = Absent.ABSENT
+
+
+def differences(old: Any, new: Any, path: Place = ()) -> Iterator[tuple[Place, Any, Any]]:
+    """(path, old value, new value) of all that differs, as deep inside mappings and lists as it can be named.
+
+    A key that one of the two lacks has the value ABSENT there, which is not None. Lists of other lengths differ as
+    wholes. A tuple equals the list that JSON makes of it.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), (*path, key))
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from differences(before, after, (*path, i))
+    elif old != new:
+        yield path, old, new

@@ -1,0 +1,55 @@
+"""Names on the Hub: repositories, commits, and the tags of releases. Each has one rule and one error.
+
+The rule for repositories is that of the Hub's client (`huggingface_hub.utils.validate_repo_id`) for ids with an owner.
+Its import takes 60 ms, and every command would pay for it; so the rule is written again here, and a test compares both.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_PART = r"\w(?:[\w.-]{0,94}\w)?"  # an owner or a name: up to 96 characters
+_HUB_ID = re.compile(f"{_PART}/{_PART}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TAG = re.compile(r"v\d+\.\d+\.\d+(?:[-+.][A-Za-z0-9]+)*", re.ASCII)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` is the full id of a repository, owner/name, as the Hub allows it."""
+    return bool(_HUB_ID.fullmatch(text)) and "--" not in text and ".." not in text and not text.endswith(".git")
+
+
+def is_commit(text: str) -> bool:
+    """Whether ``text`` is the full id of a commit, and not a branch, a tag or an abbreviation."""
+    return bool(_COMMIT.fullmatch(text))
+
+
+def check_hub_id(text: str) -> str:
+    """``text`` itself. Raises ValueError if it is not the full id of a repository."""
+    if not is_hub_id(text):
+        raise ValueError(
+            f"{text!r} is not the id of a Hub repository; give owner/name, each of 1 to 96 letters without accents, "
+            "digits, '_', '-' and '.', with neither '-' nor '.' at its ends, without '--' and '..', and without '.git' "
+            "at the end"
+        )
+    return text
+
+
+def _check_commit(text: str) -> str:
+    if not is_commit(text):
+        raise ValueError(f"{text!r} is not a commit; give all 40 of its hex digits, in lower case")
+    return text
+
+
+def _check_tag(text: str) -> str:
+    if not _TAG.fullmatch(text):
+        raise ValueError(f"{text!r} is not the tag of a release; give a version, such as v1.0.0")
+    return text
+
+
+HubId = Annotated[str, AfterValidator(check_hub_id)]
+Commit = Annotated[str, AfterValidator(_check_commit)]
+ReleaseTag = Annotated[str, AfterValidator(_check_tag)]

@@ -1,0 +1,33 @@
+"""Which versions of which packages a result was made with."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from importlib import metadata
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "lm-eval",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "model-signing",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on, without those that are not installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

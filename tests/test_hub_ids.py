@@ -1,0 +1,109 @@
+"""What the Hub allows as the name of a repository, and that every configuration keeps to it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from core.hub_ids import Commit, HubId, ReleaseTag, is_commit, is_hub_id
+from datasets_prep.config import HubSource
+from model_card.config import CardModel, CardPublish
+from pipeline.publish.config import PackageConfig, PublishConfig
+from pipeline.recipe import HubRef, ModelConfig
+
+from .conftest import ROOT
+
+GOOD = ["a/b", "_a/b_", "0/1", "HuggingFaceTB/SmolLM2-135M-Instruct", "a/b.c", "a/" + "x" * 96]
+BAD = ["a", "/b", "a/", "a/b/c", "-a/b", "a/b.", "a--b/c", "a/b..c", "a/b.git", "é/b", "a/b\n", "x/" + "x" * 97]
+PARTS = st.text("aZ9_-.é", max_size=8) | st.sampled_from(["x" * 96, "x" * 97, "b.git", ".git", "a--b", "a..b"])
+
+
+def the_client_allows(text: str) -> bool:
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+@given(st.builds("{}/{}".format, PARTS, PARTS) | st.text("ab/.-_\n", max_size=10))
+@example("a.git/b")
+def test_the_rule_is_that_of_the_hubs_client_for_ids_with_an_owner(text: str) -> None:
+    assert is_hub_id(text) == (the_client_allows(text) and "/" in text)
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_these_are_ids(text: str) -> None:
+    assert the_client_allows(text)
+    assert TypeAdapter(HubId).validate_python(text) == text
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_no_id_is_refused_with_what_was_given_and_what_is_allowed(text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(HubId).validate_python(text)
+    assert f"{text!r} is not the id of a Hub repository; give owner/name" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (HubRef, "id"),
+        (ModelConfig, "name"),
+        (HubSource, "id"),
+        (PublishConfig, "repo"),
+        (PackageConfig, "repo"),
+        (PackageConfig, "base_model"),
+        (CardModel, "name"),
+        (CardPublish, "repo"),
+    ],
+)
+def test_every_configuration_has_this_rule(config: type[BaseModel], field: str) -> None:
+    def refused(value: str) -> bool:
+        with pytest.raises(ValidationError) as caught:  # whatever else is missing
+            config.model_validate({field: value})
+        return any(problem["loc"] == (field,) for problem in caught.value.errors())
+
+    assert not any(map(refused, GOOD))
+    assert all(map(refused, BAD))
+
+
+@pytest.mark.parametrize("text", ["main", "a" * 39, "a" * 41, "A" * 40, "g" * 40, "v1.0.0", "a" * 40 + "\n"])
+def test_a_commit_is_all_of_its_digits(text: str) -> None:
+    assert is_commit("0123456789" * 4)
+    assert not is_commit(text)
+    with pytest.raises(ValidationError, match="is not a commit; give all 40 of its hex digits"):
+        TypeAdapter(Commit).validate_python(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("v1.0.0", True),
+        ("v10.2.3-rc.1+x", True),
+        ("1.0.0", False),
+        ("v1.0", False),
+        ("v1.0.0-", False),
+        ("v1.0.٣", False),
+        ('v1"); import os', False),
+    ],
+)
+def test_a_tag_is_a_version(text: str, good: bool) -> None:
+    if good:
+        assert TypeAdapter(ReleaseTag).validate_python(text) == text
+    else:
+        with pytest.raises(ValidationError, match=r"is not the tag of a release; give a version, such as v1\.0\.0"):
+            TypeAdapter(ReleaseTag).validate_python(text)
+
+
+def test_reading_a_recipe_does_not_import_the_hubs_client() -> None:
+    code = "import sys, pipeline.recipe; print([name for name in sys.modules if name.startswith('huggingface_hub')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
