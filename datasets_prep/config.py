@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from core.digests import named_content
 from core.strict import Strict
+from core.yaml_source import Place, dotted
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -201,3 +205,40 @@ class DataConfig(Strict):
         if self.setting != "given" and self.source.files is not None:
             raise ValueError("`files` gives the splits; use `setting: given`, or one `file`")
         return self
+
+    def local_files(self) -> dict[Place, str]:
+        """The files of this machine that it names, by the place of their key in a dump of it."""
+        source = self.source
+        files: dict[Place, str | None] = {("source", "file"): source.file}
+        if source.files:
+            files |= {("source", "files", split): path for split, path in source.files}
+        for part, selections in self.request or ():
+            for index, selection in enumerate(selections if isinstance(selections, list) else []):
+                files["request", part, index, "file"] = selection.file
+        return {place: path for place, path in files.items() if path is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows: all of it, with the contents of local files in place of their paths.
+
+        Raises InputError, with the key, if a file is not there.
+        """
+        return self._dump(lambda place, path: named_content(dotted(("data", *place)), path))
+
+    def published(self) -> dict[str, Any]:
+        """What a release may show: files without their folders, and how many names and rows a request lists."""
+        plain = self._dump(lambda _, path: Path(path).name)
+        for selections in (plain["request"] or {}).values():
+            for selection in selections if isinstance(selections, list) else []:
+                selection.update({key: len(selection[key]) for key in ("identities", "rows") if selection[key]})
+        return plain
+
+    def _dump(self, file: Callable[[Place, str], str]) -> dict[str, Any]:
+        """All of it as plain values, each local file as ``file(place, path)`` has it."""
+        plain = self.model_dump()
+        for place, path in self.local_files().items():
+            *above, key = place
+            holder: Any = plain
+            for part in above:
+                holder = holder[part]
+            holder[key] = file(place, path)
+        return plain

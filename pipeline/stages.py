@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from core.digests import content_digest
-from core.errors import InputError
+from core.digests import named_content
 from pipeline.engine.runner import Stage
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.train.config import WITHOUT_EFFECT
@@ -109,7 +108,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     with_base = {"data": "data", "base": "base"}  # generations are scored under base, and vocabularies must agree
     listed = [
         Stage("model", "1", model, recipe.model, _model_identity(recipe)),
-        Stage("data", "3", data, recipe.data, _data_identity(recipe), {"model": "model"}),
+        Stage("data", "3", data, recipe.data, recipe.data.identity(), {"model": "model"}),
         Stage("base", "3", base, recipe.base, _reference(recipe.base), start, resumable=True),
         Stage("gold", "3", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
         Stage("eval-gold", "4", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
@@ -175,51 +174,11 @@ def _without(value: Any) -> Any:
     return [_without(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _content(path: str, key: str) -> str:
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
-    return f"sha256:{content_digest(place)}"
-
-
 def _model_identity(recipe: Recipe) -> Any:
     plain = recipe.model.model_dump(exclude={"parameters"})  # only for the plan
     if recipe.model.path:
-        plain["path"] = _content(recipe.model.path, "model.path")
+        plain["path"] = named_content("model.path", recipe.model.path)
     return plain
-
-
-def _data_identity(recipe: Recipe) -> Any:
-    """The data part of the recipe, with the contents of the files that it names in the place of their paths."""
-    plain = recipe.data.model_dump()
-    for holder, key, at in _local_files(plain):
-        holder[key] = _content(holder[key], at)
-    return plain
-
-
-def _local_files(data: dict[str, Any]) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a dumped data part names local files: the mapping, the key in it, and the path for messages."""
-    source, request = data["source"], data["request"] or {}
-    found = [(source, "file", "data.source.file")] if source["file"] else []
-    found += [
-        (source["files"], name, f"data.source.files.{name}") for name, value in (source["files"] or {}).items() if value
-    ]
-    for part in ("forget", "holdout"):
-        listed = request.get(part)
-        for index, selection in enumerate(listed if isinstance(listed, list) else []):
-            if selection["file"]:
-                found.append((selection, "file", f"data.request.{part}[{index}].file"))
-    return found
-
-
-def _public(data: dict[str, Any]) -> dict[str, Any]:
-    """A dumped data part as a release may show it: without this machine's folders and those whom a request names."""
-    for holder, key, _ in _local_files(data):
-        holder[key] = Path(holder[key]).name
-    for part in (data["request"] or {}).values():
-        for selection in part if isinstance(part, list) else []:
-            selection.update({key: len(selection[key]) for key in ("identities", "rows") if selection[key]})
-    return data
 
 
 def _evaluation(config: EvalConfig) -> Any:
@@ -233,7 +192,6 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and what of it enters the key: all of it."""
     from model_card.config import CardInputs, CardModel, CardPublish
 
-    source = _public(recipe.data.model_dump())
     config = CardInputs(
         recipe=recipe.name,
         card=recipe.card,
@@ -243,7 +201,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
             revision=recipe.model.hub.revision if recipe.model.hub else None,
             own_template=_own_template(recipe),
         ),
-        data=source,
+        data=recipe.data.published(),
         base=_reference(recipe.base),
         gold=_reference(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
         unlearn=_plain(recipe.unlearn),
