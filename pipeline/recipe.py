@@ -91,6 +91,11 @@ class TrainedOrPublished(Strict):
                 raise ValueError(f"seeds: {self.seeds} holds one twice, or the seed of train.args; give other seeds")
         return self
 
+    @property
+    def processes(self) -> int:
+        """On how many processes it is trained; a published one is only looked up."""
+        return self.train.processes if self.train else 1
+
     def with_seed(self, seed: int) -> TrainedOrPublished:
         """The same training with another seed."""
         assert self.train  # noqa: S101  # the validator saw to it
