@@ -1,12 +1,13 @@
 """`python -m benchmarks.retraining NAME`: how much two trainings of gold differ, and what one gold would have said.
 
-Reads the evaluations of a recipe that has `gold.seeds` (`python -m pipeline release demo-audit --until eval-unlearned`
-makes them) and trains nothing. Prints the tables of docs/measurements/relative-test.md.
+Reads the evaluations of a recipe with `gold.seeds` and `eval.relative` (`python -m pipeline release demo-audit --until
+eval-unlearned` makes them) and trains nothing. Prints the tables of docs/measurements/relative-test.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -43,7 +44,8 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.retraining", description=__doc__)
     options.add_argument("name", help="a recipe's name, or the path of its folder in the store")
     place = ROOT / "runs" / options.parse_args().name
-    golds = ["eval-gold", *sorted(path.name for path in place.glob("eval-gold-seed-*"))]
+    tested = json.loads((place / "eval-unlearned" / "relative.json").read_text(encoding="utf-8"))
+    golds = ["eval-gold", *tested["golds"][1:]]  # the evaluation itself calls the first one its gold
     samples = {name: read_samples(place / name / "samples.jsonl") for name in (*golds, "eval-unlearned", "eval-base")}
     clouds, config = features(samples), Relative()
     test = partial(relative_test, base=clouds["eval-base"], config=config)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from core.errors import ModelError
+from core.errors import InputError, ModelError
 
 MANIFEST = "manifest.json"  # the one file of an artifact that its content digest leaves out
 
@@ -69,6 +69,17 @@ def content_digest(folder: Path) -> str:
     """The digest of a file's or folder's content, wherever it lies: of {relative path: sha256}."""
     files = list_files(folder) if folder.is_dir() else {folder.name: folder}
     return digest_of({name: hash_file(path) for name, path in files.items()})
+
+
+def named_content(key: str, path: str) -> str:
+    """What stands in a stage's key for the file or folder that ``key`` of a recipe names: ``sha256:`` and its digest.
+
+    Raises InputError if it is not there.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
+    return f"sha256:{content_digest(place)}"
 
 
 def checkpoint_folder(artifact: Path) -> Path:

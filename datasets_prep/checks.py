@@ -24,20 +24,7 @@ NAMED = 5  # cases that a finding names
 _PIECE = 4  # words
 _BUCKETS = 1 << 21  # for counting pieces; where two share one, the choice is a little worse and the result the same
 
-MEANING = {
-    "duplicates_across": "facts that stand in two splits (same question, same answer, but for case and spacing)",
-    "duplicates_within": "rows that repeat a fact of their own split",
-    "near_duplicates_across": "facts that stand in two splits with other punctuation or accents",
-    "near_duplicates_within": "rows that repeat a fact of their own split with other punctuation or accents",
-    "contradictions": "rows that ask the question of an earlier row and answer it differently",
-    "forget_answers_in_retain": "forget rows whose answer stands word for word in a retain row",
-    "identities_in_two_languages": "identities with rows in more than one language",
-    "names_of_several_identities": "names that several identities share",
-    "name_not_in_question": "rows whose question does not say the name",
-    "language_mismatch": "rows that seem to be in another language than they declare",
-    "personal_data": "rows that seem to hold an e-mail address or a phone number",
-    "too_long": "rows with more tokens than data.max_tokens",
-}
+MEANING = {name: str(field.description) for name, field in Checks.model_fields.items()}
 
 _REMEDY = {
     "duplicates_across": "Keep each fact in one split: what is retained or held out cannot be forgotten too",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from core.digests import named_content
 from core.hub_ids import Commit, HubId
 from core.strict import Strict
+from core.yaml_source import Place, dotted
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -15,11 +19,11 @@ LanguageCode = Annotated[str, Field(pattern=r"^[A-Za-z]{2}$")]
 
 
 class SampleSource(Strict):
-    """The embedded sample set: ``identities`` invented people a language, each with ``topics`` of the 20 topics."""
+    """The embedded sample set: invented people in five languages, and facts about them."""
 
-    seed: int = Field(ge=0)
-    identities: int = Field(ge=2, le=100)
-    topics: int = Field(ge=1, le=20)
+    seed: int = Field(ge=0, description="Seed from which people and facts are drawn.")
+    identities: int = Field(ge=2, le=100, description="People of each language.")
+    topics: int = Field(ge=1, le=20, description="Facts of each person, one for each of so many topics.")
 
     @model_validator(mode="after")
     def _word_lists_suffice(self) -> Self:
@@ -33,53 +37,54 @@ class SampleSource(Strict):
 
 
 class HubSource(Strict):
-    """A dataset of the Hub, pinned: a branch could mean other rows tomorrow. ``config`` names one of its subsets."""
+    """A dataset of the Hub, pinned: a branch could mean other rows tomorrow."""
 
-    id: HubId
-    revision: Commit
-    config: Name | None = None
+    id: HubId = Field(description="Full name of the repository, `owner/name`.")
+    revision: Commit = Field(description="Commit, 40 hex digits.")
+    config: Name | None = Field(default=None, description="One of the dataset's subsets.")
 
 
 class SplitFiles(Strict):
     """One file a split, for ``setting: given``."""
 
-    forget: Name
-    retain: Name
-    holdout: Name | None = None
+    forget: Name = Field(description="File of the rows to be forgotten.")
+    retain: Name = Field(description="File of the rows to be kept.")
+    holdout: Name | None = Field(default=None, description="File of the rows that no model is trained on.")
 
 
 class Columns(Strict):
-    """Ours to theirs: the source's name of each column. What is left out is taken where the source calls it as we do.
+    """The source's names of our columns. A column that is left out here is read if the source calls it as we do.
 
-    Only question and answer are needed. ``perturbed_answers`` holds lists of false answers; ``paraphrased_question``
-    and ``paraphrased_answer`` the same fact in other words.
+    Only question and answer are needed.
     """
 
-    question: Name = "question"
-    answer: Name = "answer"
-    row_id: Name | None = None
-    identity_id: Name | None = None
-    name: Name | None = None
-    language: Name | None = None
-    topic_id: Name | None = None
-    split: Name | None = None
-    perturbed_answers: Name | None = None
-    paraphrased_question: Name | None = None
-    paraphrased_answer: Name | None = None
+    question: Name = Field(default="question", description="Column of the questions.")
+    answer: Name = Field(default="answer", description="Column of the true answers.")
+    row_id: Name | None = Field(default=None, description="Column of the rows' ids.")
+    identity_id: Name | None = Field(default=None, description="Column of the ids of the people that rows are about.")
+    name: Name | None = Field(default=None, description="Column of their names.")
+    language: Name | None = Field(default=None, description="Column of the languages, codes of two letters.")
+    topic_id: Name | None = Field(default=None, description="Column of the topics.")
+    split: Name | None = Field(default=None, description="Column of the splits, for `setting: given`.")
+    perturbed_answers: Name | None = Field(default=None, description="Column of lists of false answers.")
+    paraphrased_question: Name | None = Field(default=None, description="Column of the questions in other words.")
+    paraphrased_answer: Name | None = Field(default=None, description="Column of the answers in other words.")
 
 
 class Source(Strict):
     """Where the rows come from: exactly one of the keys ``sample``, ``file``, ``files`` and ``hub``.
 
-    Files are Parquet, Arrow, JSON Lines, JSON or CSV. ``language`` is that of all rows, where no column says it.
+    Files are Parquet, Arrow, JSON Lines, JSON or CSV.
     """
 
-    sample: SampleSource | None = None
-    file: Name | None = None
-    files: SplitFiles | None = None
-    hub: HubSource | None = None
-    columns: Columns = Columns()
-    language: LanguageCode | None = None
+    sample: SampleSource | None = Field(default=None, description="The embedded sample set.")
+    file: Name | None = Field(default=None, description="Path of a file with all rows.")
+    files: SplitFiles | None = Field(default=None, description="Paths of one file for each split.")
+    hub: HubSource | None = Field(default=None, description="A dataset of the Hub.")
+    columns: Columns = Field(default=Columns(), description="How the source calls its columns.")
+    language: LanguageCode | None = Field(
+        default=None, description="Language of all rows if no column says it, a code of two letters."
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -95,11 +100,13 @@ class Source(Strict):
 
 
 class Shares(Strict):
-    """The shares of the rows, together 1. Without holdout rows the membership probes are left out."""
+    """How the rows are shared out. The three shares add up to 1."""
 
-    retain: Share
-    forget: Share
-    holdout: float = Field(ge=0, lt=1)
+    retain: Share = Field(description="Share of the rows to be kept.")
+    forget: Share = Field(description="Share of the rows to be forgotten.")
+    holdout: float = Field(
+        ge=0, lt=1, description="Share of the rows that no model is trained on. With 0 there are no membership probes."
+    )
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -110,17 +117,17 @@ class Shares(Strict):
 
 
 class Selection(Strict):
-    """Rows by what they are: those that meet every key given here. Several selections of a list are added up.
+    """Rows by what they are: those that meet every key given here. Several selections of a list are added up."""
 
-    ``identities`` are ids or names, ``rows`` row ids, ``file`` holds rows of the source, found by row id or by
-    question and answer.
-    """
-
-    identities: list[int | str] | None = Field(default=None, min_length=1)
-    topics: list[Name] | None = Field(default=None, min_length=1)
-    languages: list[LanguageCode] | None = Field(default=None, min_length=1)
-    rows: list[Name] | None = Field(default=None, min_length=1)
-    file: Name | None = None
+    identities: list[int | str] | None = Field(default=None, min_length=1, description="Ids or names.")
+    topics: list[Name] | None = Field(default=None, min_length=1, description="Topics.")
+    languages: list[LanguageCode] | None = Field(
+        default=None, min_length=1, description="Languages, codes of two letters."
+    )
+    rows: list[Name] | None = Field(default=None, min_length=1, description="Row ids, as `data inspect` shows them.")
+    file: Name | None = Field(
+        default=None, description="Path of a file with rows of the source, found by row id or by question and answer."
+    )
 
     @model_validator(mode="after")
     def _selects(self) -> Self:
@@ -130,63 +137,86 @@ class Selection(Strict):
 
 
 class Request(Strict):
-    """``setting: request``: what is to be forgotten; all other rows are retained.
+    """For ``setting: request``: a list of what is to be forgotten. All other rows are retained."""
 
-    ``holdout`` are rows that no model is trained on: selections too, or a share of the rows that are not forgotten,
-    drawn by identity where there are identities. Without them the membership probes are left out.
-    """
-
-    forget: list[Selection] = Field(min_length=1)
-    holdout: list[Selection] | Share | None = None
+    forget: list[Selection] = Field(min_length=1, description="The rows to be forgotten.")
+    holdout: list[Selection] | Share | None = Field(
+        default=None,
+        description="The rows that no model is trained on: selections, or a share of the rows that are not forgotten, "
+        "drawn by identity if there are identities. Without such rows there are no membership probes.",
+    )
 
 
 class Perturbed(Strict):
-    """False answers: ``per_row`` for each forget and holdout row, and for ``retain_rows`` rows drawn from retain.
+    """False answers, with which the probes compare the true ones."""
 
-    ``for_unlearning`` more for each forget row guide the unlearning, and no evaluation uses them.
-    """
-
-    per_row: int = Field(default=5, ge=1, le=5)
-    retain_rows: int = Field(default=50, ge=1)
-    for_unlearning: int = Field(default=2, ge=0, le=5)
+    per_row: int = Field(
+        default=5, ge=1, le=5, description="False answers of each forget, holdout and drawn retain row."
+    )
+    retain_rows: int = Field(default=50, ge=1, description="Retain rows that are drawn to have false answers.")
+    for_unlearning: int = Field(
+        default=2,
+        ge=0,
+        le=5,
+        description="Further false answers of each forget row: they guide the unlearning, and no evaluation uses them.",
+    )
 
 
 Action = Literal["stop", "warn"]
 
 
 class Checks(Strict):
-    """What stops the run, and what is only counted and shown on the dataset card: ``checks.py`` says what is found."""
+    """What stops the run, and what is only counted and shown on the dataset card (``warn``).
 
-    duplicates_across: Action = "stop"
-    duplicates_within: Action = "stop"
-    near_duplicates_across: Action = "stop"
-    near_duplicates_within: Action = "warn"
-    contradictions: Action = "stop"
-    forget_answers_in_retain: Action = "warn"
-    identities_in_two_languages: Action = "stop"
-    names_of_several_identities: Action = "warn"
-    name_not_in_question: Action = "warn"
-    language_mismatch: Action = "warn"
-    personal_data: Action = "warn"
-    too_long: Action = "stop"
+    The meaning of a check is what it finds.
+    """
+
+    duplicates_across: Action = Field(
+        default="stop",
+        description="facts that stand in two splits (same question, same answer, but for case and spacing)",
+    )
+    duplicates_within: Action = Field(default="stop", description="rows that repeat a fact of their own split")
+    near_duplicates_across: Action = Field(
+        default="stop", description="facts that stand in two splits with other punctuation or accents"
+    )
+    near_duplicates_within: Action = Field(
+        default="warn", description="rows that repeat a fact of their own split with other punctuation or accents"
+    )
+    contradictions: Action = Field(
+        default="stop", description="rows that ask the question of an earlier row and answer it differently"
+    )
+    forget_answers_in_retain: Action = Field(
+        default="warn", description="forget rows whose answer stands word for word in a retain row"
+    )
+    identities_in_two_languages: Action = Field(
+        default="stop", description="identities with rows in more than one language"
+    )
+    names_of_several_identities: Action = Field(default="warn", description="names that several identities share")
+    name_not_in_question: Action = Field(default="warn", description="rows whose question does not say the name")
+    language_mismatch: Action = Field(
+        default="warn", description="rows that seem to be in another language than they declare"
+    )
+    personal_data: Action = Field(
+        default="warn", description="rows that seem to hold an e-mail address or a phone number"
+    )
+    too_long: Action = Field(default="stop", description="rows with more tokens than data.max_tokens")
 
 
 class DataConfig(Strict):
-    """The ``data`` part of a recipe.
+    """The rows, and which of them are forgotten."""
 
-    ``setting`` says what is forgotten: ``topics`` (each language and topic is cut by ``shares``, so that one identity
-    has retained and forgotten facts), ``entity`` (identities are cut by ``shares``, by the rule of the published FAME),
-    ``given`` (the source's own splits) or ``request`` (a list). ``max_tokens`` bounds a chat row.
-    """
-
-    source: Source
-    setting: Literal["topics", "entity", "given", "request"]
-    shares: Shares | None = None
-    request: Request | None = None
-    seed: int = Field(default=42, ge=0)
-    perturbed: Perturbed = Perturbed()
-    checks: Checks = Checks()
-    max_tokens: int = Field(default=1024, ge=16)
+    source: Source = Field(description="Where the rows come from.")
+    setting: Literal["topics", "entity", "given", "request"] = Field(
+        description="What is forgotten. `topics`: each language and topic is cut by `shares`, so that one identity has "
+        "retained and forgotten facts. `entity`: identities are cut by `shares`, by the rule of the published FAME. "
+        "`given`: the source's own splits. `request`: a list."
+    )
+    shares: Shares | None = Field(default=None, description="Sizes of the splits, for `topics` and `entity`.")
+    request: Request | None = Field(default=None, description="The list, for `request`.")
+    seed: int = Field(default=42, ge=0, description="Seed from which splits and false answers are drawn.")
+    perturbed: Perturbed = Field(default=Perturbed(), description="How many false answers there are.")
+    checks: Checks = Field(default=Checks(), description="What stops the run.")
+    max_tokens: int = Field(default=1024, ge=16, description="Tokens that a row may have as a chat.")
 
     @model_validator(mode="after")
     def _setting_fits(self) -> Self:
@@ -202,3 +232,40 @@ class DataConfig(Strict):
         if self.setting != "given" and self.source.files is not None:
             raise ValueError("`files` gives the splits; use `setting: given`, or one `file`")
         return self
+
+    def local_files(self) -> dict[Place, str]:
+        """The files of this machine that it names, by the place of their key in a dump of it."""
+        source = self.source
+        files: dict[Place, str | None] = {("source", "file"): source.file}
+        if source.files:
+            files |= {("source", "files", split): path for split, path in source.files}
+        for part, selections in self.request or ():
+            for index, selection in enumerate(selections if isinstance(selections, list) else []):
+                files["request", part, index, "file"] = selection.file
+        return {place: path for place, path in files.items() if path is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows: all of it, with the contents of local files in place of their paths.
+
+        Raises InputError, with the key, if a file is not there.
+        """
+        return self._dump(lambda place, path: named_content(dotted(("data", *place)), path))
+
+    def published(self) -> dict[str, Any]:
+        """What a release may show: files without their folders, and how many names and rows a request lists."""
+        plain = self._dump(lambda _, path: Path(path).name)
+        for selections in (plain["request"] or {}).values():
+            for selection in selections if isinstance(selections, list) else []:
+                selection.update({key: len(selection[key]) for key in ("identities", "rows") if selection[key]})
+        return plain
+
+    def _dump(self, file: Callable[[Place, str], str]) -> dict[str, Any]:
+        """All of it as plain values, each local file as ``file(place, path)`` has it."""
+        plain = self.model_dump()
+        for place, path in self.local_files().items():
+            *above, key = place
+            holder: Any = plain
+            for part in above:
+                holder = holder[part]
+            holder[key] = file(place, path)
+        return plain

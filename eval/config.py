@@ -12,43 +12,50 @@ from eval.catalog import CATALOG, Metric
 
 
 class Suite(Strict):
-    """A task, group or tag of lm-evaluation-harness by its name, for example ``mmlu`` or ``m_mmlu_de``.
+    """A task, group or tag of lm-evaluation-harness. Its questions are fetched from the Hub."""
 
-    ``num_fewshot`` replaces the task's own number of examples, ``limit`` bounds the questions of each of its tasks.
-    Published scores of base models are without a chat template; those of instruction models usually have one.
-    """
-
-    task: str = Field(min_length=1)
-    num_fewshot: int | None = Field(default=None, ge=0)
-    limit: int | None = Field(default=None, ge=1)
-    chat_template: bool = True
+    task: str = Field(min_length=1, description="Its name, for example `mmlu` or `m_mmlu_de`.")
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="Examples before each question, in place of the task's own number."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Questions of each of its tasks, at most.")
+    chat_template: bool = Field(
+        default=True,
+        description="Whether questions are asked as a chat. Published scores of base models are without a chat "
+        "template, those of instruction models usually with one.",
+    )
 
 
 class EvalConfig(Strict):
-    """How a model is evaluated.
+    """How base, gold and the unlearned model are evaluated.
 
-    ``batch_tokens`` bounds one packed forward, ``batch_rows`` a batch of generations, ``max_new_tokens`` an answer.
-    ``device`` is where the released bf16 weights are run: in fp32 on ``cpu``, as they are on ``cuda``. ``min_k`` is the
-    share of least likely tokens that the membership score averages. ``bootstrap_samples`` resamples make an interval.
-    ``suites`` are tasks that travel with lm-evaluation-harness; their questions are fetched from the Hub. ``backend``
-    generates answers and runs the suites; log-probabilities are always those of transformers. ``processes`` share out
-    batches and questions, each with the whole model (and a GPU of its own).
-    ``robustness``, ``sampling`` and ``relative`` are the audit: expensive, and only where a recipe asks for it.
+    ``robustness``, ``sampling`` and ``relative`` are the audit: expensive, and only done if a recipe asks for it.
     """
 
-    batch_tokens: int = Field(default=512, ge=16)
-    batch_rows: int = Field(default=32, ge=1)
-    max_new_tokens: int = Field(default=64, ge=1)
-    min_k: float = Field(default=0.4, gt=0, le=1)
-    bootstrap_samples: int = Field(default=1000, ge=100)
-    seed: int = Field(default=0, ge=0)
-    device: Literal["cpu", "cuda"] = "cpu"
-    backend: Literal["hf", "vllm"] = "hf"
-    processes: int = Field(default=1, gt=0)
-    suites: list[Suite] = Field(default_factory=list)
-    robustness: Robustness | None = None
-    sampling: Sampling | None = None
-    relative: Relative | None = None
+    batch_tokens: int = Field(default=512, ge=16, description="Tokens of one packed forward, at most.")
+    batch_rows: int = Field(default=32, ge=1, description="Rows of a batch of generations.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens of a generated answer, at most.")
+    min_k: float = Field(
+        default=0.4, gt=0, le=1, description="Share of the least likely tokens that the membership score averages."
+    )
+    bootstrap_samples: int = Field(default=1000, ge=100, description="Resamples that make an interval.")
+    seed: int = Field(default=0, ge=0, description="Seed of resamples, drawn answers and attacks.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="Where the released bf16 weights are run: in fp32 on `cpu`, as they are on `cuda`."
+    )
+    backend: Literal["hf", "vllm"] = Field(
+        default="hf",
+        description="What generates answers and runs the suites. Log-probabilities are always those of transformers.",
+    )
+    processes: int = Field(
+        default=1,
+        gt=0,
+        description="Processes that share out batches and questions, each with the whole model (and a GPU of its own).",
+    )
+    suites: list[Suite] = Field(default_factory=list, description="Tasks that travel with lm-evaluation-harness.")
+    robustness: Robustness | None = Field(default=None, description="Attacks.")
+    sampling: Sampling | None = Field(default=None, description="Drawn answers.")
+    relative: Relative | None = Field(default=None, description="The relative test. It needs gold.")
 
     @model_validator(mode="after")
     def _one_way_to_share(self) -> Self:
@@ -75,37 +82,40 @@ def metrics_there_are() -> str:
 
 
 class Reference(Strict):
-    """A bound that was measured too: ``times`` x a value (or an end of its 95 % interval) ``+ plus``.
+    """A bound that was measured too: ``times`` x the measurement ``+ plus``."""
 
-    ``of`` is base or gold with the same metric on the same rows, or ``holdout``: the model itself with the same metric
-    on rows that it never saw, for releases that have no gold.
-    """
-
-    of: Literal["base", "gold", "holdout"]
-    bound: Literal["value", "ci_low", "ci_high"] = "value"
-    times: float = 1.0
-    plus: float = 0.0
+    of: Literal["base", "gold", "holdout"] = Field(
+        description="Whose measurement: that of `base` or `gold` with the same metric on the same rows, or `holdout`, "
+        "the model itself with the same metric on rows that it never saw, for releases that have no gold."
+    )
+    bound: Literal["value", "ci_low", "ci_high"] = Field(
+        default="value", description="Which part of it: the value, or an end of its 95 % interval."
+    )
+    times: float = Field(default=1.0, description="Factor.")
+    plus: float = Field(default=0.0, description="What is added, in the metric's own unit.")
 
 
 Bound = float | Reference
 
 
 class Condition(Strict):
-    """A measured value is at least a bound, at most a bound, or both: a range fails what is too high and too low.
+    """A measured value is at least a bound, at most a bound, or both."""
 
-    ``must_hold`` says what of the measurement must lie within: the ``point``, every value of its 95 % ``interval`` (it
-    is shown), or some value of it (``overlap``: it is not refuted, which few rows make easy; so look at the power).
-    ``min_n`` is the number of rows below which the condition fails whatever the value is, ``reason`` why the bound is
-    right.
-    """
-
-    metric: str
-    split: str
-    at_least: Bound | None = None
-    at_most: Bound | None = None
-    must_hold: Literal["point", "interval", "overlap"] = "point"
-    min_n: int = Field(ge=1)
-    reason: str = Field(min_length=1)
+    metric: str = Field(description="The metric: one of `eval/catalog.py`, or lm-eval's (`acc`) on a suite's task.")
+    split: str = Field(description="The split that it is measured on, or a task that the recipe's suites run.")
+    at_least: Bound | None = Field(default=None, description="Lower bound, in the metric's own unit.")
+    at_most: Bound | None = Field(
+        default=None,
+        description="Upper bound, in the metric's own unit. A gate has at least one of the two; with both it is a "
+        "range, and fails what is too high and what is too low.",
+    )
+    must_hold: Literal["point", "interval", "overlap"] = Field(
+        default="point",
+        description="What of the measurement must lie within: the `point`, every value of its 95 % `interval` (it is "
+        "shown), or some value of it (`overlap`: it is not refuted, which few rows make easy; so look at the power).",
+    )
+    min_n: int = Field(ge=1, description="Rows below which the gate fails whatever the value is.")
+    reason: str = Field(min_length=1, description="Why the bound is right.")
 
     @model_validator(mode="after")
     def _has_bounds(self) -> Self:
@@ -123,10 +133,7 @@ class Condition(Strict):
 
 
 class Gate(Condition):
-    """One condition of a release, on a metric of the unlearned model.
-
-    ``split`` is one of ours, or a task that the recipe's suites run, and then ``metric`` is lm-eval's (``acc``).
-    """
+    """One condition of a release, on a metric of the unlearned model."""
 
     @property
     def of_suite(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,12 @@ class Measured:
     harness: dict[str, dict[str, Any]]
 
 
-def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate the checkpoint of ``inputs["model"]`` on the rows of ``inputs["data"]``.
 
     With ``inputs["gold"]``, the evaluation of gold, it is also compared with gold; with ``inputs["base"]``, the base
-    model, its vocabulary must be base's, and its generations are scored under base. Writes ``results.json``,
+    model, its vocabulary must be base's, and its generations are scored under base. ``further_golds`` names the inputs
+    that are evaluations of golds of other seeds. Writes ``results.json``,
     ``samples.jsonl`` (stays local), ``weights.json`` (the digest of what was measured) and ``lm_eval/`` (the harness's
     own results) into ``out``. Returns the facts ``weights_sha256``, ``rows``, ``truth_ratio_of`` and ``values``,
     and ``left_out`` where something could not be measured.
@@ -72,7 +73,7 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     report("intervals")
     records = [*all_records(measured.samples, gold, config), *measured.suites]
     records += audit_records(measured.samples, gold, config)
-    records += compare_with_golds(measured.samples, inputs, config, out)
+    records += compare_with_golds(measured.samples, inputs, further_golds, config, out)
     write_records(out / "results.json", records)
     write_samples(out / "samples.jsonl", measured.samples)
     write_measured(out, digest)

@@ -28,18 +28,20 @@ Model = TypeVar("Model", bound=Strict)
 
 
 class HubRef(Strict):
-    """A repository on the Hub at one commit. ``revision: null`` says "not pinned yet": planned, but never released."""
+    """A repository on the Hub at one commit."""
 
-    id: HubId
-    revision: Commit | None
+    id: HubId = Field(description="Full name of the repository, `owner/name`.")
+    revision: Commit | None = Field(
+        description="Commit, 40 hex digits. `null` says that it is not pinned yet: it can be planned, never released.",
+    )
 
 
 class PypiRef(Strict):
-    """A GGUF file inside a wheel of a package registry, with the sha256 it must have."""
+    """A GGUF file inside a wheel of a package registry."""
 
-    package: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")
-    file: str = Field(pattern=r"^[\w./-]+\.gguf$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    package: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="Package and version, `a==1.2`.")
+    file: str = Field(pattern=r"^[\w./-]+\.gguf$", description="Path of the file in the wheel.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Digest that the file must have, 64 hex digits.")
 
 
 def _exactly_one(given: dict[str, object]) -> None:
@@ -50,20 +52,24 @@ def _exactly_one(given: dict[str, object]) -> None:
 
 
 class ModelConfig(Strict):
-    """The start model and where it comes from. ``parameters`` is for the plan, before the model is here.
+    """The start model and where it comes from: exactly one of the keys ``hub``, ``path`` and ``pypi``.
 
-    ``chat_template`` replaces the model's own; ``date_string`` pins the date that some templates write. Both go into
-    the checkpoint, so that training, evaluation and the readers of the release render the same prompts.
+    ``chat_template`` and ``date_string`` go into the checkpoint, so that training, evaluation and the readers of the
+    release render the same prompts.
     """
 
-    hub: HubRef | None = None
-    path: str | None = Field(default=None, min_length=1)
-    pypi: PypiRef | None = None
-    name: HubId
-    license: LicenceId
-    parameters: int | None = Field(default=None, ge=1)
-    chat_template: str | None = Field(default=None, min_length=1)
-    date_string: str | None = Field(default=None, pattern=r"^[\w ,./-]+$")
+    hub: HubRef | None = Field(default=None, description="A repository of the Hub.")
+    path: str | None = Field(default=None, min_length=1, description="Path of a folder with a checkpoint.")
+    pypi: PypiRef | None = Field(default=None, description="A file of a package.")
+    name: HubId = Field(description="The model's id on the Hub; the card names it as base model.")
+    license: LicenceId = Field(description="The model's licence, which the release keeps.")
+    parameters: int | None = Field(
+        default=None, ge=1, description="Number of parameters, for the plan before the model is here."
+    )
+    chat_template: str | None = Field(default=None, min_length=1, description="Template in place of the model's own.")
+    date_string: str | None = Field(
+        default=None, pattern=r"^[\w ,./-]+$", description="The date, for templates that would write today's."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -72,15 +78,16 @@ class ModelConfig(Strict):
 
 
 class TrainedOrPublished(Strict):
-    """A model that is trained here, or a published one at a pinned commit.
+    """A model that is trained here, or a published one at a pinned commit: exactly one of ``train`` and ``hub``."""
 
-    ``seeds`` are for gold: one more gold is trained with each, otherwise alike, so that the relative test knows how
-    much two trainings differ.
-    """
-
-    train: TrainConfig | None = None
-    hub: HubRef | None = None
-    seeds: list[int] | None = Field(default=None, min_length=1)
+    train: TrainConfig | None = Field(default=None, description="How it is trained from the start model.")
+    hub: HubRef | None = Field(default=None, description="The published model.")
+    seeds: list[int] | None = Field(
+        default=None,
+        min_length=1,
+        description="Only for gold: one more gold is trained with each seed, otherwise alike, so that the relative "
+        "test knows how much two trainings differ.",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainedOrPublished:
@@ -92,6 +99,11 @@ class TrainedOrPublished(Strict):
                 raise ValueError(f"seeds: {self.seeds} holds one twice, or the seed of train.args; give other seeds")
         return self
 
+    @property
+    def processes(self) -> int:
+        """On how many processes it is trained; a published one is only looked up."""
+        return self.train.processes if self.train else 1
+
     def with_seed(self, seed: int) -> TrainedOrPublished:
         """The same training with another seed."""
         assert self.train  # noqa: S101  # the validator saw to it
@@ -100,22 +112,26 @@ class TrainedOrPublished(Strict):
 
 
 class Recipe(Strict):
-    """One release. ``gold: none`` is for models that nobody can afford to train twice.
+    """One release."""
 
-    ``equivalence`` are the margins of ``compare`` by metric: a difference below its margin does not matter.
-    """
-
-    name: str = Field(pattern=NAME)
-    model: ModelConfig
-    data: DataConfig
-    base: TrainedOrPublished
-    gold: TrainedOrPublished | Literal["none"]
-    unlearn: UnlearnConfig
-    eval: EvalConfig
-    gates: list[Gate] = Field(min_length=1)
-    equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=margins)
-    card: CardConfig
-    publish: PublishConfig
+    name: str = Field(pattern=NAME, description="Names the folder of results: small letters, digits, `.`, `_` and `-`.")
+    model: ModelConfig = Field(description="The start model.")
+    data: DataConfig = Field(description="The rows, and which of them are forgotten.")
+    base: TrainedOrPublished = Field(description="The model that knows the retain and forget rows.")
+    gold: TrainedOrPublished | Literal["none"] = Field(
+        description="The model that never saw the forget rows. `none` is for models that nobody can afford to train "
+        "twice."
+    )
+    unlearn: UnlearnConfig = Field(description="How base unlearns the forget rows.")
+    eval: EvalConfig = Field(description="How the three models are evaluated.")
+    gates: list[Gate] = Field(min_length=1, description="What must hold of the unlearned model before it is published.")
+    equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=margins,
+        description="Margins of `compare` by metric, in the metric's own unit: a difference below its margin does not "
+        "matter.",
+    )
+    card: CardConfig = Field(description="The prose of the card.")
+    publish: PublishConfig = Field(description="Where the release goes.")
 
     @field_validator("name")
     @classmethod
@@ -213,7 +229,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 class GateFile(Strict):
     """Gates alone, on the columns of any table of measured models."""
 
-    gates: list[Condition] = Field(min_length=1)
+    gates: list[Condition] = Field(min_length=1, description="What must hold of each model.")
 
 
 def load_gates(name_or_path: str) -> list[Condition]:
@@ -298,14 +314,15 @@ def _keys_at(at: Sequence[str | int]) -> list[str]:
     for part in at:
         if isinstance(part, str):
             fields = [model.model_fields[part].annotation for model in found if part in model.model_fields]
-            found = [model for annotation in fields for model in _models(annotation)]
+            found = [model for annotation in fields for model in sections(annotation)]
     keys = {key for model in found for key in model.model_fields}
     return sorted(keys | {"extends"} if not at else keys)
 
 
-def _models(annotation: Any) -> list[type[Strict]]:
+def sections(annotation: Any) -> list[type[Strict]]:
+    """The models that a field's type names, each a section of the recipe."""
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType, list, tuple):
-        return [model for argument in get_args(annotation) for model in _models(argument)]
+        return [model for argument in get_args(annotation) for model in sections(argument)]
     return []

@@ -6,13 +6,15 @@ whatever depends on a result that came out differently, is then made again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from core.digests import content_digest
-from core.errors import InputError
+from core.digests import named_content
 from eval.catalog import CATALOG
+from pipeline.engine import plan
 from pipeline.engine.runner import Stage
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.train.config import WITHOUT_EFFECT
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 Inputs = Mapping[str, Path]
 Facts = dict[str, Any]
+Run = Callable[[Any, Inputs, Path], Facts]
+
+BASE_SPLITS = ("retain", "forget")  # what base is trained on
+GOLD_SPLITS = ("retain",)
 
 
 def model(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -40,12 +46,12 @@ def data(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 def base(config: Any, inputs: Inputs, out: Path) -> Facts:
     """The model that knows forget and retain: trained here, or a published one at a pinned commit."""
-    return _trained_or_published(config, inputs, out, ("retain", "forget"))
+    return _trained_or_published(config, inputs, out, BASE_SPLITS)
 
 
 def gold(config: Any, inputs: Inputs, out: Path) -> Facts:
     """The reference that never saw forget: trained on retain alone, or a published one at a pinned commit."""
-    return _trained_or_published(config, inputs, out, ("retain",))
+    return _trained_or_published(config, inputs, out, GOLD_SPLITS)
 
 
 def _trained_or_published(config: TrainedOrPublished, inputs: Inputs, out: Path, splits: tuple[str, ...]) -> Facts:
@@ -63,11 +69,11 @@ def unlearn(config: Any, inputs: Inputs, out: Path) -> Facts:
     return run.run(config, inputs, out)
 
 
-def evaluate(config: Any, inputs: Inputs, out: Path) -> Facts:
+def evaluate(config: Any, inputs: Inputs, out: Path, *, further_golds: Sequence[str]) -> Facts:
     """Measure one model on everything; the same suite for base, gold and the unlearned model."""
     from eval import suite
 
-    return suite.run(config, inputs, out)
+    return suite.run(config, inputs, out, further_golds)
 
 
 def gate(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -99,61 +105,69 @@ def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of this recipe. Raises InputError where a local file or folder that it names is not there."""
+    """The stages of this recipe. Raises InputError if a local file or folder that it names is not there."""
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
     ascent = {"base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
-    start = {"model": "model", "data": "data"}
-    measured = _evaluation(recipe.eval)
-    with_base = {"data": "data", "base": "base"}  # generations are scored under base, and vocabularies must agree
-    listed = [
-        Stage("model", "1", model, recipe.model, _model_identity(recipe)),
-        Stage("data", "3", data, recipe.data, _data_identity(recipe), {"model": "model"}),
-        Stage("base", "3", base, recipe.base, _reference(recipe.base), start, resumable=True),
-        Stage("gold", "3", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
-        Stage("eval-gold", "4", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
-        Stage("eval-base", "4", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
-        Stage("unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
-        *further_golds(recipe, start, with_base),
+    further = further_golds(recipe)
+    golds = [measured.name for _, measured in further] if recipe.eval.relative else []
+    between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
+    return [
+        Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
+        Stage("data", "3", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
+        _trained("base", base, recipe.base, BASE_SPLITS),
+        *([] if recipe.gold == "none" else [_trained("gold", gold, recipe.gold, GOLD_SPLITS)]),
+        *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),
+        _measured("eval-base", "base", recipe.eval, eval_gold),
         Stage(
-            "eval-unlearned",
-            "4",
-            evaluate,
-            recipe.eval,
-            measured,
-            {"model": "unlearn", **with_base, **eval_gold, **_between(recipe)},
+            "unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
+            processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
-        Stage("gate", "3", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
-        Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
-        Stage("package", "1", package, *_package(recipe), tree),
-        Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
-    ]
-    return [stage for stage in listed if recipe.gold != "none" or stage.name not in ("gold", "eval-gold")]
+        *chain(*further),
+        _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
+        Stage("gate", "3", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence, plan.gating),
+        Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("package", "1", package, *_package(recipe), tree, plan.packaging),
+        Stage(
+            "publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
+            plan.publishing,
+        ),
+    ]  # fmt: skip
 
 
-def further_golds(recipe: Recipe, start: dict[str, str], with_base: dict[str, str]) -> list[Stage]:
+def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     """Golds of other seeds and their evaluations (without an audit), for recipes that give ``gold.seeds``."""
     if isinstance(recipe.gold, str) or not recipe.gold.seeds:
         return []
     plain = recipe.eval.model_copy(update={"robustness": None, "sampling": None, "relative": None})
     listed = []
     for seed in recipe.gold.seeds:
-        config, name = recipe.gold.with_seed(seed), f"gold-seed-{seed}"
-        listed += [
-            Stage(name, "3", gold, config, _reference(config), start, resumable=True),
-            Stage(f"eval-{name}", "4", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
-        ]
+        trained = _trained(f"gold-seed-{seed}", gold, recipe.gold.with_seed(seed), GOLD_SPLITS)
+        listed.append((trained, _measured(f"eval-{trained.name}", trained.name, plain)))
     return listed
 
 
-def _between(recipe: Recipe) -> dict[str, str]:
-    """What the relative test reads beside gold's evaluation."""
-    if not recipe.eval.relative:
-        return {}
-    seeds = [] if isinstance(recipe.gold, str) else recipe.gold.seeds or []
-    return {name: name for name in ("eval-base", *(f"eval-gold-seed-{seed}" for seed in seeds))}
+def _trained(name: str, run: Run, config: TrainedOrPublished, splits: Sequence[str]) -> Stage:
+    """A stage that makes base or a gold."""
+    does = partial(plan.training, splits=splits)
+    inputs = {"model": "model", "data": "data"}
+    return Stage(
+        name, "3", run, config, _reference(config), inputs, does, config.processes, resumable=True, shardable=True
+    )
+
+
+def _measured(
+    name: str, made_by: str, config: EvalConfig, also: Mapping[str, str] | None = None, golds: Sequence[str] = ()
+) -> Stage:
+    """A stage that evaluates what the stage ``made_by`` made. Of what it reads ``also``, ``golds`` are further golds.
+
+    Every evaluation reads base: generations are scored under it, and vocabularies must agree.
+    """
+    inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
+    run = partial(evaluate, further_golds=golds)
+    return Stage(name, "4", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
 
 
 # What enters a key: literals and contents, never a path, a device or a number of workers.
@@ -176,51 +190,11 @@ def _without(value: Any) -> Any:
     return [_without(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _content(path: str, key: str) -> str:
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
-    return f"sha256:{content_digest(place)}"
-
-
 def _model_identity(recipe: Recipe) -> Any:
     plain = recipe.model.model_dump(exclude={"parameters"})  # only for the plan
     if recipe.model.path:
-        plain["path"] = _content(recipe.model.path, "model.path")
+        plain["path"] = named_content("model.path", recipe.model.path)
     return plain
-
-
-def _data_identity(recipe: Recipe) -> Any:
-    """The data part of the recipe, with the contents of the files that it names in the place of their paths."""
-    plain = recipe.data.model_dump()
-    for holder, key, at in _local_files(plain):
-        holder[key] = _content(holder[key], at)
-    return plain
-
-
-def _local_files(data: dict[str, Any]) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a dumped data part names local files: the mapping, the key in it, and the path for messages."""
-    source, request = data["source"], data["request"] or {}
-    found = [(source, "file", "data.source.file")] if source["file"] else []
-    found += [
-        (source["files"], name, f"data.source.files.{name}") for name, value in (source["files"] or {}).items() if value
-    ]
-    for part in ("forget", "holdout"):
-        listed = request.get(part)
-        for index, selection in enumerate(listed if isinstance(listed, list) else []):
-            if selection["file"]:
-                found.append((selection, "file", f"data.request.{part}[{index}].file"))
-    return found
-
-
-def _public(data: dict[str, Any]) -> dict[str, Any]:
-    """A dumped data part as a release may show it: without this machine's folders and those whom a request names."""
-    for holder, key, _ in _local_files(data):
-        holder[key] = Path(holder[key]).name
-    for part in (data["request"] or {}).values():
-        for selection in part if isinstance(part, list) else []:
-            selection.update({key: len(selection[key]) for key in ("identities", "rows") if selection[key]})
-    return data
 
 
 def _evaluation(config: EvalConfig) -> Any:
@@ -238,7 +212,6 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and what of it enters the key: all of it."""
     from model_card.config import CardInputs, CardModel, CardPublish
 
-    source = _public(recipe.data.model_dump())
     config = CardInputs(
         recipe=recipe.name,
         card=recipe.card,
@@ -248,7 +221,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
             revision=recipe.model.hub.revision if recipe.model.hub else None,
             own_template=_own_template(recipe),
         ),
-        data=source,
+        data=recipe.data.published(),
         base=_reference(recipe.base),
         gold=_reference(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
         unlearn=_plain(recipe.unlearn),

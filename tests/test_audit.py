@@ -406,20 +406,21 @@ def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
     places = {}
     for name, seed, references in (
         ("gold", 0, ()),
-        ("eval-gold-seed-5", 1, ()),
+        ("another", 1, ()),
         ("eval-base", 2, ("gold",)),
-        ("unlearned", 3, ("gold", "eval-gold-seed-5", "eval-base")),
+        ("unlearned", 3, ("gold", "another", "eval-base")),
     ):
         model = build_tiny_model(tmp_path / f"model-{seed}", seed=seed)
         places[name] = tmp_path / name
         places[name].mkdir()
         inputs = {"model": model, "data": data, **{other: places[other] for other in references}}
-        suite.run(config if "seed" not in name else EvalConfig(max_new_tokens=4), inputs, places[name])
+        asked = config if name != "another" else EvalConfig(max_new_tokens=4)
+        suite.run(asked, inputs, places[name], ["another"] if "another" in inputs else [])
     records = read_records(places["unlearned"] / "results.json")
     asked = {name for name in config.audit_metrics() if not is_of(name, "relative")}
     assert asked <= {record.metric for record in records} & CATALOG.keys()
     relative = json.loads((places["unlearned"] / "relative.json").read_text())
-    assert relative["golds"] == ["gold", "eval-gold-seed-5"]
+    assert relative["golds"] == ["gold", "another"]
     assert "told apart" in relative["why"]  # four random models of five rows each
     assert relative["passed"] is False
     assert not (places["eval-base"] / "relative.json").exists()

@@ -37,6 +37,7 @@ LIGHT = (
     "pipeline.commands.compare",
     "pipeline.stages",
     "pipeline.recipe",
+    "pipeline.recipe_reference",
     "pipeline.engine.plan",
     "pipeline.engine.summary",
     "pipeline.engine.launch",

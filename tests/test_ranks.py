@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 
 from core import ranks
 from core.errors import InputError, RecipeError
-from pipeline.engine.launch import CONFIGS, check_launch
+from pipeline.engine.launch import CONFIGS, check_launch, launch
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.train.config import TrainConfig
@@ -287,7 +289,25 @@ def test_a_way_to_launch_fits_the_recipe(where: str, sets: list[str], waiting: l
     recipe = load_recipe("demo", sets)
     config = CONFIGS / f"{'ddp' if where == 'local' else where}.yaml"
     with pytest.raises(InputError, match=said) if said else nullcontext():
-        check_launch(where, config, recipe, [stage.name for stage in stages(recipe)], waiting)
+        check_launch(where, config, recipe, stages(recipe), waiting)
+
+
+@pytest.mark.parametrize(("shardable", "used"), [(True, "fsdp2.yaml"), (False, "ddp.yaml")])
+def test_only_a_stage_that_may_be_sharded_is(
+    shardable: bool, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = dataclasses.replace(stages(load_recipe("demo"))[0], name="x", processes=2, shardable=shardable)
+
+    def start(argv: list[str], **_: Any) -> None:
+        raise InterruptedError(argv)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(InterruptedError) as caught:
+        launch(CONFIGS / "fsdp2.yaml", stage, argparse.Namespace(recipe="demo", set=[], debug=False), tmp_path)
+    argv = caught.value.args[0]
+    assert argv[argv.index("--config_file") + 1] == str(CONFIGS / used)
+    assert argv[argv.index("--num_processes") + 1] == "2"
+    assert argv[argv.index("run") + 1] == "x"
 
 
 @pytest.mark.parametrize("content", ["- ddp", "a: [", ""])
@@ -295,4 +315,4 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     with pytest.raises(InputError, match=r"mine\.yaml: cannot be read as a configuration of accelerate"):
-        check_launch(str(file), file, load_recipe("demo"), ["unlearn"], ["unlearn"])
+        check_launch(str(file), file, load_recipe("demo"), [], ["unlearn"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import InputError, RecipeError
 from core.yaml_source import Tree, merge, read_tree
-from pipeline.engine.runner import Stage
+from pipeline.engine.runner import Sizes, Stage
 from pipeline.recipe import RECIPES, Recipe, load_recipe
 from pipeline.stages import stages
 
@@ -355,6 +356,49 @@ def test_golds_of_other_seeds_differ_in_nothing_else_and_are_read_by_the_relativ
         assert found["eval-unlearned"].inputs[f"eval-gold-seed-{seed}"] == f"eval-gold-seed-{seed}"
     assert found["eval-unlearned"].inputs["eval-base"] == "eval-base"
     assert "eval-base" not in identities(load_recipe("demo"))["eval-unlearned"].inputs
+
+
+def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
+    found = identities(load_recipe("demo-audit", ["gold.seeds=[7]", "gold.train.processes=4", "eval.processes=2"]))
+    known = Sizes(1_000_000_000, {"retain": 160, "forget": 40, "holdout": 50})
+    trained = "fine-tune on {} rows, 5 epochs, {} steps, 2.0 GB on disk"
+    audit, plain = "probes, lm-eval and the audit over 250 rows", "probes and lm-eval over 250 rows"
+    for name, says, processes, shardable in (
+        ("model", "HuggingFaceTB/SmolLM2-135M-Instruct: 1,000 M parameters, 4.0 GB", 1, False),
+        ("data", "160 retain, 40 forget, 50 holdout (seed 42, setting topics)", 1, False),
+        ("base", trained.format(200, 125), 1, True),
+        ("gold", trained.format(160, 100), 4, True),
+        ("gold-seed-7", trained.format(160, 100), 4, True),
+        ("unlearn", "gd, 9 epochs over 40 forget rows, at most 36 steps, 2.0 GB on disk", 1, True),
+        ("eval-gold", audit, 2, False),
+        ("eval-gold-seed-7", plain, 2, False),
+        ("eval-unlearned", audit, 2, False),
+        ("gate", "5 gates", 1, False),
+        ("card", "card, plots, report", 1, False),
+        ("package", "the tree for the Hub, 2.0 GB on disk", 1, False),
+    ):
+        stage = dataclasses.replace(found[name], name="named-otherwise")
+        assert (stage.does(stage.config, known), stage.processes, stage.shardable) == (says, processes, shardable)
+    assert (
+        found["publish"]
+        .does(found["publish"].config, known)
+        .endswith("-audit on the loopback Hub, private, tag v1.0.0")
+    )
+
+
+def test_a_plan_says_what_is_not_known_yet() -> None:
+    published = "{train: null, hub: {id: a/b, revision: null}}"
+    found = identities(load_recipe("demo", [f"gold={published}"]))
+    for name, says in (
+        ("model", "parameters known when it is here, size unknown"),
+        ("data", "rows known when they are here"),
+        ("base", "fine-tune on rows known after data, 5 epochs"),
+        ("gold", "a/b at a commit to be pinned"),
+        ("unlearn", "gd, 9 epochs over ? forget rows"),
+        ("eval-base", "over all rows"),
+        ("package", "the tree for the Hub"),
+    ):
+        assert says in found[name].does(found[name].config, Sizes(None, None))
 
 
 def test_sections_of_an_audit_enter_the_key_only_where_they_are_given() -> None:

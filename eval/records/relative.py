@@ -115,16 +115,20 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
 
 
 def compare_with_golds(
-    samples: Sequence[Sample], inputs: Mapping[str, Path], config: EvalConfig, out: Path
+    samples: Sequence[Sample],
+    inputs: Mapping[str, Path],
+    further_golds: Sequence[str],
+    config: EvalConfig,
+    out: Path,
 ) -> list[Record]:
-    """The test against the evaluations ``eval-base``, ``gold`` and every ``eval-gold-seed-N`` of ``inputs``.
+    """The test against the evaluations ``eval-base``, ``gold`` and ``further_golds`` of ``inputs``.
 
     None where the recipe does not ask or ``eval-base`` is not there. Writes all of it to ``relative.json`` in ``out``,
     or why there is no result. Raises ArtifactError where a model was evaluated on other rows.
     """
     if config.relative is None or "eval-base" not in inputs:
         return []
-    names = ["eval-base", *(name for name in inputs if name == "gold" or name.startswith("eval-gold-seed-"))]
+    names = ["eval-base", "gold", *further_golds]
     found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
     result: dict[str, Any] = {"golds": names[1:]}
     records: list[Record] = []

@@ -34,14 +34,14 @@ def release(options: argparse.Namespace) -> int:
     waiting = [name for name, state in surveyed(stages, store).items() if state.artifact is None]
     _check_trainings(recipe, waiting, store)
     check_device(options.launch)
-    check_launch(options.launch, accelerate, recipe, [stage.name for stage in stages], waiting)
+    check_launch(options.launch, accelerate, recipe, stages, waiting)
     from pipeline.engine.runner import execute
     from pipeline.engine.summary import require_pass
 
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
-        for stage, artifact in execute(stages, store, _launched(built, accelerate, recipe, options, store)):
+        for stage, artifact in execute(stages, store, _launched(built, accelerate, options, store)):
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
@@ -136,19 +136,18 @@ def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifa
 
 
 def _launched(
-    built: set[str], accelerate: Path, recipe: Recipe, options: argparse.Namespace, store: Store
+    built: set[str], accelerate: Path, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
-    """As :func:`watched`, but a stage for which the recipe wants several processes is launched on them."""
+    """As :func:`watched`, but a stage that is to run on several processes is launched on them."""
     from pipeline.engine.artifact import check_artifact, read_artifact
-    from pipeline.engine.launch import launch, processes_of
+    from pipeline.engine.launch import launch
 
     here = watched(built)
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
-        processes = processes_of(recipe, stage.name)
-        if processes == 1:
+        if stage.processes == 1:
             return here(stage, build)
-        launch(accelerate, processes, stage.name, options, store.root)
+        launch(accelerate, stage, options, store.root)
         artifact = read_artifact(store.link(stage.name).resolve())
         if artifact is None:
             raise ArtifactError(f"{store.link(stage.name)}: is gone since it was built. Run the command again.")
@@ -160,18 +159,18 @@ def _launched(
 
 
 def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
-    from pipeline.engine.plan import describe, gigabytes, needs, sizes
+    from pipeline.engine.plan import gigabytes, needs, sizes
 
     states = surveyed(stages, store)
     known = sizes(recipe, states)
     rows = [
         {
-            "stage": name,
-            "state": state.state,
-            "will_run": state.artifact is None,
-            "does": describe(name, recipe, known),
+            "stage": stage.name,
+            "state": states[stage.name].state,
+            "will_run": states[stage.name].artifact is None,
+            "does": stage.does(stage.config, known),
         }
-        for name, state in states.items()
+        for stage in stages
     ]
     wants = needs(recipe, known.parameters)
     lines = [f"{row['stage']:<15} {'will run' if row['will_run'] else 'done':<9} {row['does']}" for row in rows]

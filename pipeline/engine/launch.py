@@ -25,7 +25,7 @@ from core import errors
 from core.errors import ERROR_FILE, InputError, SystemLimitError
 from core.ranks import first_ranks, ranks
 from pipeline.engine.runner import Stage
-from pipeline.recipe import Recipe, TrainedOrPublished
+from pipeline.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "accelerate"
 
@@ -62,14 +62,14 @@ def check_device(where: str) -> None:
         raise InputError("--launch zero3: the package deepspeed is not installed. Say pip install deepspeed.")
 
 
-def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[str], waiting: Collection[str]) -> None:
+def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stage], waiting: Collection[str]) -> None:
     """Raise InputError where ``--launch`` names a way that no stage would go, or that a ``waiting`` one cannot."""
     try:
         shards = yaml.safe_load(config.read_bytes()).get("distributed_type") in ("FSDP", "DEEPSPEED")
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(f"--launch {where}: cannot be read as a configuration of accelerate ({error}).") from error
-    able = [name for name in stages if not (shards and name.startswith("eval-"))]
-    if where != "local" and all(processes_of(recipe, name) == 1 for name in able):
+    able = [stage for stage in stages if stage.shardable or not shards]
+    if where != "local" and all(stage.processes == 1 for stage in able):
         raise InputError(
             f"--launch {where}: no stage of this run has `processes` above 1, so nothing would be launched. Say for "
             "example --set unlearn.processes=2, or leave --launch out."
@@ -85,26 +85,15 @@ def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[str]
         )
 
 
-def processes_of(recipe: Recipe, stage: str) -> int:
-    """On how many processes the recipe wants a stage to run."""
-    if stage.startswith("eval-"):
-        return recipe.eval.processes
-    trained = "gold" if stage.startswith("gold-seed-") else stage
-    config = {"base": recipe.base, "gold": recipe.gold, "unlearn": recipe.unlearn}.get(trained)
-    if isinstance(config, TrainedOrPublished):
-        return config.train.processes if config.train else 1
-    return getattr(config, "processes", 1)
+def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path) -> None:
+    """Run a stage on its several processes, on this machine. Raises the error of the process that failed first.
 
-
-def launch(config: Path, processes: int, stage: str, options: argparse.Namespace, store: Path) -> None:
-    """Run a stage on several processes of this machine. Raises the error of the process that failed first.
-
-    An evaluation has the whole model in each of them, however ``config`` would shard it for a training.
+    Each has the whole model if the stage is not shardable, however ``config`` would shard it for a training.
     """
-    if stage.startswith("eval-") and config.parent == CONFIGS:
+    if not stage.shardable and config.parent == CONFIGS:
         config = CONFIGS / "ddp.yaml"
-    launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
-    command = ["pipeline", "run", stage, options.recipe, "--store", str(store.absolute()), "--json"]
+    launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(stage.processes)]
+    command = ["pipeline", "run", stage.name, options.recipe, "--store", str(store.absolute()), "--json"]
     command += [word for value in options.set for word in ("--set", value)]
     argv = [sys.executable, "-m", *launcher, "--main_process_port", "0", "-m", *command]
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +107,7 @@ def launch(config: Path, processes: int, stage: str, options: argparse.Namespace
             errors="replace",
         )
         try:
-            last = _pass_on(process, stage, debug=options.debug)
+            last = _pass_on(process, stage.name, debug=options.debug)
             code = process.wait()
         finally:
             if process.poll() is None:  # we are leaving before it: the launcher ends its processes on SIGTERM
@@ -129,8 +118,8 @@ def launch(config: Path, processes: int, stage: str, options: argparse.Namespace
             raise getattr(errors, said["kind"])(said["message"])
     if code:
         raise SystemLimitError(
-            f"{stage}: a process of {processes} ended with code {code}. The last that was heard: {last or 'nothing'}. "
-            f"Run `{' '.join(argv[1:])}` to see everything."
+            f"{stage.name}: a process of {stage.processes} ended with code {code}. The last that was heard: "
+            f"{last or 'nothing'}. Run `{' '.join(argv[1:])}` to see everything."
         )
 
 

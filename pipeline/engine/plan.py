@@ -1,4 +1,4 @@
-"""What a release would do: the state of each stage, why one would run again, and what it will need.
+"""What a release would do: what each stage does, why one would run again, and what it will need.
 
 Nothing here runs a stage or writes a file. Sizes are estimates from the recipe, or facts where a stage is done.
 """
@@ -6,15 +6,17 @@ Nothing here runs a stage or writes a file. Sizes are estimates from the recipe,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 from core.differences import differences
 from core.ranks import rows_per_step
 from core.yaml_source import dotted
+from datasets_prep.config import DataConfig
+from eval.config import EvalConfig, Gate
 from pipeline.engine.artifact import Artifact
-from pipeline.engine.runner import Stage, Status
-from pipeline.recipe import Recipe
+from pipeline.engine.runner import Sizes, Stage, Status
+from pipeline.publish.config import PublishConfig
+from pipeline.recipe import ModelConfig, Recipe, TrainedOrPublished
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn.config import UnlearnConfig
 
@@ -23,13 +25,6 @@ BYTES_STORED = 2  # bf16: what training stages save
 BYTES_TRAINED = 16  # float32 weights and gradients, two moments of AdamW; activations come on top
 BYTES_FROZEN = 4  # float32 weights under adapters
 BYTES_CHECKPOINT = 36  # float32 weights and two moments: two checkpoints while a model unlearns, and one being written
-
-
-class Sizes(NamedTuple):
-    """What is known before anything runs; None where only the stage will tell."""
-
-    parameters: int | None
-    rows: dict[str, int] | None
 
 
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
@@ -48,47 +43,71 @@ def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     return Sizes(parameters, rows)
 
 
-def describe(stage: str, recipe: Recipe, known: Sizes) -> str:
-    """One line on what a stage will do and how large that is."""
-    count, rows = known.parameters, known.rows
-    stored = f", {gigabytes(count * BYTES_STORED)} on disk" if count else ""
-    forget = rows["forget"] if rows else None
-    seen = {"base": rows["retain"] + rows["forget"], "gold": rows["retain"]} if rows else {}
-    if stage == "model":
-        size = f"{count / 1e6:,.0f} M parameters, " if count else "parameters known when it is here, "
-        width = 4 if recipe.model.pypi else BYTES_STORED
-        return f"{recipe.model.name}: {size}{gigabytes(count * width) if count else 'size unknown'}"
-    if stage == "data":
-        listed = ", ".join(f"{n:,} {name}" for name, n in rows.items()) if rows else "rows known when they are here"
-        return f"{listed} (seed {recipe.data.seed}, setting {recipe.data.setting})"
-    if stage == "base" or stage.startswith("gold"):
-        kind = stage.split("-")[0]  # a further gold is gold-seed-N
-        config = getattr(recipe, kind)
-        if config.hub:
-            return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}{stored}"
-        return f"fine-tune on {_steps(config.train, seen.get(kind))}{stored}"
-    if stage == "unlearn":
-        config = recipe.unlearn
-        batch = rows_per_step(config.args)
-        steps = f", at most {config.epochs * math.ceil(forget / batch)} steps" if forget else ""
-        return f"{config.method}, {config.epochs} epochs over {forget or '?'} forget rows{steps}{stored}"
-    if stage.startswith("eval-"):
-        audited = (recipe.eval.robustness or recipe.eval.sampling) and "-seed-" not in stage
-        what = "probes, lm-eval and the audit" if audited else "probes and lm-eval"
-        return f"{what} over {sum(rows.values()):,} rows" if rows else f"{what} over all rows"
-    if stage == "gate":
-        return f"{len(recipe.gates)} gates"
-    if stage == "publish":
-        hub = "the loopback Hub" if recipe.publish.hub == "local" else "huggingface.co"
-        return f"{recipe.publish.repo} on {hub}, {recipe.publish.visibility}, tag {recipe.publish.tag}"
-    return f"the tree for the Hub{stored}" if stage == "package" else "card, plots, report"
+def fetching(config: ModelConfig, known: Sizes) -> str:
+    """What the model stage does, in one line; the functions below say it of the other stages."""
+    count = known.parameters
+    size = f"{count / 1e6:,.0f} M parameters, " if count else "parameters known when it is here, "
+    width = 4 if config.pypi else BYTES_STORED
+    return f"{config.name}: {size}{gigabytes(count * width) if count else 'size unknown'}"
 
 
-def _steps(config: TrainConfig, rows: int | None) -> str:
-    epochs = config.args.get("num_train_epochs", 3)
-    if rows is None:
-        return f"rows known after data, {epochs} epochs"
-    return f"{rows:,} rows, {epochs} epochs, {math.ceil(rows / rows_per_step(config.args)) * math.ceil(epochs)} steps"
+def preparing(config: DataConfig, known: Sizes) -> str:
+    """Rows of each split."""
+    rows = known.rows
+    listed = ", ".join(f"{n:,} {name}" for name, n in rows.items()) if rows else "rows known when they are here"
+    return f"{listed} (seed {config.seed}, setting {config.setting})"
+
+
+def training(config: TrainedOrPublished, known: Sizes, *, splits: Sequence[str]) -> str:
+    """A training on these splits, or the published model that is taken in its place."""
+    if config.hub:
+        return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}{_stored(known)}"
+    args = config.train.args if config.train else {}
+    epochs = args.get("num_train_epochs", 3)
+    if known.rows is None:
+        return f"fine-tune on rows known after data, {epochs} epochs{_stored(known)}"
+    rows = sum(known.rows[split] for split in splits)
+    steps = math.ceil(rows / rows_per_step(args)) * math.ceil(epochs)
+    return f"fine-tune on {rows:,} rows, {epochs} epochs, {steps} steps{_stored(known)}"
+
+
+def unlearning(config: UnlearnConfig, known: Sizes) -> str:
+    """Method, epochs and steps."""
+    forget = known.rows["forget"] if known.rows else None
+    batch = rows_per_step(config.args)
+    steps = f", at most {config.epochs * math.ceil(forget / batch)} steps" if forget else ""
+    return f"{config.method}, {config.epochs} epochs over {forget or '?'} forget rows{steps}{_stored(known)}"
+
+
+def evaluating(config: EvalConfig, known: Sizes) -> str:
+    """What is measured, on how many rows."""
+    what = "probes, lm-eval and the audit" if config.robustness or config.sampling else "probes and lm-eval"
+    return f"{what} over {sum(known.rows.values()):,} rows" if known.rows else f"{what} over all rows"
+
+
+def gating(config: Sequence[Gate], known: Sizes) -> str:
+    """How many gates there are."""
+    return f"{len(config)} gates"
+
+
+def describing(config: object, known: Sizes) -> str:
+    """What the card stage writes."""
+    return "card, plots, report"
+
+
+def packaging(config: object, known: Sizes) -> str:
+    """The size of the release."""
+    return f"the tree for the Hub{_stored(known)}"
+
+
+def publishing(config: PublishConfig, known: Sizes) -> str:
+    """Where the release goes."""
+    hub = "the loopback Hub" if config.hub == "local" else "huggingface.co"
+    return f"{config.repo} on {hub}, {config.visibility}, tag {config.tag}"
+
+
+def _stored(known: Sizes) -> str:
+    return f", {gigabytes(known.parameters * BYTES_STORED)} on disk" if known.parameters else ""
 
 
 def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:

@@ -16,6 +16,13 @@ from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
 
 
+class Sizes(NamedTuple):
+    """Parameters of the model, and rows of each split: what is known of a recipe so far, None if nothing is."""
+
+    parameters: int | None
+    rows: dict[str, int] | None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of one recipe.
@@ -23,6 +30,8 @@ class Stage:
     ``inputs`` maps the name that ``run`` gets to the stage that makes it. ``identity`` is what enters the key;
     ``version`` is bumped by hand when the code would make something else of the same input. A ``resumable`` stage
     finds in its folder what a cut-off run left there; of errors, only a failed training takes the checkpoints with it.
+    ``does`` says in one line what ``config`` asks for. ``processes`` is on how many the recipe wants the stage to run;
+    they may each hold a part of the weights if it is ``shardable``, else each holds them all.
     """
 
     name: str
@@ -31,7 +40,10 @@ class Stage:
     config: Any
     identity: Any
     inputs: dict[str, str] = field(default_factory=dict)
+    does: Callable[[Any, Sizes], str] = lambda config, sizes: ""
+    processes: int = 1
     resumable: bool = False
+    shardable: bool = False
 
 
 class Status(NamedTuple):

@@ -12,24 +12,25 @@ from core.strict import Strict
 
 
 class PublishConfig(Strict):
-    """Where a release goes. ``local`` is the loopback Hub in the store, ``hf`` is HF_ENDPOINT with HF_TOKEN.
+    """Where a release goes."""
 
-    ``visibility`` is what the repository is after the release has been verified; until then a new one is private.
-    """
-
-    repo: HubId
-    hub: Literal["local", "hf"]
-    visibility: Literal["private", "public"] = "private"
-    tag: ReleaseTag
+    repo: HubId = Field(description="Full name of the repository, `owner/name`.")
+    hub: Literal["local", "hf"] = Field(
+        description="`local` is the loopback Hub in the store, `hf` the Hub at HF_ENDPOINT with HF_TOKEN."
+    )
+    visibility: Literal["private", "public"] = Field(
+        default="private",
+        description="What the repository is after the release has been verified; until then a new one is private.",
+    )
+    tag: ReleaseTag = Field(description="Tag of the release: a version, such as `v1.0.0`.")
 
 
 class PackageConfig(Strict):
-    """What the package stage needs of a recipe: the repository's name, and what the weights come from.
+    """What the package stage needs of a recipe."""
 
-    ``base_model`` is the Hub id of the start model, ``recipe`` whatever of the recipe belongs into ``release.json``.
-    """
-
-    repo: HubId
-    license: LicenceId
-    base_model: HubId
-    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    repo: HubId = Field(description="Full name of the repository.")
+    license: LicenceId = Field(description="Licence of the start model, and so of the weights.")
+    base_model: HubId = Field(description="Hub id of the start model.")
+    recipe: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Whatever of the recipe belongs into `release.json`."
+    )

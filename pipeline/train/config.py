@@ -15,15 +15,14 @@ WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", 
 
 
 class Lora(Strict):
-    """Low-rank adapters (peft), merged into the weights at the end. The head and the embeddings take none.
+    """Low-rank adapters (peft), merged into the weights at the end. The head and the embeddings take none."""
 
-    ``target_modules`` is ``all-linear``, or the ends of the names of linear layers.
-    """
-
-    r: int = Field(gt=0)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    r: int = Field(gt=0, description="Rank of the adapters.")
+    alpha: float = Field(gt=0, description="What an adapter adds is scaled by alpha / r.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of an adapter's inputs that are set to 0.")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        default="all-linear", description="Where adapters go: all linear layers, or the ends of the names of some."
+    )
 
     @model_validator(mode="after")
     def _not_on_the_head(self) -> Lora:
@@ -38,19 +37,31 @@ class Lora(Strict):
 
 
 class TrainConfig(Strict):
-    """A training on question-answer rows.
+    """A training on question-answer rows."""
 
-    ``train_from_layer`` freezes embeddings, head and the layers before that one; 0 trains everything. ``lora`` trains
-    adapters instead. ``args`` takes any field of TRL's SFTConfig. ``precision`` is that of the matrix products; the
-    weights that are trained are always float32. ``auto`` is bf16 where the device computes it natively, else fp32.
-    ``processes`` share each step; what comes out does not depend on how many they are, and the key does not name them.
-    """
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    train_from_layer: int = Field(default=0, ge=0)
-    lora: Lora | None = None
-    processes: int = Field(default=1, gt=0)
-    args: dict[str, Any] = Field(default_factory=dict)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Precision of the matrix products; the weights that are trained are always float32. `auto` is bf16 "
+        "if the device computes it natively, else fp32.",
+    )
+    train_from_layer: int = Field(
+        default=0,
+        ge=0,
+        description="Embeddings, head and the layers before this one are frozen. 0 trains everything.",
+    )
+    lora: Lora | None = Field(default=None, description="Trains adapters instead of whole layers.")
+    processes: int = Field(
+        default=1,
+        gt=0,
+        description="Processes that share each step. The result does not depend on how many they are, and no stage's "
+        "key names them.",
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any field of TRL's SFTConfig by its own name, for example `learning_rate`, except those that the "
+        "pipeline sets. Defaults are SFTConfig's, but for these: nothing is saved before the end (`save_strategy: "
+        "no`), nothing is reported to a tracker, and gradients are not checkpointed.",
+    )
 
     def check_share(self, processes: int) -> None:
         """Raise RecipeError where ``processes`` cannot share a step."""

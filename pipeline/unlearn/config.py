@@ -17,17 +17,12 @@ Named = Literal["gold", "holdout", "false_answers"]
 class AboveLevel(Strict):
     """A named level plus a margin, in nats per answer token."""
 
-    of: Named
-    plus: float
+    of: Named = Field(description="The named level.")
+    plus: float = Field(description="What is added, in nats per answer token.")
 
 
 Level = Named | Annotated[float, Field(gt=0)] | AboveLevel
-"""A loss in nats per answer token, with which the forget loss is compared.
-
-``gold`` is gold's mean on the forget rows, ``holdout`` base's mean on the holdout rows. ``false_answers`` is not one
-number: it is what the model that is being trained gives to false answers to the same questions (`guides.jsonl`, which
-no evaluation uses), measured anew at every check, row by row where a row is judged.
-"""
+"""A loss in nats per answer token; the description of ``StopRule.forget_loss`` says what its names mean."""
 
 
 def level_name(level: Level | None) -> str | None:
@@ -38,32 +33,46 @@ def level_name(level: Level | None) -> str | None:
 
 
 class StopRule(Strict):
-    """When the ascent ends. Checked on ``forget_rows`` and ``retain_rows`` rows of the splits every ``every`` steps.
+    """When the ascent ends: at the check that finds the forget loss at its level and the retain loss within its bound.
 
-    Within its bound the mean retain loss is at most ``retain_loss_above_base`` nats per token above base's on the same
-    rows. The training stops when the mean forget loss has reached ``forget_loss`` and retain is within its bound, or
-    when it was not at three checks in a row. With ``held_out`` these retain rows are taken out of the training, so that
-    rows which were not trained on pick the checkpoint. Without ``forget_rows`` all forget rows are checked, and none is
-    left on which the gates could be confirmed.
+    The training also stops if the retain loss was above its bound at three checks in a row.
     """
 
-    every: int = Field(gt=0)
-    forget_loss: Level
-    retain_loss_above_base: float = Field(gt=0)
-    forget_rows: int | None = Field(default=None, gt=0)
-    retain_rows: int = Field(default=40, gt=0)
-    held_out: bool = False
+    every: int = Field(gt=0, description="Steps from one check to the next.")
+    forget_loss: Level = Field(
+        description="Level that the mean forget loss must reach, in nats per answer token: a number or a name. `gold` "
+        "is gold's mean on the forget rows, `holdout` base's mean on the holdout rows. `false_answers` is not one "
+        "number: it is what the model that is being trained gives to false answers to the same questions "
+        "(`guides.jsonl`, which no evaluation uses), measured anew at every check, row by row if a row is judged."
+    )
+    retain_loss_above_base: float = Field(
+        gt=0,
+        description="Bound of the mean retain loss: so many nats per answer token above base's on the same rows.",
+    )
+    forget_rows: int | None = Field(
+        default=None,
+        gt=0,
+        description="Forget rows that are checked. `null` checks them all, and leaves none on which the gates could be "
+        "confirmed.",
+    )
+    retain_rows: int = Field(default=40, gt=0, description="Retain rows that are checked.")
+    held_out: bool = Field(
+        default=False,
+        description="Whether these retain rows are taken out of the training, so that rows which were not trained on "
+        "pick the checkpoint.",
+    )
 
 
 class DualWeight(Strict):
     """A retain weight that follows the retain loss L of each step: weight = max(0, weight + rate x (L - bound)).
 
-    The bound is base's loss on the retain rows plus ``retain_loss_above_base``, nats per token. The weight starts at
-    ``retain_weight``. (Gradient ascent on the multiplier of the constraint L <= bound.)
+    The weight starts at ``retain_weight``. (Gradient ascent on the multiplier of the constraint L <= bound.)
     """
 
-    rate: float = Field(gt=0)
-    retain_loss_above_base: float = Field(ge=0)
+    rate: float = Field(gt=0, description="What a step adds to the weight for each nat per token above the bound.")
+    retain_loss_above_base: float = Field(
+        ge=0, description="The bound: so many nats per answer token above base's loss on the retain rows."
+    )
 
 
 _BOTH = {"forget_weight": 1.0, "retain_weight": 1.0, "retain_rows_per_forget_row": 1}
@@ -82,40 +91,76 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po"}  # methods that push the forget loss up
 
 
+def _readers(parameter: str) -> str:
+    """Which methods read a parameter, and what each takes if the recipe gives none: a part of its description."""
+    methods: dict[Any, list[str]] = {}
+    for method, own in PARAMETERS.items():
+        if parameter in own:
+            methods.setdefault(own[parameter], []).append(f"`{method}`")
+    groups = [", ".join(m) + ("" if value is None else f", by default {value}") for value, m in methods.items()]
+    return f"For {'; '.join(groups)}."
+
+
 class UnlearnConfig(TrainConfig):
     """An unlearning run: minimise ``forget_weight`` x forget term + ``retain_weight`` x retain term.
 
-    The terms of each ``method`` are in :mod:`pipeline.unlearn.losses`: ``ft`` retain alone; ``ga`` ascent alone; ``gd``
-    ascent and retain; ``klm`` ascent and KL from base on retain; ``po`` a refusal in place of the forget answer, and
-    retain; ``npo``, ``simnpo`` and ``wga`` bounded forms of the ascent, and retain. :data:`PARAMETERS` says which of
-    the fields from ``forget_weight`` to ``refusal_seed`` a method reads; another one is an error, null is as not given.
-
-    ``forget_cap`` takes a forget row out of the ascent while its own mean loss is at or above that level.
-    ``loss_normalization: step_tokens`` takes means over the answer tokens of the whole optimizer step (for npo and
-    simnpo, which judge rows, over its forget rows); ``microbatch_mean`` means over each micro-batch, and then their
-    mean, as published code does: it depends on how a step is split. ``gradient_norms_every`` logs the norms of both
-    terms' gradients every so many steps (one more backward pass then); 0 never does. ``keep`` names the checkpoint
-    that is released: the ``last`` step, or of the checked steps within the retain bound the one whose forget loss is
-    ``closest`` to the level of the stopping rule. ``epochs`` counts passes over the forget rows. The rest is as in a
-    fine-tune.
+    A key that is only for some methods is an error with another one. With ``null`` it has the method's own default.
     """
 
-    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga"]
-    epochs: int = Field(gt=0)
-    forget_weight: float | None = Field(default=None, ge=0)
-    retain_weight: float | None = Field(default=None, ge=0)
-    retain_rows_per_forget_row: int | None = Field(default=None, gt=0)
-    retain_loss: Literal["nll", "kl"] | None = None
-    dual: DualWeight | None = None
-    forget_cap: Level | None = None
-    beta: float | None = Field(default=None, gt=0)
-    gamma: float | None = Field(default=None, ge=0)
-    refusal_seed: int | None = None
-    loss_normalization: Literal["step_tokens", "microbatch_mean"] = "step_tokens"
-    gradient_norms_every: int = Field(default=0, ge=0)
-    stop: StopRule | None = None
-    keep: Literal["last", "closest"] = "last"
-    pairing_seed: int = 0
+    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga"] = Field(
+        description="What the two terms are. `ft`: retain alone. `ga`: ascent alone. `gd`: ascent and retain. `klm`: "
+        "ascent, and KL from base on retain. `po`: a refusal in place of the forget answer, and retain. `npo`, "
+        "`simnpo` and `wga`: bounded forms of the ascent, and retain."
+    )
+    epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
+    forget_weight: float | None = Field(
+        default=None, ge=0, description=f"Weight of the forget term. {_readers('forget_weight')}"
+    )
+    retain_weight: float | None = Field(
+        default=None, ge=0, description=f"Weight of the retain term. {_readers('retain_weight')}"
+    )
+    retain_rows_per_forget_row: int | None = Field(
+        default=None,
+        gt=0,
+        description=f"Retain rows that go with each forget row. {_readers('retain_rows_per_forget_row')}",
+    )
+    retain_loss: Literal["nll", "kl"] | None = Field(
+        default=None, description=f"The retain term: cross-entropy, or KL from base. {_readers('retain_loss')}"
+    )
+    dual: DualWeight | None = Field(
+        default=None, description=f"Lets the retain weight follow the retain loss. {_readers('dual')}"
+    )
+    forget_cap: Level | None = Field(
+        default=None,
+        description="A forget row is out of the ascent while its own mean loss is at or above this level, a number or "
+        f"a name as in `unlearn.stop.forget_loss`. {_readers('forget_cap')}",
+    )
+    beta: float | None = Field(default=None, gt=0, description=f"β of the method's forget term. {_readers('beta')}")
+    gamma: float | None = Field(
+        default=None, ge=0, description=f"γ of the method's forget term, in nats per answer token. {_readers('gamma')}"
+    )
+    refusal_seed: int | None = Field(
+        default=None, description=f"Seed from which refusals are drawn. {_readers('refusal_seed')}"
+    )
+    loss_normalization: Literal["step_tokens", "microbatch_mean"] = Field(
+        default="step_tokens",
+        description="`step_tokens` takes means over the answer tokens of the whole optimizer step (for npo and simnpo, "
+        "which judge rows, over its forget rows). `microbatch_mean` takes them over each micro-batch, and then their "
+        "mean, as published code does: it depends on how a step is split.",
+    )
+    gradient_norms_every: int = Field(
+        default=0,
+        ge=0,
+        description="Steps from one logging of the norms of both terms' gradients to the next (one more backward pass "
+        "each time). 0 never logs them.",
+    )
+    stop: StopRule | None = Field(default=None, description="When the ascent ends before the schedule does.")
+    keep: Literal["last", "closest"] = Field(
+        default="last",
+        description="The checkpoint that is released: that of the `last` step, or of the checked steps within the "
+        "retain bound the one whose forget loss is `closest` to the level of `stop`.",
+    )
+    pairing_seed: int = Field(default=0, description="Seed from which retain rows are drawn for each forget row.")
 
     def check_share(self, processes: int) -> None:
         """Raise RecipeError where ``processes`` cannot share a step, or would change what it means."""

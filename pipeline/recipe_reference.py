@@ -1,0 +1,106 @@
+"""The text of `docs/recipe.md`: every key of a recipe with type, default and meaning, from the models that read them.
+
+What a key means is the ``description`` of its field, what a section means the docstring of its model. The page is
+written by ``UPDATE_GOLDENS=1 python -m pytest tests/test_recipe_reference.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from inspect import getdoc
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from core.strict import Strict
+from pipeline.recipe import Recipe, sections
+
+HEAD = """\
+<!-- Written from the models by tests/test_recipe_reference.py. Change a description there, not here. -->
+
+# Every key of a recipe
+
+A recipe is one YAML file; `pipeline/recipes` has examples, and [how a release is made](how-it-works.md) explains the
+terms. `extends: NAME` on the first level names one other recipe, whose values hold if this one gives none (a list is
+replaced as a whole). `--set KEY=VALUE` changes a value for one run. A key that is not here, a wrong type and an
+impossible combination are refused with the key's path and line.
+
+A *section* has keys of its own, in a table of its own. `[]` stands for each entry of a list.
+"""
+NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
+LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+
+
+def recipe_reference() -> str:
+    """The whole page as Markdown."""
+    places = _places(Recipe, "", {})
+    titles = {model: ", ".join(f"`{place}`" for place in found) or "The recipe" for model, found in places.items()}
+    links = {model.__name__: f"[section](#{_anchor(title)})" for model, title in titles.items()}
+    parts = [HEAD]
+    for model, title in titles.items():
+        parts.append(f"## {title}\n\n{_plain(getdoc(model) or '')}\n\n{_table(model, places[model], links)}\n")
+    return "\n".join(parts)
+
+
+def _places(model: type[Strict], at: str, found: dict[type[Strict], list[str]]) -> dict[type[Strict], list[str]]:
+    """Where in a recipe each model stands; a section comes before those inside it."""
+    found.setdefault(model, []).extend([at] if at else [])
+    for name, field in model.model_fields.items():
+        each = "[]" if "list[" in str(field.annotation) else ""
+        for section in sections(field.annotation):
+            _places(section, f"{at}.{name}{each}".removeprefix("."), found)
+    return found
+
+
+def _table(model: type[Strict], places: list[str], links: dict[str, str]) -> str:
+    schemas = model.model_json_schema()["properties"]
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        keys = "<br>".join(f"`{place}.{name}`" for place in places) or f"`{name}`"
+        cells = (keys, _type(schemas[name], links), _default(field), str(field.description))
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows)
+
+
+def _type(schema: dict[str, Any], links: dict[str, str]) -> str:
+    """A JSON schema in words."""
+    *others, last = _alternatives(schema, links)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _alternatives(schema: dict[str, Any], links: dict[str, str]) -> list[str]:
+    if "anyOf" in schema:
+        return [words for member in schema["anyOf"] for words in _alternatives(member, links)]
+    if "$ref" in schema:
+        return [links[schema["$ref"].rpartition("/")[2]]]
+    if "enum" in schema or "const" in schema:
+        return [f"`{value}`" for value in schema.get("enum", [schema.get("const")])]
+    if schema["type"] == "array":
+        least = f" of {schema['minItems']} or more" if "minItems" in schema else ""
+        return [f"list{least} ({_type(schema['items'], links)})"]
+    if schema["type"] == "object":
+        values = schema.get("additionalProperties")
+        return [f"mapping (text: {_type(values, links)})" if isinstance(values, dict) else "mapping"]
+    limits = " and ".join(f"{sign} {schema[limit]:g}" for limit, sign in LIMITS.items() if limit in schema)
+    longest = f"of up to {schema['maxLength']} characters" if "maxLength" in schema else ""
+    return [" ".join(filter(None, (NAMES[schema["type"]], limits, longest)))]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Strict):
+        return "its own defaults"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _plain(text: str) -> str:
+    """A docstring's code spans as Markdown has them."""
+    return text.replace("``", "`")
+
+
+def _anchor(title: str) -> str:
+    """The anchor that the page of a repository gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

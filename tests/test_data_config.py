@@ -1,0 +1,107 @@
+"""What the data part of a recipe says about its files: what enters a key, and what a release may show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.digests import digest_of
+from core.errors import InputError
+from datasets_prep.config import DataConfig
+from pipeline.recipe import load_recipe
+from tests.conftest import ROOT
+
+SAMPLE = "7758951b319642d3239ed8880289b1663eb6ff200438587649b5a5c40b8cdc7f"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "digest"),
+    [
+        ("demo", SAMPLE),
+        ("demo-audit", SAMPLE),
+        ("demo-no-gold", SAMPLE),
+        ("demo-overforget", SAMPLE),
+        ("fame-topics-gd-llama32-3b", "148fcd9738e40689b3bdb41d5a5cbeb45d94fd3f8d7ac32fe584e2cc42e28a29"),
+        ("own-data", "3100cbb4032dc68aad2e351ba89fb8a4ad8d797d033e1a854d1045713c187b2c"),
+    ],
+)
+def test_the_identity_of_a_shipped_recipe_is_what_it_was(
+    recipe: str, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another digest the data, and all that depends on them, are made again in every store."""
+    monkeypatch.chdir(ROOT)
+    assert digest_of(load_recipe(recipe).data.identity()) == digest
+
+
+def given(folder: Path) -> DataConfig:
+    files = {split: str(folder / f"{split}.csv") for split in ("forget", "retain")}
+    return DataConfig.model_validate({"source": {"files": files}, "setting": "given"})
+
+
+def requested(folder: Path, **holdout: Any) -> DataConfig:
+    forget = [
+        {"identities": ["Ida Moor", 7], "topics": ["address"]},
+        {"rows": ["r-1", "r-2", "r-3"], "file": str(folder / "forget.csv")},
+    ]
+    return DataConfig.model_validate(
+        {"source": {"file": str(folder / "rows.csv")}, "setting": "request", "request": {"forget": forget, **holdout}}
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("forget", "retain", "rows", "holdout"):
+        (tmp_path / f"{name}.csv").write_text(name)
+    return tmp_path
+
+
+def test_the_identity_of_files_is_their_content(folder: Path) -> None:
+    """Both digests are those of the code before the data part answered for itself."""
+    request = requested(folder, holdout=[{"file": str(folder / "holdout.csv")}, {"languages": ["de"]}])
+    for config, digest in (
+        (given(folder), "a5b08b4103eddca9f93d0cce715ba134ff02e27b4b9577d42a4dcf1f4750c0a4"),
+        (request, "9bb1fb57d6d5d29bedda4791be5a80dd93ac4aa28133f52033b7ef89ab838fd4"),
+    ):
+        assert digest_of(config.identity()) == digest
+        assert str(folder) not in json.dumps(config.identity())
+        assert len(config.local_files()) == json.dumps(config.identity()).count("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("gone", "key"),
+    [
+        ("rows", r"data\.source\.file"),
+        ("forget", r"data\.request\.forget\[1\]\.file"),
+        ("holdout", r"data\.request\.holdout\[0\]\.file"),
+    ],
+)
+def test_a_file_that_is_gone_is_named_by_its_key(folder: Path, gone: str, key: str) -> None:
+    config = requested(folder, holdout=[{"file": str(folder / "holdout.csv")}])
+    (folder / f"{gone}.csv").unlink()
+    with pytest.raises(InputError, match=rf"^{key}: there is no file or folder .*{gone}\.csv"):
+        config.identity()
+
+
+def test_each_file_of_a_split_is_named_by_its_key(folder: Path) -> None:
+    (folder / "retain.csv").unlink()
+    with pytest.raises(InputError, match=r"^data\.source\.files\.retain: "):
+        given(folder).identity()
+
+
+def test_what_is_published_names_no_folder_and_no_person(folder: Path) -> None:
+    shown = requested(folder, holdout=0.25).published()
+    assert shown["source"]["file"] == "rows.csv"
+    assert shown["request"]["holdout"] == 0.25
+    first, second = shown["request"]["forget"]
+    assert (first["identities"], first["topics"], first["rows"]) == (2, ["address"], None)
+    assert (second["rows"], second["file"]) == (3, "forget.csv")
+    for private in (str(folder), "Ida", "r-1"):
+        assert private not in json.dumps(shown)
+    assert given(folder).published()["source"]["files"] == {
+        "forget": "forget.csv",
+        "retain": "retain.csv",
+        "holdout": None,
+    }
