@@ -11,7 +11,7 @@ from eval.audit_config import ATTACKS, LEAK_K, Relative, Robustness, Sampling, a
 
 
 class MetricSpec(NamedTuple):
-    """Where a metric is measured, and the version of its definition: raise it when a model's value changes."""
+    """Where a metric is measured, and the version of its definition: raise it when a model's record changes."""
 
     splits: tuple[str, ...]
     version: int = 1
@@ -34,15 +34,15 @@ METRICS: dict[str, MetricSpec] = {
     "repeated_ngrams": MetricSpec(_ROWS, version=2),
     "unknown_words": MetricSpec(_ROWS, version=2),
     "generation_nll": MetricSpec(("forget",)),
-    "forget_quality": MetricSpec(("forget",), version=2),
-    "forget_quality_ks": MetricSpec(("forget",), version=2),
+    "forget_quality": MetricSpec(("forget",), version=3),  # 3: the interval holds the value
+    "forget_quality_ks": MetricSpec(("forget",), version=3),
     "mia_min_k_auc": MetricSpec(("forget",)),
     "mia_min_k_plus_plus_auc": MetricSpec(("forget",)),
     "mia_loss_auc": MetricSpec(("forget",)),
     "mia_zlib_auc": MetricSpec(("forget",)),
     "privacy_leak": MetricSpec(("forget",)),
-    "forget_against_holdout": MetricSpec(("forget",)),
-    "forget_against_holdout_ks": MetricSpec(("forget",)),
+    "forget_against_holdout": MetricSpec(("forget",), version=2),  # 2: as forget_quality 3
+    "forget_against_holdout_ks": MetricSpec(("forget",), version=2),
     "utility": MetricSpec(("general",)),
     "model_utility": MetricSpec(("retain+general",)),
 }

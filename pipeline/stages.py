@@ -112,13 +112,13 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("data", "3", data, recipe.data, _data_identity(recipe), {"model": "model"}),
         Stage("base", "3", base, recipe.base, _reference(recipe.base), start, resumable=True),
         Stage("gold", "3", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
-        Stage("eval-gold", "4", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
-        Stage("eval-base", "4", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
+        Stage("eval-gold", "5", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
+        Stage("eval-base", "5", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
         Stage("unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         *further_golds(recipe, start, with_base),
         Stage(
             "eval-unlearned",
-            "4",
+            "5",
             evaluate,
             recipe.eval,
             measured,
@@ -142,7 +142,7 @@ def further_golds(recipe: Recipe, start: dict[str, str], with_base: dict[str, st
         config, name = recipe.gold.with_seed(seed), f"gold-seed-{seed}"
         listed += [
             Stage(name, "3", gold, config, _reference(config), start, resumable=True),
-            Stage(f"eval-{name}", "4", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
+            Stage(f"eval-{name}", "5", evaluate, plain, _evaluation(plain), {"model": name, **with_base}),
         ]
     return listed
 

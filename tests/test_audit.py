@@ -29,7 +29,7 @@ from eval.config import AUDIT_METRICS, EvalConfig
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
 from tests.conftest import ROOT, build_tiny_model
-from tests.eval_rows import build_data, build_perturbed, build_rows, sharpened
+from tests.eval_rows import build_data, build_perturbed, build_rows, outside, sharpened
 
 ROWS = build_rows()
 FORGET = ROWS["forget"]
@@ -190,7 +190,7 @@ def test_a_relearning_that_diverges_is_the_users_error(model, encoder):
 # Questions
 
 
-TEMPLATES = yaml.safe_load((ROOT / "eval" / "questions.yaml").read_text(encoding="utf-8"))
+TEMPLATES = yaml.safe_load((ROOT / "eval" / "attacks" / "questions.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_topic_has_a_question_in_every_language_that_the_sample_set_does_not_ask():
@@ -414,6 +414,7 @@ def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
         inputs = {"model": model, "data": data, **{other: places[other] for other in references}}
         suite.run(config if "seed" not in name else EvalConfig(max_new_tokens=4), inputs, places[name])
     records = read_records(places["unlearned"] / "results.json")
+    assert not [record for place in places.values() for record in outside(read_records(place / "results.json"))]
     asked = {name for name in config.audit_metrics() if not name.startswith(("leak_coordinate", "damage"))}
     assert asked <= {record.metric for record in records} & AUDIT_METRICS.keys()
     relative = json.loads((places["unlearned"] / "relative.json").read_text())

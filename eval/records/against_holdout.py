@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.config import METRICS, EvalConfig, higher_is_better
+from eval.config import METRICS, higher_is_better
 from eval.schema import Record
 from eval.statistics.formulas import forget_quality
-from eval.statistics.intervals import against_holdout_intervals
+from eval.statistics.intervals import ks_intervals
 
 LIMITS = (
     "This compares forgotten rows with rows that the same model never saw, and shows that it treats them alike. It "
@@ -25,7 +25,7 @@ LIMITS = (
 METRIC_NAMES = ("forget_against_holdout", "forget_against_holdout_ks")
 
 
-def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) -> list[Record]:
+def holdout_records(samples: Sequence[Mapping[str, Any]]) -> list[Record]:
     """p-value and statistic of the KS test between the truth ratios of forget and of holdout rows.
 
     ``n`` is the number of rows of the smaller set: the other cannot make up for it. Nothing where a set has no truth
@@ -38,8 +38,9 @@ def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) ->
     if not forget.size or not holdout.size:
         return []
     found = []
-    both = against_holdout_intervals(forget, holdout, config.bootstrap_samples, config.seed)
-    for metric, value, interval in zip(METRIC_NAMES, forget_quality(forget, holdout), both, strict=True):
+    values = forget_quality(forget, holdout)
+    both = ks_intervals(values[1], forget.size, holdout.size)
+    for metric, value, interval in zip(METRIC_NAMES, values, both, strict=True):
         better = higher_is_better(metric, "forget")
         n = min(forget.size, holdout.size)
         found.append(Record(metric, "forget", value, *interval, n, better, METRICS[metric].version))

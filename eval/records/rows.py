@@ -93,10 +93,10 @@ def _set_records(
         n = min(len(members), len(others))
         records.append(_record(metric, "forget", formulas.auc(members, others), interval, n))
     if only in (None, *METRIC_NAMES):
-        records += holdout_records(samples, config)
+        records += holdout_records(samples)
     if gold is not None:
         if only in (None, *_FORGET_QUALITY):
-            records += _forget_quality_records(forget, _split(gold, "forget"), config)
+            records += _forget_quality_records(forget, _split(gold, "forget"))
         if holdout and only in (None, "privacy_leak"):
             records.append(_privacy_leak_record(forget, holdout, gold, config))
     return records
@@ -178,14 +178,14 @@ def _record(
     return Record(metric, split, value, *interval, n, better, version, by, note)
 
 
-def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], config: EvalConfig) -> list[Record]:
+def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample]) -> list[Record]:
     """Forget quality and its KS statistic over the forget rows that have false answers; none where there are none."""
     rows = {row_id: row for row_id, row in forget.items() if "truth_ratio" in row}
     if not rows:
         return []
     ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
     values = formulas.forget_quality(ours, theirs)
-    both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed, _strata(rows))
+    both = intervals.ks_intervals(values[1], len(rows), len(rows))
     return [_record(n, "forget", v, i, len(rows)) for n, v, i in zip(_FORGET_QUALITY, values, both, strict=True)]
 
 
