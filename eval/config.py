@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -227,3 +228,10 @@ class Gate(Condition):
         """Whether it compares with gold; the gaps of an audit are differences to gold."""
         gap = self.metric in AUDIT_METRICS and self.metric.endswith("_gap")
         return gap or self.metric in NEEDS_GOLD or any(reference.of == "gold" for reference in self.references)
+
+
+class GateConfig(NamedTuple):
+    """What the gate stage reads of a recipe: its gates, and how the rows were measured that confirm them once more."""
+
+    gates: Sequence[Gate]
+    eval: EvalConfig

@@ -124,7 +124,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             measured,
             {"model": "unlearn", **with_base, **eval_gold, **_between(recipe)},
         ),
-        Stage("gate", "3", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("gate", "4", gate, *_gate(recipe), evidence),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "1", package, *_package(recipe), tree),
         Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
@@ -227,6 +227,14 @@ def _evaluation(config: EvalConfig) -> Any:
 
     asked = _without(config.model_dump(exclude_none=True))  # a section that is absent leaves the key as it is
     return {**asked, "metrics": {name: ALL_METRICS[name].version for name in [*METRICS, *config.audit_metrics()]}}
+
+
+def _gate(recipe: Recipe) -> tuple[Any, Any]:
+    """The configuration of the gate stage, and what of it enters the key: all of it."""
+    from eval.config import GateConfig
+
+    config = GateConfig(recipe.gates, recipe.eval)
+    return config, {"gates": [_plain(item) for item in config.gates], "eval": _evaluation(config.eval)}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
