@@ -87,7 +87,7 @@ class Metric:
     meaning: str
     splits: tuple[str, ...]
     family: Family
-    interval: Literal["bootstrap", "Wilson", "leak@k", "Newcombe", "relative test"] = "bootstrap"
+    interval: Literal["bootstrap", "Wilson", "KS test", "leak@k", "Newcombe", "relative test"] = "bootstrap"
     better: Better = "what is known"
     version: int = 1
     needs_gold: bool = False
@@ -255,9 +255,10 @@ _PLAIN = (
         meaning="p-value of the Kolmogorov-Smirnov test between truth ratios of this model and of gold",
         splits=FORGET,
         family="ks",
+        interval="KS test",
+        version=3,
         ks="p-value",
         better="higher",
-        version=2,
         needs_gold=True,
         has_difference=False,
         headline=True,
@@ -268,9 +269,10 @@ _PLAIN = (
         meaning="the statistic of the test of forget quality",
         splits=FORGET,
         family="ks",
+        interval="KS test",
+        version=3,
         ks="statistic",
         better="lower",
-        version=2,
         needs_gold=True,
     ),
     Metric(
@@ -327,6 +329,8 @@ _PLAIN = (
         meaning="p-value of the Kolmogorov-Smirnov test between truth ratios of this model's forget and holdout rows",
         splits=FORGET,
         family="ks",
+        interval="KS test",
+        version=2,
         ks="p-value",
         better="higher",
         needs_holdout=True,
@@ -338,6 +342,8 @@ _PLAIN = (
         meaning="the statistic of the test of forget rows against holdout rows",
         splits=FORGET,
         family="ks",
+        interval="KS test",
+        version=2,
         ks="statistic",
         better="lower",
         needs_holdout=True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -162,3 +163,10 @@ class Gate(Condition):
         """Whether it compares with gold."""
         metric = CATALOG.get(self.metric)
         return bool(metric and metric.needs_gold) or any(reference.of == "gold" for reference in self.references)
+
+
+class GateConfig(NamedTuple):
+    """What the gate stage reads of a recipe: its gates, and how the rows were measured that confirm them once more."""
+
+    gates: Sequence[Gate]
+    eval: EvalConfig

@@ -127,7 +127,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         ),
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
-        Stage("gate", "3", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence, plan.gating),
+        Stage("gate", "4", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
         Stage("package", "1", package, *_package(recipe), tree, plan.packaging),
         Stage(
@@ -167,7 +167,7 @@ def _measured(
     """
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
-    return Stage(name, "4", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
+    return Stage(name, "5", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
 
 
 # What enters a key: literals and contents, never a path, a device or a number of workers.
@@ -206,6 +206,14 @@ def _versions(config: EvalConfig) -> dict[str, int]:
     """The versions of the definitions of all metrics that an evaluation measures."""
     asked = config.audit_metrics()
     return {name: metric.version for name, metric in CATALOG.items() if not metric.is_audit or name in asked}
+
+
+def _gate(recipe: Recipe) -> tuple[Any, Any]:
+    """The configuration of the gate stage, and what of it enters the key: all of it."""
+    from eval.config import GateConfig
+
+    config = GateConfig(recipe.gates, recipe.eval)
+    return config, {"gates": [_plain(item) for item in config.gates], "eval": _evaluation(config.eval)}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:

@@ -5,10 +5,12 @@ The rows are in three languages, and only some have false answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+from eval.schema import Record
 from tests.conftest import build_tiny_model
 
 COUNTS = {"forget": 5, "retain": 6, "holdout": 4}
@@ -49,6 +51,11 @@ def build_data(folder: Path) -> Path:
         write_rows(folder / f"{split}.jsonl", rows[split])
     write_rows(folder / "perturbed.jsonl", build_perturbed(rows))
     return folder
+
+
+def outside(records: Iterable[Record]) -> list[Record]:
+    """The records whose value is not in its own interval: there must be none."""
+    return [record for record in records if not record.ci_low <= record.value <= record.ci_high]
 
 
 def build_speaking_model(folder: Path, seed: int = 0) -> Path:

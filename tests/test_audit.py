@@ -31,7 +31,7 @@ from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
 from tests.conftest import ROOT, build_tiny_model
-from tests.eval_rows import build_data, build_perturbed, build_rows, sharpened
+from tests.eval_rows import build_data, build_perturbed, build_rows, outside, sharpened
 
 ROWS = build_rows()
 FORGET = ROWS["forget"]
@@ -417,6 +417,7 @@ def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
         asked = config if name != "another" else EvalConfig(max_new_tokens=4)
         suite.run(asked, inputs, places[name], ["another"] if "another" in inputs else [])
     records = read_records(places["unlearned"] / "results.json")
+    assert not [record for place in places.values() for record in outside(read_records(place / "results.json"))]
     asked = {name for name in config.audit_metrics() if not is_of(name, "relative")}
     assert asked <= {record.metric for record in records} & CATALOG.keys()
     relative = json.loads((places["unlearned"] / "relative.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from core.digests import weights_sha256
 from core.errors import ArtifactError
 from eval.audit_config import Sampling
 from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
-from eval.config import EvalConfig, Gate
+from eval.config import EvalConfig, Gate, GateConfig
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records
 from eval.schema import Record, find_record, read_samples, write_measured, write_records, write_samples
+from eval.verdicts import gates as stage
 from eval.verdicts.confirm import read_selection
-from eval.verdicts.gates import judge
 
 CONFIG = EvalConfig(bootstrap_samples=100)
 AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))
@@ -29,6 +30,10 @@ SPLITS = {
     for metric in CATALOG.values()
     if metric.family not in ("utility", "relative") and metric.k in (None, *AUDITED.sampling.k)
 }
+
+
+def judge(gates: list[Gate], inputs: dict[str, Path], config: EvalConfig = AUDITED) -> dict[str, Any]:
+    return stage.judge(GateConfig(gates, config), inputs)
 
 
 def _rows(split: str, count: int, level: float, start: int = 0) -> list[dict[str, Any]]:
@@ -179,8 +184,10 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def _records(rows: list[dict[str, Any]], gold: list[dict[str, Any]] | None) -> list[Record]:
-    return [*all_records(rows, gold, AUDITED), *audit_records(rows, gold, AUDITED)]
+def _records(
+    rows: list[dict[str, Any]], gold: list[dict[str, Any]] | None, config: EvalConfig = AUDITED
+) -> list[Record]:
+    return [*all_records(rows, gold, config), *audit_records(rows, gold, config)]
 
 
 def _unread(inputs: dict[str, Path], model: str) -> list[dict[str, Any]]:
@@ -211,6 +218,32 @@ def test_every_metric_of_rows_is_confirmed_as_the_other_rows_alone_would_be_meas
     assert (gate["confirmed"]["ci_low"], gate["confirmed"]["ci_high"]) == pytest.approx(
         (expected.ci_low, expected.ci_high)
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "split"),
+    [
+        ("answer_probability", "retain"),
+        ("answer_probability", "forget"),
+        ("mia_min_k_auc", "forget"),
+        ("privacy_leak", "forget"),
+        ("extraction_strength_nf4_gap", "forget"),
+        ("leak_at_2", "forget"),
+    ],
+)
+def test_rows_are_confirmed_under_the_settings_of_the_recipe(everything, tmp_path, metric, split):
+    """A rule that read none of these rows leaves all of them: the same rows have the same record."""
+    config = EvalConfig(bootstrap_samples=150, seed=7, sampling=Sampling(samples=4, k=[2]))
+    inputs = dict(everything)
+    for name in ("unlearn", "eval-unlearned"):
+        inputs[name] = Path(shutil.copytree(everything[name], tmp_path / name))
+    _select(inputs, forget=["another"], retain=["another"])
+    ours, gold = (read_samples(everything[f"eval-{model}"] / "samples.jsonl") for model in ("unlearned", "gold"))
+    write_records(inputs["eval-unlearned"] / "results.json", _records(ours, gold, config))
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], inputs, config)["gates"]
+    numbers = ("measured", "ci_low", "ci_high", "n")
+    assert gate["measured"] is not None
+    assert [gate["confirmed"][name] for name in numbers] == [gate[name] for name in numbers]
 
 
 @pytest.mark.parametrize(

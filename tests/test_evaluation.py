@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,17 +23,20 @@ from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import SPLITS, write_rows
 from eval import suite
-from eval.catalog import of_family
+from eval.audit_config import Sampling
+from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig
+from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records, set_records
 from eval.schema import Record, find_record, read_records, read_samples
 from eval.scoring.fluency import generation_losses
 from eval.scoring.probes import Scorer
 from eval.statistics.formulas import retain_truth_ratios
 from tests.conftest import build_tiny_model
-from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model
+from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model, outside
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=8, bootstrap_samples=100)
+ROW_METRICS = [metric.name for metric in of_family(*ROW_FAMILIES)]
 MEMBERSHIP = [metric.name for metric in of_family("membership")]
 ROWS = build_rows()
 
@@ -329,3 +334,41 @@ def test_a_single_metric_has_the_record_that_it_has_among_all() -> None:
             assert record in alone
             assert all(found.by is None for found in alone)
             assert len(alone) <= 2
+
+
+def _random_samples(rows: dict[str, int], decimals: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Rows with everything that is measured, at random; few decimals make ties, and proportions are 0 or 1."""
+    samples = []
+    for split, count in rows.items():
+        for i in range(count):
+            level = round(float(rng.normal(rng.choice([0.0, 3.0]))), decimals)
+            row = {name: round(float(rng.random()), decimals) for name in ROW_METRICS if split in CATALOG[name].splits}
+            row |= {name: float(rng.random() < 0.8) for name in PROPORTIONS if name in row}
+            row |= {"row_id": f"{split}{i}", "split": split, "truth_ratio": float(np.exp(-level)), "loss": -level}
+            row |= {"language": ("DE", "EN", "ES", "FR", None)[rng.integers(5)], "topic_id": f"t{rng.integers(3)}"}
+            row |= {"truth_ratio_of": "answer", **dict.fromkeys(("min_k", "min_k_plus_plus", "zlib"), level)}
+            if split == "forget":
+                row["attacked"] = {attack.name: {m.name: rng.random() for m in READINGS} for attack in ATTACKS}
+                row["sampled"] = {"n": 4, "hits": int(rng.integers(5))}
+            samples.append(row)
+    return samples
+
+
+PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 4), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_every_value_lies_in_its_own_interval(counts, decimals, seed):
+    rng, config = np.random.default_rng(seed), EvalConfig(bootstrap_samples=100, sampling=Sampling(samples=4, k=[1, 4]))
+    rows = dict(zip((*SPLITS, "general"), counts, strict=True))
+    ours, gold = _random_samples(rows, decimals, rng), _random_samples(rows, decimals, rng)
+    found = [*all_records(ours, gold, config), *audit_records(ours, gold, config)]
+    assert {record.metric for record in found} >= {metric.name for metric in CATALOG.values() if not metric.is_audit}
+    assert outside(found) == []
+
+
+def test_every_value_of_an_evaluation_lies_in_its_own_interval(evaluated, tiny_model, data, tmp_path):
+    found = _run(tiny_model, data, tmp_path / "out", gold=evaluated)
+    assert {record.metric for record in found} >= {"forget_quality", "forget_against_holdout_ks", "privacy_leak"}
+    assert outside([*found, *read_records(evaluated / "results.json")]) == []

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from core.digests import weights_sha256
 from core.errors import ArtifactError, ModelError
 from eval.catalog import CATALOG
-from eval.config import Gate
+from eval.config import EvalConfig, Gate, GateConfig
 from eval.schema import Record, write_measured, write_records
-from eval.verdicts.gates import run
+from eval.verdicts import gates as stage
 
 RECORD = Record("answer_probability", "forget", 0.1, 0.08, 0.12, 40, None, CATALOG["answer_probability"].version)
 REASON = "it is only a test"
@@ -26,6 +26,10 @@ REASON = "it is only a test"
 def _gate(**changes: Any) -> Gate:
     given = {"metric": "answer_probability", "split": "forget", "at_most": 0.2, "min_n": 40, "reason": REASON} | changes
     return Gate.model_validate({key: value for key, value in given.items() if value is not None})
+
+
+def run(gates: list[Gate], inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    return stage.run(GateConfig(gates, EvalConfig()), inputs, out)
 
 
 @pytest.fixture

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from eval.statistics import formulas, intervals
+from eval.statistics.power import ks_critical
 
 RNG = np.random.default_rng(5)
 VALUES = RNG.random(60)
@@ -33,7 +36,8 @@ def test_mean_interval_covers_the_true_mean_as_often_as_it_says():
 
 
 def test_mean_interval_of_equal_values_is_that_value():
-    assert intervals.mean_interval([0.1] * 7, 1000, 0) == (0.1, 0.1)
+    value = np.mean([0.1] * 7)  # rounded: a little less than 0.1
+    assert intervals.mean_interval([0.1] * 7, 1000, 0) == (value, value) == pytest.approx((0.1, 0.1))
 
 
 def test_proportion_interval_has_width_at_the_ends():
@@ -52,42 +56,65 @@ def test_auc_interval_is_that_of_resampled_rows():
     assert intervals.auc_interval(members, others, 200, 7) == pytest.approx(tuple(np.percentile(aucs, [2.5, 97.5])))
 
 
-@pytest.mark.parametrize("decimals", [1, 8])
-def test_forget_quality_intervals_are_those_of_resampled_rows_with_and_without_ties(decimals):
-    ours, gold = RNG.random(25).round(decimals), (RNG.random(25) * 1.4).round(decimals)
-    rows = _resampled_rows(intervals._counts(25, 150, np.random.default_rng(2)))
-    tests = [stats.ks_2samp(ours[r], gold[r]) for r in rows]
-    p_values, statistics = intervals.forget_quality_intervals(ours, gold, 150, 2)
-    assert p_values == pytest.approx(tuple(np.percentile([t.pvalue for t in tests], [2.5, 97.5])))
-    assert statistics == pytest.approx(tuple(np.percentile([t.statistic for t in tests], [2.5, 97.5])))
+def _exceeding(rows: int, others: int) -> float:
+    """The exact probability that equal distributions are further apart than the margin: over all orders of the rows."""
+    margin = intervals.ks_intervals(0.0, rows, others)[1][1]
+    orders = list(itertools.combinations(range(rows + others), rows))
+    steps = np.full((len(orders), rows + others), -1 / others)
+    np.put_along_axis(steps, np.array(orders), 1 / rows, axis=1)
+    return float((np.abs(steps.cumsum(axis=1)).max(axis=1) > margin + 1e-9).mean())
 
 
-@pytest.mark.parametrize("decimals", [1, 8])
-def test_against_holdout_intervals_are_those_of_resampled_rows_of_each_set(decimals):
-    rng = np.random.default_rng(3)
-    ours, others = rng.random(24).round(decimals), (rng.random(17) * 1.4).round(decimals)
-    draws = np.random.default_rng(4)
-    rows = [_resampled_rows(intervals._counts(size, 150, draws)) for size in (24, 17)]
-    statistics = [stats.ks_2samp(ours[r], others[o]).statistic for r, o in zip(*rows, strict=True)]
-    low, high = np.percentile(statistics, [2.5, 97.5])
-    found = intervals.against_holdout_intervals(ours, others, 150, 4)
-    assert found[1] == pytest.approx((low, high))
-    effective = round(24 * 17 / 41)
-    assert found[0] == pytest.approx((stats.kstwo.sf(high, effective), stats.kstwo.sf(low, effective)))
+@pytest.mark.parametrize(("rows", "others"), [(1, 1), (4, 1), (4, 4), (5, 4), (7, 6), (8, 8), (12, 3), (14, 4)])
+def test_equal_distributions_are_within_the_margin_in_95_percent_of_all_orders(rows, others):
+    assert _exceeding(rows, others) <= 0.05
 
 
-@pytest.mark.parametrize("height", [0, 1, 3, 20])
-def test_ks_p_value_from_the_height_alone(height):
-    ladder = np.arange(20.0)
-    moved = np.concatenate([np.full(height, 99.0), ladder[height:]])
-    test = stats.ks_2samp(ladder, moved)
-    assert test.statistic == pytest.approx(height / 20)
-    assert intervals._ks_p_value(height, 20) == pytest.approx(test.pvalue)
+@pytest.mark.parametrize("rows", [*range(1, 60), 100, 400, 3200])
+def test_the_ks_margin_is_next_to_the_exact_critical_value(rows):
+    margin = intervals.ks_intervals(0.0, rows, rows)[1][1]
+    critical = ks_critical(rows, 0.05)  # 1 where no statistic rejects
+    assert critical - 1 / rows - 1e-9 <= margin
+    assert margin < critical + max(1 / rows, 0.05 * critical)
 
 
-def test_forget_quality_intervals_refuse_models_on_other_rows():
-    with pytest.raises(ValueError, match="same rows"):
-        intervals.forget_quality_intervals([0.1, 0.2], [0.1], 100, 0)
+def _drawn(shape: str, distance: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    first, second = rng.normal(2 * stats.norm.ppf((1 + distance) / 2), 1, 40), rng.normal(0, 1, 50)
+    if shape == "known":  # a share of the rows has values that the others never have
+        first = np.where(rng.random(40) < distance, -9.0, rng.normal(0, 1, 40))
+    return (first, 0.7 * first[:40] + 0.7 * second[:40]) if shape == "same rows" else (first, second)
+
+
+@pytest.mark.parametrize(
+    ("shape", "distance"), [("shift", 0.0), ("shift", 0.3), ("shift", 0.8), ("known", 0.2), ("same rows", 0.0)]
+)
+def test_ks_intervals_hold_the_true_distance_as_often_as_they_say(shape, distance):
+    """At distance 0 a percentile bootstrap never does."""
+    rng = np.random.default_rng(6)
+    held = []
+    for _ in range(300):
+        first, second = _drawn(shape, distance, rng)
+        value = stats.ks_2samp(first, second).statistic
+        low, high = intervals.ks_intervals(value, first.size, second.size)[1]
+        assert low <= value <= high
+        held.append(low <= distance <= high)
+    assert np.mean(held) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 300)
+
+
+@pytest.mark.parametrize("height", [0, 3, 12, 13, 20, 39, 40])
+def test_the_interval_of_a_p_value_is_that_of_its_statistic(height):
+    p_values, (low, high) = intervals.ks_intervals(height / 40, 40, 40)
+    ladder = np.arange(40.0)
+    assert p_values == pytest.approx(tuple(stats.kstwo.sf([high, low], 20)))
+    assert p_values[0] <= formulas.forget_quality(ladder, ladder + height - 0.5)[0] <= p_values[1]
+    assert (low == 0) == (height <= 12)  # from 13 on the exact test rejects at 5 %
+
+
+def test_a_value_lies_in_its_interval_where_no_row_of_a_language_can_be_replaced():
+    """One row of each language: every resample is the sample, and its mean is rounded in another way."""
+    rng = np.random.default_rng(0)
+    for values in rng.random((200, 4)):
+        assert intervals.mean_interval(values, 100, 0, ["DE", "EN", "ES", "FR"]) == (values.mean(), values.mean())
 
 
 def test_privacy_leak_of_a_model_with_itself_is_zero_in_every_resample():

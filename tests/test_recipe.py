@@ -313,6 +313,14 @@ def test_what_says_where_to_run_is_in_no_key() -> None:
     assert moved["eval-base"].config.device == "cuda"
 
 
+def test_gates_are_judged_under_the_settings_of_the_evaluation() -> None:
+    demo = identities(load_recipe("demo"))["gate"]
+    changed = identities(load_recipe("demo", ["eval.seed=7", "eval.bootstrap_samples=150"]))["gate"]
+    assert (changed.config.eval.seed, changed.config.eval.bootstrap_samples) == (7, 150)
+    assert changed.config.gates == demo.config.gates
+    assert changed.identity != demo.identity
+
+
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match=r"model\.path: there is no file or folder nowhere"):
         stages(load_recipe("demo", ["model.pypi=null", "model.path=nowhere"]))

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from eval.catalog import of_family
-from eval.config import EvalConfig
 from eval.schema import Record
 from eval.statistics.formulas import forget_quality
-from eval.statistics.intervals import against_holdout_intervals
+from eval.statistics.intervals import ks_intervals
 
 METRICS = [metric for metric in of_family("ks") if metric.needs_holdout]  # p-value and statistic, in this order
 LIMITS = (
@@ -26,7 +25,7 @@ LIMITS = (
 )
 
 
-def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) -> list[Record]:
+def holdout_records(samples: Sequence[Mapping[str, Any]]) -> list[Record]:
     """p-value and statistic of the KS test between the truth ratios of forget and of holdout rows.
 
     ``n`` is the number of rows of the smaller set: the other cannot make up for it. Nothing where a set has no truth
@@ -38,9 +37,10 @@ def holdout_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) ->
     )
     if not forget.size or not holdout.size:
         return []
-    both = against_holdout_intervals(forget, holdout, config.bootstrap_samples, config.seed)
+    values = forget_quality(forget, holdout)
+    both = ks_intervals(values[1], forget.size, holdout.size)
     n = min(forget.size, holdout.size)
     return [
         Record.of(metric, "forget", value, interval, n)
-        for metric, value, interval in zip(METRICS, forget_quality(forget, holdout), both, strict=True)
+        for metric, value, interval in zip(METRICS, values, both, strict=True)
     ]

@@ -85,10 +85,10 @@ def _set_records(
         n = min(len(members), len(others))
         records.append(Record.of(metric, "forget", formulas.auc(members, others), interval, n))
     if only in (None, *(metric.name for metric in against_holdout.METRICS)):
-        records += against_holdout.holdout_records(samples, config)
+        records += against_holdout.holdout_records(samples)
     if gold is not None:
         if only in (None, *(metric.name for metric in FORGET_QUALITY)):
-            records += _forget_quality_records(forget, _split(gold, "forget"), config)
+            records += _forget_quality_records(forget, _split(gold, "forget"))
         if holdout and only in (None, "privacy_leak"):
             records.append(_privacy_leak_record(forget, holdout, gold, config))
     return records
@@ -157,14 +157,14 @@ def _mean_record(
     return Record.of(metric, split, float(values.mean()), interval, values.size, by, note)
 
 
-def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample], config: EvalConfig) -> list[Record]:
+def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample]) -> list[Record]:
     """Forget quality and its KS statistic over the forget rows that have false answers; none where there are none."""
     rows = {row_id: row for row_id, row in forget.items() if "truth_ratio" in row}
     if not rows:
         return []
     ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
     values = formulas.forget_quality(ours, theirs)
-    both = intervals.forget_quality_intervals(ours, theirs, config.bootstrap_samples, config.seed, _strata(rows))
+    both = intervals.ks_intervals(values[1], len(rows), len(rows))
     return [
         Record.of(metric, "forget", value, interval, len(rows))
         for metric, value, interval in zip(FORGET_QUALITY, values, both, strict=True)

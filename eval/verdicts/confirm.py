@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ArtifactError
-from eval.catalog import LEAK_K
 from eval.config import Condition, EvalConfig
 from eval.records.audited import audit_records
 from eval.records.rows import row_records, set_records
@@ -62,10 +61,11 @@ def read_rehearsed(unlearn: Path) -> frozenset[str]:
 
 
 class OtherRows:
-    """The measurements of all models on a part of a split's rows."""
+    """The measurements of all models on a part of a split's rows, under the settings of the evaluation."""
 
-    def __init__(self, selection: Selection, evaluations: Mapping[str, Path]) -> None:
+    def __init__(self, selection: Selection, evaluations: Mapping[str, Path], config: EvalConfig) -> None:
         self.selection = selection
+        self.config = config
         self.samples = {model: read_samples(folder / "samples.jsonl") for model, folder in evaluations.items()}
 
     def records(self, gate: Condition, left_out: Collection[str]) -> dict[str, list[Record]]:
@@ -77,11 +77,10 @@ class OtherRows:
         found = {}
         for model in kept.keys() & {"unlearned", *(reference.of for reference in gate.references)}:
             rows, gold = kept[model], kept.get("gold") if model != "gold" else None
-            config = _config(rows)
             found[model] = [
-                *row_records(rows, config, gate.metric),
-                *set_records(rows, gold, config, gate.metric),
-                *audit_records(rows, gold, config, gate.metric),
+                *row_records(rows, self.config, gate.metric),
+                *set_records(rows, gold, self.config, gate.metric),
+                *audit_records(rows, gold, self.config, gate.metric),
             ]
         return found
 
@@ -93,10 +92,3 @@ class OtherRows:
         """How many forget and retain rows there are."""
         rows = self.samples.get("unlearned", [])
         return {split: sum(row["split"] == split for row in rows) for split in ("forget", "retain")}
-
-
-def _config(rows: list[dict[str, Any]]) -> EvalConfig:
-    """The settings that the rows were sampled by, as far as their records hang on them."""
-    n = min((row["sampled"]["n"] for row in rows if "sampled" in row), default=0)
-    sampling = {"samples": n, "k": [k for k in LEAK_K if k <= n]}
-    return EvalConfig.model_validate({"sampling": sampling} if n else {})

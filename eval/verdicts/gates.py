@@ -14,7 +14,7 @@ from typing import Any
 
 from core.digests import checkpoint_folder, weights_sha256
 from eval.catalog import CATALOG, is_of, label
-from eval.config import Bound, Condition, Gate, Reference
+from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
 from eval.schema import Record, find_record, read_measured, read_records
 from eval.statistics import power
@@ -28,7 +28,7 @@ class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
     """Why a gate cannot be judged."""
 
 
-def run(config: Sequence[Gate], inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Judge every gate and write ``gate.json`` into ``out``, whatever the verdict.
 
     Returns the facts ``passed``, ``failed`` (names of gates) and ``why``. Raises as :func:`judge`.
@@ -40,7 +40,7 @@ def run(config: Sequence[Gate], inputs: Mapping[str, Path], out: Path) -> dict[s
     return {"passed": verdict["passed"], "failed": failed, "why": verdict["why"]}
 
 
-def judge(config: Sequence[Gate], inputs: Mapping[str, Path]) -> dict[str, Any]:
+def judge(config: GateConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
 
     ``inputs`` are ``eval-unlearned``, ``unlearn`` and, where gates refer to them, ``eval-base`` and ``eval-gold``.
@@ -55,9 +55,9 @@ def judge(config: Sequence[Gate], inputs: Mapping[str, Path]) -> dict[str, Any]:
     if measured != digest:
         problem = "The evaluation does not say that it measured these weights; evaluate them again."
     selection = read_selection(inputs["unlearn"])
-    others = OtherRows(selection, evaluations) if selection else None
+    others = OtherRows(selection, evaluations, config.eval) if selection else None
     rehearsed = read_rehearsed(inputs["unlearn"]) if others else frozenset()
-    gates = [_with_parts(gate, judge_gate(gate, results, problem), others, rehearsed) for gate in config]
+    gates = [_with_parts(gate, judge_gate(gate, results, problem), others, rehearsed) for gate in config.gates]
     failed = [_name(gate) for gate in gates if not gate["passed"]]
     return {
         "passed": bool(gates) and not failed,

@@ -19,10 +19,11 @@ def gate(options: argparse.Namespace) -> int:
     from eval.verdicts.gates import judge
     from pipeline.engine.artifact import check_artifact
 
-    recipe, stages, store = prepare(options)
+    _, stages, store = prepare(options)
     states = surveyed(stages, store)
+    stage = stages[index_of(stages, "gate")]
     inputs: dict[str, Path] = {}
-    for name, made_by in stages[index_of(stages, "gate")].inputs.items():
+    for name, made_by in stage.inputs.items():
         artifact = states[made_by].artifact
         if artifact is None:
             raise ArtifactError(
@@ -31,7 +32,7 @@ def gate(options: argparse.Namespace) -> int:
             )
         check_artifact(artifact)
         inputs[name] = artifact.path
-    verdict = judge(recipe.gates, inputs)
+    verdict = judge(stage.config, inputs)
     text = "\n".join([line for judged in verdict["gates"] for line in _lines(judged)] + _head(verdict))
     show(options, verdict, text)
     if not verdict["passed"]:
