@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from eval.audit_config import Relative
+from eval.config import Relative
 from eval.records.relative import RelativeTest, relative_test
 from eval.statistics.formulas import Floats, forget_quality
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.audit_config import Relative
+from eval.config import Relative
 from eval.records.relative import features, relative_test
 from eval.schema import read_samples
 from eval.statistics.formulas import forget_quality

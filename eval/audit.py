@@ -23,9 +23,8 @@ from eval.attacks.prompts import in_another_language, paraphrased, shown_words
 from eval.attacks.quantize import quantized
 from eval.attacks.relearn import divided, drawn, relearned
 from eval.attacks.sampling import distinctive_words, row_seed, sample_answers, states_fact
-from eval.audit_config import Robustness
 from eval.catalog import READINGS
-from eval.config import EvalConfig
+from eval.config import EvalConfig, Robustness
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Encoder, Scorer
 

@@ -16,8 +16,8 @@ from core.digests import named_content
 from eval.catalog import CATALOG
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
-from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
-from pipeline.train.config import WITHOUT_EFFECT
+from pipeline.recipe import Recipe
+from pipeline.train.config import WITHOUT_EFFECT, HubRef, TrainedOrPublished
 
 if TYPE_CHECKING:
     from eval.config import EvalConfig

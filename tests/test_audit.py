@@ -24,9 +24,8 @@ from eval.attacks import prompts
 from eval.attacks.quantize import quantized
 from eval.attacks.relearn import divided, drawn, relearned
 from eval.audit import audit, check
-from eval.audit_config import Relative, Relearn, Robustness, Sampling
 from eval.catalog import CATALOG, is_of
-from eval.config import EvalConfig
+from eval.config import EvalConfig, Relative, Relearn, Robustness, Sampling
 from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.audit_config import Robustness
 from eval.catalog import ATTACKS, CATALOG, KINDS, LEAK_K, READINGS, ROW_FAMILIES, margins, of_family
-from eval.config import EvalConfig
+from eval.config import EvalConfig, Robustness
 from eval.records.rows import UTILITY_PARTS
 from eval.schema import Record
 from eval.scoring.fluency import Vocabulary, measure

@@ -12,9 +12,8 @@ import pytest
 
 from core.digests import weights_sha256
 from core.errors import ArtifactError
-from eval.audit_config import Sampling
 from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
-from eval.config import EvalConfig, Gate, GateConfig
+from eval.config import EvalConfig, Gate, GateConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records
 from eval.schema import Record, find_record, read_samples, write_measured, write_records, write_samples

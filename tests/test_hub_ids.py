@@ -16,7 +16,7 @@ from core.hub_ids import Commit, HubId, ReleaseTag, is_commit, is_hub_id
 from datasets_prep.config import HubSource
 from model_card.config import CardModel, CardPublish
 from pipeline.publish.config import PackageConfig, PublishConfig
-from pipeline.recipe import HubRef, ModelConfig
+from pipeline.train.config import HubRef, ModelConfig
 
 from .conftest import ROOT
 

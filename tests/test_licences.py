@@ -11,7 +11,7 @@ from core.licences import LICENCES, LicenceId, name_problem
 from model_card.config import CardModel
 from pipeline.publish import licence
 from pipeline.publish.config import PackageConfig
-from pipeline.recipe import ModelConfig
+from pipeline.train.config import ModelConfig
 
 
 def test_every_id_has_its_entry_and_its_text() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import ModelError
 from pipeline.localhub.server import LocalHub
-from pipeline.recipe import HubRef, ModelConfig, PypiRef
+from pipeline.train.config import HubRef, ModelConfig, PypiRef
 from pipeline.train.start_model import check_model_folder, run, run_pointer, weight_facts
 
 

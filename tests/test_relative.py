@@ -10,7 +10,7 @@ from scipy import stats
 
 from benchmarks import relative_test as simulation
 from core.errors import ArtifactError, DataError
-from eval.audit_config import Relative
+from eval.config import Relative
 from eval.records.relative import CLIP, MISSING, features, relative_records, relative_test
 
 CONFIG = Relative()

@@ -25,7 +25,7 @@ from eval.attacks.sampling import (
     sample_answers,
     states_fact,
 )
-from eval.audit_config import Sampling
+from eval.config import Sampling
 from eval.statistics.formulas import leak_at_k
 from eval.statistics.intervals import clopper_pearson, leak_interval
 

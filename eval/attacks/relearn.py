@@ -13,7 +13,7 @@ from core import onednn
 from core.errors import DataError, ModelError
 from core.progress import report
 from datasets_prep.schema import Encoded
-from eval.audit_config import Relearn
+from eval.config import Relearn
 from pipeline.train.packed import completion_log_probs, pack
 
 

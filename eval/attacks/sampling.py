@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from core.words import plain_words
-from eval.audit_config import Sampling
+from eval.config import Sampling
 
 
 def distinctive_words(answer: str, false_answers: Iterable[str]) -> set[str]:

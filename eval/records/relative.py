@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from core.errors import ArtifactError, DataError
-from eval.audit_config import Relative
 from eval.catalog import CATALOG
-from eval.config import EvalConfig
+from eval.config import EvalConfig, Relative
 from eval.schema import Record, read_samples
 from eval.statistics.formulas import Floats
 

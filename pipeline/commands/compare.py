@@ -84,8 +84,8 @@ def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, comm
     """Fetch the checkpoint, evaluate it as the unlearned model was, compare: three stages more, kept as all are."""
     from eval.verdicts import compare as comparison
     from pipeline.engine.runner import Stage
-    from pipeline.recipe import HubRef
     from pipeline.train import start_model
+    from pipeline.train.config import HubRef
 
     def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         return start_model.run_pointer(config, inputs, out, target.endpoint, target.token)

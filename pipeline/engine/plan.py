@@ -12,12 +12,12 @@ from core.differences import differences
 from core.ranks import rows_per_step
 from core.yaml_source import dotted
 from datasets_prep.config import DataConfig
-from eval.config import EvalConfig, Gate
+from eval.config import EvalConfig, GateConfig
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.runner import Sizes, Stage, Status
 from pipeline.publish.config import PublishConfig
-from pipeline.recipe import ModelConfig, Recipe, TrainedOrPublished
-from pipeline.train.config import TrainConfig
+from pipeline.recipe import Recipe
+from pipeline.train.config import ModelConfig, TrainConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
@@ -85,9 +85,9 @@ def evaluating(config: EvalConfig, known: Sizes) -> str:
     return f"{what} over {sum(known.rows.values()):,} rows" if known.rows else f"{what} over all rows"
 
 
-def gating(config: Sequence[Gate], known: Sizes) -> str:
+def gating(config: GateConfig, known: Sizes) -> str:
     """How many gates there are."""
-    return f"{len(config)} gates"
+    return f"{len(config.gates)} gates"
 
 
 def describing(config: object, known: Sizes) -> str:

@@ -1,4 +1,4 @@
-"""How a model is trained: what every training of a recipe may say."""
+"""Where the start model comes from, and how a model is trained: the `model`, `base` and `gold` sections of a recipe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import RecipeError
+from core.hub_ids import Commit, HubId
+from core.licences import LicenceId
 from core.ranks import share_of_step
 from core.strict import Strict
 
@@ -84,3 +86,87 @@ class TrainConfig(Strict):
         except RecipeError as error:
             raise ValueError(str(error)) from error
         return self
+
+
+class HubRef(Strict):
+    """A repository on the Hub at one commit."""
+
+    id: HubId = Field(description="Full name of the repository, `owner/name`.")
+    revision: Commit | None = Field(
+        description="Commit, 40 hex digits. `null` says that it is not pinned yet: it can be planned, never released.",
+    )
+
+
+class PypiRef(Strict):
+    """A GGUF file inside a wheel of a package registry."""
+
+    package: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$", description="Package and version, `a==1.2`.")
+    file: str = Field(pattern=r"^[\w./-]+\.gguf$", description="Path of the file in the wheel.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Digest that the file must have, 64 hex digits.")
+
+
+def _exactly_one(given: dict[str, object]) -> None:
+    there = [name for name, value in given.items() if value is not None]
+    if len(there) != 1:
+        said = f"both {' and '.join(there)} are given" if there else "none is given"
+        raise ValueError(f"needs exactly one of {', '.join(given)}; {said}")
+
+
+class ModelConfig(Strict):
+    """The start model and where it comes from: exactly one of the keys ``hub``, ``path`` and ``pypi``.
+
+    ``chat_template`` and ``date_string`` go into the checkpoint, so that training, evaluation and the readers of the
+    release render the same prompts.
+    """
+
+    hub: HubRef | None = Field(default=None, description="A repository of the Hub.")
+    path: str | None = Field(default=None, min_length=1, description="Path of a folder with a checkpoint.")
+    pypi: PypiRef | None = Field(default=None, description="A file of a package.")
+    name: HubId = Field(description="The model's id on the Hub; the card names it as base model.")
+    license: LicenceId = Field(description="The model's licence, which the release keeps.")
+    parameters: int | None = Field(
+        default=None, ge=1, description="Number of parameters, for the plan before the model is here."
+    )
+    chat_template: str | None = Field(default=None, min_length=1, description="Template in place of the model's own.")
+    date_string: str | None = Field(
+        default=None, pattern=r"^[\w ,./-]+$", description="The date, for templates that would write today's."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        _exactly_one({"hub": self.hub, "path": self.path, "pypi": self.pypi})
+        return self
+
+
+class TrainedOrPublished(Strict):
+    """A model that is trained here, or a published one at a pinned commit: exactly one of ``train`` and ``hub``."""
+
+    train: TrainConfig | None = Field(default=None, description="How it is trained from the start model.")
+    hub: HubRef | None = Field(default=None, description="The published model.")
+    seeds: list[int] | None = Field(
+        default=None,
+        min_length=1,
+        description="Only for gold: one more gold is trained with each seed, otherwise alike, so that the relative "
+        "test knows how much two trainings differ.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrainedOrPublished:
+        _exactly_one({"train": self.train, "hub": self.hub})
+        if self.seeds:
+            if self.train is None:
+                raise ValueError("seeds: further golds are trained here, and this one is not; give `train`")
+            if len({*self.seeds, self.train.args.get("seed", 42)}) <= len(self.seeds):  # 42 is the trainer's default
+                raise ValueError(f"seeds: {self.seeds} holds one twice, or the seed of train.args; give other seeds")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """On how many processes it is trained; a published one is only looked up."""
+        return self.train.processes if self.train else 1
+
+    def with_seed(self, seed: int) -> TrainedOrPublished:
+        """The same training with another seed."""
+        assert self.train  # noqa: S101  # the validator saw to it
+        args = {**self.train.args, "seed": seed}
+        return TrainedOrPublished(train=self.train.model_copy(update={"args": args}))

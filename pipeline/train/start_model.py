@@ -20,14 +20,12 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.digests import hash_file
 from core.errors import ModelError
 from core.progress import report
-
-if TYPE_CHECKING:
-    from pipeline.recipe import HubRef, ModelConfig, PypiRef
+from pipeline.train.config import HubRef, ModelConfig, PypiRef
 
 WANTED = (
     "*.safetensors",
