@@ -12,14 +12,24 @@ from tests.conftest import ROOT
 
 PACKAGES = ("core", "datasets_prep", "eval", "model_card", "pipeline")
 SEALED = (
-    "core", "datasets_prep", "eval", "model_card", "pipeline.train", "pipeline.unlearn", "pipeline.publish",
-    "pipeline.localhub",
+    "core", "datasets_prep", "eval", "model_card", "pipeline.engine", "pipeline.train", "pipeline.unlearn",
+    "pipeline.publish", "pipeline.localhub",
 )  # fmt: skip
 EVERYBODY = ("core", "datasets_prep.schema", "eval.schema")  # what all may import; core itself imports nobody
 ALLOWED = {  # beyond that
     "model_card": {"eval.catalog"},
     "eval": {"pipeline.train.packed", "datasets_prep.chat"},
     "pipeline.train": {"datasets_prep.chat"},
+    "pipeline.engine": {  # what a stage will do and need is read from the sections of a recipe
+        "pipeline.recipe",
+        "datasets_prep.config",
+        "eval.config",
+        "eval.catalog",
+        "pipeline.train.config",
+        "pipeline.train.fit",
+        "pipeline.unlearn.config",
+        "pipeline.publish.config",
+    },
     "pipeline.unlearn": {"pipeline.train", "datasets_prep.chat"},
     "pipeline.publish": {"pipeline.localhub"},
 }
