@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+PATIENCE = 900  # seconds for whatever a test waits for: it ends what hangs, and a busy machine is slow
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,29 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         return real_connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line in this process, which is faster: for everything but imports, signals and pipes."""
+    from pipeline.__main__ import QUIET, main
+    from pipeline.commands.shared import STORE
+
+    for name in (*QUIET, STORE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # so that what main sets is taken back
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = main(words)
+        except SystemExit as stopped:  # argparse
+            code = int(str(stopped.code))
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return run
 
 
 CHAT_TEMPLATE = (
