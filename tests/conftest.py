@@ -18,9 +18,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cor
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
+SHARED_DATA = ROOT.parent / "shared" / "data"  # public data that may not lie in this repository
+NEEDS_SHARED_DATA = "UNLEARN_RELEASE_NEEDS_SHARED_DATA"  # set to 1 where a test must not be skipped for want of them
 PATIENCE = 900  # seconds for whatever a test waits for: it ends what hangs, and a busy machine is slow
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def shared_data(name: str) -> Path:
+    """A file of the shared data. Without it the test is skipped with a reason, or fails where they must be there."""
+    path = SHARED_DATA / name
+    if path.is_file():
+        return path
+    missing = f"{name} is not in the folder shared/data beside this checkout"
+    if os.environ.get(NEEDS_SHARED_DATA, "0") not in ("", "0"):
+        pytest.fail(f"{missing}, and {NEEDS_SHARED_DATA} says that it must be")
+    pytest.skip(missing)
 
 
 @pytest.fixture(autouse=True)
