@@ -1,4 +1,4 @@
-"""What is true of the repository as a whole: no place outside of it is named, and data that tests need is missed."""
+"""What is true of the whole repository: it names no place outside, misses the data that tests need, checks all once."""
 
 from __future__ import annotations
 
@@ -57,3 +57,11 @@ def test_missing_data_skips_a_test_with_a_reason_and_fails_it_where_they_are_nee
         shared_data("logs/a.json")
     (tmp_path / "a.json").write_text("{}")
     assert shared_data("a.json") == tmp_path / "a.json"
+
+
+def test_continuous_integration_runs_every_check_once() -> None:
+    check = re.search(r"^check: ([a-z ]+?) *##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert check
+    called = re.findall(r"^make (\w+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    parts = [part for target in called for part in (check[1].split() if target == "check" else [target])]
+    assert sorted(parts) == ["lint", "release", "test"]
