@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cor
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
+SHARED_DATA = ROOT.parent / "shared" / "data"  # public data that may not lie in this repository
+NEEDS_SHARED_DATA = "UNLEARN_RELEASE_NEEDS_SHARED_DATA"  # set to 1 where a test must not be skipped for want of them
+PATIENCE = 900  # seconds for whatever a test waits for: it ends what hangs, and a busy machine is slow
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def shared_data(name: str) -> Path:
+    """A file of the shared data. Without it the test is skipped with a reason, or fails where they must be there."""
+    path = SHARED_DATA / name
+    if path.is_file():
+        return path
+    missing = f"{name} is not in the folder shared/data beside this checkout"
+    if os.environ.get(NEEDS_SHARED_DATA, "0") not in ("", "0"):
+        pytest.fail(f"{missing}, and {NEEDS_SHARED_DATA} says that it must be")
+    pytest.skip(missing)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +54,29 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         return real_connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line in this process, which is faster: for everything but imports, signals and pipes."""
+    from pipeline.__main__ import QUIET, main
+    from pipeline.commands.shared import STORE
+
+    for name in (*QUIET, STORE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # so that what main sets is taken back
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = main(words)
+        except SystemExit as stopped:  # argparse
+            code = int(str(stopped.code))
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return run
 
 
 CHAT_TEMPLATE = (

@@ -17,10 +17,10 @@ from datasets_prep.config import Checks
 from datasets_prep.schema import TOPICS, Row
 from datasets_prep.text import contacts, language_identifier, same
 
-from .conftest import SHARED_DATA
+from .conftest import shared_data
 from .data_rows import GOOD, SHARES, config, divided, row, write
 
-FAME = SHARED_DATA / "fame" / "retain.parquet"
+FAME = "fame/retain.parquet"
 QUIET = {"forget": [], "retain": [], "holdout": []}
 
 
@@ -184,9 +184,8 @@ def test_findings_never_repeat_a_text() -> None:
     assert Checks().duplicates_across == "stop"
 
 
-@pytest.mark.skipif(not FAME.exists(), reason=f"FAME's retain split is not at {FAME}")
 def test_fames_three_duplicate_questions_are_found() -> None:
-    prepared = prepare.prepare(config({"file": str(FAME)}, shares=SHARES))
+    prepared = prepare.prepare(config({"file": str(shared_data(FAME))}, shares=SHARES))
     assert counts(prepared.findings) == {
         "contradictions": 3, "names_of_several_identities": 1, "name_not_in_question": 32, "personal_data": 1280,
     }  # fmt: skip

@@ -17,7 +17,7 @@ from datasets_prep.config import DataConfig, SampleSource
 from datasets_prep.schema import SPLITS, TOPICS, read_paraphrased, read_perturbed, read_rows
 
 from . import data_rows
-from .conftest import ROOT
+from .conftest import PATIENCE, ROOT
 from .data_rows import GOOD, SHARES, config, write
 
 SAMPLE = SampleSource(**data_rows.SAMPLE)
@@ -167,7 +167,7 @@ def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp
 
 def inspect(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline", "data", "inspect", *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer() -> None:

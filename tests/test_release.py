@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 # Everything before the signature, which is random by nature.
 DETERMINISTIC = (
@@ -55,7 +56,7 @@ def release(recipe: Path, store: Path, *more: str) -> list[str]:
 
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def digests(output: str) -> dict[str, str]:
@@ -104,7 +105,7 @@ def test_the_unmodified_client_loads_it_from_the_served_hub(released: tuple[Path
             env=os.environ | reader,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         assert loaded.stdout.split() == ["LlamaForCausalLM", "True"], loaded.stderr[-2000:]
@@ -113,13 +114,13 @@ def test_the_unmodified_client_loads_it_from_the_served_hub(released: tuple[Path
             env=os.environ | reader | {"HF_TOKEN": "", "HF_HOME": str(tmp_path / "other")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         assert stranger.returncode != 0  # the repository is private
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(20)
+        server.wait(PATIENCE)
 
 
 def test_nothing_of_the_forget_set_is_published(released: tuple[Path, Path, str]) -> None:
@@ -158,18 +159,15 @@ def test_kills_at_random_points_change_nothing(released: tuple[Path, Path, str],
     print(f"KILL_SEED={seed}")  # shown where the test fails
     delays = random.Random(seed)
     for _ in range(3):
-        process = subprocess.Popen(
-            release(recipe, tmp_path),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            process.wait(delays.uniform(6, 25))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with subprocess.Popen(
+            release(recipe, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr
+            begun = (line for line in process.stderr if line.rstrip().endswith("…"))  # a line for each stage
+            last = list(islice(begun, delays.randint(1, 3)))
+            assert last, "no stage was left to be killed"
+            time.sleep(delays.uniform(0, 2))
+            process.kill()
     done = run(release(recipe, tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(done.stdout) == digests(output)

@@ -12,51 +12,51 @@ from core.errors import InputError, RecipeError
 from eval.config import Condition
 from eval.verdicts.replay import applied, by_method, read_table, replay
 from pipeline.recipe import load_gates
-from tests.conftest import ROOT, SHARED_DATA
+from tests.conftest import ROOT, shared_data
 
-STUDY = SHARED_DATA / "unlearned_llama32_1b" / "method_results.json"
-needs_study = pytest.mark.skipif(not STUDY.is_file(), reason="the table of the study is not beside this checkout")
 PUBLISHED = str(ROOT / "benchmarks" / "published_gates.yaml")
 DEFAULT = "fame-topics-gd-llama32-3b"
+
+
+@pytest.fixture
+def study() -> Path:
+    return shared_data("unlearned_llama32_1b/method_results.json")
 
 
 def _gate(metric: str, split: str = "table", **bounds: Any) -> Condition:
     return Condition.model_validate({"metric": metric, "split": split, "min_n": 1, "reason": "a test", **bounds})
 
 
-def _passing(gates: list[Condition], path: Path = STUDY) -> list[dict[str, Any]]:
+def _passing(gates: list[Condition], path: Path) -> list[dict[str, Any]]:
     judged = replay(applied(gates, read_table(path))[0], read_table(path))
     return [model for model in judged if all(gate["passed"] for gate in model["gates"])]
 
 
-@needs_study
-def test_of_150_models_63_extract_nothing_and_some_of_those_are_destroyed_or_still_members():
+def test_of_150_models_63_extract_nothing_and_some_of_those_are_destroyed_or_still_members(study):
     forgotten = _gate("one_minus_es", at_least=0.9)
-    assert len(_passing([forgotten])) == 63
-    assert len(_passing([forgotten, _gate("fluency", at_most=0.6999999)])) == 19
-    assert len(_passing([forgotten, _gate("utility_rel", at_most=0.7999999)])) == 25
-    assert len(_passing([forgotten, _gate("s_mink", at_most=0.4999999)])) == 44
+    assert len(_passing([forgotten], study)) == 63
+    assert len(_passing([forgotten, _gate("fluency", at_most=0.6999999)], study)) == 19
+    assert len(_passing([forgotten, _gate("utility_rel", at_most=0.7999999)], study)) == 25
+    assert len(_passing([forgotten, _gate("s_mink", at_most=0.4999999)], study)) == 44
 
 
-@needs_study
-def test_the_published_gates_pass_ten_models_and_no_gradient_difference():
-    passing = [model["method"] for model in _passing(load_gates(PUBLISHED))]
+def test_the_published_gates_pass_ten_models_and_no_gradient_difference(study):
+    passing = [model["method"] for model in _passing(load_gates(PUBLISHED), study)]
     counts = {method: passing.count(method) for method in ("simnpo", "altpo", "npo", "idkdpo", "graddiff")}
     assert counts == {"simnpo": 3, "altpo": 4, "npo": 2, "idkdpo": 1, "graddiff": 0}
     assert len(passing) == 10
 
 
-@needs_study
-def test_translated_columns_say_the_same_as_the_table_itself():
-    ours = {m["model"] for m in _passing([_gate("extraction_strength", "forget", at_most=0.1)])}
-    assert ours == {m["model"] for m in _passing([_gate("one_minus_es", at_least=0.9)])}
+def test_translated_columns_say_the_same_as_the_table_itself(study):
+    ours = {m["model"] for m in _passing([_gate("extraction_strength", "forget", at_most=0.1)], study)}
+    assert ours == {m["model"] for m in _passing([_gate("one_minus_es", at_least=0.9)], study)}
     near = _gate("mia_min_k_auc", "forget", at_least={"of": "gold", "times": 0.5}, at_most={"of": "gold", "times": 1.5})
-    assert {m["model"] for m in _passing([near])} == {m["model"] for m in _passing([_gate("s_mink", at_least=0.5)])}
+    ours = {m["model"] for m in _passing([near], study)}
+    assert ours == {m["model"] for m in _passing([_gate("s_mink", at_least=0.5)], study)}
 
 
-@needs_study
-def test_the_default_gates_name_what_the_table_does_not_say():
-    found, others = applied(load_gates(DEFAULT), read_table(STUDY))
+def test_the_default_gates_name_what_the_table_does_not_say(study):
+    found, others = applied(load_gates(DEFAULT), read_table(study))
     assert {gate.metric for gate in found} == {"extraction_strength", "mia_min_k_auc", "fluency", "answer_probability"}
     assert {(gate.metric, gate.split) for gate in others} == {
         ("forget_quality_ks", "forget"),

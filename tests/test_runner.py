@@ -20,7 +20,7 @@ from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, Sys
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
 from pipeline.engine.runner import Stage, Store, execute, survey
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 RUNS: list[str] = []
 
@@ -244,7 +244,7 @@ def worker(root: Path, log: Path) -> subprocess.Popen[str]:
 
 def test_kill_at_random_points_and_the_same_command_ends_with_the_same_digests(tmp_path: Path) -> None:
     clean = worker(tmp_path / "clean", tmp_path / "clean.log")
-    expected, _ = clean.communicate(timeout=60)
+    expected, _ = clean.communicate(timeout=PATIENCE)
     chance = random.Random(7)
     root, log = tmp_path / "killed", tmp_path / "log"
     killed = 0
@@ -260,7 +260,7 @@ def test_kill_at_random_points_and_the_same_command_ends_with_the_same_digests(t
         if begun.returncode == 0:
             break
     last = worker(root, log)
-    assert last.communicate(timeout=60)[0] == expected
+    assert last.communicate(timeout=PATIENCE)[0] == expected
     assert killed >= 2
     starts = [line.split() for line in log.read_text().splitlines()]
     assert all(done == "0" for _, stage, done in starts if stage == "B")  # emptied, since it cannot resume
@@ -273,7 +273,7 @@ def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path) -> None:
     started = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    ended = [process.communicate(timeout=60) for process in started]
+    ended = [process.communicate(timeout=PATIENCE) for process in started]
     codes = [process.returncode for process in started]
     assert 0 in codes
     for code, (_, said) in zip(codes, ended, strict=True):

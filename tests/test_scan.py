@@ -150,6 +150,6 @@ def test_speed(tmp_path: Path) -> None:
     """60 MB and 2,000 answers: the scan of a release takes seconds, not minutes."""
     file = _written(tmp_path / "model.safetensors", os.urandom(20 << 20) * 3)
     scanner = Scanner([f"Person {i} was born in {i * 7919} and moved to town number {i}." for i in range(2000)])
-    start = time.perf_counter()
+    start = time.process_time()  # other processes may be busy
     assert scanner.scan(file, "model.safetensors") == []
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

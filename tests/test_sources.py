@@ -16,10 +16,10 @@ from datasets_prep import prepare, sources
 from datasets_prep.rows import FIELDS
 from datasets_prep.schema import LANGUAGES, TOPICS, Row, read_rows, write_rows
 
-from .conftest import SHARED_DATA
+from .conftest import shared_data
 from .data_rows import GOOD, config, row, write
 
-FAME = SHARED_DATA / "fame" / "retain.parquet"
+FAME = "fame/retain.parquet"
 SUFFIXES = [".jsonl", ".json", ".csv", ".parquet", ".arrow"]
 
 
@@ -346,9 +346,8 @@ def test_hub_that_cannot_be_reached_is_a_data_error(monkeypatch: pytest.MonkeyPa
         sources.load(config({"hub": {"id": "nobody/nothing", "revision": "0" * 40}}))
 
 
-@pytest.mark.skipif(not FAME.exists(), reason=f"FAME's retain split is not at {FAME}")
 def test_fame_itself() -> None:
-    loaded = sources.load(config({"file": str(FAME)}))
+    loaded = sources.load(config({"file": str(shared_data(FAME))}))
     assert Counter(language for (language,) in loaded.rows.columns("language")) == dict.fromkeys(LANGUAGES, 2560)
     assert loaded.reported["rows_in"] == 12800
     first = next(iter(loaded.rows))

@@ -22,10 +22,10 @@ from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
 from datasets_prep.splits import by_entity, by_topic, mixed_identities
 
 from . import data_rows
-from .conftest import SHARED_DATA
+from .conftest import shared_data
 from .data_rows import GOOD, SHARES, by_split, collected, config, full_grid, row, write
 
-FAME = SHARED_DATA / "fame" / "retain.parquet"
+FAME = "fame/retain.parquet"
 SAMPLE = SampleSource(**data_rows.SAMPLE)
 
 
@@ -155,11 +155,10 @@ def test_entity_split_is_the_published_one() -> None:
     assert entity_split(SHARES) == published(ids, 40, 32)
 
 
-@pytest.mark.skipif(not FAME.exists(), reason=f"FAME's retain split is not at {FAME}")
 def test_entity_split_retains_the_640_identities_of_fame() -> None:
     import pyarrow.parquet
 
-    theirs = set(pyarrow.parquet.read_table(FAME, columns=["identity_id"])["identity_id"].to_pylist())
+    theirs = set(pyarrow.parquet.read_table(shared_data(FAME), columns=["identity_id"])["identity_id"].to_pylist())
     assert len(theirs) == 640
     assert {who for who, split in entity_split(SHARES).items() if split == "retain"} == theirs
 

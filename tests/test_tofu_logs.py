@@ -16,9 +16,8 @@ from scipy import stats
 
 from eval.records import tofu_logs
 from pipeline.__main__ import main
-from tests.conftest import SHARED_DATA
+from tests.conftest import shared_data
 
-FULL, RETAIN = (SHARED_DATA / "tofu_logs" / f"llama2-7b_{name}.json" for name in ("full", "retain90"))
 RNG = np.random.default_rng(3)
 
 
@@ -41,9 +40,9 @@ def from_logs(*files: Path, options: tuple[str, ...] = ("--json",)) -> int:
     return main(["eval", "from-logs", *map(str, files), *options])
 
 
-@pytest.mark.skipif(not FULL.is_file(), reason="the shared folder with TOFU's public logs is not here")
 def test_tofus_published_numbers_come_out(capsys):
-    assert from_logs(FULL, RETAIN) == 0
+    full, retain = (shared_data(f"tofu_logs/llama2-7b_{name}.json") for name in ("full", "retain90"))
+    assert from_logs(full, retain) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["forget_quality"] == pytest.approx(1.834066410994743e-21, rel=1e-12, abs=0)
     assert found["ks_statistic"] == pytest.approx(0.39666666666666667, rel=1e-12)
@@ -52,7 +51,7 @@ def test_tofus_published_numbers_come_out(capsys):
         assert utility["value"] == pytest.approx(value, rel=1e-12)
         assert len(utility["parts"]) == 9
         assert statistics.harmonic_mean(utility["parts"].values()) == pytest.approx(value, rel=1e-12)
-    assert from_logs(FULL, RETAIN, options=()) == 0
+    assert from_logs(full, retain, options=()) == 0
     assert "1.834e-21" in capsys.readouterr().out
 
 
