@@ -54,3 +54,11 @@ class CardInputs(Strict):
     gold: dict[str, JsonValue] = Field(default_factory=dict)
     unlearn: dict[str, JsonValue]
     publish: CardPublish
+
+
+class CardFacts(Strict):
+    """What the card stage says of its card: the verdict, the number of metrics in its table, the languages."""
+
+    passed: bool
+    metrics: int
+    languages: list[str]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import content_digest
 from core.errors import InputError
+from core.strict import Strict
 from pipeline.engine.runner import Stage
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.train.config import WITHOUT_EFFECT
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from eval.config import EvalConfig
 
 Inputs = Mapping[str, Path]
-Facts = dict[str, Any]
+Facts = Strict
 
 
 def model(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -114,7 +115,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("gold", "3", gold, recipe.gold, _reference(recipe.gold), start, resumable=True),
         Stage("eval-gold", "4", evaluate, recipe.eval, measured, {"model": "gold", **with_base}),
         Stage("eval-base", "4", evaluate, recipe.eval, measured, {"model": "base", **with_base, **eval_gold}),
-        Stage("unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
+        Stage("unlearn", "5", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, resumable=True),
         *further_golds(recipe, start, with_base),
         Stage(
             "eval-unlearned",
@@ -124,10 +125,10 @@ def stages(recipe: Recipe) -> list[Stage]:
             measured,
             {"model": "unlearn", **with_base, **eval_gold, **_between(recipe)},
         ),
-        Stage("gate", "3", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
-        Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
-        Stage("package", "1", package, *_package(recipe), tree),
-        Stage("publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
+        Stage("gate", "4", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("card", "2", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
+        Stage("package", "2", package, *_package(recipe), tree),
+        Stage("publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
     ]
     return [stage for stage in listed if recipe.gold != "none" or stage.name not in ("gold", "eval-gold")]
 

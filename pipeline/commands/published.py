@@ -10,8 +10,6 @@ from pipeline.commands.shared import hub_of, show, store_root
 
 def verify(options: argparse.Namespace) -> int:
     """Check a published release from the outside. Raises VerificationError where it does not hold."""
-    from dataclasses import asdict
-
     from pipeline.engine.live import watching
     from pipeline.publish.hub import connect
     from pipeline.publish.sign import trusted_key
@@ -20,7 +18,7 @@ def verify(options: argparse.Namespace) -> int:
     key = trusted_key(options.key)
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
         found = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
-    value = {"repo": options.repo, "commit": found.commit, "verified": [asdict(check) for check in found.checks]}
+    value = {"repo": options.repo, "commit": found.commit, "verified": [check.model_dump() for check in found.checks]}
     lines = [f"ok  {check.name:<14} {check.detail}" for check in found.checks]
     show(options, value, "\n".join([f"{options.repo} at {found.commit}", *lines]))
     return 0

@@ -9,12 +9,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from core.artifacts import read_facts
 from core.ranks import rows_per_step
 from core.yaml_source import dotted
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.runner import Stage, Status
 from pipeline.recipe import Recipe
 from pipeline.train.config import TrainConfig
+from pipeline.train.facts import ModelFacts
 from pipeline.unlearn.config import UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
@@ -34,7 +36,7 @@ class Sizes(NamedTuple):
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     """Parameters of the model and rows of each split: from finished stages, else from the recipe."""
     model = states["model"].artifact if "model" in states else None
-    parameters = int(model.facts["parameters"]) if model else recipe.model.parameters
+    parameters = read_facts(model.path, ModelFacts).parameters if model else recipe.model.parameters
     source, shares = recipe.data.source, recipe.data.shares
     total = None
     if source.sample:
@@ -131,10 +133,10 @@ def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[
 
 
 def _changes(old: Artifact, stage: Stage, states: Mapping[str, Status]) -> Iterable[str]:
-    if old.manifest["version"] != stage.version:
-        yield f"version: {old.manifest['version']} -> {stage.version}"
-    yield from _differences(old.manifest["config"], stage.identity, ())
-    before = old.manifest["inputs"]
+    if old.manifest.version != stage.version:
+        yield f"version: {old.manifest.version} -> {stage.version}"
+    yield from _differences(old.manifest.config, stage.identity, ())
+    before = old.manifest.inputs
     for name, made_by in stage.inputs.items():
         found = states[made_by].artifact
         if name not in before:
