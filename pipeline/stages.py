@@ -125,7 +125,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             measured,
             {"model": "unlearn", **with_base, **eval_gold, **_between(recipe)},
         ),
-        Stage("gate", "4", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
+        Stage("gate", "5", gate, recipe.gates, [_plain(item) for item in recipe.gates], evidence),
         Stage("card", "2", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}),
         Stage("package", "2", package, *_package(recipe), tree),
         Stage("publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"}),
