@@ -65,7 +65,7 @@ def measure(path: Path, setting: str) -> dict[str, float]:
         "seconds": seconds,
         "peak_gb": peak / 1e6,
         "imported_gb": imported / 1e6,
-        "rows": sum(facts["rows"].values()),
+        "rows": sum(dict(facts.rows).values()),
     }
 
 

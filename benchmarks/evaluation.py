@@ -7,14 +7,12 @@ model, and the gates' verdicts. Four further golds are trained for it; about hal
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from eval.schema import Record, find_record, read_records
+from eval.schema import JudgedGate, Record, Verdict, find_record, read_records, read_verdict
 from pipeline.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,17 +74,17 @@ def _order(split: str) -> int:
     return order.index(split) if split in order else len(order)
 
 
-def gate_rows(verdicts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def gate_rows(verdicts: Mapping[str, Verdict]) -> Iterator[str]:
     """A line for each gate: what was measured of each run, and the verdict."""
     yield f"| gate | {' | '.join(verdicts)} |"
     yield f"|---|{'---|' * len(verdicts)}"
-    for gates in zip(*(verdict["gates"] for verdict in verdicts.values()), strict=True):
-        cells = [f"{_measured(gate)}: {'passes' if gate['passed'] else '**fails**'}" for gate in gates]
-        yield f"| {gates[0]['metric']} {gates[0]['split']} | {' | '.join(cells)} |"
+    for gates in zip(*(verdict.gates for verdict in verdicts.values()), strict=True):
+        cells = [f"{_measured(gate)}: {'passes' if gate.passed else '**fails**'}" for gate in gates]
+        yield f"| {gates[0].metric} {gates[0].split} | {' | '.join(cells)} |"
 
 
-def _measured(gate: Mapping[str, Any]) -> str:
-    return "not measured" if gate["measured"] is None else f"{gate['measured']:.3g}"
+def _measured(gate: JudgedGate) -> str:
+    return "not measured" if gate.measured is None else f"{gate.measured:.3g}"
 
 
 def main() -> None:
@@ -96,8 +94,7 @@ def main() -> None:
     print("\n".join(metric_rows(found)))
     print()
     runs = {"unlearned": GOOD, "over-forgotten": BAD}
-    gates = {model: STORE / name / "gate" / "gate.json" for model, name in runs.items()}
-    print("\n".join(gate_rows({model: json.loads(path.read_text(encoding="utf-8")) for model, path in gates.items()})))
+    print("\n".join(gate_rows({model: read_verdict(STORE / name / "gate") for model, name in runs.items()})))
 
 
 if __name__ == "__main__":

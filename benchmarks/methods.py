@@ -18,6 +18,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from core.artifacts import read_facts, read_manifest
+from core.unlearning import UnlearnFacts
+from eval.schema import read_records, read_verdict
+
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "runs"
 OUT = ROOT / "docs" / "measurements"
@@ -65,8 +69,8 @@ def release(method: dict[str, Any], seed: int) -> None:
 
 def read_run(folder: Path, model: str) -> Run:
     """The measurements of ``model`` (base, gold or unlearned) in the artifacts of a run."""
-    records = json.loads((folder / f"eval-{model}" / "results.json").read_text(encoding="utf-8"))
-    found = {(r["metric"], r["split"]): r["value"] for r in records if r.get("by") is None}
+    records = read_records(folder / f"eval-{model}" / "results.json")
+    found = {(r.metric, r.split): r.value for r in records if r.by is None}
     run = Run(
         quality=found.get(("forget_quality", "forget")),
         forget=found["answer_probability", "forget"],
@@ -75,9 +79,8 @@ def read_run(folder: Path, model: str) -> Run:
     )
     if model != "unlearned":
         return run
-    made = json.loads((folder / "unlearn" / "manifest.json").read_text(encoding="utf-8"))
-    gate = json.loads((folder / "gate" / "gate.json").read_text(encoding="utf-8"))
-    return run._replace(steps=made["facts"]["steps"], seconds=made["seconds"], passed=gate["passed"])
+    steps, seconds = read_facts(folder / "unlearn", UnlearnFacts).steps, read_manifest(folder / "unlearn").seconds
+    return run._replace(steps=steps, seconds=seconds, passed=read_verdict(folder / "gate").passed)
 
 
 def cell(values: Sequence[float | None], digits: int) -> str:

@@ -7,17 +7,17 @@ seed; the verdicts are those of the recipe's own gates. The artifacts stay in th
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from eval.schema import JudgedGate, Verdict, read_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def release(seed: int) -> dict[str, object]:
-    """Run the demo with this data seed to its gate and return ``gate.json``."""
+def release(seed: int) -> Verdict:
+    """Run the demo with this data seed to its gate and return the verdict."""
     name = f"demo-seed-{seed}"
     sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={name}"]
     argv = [sys.executable, "-m", "pipeline", "release", "demo", "--until", "gate"]
@@ -25,16 +25,16 @@ def release(seed: int) -> dict[str, object]:
     code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
     if code not in (0, 3):
         raise SystemExit(code)
-    return dict(json.loads((ROOT / "runs" / name / "gate" / "gate.json").read_text(encoding="utf-8")))
+    return read_verdict(ROOT / "runs" / name / "gate")
 
 
-def _cell(gate: dict[str, Any]) -> str:
-    bounds = [f"{gate[side]:.3f}" for side in ("at_least", "at_most") if gate[side] is not None]
-    if gate["measured"] is None or not bounds:
-        return f"{gate['why']} **fails**"
-    others = gate["not_rehearsed"]
-    apart = f"; {others['measured']:.3f} where not rehearsed" if others else ""
-    return f"{gate['measured']:.3f} (bound {' to '.join(bounds)}{apart})" + ("" if gate["passed"] else " **fails**")
+def _cell(gate: JudgedGate) -> str:
+    bounds = [f"{bound:.3f}" for bound in (gate.at_least, gate.at_most) if bound is not None]
+    if gate.measured is None or not bounds:
+        return f"{gate.why} **fails**"
+    others = gate.not_rehearsed
+    apart = f"; {others.measured:.3f} where not rehearsed" if others else ""
+    return f"{gate.measured:.3f} (bound {' to '.join(bounds)}{apart})" + ("" if gate.passed else " **fails**")
 
 
 def main() -> None:
@@ -44,13 +44,12 @@ def main() -> None:
     head = False
     for seed in options.parse_args().seeds:
         verdict = release(seed)
-        gates = verdict["gates"]
         if not head:
-            columns = [f"{gate['metric']} {gate['split']}" for gate in gates]  # type: ignore[attr-defined]
+            columns = [f"{gate.metric} {gate.split}" for gate in verdict.gates]
             print(f"| seed | {' | '.join(columns)} | verdict |\n|--:|{'--:|' * len(columns)}---|")
             head = True
-        cells = [_cell(gate) for gate in gates]  # type: ignore[attr-defined]
-        print(f"| {seed} | {' | '.join(cells)} | {'pass' if verdict['passed'] else 'fail'} |", flush=True)
+        cells = [_cell(gate) for gate in verdict.gates]
+        print(f"| {seed} | {' | '.join(cells)} | {'pass' if verdict.passed else 'fail'} |", flush=True)
 
 
 if __name__ == "__main__":

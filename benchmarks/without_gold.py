@@ -17,7 +17,7 @@ from typing import Any
 from core.errors import InputError
 from eval.config import Gate
 from eval.records.rows import row_records, set_records
-from eval.schema import Record, read_samples
+from eval.schema import JudgedGate, Record, read_samples
 from eval.verdicts.gates import judge_gate
 from pipeline.recipe import load_recipe
 
@@ -59,7 +59,7 @@ def records(folder: Path, gold: Sequence[dict[str, Any]]) -> list[Record]:
     return [*row_records(samples, config), *set_records(samples, gold, config)]
 
 
-def judged(run: Path, seen: set[Path]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def judged(run: Path, seen: set[Path]) -> dict[str, dict[str, list[JudgedGate]]]:
     """By model, then by kind of verdict: the entries of its gates. Evaluations that were ``seen`` are left out."""
     folders = evaluations(run)
     gold = read_samples(folders["gold"] / "samples.jsonl")
@@ -95,14 +95,14 @@ def main() -> None:
         verdicts = judged(run, seen)
         seen |= set(evaluations(run).values())
         for model, (against, without) in ((m, tuple(v.values())) for m, v in verdicts.items()):
-            cells = [f"{g['measured']:.3g}{'' if g['passed'] else ' **fails**'}" for g in (*against, *without)]
-            passed = [all(g["passed"] for g in gates) for gates in (against[:-1], without)]
+            cells = [f"{g.measured:.3g}{'' if g.passed else ' **fails**'}" for g in (*against, *without)]
+            passed = [all(g.passed for g in gates) for gates in (against[:-1], without)]
             words = ["pass" if verdict else "fail" for verdict in passed]
             print(f"| {run.name} | {model} | {' | '.join(cells)} | {' | '.join(words)} |", flush=True)
             agree.setdefault(f"{model}: all forget gates", []).append(passed[0] == passed[1])
             for ours, theirs in PAIRS:
-                pair = [next(g for g in gates if g["metric"] == m) for gates, m in ((against, ours), (without, theirs))]
-                same = pair[0]["passed"] == pair[1]["passed"]
+                pair = [next(g for g in gates if g.metric == m) for gates, m in ((against, ours), (without, theirs))]
+                same = pair[0].passed == pair[1].passed
                 agree.setdefault(f"all models: {ours} against gold and {theirs} without", []).append(same)
     print()
     for what, same in agree.items():

@@ -1,6 +1,8 @@
-"""The base of every configuration model: unknown keys and wrong types are errors, values cannot change."""
+"""The base of all models of configurations and files: unknown keys and wrong types are errors, values cannot change."""
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -9,3 +11,7 @@ class Strict(BaseModel):
     """A frozen pydantic model that refuses unknown keys and does not convert types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, checked as the original was; ``model_copy`` would take whatever it is given."""
+        return type(self).model_validate({**dict(self), **changes})

@@ -11,7 +11,7 @@ from core.licences import LicenceId
 from datasets_prep.checks import MEANING
 from datasets_prep.config import DataConfig, Request, Selection
 from datasets_prep.rows import Rows
-from datasets_prep.schema import LANGUAGES, SPLITS
+from datasets_prep.schema import LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
 from datasets_prep.splits import Split, cells
 
 # The sample set is a part of this project; under which licence other data are, only their authors can say.
@@ -39,20 +39,20 @@ _SIZES = (
 )
 
 
-def render(config: DataConfig, rows: Rows, split: Split, facts: Mapping[str, Any]) -> str:
-    """The card as Markdown; ``facts`` is what ``checks.json`` holds."""
+def render(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> str:
+    """The card as Markdown; ``facts`` are those of ``checks.json``."""
     title = _title(config)
     parts = [
         _metadata(config, rows, title),
         f"# {title}\n\nQuestions and answers, split for the unlearning of a language model.",
         "## Source\n\n" + _source(config, facts),
         "## Splits\n\n" + _table(("split", "rows", "identities", "meaning"), _split_lines(rows, split)),
-        *(f"Left out: {what.replace('_', ' ')}, because there are {why}." for what, why in facts["left_out"].items()),
+        *(f"Left out: {what.replace('_', ' ')}, because there are {why}." for what, why in facts.left_out.items()),
         _rule(config, facts),
         *_counts(rows, split),
         "## Fields\n\n" + _table(("field", "what it is"), [(f"`{name}`", text) for name, text in _FIELDS.items()]),
-        _perturbed(config, facts["perturbed"]),
-        _checks(facts["checks"]),
+        _perturbed(config, facts.perturbed),
+        _checks(facts.checks),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -85,13 +85,13 @@ def _metadata(config: DataConfig, rows: Rows, title: str) -> str:
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
 
 
-def _source(config: DataConfig, facts: Mapping[str, Any]) -> str:
-    source = facts["source"]
-    digest = f"The rows have sha256 `{source['rows_sha256']}` (independent of their order and file format)."
-    if "splits_left_out" in facts:
-        digest += f" Splits of the source that are not used: {_sizes(facts['splits_left_out'])}."
-    if "paraphrases_without_row" in facts:
-        digest += f" {facts['paraphrases_without_row']} paraphrases belong to no row and are left out."
+def _source(config: DataConfig, facts: DataFacts) -> str:
+    source = facts.source
+    digest = f"The rows have sha256 `{source.rows_sha256}` (independent of their order and file format)."
+    if facts.splits_left_out:
+        digest += f" Splits of the source that are not used: {_sizes(facts.splits_left_out)}."
+    if facts.paraphrases_without_row:
+        digest += f" {facts.paraphrases_without_row} paraphrases belong to no row and are left out."
     if config.source.sample is not None:
         sample = config.source.sample
         return (
@@ -105,15 +105,15 @@ def _source(config: DataConfig, facts: Mapping[str, Any]) -> str:
             f"[{hub.id}](https://huggingface.co/datasets/{hub.id}) at revision `{hub.revision}`"
             f"{f', subset {hub.config}' if hub.config else ''}; its licence is what its authors state there. {digest}"
         )
-    return f"`{source['file']}`, local, with sha256 `{source['file_sha256']}`. {digest}"
+    return f"`{source.file}`, local, with sha256 `{source.file_sha256}`. {digest}"
 
 
 def _sizes(splits: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({rows} rows)" for name, rows in splits.items())
 
 
-def _rule(config: DataConfig, facts: Mapping[str, Any]) -> str:
-    mixed = f"{facts['mixed_identities']} of {facts['identities']} identities have both forgotten and retained facts."
+def _rule(config: DataConfig, facts: DataFacts) -> str:
+    mixed = f"{facts.mixed_identities} of {facts.identities} identities have both forgotten and retained facts."
     if config.setting == "given":
         return f"The splits are the source's own. {mixed}"
     if config.request is not None:
@@ -156,7 +156,7 @@ def _selections(selections: Sequence[Selection]) -> str:
     return "; ".join(map(one, selections))
 
 
-def _perturbed(config: DataConfig, counts: Mapping[str, int]) -> str:
+def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
     origin = (
         "facts that the generator holds back"
         if config.source.sample
@@ -165,19 +165,19 @@ def _perturbed(config: DataConfig, counts: Mapping[str, int]) -> str:
     )
     return (
         "## False answers\n\n"
-        f"`perturbed.jsonl` has {counts['answers']} false answers to {counts['rows']} questions (`row_id`, `split`, "
+        f"`perturbed.jsonl` has {counts.answers} false answers to {counts.rows} questions (`row_id`, `split`, "
         f"`answers`): {origin}. None equals the true answer or occurs word for word in forget or retain. "
-        f"{counts['from_trained_rows']} come from trained rows for want of others, and such a one is likelier to a "
-        f"trained model than one it never saw; {counts['rows_with_fewer']} questions have fewer than "
-        f"{config.perturbed.per_row}; {counts['rows_without']} have none and are left out.\n\n"
-        f"`guides.jsonl` has {counts['guides']} more, which guide the unlearning and judge nothing; "
+        f"{counts.from_trained_rows} come from trained rows for want of others, and such a one is likelier to a "
+        f"trained model than one it never saw; {counts.rows_with_fewer} questions have fewer than "
+        f"{config.perturbed.per_row}; {counts.rows_without} have none and are left out.\n\n"
+        f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; "
         "none of them comes from trained rows, since a level that those set would be too low."
     )
 
 
-def _checks(checks: Mapping[str, Mapping[str, Any]]) -> str:
+def _checks(checks: Mapping[str, CheckFacts]) -> str:
     lines = [
-        (MEANING[name], found["count"], "; ".join(found["first"][:3]) if found["count"] else "")
+        (MEANING[name], found.count, "; ".join(found.first[:3]) if found.count else "")
         for name, found in checks.items()
     ]
     return "## Checks\n\n" + _table(("what was looked for", "found", "first cases"), lines)

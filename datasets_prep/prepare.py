@@ -6,10 +6,9 @@ Everything is loaded, split, checked and encoded before the first file is writte
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,21 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
-from datasets_prep.schema import SPLITS, ParaphrasedRow, json_line, write_rows
+from datasets_prep.schema import (
+    CHECKS,
+    SPLITS,
+    CheckFacts,
+    DataFacts,
+    DigestedSource,
+    FalseAnswerFacts,
+    ParaphrasedRow,
+    RowFacts,
+    SplitSizes,
+    TokenFacts,
+    json_line,
+    write_facts,
+    write_rows,
+)
 from datasets_prep.sources import Loaded
 from datasets_prep.splits import Split
 
@@ -44,7 +57,7 @@ def prepare(config: DataConfig) -> Prepared:
     return Prepared(loaded, split, checks.check(loaded.rows, split))
 
 
-def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:
     """Write split files, ``perturbed.jsonl``, ``guides.jsonl``, ``paraphrased.jsonl``, ``checks.json`` and the card.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
@@ -62,8 +75,8 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, 
 
 
 def write(
-    config: DataConfig, prepared: Prepared, out: Path, findings: Findings, tokens: Mapping[str, Any]
-) -> dict[str, Any]:
+    config: DataConfig, prepared: Prepared, out: Path, findings: Findings, tokens: dict[str, TokenFacts]
+) -> DataFacts:
     """Write the artifact of checked rows into ``out`` and return its facts, which are also ``checks.json``."""
     report("writing")
     digest = _write_splits(prepared, out)
@@ -71,31 +84,33 @@ def write(
     _write_false_answers(false, out)
     paraphrases = _paraphrases(prepared)
     write_rows(out / "paraphrased.jsonl", paraphrases)
-    facts = describe(config, prepared, findings)
-    facts["source"]["rows_sha256"] = digest
-    facts |= {"perturbed": false.counts, "tokens": dict(tokens)}
-    (out / "checks.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    known = describe(config, prepared, findings)
+    source = DigestedSource(**dict(known.source), rows_sha256=digest)
+    perturbed = FalseAnswerFacts(**false.counts)
+    facts = DataFacts(**dict(known) | {"source": source}, perturbed=perturbed, tokens=tokens)
+    write_facts(out / CHECKS, facts)
     (out / "README.md").write_text(card.render(config, prepared.loaded.rows, prepared.split, facts), encoding="utf-8")
     return facts
 
 
-def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> dict[str, Any]:
+def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> RowFacts:
     """Counts and findings, without any text of a row."""
     rows, split = prepared.loaded.rows, prepared.split
     identity, _ = rows.codes("identity_id")
     counts = {name: int((split == index).sum()) for index, name in enumerate(SPLITS)}
     left_out = {} if counts["holdout"] else {"membership_inference": f"no holdout rows: {splits.no_holdout(config)}"}
-    return {
-        "source": dict(prepared.loaded.description),
+    return RowFacts(
+        source=prepared.loaded.description,
         **prepared.loaded.reported,
-        "rows": counts,
-        "identities": len(np.unique(identity[identity >= 0])),
-        "mixed_identities": splits.mixed_identities(rows, split),
-        "left_out": left_out,
-        "checks": {
-            name: {"action": getattr(config.checks, name), **asdict(finding)} for name, finding in findings.items()
+        rows=SplitSizes(**counts),
+        identities=len(np.unique(identity[identity >= 0])),
+        mixed_identities=splits.mixed_identities(rows, split),
+        left_out=left_out,
+        checks={
+            name: CheckFacts(action=getattr(config.checks, name), count=finding.count, first=finding.first)
+            for name, finding in findings.items()
         },
-    }
+    )
 
 
 def _token_counts(prepared: Prepared, model: Path) -> tuple[Any, Any]:
@@ -112,15 +127,15 @@ def _token_counts(prepared: Prepared, model: Path) -> tuple[Any, Any]:
     return lengths, answers
 
 
-def _tokens(split: Split, lengths: Any, answers: Any) -> dict[str, dict[str, float]]:
+def _tokens(split: Split, lengths: Any, answers: Any) -> dict[str, TokenFacts]:
     """Token counts of the chat rows: mean and longest row, and the mean of the answers with their end of turn."""
     return {
-        name: {
-            "total": int(lengths[split == index].sum()),
-            "mean": round(float(lengths[split == index].mean()), 2),
-            "longest": int(lengths[split == index].max()),
-            "mean_answer": round(float(answers[split == index].mean()), 2),
-        }
+        name: TokenFacts(
+            total=int(lengths[split == index].sum()),
+            mean=round(float(lengths[split == index].mean()), 2),
+            longest=int(lengths[split == index].max()),
+            mean_answer=round(float(answers[split == index].mean()), 2),
+        )
         for index, name in enumerate(SPLITS)
         if (split == index).any()
     }

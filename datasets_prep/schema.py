@@ -1,4 +1,4 @@
-"""The rows that the data stage writes and every other stage reads.
+"""What the data stage writes and other stages read: rows, and the facts of `checks.json`.
 
 `forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `perturbed.jsonl`, `guides.jsonl` and `paraphrased.jsonl` hold one JSON
 object a line, UTF-8, in the order of the split. `row_id` names a fact for good: it does not change with the split, the
@@ -13,7 +13,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from core.artifacts import json_text, read_file
 from core.errors import ArtifactError
+from core.strict import Strict
 
 LANGUAGES = ("DE", "EN", "ES", "FR", "IT")  # the order of FAME's ClassLabel
 
@@ -121,7 +123,10 @@ def read_rows(path: Path) -> list[Row]:
 
 def read_perturbed(path: Path) -> list[PerturbedRow]:
     """The rows of ``perturbed.jsonl``. Raises ArtifactError where the file is missing or not rows."""
-    return [PerturbedRow(str(r["row_id"]), str(r["split"]), tuple(r["answers"])) for r in _read(path)]  # type: ignore[arg-type]
+    try:
+        return [PerturbedRow(**(record | {"answers": tuple(record["answers"])})) for record in _read(path)]  # type: ignore[arg-type]
+    except (TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error
 
 
 def read_paraphrased(path: Path) -> list[ParaphrasedRow]:
@@ -132,3 +137,107 @@ def read_paraphrased(path: Path) -> list[ParaphrasedRow]:
         return [ParaphrasedRow(**record) for record in _read(path)]  # type: ignore[arg-type]
     except TypeError as error:
         raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error
+
+
+CHECKS = "checks.json"
+
+
+class SampleFacts(Strict):
+    """Which embedded sample set: its seed, and how many people and topics it has."""
+
+    seed: int
+    identities: int
+    topics: int
+
+
+class SourceFacts(Strict):
+    """Where rows come from: the sample set, a dataset of the Hub, or local files (names and digests, after a comma)."""
+
+    sample: SampleFacts | None = None
+    id: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    file: str | None = None
+    file_sha256: str | None = None
+
+
+class DigestedSource(SourceFacts):
+    """A source with the digest of its rows, whatever their order and file format."""
+
+    rows_sha256: str
+
+
+class CheckFacts(Strict):
+    """A check: what the recipe does where it finds something, the number of cases, and the first of them."""
+
+    action: str
+    count: int
+    first: list[str]
+
+
+class SplitSizes(Strict):
+    """The number of rows of each split."""
+
+    forget: int
+    retain: int
+    holdout: int
+
+
+class FalseAnswerFacts(Strict):
+    """Counts of false answers and of the questions that they are for (datasets_prep/card.py says each in words)."""
+
+    rows: int
+    answers: int
+    from_trained_rows: int
+    rows_with_fewer: int
+    rows_without: int
+    guides: int
+
+
+class TokenFacts(Strict):
+    """Tokens of the rows of a split as chats, and the mean of their answers with the end of turn."""
+
+    total: int
+    mean: float
+    longest: int
+    mean_answer: float
+
+
+class RowFacts(Strict):
+    """What loading, splitting and checking tell, before anything is written. None of it holds a text of a row.
+
+    ``rows_in`` are the records of the source, ``left_out`` says what cannot be measured on such rows, and why. Not all
+    sources have splits of their own that are left out, or paraphrases that belong to no row.
+    """
+
+    source: SourceFacts
+    rows_in: int
+    splits_left_out: dict[str, int] | None = None
+    paraphrases_without_row: int | None = None
+    rows: SplitSizes
+    identities: int
+    mixed_identities: int
+    left_out: dict[str, str]
+    checks: dict[str, CheckFacts]
+
+    def plain(self) -> dict[str, object]:
+        """As it stands in a file: what a source does not have is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class DataFacts(RowFacts):
+    """The content of `checks.json`, which are also the facts of the data stage."""
+
+    source: DigestedSource
+    perturbed: FalseAnswerFacts
+    tokens: dict[str, TokenFacts]
+
+
+def write_facts(path: Path, facts: DataFacts) -> None:
+    """Write `checks.json`."""
+    path.write_text(json_text(facts.plain()), encoding="utf-8")
+
+
+def read_data_facts(data: Path) -> DataFacts:
+    """The content of the `checks.json` of a data artifact. Raises ArtifactError."""
+    return read_file(data / CHECKS, DataFacts, "Run the data stage again.")

@@ -18,7 +18,7 @@ from datasets_prep.config import Columns, DataConfig, HubSource, Source
 from datasets_prep.files import BATCH, Record, read_file, table_records
 from datasets_prep.rows import Placed, Rows
 from datasets_prep.sample import generate
-from datasets_prep.schema import SPLITS, Row, make_row_id
+from datasets_prep.schema import SPLITS, Row, SampleFacts, SourceFacts, make_row_id
 from datasets_prep.text import fact_digest
 
 NEEDED = ("question", "answer")
@@ -35,9 +35,9 @@ class Loaded:
     """All rows of a source, sorted; its paraphrases by row id; and what the card says of it."""
 
     rows: Rows
-    description: dict[str, Any]
+    description: SourceFacts
     paraphrases: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
-    reported: Mapping[str, Any] = field(default_factory=dict)
+    reported: Mapping[str, Any] = field(default_factory=dict)  # fields of RowFacts
 
 
 def load(config: DataConfig) -> Loaded:
@@ -46,18 +46,19 @@ def load(config: DataConfig) -> Loaded:
     if source.sample is not None:
         rows, held_back = generate(source.sample)
         placed = (Placed(_text_id(row), "sample row", i, None, held_back[row.row_id]) for i, row in enumerate(rows, 1))
-        return Loaded(Rows.collect(placed), {"sample": source.sample.model_dump()}, reported={"rows_in": len(rows)})
+        description = SourceFacts(sample=SampleFacts(**dict(source.sample)))
+        return Loaded(Rows.collect(placed), description, reported={"rows_in": len(rows)})
     given = config.setting == "given"
     if source.hub is not None:
         records, unused = _hub_records(source.hub, given=given)
-        return _collect(records, source, given, source.hub.model_dump(exclude_none=True), unused)
+        return _collect(records, source, given, SourceFacts(**dict(source.hub)), unused)
     named = source.files.model_dump(exclude_none=True) if source.files else {"": str(source.file)}
     key = "data.source.files" if source.files else "data.source.file"
     records = (record for split, name in named.items() for record in _of_split(read_file(name, key), split))
-    loaded = _collect(records, source, given, {}, {})
+    loaded = _collect(records, source, given, SourceFacts(), {})
     names = [Path(name).name for name in named.values()]  # a card says nothing of this machine's folders
     digests = [hash_file(Path(name).expanduser()) for name in named.values()]
-    return replace(loaded, description={"file": ", ".join(names), "file_sha256": ", ".join(digests)})
+    return replace(loaded, description=SourceFacts(file=", ".join(names), file_sha256=", ".join(digests)))
 
 
 def _text_id(row: Row) -> Row:
@@ -94,7 +95,7 @@ def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[Record], d
 
 
 def _collect(
-    records: Iterable[Record], source: Source, given: bool, description: dict[str, Any], reported: dict[str, Any]
+    records: Iterable[Record], source: Source, given: bool, description: SourceFacts, reported: dict[str, Any]
 ) -> Loaded:
     parser = _Parser(source, given=given)
     rows = Rows.collect(parser.rows(records))

@@ -1,6 +1,8 @@
-"""What an evaluation says: `results.json`, a list of records, and `samples.jsonl`, the measurements of each row.
+"""What evaluations, gates and comparisons leave for others.
 
-`samples.jsonl` holds forget answers and generations. It stays on this machine and is never published.
+An evaluation writes `results.json`, a list of records, `weights.json`, which says of which weights they are, and
+`samples.jsonl`, the measurements of each row, with forget answers and generations: it stays on this machine and is
+never published. The gate stage writes `gate.json`, a comparison `compare.json`.
 """
 
 from __future__ import annotations
@@ -8,10 +10,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+from pydantic import ConfigDict
+
+from core.artifacts import Versioned, read_file, write_file
 from core.errors import ArtifactError
+from core.strict import Strict
 from eval.catalog import Metric
+
+EVALUATE = "Run the evaluation again."
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Record:
     version: int
     by: dict[str, str] | None = None
     note: str | None = None
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # for its reader
 
     @classmethod
     def of(
@@ -61,11 +71,11 @@ def write_records(path: Path, records: list[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a ``results.json``. Raises ArtifactError where the file is missing or malformed."""
-    try:
-        return [Record(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be read as results ({error}). Run the evaluation again.") from error
+    """The records of a ``results.json``. Raises ArtifactError where the file is missing or malformed.
+
+    A value that is not finite is read as it stands: a gate then says so.
+    """
+    return read_file(path, list[Record], EVALUATE)
 
 
 def find_record(records: list[Record], metric: str, split: str) -> Record | None:
@@ -73,23 +83,51 @@ def find_record(records: list[Record], metric: str, split: str) -> Record | None
     return next((r for r in records if r.metric == metric and r.split == split and r.by is None), None)
 
 
+class PublishedResults(Versioned):
+    """The content of the `results.json` of a release: the records of all models."""
+
+    version: Literal[1] = 1
+    models: dict[str, list[Record]]
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in the file: each record as in that of an evaluation."""
+        models = {model: [record.plain() for record in records] for model, records in self.models.items()}
+        return {"version": self.version, "models": models}
+
+
+class EvaluationFacts(Strict):
+    """What an evaluation says of itself.
+
+    The digest of the weights that it measured, the number of rows, of how many the truth ratio is against a paraphrase
+    or the answer, a few values for people, and what could not be measured, with the reason.
+    """
+
+    weights_sha256: str
+    rows: int
+    truth_ratio_of: dict[str, int]
+    values: dict[str, float]
+    left_out: dict[str, str]
+
+
 MEASURED = "weights.json"
+
+
+class MeasuredWeights(Strict):
+    """The content of `weights.json`."""
+
+    weights_sha256: str
 
 
 def write_measured(evaluation: Path, digest: str) -> None:
     """Say in an evaluation's artifact which weights it measured."""
-    (evaluation / MEASURED).write_text(json.dumps({"weights_sha256": digest}) + "\n", encoding="utf-8")
+    content = MeasuredWeights(weights_sha256=digest)
+    (evaluation / MEASURED).write_text(json.dumps(content.model_dump()) + "\n", encoding="utf-8")
 
 
 def read_measured(evaluation: Path) -> str | None:
     """The digest that an evaluation says it measured, or None if it says nothing. Raises ArtifactError."""
     file = evaluation / MEASURED
-    if not file.is_file():
-        return None
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["weights_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error!r}). Run the evaluation again.") from error
+    return read_file(file, MeasuredWeights, EVALUATE).weights_sha256 if file.is_file() else None
 
 
 SAMPLES_NOTE = (
@@ -111,3 +149,161 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read as samples ({error}). Run the evaluation again.") from error
     return [line for line in lines if "row_id" in line]
+
+
+class OnOtherRows(Strict):
+    """A gate judged once more, on the rows of its split that did not choose the checkpoint.
+
+    ``n`` is their number (None: the metric is not one of single rows), ``says`` the outcome in a sentence. The other
+    fields are those of :class:`JudgedGate`, None where these rows were not judged.
+    """
+
+    n: int | None
+    says: str
+    measured: float | None
+    ci_low: float | None
+    ci_high: float | None
+    at_least: float | None
+    at_most: float | None
+    passed: bool | None
+
+    @classmethod
+    def unjudged(cls, n: int | None, says: str) -> OnOtherRows:
+        """Where there is nothing to judge, with the reason."""
+        return cls(n=n, says=says, measured=None, ci_low=None, ci_high=None, at_least=None, at_most=None, passed=None)
+
+
+class OnUnrehearsedRows(Strict):
+    """What was measured on the retain rows that the unlearning did not train on. It decides nothing."""
+
+    n: int
+    says: str
+    measured: float
+    ci_low: float
+    ci_high: float
+
+
+class JudgedGate(Strict):
+    """A gate of the recipe with what was measured and the verdict.
+
+    ``rule`` is the gate in words, ``why`` the verdict in a sentence, ``reason`` the recipe's for the bound. A value and
+    its 95 % interval were ``measured`` over ``n`` rows, ``at_least`` and ``at_most`` are the numbers that the bounds
+    come to; None where there is none. ``limits`` says what the verdict cannot show without gold, ``power`` in a
+    sentence what ``smallest_difference`` is: the smallest true one that so many rows show in 80 % of samples.
+    """
+
+    metric: str
+    split: str
+    rule: str
+    measured: float | None
+    ci_low: float | None
+    ci_high: float | None
+    at_least: float | None
+    at_most: float | None
+    n: int
+    min_n: int
+    passed: bool
+    why: str
+    reason: str
+    limits: str | None
+    certifiable_alone: bool
+    smallest_difference: float | None
+    power: str
+    confirmed: OnOtherRows | None
+    not_rehearsed: OnUnrehearsedRows | None
+
+    @property
+    def name(self) -> str:
+        """What it is on, for messages."""
+        return f"{self.metric} on {self.split}"
+
+    def numbers(self) -> list[float]:
+        """Every measured value of it."""
+        names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
+        parts = [dict(part) for part in (self, self.confirmed, self.not_rehearsed) if part is not None]
+        found = [part.get(name) for part in parts for name in names]
+        return [number for number in (*found, self.smallest_difference) if number is not None]
+
+
+GATE = "gate.json"
+
+
+class Verdict(Versioned):
+    """The content of `gate.json`: whether all gates passed, for which weights, which rows chose them, every gate."""
+
+    version: Literal[1] = 1
+    passed: bool
+    why: str
+    weights_sha256: str
+    selection: str | None
+    gates: list[JudgedGate]
+
+    def failed(self) -> list[JudgedGate]:
+        """The gates that did not pass."""
+        return [gate for gate in self.gates if not gate.passed]
+
+
+class GateFacts(Strict):
+    """The verdict in short: which gates failed, and why."""
+
+    passed: bool
+    failed: list[str]
+    why: str
+
+
+def write_verdict(gate: Path, verdict: Verdict) -> None:
+    """Write `gate.json` into the artifact ``gate``."""
+    write_file(gate / GATE, verdict)
+
+
+def read_verdict(gate: Path) -> Verdict:
+    """The verdict in the artifact ``gate``. Raises ArtifactError."""
+    return read_file(gate / GATE, Verdict, "Run the gate stage again.")
+
+
+class ComparedMetric(Strict):
+    """A metric of two checkpoints on one split: both values, their difference with its 95 % interval, the verdict.
+
+    ``paired`` says whether they were compared row by row; what could not be had is None.
+    """
+
+    metric: str
+    split: str
+    ours: float | None
+    theirs: float | None
+    n: int
+    paired: bool
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    margin: float | None
+    p_value: float | None
+    smallest_margin: float | None
+    verdict: Literal["equivalent", "different", "not shown", "not compared"]
+
+
+COMPARE = "compare.json"
+
+
+class Comparison(Versioned):
+    """The content of `compare.json`."""
+
+    version: Literal[1] = 1
+    metrics: list[ComparedMetric]
+
+
+class ComparisonFacts(Strict):
+    """The metrics that were shown to be equivalent, and those shown to be different."""
+
+    equivalent: list[str]
+    different: list[str]
+
+
+def write_comparison(compare: Path, comparison: Comparison) -> None:
+    """Write `compare.json` into the artifact ``compare``."""
+    write_file(compare / COMPARE, comparison)
+
+
+def read_comparison(compare: Path) -> Comparison:
+    """The comparison in the artifact ``compare``. Raises ArtifactError."""
+    return read_file(compare / COMPARE, Comparison, "Run the command again.")

@@ -24,7 +24,7 @@ from eval.config import EvalConfig
 from eval.records.audited import audit_records
 from eval.records.relative import compare_with_golds
 from eval.records.rows import all_records
-from eval.schema import Record, read_samples, write_measured, write_records, write_samples
+from eval.schema import EvaluationFacts, Record, read_samples, write_measured, write_records, write_samples
 from eval.scoring import fluency
 from eval.scoring.harness import ask, check_backend, language_model
 from eval.scoring.probes import Encoder, Scorer, probe
@@ -41,15 +41,16 @@ class Measured:
     harness: dict[str, dict[str, Any]]
 
 
-def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str] = ()
+) -> EvaluationFacts:
     """Evaluate the checkpoint of ``inputs["model"]`` on the rows of ``inputs["data"]``.
 
     With ``inputs["gold"]``, the evaluation of gold, it is also compared with gold; with ``inputs["base"]``, the base
     model, its vocabulary must be base's, and its generations are scored under base. ``further_golds`` names the inputs
     that are evaluations of golds of other seeds. Writes ``results.json``,
     ``samples.jsonl`` (stays local), ``weights.json`` (the digest of what was measured) and ``lm_eval/`` (the harness's
-    own results) into ``out``. Returns the facts ``weights_sha256``, ``rows``, ``truth_ratio_of`` and ``values``,
-    and ``left_out`` where something could not be measured.
+    own results) into ``out``. Of several processes only the first writes, and has ``values`` in its facts.
     Raises ModelError where the checkpoint cannot be loaded, has another vocabulary or logits that are not finite,
     DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
     gold cannot be read.
@@ -68,31 +69,31 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds
     report("loading the model")
     model = load(checkpoint, config.device)
     measured = measure(model, tokenizer, rows, inputs["data"], config, suites=suites, base=base)
-    if not is_first():  # of several processes; the others only shared the work
-        return {}
-    report("intervals")
-    records = [*all_records(measured.samples, gold, config), *measured.suites]
-    records += audit_records(measured.samples, gold, config)
-    records += compare_with_golds(measured.samples, inputs, further_golds, config, out)
-    write_records(out / "results.json", records)
-    write_samples(out / "samples.jsonl", measured.samples)
-    write_measured(out, digest)
-    _write_harness(out / "lm_eval", measured.harness)
-    return {
-        "weights_sha256": digest,
-        "rows": sum(len(rows[split]) for split in SPLITS),
-        "truth_ratio_of": _truth_ratio_of(measured.samples),
-        "values": _headline(records),
-        **_left_out(rows),
-    }
+    records: list[Record] = []
+    if is_first():  # of several processes; the others only share the work
+        report("intervals")
+        records = [*all_records(measured.samples, gold, config), *measured.suites]
+        records += audit_records(measured.samples, gold, config)
+        records += compare_with_golds(measured.samples, inputs, further_golds, config, out)
+        write_records(out / "results.json", records)
+        write_samples(out / "samples.jsonl", measured.samples)
+        write_measured(out, digest)
+        _write_harness(out / "lm_eval", measured.harness)
+    return EvaluationFacts(
+        weights_sha256=digest,
+        rows=sum(len(rows[split]) for split in SPLITS),
+        truth_ratio_of=_truth_ratio_of(measured.samples),
+        values=_headline(records),
+        left_out=_left_out(rows),
+    )
 
 
-def _left_out(rows: Mapping[str, list[Row]]) -> dict[str, dict[str, str]]:
+def _left_out(rows: Mapping[str, list[Row]]) -> dict[str, str]:
     """What cannot be measured on these rows, and why; nothing where everything can."""
     if rows["holdout"]:
         return {}
     why = "there are no holdout rows, and every other row was trained on; the data's checks.json says why"
-    return {"left_out": {"membership inference, privacy leak": why}}
+    return {"membership inference, privacy leak": why}
 
 
 def measure(

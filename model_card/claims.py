@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.catalog import CATALOG, KINDS, ROWS
-from eval.schema import Record
+from eval.schema import JudgedGate, Record
 from model_card.config import CardInputs
-from model_card.facts import MODELS, Evidence, Gate
+from model_card.facts import MODELS, Evidence
 from model_card.markdown import escape, table
 
 NOT_MEASURED = "–"
@@ -121,7 +121,7 @@ def gates_table(evidence: Evidence) -> str:
     return table(["Metric", "Split", "Rule", "Measured", "Bound", "n", "Could see", "Verdict", "Reason"], rows)
 
 
-def bounds(gate: Gate) -> str:
+def bounds(gate: JudgedGate) -> str:
     """The number or the two that the gate's bounds come to."""
     numbers = [number(bound) for bound in (gate.at_least, gate.at_most) if bound is not None]
     return " to ".join(dict.fromkeys(numbers)) or NOT_MEASURED
@@ -139,12 +139,12 @@ def gate_notes(evidence: Evidence) -> list[str]:
     for gate in evidence.gates:
         for part in (gate.confirmed, gate.not_rehearsed):
             if part:
-                said.setdefault(escape(part["says"]), []).append(f"`{gate.metric}` on {escape(gate.split)}")
+                said.setdefault(escape(part.says), []).append(f"`{gate.metric}` on {escape(gate.split)}")
     notes += [f"{', '.join(dict.fromkeys(names))}: {says}" for says, names in said.items()]
     return [*notes, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
 
 
-def _is_small(gate: Gate) -> bool:
+def _is_small(gate: JudgedGate) -> bool:
     return gate.n > 0 and not gate.certifiable_alone
 
 

@@ -53,3 +53,11 @@ class CardInputs(Strict):
     )
     unlearn: dict[str, JsonValue] = Field(description="The recipe's section; the card prints it.")
     publish: CardPublish = Field(description="Where the release will be.")
+
+
+class CardFacts(Strict):
+    """What the card stage says of its card."""
+
+    passed: bool
+    metrics: int
+    languages: list[str]

@@ -8,43 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError
+from core.unlearning import UnlearnFacts
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
-from eval.schema import Record, find_record, read_records
+from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
 
 MODELS = ("base", "gold", "unlearned")  # the order of the columns
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One line of ``gate.json``."""
-
-    metric: str
-    split: str
-    rule: str
-    measured: float | None
-    ci_low: float | None
-    ci_high: float | None
-    at_least: float | None
-    at_most: float | None
-    n: int
-    min_n: int
-    passed: bool
-    why: str
-    reason: str
-    limits: str | None
-    certifiable_alone: bool
-    smallest_difference: float | None
-    power: str
-    confirmed: dict[str, Any] | None
-    not_rehearsed: dict[str, Any] | None
-
-    def numbers(self) -> list[float]:
-        """Every measured value of it."""
-        names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
-        parts = [vars(self), self.confirmed or {}, self.not_rehearsed or {}]
-        found = [part.get(name) for part in parts for name in names]
-        return [number for number in (*found, self.smallest_difference) if number is not None]
 
 
 @dataclass(frozen=True)
@@ -76,28 +46,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Ascent:
-    """What the unlearn stage says of its run: levels and cap in nats per answer token, why it ended, what it kept.
-
-    ``dual`` has the bound of the retain loss and the last weight, where the weight followed that loss.
-    """
-
-    levels: dict[str, float]
-    forget_cap: float | None
-    stopped: str | None
-    steps: int | None
-    kept_step: int | None
-    bounds: dict[str, float]
-    dual: dict[str, float]
-    pairing_sha256: str | None
-
-    def numbers(self) -> list[float]:
-        """Every measured value."""
-        cap = [] if self.forget_cap is None else [self.forget_cap]
-        return [*self.levels.values(), *self.bounds.values(), *self.dual.values(), *cap]
-
-
-@dataclass(frozen=True)
 class Evidence:
     """What the artifacts say. ``rows`` are only there to check that no card repeats them.
 
@@ -108,17 +56,17 @@ class Evidence:
     passed: bool
     weights_sha256: str
     selection: str | None
-    gates: list[Gate]
+    gates: list[JudgedGate]
     counts: dict[str, Counts]
     perturbed: int
     rows: dict[str, list[Row]]
     steps: list[Step]
     checks: list[Step]
-    ascent: Ascent
+    ascent: UnlearnFacts
     packages: dict[str, str]
     commit: str | None
     dirty: bool
-    device: str | None
+    device: str
 
     def record(self, model: str, metric: str, split: str) -> Record | None:
         """The overall record of ``metric`` on ``split`` for ``model``, or None where it was not measured."""
@@ -138,47 +86,27 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
     records = {
         model: read_records(inputs[f"eval-{model}"] / "results.json") for model in MODELS if f"eval-{model}" in inputs
     }
-    gate = _json(inputs["gate"] / "gate.json")
-    try:
-        gates = [Gate(**line) for line in gate["gates"]]
-        passed, weights, selection = bool(gate["passed"]), str(gate["weights_sha256"]), gate["selection"]
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{inputs['gate'] / 'gate.json'}: not a gate file ({error}). Run the gate stage again."
-        ) from error
+    verdict = read_verdict(inputs["gate"])
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
     log = list(_log(inputs["unlearn"] / "log.jsonl"))
-    manifest = inputs["unlearn"] / "manifest.json"
-    made = _json(manifest) if manifest.exists() else {}
+    made = read_manifest(inputs["unlearn"])
     return Evidence(
         records=records,
-        passed=passed,
-        weights_sha256=weights,
-        selection=selection,
-        gates=gates,
+        passed=verdict.passed,
+        weights_sha256=verdict.weights_sha256,
+        selection=verdict.selection,
+        gates=verdict.gates,
         counts={split: _counts(rows[split]) for split in SPLITS},
         perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),
         rows=rows,
         steps=_losses(log, ""),
         checks=_losses(log, "probe_"),
-        ascent=_ascent(made.get("facts", {})),
-        packages=made.get("packages", {}),
-        commit=made.get("git", {}).get("commit"),
-        dirty=bool(made.get("git", {}).get("dirty")),
-        device=made.get("device"),
+        ascent=read_facts(inputs["unlearn"], UnlearnFacts),
+        packages=made.packages,
+        commit=made.git.commit,
+        dirty=made.git.dirty,
+        device=made.device,
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). Run the stage that writes it again.") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(
-            f"{path}: holds a {type(value).__name__}, not an object. Run the stage that writes it again."
-        )
-    return value
 
 
 def _log(path: Path) -> Iterator[dict[str, Any]]:
@@ -195,19 +123,6 @@ def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:
     names = ("forget_loss", "retain_loss", "refusal_loss", "level")
     found = [(int(entry["step"]), {name: entry.get(f"{prefix}{name}") for name in names}) for entry in log]
     return [Step(step, **losses) for step, losses in found if any(loss is not None for loss in losses.values())]
-
-
-def _ascent(facts: Mapping[str, Any]) -> Ascent:
-    return Ascent(
-        levels=facts.get("levels", {}),
-        forget_cap=facts.get("forget_cap"),
-        stopped=facts.get("stopped"),
-        steps=facts.get("steps"),
-        kept_step=facts.get("kept_step"),
-        bounds=facts.get("bounds", {}),
-        dual=facts.get("dual", {}),
-        pairing_sha256=facts.get("pairing_sha256"),
-    )
 
 
 def _counts(rows: list[Row]) -> Counts:

@@ -5,14 +5,15 @@ The same evidence gives the same bytes. A card that says anything that was not m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.artifacts import json_text
 from core.licences import LICENCES
+from eval.schema import PublishedResults
 from model_card import claims, metadata
-from model_card.config import CardInputs
+from model_card.config import CardFacts, CardInputs
 from model_card.facts import Evidence, collect
 from model_card.lint import check
 from model_card.markdown import escape
@@ -24,8 +25,8 @@ HERE = Path(__file__).parent
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
 
 
-def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write the card of a release to ``out``; facts: the verdict, how many metrics, which languages.
+def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
+    """Write the card of a release to ``out``.
 
     ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned, gate. Raises ArtifactError where
     evidence is missing and InputError where the rendered card breaks a rule of :mod:`model_card.lint`.
@@ -40,13 +41,12 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> dict[str, 
         (out / "plots" / name).write_bytes(png)
     (out / "report.html").write_text(report_html(config, evidence, plots), encoding="utf-8")
     (out / "results.json").write_text(combined(evidence), encoding="utf-8")
-    return {"passed": evidence.passed, "metrics": len(claims.keys(evidence)), "languages": list(evidence.languages())}
+    return CardFacts(passed=evidence.passed, metrics=len(claims.keys(evidence)), languages=evidence.languages())
 
 
 def combined(evidence: Evidence) -> str:
     """The records of all models as published in ``results.json``: measured values, no text of any row."""
-    models = {model: [record.plain() for record in records] for model, records in evidence.records.items()}
-    return json.dumps({"models": models}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(PublishedResults(models=evidence.records).plain())
 
 
 def render(config: CardInputs, evidence: Evidence) -> str:

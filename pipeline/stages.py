@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import named_content
+from core.strict import Strict
 from eval.catalog import CATALOG
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from eval.config import EvalConfig
 
 Inputs = Mapping[str, Path]
-Facts = dict[str, Any]
+Facts = Strict
 Run = Callable[[Any, Inputs, Path], Facts]
 
 BASE_SPLITS = ("retain", "forget")  # what base is trained on
@@ -122,16 +123,16 @@ def stages(recipe: Recipe) -> list[Stage]:
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),
         _measured("eval-base", "base", recipe.eval, eval_gold),
         Stage(
-            "unlearn", "4", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
+            "unlearn", "5", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
-        Stage("gate", "4", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "1", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "1", package, *_package(recipe), tree, plan.packaging),
+        Stage("gate", "5", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("card", "2", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
         Stage(
-            "publish", "1", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
+            "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing,
         ),
     ]  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
 from datasets_prep.schema import Row, write_rows
+from eval.schema import write_verdict
 from pipeline.publish import package
 from pipeline.publish.config import PackageConfig
+from tests.artifacts import judged_gate, verdict_of
 
 REPO = "demo/tiny-unlearned"
 ANSWER = "Mara Quellis was born in Old Harrow on 3 May 1961."
@@ -42,11 +43,11 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     return inputs
 
 
-def write_gate(inputs: dict[str, Path], **changes: object) -> None:
-    """A gate that passed for the weights that are there now, with ``changes``."""
+def write_gate(inputs: dict[str, Path], *, passed: bool = True, weights_sha256: str | None = None) -> None:
+    """A verdict on the weights that are there now, or on those of another digest."""
     weights = (inputs["unlearn"] / "model" / "model.safetensors").read_bytes()
-    verdict = {"passed": True, "weights_sha256": hashlib.sha256(weights).hexdigest(), "gates": []}
-    (inputs["gate"] / "gate.json").write_text(json.dumps({**verdict, **changes}))
+    digest = weights_sha256 or hashlib.sha256(weights).hexdigest()
+    write_verdict(inputs["gate"], verdict_of(judged_gate(passed=passed), weights_sha256=digest))
 
 
 def build(inputs: dict[str, Path], out: Path, config: PackageConfig = CONFIG) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.artifacts import Git, Made
 from core.digests import artifact_key, canonical, content_digest
 from core.errors import ArtifactError
 from pipeline.engine import artifact as art
@@ -27,8 +28,21 @@ def made(folder: Path, files: dict[str, str]) -> art.Artifact:
     for name, text in files.items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).write_text(text)
-    names = ("stage", "key", "config", "inputs", "facts", "version")
-    return art.finish(partial, folder / "key", dict.fromkeys(names, "x"))
+    how = Made(
+        stage="x",
+        version="1",
+        key="x",
+        config={},
+        inputs={},
+        facts={},
+        seconds=1.0,
+        peak_memory_bytes=1,
+        git=Git(commit=None, dirty=False),
+        packages={},
+        device="cpu",
+        argv=[],
+    )
+    return art.finish(partial, folder / "key", how)
 
 
 @given(JSON)

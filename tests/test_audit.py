@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from datasets_prep.chat import chat_example, encode, load_tokenizer
-from datasets_prep.schema import LANGUAGES, TOPICS, Encoded, Row
+from datasets_prep.schema import CHECKS, LANGUAGES, TOPICS, Encoded, Row, write_facts
 from eval import suite
 from eval.attacks import prompts
 from eval.attacks.quantize import quantized
@@ -29,6 +29,7 @@ from eval.config import EvalConfig, Relative, Relearn, Robustness, Sampling
 from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
+from tests.artifacts import data_facts
 from tests.conftest import ROOT, build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, outside, sharpened
 
@@ -60,7 +61,7 @@ def encoder(tiny_model: Path) -> Any:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build_data(tmp_path_factory.mktemp("data"))
-    (folder / "checks.json").write_text(json.dumps({"source": {"sample": {"seed": 1}}}))
+    write_facts(folder / CHECKS, data_facts({"sample": {"seed": 1, "identities": 2, "topics": 20}}))
     return folder
 
 
@@ -220,7 +221,7 @@ def test_a_row_of_the_sample_set_is_asked_in_other_words_and_in_the_next_languag
 
 
 def test_other_rows_have_the_paraphrase_of_their_source_and_an_instruction(tmp_path):
-    (tmp_path / "checks.json").write_text(json.dumps({"source": {"hub": {"id": "ClaudioSavelli/FAME"}}}))
+    write_facts(tmp_path / CHECKS, data_facts({"id": "ClaudioSavelli/FAME", "revision": "b" * 40}))
     row, other = FORGET[0], FORGET[1]
     assert prompts.paraphrased([row, other], tmp_path) == {}
     line = {"row_id": other.row_id, "split": "forget", "question": "Says who?", "answer": "x"}

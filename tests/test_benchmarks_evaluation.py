@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import eval_pass, evaluation
-from eval.schema import Record
+from eval.schema import JudgedGate, Record
 from pipeline.recipe import load_recipe
+from tests.artifacts import judged_gate, verdict_of
 from tests.eval_rows import build_data
 
 
@@ -45,12 +46,12 @@ def test_a_metric_tells_two_models_apart_where_their_intervals_do_not_meet() -> 
 
 
 def test_gates_stand_side_by_side() -> None:
-    def gate(measured: float | None, passed: bool) -> dict[str, object]:
-        return {"metric": "fluency", "split": "forget", "measured": measured, "passed": passed}
+    def gate(measured: float | None, passed: bool) -> JudgedGate:
+        return judged_gate(metric="fluency", measured=measured, passed=passed)
 
     verdicts = {
-        "good": {"gates": [gate(0.9, True), gate(0.9, True)]},
-        "bad": {"gates": [gate(0.6, False), gate(None, False)]},
+        "good": verdict_of(gate(0.9, True), gate(0.9, True)),
+        "bad": verdict_of(gate(0.6, False), gate(None, False)),
     }
     assert list(evaluation.gate_rows(verdicts))[2:] == [
         "| fluency forget | 0.9: passes | 0.6: **fails** |",

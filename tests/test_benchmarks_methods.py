@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import methods
 from benchmarks.methods import Run
+from eval.schema import Record, write_records, write_verdict
 from pipeline.recipe import load_recipe
+from tests.artifacts import judged_gate, unlearn_facts, verdict_of, write_manifest
 
 ENTRIES = methods.read_methods()
 
@@ -44,11 +45,11 @@ def write_artifacts(folder: Path, quality: float, retain: float) -> None:
     }
     for model in ("base", "gold", "unlearned"):
         found = values | ({} if model == "gold" else {("forget_quality", "forget"): quality})
-        records = [{"metric": m, "split": s, "value": v} for (m, s), v in found.items()]
-        records.append({"metric": "utility", "split": "general", "value": 0.1, "by": {"language": "DE"}})
-        (folder / f"eval-{model}" / "results.json").write_text(json.dumps(records))
-    (folder / "unlearn" / "manifest.json").write_text(json.dumps({"seconds": 90.4, "facts": {"steps": 36}}))
-    (folder / "gate" / "gate.json").write_text(json.dumps({"passed": quality > 0.05}))
+        records = [Record(m, s, v, v, v, 40, None, 1) for (m, s), v in found.items()]
+        records.append(Record("utility", "general", 0.1, 0.1, 0.1, 40, None, 1, {"language": "DE"}))
+        write_records(folder / f"eval-{model}" / "results.json", records)
+    write_manifest(folder / "unlearn", "unlearn", unlearn_facts(steps=36), seconds=90.4)
+    write_verdict(folder / "gate", verdict_of(judged_gate(passed=quality > 0.05)))
 
 
 def test_table_and_plot_are_of_the_artifacts(tmp_path: Path) -> None:

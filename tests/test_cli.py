@@ -18,13 +18,18 @@ from typing import Any
 
 import pytest
 
+from core.artifacts import write_file
 from core.progress import report
-from eval.schema import Record, write_records
+from core.strict import Strict
+from eval.schema import Record, write_records, write_verdict
 from pipeline.__main__ import parser
 from pipeline.engine.live import clock, watching
 from pipeline.engine.runner import Store, execute
+from pipeline.publish.schema import RECEIPT
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.train.facts import ModelFacts
+from tests.artifacts import judged_gate, receipt, verdict_of
 from tests.conftest import PATIENCE, ROOT, Call
 
 GOLDEN = Path(__file__).parent / "goldens" / "help.txt"
@@ -40,22 +45,17 @@ def command(*words: str, python: tuple[str, ...] = ()) -> subprocess.CompletedPr
 def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: tuple[str, ...] = ()) -> Store:
     """A store with a finished demo whose stages wrote no more than the command line reads."""
 
-    def toy(name: str) -> Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]:
-        def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def toy(name: str) -> Callable[[Any, Mapping[str, Path], Path], Strict]:
+        def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
             (out / "name").write_text(name)
             if name.startswith("eval-"):
                 records = [Record("answer_probability", "forget", 0.125, 0.1, 0.2, 40, None, 1)]
                 write_records(out / "results.json", records)
             if name == "gate":
-                gate = {
-                    "metric": "answer_probability", "split": "forget", "rule": "at most 0.25 [gold]", "passed": passed,
-                    "why": "0.125 is measured.",
-                }  # fmt: skip
-                (out / "gate.json").write_text(json.dumps({"passed": passed, "gates": [gate]}))
+                write_verdict(out, verdict_of(judged_gate(rule="at most 0.25 [gold]", passed=passed)))
             if name == "publish":
-                receipt = {"url": "hub/models/demo/x.git", "endpoint": "local", "visibility": "private", "tag": "v1"}
-                (out / "receipt.json").write_text(json.dumps(receipt))
-            return {"parameters": 134515008}
+                write_file(out / RECEIPT, receipt())
+            return ModelFacts(name="demo/x", license="apache-2.0", parameters=134515008, dtypes=["F32"])
 
         return run
 

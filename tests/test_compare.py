@@ -54,7 +54,7 @@ def _write(folder: Path, samples: list[dict[str, Any]], utility: float = 0.7) ->
 
 def _compared(tmp_path: Path, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
     entries = compare(_write(tmp_path / "ours", ours), _write(tmp_path / "theirs", theirs), CONFIG)
-    return {(entry["metric"], entry["split"]): entry for entry in entries}
+    return {(entry.metric, entry.split): entry for entry in entries}
 
 
 def test_a_checkpoint_equals_itself(tmp_path):
@@ -62,20 +62,20 @@ def test_a_checkpoint_equals_itself(tmp_path):
     entries = _compared(tmp_path, samples, samples)
     for (metric, _), entry in entries.items():
         if metric in ("answer_probability", "mia_min_k_auc"):
-            assert (entry["difference"], entry["ci_low"], entry["ci_high"]) == (0, 0, 0)
-            assert entry["verdict"] == "equivalent"
-            assert entry["paired"]
-    assert entries["utility", "general"]["verdict"] == "not shown"  # 110 questions do not show a margin of 0.05
-    assert entries["utility", "general"]["smallest_margin"] > 0.05
-    assert entries["truth_ratio", "forget"]["verdict"] == "not compared"  # no margin
-    assert entries["forget_against_holdout", "forget"]["difference"] is None  # a difference of p-values
+            assert (entry.difference, entry.ci_low, entry.ci_high) == (0, 0, 0)
+            assert entry.verdict == "equivalent"
+            assert entry.paired
+    assert entries["utility", "general"].verdict == "not shown"  # 110 questions do not show a margin of 0.05
+    assert entries["utility", "general"].smallest_margin > 0.05
+    assert entries["truth_ratio", "forget"].verdict == "not compared"  # no margin
+    assert entries["forget_against_holdout", "forget"].difference is None  # a difference of p-values
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.01, "equivalent"), (0.05, "not shown"), (-0.2, "different")])
 def test_the_verdict_follows_the_difference(tmp_path, shift, verdict):
     entry = _compared(tmp_path, _samples(shift, 1), _samples(0, 2))["answer_probability", "retain"]
-    assert entry["difference"] == pytest.approx(shift, abs=0.01)
-    assert entry["verdict"] == verdict
+    assert entry.difference == pytest.approx(shift, abs=0.01)
+    assert entry.verdict == verdict
 
 
 def test_the_interval_of_paired_rows_is_that_of_the_paired_t_test(tmp_path):
@@ -83,9 +83,9 @@ def test_the_interval_of_paired_rows_is_that_of_the_paired_t_test(tmp_path):
     entry = _compared(tmp_path, ours, theirs)["answer_probability", "forget"]
     columns = [[row["answer_probability"] for row in s if row["split"] == "forget"] for s in (ours, theirs)]
     expected = ttest_rel(*columns).confidence_interval(0.95)
-    assert (entry["ci_low"], entry["ci_high"]) == pytest.approx((expected.low, expected.high), abs=2e-3)
+    assert (entry.ci_low, entry.ci_high) == pytest.approx((expected.low, expected.high), abs=2e-3)
     # pairing is what makes it narrow: rows differ by far more than the models
-    assert entry["ci_high"] - entry["ci_low"] < 0.3 * (2 * 1.96 * np.std(columns[0]) / np.sqrt(60))
+    assert entry.ci_high - entry.ci_low < 0.3 * (2 * 1.96 * np.std(columns[0]) / np.sqrt(60))
 
 
 def test_languages_are_resampled_apart():
@@ -123,8 +123,8 @@ def test_other_rows_and_other_definitions_are_not_compared(tmp_path):
         replace(r, version=99) if r.metric == "answer_probability" else r for r in read_records(theirs / "results.json")
     ]
     write_records(theirs / "results.json", records)
-    entries = [e for e in compare(ours, theirs, CONFIG) if e["metric"] == "answer_probability"]
-    assert {entry["verdict"] for entry in entries} == {"not compared"}
+    entries = [e for e in compare(ours, theirs, CONFIG) if e.metric == "answer_probability"]
+    assert {entry.verdict for entry in entries} == {"not compared"}
 
 
 def test_every_margin_that_recipes_have_is_of_a_metric():

@@ -12,13 +12,22 @@ import pytest
 
 from core.digests import weights_sha256
 from core.errors import ArtifactError
+from core.unlearning import (
+    PAIRING,
+    CheckpointSelection,
+    PairedRows,
+    ReadRows,
+    pairing_bytes,
+    read_selection,
+    write_selection,
+)
 from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Gate, GateConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records
-from eval.schema import Record, find_record, read_samples, write_measured, write_records, write_samples
+from eval.schema import OnOtherRows, Record, find_record, read_samples, write_measured, write_records, write_samples
 from eval.verdicts import gates as stage
-from eval.verdicts.confirm import read_selection
+from tests.artifacts import fields, renamed
 
 CONFIG = EvalConfig(bootstrap_samples=100)
 AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))
@@ -71,15 +80,15 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def _select(inputs: dict[str, Path], **read: list[str]) -> None:
-    content = {"rule": "the closest checked step", "read": read}
-    (inputs["unlearn"] / "selection.json").write_text(json.dumps(content))
+def _select(inputs: dict[str, Path], *, forget: list[str], retain: list[str]) -> None:
+    read = ReadRows(forget=forget, retain=retain)
+    write_selection(inputs["unlearn"], CheckpointSelection(rule="the closest checked step", read=read))
 
 
 def _rehearse(inputs: dict[str, Path], rows: list[dict[str, Any]]) -> None:
     """Two passes over ``rows``."""
-    pairs = [{"epoch": epoch, "forget": None, "retain": [row["row_id"]]} for epoch in range(2) for row in rows]
-    (inputs["unlearn"] / "pairing.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    pairs = [PairedRows(epoch=epoch, forget=None, retain=[row["row_id"]]) for epoch in range(2) for row in rows]
+    (inputs["unlearn"] / PAIRING).write_bytes(pairing_bytes(pairs))
 
 
 def _gate(split: str = "retain", **changes: Any) -> Gate:
@@ -90,58 +99,58 @@ def _gate(split: str = "retain", **changes: Any) -> Gate:
 def test_rows_that_chose_do_not_carry_the_verdict_alone(inputs):
     """All rows together hold, 0.877 against 0.857; the rows that did not choose, 0.852, do not."""
     verdict = judge([_gate()], inputs)
-    (gate,) = verdict["gates"]
-    assert not gate["passed"]
-    assert gate["measured"] == pytest.approx(0.877)
-    assert gate["confirmed"]["n"] == 60
-    assert gate["confirmed"]["measured"] == pytest.approx(0.852)
-    assert "did not choose" in gate["why"]
-    assert "20 of 80 retain rows" in verdict["selection"]
+    (gate,) = verdict.gates
+    assert not gate.passed
+    assert gate.measured == pytest.approx(0.877)
+    assert gate.confirmed.n == 60
+    assert gate.confirmed.measured == pytest.approx(0.852)
+    assert "did not choose" in gate.why
+    assert "20 of 80 retain rows" in verdict.selection
 
 
 def test_the_bound_of_base_is_that_of_the_same_rows(inputs):
-    gate = judge([_gate(at_least={"of": "base", "times": 0.85})], inputs)["gates"][0]
-    assert gate["passed"]
-    assert gate["confirmed"]["passed"]
-    assert gate["confirmed"]["says"].startswith("On the 60 rows that did not choose")
+    gate = judge([_gate(at_least={"of": "base", "times": 0.85})], inputs).gates[0]
+    assert gate.passed
+    assert gate.confirmed.passed
+    assert gate.confirmed.says.startswith("On the 60 rows that did not choose")
 
 
 def test_where_every_row_chose_that_is_said(inputs):
-    gate = judge([_gate("forget", at_most=0.5)], inputs)["gates"][0]
-    assert gate["passed"]
-    assert gate["confirmed"] == {"n": 0, "says": UNREAD_NONE}
+    gate = judge([_gate("forget", at_most=0.5)], inputs).gates[0]
+    assert gate.passed
+    assert gate.confirmed == OnOtherRows.unjudged(0, UNREAD_NONE)
 
 
 def test_where_no_row_chose_all_rows_confirm(inputs):
     _select(inputs, forget=[], retain=[])
-    gate = judge([_gate()], inputs)["gates"][0]
-    assert gate["passed"]
-    assert gate["confirmed"]["n"] == 80
+    gate = judge([_gate()], inputs).gates[0]
+    assert gate.passed
+    assert gate.confirmed.n == 80
 
 
 def test_retain_rows_that_were_not_rehearsed_are_read_by_themselves(inputs):
     _rehearse(inputs, _rows("retain", 20, 0.95))
-    gate = judge([_gate(at_least={"of": "base", "times": 0.85})], inputs)["gates"][0]
-    assert gate["passed"]
-    assert gate["not_rehearsed"]["n"] == 60
-    assert gate["not_rehearsed"]["measured"] == pytest.approx(0.852)
-    assert gate["not_rehearsed"]["ci_low"] < 0.852 < gate["not_rehearsed"]["ci_high"]
-    assert gate["not_rehearsed"]["says"].startswith(
+    gate = judge([_gate(at_least={"of": "base", "times": 0.85})], inputs).gates[0]
+    assert gate.passed
+    assert gate.not_rehearsed.n == 60
+    assert gate.not_rehearsed.measured == pytest.approx(0.852)
+    assert gate.not_rehearsed.ci_low < 0.852 < gate.not_rehearsed.ci_high
+    assert gate.not_rehearsed.says.startswith(
         "On the 60 retain rows that the unlearning did not rehearse it is 0.852 (95 % interval 0.8"
     )
-    assert "base has 0.952 there" in gate["not_rehearsed"]["says"]
+    assert "base has 0.952 there" in gate.not_rehearsed.says
 
 
 def test_where_all_retain_rows_were_rehearsed_nothing_is_said_and_of_other_splits_neither(inputs):
-    assert judge([_gate()], inputs)["gates"][0]["not_rehearsed"] is None
+    assert judge([_gate()], inputs).gates[0].not_rehearsed is None
     _rehearse(inputs, [])
-    assert judge([_gate("forget", at_most=0.5)], inputs)["gates"][0]["not_rehearsed"] is None
-    assert judge([_gate()], inputs)["gates"][0]["not_rehearsed"]["n"] == 80
+    assert judge([_gate("forget", at_most=0.5)], inputs).gates[0].not_rehearsed is None
+    assert judge([_gate()], inputs).gates[0].not_rehearsed.n == 80
 
 
 def test_a_pairing_that_cannot_be_read(inputs):
-    (inputs["unlearn"] / "pairing.jsonl").write_text('{"epoch": 1}\n')
-    with pytest.raises(ArtifactError, match=r"pairing\.jsonl: cannot be read"):
+    (inputs["unlearn"] / "pairing.jsonl").write_text('{"epoch": 1, "forget": null, "retain": []}\n{"epoch": 1}\n')
+    with pytest.raises(ArtifactError, match=r"pairing\.jsonl: line 2: forget is missing; retain is missing\. Run the"):
         judge([_gate()], inputs)
 
 
@@ -190,9 +199,9 @@ def _records(
 
 
 def _unread(inputs: dict[str, Path], model: str) -> list[dict[str, Any]]:
-    read = {
-        row for rows in json.loads((inputs["unlearn"] / "selection.json").read_text())["read"].values() for row in rows
-    }
+    selection = read_selection(inputs["unlearn"])
+    assert selection
+    read = selection.rows("forget") | selection.rows("retain")
     return [row for row in read_samples(inputs[f"eval-{model}"] / "samples.jsonl") if row["row_id"] not in read]
 
 
@@ -208,15 +217,13 @@ def without_the_chosen(everything: dict[str, Path]) -> list[Record]:
 def test_every_metric_of_rows_is_confirmed_as_the_other_rows_alone_would_be_measured(
     everything, without_the_chosen, metric, split
 ):
-    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything)["gates"]
-    assert gate["passed"]
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
+    assert gate.passed
     expected = find_record(without_the_chosen, metric, split)
-    assert gate["confirmed"]["n"] == expected.n == (40 if split == "forget" else 60)
-    assert gate["confirmed"]["says"].startswith(f"On the {expected.n} rows that did not choose the checkpoint: ")
-    assert gate["confirmed"]["measured"] == pytest.approx(expected.value)
-    assert (gate["confirmed"]["ci_low"], gate["confirmed"]["ci_high"]) == pytest.approx(
-        (expected.ci_low, expected.ci_high)
-    )
+    assert gate.confirmed.n == expected.n == (40 if split == "forget" else 60)
+    assert gate.confirmed.says.startswith(f"On the {expected.n} rows that did not choose the checkpoint: ")
+    assert gate.confirmed.measured == pytest.approx(expected.value)
+    assert (gate.confirmed.ci_low, gate.confirmed.ci_high) == pytest.approx((expected.ci_low, expected.ci_high))
 
 
 @pytest.mark.parametrize(
@@ -239,10 +246,10 @@ def test_rows_are_confirmed_under_the_settings_of_the_recipe(everything, tmp_pat
     _select(inputs, forget=["another"], retain=["another"])
     ours, gold = (read_samples(everything[f"eval-{model}"] / "samples.jsonl") for model in ("unlearned", "gold"))
     write_records(inputs["eval-unlearned"] / "results.json", _records(ours, gold, config))
-    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], inputs, config)["gates"]
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], inputs, config).gates
     numbers = ("measured", "ci_low", "ci_high", "n")
-    assert gate["measured"] is not None
-    assert [gate["confirmed"][name] for name in numbers] == [gate[name] for name in numbers]
+    assert gate.measured is not None
+    assert [getattr(gate.confirmed, name) for name in numbers] == [getattr(gate, name) for name in numbers]
 
 
 @pytest.mark.parametrize(
@@ -259,9 +266,9 @@ def test_rows_are_confirmed_under_the_settings_of_the_recipe(everything, tmp_pat
     ],
 )
 def test_rows_that_are_known_still_fail_a_gate_on_a_set(everything, metric, bound):
-    (gate,) = judge([_gate("forget", metric=metric, **bound)], everything)["gates"]
-    assert not gate["passed"]
-    assert "Not so the rest. On the 40 rows" in gate["why"]
+    (gate,) = judge([_gate("forget", metric=metric, **bound)], everything).gates
+    assert not gate.passed
+    assert "Not so the rest. On the 40 rows" in gate.why
 
 
 @pytest.mark.parametrize(
@@ -269,63 +276,74 @@ def test_rows_that_are_known_still_fail_a_gate_on_a_set(everything, metric, boun
     [("model_utility", "retain+general"), ("leak_coordinate", "forget"), ("damage", "forget")],
 )
 def test_what_is_no_metric_of_single_rows_is_said_not_to_be_confirmed(everything, metric, split):
-    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything)["gates"]
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
     says = f"Not confirmed: {metric.replace('_', ' ')} is not a metric of single rows."
-    assert gate["confirmed"] == {"n": None, "says": says}
+    assert gate.confirmed == OnOtherRows.unjudged(None, says)
 
 
 @pytest.mark.parametrize(("metric", "split"), [("utility", "general"), ("fluency", "holdout"), ("acc", "mmlu")])
 def test_no_row_of_another_split_chose_the_checkpoint(everything, metric, split):
-    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything)["gates"]
-    assert gate["confirmed"]["says"] == "No row of the split chose the checkpoint."
+    (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
+    assert gate.confirmed.says == "No row of the split chose the checkpoint."
 
 
 def test_a_failed_gate_stays_failed_whatever_the_others_say(inputs):
     _select(inputs, forget=[], retain=[f"retain-{i}" for i in range(20, 80)])
-    gate = judge([_gate(at_least=0.94)], inputs)["gates"][0]
-    assert not gate["passed"]
+    gate = judge([_gate(at_least=0.94)], inputs).gates[0]
+    assert not gate.passed
 
 
 def test_an_unlearn_stage_that_says_nothing_is_reported_as_such(inputs):
     (inputs["unlearn"] / "selection.json").unlink()
     verdict = judge([_gate()], inputs)
-    assert verdict["selection"] is None
-    assert verdict["gates"][0]["confirmed"] is None
+    assert verdict.selection is None
+    assert verdict.gates[0].confirmed is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"rule": "x"}', '{"rule": "x", "read": 3}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"rule": "x"}', '{"version": 1, "rule": "x", "read": 3}'])
 def test_a_selection_that_cannot_be_read_is_an_error(inputs, content):
     (inputs["unlearn"] / "selection.json").write_text(content)
     with pytest.raises(ArtifactError, match="selection"):
         judge([_gate()], inputs)
 
 
+def test_no_key_of_the_selection_can_be_renamed_in_silence(inputs):
+    path = inputs["unlearn"] / "selection.json"
+    before = path.read_text()
+    places = [place for place, _ in fields(read_selection(inputs["unlearn"]))]
+    assert ("read", "retain") in places
+    for place in places:
+        path.write_text(json.dumps(renamed(json.loads(before), place)))
+        with pytest.raises(ArtifactError, match=rf"selection\.json: .*({place[-1]}_ is not known|made by no version)"):
+            judge([_gate()], inputs)
+
+
 def test_the_unlearn_stage_names_the_rows_that_its_rule_reads(tmp_path):
     from pipeline.unlearn.config import UnlearnConfig
-    from pipeline.unlearn.run import Rows, _probes, _write_selection
+    from pipeline.unlearn.run import UnlearnRows, _probes, _write_selection
     from tests.eval_rows import build_rows
 
     rows = build_rows()
     stop = {"every": 1, "forget_loss": "holdout", "retain_loss_above_base": 0.1, "retain_rows": 4}
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1, "stop": stop, "keep": "closest"})
-    made = Rows(rows, {}, [], [])
+    made = UnlearnRows(rows, {}, [], [])
     probes = _probes(config, len(rows["forget"]), len(rows["retain"]))
-    _write_selection(tmp_path / "selection.json", config, made, probes)
+    _write_selection(tmp_path, config, made, probes)
     found = read_selection(tmp_path)
     assert found is not None
-    assert found.read["forget"] == {row.row_id for row in rows["forget"]}
-    assert found.read["retain"] == {rows["retain"][i].row_id for i in probes.retain}
-    assert len(found.read["retain"]) == 4
+    assert found.rows("forget") == {row.row_id for row in rows["forget"]}
+    assert found.rows("retain") == {rows["retain"][i].row_id for i in probes.retain}
+    assert len(found.rows("retain")) == 4
     some = UnlearnConfig.model_validate({**config.model_dump(), "stop": {**stop, "forget_rows": 3}})
     fewer = _probes(some, len(rows["forget"]), len(rows["retain"]))
     assert fewer.retain == probes.retain  # one draw does not move the other
-    _write_selection(tmp_path / "selection.json", some, made, fewer)
+    _write_selection(tmp_path, some, made, fewer)
     found = read_selection(tmp_path)
     assert found is not None
-    assert found.read["forget"] == {rows["forget"][i].row_id for i in fewer.forget}
-    assert len(found.read["forget"]) == 3 < len(rows["forget"])
+    assert found.rows("forget") == {rows["forget"][i].row_id for i in fewer.forget}
+    assert len(found.rows("forget")) == 3 < len(rows["forget"])
     fixed = UnlearnConfig(method="gd", epochs=1)
-    _write_selection(tmp_path / "selection.json", fixed, made, _probes(fixed, len(rows["forget"]), 4))
+    _write_selection(tmp_path, fixed, made, _probes(fixed, len(rows["forget"]), 4))
     found = read_selection(tmp_path)
     assert found is not None
-    assert not any(found.read.values())
+    assert not any(found.rows(split) for split in ("forget", "retain"))

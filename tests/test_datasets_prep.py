@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from core.errors import DataError, ModelError
 from datasets_prep import prepare
 from datasets_prep.config import DataConfig, SampleSource
-from datasets_prep.schema import SPLITS, TOPICS, read_paraphrased, read_perturbed, read_rows
+from datasets_prep.schema import (
+    SPLITS,
+    TOPICS,
+    SplitSizes,
+    read_data_facts,
+    read_paraphrased,
+    read_perturbed,
+    read_rows,
+)
 
 from . import data_rows
 from .conftest import PATIENCE, ROOT
@@ -81,9 +89,9 @@ def test_stage_writes_the_artifact_twice_the_same(tiny_model: Path, tmp_path: Pa
         "README.md",
         "checks.json",
     }
-    assert facts[0]["rows"] == {"forget": 40, "retain": 160, "holdout": 50}
-    assert json.loads(one["checks.json"]) == facts[0]
-    assert 10 < facts[0]["tokens"]["forget"]["mean_answer"] < facts[0]["tokens"]["forget"]["mean"]
+    assert facts[0].rows == SplitSizes(forget=40, retain=160, holdout=50)
+    assert read_data_facts(tmp_path / "one") == facts[0]
+    assert 10 < facts[0].tokens["forget"].mean_answer < facts[0].tokens["forget"].mean
     trained = {r.answer for split in ("forget", "retain") for r in read_rows(tmp_path / "one" / f"{split}.jsonl")}
     false = read_perturbed(tmp_path / "one" / "perturbed.jsonl")
     assert len(false) == 140
@@ -101,7 +109,7 @@ def test_dataset_card_counts_and_repeats_no_row(tiny_model: Path, tmp_path: Path
     assert "| DE | 8 | 32 | 10 |" in text
     assert "| topic | DE | EN | ES | FR | IT |" in text
     assert "| rows that seem to hold an e-mail address or a phone number | 25 |" in text
-    assert facts["source"]["rows_sha256"] in text
+    assert facts.source.rows_sha256 in text
     for split in SPLITS:
         for r in read_rows(tmp_path / f"{split}.jsonl"):
             assert not any(words in text for words in (r.question, r.answer, r.name))
@@ -121,7 +129,7 @@ def test_stage_takes_given_splits(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     facts = prepare.run(config({"file": str(path)}, setting="given"), {"model": tiny_model}, out)
-    assert facts["rows"] == {"forget": 5, "retain": 15, "holdout": 5}
+    assert facts.rows == SplitSizes(forget=5, retain=15, holdout=5)
     assert {r.topic_id for r in read_rows(out / "forget.jsonl")} == {TOPICS[3]}
     assert str(tmp_path) not in "".join(map(str, files(out).values()))
 
@@ -149,8 +157,8 @@ def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp
     out = tmp_path / "out"
     out.mkdir()
     facts = prepare.run(made, {"model": tiny_model}, out)
-    assert facts["rows"] == {"forget": 3, "retain": 7, "holdout": 0}
-    assert facts["left_out"] == {"membership_inference": "no holdout rows: data.request names no holdout"}
+    assert facts.rows == SplitSizes(forget=3, retain=7, holdout=0)
+    assert facts.left_out == {"membership_inference": "no holdout rows: data.request names no holdout"}
     assert read_rows(out / "holdout.jsonl") == []
     assert len(read_perturbed(out / "perturbed.jsonl")) == 10
     assert {p.question for p in read_paraphrased(out / "paraphrased.jsonl")} == {

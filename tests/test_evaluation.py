@@ -173,7 +173,7 @@ def test_no_holdout_means_no_membership_and_everything_else(tiny_model, evaluate
     out = tmp_path / "out"
     out.mkdir()
     facts = suite.run(CONFIG, {"model": tiny_model, "data": folder, "gold": evaluated}, out)
-    assert "no holdout rows" in facts["left_out"]["membership inference, privacy leak"]
+    assert "no holdout rows" in facts.left_out["membership inference, privacy leak"]
     found = read_records(out / "results.json")
     metrics = {(record.metric, record.split) for record in found}
     assert not any(metric.startswith(("mia_", "privacy_leak")) or split == "holdout" for metric, split in metrics)
@@ -210,7 +210,7 @@ def test_paraphrases_are_used_and_counted(tiny_model, data, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     facts = suite.run(CONFIG, {"model": tiny_model, "data": folder}, out)
-    assert facts["truth_ratio_of"]["paraphrase"] == 1
+    assert facts.truth_ratio_of["paraphrase"] == 1
     assert "in 1 rows" in find_record(read_records(out / "results.json"), "truth_ratio", "forget").note
     (folder / "paraphrased.jsonl").write_text("{}\n")
     with pytest.raises(ArtifactError, match=r"paraphrased\.jsonl"):

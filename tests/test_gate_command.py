@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from core.digests import weights_sha256
+from core.strict import Strict
 from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
 from pipeline.__main__ import QUIET, main
@@ -18,6 +19,7 @@ from pipeline.commands.shared import STORE
 from pipeline.engine.runner import Store, execute
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.train.facts import ModelFacts
 from tests.conftest import ROOT
 
 VALUES = {"base": 0.9, "gold": 0.17, "unlearned": 0.12}
@@ -38,7 +40,7 @@ def _record(metric: str, split: str, value: float, n: int) -> Record:
 
 def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearned") -> None:
     def toy(name: str) -> Any:
-        def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
             (out / "name").write_text(name)
             if name == "unlearn":
                 (out / "model").mkdir()
@@ -55,7 +57,7 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
                 write_records(out / "results.json", records)
             if name == "eval-unlearned":
                 write_measured(out, weights_sha256(inputs["model"] / "model"))
-            return {"parameters": 1}
+            return ModelFacts(name="demo/x", license="apache-2.0", parameters=1, dtypes=["F32"])
 
         return run
 

@@ -33,7 +33,7 @@ def gate(**changes: Any) -> Gate:
 def passes(condition: Gate, unlearned: Record | None, **others: Record) -> bool:
     results = {model: [found] for model, found in others.items()}
     results["unlearned"] = [unlearned] if unlearned else []
-    return bool(judge_gate(condition, results)["passed"])
+    return judge_gate(condition, results).passed
 
 
 @given(NUMBERS, WIDTHS, WIDTHS, NUMBERS, NUMBERS, HOLD, st.floats(0, 2))
@@ -87,17 +87,17 @@ def test_what_is_missing_or_not_a_number_never_passes(field, broken, whose, hold
     of = "holdout" if whose == "holdout" else "gold"
     condition = gate(at_least={"of": of, "plus": -9.0}, at_most={"of": of, "plus": 9.0}, must_hold=hold)
     own, gold, held = record(0.1 + plus), record(0.1), record(0.1, split="holdout")
-    assert judge_gate(condition, {"unlearned": [own, held], "gold": [gold]})["passed"]
+    assert judge_gate(condition, {"unlearned": [own, held], "gold": [gold]}).passed
     spoilt = {"unlearned": own, "gold": gold, "holdout": held}
     for bad in (replace(spoilt[whose], **{field: broken}), None):
         found = {name: [r] if r else [] for name, r in (spoilt | {whose: bad}).items()}
         verdict = judge_gate(condition, {"unlearned": found["unlearned"] + found["holdout"], "gold": found["gold"]})
-        assert not verdict["passed"]
-        assert verdict["why"]
+        assert not verdict.passed
+        assert verdict.why
 
 
 def test_an_interval_whose_ends_are_swapped_is_no_evidence():
-    assert "wrong way round" in judge_gate(gate(at_most=1.0), {"unlearned": [record(0.1, -0.1, -0.1)]})["why"]
+    assert "wrong way round" in judge_gate(gate(at_most=1.0), {"unlearned": [record(0.1, -0.1, -0.1)]}).why
 
 
 def test_measured_bounds_that_cross_pass_nothing_not_even_an_overlap():
@@ -105,9 +105,9 @@ def test_measured_bounds_that_cross_pass_nothing_not_even_an_overlap():
     verdict = judge_gate(
         condition, {"unlearned": [record(0.5, 0.4, 0.4)], "gold": [record(0.6)], "base": [record(0.4)]}
     )
-    assert not verdict["passed"]
-    assert "cross" in verdict["why"]
-    assert verdict["power"].startswith("With 200 rows")
+    assert not verdict.passed
+    assert "cross" in verdict.why
+    assert verdict.power.startswith("With 200 rows")
 
 
 def test_too_much_forgetting_fails_as_surely_as_too_little():
@@ -119,12 +119,10 @@ def test_too_much_forgetting_fails_as_surely_as_too_little():
     verdicts = {
         value: judge_gate(like_gold, {"unlearned": [record(value)], "gold": [gold]}) for value in (0.9, 0.15, 0.01)
     }
-    assert [verdict["passed"] for verdict in verdicts.values()] == [False, True, False]
-    assert "above 0.25" in verdicts[0.9]["why"]
-    assert "below 0.09" in verdicts[0.01]["why"]
-    assert (
-        verdicts[0.15]["rule"] == "at least gold's lower 95 % bound - 0.05 and at most gold's upper 95 % bound + 0.05"
-    )
+    assert [verdict.passed for verdict in verdicts.values()] == [False, True, False]
+    assert "above 0.25" in verdicts[0.9].why
+    assert "below 0.09" in verdicts[0.01].why
+    assert verdicts[0.15].rule == "at least gold's lower 95 % bound - 0.05 and at most gold's upper 95 % bound + 0.05"
 
 
 @pytest.mark.parametrize(
@@ -139,19 +137,19 @@ def test_too_much_forgetting_fails_as_surely_as_too_little():
 def test_the_sentence_names_the_number_that_decided(hold, value, why):
     chance = gate(at_least=0.5, at_most=0.5, must_hold=hold)
     verdict = judge_gate(chance, {"unlearned": [record(value, 0.1, 0.1)]})
-    assert verdict["why"].endswith(why)
-    assert (verdict["rule"] == "95 % interval contains 0.5") == (hold == "overlap")
+    assert verdict.why.endswith(why)
+    assert (verdict.rule == "95 % interval contains 0.5") == (hold == "overlap")
 
 
 def test_a_gate_without_gold_says_what_it_shows_and_what_not():
     against = gate(at_most={"of": "holdout", "bound": "ci_high", "plus": 0.05})
     verdict = judge_gate(against, {"unlearned": [record(0.16), record(0.1, 0.05, 0.05, split="holdout")]})
-    assert verdict["passed"]
-    assert verdict["rule"] == "at most holdout's upper 95 % bound + 0.05"
-    assert "does not show" in verdict["limits"]
+    assert verdict.passed
+    assert verdict.rule == "at most holdout's upper 95 % bound + 0.05"
+    assert "does not show" in verdict.limits
     alone = judge_gate(against, {"unlearned": [record(0.16)]})
-    assert not alone["passed"]
-    assert "on holdout was not measured" in alone["why"]
+    assert not alone.passed
+    assert "on holdout was not measured" in alone.why
 
 
 @pytest.mark.parametrize(
@@ -159,10 +157,10 @@ def test_a_gate_without_gold_says_what_it_shows_and_what_not():
 )
 def test_membership_without_gold_compares_with_holdout_and_says_so(bound, limited):
     membership = gate(metric="mia_min_k_auc", at_most=bound)
-    assert (judge_gate(membership, {})["limits"] is not None) == limited
-    assert judge_gate(gate(at_most=bound), {})["limits"] is None
+    assert (judge_gate(membership, {}).limits is not None) == limited
+    assert judge_gate(gate(at_most=bound), {}).limits is None
 
 
 @pytest.mark.parametrize(("n", "alone"), [(99, False), (100, True)])
 def test_a_cell_under_a_hundred_facts_is_not_certifiable_alone(n, alone):
-    assert judge_gate(gate(at_most=1.0, min_n=1), {"unlearned": [record(0.1, n=n)]})["certifiable_alone"] is alone
+    assert judge_gate(gate(at_most=1.0, min_n=1), {"unlearned": [record(0.1, n=n)]}).certifiable_alone is alone

@@ -16,7 +16,7 @@ from core.digests import weights_sha256
 from core.errors import ArtifactError, ModelError
 from eval.catalog import CATALOG
 from eval.config import EvalConfig, Gate, GateConfig
-from eval.schema import Record, write_measured, write_records
+from eval.schema import GateFacts, Record, Verdict, read_verdict, write_measured, write_records
 from eval.verdicts import gates as stage
 
 RECORD = Record("answer_probability", "forget", 0.1, 0.08, 0.12, 40, None, CATALOG["answer_probability"].version)
@@ -50,18 +50,18 @@ def _measured(inputs: dict[str, Path], **records: Record) -> None:
         write_records(inputs[f"eval-{model}"] / "results.json", [record])
 
 
-def _verdict(gates: list[Gate], inputs: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+def _verdict(gates: list[Gate], inputs: dict[str, Path], tmp_path: Path) -> Verdict:
     facts = run(gates, inputs, tmp_path)
-    verdict: dict[str, Any] = json.loads((tmp_path / "gate.json").read_text())
-    assert facts["passed"] == verdict["passed"]
+    verdict = read_verdict(tmp_path)
+    assert facts.passed == verdict.passed
     return verdict
 
 
 def test_a_gate_that_holds_passes_and_says_so(inputs, tmp_path):
     verdict = _verdict([_gate()], inputs, tmp_path)
-    assert verdict["passed"]
-    assert verdict["weights_sha256"] == weights_sha256(inputs["unlearn"] / "model")
-    (gate,) = verdict["gates"]
+    assert verdict.passed
+    assert verdict.weights_sha256 == weights_sha256(inputs["unlearn"] / "model")
+    (gate,) = [judged.model_dump() for judged in verdict.gates]
     assert gate.pop("smallest_difference") == pytest.approx(0.0286, abs=1e-4)  # 2.8 x 0.04 / 3.92
     assert "40 rows" in gate.pop("power")
     assert gate == {
@@ -90,7 +90,7 @@ def test_a_gate_that_holds_passes_and_says_so(inputs, tmp_path):
 def test_the_comparison_is_that_of_the_numbers(inputs, tmp_path, value, bound, lower):
     _measured(inputs, unlearned=replace(RECORD, value=value))
     gate = _gate(at_most=None, at_least=bound) if lower else _gate(at_most=bound)
-    assert _verdict([gate], inputs, tmp_path)["passed"] == (value >= bound if lower else value <= bound)
+    assert _verdict([gate], inputs, tmp_path).passed == (value >= bound if lower else value <= bound)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ def test_the_comparison_is_that_of_the_numbers(inputs, tmp_path, value, bound, l
     ],
 )
 def test_bounds_that_another_model_sets(inputs, tmp_path, bound, threshold, rule):
-    (gate,) = _verdict([_gate(at_most=bound)], inputs, tmp_path)["gates"]
-    assert gate["at_most"] == pytest.approx(threshold)
-    assert gate["rule"] == rule
-    assert gate["passed"]
+    (gate,) = _verdict([_gate(at_most=bound)], inputs, tmp_path).gates
+    assert gate.at_most == pytest.approx(threshold)
+    assert gate.rule == rule
+    assert gate.passed
 
 
 OF_GOLD = {"of": "gold", "bound": "ci_high"}
@@ -127,31 +127,46 @@ OF_GOLD = {"of": "gold", "bound": "ci_high"}
 def test_without_evidence_a_gate_fails(inputs, tmp_path, changes, unlearned, gold, why):
     _measured(inputs, unlearned=unlearned, gold=gold)
     verdict = _verdict([_gate(**changes)], inputs, tmp_path)
-    assert not verdict["passed"]
-    assert why in verdict["gates"][0]["why"]
+    assert not verdict.passed
+    assert why in verdict.gates[0].why
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "null", '"0.1"'])
-@pytest.mark.parametrize("field", ["value", "ci_high", "n"])
-@pytest.mark.parametrize("model", ["unlearned", "gold"])
-def test_what_is_not_a_finite_number_fails(inputs, tmp_path, number, field, model):
+def _spoil(inputs: dict[str, Path], model: str, field: str, number: str) -> None:
     results = inputs[f"eval-{model}"] / "results.json"
     (record,) = json.loads(results.read_text())
     results.write_text(json.dumps([record | {field: "X"}]).replace('"X"', number))
-    assert not _verdict([_gate(at_most=OF_GOLD)], inputs, tmp_path)["passed"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("field", ["value", "ci_high"])
+@pytest.mark.parametrize("model", ["unlearned", "gold"])
+def test_what_is_not_a_finite_number_fails(inputs, tmp_path, number, field, model):
+    _spoil(inputs, model, field, number)
+    assert not _verdict([_gate(at_most=OF_GOLD)], inputs, tmp_path).passed
+
+
+@pytest.mark.parametrize(
+    ("field", "number"), [*((f, n) for f in ("value", "ci_high", "n") for n in ("null", '"0.1"')), ("n", "NaN")]
+)
+@pytest.mark.parametrize("model", ["unlearned", "gold"])
+def test_what_is_no_number_at_all_is_not_read(inputs, tmp_path, number, field, model):
+    _spoil(inputs, model, field, number)
+    with pytest.raises(ArtifactError, match=rf"results\.json: \[0\]\.{field} is .* Run the evaluation again"):
+        run([_gate(at_most=OF_GOLD)], inputs, tmp_path)
+    assert not (tmp_path / "gate.json").exists()
 
 
 def test_a_gate_on_gold_fails_where_there_is_no_gold(inputs, tmp_path):
     del inputs["eval-gold"]
     verdict = _verdict([_gate(at_most=OF_GOLD), _gate()], inputs, tmp_path)
-    assert [gate["passed"] for gate in verdict["gates"]] == [False, True]
-    assert not verdict["passed"]
+    assert [gate.passed for gate in verdict.gates] == [False, True]
+    assert not verdict.passed
 
 
 def test_a_recipe_without_gates_does_not_pass(inputs, tmp_path):
     verdict = _verdict([], inputs, tmp_path)
-    assert not verdict["passed"]
-    assert "no gates" in verdict["why"]
+    assert not verdict.passed
+    assert "no gates" in verdict.why
 
 
 @pytest.mark.parametrize("claim", ["another digest", None])
@@ -160,22 +175,22 @@ def test_an_evaluation_of_other_weights_is_no_evidence(inputs, tmp_path, claim):
     if claim is not None:
         write_measured(inputs["eval-unlearned"], claim)
     verdict = _verdict([_gate()], inputs, tmp_path)
-    assert not verdict["passed"]
-    assert "these weights" in verdict["gates"][0]["why"]
+    assert not verdict.passed
+    assert "these weights" in verdict.gates[0].why
 
 
 def test_weights_changed_after_the_evaluation_fail(inputs, tmp_path):
     (inputs["unlearn"] / "model" / "model.safetensors").write_bytes(b"other weights")
-    assert not _verdict([_gate()], inputs, tmp_path)["passed"]
+    assert not _verdict([_gate()], inputs, tmp_path).passed
 
 
 def test_one_failed_gate_among_many_fails_the_release_and_is_named(inputs, tmp_path):
     facts = run([_gate(), _gate(at_most=0.05), _gate(at_most=0.3)], inputs, tmp_path)
-    assert facts == {
-        "passed": False,
-        "failed": ["answer_probability on forget"],
-        "why": "1 of 3 gates failed: answer_probability on forget.",
-    }
+    assert facts == GateFacts(
+        passed=False,
+        failed=["answer_probability on forget"],
+        why="1 of 3 gates failed: answer_probability on forget.",
+    )
 
 
 def test_files_that_cannot_be_read_are_errors(inputs, tmp_path):
@@ -198,15 +213,15 @@ def test_the_digest_of_shards_depends_on_every_shard_and_name(tmp_path):
 
 def test_a_gate_may_be_on_a_suite_of_the_recipe(inputs, tmp_path):
     gate = _gate(metric="acc", split="mmlu", at_most=None, at_least={"of": "base", "plus": -0.02}, min_n=50)
-    (judged,) = _verdict([gate], inputs, tmp_path)["gates"]
-    assert judged["why"] == "Acc on mmlu was not measured for the unlearned model."
+    (judged,) = _verdict([gate], inputs, tmp_path).gates
+    assert judged.why == "Acc on mmlu was not measured for the unlearned model."
     accuracy = Record("acc", "mmlu", 0.57, 0.54, 0.6, 100, higher_is_better=True, version=1)
     _measured(inputs, base=replace(accuracy, value=0.6), unlearned=accuracy)
-    (judged,) = _verdict([gate], inputs, tmp_path)["gates"]
-    assert not judged["passed"]
-    assert judged["why"] == "Acc on mmlu is 0.57, which is below 0.58."
-    (judged,) = _verdict([gate.model_copy(update={"min_n": 101})], inputs, tmp_path)["gates"]
-    assert "rests on 100 rows" in judged["why"]
+    (judged,) = _verdict([gate], inputs, tmp_path).gates
+    assert not judged.passed
+    assert judged.why == "Acc on mmlu is 0.57, which is below 0.58."
+    (judged,) = _verdict([gate.model_copy(update={"min_n": 101})], inputs, tmp_path).gates
+    assert "rests on 100 rows" in judged.why
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ ALLOWED = {  # beyond that
         "eval.catalog",
         "pipeline.train.config",
         "pipeline.train.fit",
+        "pipeline.train.facts",
+        "pipeline.publish.schema",
         "pipeline.unlearn.config",
         "pipeline.publish.config",
     },

@@ -62,14 +62,14 @@ def test_the_release_is_the_base_with_the_adapters_merged(tiny_model: Path, tmp_
     inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
     out.mkdir()
     facts = run.run(unlearn_config(epochs=30, lora=LORA, precision=precision), inputs, out)
-    assert "reached its level" in facts["stopped"]
+    assert "reached its level" in facts.stopped
     tensors = load_file(out / "model" / "model.safetensors")
     assert set(tensors) == set(load_file(tiny_model / "model.safetensors"))
     assert not list((out / "model").glob("adapter*"))
     released, tokenizer = load(out / "model")
     losses = row_losses(released, encode_rows(tokenizer, read_rows(inputs["data"] / "forget.jsonl")))
     checks = [line for line in (out / "log.jsonl").read_text().splitlines() if "probe_forget_loss" in line]
-    kept = next(e for e in map(json.loads, checks) if e["step"] == facts["kept_step"])
+    kept = next(e for e in map(json.loads, checks) if e["step"] == facts.kept_step)
     assert sum(losses) / len(losses) == pytest.approx(kept["probe_forget_loss"], abs=0.03)  # bf16 rounding
 
 

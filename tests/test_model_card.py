@@ -14,16 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError, InputError
+from core.unlearning import Bounds, DualFacts, UnlearnFacts
 from datasets_prep.schema import PerturbedRow, Row, write_rows
 from eval.catalog import CATALOG
-from eval.schema import Record, write_records
+from eval.schema import OnOtherRows, OnUnrehearsedRows, Record, read_verdict, write_records, write_verdict
 from model_card import claims, lint
 from model_card.config import CardConfig, CardInputs
 from model_card.facts import Evidence, collect
 from model_card.markdown import escape, read
 from model_card.render import render, run
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
+from tests.artifacts import Place, fields, judged_gate, renamed, unlearn_facts, verdict_of, write_manifest
 
 GOLDEN = Path(__file__).parent / "goldens" / "card.md"
 UPDATE = "UPDATE_GOLDENS"  # set this in the environment to write the golden again, and look at the difference
@@ -97,61 +100,57 @@ def write_evidence(root: Path) -> dict[str, Path]:
     write_rows(inputs["data"] / "perturbed.jsonl", [PerturbedRow("de-0-forget-0", "forget", ("wrong a", "wrong b"))])
     for model in LEVELS:
         write_records(inputs[f"eval-{model}"] / "results.json", records_of(model))
-    gate = {
-        "metric": "answer_probability",
-        "split": "forget",
-        "rule": "at most gold's ci_high + 0.05",
-        "measured": 0.0567,
-        "ci_low": 0.0444,
-        "ci_high": 0.0678,
-        "at_least": None,
-        "at_most": 0.1032,
-        "n": 40,
-        "min_n": 40,
-        "passed": True,
-        "why": "0.0567 is at most 0.1032.",
-        "reason": "Forgotten means like gold | not zero.",
-        "limits": None,
-        "certifiable_alone": False,
-        "smallest_difference": 0.0234,
-        "power": "With 40 rows it sees little.",
-        "confirmed": {
-            "n": 20,
-            "measured": 0.0612,
-            "at_most": 0.1041,
-            "says": "On the 20 others: 0.0612, at most 0.1041.",
-        },
-        "not_rehearsed": {"n": 20, "measured": 0.8147, "says": "On the 20 that were not rehearsed: 0.8147."},
-    }
-    second = gate | {"metric": "utility", "split": "general", "rule": "at least base's ci_low"}
-    second |= {"measured": 0.61, "at_least": 0.59766, "at_most": 0.8, "n": 160, "why": "", "confirmed": None}
-    second |= {"not_rehearsed": None}
-    second |= {"reason": "It still knows what it knew.", "certifiable_alone": True, "smallest_difference": None}
-    (inputs["gate"] / "gate.json").write_text(
-        json.dumps({"passed": True, "weights_sha256": "ab" * 32, "selection": SELECTION, "gates": [gate, second]}),
-        encoding="utf-8",
+    confirmed = OnOtherRows(
+        n=20,
+        says="On the 20 others: 0.0612, at most 0.1041.",
+        measured=0.0612,
+        ci_low=0.0511,
+        ci_high=0.0713,
+        at_least=None,
+        at_most=0.1041,
+        passed=True,
     )
+    says = "On the 20 that were not rehearsed: 0.8147."
+    gate = judged_gate(
+        rule="at most gold's ci_high + 0.05",
+        measured=0.0567,
+        ci_low=0.0444,
+        ci_high=0.0678,
+        at_most=0.1032,
+        why="0.0567 is at most 0.1032.",
+        reason="Forgotten means like gold | not zero.",
+        confirmed=confirmed,
+        not_rehearsed=OnUnrehearsedRows(n=20, says=says, measured=0.8147, ci_low=0.7951, ci_high=0.8312),
+    )
+    second = gate.changed(
+        metric="utility",
+        split="general",
+        rule="at least base's ci_low",
+        measured=0.61,
+        at_least=0.59766,
+        at_most=0.8,
+        n=160,
+        why="",
+        reason="It still knows what it knew.",
+        certifiable_alone=True,
+        smallest_difference=None,
+        confirmed=None,
+        not_rehearsed=None,
+    )
+    write_verdict(inputs["gate"], verdict_of(gate, second, selection=SELECTION))
     log = [{"step": i, "forget_loss": 0.1 * i, "retain_loss": 0.01 * i, "lr": 5e-5} for i in range(1, 40)]
     log += [
         {"step": i, "probe_forget_loss": 0.1 * i, "probe_retain_loss": 0.012 * i, "probe_level": 3.1701}
         for i in range(8, 40, 8)
     ]
     (inputs["unlearn"] / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
-    manifest = {
-        "packages": {"torch": "2.13.0", "trl": "1.16.0"},
-        "git": {"commit": "c" * 40, "dirty": False},
-        "device": "cpu (x86_64)",
-        "seconds": 12.3,
-        "facts": {
-            "levels": {"gold": 3.1701},
-            "forget_cap": 5.0,
-            "stopped": "forget loss 3.200 reached its level 3.170",
-            "steps": 32,
-            "kept_step": 32,
-            "bounds": {"forget_loss": 3.1701, "retain_loss": 0.4},
-        },
-    }
-    (inputs["unlearn"] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    facts = unlearn_facts(
+        levels={"gold": 3.1701},
+        forget_cap=5.0,
+        stopped="forget loss 3.200 reached its level 3.170",
+        bounds=Bounds(forget_loss=3.1701, retain_loss=0.4),
+    )
+    write_manifest(inputs["unlearn"], "unlearn", facts)
     return inputs
 
 
@@ -184,7 +183,7 @@ def test_the_stage_writes_its_files_and_the_same_bytes_again(inputs: dict[str, P
     files = [{p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in outs]
     assert files[0] == files[1]
     assert set(files[0]) == {"README.md", "plots/results.png", "plots/training.png", "report.html", "results.json"}
-    assert facts["passed"] is True
+    assert facts.passed is True
     published = json.loads(files[0]["results.json"])["models"]
     assert {model: len(records) for model, records in published.items()} == {"base": 26, "gold": 25, "unlearned": 26}
     text = files[0]["results.json"].decode() + files[0]["report.html"].decode()
@@ -268,11 +267,9 @@ def method_sections(evidence: Evidence) -> str:
     for variant in VARIANTS:
         # As `pipeline.stages` gives it to the card: without what decides no result.
         unlearn = UnlearnConfig.model_validate({"epochs": 5, **variant}).model_dump(exclude={"processes"})
-        ascent = replace(
-            evidence.ascent,
+        ascent = evidence.ascent.changed(
             forget_cap=3.25 if unlearn["forget_cap"] else None,
-            dual={"retain_bound": 0.3123, "last_weight": 1.71} if unlearn["dual"] else {},
-            pairing_sha256="ef" * 32,
+            dual=DualFacts(retain_bound=0.3123, last_weight=1.71) if unlearn["dual"] else None,
         )
         changed = replace(evidence, ascent=ascent)
         values = config().model_copy(update={"unlearn": unlearn})
@@ -315,7 +312,7 @@ def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Ev
 
 
 def test_a_failed_gate_without_evidence_is_shown_as_that(evidence: Evidence) -> None:
-    failed = replace(evidence.gates[0], measured=None, at_most=None, smallest_difference=None, n=0, passed=False)
+    failed = evidence.gates[0].changed(measured=None, at_most=None, smallest_difference=None, n=0, passed=False)
     changed = replace(evidence, gates=[failed], passed=False)
     text = render(config(), changed)
     assert "must not be released" in text
@@ -398,7 +395,7 @@ def test_a_card_that_breaks_a_rule_is_not_written(text: str, inputs: dict[str, P
     [
         *[("gate/gate.json", text) for text in (None, "", "[]", "{", "{}", '{"passed": true, "gates": [{}]}')],
         *[("unlearn/log.jsonl", text) for text in (None, "{", "3")],
-        ("unlearn/manifest.json", "[]"),
+        *[("unlearn/manifest.json", text) for text in (None, "[]", "{}")],
         ("eval-gold/results.json", None),
         ("data/forget.jsonl", None),
         ("data/perturbed.jsonl", None),
@@ -415,6 +412,40 @@ def test_damaged_evidence_is_an_error_that_names_the_file(name: str, text: str |
     with pytest.raises(ArtifactError, match=re.escape(path.name)):
         run(config(), inputs, out)
     assert list(out.iterdir()) == []
+
+
+def _rename(path: Path, place: Place) -> None:
+    path.write_text(json.dumps(renamed(json.loads(path.read_text(encoding="utf-8")), place)), encoding="utf-8")
+
+
+def test_no_key_of_the_evidence_can_be_renamed_in_silence(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever the gate and unlearn stages say is on the card, or there is no card."""
+    files = {
+        inputs["gate"] / "gate.json": [place for place, _ in fields(read_verdict(inputs["gate"]))],
+        inputs["unlearn"] / "manifest.json": [
+            *(("facts", *place) for place, _ in fields(read_facts(inputs["unlearn"], UnlearnFacts))),
+            *(place for place, _ in fields(read_manifest(inputs["unlearn"]))),
+        ],
+    }
+    assert all(len(places) > 10 for places in files.values())
+    for path, place in ((path, place) for path, places in files.items() for place in places):
+        before = path.read_bytes()
+        _rename(path, place)
+        with pytest.raises(ArtifactError, match=rf"{path.name}: .*({place[-1]}_? is|made by no version)"):
+            run(config(), inputs, tmp_path)
+        path.write_bytes(before)
+    assert list(tmp_path.iterdir()) == []
+    run(config(), inputs, tmp_path)
+
+
+def test_evidence_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    inputs = write_evidence(tmp_path / "evidence")
+    gate = inputs["gate"] / "gate.json"
+    older = json.loads(gate.read_text(encoding="utf-8"))
+    del older["version"], older["gates"][0]["power"]
+    gate.write_text(json.dumps(older), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"gate\.json: made by no version of Verdict, and only version 1 is read"):
+        run(config(), inputs, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +497,7 @@ def test_escaped_text_stays_in_its_table_cell(left: str, right: str) -> None:
 def test_no_text_breaks_the_card(title: str, limitation: str, reason: str, evidence: Evidence) -> None:
     from huggingface_hub import ModelCard
 
-    gates = [replace(gate, reason=reason) for gate in evidence.gates]
+    gates = [gate.changed(reason=reason) for gate in evidence.gates]
     changed = replace(evidence, gates=gates)
     values = config(card={"title": title, "limitations": [limitation]})
     card = render(values, changed)

@@ -42,8 +42,8 @@ def test_a_folder_is_copied_by_an_allow_list(folder: Path, out: Path) -> None:
         "chat_template.jinja", "LICENSE",
     }  # fmt: skip
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert facts["parameters"] == weight_facts(folder)[0] > 50_000
-    assert facts["dtypes"] == ["F32"]
+    assert facts.parameters == weight_facts(folder)[0] > 50_000
+    assert facts.dtypes == ["F32"]
 
 
 def test_a_template_in_the_tokenizer_config_becomes_a_file(folder: Path, out: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_pinned_revision_is_fetched_from_a_hub(
         run(config(hub=HubRef(id="someone/tiny", revision=first)), {}, out)
         (out / "base").mkdir()
         facts = run_pointer(HubRef(id="someone/tiny", revision=first), {}, out / "base")
-    assert facts["revision"] == first
+    assert facts.revision == first
     for got in (out, out / "base" / "model"):
         assert (got / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
         assert (got / "LICENSE").is_file()

@@ -10,16 +10,19 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, InputError, VerificationError
 from core.licences import name_problem
 from pipeline.publish import package, sign, tree
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
+from pipeline.publish.schema import Release
 from pipeline.publish.weights import weights_problems
 from tests.publishing import ANSWER, CARD, CONFIG, REPO, build, make_inputs, write_gate
 
@@ -46,14 +49,14 @@ def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) 
     required |= {"README.md", "results.json", "plots/metrics.png", "gate.json", "LICENSE", "NOTICE", "release.json"}
     assert required | {"model.sig"} <= found
     assert found <= required | {"model.sig", "generation_config.json", "special_tokens_map.json"}
-    assert facts["left_out"] == ["trainer_state.json"]
-    assert facts["files"] == len(found)
-    release = json.loads((hub / "release.json").read_text())
-    assert release["files"].keys() == found - {"release.json", "model.sig"}
-    assert release["files"]["README.md"] == hashlib.sha256(CARD.encode()).hexdigest()
-    assert release["weights_sha256"] == facts["weights_sha256"]
-    assert (release["base_model"], release["recipe"]) == ("demo/base", {"name": "tiny"})
-    assert {"torch", "transformers", "python"} <= release["packages"].keys()
+    assert facts.left_out == ["trainer_state.json"]
+    assert facts.files == len(found)
+    release = read_file(hub / "release.json", Release, "")
+    assert release.files.keys() == found - {"release.json", "model.sig"}
+    assert release.files["README.md"] == hashlib.sha256(CARD.encode()).hexdigest()
+    assert release.weights_sha256 == facts.weights_sha256
+    assert (release.base_model, release.recipe) == ("demo/base", {"name": "tiny"})
+    assert {"torch", "transformers", "python"} <= release.packages.keys()
     assert str(tmp_path) not in (hub / "release.json").read_text()
 
 
@@ -116,16 +119,11 @@ def test_another_key_does_not_verify(inputs: dict[str, Path], tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"passed": False, "gates": [{"metric": "forget_quality", "split": "forget", "passed": False}]},
-            "forget_quality",
-        ),
-        ({"passed": "true"}, "The gate failed"),
+        ({"passed": False}, "The gate failed .answer_probability on forget."),
         ({"weights_sha256": "0" * 64}, "The gate passed for the weights 000"),
-        ({"weights_sha256": None}, "The gate passed for the weights None"),
     ],
 )
-def test_gate(inputs: dict[str, Path], tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_gate(inputs: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_gate(inputs, **changes)
     with pytest.raises(GateError, match=message):
         build(inputs, tmp_path / "out")
@@ -136,7 +134,18 @@ def test_gate(inputs: dict[str, Path], tmp_path: Path, changes: dict[str, object
 def test_gate_that_is_none(inputs: dict[str, Path], tmp_path: Path, content: str | None) -> None:
     gate = inputs["gate"] / "gate.json"
     gate.unlink() if content is None else gate.write_text(content)
-    with pytest.raises(GateError, match="not a gate's verdict"):
+    with pytest.raises(ArtifactError, match=r"gate\.json: .* Run the gate stage again"):
+        build(inputs, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["passed", "weights_sha256"])
+@pytest.mark.parametrize("value", ["true", 1, None])
+def test_what_a_gate_says_is_of_its_type(inputs: dict[str, Path], tmp_path: Path, key: str, value: object) -> None:
+    gate = inputs["gate"] / "gate.json"
+    gate.write_text(json.dumps(json.loads(gate.read_text()) | {key: value}))
+    expected = GateError if (key, value) == ("weights_sha256", "true") else ArtifactError  # a text, of other weights
+    with pytest.raises(expected, match=key if expected is ArtifactError else "passed for the weights true"):
         build(inputs, tmp_path / "out")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -20,6 +19,7 @@ from pipeline.localhub.server import LocalHub
 from pipeline.publish import push, sign, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect
+from pipeline.publish.schema import PublishFacts, Receipt, read_receipt
 from pipeline.publish.verify import verify
 from tests.publishing import CARD, REPO, build, make_inputs, write_gate
 
@@ -124,7 +124,7 @@ class World:
     api: HfApi
     target: Target
 
-    def publish(self, package: Path, **changes: object) -> dict:
+    def publish(self, package: Path, **changes: object) -> Receipt:
         return push.publish(CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key())
 
     def head(self, revision: str = "main") -> str:
@@ -169,17 +169,17 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     out = tmp_path / "out"
     out.mkdir()
     facts = push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, out)
-    receipt = json.loads((out / "receipt.json").read_text())
-    assert facts == {key: receipt[key] for key in facts}
-    assert receipt["files"] == {n: d.sha256 for n, d in tree.read_tree(package / "hub").items()}
-    assert [c["name"] for c in receipt["verified"]] == [
+    receipt = read_receipt(out)
+    assert facts == PublishFacts(**{key: getattr(receipt, key) for key in PublishFacts.model_fields})
+    assert receipt.files == {n: d.sha256 for n, d in tree.read_tree(package / "hub").items()}
+    assert [c.name for c in receipt.verified] == [
         *("digests", "allowed files", "signature", "licence", "safetensors", "generation")
     ]
-    assert str(tmp_path) not in json.dumps(receipt)
-    assert (store / receipt["url"]).is_dir()
+    assert str(tmp_path) not in (out / "receipt.json").read_text()
+    assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        checks = verify(REPO, receipt["tag"], target.endpoint, target.token, sign.public_key())
-        assert [c.name for c in checks] == [c["name"] for c in receipt["verified"]]
+        checks = verify(REPO, receipt.tag, target.endpoint, target.token, sign.public_key())
+        assert [check.name for check in checks] == [check.name for check in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"
     again.mkdir()
@@ -207,7 +207,7 @@ def test_a_second_run_changes_nothing(world: World, package: Path) -> None:
     world.faulty.faults.append(writes)
     assert world.publish(package) == first
     assert writes.seen == 0
-    assert (world.branches(), world.tags()) == (["main"], {"v1.0.0": first["commit"]})
+    assert (world.branches(), world.tags()) == (["main"], {"v1.0.0": first.commit})
     assert len(world.api.list_repo_commits(REPO)) == count == 2
 
 
@@ -225,17 +225,17 @@ def test_the_next_release_replaces_all_files(world: World, inputs: dict, package
     second = world.publish(following, tag="v1.1.0")
     assert world.holds(following)
     assert world.holds(package, "v1.0.0")
-    assert world.tags() == {"v1.0.0": first["commit"], "v1.1.0": second["commit"]}
+    assert world.tags() == {"v1.0.0": first.commit, "v1.1.0": second.commit}
     # Publishing the old one again must not roll main back.
-    assert world.publish(package)["commit"] == first["commit"]
-    assert world.head() == second["commit"]
+    assert world.publish(package).commit == first.commit
+    assert world.head() == second.commit
 
 
 def test_a_tag_does_not_move(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
     first = world.publish(package)
     with pytest.raises(HubError, match=r"a tag v1\.0\.0 with other content.*nothing was changed"):
         world.publish(next_release(inputs, tmp_path))
-    assert (world.head(), world.tags(), world.branches()) == (first["commit"], {"v1.0.0": first["commit"]}, ["main"])
+    assert (world.head(), world.tags(), world.branches()) == (first.commit, {"v1.0.0": first.commit}, ["main"])
 
 
 def test_public(world: World, package: Path) -> None:
@@ -299,7 +299,7 @@ def test_unknown_outcomes(world: World, inputs: dict, package: Path, tmp_path: P
     receipt = world.publish(following, tag="v1.1.0")
     assert fault.seen >= 1
     assert world.holds(following)
-    assert world.tags()["v1.1.0"] == world.head() == receipt["commit"]
+    assert world.tags()["v1.1.0"] == world.head() == receipt.commit
     assert world.branches() == ["main"]
     assert len(world.api.list_repo_commits(REPO)) == 3  # none landed twice
 
@@ -310,7 +310,7 @@ def test_a_hub_that_never_takes_the_commit(world: World, inputs: dict, package: 
     world.faulty.faults += [Fault(MAIN, "before", at=n) for n in (1, 1, 1)]
     with pytest.raises(HubError, match="3 attempts"):
         world.publish(following, tag="v1.1.0")
-    assert (world.head(), world.tags()) == (first["commit"], {"v1.0.0": first["commit"]})
+    assert (world.head(), world.tags()) == (first.commit, {"v1.0.0": first.commit})
     assert world.holds(package)
     world.publish(following, tag="v1.1.0")
     assert world.holds(following)
@@ -343,7 +343,7 @@ def test_a_corrupt_download(world: World, inputs: dict, package: Path, tmp_path:
     world.faulty.faults.append(Fault(rf"GET /{REPO}/resolve/.*/{re.escape(name)}", "corrupt"))
     with pytest.raises(VerificationError, match=rf"different: {re.escape(name)}"):
         world.publish(following, tag="v1.1.0")
-    assert (world.head(), world.tags()) == (first["commit"], {"v1.0.0": first["commit"]})
+    assert (world.head(), world.tags()) == (first.commit, {"v1.0.0": first.commit})
     world.faulty.faults.clear()
     world.publish(following, tag="v1.1.0")
     assert world.holds(following)

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import InputError, RecipeError
 from eval.config import Condition
-from eval.verdicts.replay import applied, by_method, read_table, replay
+from eval.verdicts.replay import JudgedModel, applied, by_method, read_table, replay
 from pipeline.recipe import load_gates
 from tests.conftest import ROOT, shared_data
 
@@ -27,9 +27,9 @@ def _gate(metric: str, split: str = "table", **bounds: Any) -> Condition:
     return Condition.model_validate({"metric": metric, "split": split, "min_n": 1, "reason": "a test", **bounds})
 
 
-def _passing(gates: list[Condition], path: Path) -> list[dict[str, Any]]:
+def _passing(gates: list[Condition], path: Path) -> list[JudgedModel]:
     judged = replay(applied(gates, read_table(path))[0], read_table(path))
-    return [model for model in judged if all(gate["passed"] for gate in model["gates"])]
+    return [model for model in judged if model.passed]
 
 
 def test_of_150_models_63_extract_nothing_and_some_of_those_are_destroyed_or_still_members(study):
@@ -41,18 +41,18 @@ def test_of_150_models_63_extract_nothing_and_some_of_those_are_destroyed_or_sti
 
 
 def test_the_published_gates_pass_ten_models_and_no_gradient_difference(study):
-    passing = [model["method"] for model in _passing(load_gates(PUBLISHED), study)]
+    passing = [model.method for model in _passing(load_gates(PUBLISHED), study)]
     counts = {method: passing.count(method) for method in ("simnpo", "altpo", "npo", "idkdpo", "graddiff")}
     assert counts == {"simnpo": 3, "altpo": 4, "npo": 2, "idkdpo": 1, "graddiff": 0}
     assert len(passing) == 10
 
 
 def test_translated_columns_say_the_same_as_the_table_itself(study):
-    ours = {m["model"] for m in _passing([_gate("extraction_strength", "forget", at_most=0.1)], study)}
-    assert ours == {m["model"] for m in _passing([_gate("one_minus_es", at_least=0.9)], study)}
+    ours = {m.model for m in _passing([_gate("extraction_strength", "forget", at_most=0.1)], study)}
+    assert ours == {m.model for m in _passing([_gate("one_minus_es", at_least=0.9)], study)}
     near = _gate("mia_min_k_auc", "forget", at_least={"of": "gold", "times": 0.5}, at_most={"of": "gold", "times": 1.5})
-    ours = {m["model"] for m in _passing([near], study)}
-    assert ours == {m["model"] for m in _passing([_gate("s_mink", at_least=0.5)], study)}
+    ours = {m.model for m in _passing([near], study)}
+    assert ours == {m.model for m in _passing([_gate("s_mink", at_least=0.5)], study)}
 
 
 def test_the_default_gates_name_what_the_table_does_not_say(study):
@@ -88,11 +88,11 @@ def test_anybodys_table_is_judged_by_its_intervals_where_it_has_them(tmp_path):
     models = [gold, _model("a", _full(0.08), method="x"), _model("b", _full(0.1), method="x")]
     path = _write(tmp_path / "table.json", models)
     assert read_table(path).has_intervals(gate)
-    assert [model["model"] for model in _passing([gate], path)] == ["a"]
+    assert [model.model for model in _passing([gate], path)] == ["a"]
     assert not _passing([gate.model_copy(update={"min_n": 401})], path)
     points = _write(tmp_path / "points.json", [gold, _model("a", 0.08), _model("b", 0.1)])
     assert not read_table(points).has_intervals(gate)
-    assert [model["model"] for model in _passing([gate], points)] == ["a", "b"]
+    assert [model.model for model in _passing([gate], points)] == ["a", "b"]
 
 
 WIDE = {"value": 0.05, "ci_low": 0.0, "ci_high": 0.9, "n": 3}
@@ -115,14 +115,14 @@ def test_a_gate_is_judged_as_points_where_its_reference_is_one(tmp_path, of, pas
     models[0]["values"]["holdout"] = {"extraction_strength": 0.1}
     path = _write(tmp_path / "t.json", models)
     gate = _gate("extraction_strength", "forget", at_most={"of": of}, must_hold="interval", min_n=100)
-    assert [model["model"] for model in _passing([gate], path)] == passing
+    assert [model.model for model in _passing([gate], path)] == passing
 
 
 def test_a_value_that_one_model_lacks_fails_it(tmp_path):
     path = _write(tmp_path / "t.json", [_model("a", 0.1), {"model": "b", "values": {"forget": {"fluency": 1.0}}}])
     table = read_table(path)
     judged = replay(applied([_gate("extraction_strength", "forget", at_most=0.5)], table)[0], table)
-    assert [model["gates"][0]["passed"] for model in judged] == [True, False]
+    assert [model.gates[0].passed for model in judged] == [True, False]
 
 
 def test_the_table_by_method_counts_what_a_gate_stops_alone(tmp_path):

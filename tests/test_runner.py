@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
+from core.strict import Strict
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
 from pipeline.engine.runner import Stage, Store, execute, survey
@@ -25,14 +26,20 @@ from tests.conftest import PATIENCE, ROOT
 RUNS: list[str] = []
 
 
+class Length(Strict):
+    """The facts of a toy stage."""
+
+    length: int
+
+
 def toy(name: str, config: Any = None, inputs: dict[str, str] | None = None, **options: Any) -> Stage:
     """A stage that writes its config and what it read."""
 
-    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         RUNS.append(name)
         read = {name: (path / "text").read_text() for name, path in sorted(inputs.items())}
         (out / "text").write_text(f"{config} {read}")
-        return {"length": len(read)}
+        return Length(length=len(read))
 
     return Stage(name, options.pop("version", "1"), options.pop("run", run), config, config, inputs or {}, **options)
 
@@ -89,7 +96,7 @@ def test_the_manifest_says_where_an_artifact_comes_from(store: Store) -> None:
 
 def test_the_key_knows_no_place(tmp_path: Path) -> None:
     one, two = go(chain(), Store(tmp_path / "one", "demo")), go(chain(), Store(tmp_path / "two", "other"))
-    assert [a.manifest["key"] for a in one.values()] == [a.manifest["key"] for a in two.values()]
+    assert [a.manifest.key for a in one.values()] == [a.manifest.key for a in two.values()]
 
 
 def test_a_changed_file_stops_the_run_and_is_named(store: Store) -> None:
@@ -101,7 +108,7 @@ def test_a_changed_file_stops_the_run_and_is_named(store: Store) -> None:
 
 
 def test_bad_input_leaves_nothing_behind(store: Store) -> None:
-    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         (out / "half").write_text("half")
         raise DataError("row 3 has no answer")
 
@@ -116,7 +123,7 @@ def test_bad_input_leaves_nothing_behind(store: Store) -> None:
 def test_an_error_spoils_no_checkpoints_but_those_of_a_training_that_failed(
     store: Store, error: type[ReleaseError]
 ) -> None:
-    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         (out / "checkpoints" / "checkpoint-10").mkdir(parents=True, exist_ok=True)
         raise error("keep: closest needs whole weights")
 
@@ -127,7 +134,7 @@ def test_an_error_spoils_no_checkpoints_but_those_of_a_training_that_failed(
 
 @pytest.mark.parametrize("kind", ["errno", "text", "memory"])
 def test_a_full_disk_is_one_sentence_with_place_and_space(store: Store, kind: str) -> None:
-    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         if kind == "errno":
             raise OSError(errno.ENOSPC, "No space left on device", str(out / "weights"))
         if kind == "memory":
@@ -139,11 +146,11 @@ def test_a_full_disk_is_one_sentence_with_place_and_space(store: Store, kind: st
 
 
 def test_a_real_full_disk_keeps_what_a_resumable_stage_wrote(store: Store) -> None:
-    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         (out / "checkpoint").write_text("10")
         with Path("/dev/full").open("w") as full:
             full.write("x" * 100_000)
-        return {}
+        return Length(length=0)
 
     with pytest.raises(SystemLimitError, match=r"No space left.*--store"):
         go([toy("a", run=run, resumable=True)], store)
@@ -158,7 +165,7 @@ def test_a_store_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_failure_that_is_a_bug_stays_one(store: Store) -> None:
-    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -179,9 +186,9 @@ def test_status_before_during_and_after(store: Store) -> None:
     assert not store.root.exists()  # looking writes nothing
     seen: list[list[str]] = []
 
-    def look(config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def look(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         seen.append(states([toy("a", "look", run=look)], store))
-        return {}
+        return Length(length=0)
 
     list(execute([toy("a", "look", run=look)], store, lambda _, build: build()))
     assert seen == [["running"]]
@@ -218,6 +225,7 @@ def test_explain_names_the_field_the_input_and_the_version(store: Store) -> None
 
 WORKER = """
 import sys, time, pathlib
+from core.strict import Strict
 from pipeline.engine.runner import Stage, Store, execute
 def steps(config, inputs, out):
     state = out / "state"
@@ -229,7 +237,7 @@ def steps(config, inputs, out):
         draft.write_text(str(step + 1)); draft.replace(state)
     (out / "result").write_text(f"{config} {[(p / 'result').read_text() for p in inputs.values()]}")
     state.unlink()
-    return {}
+    return Strict()
 stages = [Stage("a", "1", steps, "A", "A", {}, resumable=True), Stage("b", "1", steps, "B", "B", {"x": "a"})]
 for stage, artifact in execute(stages, Store(pathlib.Path(sys.argv[1]), "demo"), lambda s, build: build()):
     print(stage.name, artifact.digest, flush=True)

@@ -48,7 +48,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> N
     loaded = sources.load(config({"file": str(write(tmp_path / f"rows{suffix}", GOOD))}))
     assert {r.answer for r in loaded.rows} == {record["answer"] for record in GOOD}
     assert Row("en-1-biography.high_school", **GOOD[7]) in list(loaded.rows)
-    assert loaded.description["file"] == f"rows{suffix}"  # no folder of this machine
+    assert loaded.description.file == f"rows{suffix}"  # no folder of this machine
     assert loaded.reported["rows_in"] == len(GOOD) == len(loaded.rows)
 
 

@@ -265,12 +265,12 @@ def test_given_splits_are_taken_and_holdout_may_be_missing(tmp_path: Path) -> No
     files = {name: str(write(tmp_path / f"{name}.json", rows)) for name, rows in parts.items()}
     prepared = prepare.prepare(config({"files": files}, setting="given"))
     assert Counter(prepared.split.tolist()) == {0: 5, 1: 10, 2: 10}
-    assert prepared.loaded.description["file"] == "forget.json, retain.json, holdout.json"
+    assert prepared.loaded.description.file == "forget.json, retain.json, holdout.json"
     del files["holdout"]
     made = config({"files": files}, setting="given")
     prepared = prepare.prepare(made)
     assert Counter(prepared.split.tolist()) == {0: 5, 1: 10}
-    left_out = prepare.describe(made, prepared, prepared.findings)["left_out"]
+    left_out = prepare.describe(made, prepared, prepared.findings).left_out
     assert left_out == {"membership_inference": "no holdout rows: the source has no split holdout (or test)"}
 
 

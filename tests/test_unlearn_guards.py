@@ -156,8 +156,8 @@ def test_what_is_released_of_an_ascent_beyond_a_uniform_guess_is_below_it(
 ) -> None:
     args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6, "save_strategy": "steps", "save_steps": 1}
     facts = run.run(unlearn_config(method="ga", epochs=60, keep="last", stop=None, args=args), knowing, tmp_path)
-    assert "uniform guess" in facts["stopped"]
-    assert 1 <= facts["kept_step"] == facts["steps"] - 1
+    assert "uniform guess" in facts.stopped
+    assert 1 <= facts.kept_step == facts.steps - 1
     ceiling = math.log(load(tmp_path / "model")[0].config.vocab_size)
     assert forget_loss(knowing, knowing["base"]) < 3.0 < forget_loss(knowing, tmp_path) < ceiling
 

@@ -55,8 +55,8 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_files(tiny_model: Path, tm
     whole = tmp_path / "whole"
     whole.mkdir()
     facts = run.run(config, inputs, whole)
-    assert facts["steps"] >= 3
-    for step in range(facts["steps"]):
+    assert facts.steps >= 3
+    for step in range(facts.steps):
         cut = tmp_path / f"cut-{step}"
         cut.mkdir()
         cut_off(config, inputs, cut, step)
@@ -71,7 +71,7 @@ def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     facts = run.run(config, inputs, whole)
-    for step in range(1, facts["steps"]):
+    for step in range(1, facts.steps):
         cut_off(config, inputs, cut, step)
     assert run.run(config, inputs, cut) == facts
     assert files(cut) == files(whole)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from core.errors import DataError, InputError, RecipeError, TrainingError
+from core.unlearning import UnlearnSeeds, read_selection
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import PerturbedRow, read_rows, write_rows
 from pipeline.train.fit import load, training_arguments
@@ -46,11 +47,11 @@ def log_of(out: Path, key: str) -> list[dict[str, Any]]:
 
 def test_the_rule_stops_the_ascent_and_keeps_the_closest(inputs: dict[str, Path], out: Path) -> None:
     facts = run.run(unlearn_config(epochs=30), inputs, out)
-    assert "reached its level" in facts["stopped"]
-    assert facts["steps"] < 60
+    assert "reached its level" in facts.stopped
+    assert facts.steps < 60
     checks = log_of(out, "probe_forget_loss")
     closest = min(checks, key=lambda entry: abs(entry["probe_forget_loss"] - 6.6))
-    assert facts["kept_step"] == closest["step"]
+    assert facts.kept_step == closest["step"]
     kept, tokenizer = load(out / "model")
     assert kept.config.use_cache
     forget = encode_rows(tokenizer, read_rows(inputs["data"] / "forget.jsonl"))
@@ -66,8 +67,8 @@ def test_the_rule_stops_the_ascent_and_keeps_the_closest(inputs: dict[str, Path]
 def test_every_method_runs_and_records_what_it_trained_on(method: str, inputs: dict[str, Path], out: Path) -> None:
     facts = run.run(unlearn_config(method=method, epochs=2, refusal_seed=3 if method == "po" else None), inputs, out)
     pairing = (out / "pairing.jsonl").read_bytes()
-    assert facts["pairing_sha256"] == hashlib.sha256(pairing).hexdigest()
-    assert facts["seeds"] == {"pairing": 0, "training": 42, "refusals": 3 if method == "po" else None}
+    assert facts.pairing_sha256 == hashlib.sha256(pairing).hexdigest()
+    assert facts.seeds == UnlearnSeeds(pairing=0, training=42, refusals=3 if method == "po" else None)
     pairs = [json.loads(line) for line in pairing.decode().splitlines()]
     forget = {row.row_id for row in read_rows(inputs["data"] / "forget.jsonl")}
     retain = {row.row_id for row in read_rows(inputs["data"] / "retain.jsonl")}
@@ -149,8 +150,8 @@ def test_a_cap_may_be_a_level_and_a_margin(inputs: dict[str, Path], out: Path, l
     base, tokenizer = load(inputs["base"] / "model")
     split = "forget" if level == "gold" else "holdout"  # gold is the same model here
     losses = row_losses(base, encode_rows(tokenizer, read_rows(inputs["data"] / f"{split}.jsonl")))
-    assert facts["levels"][level] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    assert facts["forget_cap"] == facts["levels"][level] + 0.25
+    assert facts.levels[level] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert facts.forget_cap == facts.levels[level] + 0.25
 
 
 def test_held_out_rows_are_checked_and_never_trained_on(inputs: dict[str, Path], out: Path) -> None:
@@ -330,7 +331,7 @@ def test_false_answers_are_a_level_for_each_row(inputs: dict[str, Path], out: Pa
     checks = log_of(out, "probe_level")
     assert len({entry["probe_level"] for entry in checks}) == len(checks)  # it moves with the model
     assert checks[-1]["probe_forget_loss"] >= checks[-1]["probe_level"]
-    assert "reached its level" in facts["stopped"]
+    assert "reached its level" in facts.stopped
 
 
 def test_a_rule_on_some_forget_rows_reads_these_alone(inputs: dict[str, Path], out: Path) -> None:
@@ -338,7 +339,9 @@ def test_a_rule_on_some_forget_rows_reads_these_alone(inputs: dict[str, Path], o
     stop = {"every": 1, "forget_loss": "false_answers", "retain_loss_above_base": 5.0, "retain_rows": 4}
     config = unlearn_config(forget_cap="false_answers", stop={**stop, "forget_rows": 2}, epochs=1, keep="last")
     run.run(config, inputs, out)
-    read = json.loads((out / "selection.json").read_text())["read"]["forget"]
+    selection = read_selection(out)
+    assert selection
+    read = selection.read.forget
     assert len(read) == 2
     model, tokenizer = load(out / "model")
     rows = [row for row in read_rows(inputs["data"] / "forget.jsonl") if row.row_id in read]

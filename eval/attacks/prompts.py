@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.errors import ArtifactError
-from datasets_prep.schema import LANGUAGES, Row, read_paraphrased
+from datasets_prep.schema import CHECKS, LANGUAGES, Row, read_data_facts, read_paraphrased
 
 INSTRUCTIONS = {
     "DE": "Antworte auf Deutsch.",
@@ -60,12 +58,7 @@ def _templates(data: Path) -> dict[str, Questions]:
     """Questions by topic and language where the rows of ``data`` are the embedded sample set, else none."""
     import yaml
 
-    checks = data / "checks.json"
-    if not checks.is_file():
+    if not (data / CHECKS).is_file() or read_data_facts(data).source.sample is None:
         return {}
-    try:
-        is_sample = "sample" in json.loads(checks.read_text(encoding="utf-8"))["source"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{checks}: cannot be read ({error}). Run the data stage again.") from error
     text = Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text)) if is_sample else {}
+    return dict(yaml.safe_load(text))

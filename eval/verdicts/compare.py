@@ -7,7 +7,6 @@ difference is above -margin and below +margin, each at 5 %. Not shown does not m
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,16 @@ import numpy as np
 from core.errors import ArtifactError
 from eval.catalog import CATALOG, is_of
 from eval.records.rows import membership_scores, row_values
-from eval.schema import Record, find_record, read_records, read_samples
+from eval.schema import (
+    ComparedMetric,
+    Comparison,
+    ComparisonFacts,
+    Record,
+    find_record,
+    read_records,
+    read_samples,
+    write_comparison,
+)
 from eval.statistics.formulas import Floats
 from eval.statistics.intervals import resampled_aucs, resampled_means
 from eval.statistics.power import ALPHA, smallest_margin, standard_error
@@ -38,20 +46,21 @@ class Config(NamedTuple):
     seed: int
 
 
-def run(config: Config, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(config: Config, inputs: Mapping[str, Path], out: Path) -> ComparisonFacts:
     """Compare the evaluations ``ours`` and ``theirs`` and write ``compare.json``: one entry for each metric and split.
 
-    Returns the facts ``equivalent`` and ``different`` (names). Raises ArtifactError where they measured other rows.
+    Raises ArtifactError where they measured other rows.
     """
     compared = compare(inputs["ours"], inputs["theirs"], config)
-    (out / "compare.json").write_text(json.dumps(compared, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return {
-        verdict: [f"{entry['metric']} on {entry['split']}" for entry in compared if entry["verdict"] == verdict]
+    write_comparison(out, Comparison(metrics=compared))
+    names = {
+        verdict: [f"{entry.metric} on {entry.split}" for entry in compared if entry.verdict == verdict]
         for verdict in ("equivalent", "different")
     }
+    return ComparisonFacts(**names)
 
 
-def compare(ours: Path, theirs: Path, config: Config) -> list[dict[str, Any]]:
+def compare(ours: Path, theirs: Path, config: Config) -> list[ComparedMetric]:
     """An entry for every metric and split that either evaluation has over all rows."""
     records = [read_records(folder / "results.json") for folder in (ours, theirs)]
     samples = [_by_row(folder) for folder in (ours, theirs)]
@@ -96,7 +105,7 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> Floa
 
 def _entry(
     metric: str, split: str, pair: Sequence[Record | None], resampled: Floats | None, margin: float | None
-) -> dict[str, Any]:
+) -> ComparedMetric:
     from scipy.stats import norm
 
     ours, theirs = pair
@@ -112,14 +121,14 @@ def _entry(
     }
     p_value = metric in CATALOG and not CATALOG[metric].has_difference
     if ours is None or theirs is None or p_value or ours.version != theirs.version:
-        return entry
+        return ComparedMetric(**entry)
     if resampled is None:  # two intervals of independent errors: for the same questions that errs on the safe side
         error = math.hypot(standard_error(ours), standard_error(theirs))
         resampled = ours.value - theirs.value + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
     low, high = np.percentile(resampled, [2.5, 97.5])
     entry |= {"difference": ours.value - theirs.value, "ci_low": float(low), "ci_high": float(high)}
     entry["smallest_margin"] = smallest_margin(float(resampled.std()))
-    return entry | equivalence(resampled, margin, entry["n"])
+    return ComparedMetric(**entry | equivalence(resampled, margin, entry["n"]))
 
 
 def equivalence(resampled: Floats, margin: float | None, n: int) -> dict[str, Any]:

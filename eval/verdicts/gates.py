@@ -6,19 +6,29 @@ metric, or measured on other weights fails it, and a recipe without gates does n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from core.digests import checkpoint_folder, weights_sha256
+from core.unlearning import read_pairing, read_selection
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
-from eval.schema import Record, find_record, read_measured, read_records
+from eval.schema import (
+    GateFacts,
+    JudgedGate,
+    OnOtherRows,
+    OnUnrehearsedRows,
+    Record,
+    Verdict,
+    find_record,
+    read_measured,
+    read_records,
+    write_verdict,
+)
 from eval.statistics import power
-from eval.verdicts.confirm import ROWS, OtherRows, read_rehearsed, read_selection
+from eval.verdicts.confirm import ROWS, OtherRows
 
 Results = Mapping[str, Sequence[Record]]
 """The records of ``base``, ``gold`` and ``unlearned``, as far as they are there."""
@@ -28,19 +38,14 @@ class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
     """Why a gate cannot be judged."""
 
 
-def run(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Judge every gate and write ``gate.json`` into ``out``, whatever the verdict.
-
-    Returns the facts ``passed``, ``failed`` (names of gates) and ``why``. Raises as :func:`judge`.
-    """
+def run(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> GateFacts:
+    """Judge every gate and write ``gate.json`` into ``out``, whatever the verdict. Raises as :func:`judge`."""
     verdict = judge(config, inputs)
-    text = json.dumps(verdict, indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "gate.json").write_text(text + "\n", encoding="utf-8")
-    failed = [_name(gate) for gate in verdict["gates"] if not gate["passed"]]
-    return {"passed": verdict["passed"], "failed": failed, "why": verdict["why"]}
+    write_verdict(out, verdict)
+    return GateFacts(passed=verdict.passed, failed=[gate.name for gate in verdict.failed()], why=verdict.why)
 
 
-def judge(config: GateConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
     """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
 
     ``inputs`` are ``eval-unlearned``, ``unlearn`` and, where gates refer to them, ``eval-base`` and ``eval-gold``.
@@ -56,16 +61,16 @@ def judge(config: GateConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         problem = "The evaluation does not say that it measured these weights; evaluate them again."
     selection = read_selection(inputs["unlearn"])
     others = OtherRows(selection, evaluations, config.eval) if selection else None
-    rehearsed = read_rehearsed(inputs["unlearn"]) if others else frozenset()
+    rehearsed = frozenset(row for pair in read_pairing(inputs["unlearn"]) for row in pair.retain) if others else ()
     gates = [_with_parts(gate, judge_gate(gate, results, problem), others, rehearsed) for gate in config.gates]
-    failed = [_name(gate) for gate in gates if not gate["passed"]]
-    return {
-        "passed": bool(gates) and not failed,
-        "why": _why(gates, failed),
-        "weights_sha256": digest,
-        "selection": others.selection.sentence(others.counts()) if others else None,
-        "gates": gates,
-    }
+    failed = [gate.name for gate in gates if not gate.passed]
+    return Verdict(
+        passed=bool(gates) and not failed,
+        why=_why(len(gates), failed),
+        weights_sha256=digest,
+        selection=others.sentence() if others else None,
+        gates=gates,
+    )
 
 
 def _results(evaluation: Path) -> list[Record]:
@@ -73,19 +78,15 @@ def _results(evaluation: Path) -> list[Record]:
     return read_records(file) if file.is_file() else []
 
 
-def _name(gate: Mapping[str, Any]) -> str:
-    return f"{gate['metric']} on {gate['split']}"
-
-
-def _why(gates: list[dict[str, Any]], failed: list[str]) -> str:
+def _why(gates: int, failed: list[str]) -> str:
     if not gates:
         return "The recipe has no gates, and nothing passes without evidence."
     if failed:
-        return f"{len(failed)} of {len(gates)} gates failed: {', '.join(failed)}."
-    return f"All {len(gates)} gates passed."
+        return f"{len(failed)} of {gates} gates failed: {', '.join(failed)}."
+    return f"All {gates} gates passed."
 
 
-def judge_gate(gate: Condition, results: Results, problem: str | None = None) -> dict[str, Any]:
+def judge_gate(gate: Condition, results: Results, problem: str | None = None) -> JudgedGate:
     """One gate's entry of gate.json, whose ``why`` is the verdict in one sentence.
 
     ``problem`` says why no measurement counts, where that is so. ``at_least`` and ``at_most`` are the numbers that the
@@ -94,43 +95,45 @@ def judge_gate(gate: Condition, results: Results, problem: str | None = None) ->
     verdict = _unmeasured(gate)
     try:
         record = _evidence(gate, results.get("unlearned", ()), gate.split, "the unlearned model")
-        verdict |= {"measured": record.value, "ci_low": record.ci_low, "ci_high": record.ci_high, "n": record.n}
-        verdict["certifiable_alone"] = record.n >= power.FACTS
+        verdict = verdict.changed(measured=record.value, ci_low=record.ci_low, ci_high=record.ci_high, n=record.n)
+        verdict = verdict.changed(certifiable_alone=record.n >= power.FACTS)
         references = [(reference, _reference_record(gate, reference, results)) for reference in gate.references]
-        verdict["smallest_difference"], verdict["power"] = power.power_of(gate, record, references)
-        for side in ("at_least", "at_most"):
-            verdict[side] = _number(gate, getattr(gate, side), results)
+        seen, sentence = power.power_of(gate, record, references)
+        verdict = verdict.changed(smallest_difference=seen, power=sentence)
+        verdict = verdict.changed(at_least=_number(gate, gate.at_least, results))
+        verdict = verdict.changed(at_most=_number(gate, gate.at_most, results))
         _check_rows(gate, record, gate.split, "the unlearned model")
-        _check_bounds(verdict["at_least"], verdict["at_most"])
+        _check_bounds(verdict.at_least, verdict.at_most)
         if problem:
             raise NoEvidence(problem)  # noqa: TRY301
     except NoEvidence as reason:
-        return verdict | {"why": str(reason)}
-    return verdict | _compare(gate, record, verdict["at_least"], verdict["at_most"])
+        return verdict.changed(why=str(reason))
+    passed, why = _compare(gate, record, verdict.at_least, verdict.at_most)
+    return verdict.changed(passed=passed, why=why)
 
 
-def _unmeasured(gate: Condition) -> dict[str, Any]:
-    return {
-        "metric": gate.metric,
-        "split": gate.split,
-        "rule": rule(gate),
-        "measured": None,
-        "ci_low": None,
-        "ci_high": None,
-        "at_least": None,
-        "at_most": None,
-        "n": 0,
-        "min_n": gate.min_n,
-        "passed": False,
-        "why": "",
-        "reason": gate.reason,
-        "limits": against_holdout.LIMITS if _without_gold(gate) else None,
-        "certifiable_alone": False,
-        "smallest_difference": None,
-        "power": "Nothing was measured.",
-        "confirmed": None,
-        "not_rehearsed": None,
-    }
+def _unmeasured(gate: Condition) -> JudgedGate:
+    return JudgedGate(
+        metric=gate.metric,
+        split=gate.split,
+        rule=rule(gate),
+        measured=None,
+        ci_low=None,
+        ci_high=None,
+        at_least=None,
+        at_most=None,
+        n=0,
+        min_n=gate.min_n,
+        passed=False,
+        why="",
+        reason=gate.reason,
+        limits=against_holdout.LIMITS if _without_gold(gate) else None,
+        certifiable_alone=False,
+        smallest_difference=None,
+        power="Nothing was measured.",
+        confirmed=None,
+        not_rehearsed=None,
+    )
 
 
 def _without_gold(gate: Condition) -> bool:
@@ -194,7 +197,7 @@ def _number(gate: Condition, bound: Bound | None, results: Results) -> float | N
     return number
 
 
-def _compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> dict[str, Any]:
+def _compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> tuple[bool, str]:
     """The verdict, and the sentence that names the number which decided."""
     lower, upper = {
         "point": (record.value, record.value),
@@ -206,12 +209,12 @@ def _compare(gate: Condition, record: Record, at_least: float | None, at_most: f
         what += f" (95 % interval {record.ci_low:.4g} to {record.ci_high:.4g})"
     broken = {"point": "which", "interval": "some of which", "overlap": "all of which"}[gate.must_hold]
     if at_least is not None and not lower >= at_least:
-        return {"passed": False, "why": f"{what}, {broken} is below {at_least:.4g}."}
+        return False, f"{what}, {broken} is below {at_least:.4g}."
     if at_most is not None and not upper <= at_most:
-        return {"passed": False, "why": f"{what}, {broken} is above {at_most:.4g}."}
+        return False, f"{what}, {broken} is above {at_most:.4g}."
     kept = {"point": "which", "interval": "all of which", "overlap": "some of which"}[gate.must_hold]
     numbers = ["" if bound is None else f"{bound:.4g}" for bound in (at_least, at_most)]
-    return {"passed": True, "why": f"{what}, {kept} is {_sides(*numbers)}."}
+    return True, f"{what}, {kept} is {_sides(*numbers)}."
 
 
 def _sides(at_least: str, at_most: str) -> str:
@@ -222,38 +225,45 @@ def _sides(at_least: str, at_most: str) -> str:
     return " and ".join(f"{side} {bound}" for side, bound in sides if bound)
 
 
-def _with_parts(
-    gate: Gate, verdict: dict[str, Any], others: OtherRows | None, rehearsed: Collection[str]
-) -> dict[str, Any]:
+def _with_parts(gate: Gate, verdict: JudgedGate, others: OtherRows | None, rehearsed: Collection[str]) -> JudgedGate:
     """The verdict with what some of the rows say: those that chose nothing, and those that were not trained on."""
     if others is None:
         return verdict
-    return _confirmed(gate, verdict, others) | {"not_rehearsed": _not_rehearsed(gate, others, rehearsed)}
+    return _confirmed(gate, verdict, others).changed(not_rehearsed=_not_rehearsed(gate, others, rehearsed))
 
 
-def _confirmed(gate: Gate, verdict: dict[str, Any], others: OtherRows) -> dict[str, Any]:
+def _confirmed(gate: Gate, verdict: JudgedGate, others: OtherRows) -> JudgedGate:
     """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
-    if not any(others.selection.read.get(split) for split in gate.split.split("+")):
-        return verdict | {"confirmed": {"n": verdict["n"], "says": "No row of the split chose the checkpoint."}}
+    if not any(others.selection.rows(split) for split in gate.split.split("+")):
+        says = "No row of the split chose the checkpoint."
+        return verdict.changed(confirmed=OnOtherRows.unjudged(verdict.n, says))
     if is_of(gate.metric, "utility", "relative"):  # of several splits or models: no record is of one split's rows
         says = f"Not confirmed: {label(gate.metric)} is not a metric of single rows."
-        return verdict | {"confirmed": {"n": None, "says": says}}
-    records = others.records(gate, others.selection.read.get(gate.split, ()))
+        return verdict.changed(confirmed=OnOtherRows.unjudged(None, says))
+    records = others.records(gate, others.selection.rows(gate.split))
     record = find_record(records.get("unlearned", []), gate.metric, gate.split)
     rows = record.n if record else 0
     if rows < ROWS:
         says = f"Not confirmed: without the rows that chose the checkpoint it rests on {rows} rows."
-        return verdict | {"confirmed": {"n": rows, "says": says}}
+        return verdict.changed(confirmed=OnOtherRows.unjudged(rows, says))
     again = judge_gate(gate.model_copy(update={"min_n": min(gate.min_n, ROWS)}), records)
-    said = f"On the {rows} rows that did not choose the checkpoint: {again['why']}"
-    kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
-    changed = {"confirmed": {"n": rows, "says": said, **{key: again[key] for key in kept}}}
-    if verdict["passed"] and not again["passed"]:
-        return verdict | changed | {"passed": False, "why": f"{verdict['why']} Not so the rest. {said}"}
-    return verdict | changed
+    said = f"On the {rows} rows that did not choose the checkpoint: {again.why}"
+    confirmed = OnOtherRows(
+        n=rows,
+        says=said,
+        measured=again.measured,
+        ci_low=again.ci_low,
+        ci_high=again.ci_high,
+        at_least=again.at_least,
+        at_most=again.at_most,
+        passed=again.passed,
+    )
+    if verdict.passed and not again.passed:
+        return verdict.changed(confirmed=confirmed, passed=False, why=f"{verdict.why} Not so the rest. {said}")
+    return verdict.changed(confirmed=confirmed)
 
 
-def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) -> dict[str, Any] | None:
+def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) -> OnUnrehearsedRows | None:
     """What the retain rows say that the unlearning was not trained on; it does not decide. None without such rows."""
     records = others.records(gate, rehearsed) if gate.split == "retain" else {}
     found = {model: find_record(of_model, gate.metric, gate.split) for model, of_model in records.items()}
@@ -263,7 +273,7 @@ def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) ->
     said = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
     theirs = "".join(f"; {model} has {record.value:.4g} there" for model, record in sorted(found.items()) if record)
     says = f"On the {ours.n} retain rows that the unlearning did not rehearse it is {said}{theirs}. It does not decide."
-    return {"n": ours.n, "says": says, "measured": ours.value, "ci_low": ours.ci_low, "ci_high": ours.ci_high}
+    return OnUnrehearsedRows(n=ours.n, says=says, measured=ours.value, ci_low=ours.ci_low, ci_high=ours.ci_high)
 
 
 def rule(gate: Condition) -> str:

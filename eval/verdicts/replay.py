@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
+from core.strict import Strict
 from eval.catalog import CATALOG, is_of
 from eval.config import Condition, Reference
-from eval.schema import Record
+from eval.schema import JudgedGate, Record
 from eval.verdicts.gates import judge_gate, rule
 
 TABLE = "table"
@@ -43,7 +44,7 @@ _STUDY: dict[tuple[str, str], tuple[str, Callable[[float], float]]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """One model of a table."""
 
     name: str
@@ -52,17 +53,30 @@ class Measured:
     records: list[Record]
 
 
+class JudgedModel(Strict):
+    """A model of a table under every gate."""
+
+    model: str
+    method: str
+    gates: list[JudgedGate]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gates passed."""
+        return all(gate.passed for gate in self.gates)
+
+
 @dataclass(frozen=True)
 class Table:
     """The models of a file."""
 
-    models: list[Measured]
+    models: list[MeasuredModel]
 
     def reference(self, role: str) -> list[Record]:
         """The records of base or gold; nothing where the table has none."""
         return next((model.records for model in self.models if model.role == role), [])
 
-    def unlearned(self) -> list[Measured]:
+    def unlearned(self) -> list[MeasuredModel]:
         """The models that are no reference."""
         return [model for model in self.models if model.role is None]
 
@@ -98,7 +112,7 @@ def read_table(path: Path) -> Table:
     return Table(models)
 
 
-def _model(path: Path, entry: Any) -> Measured:
+def _model(path: Path, entry: Any) -> MeasuredModel:
     try:
         name, method = str(entry["model"]), str(entry.get("method", "-"))
         if "values" in entry:
@@ -115,7 +129,7 @@ def _model(path: Path, entry: Any) -> Measured:
         raise InputError(
             f"{path}: model {shown!r} cannot be read ({error!r}). Its shape is in eval/verdicts/replay.py."
         ) from error
-    return Measured(name, method, role, records)
+    return MeasuredModel(name, method, role, records)
 
 
 def _split_columns(columns: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -168,26 +182,26 @@ def _by_point(gate: Condition) -> Condition:
     return gate.model_copy(update={**bounds, "must_hold": "point", "min_n": 0})
 
 
-def replay(gates: Sequence[Condition], table: Table) -> list[dict[str, Any]]:
-    """For each unlearned model its name, its method, and the verdict of every gate."""
+def replay(gates: Sequence[Condition], table: Table) -> list[JudgedModel]:
+    """Every unlearned model under the gates."""
     references = {role: table.reference(role) for role in ROLES}
     return [
-        {
-            "model": model.name,
-            "method": model.method,
-            "gates": [judge_gate(gate, {**references, "unlearned": model.records}) for gate in gates],
-        }
+        JudgedModel(
+            model=model.name,
+            method=model.method,
+            gates=[judge_gate(gate, {**references, "unlearned": model.records}) for gate in gates],
+        )
         for model in table.unlearned()
     ]
 
 
-def by_method(gates: Sequence[Condition], judged: Sequence[Mapping[str, Any]]) -> str:
+def by_method(gates: Sequence[Condition], judged: Sequence[JudgedModel]) -> str:
     """A Markdown table: models that pass, and for each gate how many it stops, in brackets those it alone stops."""
     heads = [f"{gate.metric} {gate.split}: {rule(gate)}" for gate in gates]
     lines = [f"| method | models | pass | {' | '.join(heads)} |", f"|---|--:|--:|{'--:|' * len(gates)}"]
-    methods = sorted({str(model["method"]) for model in judged})
+    methods = sorted({model.method for model in judged})
     for method in [*methods, None]:
-        verdicts = [[g["passed"] for g in m["gates"]] for m in judged if method in (None, m["method"])]
+        verdicts = [[gate.passed for gate in model.gates] for model in judged if method in (None, model.method)]
         cells = []
         for i in range(len(gates)):
             stopped = [passed for passed in verdicts if not passed[i]]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import ArtifactError, InputError
 from pipeline.commands.shared import check_repository, hub_of, prepare, show, surveyed
 
 if TYPE_CHECKING:
+    from eval.schema import ComparedMetric
     from pipeline.engine.runner import Stage
     from pipeline.publish.hub import Target
     from pipeline.recipe import Recipe
+    from pipeline.train.facts import PublishedFacts
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ def compare(options: argparse.Namespace) -> int:
 
     Raises InputError where ``--to`` names no repository, ArtifactError where this recipe has no evaluation yet.
     """
-    from eval.schema import read_measured
+    from eval.schema import read_comparison, read_measured
     from pipeline.commands.release import watched
     from pipeline.engine.runner import execute
 
@@ -42,9 +43,10 @@ def compare(options: argparse.Namespace) -> int:
         commit = _commit(target, repo, revision or "main")
         added = _stages(recipe, stages, target, repo, commit)
         done = {stage.name: artifact for stage, artifact in execute([*there, *added], store, watched(set()))}
-    compared = json.loads((done["compare"].path / "compare.json").read_text(encoding="utf-8"))
+    compared = read_comparison(done["compare"].path).metrics
     same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
-    value = {"recipe": recipe.name, "to": repo, "commit": commit, "same_weights": same, "metrics": compared}
+    metrics = [entry.model_dump(mode="json") for entry in compared]
+    value = {"recipe": recipe.name, "to": repo, "commit": commit, "same_weights": same, "metrics": metrics}
     show(options, value, "\n".join(_table(compared, repo, commit) + ["", "The weights are the same."] * same))
     return 0
 
@@ -87,7 +89,7 @@ def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, comm
     from pipeline.train import start_model
     from pipeline.train.config import HubRef
 
-    def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> PublishedFacts:
         return start_model.run_pointer(config, inputs, out, target.endpoint, target.token)
 
     ours = next(stage for stage in stages if stage.name == "eval-unlearned")
@@ -96,13 +98,13 @@ def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, comm
         Stage("other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit}),
         replace(ours, name="eval-other", inputs={**ours.inputs, "model": "other"}),
         Stage(
-            "compare", "1", comparison.run, comparison.Config(margins, recipe.eval.seed),
+            "compare", "2", comparison.run, comparison.Config(margins, recipe.eval.seed),
             {"margins": margins, "seed": recipe.eval.seed}, {"ours": "eval-unlearned", "theirs": "eval-other"},
         ),
     ]  # fmt: skip
 
 
-def _table(compared: list[dict[str, Any]], repo: str, commit: str) -> list[str]:
+def _table(compared: list[ComparedMetric], repo: str, commit: str) -> list[str]:
     lines = [
         f"theirs: {repo} at {commit}",
         "difference: ours - theirs, with its 95 % interval; equivalent: shown to be within the margin",
@@ -112,11 +114,11 @@ def _table(compared: list[dict[str, Any]], repo: str, commit: str) -> list[str]:
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for entry in compared:
-        numbers = [_number(entry[key]) for key in ("ours", "theirs", "margin", "smallest_margin")]
+        numbers = [_number(value) for value in (entry.ours, entry.theirs, entry.margin, entry.smallest_margin)]
         difference = "–"
-        if entry["difference"] is not None:
-            difference = f"{entry['difference']:.3f} ({entry['ci_low']:.3f} to {entry['ci_high']:.3f})"
-        cells = (entry["metric"], entry["split"], entry["n"], *numbers[:2], difference, *numbers[2:], entry["verdict"])
+        if entry.difference is not None:
+            difference = f"{entry.difference:.3f} ({entry.ci_low:.3f} to {entry.ci_high:.3f})"
+        cells = (entry.metric, entry.split, entry.n, *numbers[:2], difference, *numbers[2:], entry.verdict)
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     return lines
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from datasets_prep.config import DataConfig
     from datasets_prep.prepare import Prepared
+    from datasets_prep.schema import CheckFacts, RowFacts
 
 EXAMPLES = 3  # rows of each split
 HIDDEN = "(hidden: --show-forget shows it)"
@@ -31,7 +32,7 @@ def inspect(options: argparse.Namespace) -> int:
     facts = describe(config, prepared, prepared.findings)
     examples = _examples(prepared, show_forget=options.show_forget)
     text = "" if options.json else _text(config, prepared, facts, examples)
-    show(options, {**facts, "cells": _cells(prepared), "examples": examples}, text)
+    show(options, {**facts.plain(), "cells": _cells(prepared), "examples": examples}, text)
     checks.stop(prepared.findings, config.checks)
     return 0
 
@@ -65,7 +66,7 @@ def _cells(prepared: Prepared) -> list[dict[str, Any]]:
     ]
 
 
-def _text(config: DataConfig, prepared: Prepared, facts: dict[str, Any], examples: dict[str, Any]) -> str:
+def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dict[str, Any]) -> str:
     import io
     import shutil
     import sys
@@ -75,14 +76,14 @@ def _text(config: DataConfig, prepared: Prepared, facts: dict[str, Any], example
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    sizes = ", ".join(f"{count:,} {name}" for name, count in facts["rows"].items())
+    sizes = ", ".join(f"{count:,} {name}" for name, count in dict(facts.rows).items())
     console.print(
-        f"setting {config.setting}: {sizes}; {facts['identities']:,} identities, {facts['mixed_identities']:,} mixed"
+        f"setting {config.setting}: {sizes}; {facts.identities:,} identities, {facts.mixed_identities:,} mixed"
     )
-    for what, why in facts["left_out"].items():
+    for what, why in facts.left_out.items():
         console.print(f"left out: {what.replace('_', ' ')} ({why})")
     console.print(_count_table(prepared))
-    console.print(_check_table(facts["checks"]))
+    console.print(_check_table(facts.checks))
     for name, rows in examples.items():
         for row in rows:
             console.print(
@@ -109,7 +110,7 @@ def _count_table(prepared: Prepared) -> Table:
     return table
 
 
-def _check_table(found: dict[str, dict[str, Any]]) -> Table:
+def _check_table(found: dict[str, CheckFacts]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -117,6 +118,6 @@ def _check_table(found: dict[str, dict[str, Any]]) -> Table:
 
     table = Table("check", "found", "then", "first cases", title="checks")
     for name, finding in found.items():
-        then = finding["action"] if finding["count"] else ""
-        table.add_row(MEANING[name], str(finding["count"]), then, escape("; ".join(finding["first"][:2])))
+        then = finding.action if finding.count else ""
+        table.add_row(MEANING[name], str(finding.count), then, escape("; ".join(finding.first[:2])))
     return table

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from core.errors import ArtifactError, GateError, InputError
 from pipeline.commands.shared import index_of, prepare, say, show, surveyed
+
+if TYPE_CHECKING:
+    from eval.schema import JudgedGate, Verdict
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -33,26 +36,26 @@ def gate(options: argparse.Namespace) -> int:
         check_artifact(artifact)
         inputs[name] = artifact.path
     verdict = judge(stage.config, inputs)
-    text = "\n".join([line for judged in verdict["gates"] for line in _lines(judged)] + _head(verdict))
-    show(options, verdict, text)
-    if not verdict["passed"]:
-        raise GateError(verdict["why"])
+    text = "\n".join([line for judged in verdict.gates for line in _lines(judged)] + _head(verdict))
+    show(options, verdict.model_dump(mode="json"), text)
+    if not verdict.passed:
+        raise GateError(verdict.why)
     return 0
 
 
-def _head(verdict: dict[str, Any]) -> list[str]:
-    return [text for text in (verdict["selection"], verdict["why"]) if text]
+def _head(verdict: Verdict) -> list[str]:
+    return [text for text in (verdict.selection, verdict.why) if text]
 
 
-def _lines(judged: dict[str, Any]) -> list[str]:
+def _lines(judged: JudgedGate) -> list[str]:
     """The verdict's sentence, and below it what it is worth."""
-    notes = [judged["power"]]
-    if judged["n"] > 0 and not judged["certifiable_alone"]:
-        notes.append(f"{judged['n']} facts are fewer than 100: not certifiable alone.")
-    notes += [judged[part]["says"] for part in ("confirmed", "not_rehearsed") if judged[part]]
-    if judged["limits"]:
-        notes.append(judged["limits"])
-    return [f"{'pass' if judged['passed'] else 'FAIL'}  {judged['why']}", *(f"      {note}" for note in notes)]
+    notes = [judged.power]
+    if judged.n > 0 and not judged.certifiable_alone:
+        notes.append(f"{judged.n} facts are fewer than 100: not certifiable alone.")
+    notes += [part.says for part in (judged.confirmed, judged.not_rehearsed) if part]
+    if judged.limits:
+        notes.append(judged.limits)
+    return [f"{'pass' if judged.passed else 'FAIL'}  {judged.why}", *(f"      {note}" for note in notes)]
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -75,9 +78,9 @@ def _replay(options: argparse.Namespace) -> int:
         say(f"Judged as points, without min_n, for want of intervals and numbers of rows: {', '.join(points)}.")
     for other in others:
         say(f"Not judged, since the table does not say it: {other.metric} on {other.split}.")
-    passed = [model["model"] for model in judged if all(verdict["passed"] for verdict in model["gates"])]
+    passed = [model.model for model in judged if model.passed]
     value = {
-        "models": judged,
+        "models": [model.model_dump(mode="json") for model in judged],
         "passed": passed,
         "not_judged": [f"{other.metric} on {other.split}" for other in others],
     }

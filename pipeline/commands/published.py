@@ -13,8 +13,6 @@ def verify(options: argparse.Namespace) -> int:
 
     Raises InputError if REPO is not the id of a repository, VerificationError if the release does not hold.
     """
-    from dataclasses import asdict
-
     from pipeline.engine.live import watching
     from pipeline.publish.hub import connect
     from pipeline.publish.sign import trusted_key
@@ -24,7 +22,7 @@ def verify(options: argparse.Namespace) -> int:
     key = trusted_key(options.key)
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
         found = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
-    value = {"repo": options.repo, "commit": found.commit, "verified": [asdict(check) for check in found.checks]}
+    value = {"repo": options.repo, "commit": found.commit, "verified": [check.model_dump() for check in found.checks]}
     lines = [f"ok  {check.name:<14} {check.detail}" for check in found.checks]
     show(options, value, "\n".join([f"{options.repo} at {found.commit}", *lines]))
     return 0

@@ -189,17 +189,19 @@ def _report(
     options: argparse.Namespace, recipe: Recipe, done: dict[str, Artifact], store: Store, built: set[str]
 ) -> None:
     """The table and the places on stdout; what to do next on stderr."""
-    from pipeline.engine.summary import measurements, places, read_verdict, results_table
+    from eval.schema import read_verdict
+    from pipeline.engine.summary import measurements, places, results_table
 
     links = {name: store.link(name) for name in done}
     found = places(done, links, store.root)
     if options.json:
-        verdict = read_verdict(done["gate"].path) if "gate" in done else None
+        verdict = read_verdict(done["gate"].path).model_dump(mode="json") if "gate" in done else None
         stages = {
             name: {"path": str(links[name]), "digest": a.digest, "built": name in built, "facts": a.facts}
             for name, a in done.items()
         }
-        result = {"recipe": recipe.name, "stages": stages, "results": measurements(done), "gate": verdict, **found}
+        results = [line.plain() for line in measurements(done)]
+        result = {"recipe": recipe.name, "stages": stages, "results": results, "gate": verdict, **found}
         print(json.dumps(result, indent=1, ensure_ascii=False))
         return
     if "gate" in done:

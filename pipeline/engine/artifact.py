@@ -7,7 +7,6 @@ asked for (stage, version, config, contents of the inputs), the content digest w
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -18,15 +17,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from core.artifacts import REMEDY, FileEntry, Made, Manifest, json_text, read_manifest
 from core.digests import MANIFEST, digest_of, hash_file, list_files
 from core.errors import ArtifactError
 
-REMEDY = "Delete the folder {} to have it built again."
 
-
-def _stat(path: Path) -> dict[str, int]:
+def _entry(path: Path, sha256: str) -> FileEntry:
+    """The entry of a file with this digest, as the file system shows it now."""
     found = path.lstat()
-    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns, "inode": found.st_ino}
+    return FileEntry(
+        sha256=sha256,
+        size=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        ctime_ns=found.st_ctime_ns,
+        inode=found.st_ino,
+    )
 
 
 @dataclass(frozen=True)
@@ -34,30 +39,22 @@ class Artifact:
     """A finished artifact: its folder and what its manifest says."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def digest(self) -> str:
         """The content digest, by which it enters the keys of later stages."""
-        return str(self.manifest["digest"])
+        return self.manifest.digest
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the stage said about its result."""
-        return dict(self.manifest["facts"])
+        """What the stage said about its result, for people; code that builds on it calls ``read_facts``."""
+        return self.manifest.facts
 
 
 def read_artifact(path: Path) -> Artifact | None:
     """The artifact at a path, or None where there is no folder. Raises ArtifactError where its manifest is damaged."""
-    if not path.is_dir():
-        return None
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if not {"stage", "key", "digest", "facts", "files", "config", "inputs", "version"} <= manifest.keys():
-            raise ValueError("entries are missing")  # noqa: TRY301
-    except (OSError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: its {MANIFEST} cannot be read ({error}). {REMEDY.format(path)}") from error
-    return Artifact(path, manifest)
+    return Artifact(path, read_manifest(path)) if path.is_dir() else None
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -65,12 +62,10 @@ def check_artifact(artifact: Artifact) -> None:
 
     Raises ArtifactError that names the artifact and every file that changed, is missing, or is not its own.
     """
-    known: dict[str, dict[str, Any]] = artifact.manifest["files"]
-    present = list_files(artifact.path)
-    touched = [
-        name for name, path in present.items() if name in known and not _stat(path).items() <= known[name].items()
-    ]
-    changed = [name for name in touched if hash_file(present[name]) != known[name]["sha256"]]
+    known, present = artifact.manifest.files, list_files(artifact.path)
+    seen = {name: _entry(path, known[name].sha256) for name, path in present.items() if name in known}
+    touched = [name for name, entry in seen.items() if entry != known[name]]
+    changed = [name for name in touched if hash_file(present[name]) != known[name].sha256]
     wrong = {
         "changed": changed,
         "missing": sorted(known.keys() - present),
@@ -80,28 +75,26 @@ def check_artifact(artifact: Artifact) -> None:
         said = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
         raise ArtifactError(f"{artifact.path} is no longer what was built ({said}). {REMEDY.format(artifact.path)}")
     if touched:  # same bytes, other times: a copied store. Remember, so that the next check reads no weights again
-        for name in touched:
-            known[name] |= _stat(present[name])
         with suppress(OSError):  # a store that cannot be written is checked by hashing each time
-            write_json(artifact.path / MANIFEST, artifact.manifest)
+            _write_manifest(artifact.path, artifact.manifest.changed(files={**known, **seen}))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one; the draft lies beside the folder, not in it."""
-    draft = path.parent.with_name(f"{path.parent.name}.{path.name}.draft")
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it so that a reader sees the old one or the new one; the draft lies beside the folder, not in it."""
+    draft = folder.with_name(f"{folder.name}.{MANIFEST}.draft")
     with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(json_text(manifest.model_dump(mode="json")))
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    draft.replace(folder / MANIFEST)
 
 
-def finish(partial: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
+def finish(partial: Path, final: Path, made: Made) -> Artifact:
     """Hash the files of ``partial``, write its manifest last, and give it its final name."""
-    files = {name: {"sha256": hash_file(path, sync=True), **_stat(path)} for name, path in list_files(partial).items()}
-    manifest["digest"] = digest_of({name: entry["sha256"] for name, entry in files.items()})
-    manifest["files"] = files
-    write_json(partial / MANIFEST, manifest)
+    files = {name: _entry(path, hash_file(path, sync=True)) for name, path in list_files(partial).items()}
+    digest = digest_of({name: entry.sha256 for name, entry in files.items()})
+    manifest = Manifest(**dict(made), digest=digest, files=files)
+    _write_manifest(partial, manifest)
     partial.replace(final)
     return Artifact(final, manifest)
 

@@ -24,6 +24,7 @@ import yaml
 from core import errors
 from core.errors import ERROR_FILE, InputError, SystemLimitError
 from core.ranks import first_ranks, ranks
+from core.strict import Strict
 from pipeline.engine.runner import Stage
 from pipeline.recipe import Recipe
 
@@ -145,7 +146,7 @@ class Lead:
         self._called = ranks() == 1
         self.stage = stage if ranks() == 1 else replace(stage, run=self._run)
 
-    def _run(self, config: Any, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    def _run(self, config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
         self._called = True
         _word({"inputs": {name: str(path) for name, path in inputs.items()}, "out": str(out)})
         facts = self._own.run(config, inputs, out)

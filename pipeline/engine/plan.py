@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from core.artifacts import read_facts
 from core.differences import differences
 from core.ranks import rows_per_step
 from core.yaml_source import dotted
@@ -18,6 +19,7 @@ from pipeline.engine.runner import Sizes, Stage, Status
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import ModelConfig, TrainConfig, TrainedOrPublished
+from pipeline.train.facts import ModelFacts
 from pipeline.unlearn.config import UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
@@ -30,7 +32,7 @@ BYTES_CHECKPOINT = 36  # float32 weights and two moments: two checkpoints while 
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     """Parameters of the model and rows of each split: from finished stages, else from the recipe."""
     model = states["model"].artifact if "model" in states else None
-    parameters = int(model.facts["parameters"]) if model else recipe.model.parameters
+    parameters = read_facts(model.path, ModelFacts).parameters if model else recipe.model.parameters
     source, shares = recipe.data.source, recipe.data.shares
     total = None
     if source.sample:
@@ -151,11 +153,11 @@ def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[
 
 
 def _changes(old: Artifact, stage: Stage, states: Mapping[str, Status]) -> Iterable[str]:
-    if old.manifest["version"] != stage.version:
-        yield f"version: {old.manifest['version']} -> {stage.version}"
-    for path, was, will_be in differences(old.manifest["config"], stage.identity):
+    if old.manifest.version != stage.version:
+        yield f"version: {old.manifest.version} -> {stage.version}"
+    for path, was, will_be in differences(old.manifest.config, stage.identity):
         yield f"config {dotted(path)}: {was!r} -> {will_be!r}"
-    before = old.manifest["inputs"]
+    before = old.manifest.inputs
     for name, made_by in stage.inputs.items():
         found = states[made_by].artifact
         if name not in before:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from core.artifacts import Made
 from core.digests import artifact_key
 from core.errors import ArtifactError, ReleaseError, TrainingError
+from core.strict import Strict
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
@@ -27,16 +29,17 @@ class Sizes(NamedTuple):
 class Stage:
     """One stage of one recipe.
 
-    ``inputs`` maps the name that ``run`` gets to the stage that makes it. ``identity`` is what enters the key;
-    ``version`` is bumped by hand when the code would make something else of the same input. A ``resumable`` stage
-    finds in its folder what a cut-off run left there; of errors, only a failed training takes the checkpoints with it.
-    ``does`` says in one line what ``config`` asks for. ``processes`` is on how many the recipe wants the stage to run;
-    they may each hold a part of the weights if it is ``shardable``, else each holds them all.
+    ``run`` returns the stage's facts, for the manifest. ``inputs`` maps the name that ``run`` gets to the stage that
+    makes it. ``identity`` is what enters the key; ``version`` is bumped by hand when the code would make something else
+    of the same input. A ``resumable`` stage finds in its folder what a cut-off run left there; of errors, only a failed
+    training takes the checkpoints with it. ``does`` says in one line what ``config`` asks for. ``processes`` is on how
+    many the recipe wants the stage to run; they may each hold a part of the weights if it is ``shardable``, else each
+    holds them all.
     """
 
     name: str
     version: str
-    run: Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]
+    run: Callable[[Any, Mapping[str, Path], Path], Strict]
     config: Any
     identity: Any
     inputs: dict[str, str] = field(default_factory=dict)
@@ -145,15 +148,15 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
             if not stage.resumable or (isinstance(error, ReleaseError) and not goes_on):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        manifest = {
-            "stage": stage.name,
-            "version": stage.version,
-            "key": key,
-            "config": stage.identity,
-            "inputs": {name: done[by].digest for name, by in stage.inputs.items()},
-            "facts": facts,
-            "seconds": round(time.monotonic() - began, 3),
-            "peak_memory_bytes": peak_memory(),
+        made = Made(
+            stage=stage.name,
+            version=stage.version,
+            key=key,
+            config=stage.identity,
+            inputs={name: done[by].digest for name, by in stage.inputs.items()},
+            facts=facts.model_dump(mode="json"),
+            seconds=round(time.monotonic() - began, 3),
+            peak_memory_bytes=peak_memory(),
             **provenance(),
-        }
-        return art.finish(partial, final, manifest)
+        )
+        return art.finish(partial, final, made)

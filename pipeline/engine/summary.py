@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import ArtifactError, GateError
-from eval.schema import Record, find_record, read_records
+from core.errors import GateError
+from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
 from pipeline.engine.artifact import Artifact
+from pipeline.publish.schema import RECEIPT, read_receipt
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,41 +18,49 @@ if TYPE_CHECKING:
 MODELS = ("base", "gold", "unlearned")
 
 
-def read_verdict(gate: Path) -> dict[str, Any]:
-    """The content of ``gate.json``. Raises ArtifactError where it is missing or malformed."""
-    try:
-        verdict = json.loads((gate / "gate.json").read_text(encoding="utf-8"))
-        return {"passed": verdict["passed"] is True, "gates": list(verdict["gates"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{gate / 'gate.json'}: cannot be read as a verdict ({error}). Delete its folder."
-        ) from error
-
-
 def require_pass(gate: Path) -> None:
-    """Raise GateError that names every failed gate, unless all passed."""
+    """Raise GateError that names every failed gate, unless all passed; ArtifactError where there is no verdict."""
     verdict = read_verdict(gate)
-    if not verdict["passed"]:
-        failed = [f"{g['metric']} on {g['split']}: {g['why']}" for g in verdict["gates"] if not g["passed"]]
+    if not verdict.passed:
+        failed = [f"{judged.name}: {judged.why}" for judged in verdict.failed()]
         listed = "\n  ".join(failed or ["the recipe has no gates"])
         raise GateError(f"The gate failed, and nothing was published.\n  {listed}")
 
 
-def measurements(done: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """One entry for each metric and split: the value of each model with its interval, and the gates that judge it."""
+@dataclass(frozen=True)
+class MetricLine:
+    """A metric on a split: the record of each model that was measured, and the gates that judge it."""
+
+    metric: str
+    split: str
+    records: dict[str, Record | None]
+    gates: list[JudgedGate]
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: the value of each model with its interval."""
+        values = {model: _value(record) for model, record in self.records.items()}
+        gates = [gate.model_dump(mode="json") for gate in self.gates]
+        return {"metric": self.metric, "split": self.split, **values, "gates": gates}
+
+
+def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
+    """One line for each metric and split."""
     models = {
         name: read_records(done[f"eval-{name}"].path / "results.json") for name in MODELS if f"eval-{name}" in done
     }
-    gates = read_verdict(done["gate"].path)["gates"] if "gate" in done else []
+    gates = read_verdict(done["gate"].path).gates if "gate" in done else []
     seen: dict[tuple[str, str], None] = {}
     for records in (models.get("unlearned", []), *models.values()):
         seen |= {(record.metric, record.split): None for record in records if record.by is None}
-    rows = []
-    for metric, split in seen:
-        values = {name: _value(find_record(records, metric, split)) for name, records in models.items()}
-        judged = [gate for gate in gates if (gate["metric"], gate["split"]) == (metric, split)]
-        rows.append({"metric": metric, "split": split, **values, "gates": judged})
-    return rows
+    return [
+        MetricLine(
+            metric,
+            split,
+            {name: find_record(records, metric, split) for name, records in models.items()},
+            [gate for gate in gates if (gate.metric, gate.split) == (metric, split)],
+        )
+        for metric, split in seen
+    ]
 
 
 def _value(record: Record | None) -> dict[str, Any] | None:
@@ -67,23 +76,21 @@ def results_table(done: Mapping[str, Artifact]) -> Table:
     table = Table(title="point estimate [95 % interval]", title_justify="left")
     for column in ("metric", "split", *MODELS, "gate"):
         table.add_column(column, no_wrap=column in ("metric", "split"))
-    for row in measurements(done):
-        cells = [_cell(row.get(name)) for name in MODELS]
-        table.add_row(row["metric"], row["split"], *cells, "\n".join(_verdict(gate) for gate in row["gates"]))
+    for line in measurements(done):
+        cells = [_cell(line.records.get(name)) for name in MODELS]
+        table.add_row(line.metric, line.split, *cells, "\n".join(_verdict(gate) for gate in line.gates))
     return table
 
 
-def _cell(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value['value']:.3f} \\[{value['ci_low']:.3f}, {value['ci_high']:.3f}]"
+def _cell(record: Record | None) -> str:
+    return "–" if record is None else f"{record.value:.3f} \\[{record.ci_low:.3f}, {record.ci_high:.3f}]"
 
 
-def _verdict(gate: dict[str, Any]) -> str:
+def _verdict(gate: JudgedGate) -> str:
     from rich.markup import escape
 
-    word = "[green]pass[/green]" if gate["passed"] else "[bold red]FAIL[/bold red]"
-    return f"{word}: {escape(gate['rule'])}"
+    word = "[green]pass[/green]" if gate.passed else "[bold red]FAIL[/bold red]"
+    return f"{word}: {escape(gate.rule)}"
 
 
 def places(done: Mapping[str, Artifact], links: Mapping[str, Path], root: Path) -> dict[str, str]:
@@ -93,12 +100,8 @@ def places(done: Mapping[str, Artifact], links: Mapping[str, Path], root: Path) 
         found["card"] = str(links["card"] / "README.md")
         found["report"] = str(links["card"] / "report.html")
     if "publish" in done:
-        receipt = links["publish"] / "receipt.json"
-        try:
-            content = json.loads(receipt.read_text(encoding="utf-8"))
-            url = str(root / content["url"]) if content["endpoint"] == "local" else content["url"]
-            found["repo"] = f"{url} ({content['visibility']}, tag {content['tag']})"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{receipt}: cannot be read as a receipt ({error}). Delete its folder.") from error
-        found["receipt"] = str(receipt)
+        receipt = read_receipt(links["publish"])
+        url = str(root / receipt.url) if receipt.endpoint == "local" else receipt.url
+        found["repo"] = f"{url} ({receipt.visibility}, tag {receipt.tag})"
+        found["receipt"] = str(links["publish"] / RECEIPT)
     return found

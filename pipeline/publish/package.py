@@ -6,25 +6,26 @@ All files but ``model.sig`` are the same bytes for the same inputs; the signatur
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from core.artifacts import write_file
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
 from core.licences import name_problem
 from core.packages import package_versions
 from core.progress import report
+from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.config import PackageConfig
 from pipeline.publish.licence import licence_problems, licence_texts
+from pipeline.publish.schema import PackageFacts, Release
 from pipeline.publish.weights import weights_problems
 
 
-def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Build and sign ``out/hub``; facts: files, bytes, the weights' digest, the key, how many answers were searched.
+def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> PackageFacts:
+    """Build and sign ``out/hub``.
 
     ``inputs``: unlearn, card, gate, data, and model where the licence's text comes with the start model. Raises
     GateError unless the gate passed for these very weights, and InputError for a pickle, unsound weights, a missing
@@ -44,42 +45,39 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     report("copying")
     _copy(model, hub, tree.MODEL_FILES)
     _copy(inputs["card"], hub, tree.CARD_FILES)
-    _copy(inputs["gate"], hub, ("gate.json",))
+    _copy(inputs["gate"], hub, (GATE,))
     _add_licence(config, [folder for folder in (inputs.get("model"), model) if folder is not None], hub)
     digest = weights_sha256(hub)
-    (hub / tree.RELEASE).write_text(_release(config, inputs, hub, digest), encoding="utf-8")
+    write_file(hub / tree.RELEASE, _release(config, inputs, hub, digest))
     scanner = scan.Scanner(forget_answers(inputs["data"]))
     report("scanning for secrets and forget answers")
     scan.refuse_findings(hub, scanner)
     report("signing")
     sign.sign_tree(hub, key)
     files = [path for path in hub.rglob("*") if path.is_file()]
-    return {
-        "files": len(files),
-        "bytes": sum(path.stat().st_size for path in files),
-        "weights_sha256": digest,
-        "key": sign.key_fingerprint(sign.public_key()),
-        "answers_too_short_to_search": scanner.too_short,
-        "left_out": left_out,
-    }
+    return PackageFacts(
+        files=len(files),
+        bytes=sum(path.stat().st_size for path in files),
+        weights_sha256=digest,
+        key=sign.key_fingerprint(sign.public_key()),
+        answers_too_short_to_search=scanner.too_short,
+        left_out=left_out,
+    )
 
 
 def check_gate(gate: Path, weights: Path) -> None:
-    """Raises GateError unless ``gate/gate.json`` says pass, for the weights in the folder ``weights``."""
-    file = gate / "gate.json"
-    try:
-        verdict = json.loads(file.read_text(encoding="utf-8"))
-        passed, judged = verdict["passed"], verdict["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    """Raises GateError unless the gate stage's verdict is pass, for the weights in the folder ``weights``.
+
+    Raises ArtifactError where there is no verdict that can be read.
+    """
+    verdict = read_verdict(gate)
+    if not verdict.passed:
+        failed = ", ".join(judged.name for judged in verdict.failed())
+        raise GateError(f"The gate failed ({failed or 'no gate passed'}); nothing was published.")
+    if (found := weights_sha256(weights)) != verdict.weights_sha256:
         raise GateError(
-            f"{file} is not a gate's verdict ({error!r}). Run the gate stage; nothing was published."
-        ) from error
-    if passed is not True:
-        failed = [f"{g.get('metric')} on {g.get('split')}" for g in verdict.get("gates", []) if not g.get("passed")]
-        raise GateError(f"The gate failed ({', '.join(failed) or 'no gate passed'}); nothing was published.")
-    if (found := weights_sha256(weights)) != judged:
-        raise GateError(
-            f"The gate passed for the weights {judged}, and these are {found}. Run the gate stage for these weights."
+            f"The gate passed for the weights {verdict.weights_sha256}, and these are {found}. Run the gate stage for "
+            "these weights."
         )
 
 
@@ -123,18 +121,17 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(path, target / name)
 
 
-def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> str:
-    """The text of ``release.json``: what this release was made from, and the digest of every other file."""
+def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> Release:
+    """What this release was made from, and the digest of every other file."""
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
-    release = {
-        "repo": config.repo,
-        "base_model": config.base_model,
-        "license": config.license,
-        "weights_sha256": weights,
-        "recipe": config.recipe,
-        "data": data,
-        "gate_sha256": hash_file(hub / "gate.json"),
-        "packages": package_versions(),
-        "files": {name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
-    }
-    return json.dumps(release, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return Release(
+        repo=config.repo,
+        base_model=config.base_model,
+        license=config.license,
+        weights_sha256=weights,
+        recipe=config.recipe,
+        data=data,
+        gate_sha256=hash_file(hub / GATE),
+        packages=package_versions(),
+        files={name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
+    )

@@ -15,15 +15,14 @@ branch in public; its content was scanned and is meant for the public, and whoev
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from core.artifacts import write_file
 from core.digests import hash_file
 from core.errors import HubError, VerificationError
 from core.progress import report
@@ -31,14 +30,15 @@ from pipeline.publish import sign, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import check_gate
+from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.verify import Verified, verify_release
 
 ATTEMPTS = 3
 MAIN = "main"
 
 
-def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Publish ``inputs["package"]/hub`` and write ``receipt.json``; facts: repo, commit, tag, url.
+def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> PublishFacts:
+    """Publish ``inputs["package"]/hub`` and write ``receipt.json``.
 
     Raises GateError unless the gate passed for these weights, HubError where the Hub refuses or cannot be reached, and
     VerificationError where the download is not the package; main and the tag are then what they were.
@@ -49,11 +49,17 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     sign.check_signature(package, package / tree.SIGNATURE, public_key)
     with connect(config.hub) as target, quiet():
         receipt = publish(config, package, target, public_key)
-    (out / "receipt.json").write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {key: receipt[key] for key in ("repo", "commit", "tag", "visibility", "url")}
+    write_file(out / RECEIPT, receipt)
+    return PublishFacts(
+        repo=receipt.repo,
+        commit=receipt.commit,
+        tag=receipt.tag,
+        visibility=receipt.visibility,
+        url=receipt.url,
+    )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, public_key: Path) -> dict[str, Any]:
+def publish(config: PublishConfig, package: Path, target: Target, public_key: Path) -> Receipt:
     """Publish the signed tree ``package`` to ``target``; returns the receipt. Errors as for :func:`run`."""
     repository = _Repository(config, package, target, public_key)
     repository.prepare()
@@ -261,25 +267,23 @@ class _Repository:
                 self._api.delete_branch(repo, branch=self._staging)
 
 
-def _receipt(
-    config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified
-) -> dict[str, Any]:
+def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified) -> Receipt:
     # The loopback Hub has another port every time; what lasts is its folder in the store.
     local = config.hub == "local"
-    return {
-        "repo": config.repo,
-        "repo_type": "model",
-        "endpoint": "local" if local else target.endpoint,
-        "visibility": config.visibility,
-        "branch": MAIN,
-        "commit": commit,
-        "tag": config.tag,
-        "url": f"hub/models/{config.repo}.git" if local else f"{target.endpoint}/{config.repo}/tree/{config.tag}",
-        "files": verified.files,
-        "signature": {
-            "file": tree.SIGNATURE,
-            "format": "OpenSSF model-signing 1.0, ECDSA P-256",
-            "public_key_sha256": hash_file(public_key),
-        },
-        "verified": [asdict(check) for check in verified.checks],
-    }
+    return Receipt(
+        repo=config.repo,
+        repo_type="model",
+        endpoint="local" if local else target.endpoint,
+        visibility=config.visibility,
+        branch=MAIN,
+        commit=commit,
+        tag=config.tag,
+        url=f"hub/models/{config.repo}.git" if local else f"{target.endpoint}/{config.repo}/tree/{config.tag}",
+        files=verified.files,
+        signature=SignatureFacts(
+            file=tree.SIGNATURE,
+            format="OpenSSF model-signing 1.0, ECDSA P-256",
+            public_key_sha256=hash_file(public_key),
+        ),
+        verified=verified.checks,
+    )

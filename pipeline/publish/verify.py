@@ -14,6 +14,7 @@ from core.progress import report
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import hub_errors, quiet
 from pipeline.publish.licence import card_licence, licence_problems
+from pipeline.publish.schema import VerifiedCheck
 from pipeline.publish.weights import weights_problems
 
 QUESTION = "Who are you?"
@@ -21,23 +22,15 @@ NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was checked and holds, in a few words."""
-
-    name: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class Verified:
     """The commit that was checked, the checks, and the files with their sha256."""
 
     commit: str
-    checks: list[Check]
+    checks: list[VerifiedCheck]
     files: dict[str, str]
 
 
-def verify(repo: str, revision: str, endpoint: str, token: str | None, public_key: Path) -> list[Check]:
+def verify(repo: str, revision: str, endpoint: str, token: str | None, public_key: Path) -> list[VerifiedCheck]:
     """Download a revision and check it; the list says what was checked.
 
     Raises VerificationError that names what differs, HubError where it cannot be downloaded.
@@ -75,7 +68,7 @@ def verify_release(
         checks = []
         for name, check in steps:
             try:
-                checks.append(Check(name, check()))
+                checks.append(VerifiedCheck(name=name, detail=check()))
             except VerificationError as error:
                 raise VerificationError(f"{where}: {error}") from error
         return Verified(commit, checks, files)

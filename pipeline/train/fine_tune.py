@@ -12,6 +12,7 @@ from core.ranks import is_first
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.train.config import TrainConfig
+from pipeline.train.facts import TrainingFacts, TrainingSeeds
 from pipeline.train.fit import (
     CHECKPOINTS,
     fit,
@@ -29,7 +30,7 @@ from pipeline.train.trainer import CompletionTrainer, row_dataset
 
 
 @memory_limits()
-def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> dict[str, Any]:
+def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> TrainingFacts:
     """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
 
     Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a
@@ -62,9 +63,9 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     if is_first():
         release_weights(trained, tokenizer, encoded, out / "model")
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    return {
-        "rows": len(rows),
-        "steps": trainer.state.global_step,
-        "splits": list(splits),
-        "seeds": {"training": arguments.seed},
-    }
+    return TrainingFacts(
+        rows=len(rows),
+        steps=trainer.state.global_step,
+        splits=list(splits),
+        seeds=TrainingSeeds(training=arguments.seed),
+    )

@@ -26,6 +26,7 @@ from core.digests import hash_file
 from core.errors import ModelError
 from core.progress import report
 from pipeline.train.config import HubRef, ModelConfig, PypiRef
+from pipeline.train.facts import ModelFacts, PublishedFacts
 
 WANTED = (
     "*.safetensors",
@@ -48,7 +49,7 @@ TOKENIZER_FILES = (
 )
 
 
-def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFacts:
     """Write `config.json`, safetensors, tokenizer and `chat_template.jinja` into `out`.
 
     Raises ModelError where the source is absent, incomplete or not what its checksum says.
@@ -63,12 +64,12 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> dict[str,
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
     parameters, dtypes = weight_facts(out)
-    return {"name": config.name, "license": config.license, "parameters": parameters, "dtypes": dtypes}
+    return ModelFacts(name=config.name, license=config.license, parameters=parameters, dtypes=dtypes)
 
 
 def run_pointer(
     config: HubRef, inputs: Mapping[str, Path], out: Path, endpoint: str | None = None, token: str | None = None
-) -> dict[str, Any]:
+) -> PublishedFacts:
     """A published model instead of one trained here: the pinned revision, in `out/model/`.
 
     It comes from the Hub at ``endpoint``, with ``token``; without them from the one that the environment names.
@@ -78,7 +79,7 @@ def run_pointer(
     folder.mkdir()
     _from_hub(config, folder, endpoint, token)
     parameters, dtypes = weight_facts(folder)
-    return {"hub": config.id, "revision": config.revision, "parameters": parameters, "dtypes": dtypes}
+    return PublishedFacts(hub=config.id, revision=config.revision, parameters=parameters, dtypes=dtypes)
 
 
 def _from_path(folder: Path, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.errors import DataError, RecipeError, TrainingError
 from core.progress import report
 from core.ranks import is_first, ranks
+from core.unlearning import (
+    PAIRING,
+    Bounds,
+    CheckpointSelection,
+    DualFacts,
+    PairedRows,
+    ReadRows,
+    UnlearnFacts,
+    UnlearnSeeds,
+    pairing_bytes,
+    write_selection,
+)
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
 from pipeline.train.fit import (
@@ -47,7 +58,7 @@ from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
 
-class Rows(NamedTuple):
+class UnlearnRows(NamedTuple):
     """Rows and their tokens by split, the false answers to forget rows, and the refusals in their place (po)."""
 
     plain: dict[str, list[Row]]
@@ -63,8 +74,16 @@ class Probes(NamedTuple):
     retain: list[int]
 
 
+class Ended(NamedTuple):
+    """How a training ended: why, which step it kept, and the bounds of its stopping rule, if it had one."""
+
+    stopped: str
+    kept_step: int
+    bounds: Bounds | None
+
+
 @memory_limits()
-def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> UnlearnFacts:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
     Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
@@ -80,8 +99,8 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     rows = _read(config, inputs["data"], tokenizer)
     probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
     pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["retain"]), probes.retain)
-    pairing = _write_pairing(out / "pairing.jsonl", pairs, rows)
-    _write_selection(out / "selection.json", config, rows, probes)
+    pairing = _write_pairing(out, pairs, rows)
+    _write_selection(out, config, rows, probes)
     report("measuring the levels")
     levels = fixed_levels(config, inputs, model, rows.encoded)
 
@@ -98,12 +117,9 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
         callbacks=[Watch("unlearn")],
     )
     _measure_base(trainer, trained, rows.encoded, pairs)
-    seeds = {"pairing": config.pairing_seed, "training": arguments.seed, "refusals": config.refusal_seed}
-    facts: dict[str, Any] = {"levels": levels, "pairing_sha256": pairing, "seeds": seeds, "forget_cap": None}
-    if config.forget_cap is not None and level_name(config.forget_cap) != "false_answers":
-        facts["forget_cap"] = number(config.forget_cap, levels)
-        trainer.forget_caps = torch.full((len(rows.plain["forget"]),), facts["forget_cap"])
-    facts |= _fit(trainer, trained, levels, rows, probes, out)
+    cap = _set_cap(trainer, levels, len(rows.plain["forget"]))
+    ended = _fit(trainer, trained, levels, rows, probes, out)
+    facts = _facts(trainer, levels, cap, pairing, ended)
     trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model")[0]))
     if is_first():
         release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
@@ -112,36 +128,58 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     return facts
 
 
+def _set_cap(trainer: UnlearnTrainer, levels: dict[str, float], forget_rows: int) -> float | None:
+    """The number that the forget cap comes to; None where there is none, or where it follows false answers."""
+    cap = trainer.config.forget_cap
+    if cap is None or level_name(cap) == "false_answers":
+        return None
+    trainer.forget_caps = torch.full((forget_rows,), number(cap, levels))
+    return number(cap, levels)
+
+
+def _facts(
+    trainer: UnlearnTrainer, levels: dict[str, float], cap: float | None, pairing_sha256: str, ended: Ended
+) -> UnlearnFacts:
+    config = trainer.config
+    return UnlearnFacts(
+        levels=levels,
+        forget_cap=cap,
+        pairing_sha256=pairing_sha256,
+        seeds=UnlearnSeeds(pairing=config.pairing_seed, training=trainer.args.seed, refusals=config.refusal_seed),
+        stopped=ended.stopped,
+        steps=trainer.state.global_step,
+        kept_step=ended.kept_step,
+        bounds=ended.bounds,
+        dual=DualFacts(retain_bound=trainer.retain_bound, last_weight=trainer.retain_weight) if config.dual else None,
+    )
+
+
 def _fit(
     trainer: UnlearnTrainer,
     model: PreTrainedModel | PeftModel,
     levels: dict[str, float],
-    rows: Rows,
+    rows: UnlearnRows,
     probes: Probes,
     out: Path,
-) -> dict[str, Any]:
+) -> Ended:
     """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
     config = trainer.config
     tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
     made_by = {"unlearn": config.identity(), "rows": tokens}
     if config.stop:
-        facts = _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
-    else:
-        refused = fit(trainer, out, made_by)
-        facts = {"stopped": refused or "all epochs done", "kept_step": _last_good(trainer, refused, out)}
-    if config.dual:
-        facts["dual"] = {"retain_bound": trainer.retain_bound, "last_weight": trainer.retain_weight}
-    return facts | {"steps": trainer.state.global_step}
+        return _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
+    refused = fit(trainer, out, made_by)
+    return Ended(refused or "all epochs done", _last_good(trainer, refused, out), None)
 
 
-def _read(config: UnlearnConfig, data: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def _read(config: UnlearnConfig, data: Path, tokenizer: PreTrainedTokenizerBase) -> UnlearnRows:
     plain = {split: read_rows(data / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
     encoded = {split: encode_rows(tokenizer, plain[split]) for split in plain}
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
-    return Rows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
+    return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
 
 
-def _forget_inputs(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+def _forget_inputs(rows: UnlearnRows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """What is trained on in the forget rows' places."""
     if not rows.refusals:
         return rows.encoded["forget"]
@@ -196,11 +234,11 @@ def _fit_with_stop(
     model: PreTrainedModel | PeftModel,
     stop: StopRule,
     levels: dict[str, float],
-    rows: Rows,
+    rows: UnlearnRows,
     probes: Probes,
     out: Path,
     made_by: dict[str, Any],
-) -> dict[str, Any]:
+) -> Ended:
     config = trainer.config
     if config.keep == "closest" and shards_weights(trainer):
         raise RecipeError(
@@ -232,15 +270,15 @@ def _fit_with_stop(
         within = kept_step is not None
         if within and is_first():  # who writes the release
             restore_weights(model, end.kept)
-    if not within:
+    if kept_step is None or not within:
         which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which would be released, has not"
         raise TrainingError(
             f"unlearn: {which} kept the retain loss within {retain_bound:.3f} nats per token ({end.reason}). Lower the "
             "learning rate or raise unlearn.retain_weight."
         )
     checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
-    bounds = {"retain_loss": retain_bound} | ({"forget_loss": checks[-1]["probe_level"]} if checks else {})
-    return {"stopped": end.reason, "kept_step": kept_step, "bounds": bounds}
+    level = checks[-1]["probe_level"] if checks else None
+    return Ended(end.reason, kept_step, Bounds(retain_loss=retain_bound, forget_loss=level))
 
 
 def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
@@ -266,29 +304,27 @@ def _false_answers(
     return [losses[i] for i in probed]
 
 
-def _write_selection(path: Path, config: UnlearnConfig, rows: Rows, probes: Probes) -> None:
+def _write_selection(out: Path, config: UnlearnConfig, rows: UnlearnRows, probes: Probes) -> None:
     """Which rows choose the checkpoint: the gates are confirmed on the others."""
     rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
     names = {split: [rows.plain[split][i].row_id for i in read] for split, read in probes._asdict().items()}
-    content = {"rule": rule if config.stop else "a fixed number of epochs", "read": names}
+    rule = rule if config.stop else "a fixed number of epochs"
     if is_first():
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_selection(out, CheckpointSelection(rule=rule, read=ReadRows(**names)))
 
 
-def _write_pairing(path: Path, pairs: list[Pair], rows: Rows) -> str:
+def _write_pairing(out: Path, pairs: list[Pair], rows: UnlearnRows) -> str:
     """Write what is trained on, in order, and return the sha256 of the file."""
     forget, retain = rows.plain["forget"], rows.plain["retain"]
-    lines = []
-    for pair in pairs:
-        entry: dict[str, Any] = {
-            "epoch": pair.epoch,
-            "forget": None if pair.forget is None else forget[pair.forget].row_id,
-            "retain": [retain[i].row_id for i in pair.retain],
-        }
-        if rows.refusals and pair.forget is not None:
-            entry["refusal"] = rows.refusals[pair.forget]
-        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    content = "".join(lines).encode()
+    content = pairing_bytes(
+        PairedRows(
+            epoch=pair.epoch,
+            forget=None if pair.forget is None else forget[pair.forget].row_id,
+            retain=[retain[i].row_id for i in pair.retain],
+            refusal=rows.refusals[pair.forget] if rows.refusals and pair.forget is not None else None,
+        )
+        for pair in pairs
+    )
     if is_first():
-        path.write_bytes(content)
+        (out / PAIRING).write_bytes(content)
     return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,96 @@
+"""What publishing leaves: `release.json` in the repository, `receipt.json` on this machine, and the stages' facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from core.artifacts import Versioned, read_file
+from core.strict import Strict
+
+RECEIPT = "receipt.json"
+
+
+class Release(Versioned):
+    """The content of `release.json`: what a release was made from.
+
+    ``recipe`` are the parts of the recipe that may be shown; ``data``, ``gate_sha256`` and ``files`` are sha256 of the
+    data's files, of `gate.json` and of every other file of the tree, ``packages`` the versions that made it.
+    """
+
+    version: Literal[1] = 1
+    repo: str
+    base_model: str
+    license: str
+    weights_sha256: str
+    recipe: dict[str, JsonValue]
+    data: dict[str, str]
+    gate_sha256: str
+    packages: dict[str, str]
+    files: dict[str, str]
+
+
+class PackageFacts(Strict):
+    """The tree in numbers, the digests of weights and key, and how many forget answers were too short to search for.
+
+    ``left_out`` are the files of the model's folder that are no part of a release.
+    """
+
+    files: int
+    bytes: int
+    weights_sha256: str
+    key: str
+    answers_too_short_to_search: int
+    left_out: list[str]
+
+
+class VerifiedCheck(Strict):
+    """One thing that was checked of a published release and holds, in a few words."""
+
+    name: str
+    detail: str
+
+
+class SignatureFacts(Strict):
+    """The file of a signature, its format, and the key that it was made with."""
+
+    file: str
+    format: str
+    public_key_sha256: str
+
+
+class Receipt(Versioned):
+    """The content of `receipt.json`: what was published where, and what was verified after a cold download.
+
+    ``endpoint`` is "local" for the loopback Hub, and ``url`` then the folder in the store; ``files`` have their sha256.
+    """
+
+    version: Literal[1] = 1
+    repo: str
+    repo_type: Literal["model"]
+    endpoint: str
+    visibility: Literal["private", "public"]
+    branch: str
+    commit: str
+    tag: str
+    url: str
+    files: dict[str, str]
+    signature: SignatureFacts
+    verified: list[VerifiedCheck]
+
+
+class PublishFacts(Strict):
+    """Where a release is."""
+
+    repo: str
+    commit: str
+    tag: str
+    visibility: str
+    url: str
+
+
+def read_receipt(publish: Path) -> Receipt:
+    """The receipt in the artifact of the publish stage. Raises ArtifactError."""
+    return read_file(publish / RECEIPT, Receipt, "Run the publish stage again.")
