@@ -2,22 +2,24 @@
 
 A stage's version is bumped by hand when its code would make something else of the same input; every artifact of it, and
 whatever depends on a result that came out differently, is then made again.
+
+A stage imports its code when it runs: what is done already costs no import of torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from core.digests import content_digest
 from core.errors import InputError
+from eval.config import ALL_METRICS, METRICS, EvalConfig
+from model_card.config import CardInputs, CardModel, CardPublish
 from pipeline.engine.runner import Stage
+from pipeline.publish.config import PackageConfig
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.train.config import WITHOUT_EFFECT
-
-if TYPE_CHECKING:
-    from eval.config import EvalConfig
 
 Inputs = Mapping[str, Path]
 Facts = dict[str, Any]
@@ -223,16 +225,12 @@ def _public(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(config: EvalConfig) -> Any:
-    from eval.config import ALL_METRICS, METRICS
-
     asked = _without(config.model_dump(exclude_none=True))  # a section that is absent leaves the key as it is
     return {**asked, "metrics": {name: ALL_METRICS[name].version for name in [*METRICS, *config.audit_metrics()]}}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and what of it enters the key: all of it."""
-    from model_card.config import CardInputs, CardModel, CardPublish
-
     source = _public(recipe.data.model_dump())
     config = CardInputs(
         recipe=recipe.name,
@@ -261,8 +259,6 @@ def _own_template(recipe: Recipe) -> str | None:
 
 def _package(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the package stage, and what of it enters the key: all of it."""
-    from pipeline.publish.config import PackageConfig
-
     card, _ = _card(recipe)
     config = PackageConfig(
         repo=recipe.publish.repo,

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ArtifactError, GateError, InputError
-from pipeline.commands.shared import index_of, prepare, say, show, surveyed
+from eval.verdicts.gates import judge
+from eval.verdicts.replay import applied, by_method, read_table, replay
+from pipeline.commands.prepare import index_of, prepare, surveyed
+from pipeline.commands.shared import say, show
+from pipeline.engine.artifact import check_artifact
+from pipeline.recipe import load_gates
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -16,9 +21,6 @@ def gate(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.file is not None:
         raise InputError(f"`gate {options.recipe}` takes no file. For a table of models: `gate replay FILE.json`.")
-    from eval.verdicts.gates import judge
-    from pipeline.engine.artifact import check_artifact
-
     recipe, stages, store = prepare(options)
     states = surveyed(stages, store)
     inputs: dict[str, Path] = {}
@@ -55,9 +57,6 @@ def _lines(judged: dict[str, Any]) -> list[str]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from eval.verdicts.replay import applied, by_method, read_table, replay
-    from pipeline.recipe import load_gates
-
     if options.file is None:
         raise InputError("`gate replay` needs the file with the measured models: `gate replay FILE.json`.")
     if options.set:

@@ -8,23 +8,23 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
-from pipeline.commands.shared import index_of, prepare, refuse_unpinned, say, show, surveyed
-
-if TYPE_CHECKING:
-    from pipeline.engine.artifact import Artifact
-    from pipeline.engine.runner import Stage, Store
-    from pipeline.recipe import Recipe
-
-REAL_RELEASE = "fame-topics-gd-llama32-3b"
+from core.ranks import is_first
+from pipeline.commands.prepare import index_of, prepare, refuse_unpinned, surveyed
+from pipeline.commands.shared import REAL_RELEASE, say, show
+from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
+from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config, processes_of
+from pipeline.engine.live import watching
+from pipeline.engine.plan import describe, gigabytes, memory_of_training, needs, sizes
+from pipeline.engine.runner import Stage, Store, build, execute, survey
+from pipeline.engine.summary import measurements, places, read_verdict, require_pass, results_table
+from pipeline.recipe import Recipe
 
 
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
-    from pipeline.engine.launch import check_device, check_launch, launch_config
-
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
@@ -35,9 +35,6 @@ def release(options: argparse.Namespace) -> int:
     _check_trainings(recipe, waiting, store)
     check_device(options.launch)
     check_launch(options.launch, accelerate, recipe, [stage.name for stage in stages], waiting)
-    from pipeline.engine.runner import execute
-    from pipeline.engine.summary import require_pass
-
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
@@ -60,12 +57,6 @@ def run_one(options: argparse.Namespace) -> int:
     recipe, stages, store = prepare(options)
     wanted = stages[index_of(stages, options.stage)]
     refuse_unpinned(recipe)
-    from core.ranks import is_first
-    from pipeline.engine.artifact import check_artifact, link
-    from pipeline.engine.launch import Lead, follow
-    from pipeline.engine.runner import build, survey
-    from pipeline.engine.summary import require_pass
-
     if not is_first():  # of several processes that were launched for this stage
         follow(wanted)
         return 0
@@ -104,7 +95,6 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
     trainings = {key: config for key, config in trainings.items() if config is not None}
     if not trainings:
         return  # a cached release starts without torch
-    from pipeline.engine.plan import memory_of_training
     from pipeline.train.fit import device_memory, training_arguments
 
     for key, config in trainings.items():
@@ -124,7 +114,6 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """What the runner calls around each build: it is shown on stderr, and its name goes into ``built``."""
-    from pipeline.engine.live import watching
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         with watching(stage.name), redirect_stdout(sys.stderr):  # libraries print; stdout is for data
@@ -139,9 +128,6 @@ def _launched(
     built: set[str], accelerate: Path, recipe: Recipe, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """As :func:`watched`, but a stage for which the recipe wants several processes is launched on them."""
-    from pipeline.engine.artifact import check_artifact, read_artifact
-    from pipeline.engine.launch import launch, processes_of
-
     here = watched(built)
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
@@ -160,8 +146,6 @@ def _launched(
 
 
 def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
-    from pipeline.engine.plan import describe, gigabytes, needs, sizes
-
     states = surveyed(stages, store)
     known = sizes(recipe, states)
     rows = [
@@ -190,8 +174,6 @@ def _report(
     options: argparse.Namespace, recipe: Recipe, done: dict[str, Artifact], store: Store, built: set[str]
 ) -> None:
     """The table and the places on stdout; what to do next on stderr."""
-    from pipeline.engine.summary import measurements, places, read_verdict, results_table
-
     links = {name: store.link(name) for name in done}
     found = places(done, links, store.root)
     if options.json:

@@ -17,6 +17,7 @@ from typing import Any
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
 from core.progress import report
+from datasets_prep.schema import read_rows
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.config import PackageConfig
 from pipeline.publish.licence import licence_problems, licence_texts, name_problem
@@ -90,8 +91,6 @@ def check_gate(gate: Path, weights: Path) -> None:
 
 def forget_answers(data: Path) -> list[str]:
     """The answers of the forget set. Raises ArtifactError where the data artifact has none."""
-    from datasets_prep.schema import read_rows
-
     answers = [row.answer for row in read_rows(data / "forget.jsonl")]
     if not answers:
         raise ArtifactError(
