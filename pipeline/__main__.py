@@ -14,8 +14,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.errors import InputError, ReleaseError, leave_error
 from pipeline.commands.shared import REAL_RELEASE, ROOT, STORE, say, store_root
@@ -33,6 +34,8 @@ COMMANDS = {
     "verify": ("published", "verify"),
     "compare": ("compare", "compare"),
     "hub": ("published", "hub"),
+    "env": ("env", "env"),
+    "--version": ("env", "version"),
 }
 
 # Read by libraries when they are imported, which happens inside the stages: no telemetry, and no bars beside our line.
@@ -47,6 +50,13 @@ QUIET = {
 Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 
 
+class _Version(argparse.Action):
+    """As argparse's own, but the version is looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        parser.exit(_function("--version")(namespace))
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(
@@ -55,11 +65,14 @@ def parser() -> argparse.ArgumentParser:
         epilog="RECIPE is a name in pipeline/recipes or a path. Exit codes: 0 done, 2 wrong input, 3 a gate failed, "
         "4 the Hub refused or a verification failed, 130 interrupted.",
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_stage_commands(commands)
     _add_data_commands(commands)
     _add_evaluation_commands(commands)
     _add_publication_commands(commands)
+    text = "versions, device, memory, disk and settings, for a bug report; no token is printed"
+    _store_option(_command(commands, "env", text))
     return top
 
 
@@ -141,6 +154,14 @@ def _command(commands: Commands[argparse.ArgumentParser], name: str, text: str) 
     return made
 
 
+def _function(command: str) -> Callable[[argparse.Namespace], int]:
+    module, function = COMMANDS[command]
+    found: Callable[[argparse.Namespace], int] = getattr(
+        importlib.import_module(f"pipeline.commands.{module}"), function
+    )
+    return found
+
+
 def _store_option(made: argparse.ArgumentParser) -> None:
     made.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
 
@@ -174,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their callers is not for users
         check_root()
         os.environ[STORE] = str(store_root(options))
-        module, function = COMMANDS[options.chosen]
-        return int(getattr(importlib.import_module(f"pipeline.commands.{module}"), function)(options))
+        return _function(options.chosen)(options)
     except ReleaseError as error:
         if options.debug:
             traceback.print_exc()
