@@ -11,6 +11,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from core.errors import InputError
+
 _PART = r"\w(?:[\w.-]{0,94}\w)?"  # an owner or a name: up to 96 characters
 _HUB_ID = re.compile(f"{_PART}/{_PART}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -36,6 +38,16 @@ def check_hub_id(text: str) -> str:
             "at the end"
         )
     return text
+
+
+def check_repository(repo: str, argument: str) -> None:
+    """Raise InputError, naming the argument, if ``repo`` is not the full id of a repository."""
+    try:
+        check_hub_id(repo)
+    except ValueError as error:
+        raise InputError(
+            f"{argument}: {error}. Old names without an owner have one, too: gpt2 is openai-community/gpt2."
+        ) from error
 
 
 def _check_commit(text: str) -> str:

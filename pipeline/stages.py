@@ -2,6 +2,8 @@
 
 A stage's version is bumped by hand when its code would make something else of the same input; every artifact of it, and
 whatever depends on a result that came out differently, is then made again.
+
+A stage imports its code when it runs: what is done already costs no import of torch.
 """
 
 from __future__ import annotations
@@ -10,18 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from core.digests import named_content
 from core.strict import Strict
 from eval.catalog import CATALOG
+from eval.config import EvalConfig, GateConfig
+from model_card.config import CardInputs, CardModel, CardPublish
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
+from pipeline.publish.config import PackageConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import WITHOUT_EFFECT, HubRef, TrainedOrPublished
-
-if TYPE_CHECKING:
-    from eval.config import EvalConfig
 
 Inputs = Mapping[str, Path]
 Facts = Strict
@@ -211,16 +213,12 @@ def _versions(config: EvalConfig) -> dict[str, int]:
 
 def _gate(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the gate stage, and what of it enters the key: all of it."""
-    from eval.config import GateConfig
-
     config = GateConfig(recipe.gates, recipe.eval)
     return config, {"gates": [_plain(item) for item in config.gates], "eval": _evaluation(config.eval)}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and what of it enters the key: all of it."""
-    from model_card.config import CardInputs, CardModel, CardPublish
-
     config = CardInputs(
         recipe=recipe.name,
         card=recipe.card,
@@ -248,8 +246,6 @@ def _own_template(recipe: Recipe) -> str | None:
 
 def _package(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the package stage, and what of it enters the key: all of it."""
-    from pipeline.publish.config import PackageConfig
-
     card, _ = _card(recipe)
     config = PackageConfig(
         repo=recipe.publish.repo,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from core.artifacts import write_file
 from core.progress import report
 from core.strict import Strict
 from eval.schema import Record, write_records, write_verdict
-from pipeline.__main__ import parser
+from pipeline.__main__ import COMMANDS, PROGRAM, parser
 from pipeline.engine.live import clock, watching
 from pipeline.engine.runner import Store, execute
 from pipeline.publish.schema import RECEIPT
@@ -113,6 +114,13 @@ def test_argparse_prints_what_the_golden_file_holds(
     assert made.prog in printed
     assert made.description is not None
     assert made.description in printed
+
+
+def test_every_command_has_its_function() -> None:
+    typed = {made.prog.removeprefix(f"{PROGRAM} ") for made in _with_below(parser()) if made.get_default("chosen")}
+    assert typed | {"--version"} == COMMANDS.keys()
+    for module, function in COMMANDS.values():
+        assert callable(getattr(importlib.import_module(f"pipeline.commands.{module}"), function))
 
 
 def test_help_imports_next_to_nothing() -> None:
@@ -274,10 +282,13 @@ def test_a_package_from_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_is_exit_130_and_continues_later(tmp_path: Path) -> None:
-    waiting = f"import time; print('ready', flush=True); time.sleep({PATIENCE})"  # ready where main() is in the command
+    slow = (  # ready where main() is in the command
+        "import sys, time, pipeline.__main__ as m, pipeline.commands.state as chosen\n"
+        f"chosen.status = lambda options: print('ready', flush=True) or time.sleep({PATIENCE})\n"
+        "sys.exit(m.main(['status', 'demo']))"
+    )
     begun = subprocess.Popen(
-        [sys.executable, "-c", f"import sys, pipeline.__main__ as m\ndef slow(o):\n {waiting}\n"
-         "m.state.status = slow\nsys.exit(m.main(['status', 'demo']))"],
+        [sys.executable, "-c", slow],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell's background jobs ignore interrupts, and so would their children: tests may be such a job.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

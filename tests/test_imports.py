@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,17 +37,19 @@ ALLOWED = {  # beyond that
     "pipeline.publish": {"pipeline.localhub"},
 }
 HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "scipy", "sklearn", "peft", "accelerate"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
 # What the command line reads before it runs a stage.
 LIGHT = (
     "pipeline.__main__",
-    "pipeline.commands.data",
-    "pipeline.commands.evaluation",
-    "pipeline.commands.published",
-    "pipeline.commands.release",
-    "pipeline.commands.shared",
-    "pipeline.commands.state",
-    "pipeline.commands.gate",
-    "pipeline.commands.compare",
+    *(name for name in FILES if name.startswith("pipeline.commands.")),
     "pipeline.stages",
     "pipeline.recipe",
     "pipeline.recipe_reference",
@@ -57,13 +60,7 @@ LIGHT = (
     "pipeline.engine.runner",
     "pipeline.train.start_model",
 )
-
-
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+HELP = {"pipeline", "pipeline.commands", "pipeline.commands.shared", "core", "core.errors"}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
@@ -124,6 +121,32 @@ def reached(module: str, seen: set[str]) -> set[str]:
 @pytest.mark.parametrize("module", LIGHT)
 def test_the_command_line_imports_nothing_heavy(module: str) -> None:
     assert not {name.split(".")[0] for name in reached(module, set())} & HEAVY
+
+
+def test_help_imports_two_modules_of_ours() -> None:
+    assert {name for name in reached("pipeline.__main__", set()) if name in FILES} == HELP
+
+
+def late(path: Path) -> set[str]:
+    """Our own modules that a file imports inside a function."""
+    found = Counter(imports(path)) - Counter(imports(path, lazy=False))
+    return {name for name in found if name in FILES}
+
+
+# A stage imports its code when it runs, heavy or not.
+@pytest.mark.parametrize(
+    "module", [name for name in FILES if name.startswith("pipeline.") and name != "pipeline.stages"]
+)
+def test_our_own_modules_are_imported_at_the_top_unless_they_bring_something_heavy(module: str) -> None:
+    assert {
+        name for name in late(FILES[module]) if not {n.split(".")[0] for n in reached(name, set())} & HEAVY
+    } == set()
+
+
+def test_a_late_import_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("import core.errors\ndef f():\n    from core import digests\n    import torch\n")
+    assert late(file) == {"core.digests"}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES.values()] + sorted((ROOT / "tests").glob("*.py")), ids=str)  # noqa: C416

@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.errors import ArtifactError, InputError
-from pipeline.commands.shared import check_repository, hub_of, prepare, show, surveyed
-
-if TYPE_CHECKING:
-    from eval.schema import ComparedMetric
-    from pipeline.engine.runner import Stage
-    from pipeline.publish.hub import Target
-    from pipeline.recipe import Recipe
-    from pipeline.train.facts import PublishedFacts
+from core.hub_ids import check_repository
+from eval.schema import ComparedMetric, read_comparison, read_measured
+from eval.verdicts import compare as comparison
+from pipeline.commands.prepare import prepare, surveyed
+from pipeline.commands.release import watched
+from pipeline.commands.shared import hub_of, show
+from pipeline.engine.runner import Stage, execute
+from pipeline.publish.hub import Target, connect, hf_endpoint, hub_errors
+from pipeline.recipe import Recipe
+from pipeline.train import start_model
+from pipeline.train.config import HubRef
+from pipeline.train.facts import PublishedFacts
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -25,10 +28,6 @@ def compare(options: argparse.Namespace) -> int:
 
     Raises InputError where ``--to`` names no repository, ArtifactError where this recipe has no evaluation yet.
     """
-    from eval.schema import read_comparison, read_measured
-    from pipeline.commands.release import watched
-    from pipeline.engine.runner import execute
-
     repo, _, revision = options.to.partition("@")
     check_repository(repo, f"--to {options.to}")
     recipe, stages, store = prepare(options)
@@ -59,8 +58,6 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
 @contextmanager
 def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
     """The Hub that has the checkpoint. A public one of the real Hub needs no token."""
-    from pipeline.publish.hub import Target, connect, hf_endpoint
-
     if hub_of(options, repo) == "local":
         with connect("local") as target:
             yield target
@@ -73,8 +70,6 @@ def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
 def _commit(target: Target, repo: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
-    from pipeline.publish.hub import hub_errors
-
     with hub_errors(f"looking up {repo} at {revision}"):
         commit = HfApi(endpoint=target.endpoint, token=target.token or False).repo_info(repo, revision=revision).sha
     if commit is None:
@@ -84,10 +79,6 @@ def _commit(target: Target, repo: str, revision: str) -> str:
 
 def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, commit: str) -> list[Stage]:
     """Fetch the checkpoint, evaluate it as the unlearned model was, compare: three stages more, kept as all are."""
-    from eval.verdicts import compare as comparison
-    from pipeline.engine.runner import Stage
-    from pipeline.train import start_model
-    from pipeline.train.config import HubRef
 
     def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> PublishedFacts:
         return start_model.run_pointer(config, inputs, out, target.endpoint, target.token)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import io
+import shutil
+import sys
+from typing import Any
 
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datasets_prep import checks
+from datasets_prep.card import count_cells
+from datasets_prep.config import DataConfig
+from datasets_prep.prepare import Prepared, describe, prepare
+from datasets_prep.schema import SPLITS, CheckFacts, RowFacts
 from pipeline.commands.shared import show
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from datasets_prep.config import DataConfig
-    from datasets_prep.prepare import Prepared
-    from datasets_prep.schema import CheckFacts, RowFacts
+from pipeline.recipe import load_recipe
 
 EXAMPLES = 3  # rows of each split
 HIDDEN = "(hidden: --show-forget shows it)"
@@ -23,10 +30,6 @@ def inspect(options: argparse.Namespace) -> int:
 
     Raises DataError, after printing, where a check of the recipe would stop the run.
     """
-    from datasets_prep import checks
-    from datasets_prep.prepare import describe, prepare
-    from pipeline.recipe import load_recipe
-
     config = load_recipe(options.recipe, options.set).data
     prepared = prepare(config)
     facts = describe(config, prepared, prepared.findings)
@@ -39,10 +42,6 @@ def inspect(options: argparse.Namespace) -> int:
 
 def _examples(prepared: Prepared, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
     """The first, the middle and the last row of each split."""
-    import numpy as np
-
-    from datasets_prep.schema import SPLITS
-
     found: dict[str, list[dict[str, Any]]] = {}
     for index, name in enumerate(SPLITS):
         places = np.flatnonzero(prepared.split == index)
@@ -56,9 +55,6 @@ def _examples(prepared: Prepared, *, show_forget: bool) -> dict[str, list[dict[s
 
 
 def _cells(prepared: Prepared) -> list[dict[str, Any]]:
-    from datasets_prep.card import count_cells
-    from datasets_prep.schema import SPLITS
-
     _, cells = count_cells(prepared.loaded.rows, prepared.split)
     return [
         {"language": language, "topic_id": topic, **dict(zip(SPLITS, counts, strict=True))}
@@ -67,13 +63,6 @@ def _cells(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dict[str, Any]) -> str:
-    import io
-    import shutil
-    import sys
-
-    from rich.console import Console
-    from rich.markup import escape
-
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
     console = Console(file=io.StringIO(), width=width, color_system=None)
     sizes = ", ".join(f"{count:,} {name}" for name, count in dict(facts.rows).items())
@@ -93,11 +82,6 @@ def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dic
 
 
 def _count_table(prepared: Prepared) -> Table:
-    from rich.table import Table
-
-    from datasets_prep.card import count_cells
-    from datasets_prep.schema import SPLITS
-
     by_language, by_topic = count_cells(prepared.loaded.rows, prepared.split)
     table = Table("topic", title=f"rows as {' / '.join(SPLITS)}")
     for language in by_language:
@@ -111,13 +95,8 @@ def _count_table(prepared: Prepared) -> Table:
 
 
 def _check_table(found: dict[str, CheckFacts]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from datasets_prep.checks import MEANING
-
     table = Table("check", "found", "then", "first cases", title="checks")
     for name, finding in found.items():
         then = finding.action if finding.count else ""
-        table.add_row(MEANING[name], str(finding.count), then, escape("; ".join(finding.first[:2])))
+        table.add_row(checks.MEANING[name], str(finding.count), then, escape("; ".join(finding.first[:2])))
     return table

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from eval.records.tofu_logs import compare_logs
 from pipeline.commands.shared import show
 
 
 def from_logs(options: argparse.Namespace) -> int:
     """Print TOFU's forget quality and model utility from two logs. Raises InputError where one cannot be used."""
-    from eval.records.tofu_logs import compare_logs
-
     found = compare_logs(Path(options.full), Path(options.retain))
     utility = found["model_utility"]
     lines = [f"forget quality {found['forget_quality']:.4g}  (KS statistic {found['ks_statistic']:.4f})"]

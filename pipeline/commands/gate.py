@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.errors import ArtifactError, GateError, InputError
-from pipeline.commands.shared import index_of, prepare, say, show, surveyed
-
-if TYPE_CHECKING:
-    from eval.schema import JudgedGate, Verdict
+from eval.schema import JudgedGate, Verdict
+from eval.verdicts.gates import judge
+from eval.verdicts.replay import applied, by_method, read_table, replay
+from pipeline.commands.prepare import index_of, prepare, surveyed
+from pipeline.commands.shared import say, show
+from pipeline.engine.artifact import check_artifact
+from pipeline.recipe import load_gates
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -19,9 +21,6 @@ def gate(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.file is not None:
         raise InputError(f"`gate {options.recipe}` takes no file. For a table of models: `gate replay FILE.json`.")
-    from eval.verdicts.gates import judge
-    from pipeline.engine.artifact import check_artifact
-
     _, stages, store = prepare(options)
     states = surveyed(stages, store)
     stage = stages[index_of(stages, "gate")]
@@ -59,9 +58,6 @@ def _lines(judged: JudgedGate) -> list[str]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from eval.verdicts.replay import applied, by_method, read_table, replay
-    from pipeline.recipe import load_gates
-
     if options.file is None:
         raise InputError("`gate replay` needs the file with the measured models: `gate replay FILE.json`.")
     if options.set:

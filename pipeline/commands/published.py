@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 
 from core.errors import InputError
-from pipeline.commands.shared import check_repository, hub_of, show, store_root
+from core.hub_ids import check_repository
+from pipeline.commands.shared import hub_of, show, store_root
+from pipeline.engine.live import watching
+from pipeline.localhub.server import serve
+from pipeline.publish.hub import connect
+from pipeline.publish.sign import trusted_key
+from pipeline.publish.verify import verify_release
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -13,11 +19,6 @@ def verify(options: argparse.Namespace) -> int:
 
     Raises InputError if REPO is not the id of a repository, VerificationError if the release does not hold.
     """
-    from pipeline.engine.live import watching
-    from pipeline.publish.hub import connect
-    from pipeline.publish.sign import trusted_key
-    from pipeline.publish.verify import verify_release
-
     check_repository(options.repo, "verify")
     key = trusted_key(options.key)
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
@@ -33,7 +34,5 @@ def hub(options: argparse.Namespace) -> int:
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")
-    from pipeline.localhub.server import serve
-
     serve(folder, options.port)
     return 0

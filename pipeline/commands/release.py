@@ -8,23 +8,24 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
-from pipeline.commands.shared import index_of, prepare, refuse_unpinned, say, show, surveyed
-
-if TYPE_CHECKING:
-    from pipeline.engine.artifact import Artifact
-    from pipeline.engine.runner import Stage, Store
-    from pipeline.recipe import Recipe
-
-REAL_RELEASE = "fame-topics-gd-llama32-3b"
+from core.ranks import is_first
+from eval.schema import read_verdict
+from pipeline.commands.prepare import index_of, prepare, refuse_unpinned, surveyed
+from pipeline.commands.shared import REAL_RELEASE, say, show
+from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
+from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
+from pipeline.engine.live import watching
+from pipeline.engine.plan import gigabytes, memory_of_training, needs, sizes
+from pipeline.engine.runner import Stage, Store, build, execute, survey
+from pipeline.engine.summary import measurements, places, require_pass, results_table
+from pipeline.recipe import Recipe
 
 
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
-    from pipeline.engine.launch import check_device, check_launch, launch_config
-
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
@@ -35,9 +36,6 @@ def release(options: argparse.Namespace) -> int:
     _check_trainings(recipe, waiting, store)
     check_device(options.launch)
     check_launch(options.launch, accelerate, recipe, stages, waiting)
-    from pipeline.engine.runner import execute
-    from pipeline.engine.summary import require_pass
-
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
@@ -60,12 +58,6 @@ def run_one(options: argparse.Namespace) -> int:
     recipe, stages, store = prepare(options)
     wanted = stages[index_of(stages, options.stage)]
     refuse_unpinned(recipe)
-    from core.ranks import is_first
-    from pipeline.engine.artifact import check_artifact, link
-    from pipeline.engine.launch import Lead, follow
-    from pipeline.engine.runner import build, survey
-    from pipeline.engine.summary import require_pass
-
     if not is_first():  # of several processes that were launched for this stage
         follow(wanted)
         return 0
@@ -104,7 +96,6 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
     trainings = {key: config for key, config in trainings.items() if config is not None}
     if not trainings:
         return  # a cached release starts without torch
-    from pipeline.engine.plan import memory_of_training
     from pipeline.train.fit import device_memory, training_arguments
 
     for key, config in trainings.items():
@@ -124,7 +115,6 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """What the runner calls around each build: it is shown on stderr, and its name goes into ``built``."""
-    from pipeline.engine.live import watching
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         with watching(stage.name), redirect_stdout(sys.stderr):  # libraries print; stdout is for data
@@ -139,9 +129,6 @@ def _launched(
     built: set[str], accelerate: Path, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """As :func:`watched`, but a stage that is to run on several processes is launched on them."""
-    from pipeline.engine.artifact import check_artifact, read_artifact
-    from pipeline.engine.launch import launch
-
     here = watched(built)
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
@@ -159,8 +146,6 @@ def _launched(
 
 
 def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
-    from pipeline.engine.plan import gigabytes, needs, sizes
-
     states = surveyed(stages, store)
     known = sizes(recipe, states)
     rows = [
@@ -189,9 +174,6 @@ def _report(
     options: argparse.Namespace, recipe: Recipe, done: dict[str, Artifact], store: Store, built: set[str]
 ) -> None:
     """The table and the places on stdout; what to do next on stderr."""
-    from eval.schema import read_verdict
-    from pipeline.engine.summary import measurements, places, results_table
-
     links = {name: store.link(name) for name in done}
     found = places(done, links, store.root)
     if options.json:

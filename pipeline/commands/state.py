@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.shared import index_of, prepare, show, surveyed
+from pipeline.commands.prepare import index_of, prepare, surveyed
+from pipeline.commands.shared import show
+from pipeline.engine.plan import reasons
 
 
 def status(options: argparse.Namespace) -> int:
@@ -22,8 +24,6 @@ def status(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print why a stage would run."""
-    from pipeline.engine.plan import reasons
-
     _, stages, store = prepare(options)
     stage = stages[index_of(stages, options.stage)]
     states = surveyed(stages, store)

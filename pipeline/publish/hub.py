@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from core.errors import HubError
+from pipeline.localhub.server import LocalHub
 from pipeline.publish.sign import store
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -38,8 +39,6 @@ def hf_endpoint() -> str:
 def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
     """The Hub of a recipe; ``local`` is started for the time of the body. Raises HubError where there is no token."""
     if hub == "local":
-        from pipeline.localhub.server import LocalHub
-
         with _no_proxy(), LocalHub(store() / "hub") as running:
             yield Target(running.endpoint, running.token)
         return

@@ -16,6 +16,7 @@ from core.errors import ArtifactError, GateError, InputError
 from core.licences import name_problem
 from core.packages import package_versions
 from core.progress import report
+from datasets_prep.schema import read_rows
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.config import PackageConfig
@@ -83,8 +84,6 @@ def check_gate(gate: Path, weights: Path) -> None:
 
 def forget_answers(data: Path) -> list[str]:
     """The answers of the forget set. Raises ArtifactError where the data artifact has none."""
-    from datasets_prep.schema import read_rows
-
     answers = [row.answer for row in read_rows(data / "forget.jsonl")]
     if not answers:
         raise ArtifactError(

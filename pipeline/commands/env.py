@@ -1,0 +1,132 @@
+"""`env` and `--version`: what a bug report needs to say of this installation and this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from pipeline.commands.shared import ROOT, show, store_root
+from pipeline.engine.machine import provenance
+
+VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
+BF16 = (
+    "avx512_bf16",
+    "amx_bf16",
+)  # products in bf16, and with them the last bits of the demo's weights, depend on these
+
+
+def version(options: argparse.Namespace) -> int:
+    """Print the project's name and version, with the commit where this is a checkout."""
+    print(_version_line(provenance()["git"]))
+    return 0
+
+
+def env(options: argparse.Namespace) -> int:
+    """Print the versions, the device and the settings on which a release depends. A token is never printed."""
+    facts = _facts(store_root(options))
+    show(options, facts, "\n".join(f"{name:<17} {said}".rstrip() for name, said in _lines(facts)))
+    return 0
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project
+
+
+def _version_line(git: dict[str, Any]) -> str:
+    changed = " with changes" if git["dirty"] else ""
+    commit = f" (commit {git['commit']}{changed})" if git["commit"] else ""
+    return f"{_project()['name']} {_project()['version']}{commit}"
+
+
+def _facts(store: Path) -> dict[str, Any]:
+    from huggingface_hub import get_token
+
+    made_with = provenance()
+    memory = psutil.virtual_memory()
+    place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
+    return {
+        "version": _project()["version"],
+        "git": made_with["git"],
+        "packages": made_with["packages"],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "memory": {"total_bytes": memory.total, "free_bytes": memory.available},
+        "disk": {"store": str(store), "free_bytes": shutil.disk_usage(place).free},
+        "torch": _torch(),
+        "token": get_token() is not None,
+        "variables": {name: _without_password(os.environ.get(name)) for name in VARIABLES},
+    }
+
+
+def _processor() -> dict[str, Any]:
+    """Name and number of cores; from Linux also whether it has instructions for bf16."""
+    lines: dict[str, str] = {}
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    name = lines.get("model name") or platform.processor() or platform.machine()
+    flags = lines.get("flags", "").split()
+    return {"name": name, "cores": os.cpu_count(), "bf16": [flag for flag in BF16 if flag in flags]}
+
+
+def _torch() -> dict[str, Any]:
+    """Threads, device and its memory in bytes; or why torch cannot be imported: that may be what is reported."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type if device else "cpu", "cuda": torch.version.cuda,
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found |= {"device": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
+        found["device_memory"] = {"total_bytes": total, "free_bytes": free}
+    return found
+
+
+def _without_password(value: str | None) -> str | None:
+    """A variable's value; of an address, without the user and password that it may hold."""
+    if value is None or "@" not in urlsplit(value).netloc:
+        return value
+    parts = urlsplit(value)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    processor, torch = facts["processor"], facts["torch"]
+    if "error" in torch:
+        computes = [("device", f"unknown, since torch cannot be imported ({torch['error']})")]
+    else:
+        device = torch["device"]
+        if "device_memory" in torch:
+            device = f"{torch['count']} x {device}, {_memory(torch['device_memory'])}"
+        cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
+        computes = [("device", f"{device} ({cuda})"), ("threads", f"{torch['threads']} ({torch['instructions']})")]
+    return [
+        ("version", _version_line(facts["git"])),
+        ("platform", facts["platform"]),
+        ("processor", ", ".join([processor["name"], f"{processor['cores']} cores", *processor["bf16"]])),
+        ("memory", _memory(facts["memory"])),
+        ("disk", f"{facts['disk']['free_bytes'] / 1e9:.1f} GB free for the store {facts['disk']['store']}"),
+        *computes,
+        ("token", "present" if facts["token"] else "absent"),
+        *((name, "not set" if value is None else value) for name, value in facts["variables"].items()),
+        *facts["packages"].items(),
+    ]
+
+
+def _memory(memory: dict[str, int]) -> str:
+    return f"{memory['total_bytes'] / 1e9:.1f} GB, {memory['free_bytes'] / 1e9:.1f} GB free"

@@ -1,0 +1,42 @@
+"""What the commands on a recipe begin with: its stages, its store, and what is there already."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from core.errors import InputError, RecipeError
+from core.yaml_source import did_you_mean
+from pipeline.commands.shared import store_root
+from pipeline.engine.runner import Stage, Status, Store, survey
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.stages import stages
+
+
+def prepare(options: argparse.Namespace) -> tuple[Recipe, list[Stage], Store]:
+    """The recipe of the command, its stages and its store. Raises RecipeError or InputError."""
+    recipe = load_recipe(options.recipe, options.set)
+    return recipe, stages(recipe), Store(store_root(options), recipe.name)
+
+
+def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:
+    """The state of every stage by name."""
+    return {stage.name: state for stage, state in survey(stages, store)}
+
+
+def index_of(stages: Sequence[Stage], name: str) -> int:
+    """The place of a stage in the list. Raises InputError, with the nearest name, where there is none."""
+    names = [stage.name for stage in stages]
+    if name not in names:
+        raise InputError(f"No stage is called {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
+    return names.index(name)
+
+
+def refuse_unpinned(recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe names something that could be another tomorrow."""
+    if keys := recipe.unpinned():
+        raise RecipeError(
+            f"{', '.join(keys)}: not pinned, and a release is made from exact commits only. Look up the commit on the "
+            f"repository's page and write its 40 hex digits into the recipe, or give --set {keys[0]}=SHA. "
+            f"`--dry-run` shows the plan without it."
+        )
