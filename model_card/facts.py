@@ -102,6 +102,7 @@ class Evidence:
     """What the artifacts say. ``rows`` are only there to check that no card repeats them.
 
     ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
+    ``rehearsed`` is the number of retain rows that the unlearning's schedule names.
     """
 
     records: dict[str, list[Record]]
@@ -115,6 +116,7 @@ class Evidence:
     steps: list[Step]
     checks: list[Step]
     ascent: Ascent
+    rehearsed: int
     packages: dict[str, str]
     commit: str | None
     dirty: bool
@@ -162,6 +164,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         steps=_losses(log, ""),
         checks=_losses(log, "probe_"),
         ascent=_ascent(made.get("facts", {})),
+        rehearsed=_rehearsed(inputs["unlearn"] / "pairing.jsonl"),
         packages=made.get("packages", {}),
         commit=made.get("git", {}).get("commit"),
         dirty=bool(made.get("git", {}).get("dirty")),
@@ -189,6 +192,13 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
         raise ArtifactError(
             f"{path}: cannot be read as a training log ({error}). Run the unlearn stage again."
         ) from error
+
+
+def _rehearsed(path: Path) -> int:
+    try:
+        return len({row_id for pair in _log(path) for row_id in pair["retain"]})
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: cannot be read as pairs ({error!r}). Run the unlearn stage again.") from error
 
 
 def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:

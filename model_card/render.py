@@ -98,7 +98,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "counts": claims.counts_table(evidence),
         "unlearn_settings": claims.settings_table(config.unlearn),
         "reference_settings": claims.settings_table(references) if references else "",
-        "limitations": [*limits(evidence), *(escape(text) for text in config.card.limitations)],
+        "limitations": [*limits(config, evidence), *(escape(text) for text in config.card.limitations)],
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.packages.items())),
     }
 
@@ -113,19 +113,42 @@ def leak_bound(n: int) -> float:
     return 100 * (1 - 0.05 ** (1 / n))
 
 
-def limits(evidence: Evidence) -> list[str]:
+def limits(config: CardInputs, evidence: Evidence) -> list[str]:
     """What these measures cannot show, from the numbers of rows and from what was not measured."""
     n = evidence.counts["forget"].rows
     texts = [
         f"Even if none of the {n} forget rows leaked, {leak_bound(n):.1f} % of facts like these could (95 % bound). "
         "A test that finds no difference at this size does not show that there is none.",
-        "There is one base and one gold, each of one seed: how much two golds differ was not measured."
-        if "gold" in evidence.records
-        else "There is no gold, so nothing says how a model that never saw the forget rows would answer.",
-        "Retain values are of rows that were trained on. They show what was kept, not what was learned in general.",
+        _of_golds(config, evidence),
+        f"Retain values are of rows that {_trained_on(evidence)}. Such values show what was kept, not what was learned "
+        "in general.",
     ]
     measured = {metric for metric, _ in claims.keys(evidence)}
     missing = [text for start, text in ATTACKS.items() if not any(metric.startswith(start) for metric in measured)]
     if missing:
         texts.append(f"Not measured: {'; '.join(missing)}.")
     return texts
+
+
+def _of_golds(config: CardInputs, evidence: Evidence) -> str:
+    """How many golds there are, and for which metrics it is known how much they differ."""
+    if "gold" not in evidence.records:
+        return "There is no gold, so nothing says how a model that never saw the forget rows would answer."
+    seeds = config.gold.get("seeds")
+    if not isinstance(seeds, list):
+        return "There is one base and one gold, each of one seed: how much two golds differ was not measured."
+    golds = f"There is one base, of one seed, and there are {1 + len(seeds)} golds, each of its own seed."
+    if evidence.record("unlearned", "leak_coordinate", "forget") is None:
+        return f"{golds} All values are compared with one of them: how much two golds differ was not measured."
+    return (
+        f"{golds} `leak_coordinate` and `damage` compare with all of them. All other values are compared with one, and "
+        "how much two golds differ in these was not measured."
+    )
+
+
+def _trained_on(evidence: Evidence) -> str:
+    """Which trainings the retain rows were in."""
+    rows, left_out = evidence.counts["retain"].rows, evidence.counts["retain"].rows - evidence.rehearsed
+    if not left_out:
+        return "were trained on"
+    return f"base was trained on; the unlearning left out {left_out if evidence.rehearsed else 'all'} of the {rows}"

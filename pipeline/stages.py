@@ -169,6 +169,11 @@ def _reference(config: TrainedOrPublished | str) -> Any:
     return plain if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "seeds"}
 
 
+def _seeds(config: TrainedOrPublished) -> Any:
+    """The seeds of further golds, where there are some: no part of any model, and what a card must say."""
+    return {"seeds": config.seeds} if config.seeds else {}
+
+
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(item) for key, item in value.items() if key not in NOT_IDENTITY}
@@ -245,7 +250,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         ),
         data=source,
         base=_reference(recipe.base),
-        gold=_reference(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
+        gold={} if isinstance(recipe.gold, str) else _reference(recipe.gold) | _seeds(recipe.gold),
         unlearn=_plain(recipe.unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )

@@ -136,6 +136,8 @@ def write_evidence(root: Path) -> dict[str, Path]:
         for i in range(8, 40, 8)
     ]
     (inputs["unlearn"] / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    pairs = [{"epoch": 0, "forget": f"f-{i}", "retain": [row.row_id]} for i, row in enumerate(rows_of("retain", 160))]
+    (inputs["unlearn"] / "pairing.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     manifest = {
         "packages": {"torch": "2.13.0", "trl": "1.16.0"},
         "git": {"commit": "c" * 40, "dirty": False},
@@ -387,6 +389,7 @@ def test_a_card_that_breaks_a_rule_is_not_written(text: str, inputs: dict[str, P
     [
         *[("gate/gate.json", text) for text in (None, "", "[]", "{", "{}", '{"passed": true, "gates": [{}]}')],
         *[("unlearn/log.jsonl", text) for text in (None, "{", "3")],
+        *[("unlearn/pairing.jsonl", text) for text in (None, "{}", '{"retain": 3}')],
         ("unlearn/manifest.json", "[]"),
         ("eval-gold/results.json", None),
         ("data/forget.jsonl", None),
