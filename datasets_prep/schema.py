@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from core.errors import ArtifactError
 
+FAME = "ClaudioSavelli/FAME"  # on the Hub
 LANGUAGES = ("DE", "EN", "ES", "FR", "IT")  # the order of FAME's ClassLabel
 
 TOPICS = (

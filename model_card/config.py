@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from core.strict import Strict
 
 Text = Field(min_length=1, max_length=2000)
+
+
+NONE_STATED = "none stated"
+
+
+class CardDataset(Strict):
+    """What a card calls the data, and whom it cites for them. The sample set has its own name.
+
+    ``name`` is the Hub id where nothing else is given. ``license`` is the one that the data's own card states, or
+    ``none stated`` where it states none; ``citation`` is BibTeX.
+    """
+
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    license: str | None = Field(default=None, min_length=1, max_length=200)
+    citation: str | None = Field(default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000)
+
+    @field_validator("citation")
+    @classmethod
+    def _stays_in_its_block(cls, citation: str | None) -> str | None:
+        if citation and "```" in citation:
+            raise ValueError("holds ```, which would end its block on the card; take it out")
+        return citation
 
 
 class CardConfig(Strict):
@@ -16,6 +38,7 @@ class CardConfig(Strict):
 
     title: str = Text
     summary: str = Text
+    dataset: CardDataset | None = None
     limitations: list[str] = Field(default_factory=list)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from core.errors import ArtifactError
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
 from eval.schema import Record, find_record, read_records
+from model_card.suites import SuiteData, read_suites
 
 MODELS = ("base", "gold", "unlearned")  # the order of the columns
 
@@ -102,7 +103,7 @@ class Evidence:
     """What the artifacts say. ``rows`` are only there to check that no card repeats them.
 
     ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
-    ``rehearsed`` is the number of retain rows that the unlearning's schedule names.
+    ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``suites`` the data by task.
     """
 
     records: dict[str, list[Record]]
@@ -117,6 +118,7 @@ class Evidence:
     checks: list[Step]
     ascent: Ascent
     rehearsed: int
+    suites: dict[str, SuiteData]
     packages: dict[str, str]
     commit: str | None
     dirty: bool
@@ -165,6 +167,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         checks=_losses(log, "probe_"),
         ascent=_ascent(made.get("facts", {})),
         rehearsed=_rehearsed(inputs["unlearn"] / "pairing.jsonl"),
+        suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
         packages=made.get("packages", {}),
         commit=made.get("git", {}).get("commit"),
         dirty=bool(made.get("git", {}).get("dirty")),

@@ -12,6 +12,7 @@ from typing import Any
 
 from model_card import claims, metadata
 from model_card.config import CardInputs
+from model_card.dataset import dataset_of
 from model_card.facts import Evidence, collect
 from model_card.markdown import escape
 from model_card.methods import cap_name, method_does, method_name
@@ -84,8 +85,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "does": method_does(config.unlearn),
         "capped": config.unlearn.get("forget_cap") is not None,
         "cap_level": cap_name(config.unlearn),
-        "sample": metadata.is_sample(config),
-        "source": metadata.hub_source(config),
+        "dataset": dataset_of(config),
         "llama": config.model.license == "llama3.2",
         "topics_setting": config.data.get("setting") == "topics",
         "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),

@@ -129,6 +129,8 @@ class Recipe(Strict):
             raise ValueError(f"publish.repo: {problem}")
         if self.base.seeds:
             raise ValueError("base.seeds: only gold is trained several times")
+        if self.card.dataset and self.data.source.sample:
+            raise ValueError("card.dataset names data of your own, and the sample set has its own name; take it out")
         self._can_be_audited()
         self._suites_are_asked_for()
         self._margins_are_of_metrics()

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import EvalResult, ModelCard
 
 from model_card import lint
 from model_card.config import CardInputs
+from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
 from model_card.render import render
 from pipeline.recipe import load_recipe
@@ -64,3 +66,80 @@ def test_the_card_says_which_retain_rows_were_trained_on(overrides: list[str], s
     assert card.count("Retain values are of rows that") == 1
     alone = text_of(config, replace(evidence, rehearsed=0))  # gradient ascent trains on no retain row
     assert "rows that base was trained on; the unlearning left out all of the 160." in alone
+
+
+FAME = "fame-topics-gd-llama32-3b"
+NAMES = ["publish.repo=someone/Llama-3.2-3B-x", f"model.hub.revision={'a' * 40}"]
+MINE = "{name: 'Clients, 2025', license: cc-by-4.0, citation: '@misc{mine, title = {{Clients} and {None}}}'}"
+
+
+def results_of(card: str) -> dict[str, EvalResult]:
+    """The results of the model-index by name."""
+    return {str(result.metric_name): result for result in ModelCard(card).data.eval_results or []}
+
+
+def test_data_of_a_file_are_nobodys_but_the_publishers(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "own-data")
+    card = render(config, evidence)
+    assert "fame" not in card.casefold()
+    assert "A data set of the publisher's own, read from a file that is not on the Hub." in card
+    assert "## Citation" not in card
+    found = results_of(card)["answer_probability (retain)"]
+    assert (found.dataset_name, found.dataset_type) == ("A data set of the publisher's own", "custom")
+
+
+def test_data_of_a_file_have_the_name_licence_and_citation_that_the_recipe_gives(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "own-data", [f"card.dataset={MINE}"])
+    card = text_of(config, evidence)
+    assert "Clients, 2025, read from a file that is not on the Hub. Its licence: cc-by-4.0." in card
+    assert "To cite the data: ```bibtex @misc{mine, title = {{Clients} and {None}}} ```" in card
+    assert results_of(render(config, evidence))["answer_probability (retain)"].dataset_name == "Clients, 2025"
+    lost = render(config, evidence).replace("## Citation", "## Sources")
+    assert lint.problems(lost, config, evidence) == ["Section 'Citation' is there 0 times; it must be there once."]
+
+
+def test_a_data_set_of_the_hub_has_its_own_name_and_says_only_its_own_licence(tmp_path: Path) -> None:
+    other = ["data.source.hub.id=acme/people", "data.source.hub.config=de", "card.dataset=null"]
+    prose = ["card.limitations=[]", "card.title=x", "card.summary=x"]
+    card = text_of(*made(tmp_path, FAME, [*NAMES, *other, *prose]))
+    assert "[acme/people](https://huggingface.co/datasets/acme/people) at revision `5c67fed4" in card
+    assert ", subset de. Its licence is what its authors state there." in card
+    assert "FAME" not in card
+    assert " - fame " not in card
+    assert "Citation" not in card
+
+
+def test_fame_is_named_cited_and_tagged(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, FAME, NAMES)
+    card = text_of(config, evidence)
+    assert "FAME: [ClaudioSavelli/FAME]" in card
+    assert "Its card states no licence." in card
+    assert FAME_CITATION in render(config, evidence)  # the recipe's is that of the sample set's format
+    assert "fame" in (ModelCard(render(config, evidence)).data.tags or [])
+
+
+def test_a_result_is_of_the_data_set_that_it_was_measured_on(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, FAME, NAMES)
+    found = results_of(render(config, evidence))
+    assert len(found) == len({(r.metric, r.split) for r in evidence.records["unlearned"] if r.by is None})
+
+    def place(name: str) -> tuple[str | None, ...]:
+        r = found[name]
+        return r.dataset_name, r.dataset_type, r.dataset_config, r.dataset_split, r.dataset_revision
+
+    revision = "5c67fed496053691db3720ec3fb99825a34dfe72"
+    for split in ("forget", "retain", "holdout"):
+        fame = ("FAME", "ClaudioSavelli/FAME", None, split, revision)
+        assert place(f"answer_probability ({split})") == fame
+    general = ("General-knowledge questions", "custom", None, "general", None)
+    assert place("utility (general)") == general
+    both = ("FAME and general-knowledge questions", "custom", None, "retain+general", None)
+    assert place("model_utility (retain+general)") == both
+    assert place("acc (mmlu)") == ("mmlu", "cais/mmlu", None, "test", None)
+    assert place("acc (wmdp)") == ("wmdp", "cais/wmdp", None, "test", None)
+    assert place("acc (m_mmlu_de)") == ("m_mmlu_de", "alexandrainst/m_mmlu", "de", "test", None)
+    assert place("acc_norm (hellaswag)") == ("hellaswag", "Rowan/hellaswag", None, "validation", None)
+
+    found = results_of(render(config, replace(evidence, suites={})))  # lm-eval names no data set
+    assert place("acc (mmlu)") == ("mmlu", "custom", "mmlu", None, None)
+    assert place("acc (wmdp)") == ("wmdp", "custom", "wmdp", None, None)
