@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator
@@ -12,18 +13,24 @@ Text = Field(min_length=1, max_length=2000)
 
 
 NONE_STATED = "none stated"
+WITHHELD = "WITHHELD"
 
 
 class CardDataset(Strict):
-    """What a card calls the data, and whom it cites for them. The sample set has its own name.
+    """What a card calls the data, and whom it cites for them. The sample set has its own name."""
 
-    ``name`` is the Hub id where nothing else is given. ``license`` is the one that the data's own card states, or
-    ``none stated`` where it states none; ``citation`` is BibTeX.
-    """
-
-    name: str | None = Field(default=None, min_length=1, max_length=200)
-    license: str | None = Field(default=None, min_length=1, max_length=200)
-    citation: str | None = Field(default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000)
+    name: str | None = Field(
+        default=None, min_length=1, max_length=200, description="Their name; that of data of the Hub is else their id."
+    )
+    license: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The licence that the data's own card states; `none stated` if it states none.",
+    )
+    citation: str | None = Field(
+        default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000, description="BibTeX of what is cited for them."
+    )
 
     @field_validator("citation")
     @classmethod
@@ -38,7 +45,7 @@ class CardConfig(Strict):
 
     title: str = Text
     summary: str = Text
-    dataset: CardDataset | None = None
+    dataset: CardDataset | None = Field(default=None, description="What the card says of data of your own.")
     limitations: list[str] = Field(default_factory=list)
 
 
@@ -63,13 +70,16 @@ class CardPublish(Strict):
 
 
 class CardInputs(Strict):
-    """The configuration of the card stage. ``recipe`` is the name that ``python -m pipeline release`` takes.
+    """The configuration of the card stage.
 
+    ``recipe`` is the name of a recipe of this project, or ``./`` and the name of somebody's own file. ``overrides`` are
+    the ``--set`` values, each ``KEY=VALUE`` or ``KEY=WITHHELD``.
     ``data``, ``base``, ``gold`` and ``unlearn`` are the recipe's sections as they are; the card prints the last three.
     ``gold`` is empty where the recipe has none.
     """
 
-    recipe: str = Field(pattern=r"^\w[\w.-]*$")
+    recipe: str = Field(min_length=1)
+    overrides: list[str] = Field(default_factory=list)
     card: CardConfig
     model: CardModel
     data: dict[str, JsonValue]
@@ -77,3 +87,14 @@ class CardInputs(Strict):
     gold: dict[str, JsonValue] = Field(default_factory=dict)
     unlearn: dict[str, JsonValue]
     publish: CardPublish
+
+    @property
+    def command(self) -> str:
+        """The command line that made the release, quoted for a shell."""
+        values = [word for value in self.overrides for word in ("--set", value)]
+        return shlex.join(["python", "-m", "pipeline", "release", self.recipe, *values])
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the command does not show all of its values."""
+        return any(value.endswith(f"={WITHHELD}") for value in self.overrides)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from core.errors import RecipeError
 from core.strict import Strict
@@ -98,6 +98,13 @@ class TrainedOrPublished(Strict):
         return TrainedOrPublished(train=self.train.model_copy(update={"args": args}))
 
 
+class Origin(NamedTuple):
+    """How a command names a recipe: one of this project, or ``./`` and the name of a file; and its ``--set`` values."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+
+
 class Recipe(Strict):
     """One release. ``gold: none`` is for models that nobody can afford to train twice.
 
@@ -115,6 +122,12 @@ class Recipe(Strict):
     equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: dict(EQUIVALENCE))
     card: CardConfig
     publish: PublishConfig
+    _origin: Origin | None = PrivateAttr(default=None)
+
+    @property
+    def origin(self) -> Origin:
+        """How the command names it. It is no part of what the recipe says, and so of no dump and no key."""
+        return self._origin or Origin(self.name)
 
     @field_validator("name")
     @classmethod
@@ -205,10 +218,14 @@ def find_recipe(name_or_path: str) -> Path:
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge and check a recipe. Raises RecipeError that lists every problem with its key's path and line."""
-    tree = _with_parent(find_recipe(name_or_path))
+    path = find_recipe(name_or_path)
+    tree = _with_parent(path)
     for assignment in overrides:
         tree = override(tree, assignment)
-    return _validated(Recipe, tree)
+    recipe = _validated(Recipe, tree)
+    shipped = path.resolve().parent == RECIPES.resolve()
+    recipe._origin = Origin(path.stem if shipped else f"./{path.name}", tuple(overrides))
+    return recipe
 
 
 class GateFile(Strict):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from core.digests import content_digest
 from core.errors import InputError
 from pipeline.engine.runner import Stage
+from pipeline.overrides import published
 from pipeline.recipe import HubRef, Recipe, TrainedOrPublished
 from pipeline.train.config import WITHOUT_EFFECT
 
@@ -240,7 +241,8 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
 
     source = _public(recipe.data.model_dump())
     config = CardInputs(
-        recipe=recipe.name,
+        recipe=recipe.origin.recipe,
+        overrides=published(recipe.origin.overrides, recipe.data.model_dump(), source, NOT_IDENTITY),
         card=recipe.card,
         model=CardModel(
             name=recipe.model.name,
@@ -273,6 +275,6 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         repo=recipe.publish.repo,
         license=recipe.model.license,
         base_model=recipe.model.name,
-        recipe=card.model_dump(include={"recipe", "model", "data", "base", "gold", "unlearn"}),
+        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"}),
     )
     return config, _plain(config)

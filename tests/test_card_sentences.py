@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
@@ -14,7 +17,8 @@ from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
 from model_card.render import render
-from pipeline.recipe import load_recipe
+from pipeline.overrides import published
+from pipeline.recipe import RECIPES, load_recipe
 from pipeline.stages import stages
 from tests.card_evidence import write_evidence
 
@@ -143,3 +147,90 @@ def test_a_result_is_of_the_data_set_that_it_was_measured_on(tmp_path: Path) -> 
     found = results_of(render(config, replace(evidence, suites={})))  # lm-eval names no data set
     assert place("acc (mmlu)") == ("mmlu", "custom", "mmlu", None, None)
     assert place("acc (wmdp)") == ("wmdp", "custom", "wmdp", None, None)
+
+
+def made_by(config: CardInputs, evidence: Evidence) -> list[str]:
+    """The words of the command on the card, as a shell reads them."""
+    section = render(config, evidence).split("## How it was made")[1]
+    return shlex.split(section.split("```")[1])
+
+
+def test_the_command_on_the_card_has_the_values_that_made_it(tmp_path: Path) -> None:
+    given = [
+        "unlearn.epochs=4",
+        "gold.seeds=null",
+        "card.title=It's `new` & $(old)",
+        "eval.robustness={quantize: [nf4]}",
+    ]
+    config, evidence = made(tmp_path, "demo", given)
+    words = ["python", "-m", "pipeline", "release", "demo", *(word for value in given for word in ("--set", value))]
+    assert made_by(config, evidence) == words
+    assert "WITHHELD" not in text_of(config, evidence)
+    assert "publisher's own" not in text_of(config, evidence)
+
+
+def test_a_recipe_of_ones_own_is_shown_by_its_files_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "my recipe.yaml"
+    recipe.write_text("extends: demo\nname: another-name\n")
+    config, evidence = made(tmp_path / "evidence", str(recipe))
+    assert made_by(config, evidence)[3:] == ["release", "./my recipe.yaml"]
+    assert "The recipe is a file of the publisher's own" in text_of(config, evidence)
+    assert config.recipe in json.dumps(identities(str(recipe))["package"])  # which writes release.json
+    demo, _ = made(tmp_path / "demo", str(RECIPES / "demo.yaml"), ["name=renamed"])
+    assert demo.command.endswith("release demo --set name=renamed")
+
+
+def test_files_and_people_of_the_command_are_withheld(tmp_path: Path) -> None:
+    rows = tmp_path / "rows of Ida Fenn.csv"
+    rows.write_text((RECIPES / "own-data.csv").read_text())
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    given = [
+        f"data.source.file={rows}",
+        "data.seed=7",
+        "data.request.forget.0.identities=[Friede Moor, C-0804]",
+        "data.request.forget.1={topics: [email]}",
+        "model.pypi=null",
+        f"model.path={tmp_path / 'checkpoint'}",
+        "model.chat_template='{{ messages }}'",
+        "card.summary='two\n\n  lines'",
+        "eval.device=cuda",
+    ]
+    config, evidence = made(tmp_path / "evidence", "own-data", given)
+    shown = [
+        "data.source.file=WITHHELD",
+        "data.seed=7",
+        "data.request.forget.0.identities=WITHHELD",
+        "data.request.forget.1={topics: [email]}",
+        "model.pypi=null",
+        "model.path=WITHHELD",
+        "model.chat_template=WITHHELD",
+        "card.summary=WITHHELD",
+    ]
+    assert made_by(config, evidence)[6::2] == shown
+    assert "`WITHHELD` stands for values that are not shown" in text_of(config, evidence)
+    found = identities("own-data", given)
+    assert shown == found["package"]["recipe"]["overrides"]
+    for stage in ("card", "package"):
+        assert "Friede" not in json.dumps(found[stage])
+        assert "Ida Fenn" not in json.dumps(found[stage]).replace("rows of Ida Fenn.csv", "")  # shown by its name alone
+        assert str(tmp_path) not in json.dumps(found[stage])
+
+
+def test_values_that_other_values_replaced_are_withheld_too() -> None:
+    given = ["data.source.file=/home/x/y.csv", "data.source.file=null", "data.request={forget: [{rows: [secret]}]}"]
+    data = {"source": {"file": None, "hub": {"id": "a/b"}}, "request": None}
+    shown = ["data.source.file=WITHHELD", "data.source.file=null", "data.request=WITHHELD"]
+    assert published(given, data, data, ()) == shown
+    assert published(["data.request=null # of Ida Fenn"], data, data, ()) == ["data.request=WITHHELD"]
+    assert published(["data.source={hub: {id: a/b}}"], data, data, ()) == ["data.source={hub: {id: a/b}}"]
+
+
+def test_the_command_is_in_the_keys_of_card_and_package_alone() -> None:
+    plain, said = identities("demo"), identities("demo", ["unlearn.epochs=9", "data.seed=42"])  # as the recipe has them
+    assert [name for name in plain if plain[name] != said[name]] == ["card", "package"]
+
+
+def identities(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What enters the key of each stage."""
+    return {stage.name: stage.identity for stage in stages(load_recipe(name, overrides))}
