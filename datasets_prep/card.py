@@ -11,7 +11,7 @@ from core.licences import LicenceId
 from datasets_prep.checks import MEANING
 from datasets_prep.config import DataConfig, Request, Selection
 from datasets_prep.rows import Rows
-from datasets_prep.schema import LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
+from datasets_prep.schema import FAME, LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
 from datasets_prep.splits import Split, cells
 
 # The sample set is a part of this project; under which licence other data are, only their authors can say.
@@ -25,11 +25,12 @@ _FIELDS = {
     "row_id": "text; names the fact for good, whatever the split, order and seed",
     "identity_id": "whole number or text; one person (null where the source does not say, as in the next three)",
     "name": "text; the full name",
-    "language": f"code of two letters; FAME has {', '.join(LANGUAGES)}",
-    "topic_id": "text; in FAME `category.topic`, one of 20",
+    "language": "code of two letters",
+    "topic_id": "text",
     "question": "text",
     "answer": "text",
 }
+_FAME_FIELDS = {"language": f"FAME has {', '.join(LANGUAGES)}", "topic_id": "in FAME `category.topic`, one of 20"}
 _SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -50,11 +51,18 @@ def render(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> st
         *(f"Left out: {what.replace('_', ' ')}, because there are {why}." for what, why in facts.left_out.items()),
         _rule(config, facts),
         *_counts(rows, split),
-        "## Fields\n\n" + _table(("field", "what it is"), [(f"`{name}`", text) for name, text in _FIELDS.items()]),
+        "## Fields\n\n" + _table(("field", "what it is"), _fields(config)),
         _perturbed(config, facts.perturbed),
         _checks(facts.checks),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _fields(config: DataConfig) -> list[tuple[str, str]]:
+    """Each field, for FAME and data of its format with what it is there."""
+    fame = config.source.sample is not None or (config.source.hub is not None and config.source.hub.id == FAME)
+    more = _FAME_FIELDS if fame else {}
+    return [(f"`{name}`", f"{text}; {more[name]}" if name in more else text) for name, text in _FIELDS.items()]
 
 
 def _title(config: DataConfig) -> str:

@@ -17,6 +17,7 @@ from core.artifacts import json_text, read_file
 from core.errors import ArtifactError
 from core.strict import Strict
 
+FAME = "ClaudioSavelli/FAME"  # on the Hub
 LANGUAGES = ("DE", "EN", "ES", "FR", "IT")  # the order of FAME's ClassLabel
 
 TOPICS = (

@@ -170,8 +170,9 @@ def settings_table(settings: Mapping[str, Any]) -> str:
 
 def reference_settings(config: CardInputs) -> dict[str, Any]:
     """How base and gold came to be: one set of settings where they share it, and two where they do not."""
-    if config.base == config.gold or not config.gold:
-        return flatten(config.base)
+    one_gold = {key: value for key, value in config.gold.items() if key != "seeds"}
+    if config.base == one_gold or not one_gold:
+        return flatten(config.base | {"gold": {"seeds": config.gold.get("seeds")}})
     return flatten({"base": config.base, "gold": config.gold})
 
 

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from core.hub_ids import Commit, HubId, ReleaseTag
 from core.licences import LicenceId
 from core.strict import Strict
+
+NONE_STATED = "none stated"
+WITHHELD = "WITHHELD"
+
+
+class CardDataset(Strict):
+    """What a card calls the data, and whom it cites for them. The sample set has its own name."""
+
+    name: str | None = Field(
+        default=None, min_length=1, max_length=200, description="Their name; that of data of the Hub is else their id."
+    )
+    license: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The licence that the data's own card states; `none stated` if it states none.",
+    )
+    citation: str | None = Field(
+        default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000, description="BibTeX of what is cited for them."
+    )
+
+    @field_validator("citation")
+    @classmethod
+    def _stays_in_its_block(cls, citation: str | None) -> str | None:
+        if citation and "```" in citation:
+            raise ValueError("holds ```, which would end its block on the card; take it out")
+        return citation
 
 
 class CardConfig(Strict):
@@ -16,6 +44,7 @@ class CardConfig(Strict):
 
     title: str = Field(min_length=1, max_length=2000, description="Title of the card.")
     summary: str = Field(min_length=1, max_length=2000, description="What the release is, in a few sentences.")
+    dataset: CardDataset | None = Field(default=None, description="What the card says of data of your own.")
     limitations: list[str] = Field(
         default_factory=list, description="Limitations beside those that follow from the evidence."
     )
@@ -43,7 +72,12 @@ class CardPublish(Strict):
 class CardInputs(Strict):
     """The configuration of the card stage."""
 
-    recipe: str = Field(pattern=r"^\w[\w.-]*$", description="The name that `python -m pipeline release` takes.")
+    recipe: str = Field(
+        min_length=1, description="The name of a recipe of this project, or `./` and the name of somebody's own file."
+    )
+    overrides: list[str] = Field(
+        default_factory=list, description="The `--set` values, each `KEY=VALUE` or `KEY=WITHHELD`."
+    )
     card: CardConfig = Field(description="The recipe's prose.")
     model: CardModel = Field(description="The start model.")
     data: dict[str, JsonValue] = Field(description="The recipe's section, as far as it may be published.")
@@ -53,6 +87,17 @@ class CardInputs(Strict):
     )
     unlearn: dict[str, JsonValue] = Field(description="The recipe's section; the card prints it.")
     publish: CardPublish = Field(description="Where the release will be.")
+
+    @property
+    def command(self) -> str:
+        """The command line that made the release, quoted for a shell."""
+        values = [word for value in self.overrides for word in ("--set", value)]
+        return shlex.join(["python", "-m", "pipeline", "release", self.recipe, *values])
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the command does not show all of its values."""
+        return any(value.endswith(f"={WITHHELD}") for value in self.overrides)
 
 
 class CardFacts(Strict):

@@ -10,9 +10,10 @@ from typing import Any
 
 from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError
-from core.unlearning import UnlearnFacts
+from core.unlearning import UnlearnFacts, read_pairing
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
 from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
+from model_card.suites import SuiteData, read_suites
 
 MODELS = ("base", "gold", "unlearned")  # the order of the columns
 
@@ -50,6 +51,7 @@ class Evidence:
     """What the artifacts say. ``rows`` are only there to check that no card repeats them.
 
     ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
+    ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``suites`` the data by task.
     """
 
     records: dict[str, list[Record]]
@@ -63,6 +65,8 @@ class Evidence:
     steps: list[Step]
     checks: list[Step]
     ascent: UnlearnFacts
+    rehearsed: int
+    suites: dict[str, SuiteData]
     packages: dict[str, str]
     commit: str | None
     dirty: bool
@@ -102,6 +106,8 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         steps=_losses(log, ""),
         checks=_losses(log, "probe_"),
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
+        rehearsed=len({row for pair in read_pairing(inputs["unlearn"]) for row in pair.retain}),
+        suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
         packages=made.packages,
         commit=made.git.commit,
         dirty=made.git.dirty,

@@ -13,9 +13,10 @@ from core.licences import LICENCES, name_problem
 from eval.schema import Record
 from model_card import claims
 from model_card.config import CardInputs
+from model_card.dataset import dataset_of
 from model_card.facts import MODELS, Evidence
 from model_card.markdown import Section, read
-from model_card.metadata import hub_source
+from model_card.metadata import result_name
 
 SECTIONS = (
     "What was to be forgotten",
@@ -28,7 +29,6 @@ SECTIONS = (
     "Licence",
     "How to verify",
     "How it was made",
-    "Citation",
 )
 _PLACEHOLDER = re.compile(
     r"more information needed|\b(?:todo|tbd|fixme|undefined|nan)\b|lorem ipsum|\{\{|\{%|<your"
@@ -64,7 +64,7 @@ def problems(card: str, config: CardInputs, evidence: Evidence) -> list[str]:
     return [
         *_metadata(parsed.data.to_dict(), config, evidence),
         *_text(card, config, evidence),
-        *_sections(sections),
+        *_sections(sections, config),
         *_results(_rows(sections, "Results"), evidence),
         *_languages(_rows(sections, "By language"), evidence),
         *_gates(_rows(sections, "Gates"), evidence),
@@ -75,11 +75,11 @@ def problems(card: str, config: CardInputs, evidence: Evidence) -> list[str]:
 
 
 def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -> Iterator[str]:
-    source = hub_source(config)
+    dataset = dataset_of(config)
     expected = {
         "base_model": config.model.name,
         "license": config.model.license,
-        "datasets": [source["id"]] if source else None,
+        "datasets": [dataset.hub] if dataset.hub else None,
         "language": [language.lower() for language in evidence.languages()],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -92,20 +92,17 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
             yield f"Metadata: {name!r} is not the id of a Hub repository."
     index = data.get("model-index") or [{}]
     shown = {
-        (metric["type"], result["dataset"].get("split")): metric["value"]
-        for result in index[0].get("results", [])
-        for metric in result["metrics"]
+        metric.get("name"): metric["value"] for result in index[0].get("results", []) for metric in result["metrics"]
     }
-    measured: dict[tuple[Any, Any], float] = {
-        (r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None
-    }
+    measured = {result_name(r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None}
     for where in sorted(shown.keys() | measured.keys(), key=str):
         if shown.get(where) != measured.get(where):
             yield f"Metadata: model-index says {shown.get(where)} for {where}, results.json says {measured.get(where)}."
 
 
 def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
-    for match in _PLACEHOLDER.finditer(card):
+    citation = dataset_of(config).citation or ""
+    for match in _PLACEHOLDER.finditer(card.replace(citation, "\n" * citation.count("\n"))):  # it may hold {{braces}}
         yield f"Placeholder {match[0]!r} in line {_line(card, match)}."
     for match in _LOCAL_PATH.finditer(card):
         yield f"Local path {match[0]!r} in line {_line(card, match)}."
@@ -130,9 +127,10 @@ def _line(card: str, match: re.Match[str]) -> str:
     return f"{number + 1}: {card.splitlines()[number].strip()[:80]}"
 
 
-def _sections(sections: list[Section]) -> Iterator[str]:
+def _sections(sections: list[Section], config: CardInputs) -> Iterator[str]:
     headings = [section.heading for section in sections]
-    for required in SECTIONS:
+    cites = dataset_of(config).citation is not None
+    for required in (*SECTIONS, *(["Citation"] if cites else [])):
         if headings.count(required) != 1:
             yield f"Section {required!r} is there {headings.count(required)} times; it must be there once."
 

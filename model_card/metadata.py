@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from datasets_prep.schema import SPLITS
 from model_card.claims import keys
 from model_card.config import CardInputs
+from model_card.dataset import Dataset, dataset_of
 from model_card.facts import Evidence
 from model_card.methods import METHODS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
-
-
-def hub_source(inputs: CardInputs) -> dict[str, Any] | None:
-    """``{"id", "revision"}`` of the data's Hub repository; None for a sample set and for a file."""
-    source = inputs.data.get("source")
-    return source.get("hub") if isinstance(source, dict) else None  # type: ignore[return-value]
-
-
-def is_sample(inputs: CardInputs) -> bool:
-    """Whether the data are this project's invented sample set."""
-    source = inputs.data.get("source")
-    return isinstance(source, dict) and source.get("sample") is not None
-
-
-def _is_fame(inputs: CardInputs) -> bool:
-    """Whether the rows are FAME's, or in its format."""
-    source = hub_source(inputs)
-    return is_sample(inputs) or bool(source and "FAME" in source["id"])
 
 
 def model_name(inputs: CardInputs) -> str:
@@ -40,12 +24,12 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
     """The metadata. Licence ids are the Hub's own; a dataset is named only where it is one on the Hub."""
     from huggingface_hub import ModelCardData
 
-    source = hub_source(inputs)
+    dataset = dataset_of(inputs)
     method = METHODS.get(str(inputs.unlearn.get("method")))
     return ModelCardData(
         base_model=inputs.model.name,
         base_model_relation="finetune",
-        datasets=[source["id"]] if source else None,
+        datasets=[dataset.hub] if dataset.hub else None,
         language=[language.lower() for language in evidence.languages()] or None,
         library_name="transformers",
         license=inputs.model.license,
@@ -53,7 +37,7 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
         tags=[
             "unlearning",
             "machine-unlearning",
-            *(["fame"] if _is_fame(inputs) else []),
+            *(["fame"] if dataset.is_fame else []),
             *([method.tag] if method else []),
         ],
         model_name=model_name(inputs),
@@ -61,30 +45,51 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
     )
 
 
-# No `.eval_results/`: its entries must name a benchmark from the Hub's allow-list, and neither FAME nor this project's
-# general-knowledge questions are on it. The values are in the model-index here and in results.json.
+# No `.eval_results/`: its entries must name a benchmark from the Hub's allow-list, and neither the data of a recipe nor
+# this project's general-knowledge questions are on it. The values are in the model-index here and in results.json.
 def _results(inputs: CardInputs, evidence: Evidence) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    source = hub_source(inputs)
+    dataset = dataset_of(inputs)
     results = []
     for metric, split in keys(evidence):
         record = evidence.record("unlearned", metric, split)
-        if record is None:
-            continue
-        general = split == "general"
-        fame = "FAME-format sample set" if is_sample(inputs) else "FAME"
-        on_hub = source is not None and not general
-        results.append(
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=source["id"] if source and on_hub else "custom",
-                dataset_name="General-knowledge questions" if general else fame,
-                dataset_split=split,
-                dataset_revision=source.get("revision") if source and on_hub else None,
-                metric_type=metric,
-                metric_name=f"{metric} ({split})",
-                metric_value=record.value,
+        if record is not None:
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    metric_type=metric,
+                    metric_name=result_name(metric, split),
+                    metric_value=record.value,
+                    **_measured_on(split, dataset, evidence),
+                )
             )
-        )
     return results
+
+
+def result_name(metric: str, split: str) -> str:
+    """The name of a result in the model-index, which no other has: a suite's data set may have any splits."""
+    return f"{metric} ({split})"
+
+
+GENERAL = "General-knowledge questions"  # this project's own
+
+
+def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, Any]:
+    """The data set that a record is of: the recipe's, the project's own questions, or the one of a suite's task.
+
+    The Hub's client merges results whose type, subset, split and revision are the same, so these tell apart what is on
+    no Hub.
+    """
+    if split in SPLITS:
+        name, hub = dataset.name, dataset.hub
+        found = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
+    elif split in ("general", "retain+general"):
+        name, hub = GENERAL if split == "general" else f"{dataset.name} and {GENERAL.lower()}", None
+        found = {"dataset_split": split}
+    else:
+        suite = evidence.suites.get(split)
+        name, hub = split, suite.hub if suite else None
+        found = {"dataset_config": suite.subset, "dataset_split": suite.split} if suite and hub else {}
+        found = found or {"dataset_config": split}
+    return {"dataset_name": name, "dataset_type": hub or "custom", **found}

@@ -14,6 +14,7 @@ from core.licences import LICENCES
 from eval.schema import PublishedResults
 from model_card import claims, metadata
 from model_card.config import CardFacts, CardInputs
+from model_card.dataset import dataset_of
 from model_card.facts import Evidence, collect
 from model_card.lint import check
 from model_card.markdown import escape
@@ -76,9 +77,8 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "does": method_does(config.unlearn),
         "capped": config.unlearn.get("forget_cap") is not None,
         "cap_level": cap_name(config.unlearn),
-        "sample": metadata.is_sample(config),
-        "source": metadata.hub_source(config),
         "licence": LICENCES[config.model.license],
+        "dataset": dataset_of(config),
         "topics_setting": config.data.get("setting") == "topics",
         "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),
         "topics": ", ".join(f"`{topic}`" for topic in evidence.topics()),
@@ -90,7 +90,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "counts": claims.counts_table(evidence),
         "unlearn_settings": claims.settings_table(config.unlearn),
         "reference_settings": claims.settings_table(references) if references else "",
-        "limitations": [*limits(evidence), *(escape(text) for text in config.card.limitations)],
+        "limitations": [*limits(config, evidence), *(escape(text) for text in config.card.limitations)],
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.packages.items())),
     }
 
@@ -100,17 +100,40 @@ def listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def limits(evidence: Evidence) -> list[str]:
+def limits(config: CardInputs, evidence: Evidence) -> list[str]:
     """What these measures cannot show, from the numbers of rows and from what was not measured."""
     n = evidence.counts["forget"].rows
     texts = [
         f"Even if none of the {n} forget rows leaked, {claims.leak_bound(n):.1f} % of facts like these could (95 % "
         "bound). A test that finds no difference at this size does not show that there is none.",
-        "There is one base and one gold, each of one seed: how much two golds differ was not measured."
-        if "gold" in evidence.records
-        else "There is no gold, so nothing says how a model that never saw the forget rows would answer.",
-        "Retain values are of rows that were trained on. They show what was kept, not what was learned in general.",
+        _of_golds(config, evidence),
+        f"Retain values are of rows that {_trained_on(evidence)}. Such values show what was kept, not what was learned "
+        "in general.",
     ]
     if missing := claims.not_measured(evidence):
         texts.append(f"Not measured: {'; '.join(missing)}.")
     return texts
+
+
+def _of_golds(config: CardInputs, evidence: Evidence) -> str:
+    """How many golds there are, and for which metrics it is known how much they differ."""
+    if "gold" not in evidence.records:
+        return "There is no gold, so nothing says how a model that never saw the forget rows would answer."
+    seeds = config.gold.get("seeds")
+    if not isinstance(seeds, list):
+        return "There is one base and one gold, each of one seed: how much two golds differ was not measured."
+    golds = f"There is one base, of one seed, and there are {1 + len(seeds)} golds, each of its own seed."
+    if evidence.record("unlearned", "leak_coordinate", "forget") is None:
+        return f"{golds} All values are compared with one of them: how much two golds differ was not measured."
+    return (
+        f"{golds} `leak_coordinate` and `damage` compare with all of them. All other values are compared with one, and "
+        "how much two golds differ in these was not measured."
+    )
+
+
+def _trained_on(evidence: Evidence) -> str:
+    """Which trainings the retain rows were in."""
+    rows, left_out = evidence.counts["retain"].rows, evidence.counts["retain"].rows - evidence.rehearsed
+    if not left_out:
+        return "were trained on"
+    return f"base was trained on; the unlearning left out {left_out if evidence.rehearsed else 'all'} of the {rows}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from core.errors import RecipeError
 from core.licences import name_problem
@@ -24,6 +24,13 @@ from pipeline.unlearn.config import UnlearnConfig, level_name
 RECIPES = Path(__file__).parent / "recipes"
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Model = TypeVar("Model", bound=Strict)
+
+
+class Origin(NamedTuple):
+    """How a command names a recipe: one of this project, or ``./`` and the name of a file; and its ``--set`` values."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
 
 
 class Recipe(Strict):
@@ -47,6 +54,12 @@ class Recipe(Strict):
     )
     card: CardConfig = Field(description="The prose of the card.")
     publish: PublishConfig = Field(description="Where the release goes.")
+    _origin: Origin | None = PrivateAttr(default=None)
+
+    @property
+    def origin(self) -> Origin:
+        """How the command names it. It is no part of what the recipe says, and so of no dump and no key."""
+        return self._origin or Origin(self.name)
 
     @field_validator("name")
     @classmethod
@@ -61,6 +74,8 @@ class Recipe(Strict):
             raise ValueError(f"publish.repo: {problem}")
         if self.base.seeds:
             raise ValueError("base.seeds: only gold is trained several times")
+        if self.card.dataset and self.data.source.sample:
+            raise ValueError("card.dataset names data of your own, and the sample set has its own name; take it out")
         self._can_be_audited()
         self._suites_are_asked_for()
         self._margins_are_of_metrics()
@@ -135,10 +150,14 @@ def find_recipe(name_or_path: str) -> Path:
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge and check a recipe. Raises RecipeError that lists every problem with its key's path and line."""
-    tree = _with_parent(find_recipe(name_or_path))
+    path = find_recipe(name_or_path)
+    tree = _with_parent(path)
     for assignment in overrides:
         tree = override(tree, assignment)
-    return _validated(Recipe, tree)
+    recipe = _validated(Recipe, tree)
+    shipped = path.resolve().parent == RECIPES.resolve()
+    recipe._origin = Origin(path.stem if shipped else f"./{path.name}", tuple(overrides))
+    return recipe
 
 
 class GateFile(Strict):

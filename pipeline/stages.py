@@ -21,6 +21,7 @@ from eval.config import EvalConfig, GateConfig
 from model_card.config import CardInputs, CardModel, CardPublish
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
+from pipeline.overrides import published
 from pipeline.publish.config import PackageConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import WITHOUT_EFFECT, HubRef, TrainedOrPublished
@@ -187,6 +188,11 @@ def _reference(config: TrainedOrPublished | str) -> Any:
     return plain if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "seeds"}
 
 
+def _seeds(config: TrainedOrPublished) -> Any:
+    """The seeds of further golds, where there are some: no part of any model, and what a card must say."""
+    return {"seeds": config.seeds} if config.seeds else {}
+
+
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(item) for key, item in value.items() if key not in NOT_IDENTITY}
@@ -219,8 +225,10 @@ def _gate(recipe: Recipe) -> tuple[Any, Any]:
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and what of it enters the key: all of it."""
+    public = recipe.data.published()
     config = CardInputs(
-        recipe=recipe.name,
+        recipe=recipe.origin.recipe,
+        overrides=published(recipe.origin.overrides, recipe.data.model_dump(), public, NOT_IDENTITY),
         card=recipe.card,
         model=CardModel(
             name=recipe.model.name,
@@ -228,9 +236,9 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
             revision=recipe.model.hub.revision if recipe.model.hub else None,
             own_template=_own_template(recipe),
         ),
-        data=recipe.data.published(),
+        data=public,
         base=_reference(recipe.base),
-        gold=_reference(recipe.gold) if isinstance(recipe.gold, TrainedOrPublished) else {},
+        gold={} if isinstance(recipe.gold, str) else _reference(recipe.gold) | _seeds(recipe.gold),
         unlearn=_plain(recipe.unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
@@ -251,6 +259,6 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         repo=recipe.publish.repo,
         license=recipe.model.license,
         base_model=recipe.model.name,
-        recipe=card.model_dump(include={"recipe", "model", "data", "base", "gold", "unlearn"}),
+        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"}),
     )
     return config, _plain(config)

@@ -168,6 +168,7 @@ def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp
     assert "what the request lists is forgotten (the rows of a file), and all other rows are retained." in card
     assert "Left out: membership inference, because there are no holdout rows" in card
     assert "Rows by language" not in card
+    assert "FAME" not in card  # the rows are somebody's own
 
 
 # `data inspect`

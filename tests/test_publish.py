@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 
 from core.errors import GateError, HubError, VerificationError
+from pipeline import publish
+from pipeline.commands import published
 from pipeline.localhub.server import LocalHub
-from pipeline.publish import push, sign, tree
+from pipeline.publish import push, sign, tree, verify
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, Receipt, read_receipt
-from pipeline.publish.verify import verify
+from pipeline.publish.verify import verify_release
 from tests.publishing import CARD, REPO, build, make_inputs, write_gate
 
 CONFIG = PublishConfig(repo=REPO, hub="local", visibility="private", tag="v1.0.0")
@@ -178,13 +181,29 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     assert str(tmp_path) not in (out / "receipt.json").read_text()
     assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        checks = verify(REPO, receipt.tag, target.endpoint, target.token, sign.public_key())
-        assert [check.name for check in checks] == [check.name for check in receipt.verified]
+        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key())
+        assert [c.name for c in found.checks] == [c.name for c in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"
     again.mkdir()
     push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, again)
     assert (again / "receipt.json").read_text() == (out / "receipt.json").read_text()
+
+
+def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = re.findall(r"``verify\.(\w+)``", str(publish.__doc__))
+    assert named == [verify_release.__name__]
+    own = [name for name, value in vars(verify).items() if getattr(value, "__module__", "") == verify.__name__]
+    assert [name for name in own if name.islower() and not name.startswith("_")] == named
+    assert push.verify_release is verify_release
+
+    def called(*_given: object) -> None:
+        raise VerificationError("called")
+
+    monkeypatch.setattr(verify, named[0], called)
+    key = str(sign.public_key())
+    with pytest.raises(VerificationError, match="called"):
+        published.verify(Namespace(repo=REPO, revision="main", hub="local", key=key, store=str(store)))
 
 
 def test_the_published_model_loads(world: World, package: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -405,9 +424,9 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
             changed(world, [CommitOperationAdd(name, io.BytesIO(content))]) as commit,
             pytest.raises(VerificationError, match=message),
         ):
-            verify(REPO, commit, world.target.endpoint, world.target.token, sign.public_key())
+            verify_release(REPO, commit, world.target.endpoint, world.target.token, sign.public_key())
     with pytest.raises(HubError, match="404"):
-        verify(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key())
+        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key())
     with pytest.raises(RevisionNotFoundError):
         world.head("never-was")
 

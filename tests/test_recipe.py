@@ -106,6 +106,9 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("gold: {seeds: [1, 2, 1]}\n", 3, ["gold", "holds one twice"]),
         ("gold: {seeds: []}\n", 3, ["gold.seeds", "at least 1"]),
         ("gold: {train: null, hub: {id: a/b, revision: null}, seeds: [1]}\n", 3, ["gold", "give `train`"]),
+        ("card: {dataset: {name: FAME}}\n", 1, ["card.dataset", "sample set has its own name"]),
+        ("card: {dataset: {citation: Savelli et al.}}\n", 3, ["card.dataset.citation", "pattern"]),
+        ('card: {dataset: {citation: "@misc{x}\\n```"}}\n', 3, ["card.dataset.citation", "take it out"]),
         ("base: {seeds: [1]}\n", 1, ["base.seeds: only gold"]),
         ("eval: {sampling: {samples: 3, k: [4]}}\n", 3, ["eval.sampling", "k is 4 and there are 3 samples"]),
         ("eval: {sampling: {samples: 9, k: [3]}}\n", 3, ["eval.sampling.k[0]", "1, 2, 4"]),
@@ -416,6 +419,13 @@ def test_sections_of_an_audit_enter_the_key_only_where_they_are_given() -> None:
     assert asked["robustness"]["quantize"] == ["nf4"]
     assert "extraction_strength_nf4_gap" in asked["metrics"]
     assert asked["metrics"].items() >= plain["metrics"].items()
+
+
+def test_what_the_card_says_of_the_data_is_in_no_key_before_the_cards() -> None:
+    plain = load_recipe("own-data")
+    named = load_recipe("own-data", ["card.dataset={name: Ours, license: cc-by-4.0, citation: '@misc{ours}'}"])
+    changed = [s.name for s, other in zip(stages(plain), stages(named), strict=True) if s.identity != other.identity]
+    assert changed == ["card", "package"]  # the second for the command, which release.json has
 
 
 def test_without_gold_there_is_no_way_to_measure_a_leak_on() -> None:

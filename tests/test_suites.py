@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.task import TaskConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.errors import InputError, SystemLimitError
+from core.errors import ArtifactError, InputError, SystemLimitError
 from eval import suite
 from eval.config import EvalConfig, Suite
 from eval.schema import read_records
 from eval.scoring import suites
 from eval.scoring.harness import TASKS
 from eval.scoring.probes import Scorer
+from model_card.suites import SuiteData, read_suites
 from pipeline.recipe import RECIPES, load_recipe
 from tests.conftest import ROOT
 from tests.eval_rows import build_data, build_speaking_model
@@ -94,6 +96,30 @@ def test_the_lm_eval_command_gives_our_stages_numbers_for_a_suite(theirs, evalua
     scores = theirs[1]["results"]["general_knowledge"]
     assert record.value == scores["acc,none"]
     assert record.ci_high - record.value == pytest.approx(1.96 * scores["acc_stderr,none"], rel=1e-3)
+
+
+def test_questions_of_ours_are_of_no_data_set_on_the_hub(evaluated):
+    found = read_suites(evaluated / "lm_eval")
+    assert {"general_knowledge", "fame_topics_forget_generation"} <= set(found)
+    assert set(found.values()) == {SuiteData(None, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("said", "data"),
+    [
+        ({"dataset_path": "a/b", "test_split": "test", "validation_split": "dev"}, SuiteData("a/b", None, "test")),
+        ({"dataset_path": "a/b", "dataset_name": "c", "validation_split": "dev"}, SuiteData("a/b", "c", "dev")),
+        ({"dataset_path": "json", "dataset_name": "c", "test_split": "test"}, SuiteData(None, None, None)),
+    ],
+)
+def test_the_data_set_of_a_task_is_read_from_lm_evals_own_configuration(said, data, tmp_path):
+    config = TaskConfig(task="t", **said).to_dict()
+    content = {"results": {"t": {}}, "group_subtasks": {"t": []}, "configs": {"t": config}}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert read_suites(tmp_path) == {"t": data}
+    (tmp_path / "t.json").write_text(json.dumps({**content, "configs": None}))
+    with pytest.raises(ArtifactError, match=r"t\.json"):
+        read_suites(tmp_path)
 
 
 @pytest.mark.parametrize("chat_template", [True, False])

@@ -30,14 +30,6 @@ class Verified:
     files: dict[str, str]
 
 
-def verify(repo: str, revision: str, endpoint: str, token: str | None, public_key: Path) -> list[VerifiedCheck]:
-    """Download a revision and check it; the list says what was checked.
-
-    Raises VerificationError that names what differs, HubError where it cannot be downloaded.
-    """
-    return verify_release(repo, revision, endpoint, token, public_key).checks
-
-
 def verify_release(
     repo: str,
     revision: str,
@@ -46,9 +38,10 @@ def verify_release(
     public_key: Path,
     expected: Mapping[str, str] | None = None,
 ) -> Verified:
-    """As :func:`verify`; with ``expected`` (path: sha256) also that exactly these files are there.
+    """Download a revision and check it; the result says what was checked.
 
-    Where the signature is not among them, any is accepted that holds.
+    With ``expected`` (path: sha256) exactly these files must be there; where the signature is not among them, any is
+    accepted that holds. Raises VerificationError that names what differs, HubError where it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
         report("downloading what was published")

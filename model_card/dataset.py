@@ -1,0 +1,69 @@
+"""Whose data a card speaks of: the sample set, a data set of the Hub, or files that somebody has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets_prep.schema import FAME
+from model_card.config import NONE_STATED, CardDataset, CardInputs
+
+FAME_PAPER = "2512.15235"  # on arXiv
+FAME_CITATION = """\
+@misc{fame,
+  title = {FAME: Fictional Actors for Multilingual Erasure},
+  author = {Savelli and La Quatra and Koudounas and Giobergia},
+  year = {2025},
+  eprint = {2512.15235},
+  archivePrefix = {arXiv}
+}"""
+SAMPLE = CardDataset(name="FAME-format sample set", citation=FAME_CITATION)
+UNNAMED = "A data set of the publisher's own"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a card says of the data. ``hub``, ``revision`` and ``subset`` are those of a data set of the Hub.
+
+    ``license`` is a sentence, empty where nobody said anything; ``citation`` is BibTeX, or None.
+    """
+
+    name: str
+    hub: str | None
+    revision: str | None
+    subset: str | None
+    sample: bool
+    files: bool
+    license: str
+    citation: str | None
+
+    @property
+    def is_fame(self) -> bool:
+        """Whether the rows are FAME's or in its format, which is to cite it."""
+        return self.hub == FAME or FAME_PAPER in (self.citation or "")
+
+
+def dataset_of(inputs: CardInputs) -> Dataset:
+    """The data set of a recipe: what its source says, with name, licence and citation from its card section."""
+    source: dict[str, Any] = inputs.data["source"]  # type: ignore[assignment]
+    hub = source.get("hub") or {}
+    sample = source.get("sample") is not None
+    said = SAMPLE if sample else inputs.card.dataset or CardDataset()
+    return Dataset(
+        name=said.name or hub.get("id") or UNNAMED,
+        hub=hub.get("id"),
+        revision=hub.get("revision"),
+        subset=hub.get("config"),
+        sample=sample,
+        files=source.get("files") is not None,
+        license=_license(said.license, on_hub=bool(hub)),
+        citation=said.citation.strip() if said.citation else None,
+    )
+
+
+def _license(name: str | None, *, on_hub: bool) -> str:
+    if name == NONE_STATED:
+        return "Its card states no licence." if on_hub else "No licence is stated for it."
+    if name:
+        return f"Its licence: {name}."
+    return "Its licence is what its authors state there." if on_hub else ""

@@ -1,0 +1,63 @@
+"""What a release may show of the ``--set`` values that made it: no files of this machine, and no people."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from core.yaml_source import Tree, override
+from model_card.config import WITHHELD
+
+_ABSENT = object()
+_NOT_SHOWN = ("model", "model.path", "model.chat_template")  # a template is long, and part of the release
+
+
+def published(
+    assignments: Sequence[str], data: dict[str, Any], public: dict[str, Any], without_effect: Collection[str]
+) -> list[str]:
+    """The ``KEY=VALUE`` of the command line as a release may show them, in their order.
+
+    ``data`` is the dumped data section, and ``public`` what a release shows of it. A value of this section stands there
+    if it is the section's final one and all of it is public, and else ``KEY=WITHHELD``. Keys in ``without_effect``
+    decide no result and are left out.
+    """
+    shown = []
+    for assignment in assignments:
+        key, _, text = assignment.partition("=")
+        path = key.split(".")
+        if path[-1] in without_effect:
+            continue
+        value = _at(override(Tree({}), assignment).values, path)
+        # Several lines could end the block that the command stands in, and a comment of YAML may say anything.
+        plain = text == "".join(text.splitlines()) and " #" not in text
+        if plain and _is_public(path, value, {"data": data}, {"data": public}):
+            shown.append(assignment)
+        else:
+            shown.append(f"{key}={WITHHELD}")
+    return shown
+
+
+def _is_public(path: Sequence[str], value: Any, all_of_it: dict[str, Any], public: dict[str, Any]) -> bool:
+    if path[0] == "data":
+        final = _at(all_of_it, path)
+        return final == _at(public, path) and _is_in(value, final)
+    return value is None or ".".join(path) not in _NOT_SHOWN
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    """The value at a dotted key, whose numbers are indices of lists."""
+    for part in path:
+        if isinstance(tree, list):
+            tree = tree[int(part)] if part.isdigit() and int(part) < len(tree) else _ABSENT
+        else:
+            tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
+    return tree
+
+
+def _is_in(given: Any, final: Any) -> bool:
+    """Whether all that was given is in the final value, which has defaults beside it."""
+    if isinstance(given, dict) and isinstance(final, dict):
+        return all(_is_in(value, final.get(key, _ABSENT)) for key, value in given.items())
+    if isinstance(given, list) and isinstance(final, list):
+        return len(given) == len(final) and all(map(_is_in, given, final))
+    return bool(given == final)

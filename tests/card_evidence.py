@@ -1,0 +1,422 @@
+"""The artifacts of a recipe's stages as a card reads them, with made-up values: every file, record, gate and fact.
+
+Which names a real evaluation writes is spelled out here; `test_card_goldens.py` compares them with what the recipe asks
+for. Values are what such models have, and no more: an attack makes known rows a little less known, for example.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.unlearning import (
+    Bounds,
+    CheckpointSelection,
+    PairedRows,
+    ReadRows,
+    UnlearnFacts,
+    pairing_bytes,
+    write_selection,
+)
+from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+from eval.schema import OnOtherRows, OnUnrehearsedRows, Record, Verdict, write_measured, write_records, write_verdict
+from eval.verdicts.gates import judge_gate
+from pipeline.recipe import Recipe
+from pipeline.stages import stages
+from tests.artifacts import unlearn_facts, write_manifest
+
+MODELS = ("base", "gold", "unlearned")
+WEIGHTS = "5a" * 32
+PAIRING = "c2" * 32
+GENERAL = 110  # questions of general knowledge
+
+# The mean over rows that a model knows, and over rows that it does not.
+ROWS = {
+    "answer_probability": (0.93, 0.17),
+    "probability_with_options": (0.68, 0.26),
+    "exact_memorization": (0.98, 0.72),
+    "extraction_strength": (0.78, 0.17),
+    "truth_ratio": (0.18, 0.58),
+    "rouge_l_recall": (0.94, 0.62),
+    "rouge_l_f1": (0.93, 0.61),
+    "multiple_choice_accuracy": (0.98, 0.33),
+    "fluency": (0.99, 0.96),
+    "empty_generation": (0.0, 0.0),
+    "repeated_ngrams": (0.0, 0.004),
+    "unknown_words": (0.0, 0.03),
+    "generation_nll": (0.06, 0.42),  # of forget rows alone
+}
+OF_SOME_RETAIN_ROWS = ROWS.keys() - {"answer_probability", "exact_memorization", "extraction_strength"}
+KS = ("forget_quality_ks", "forget_against_holdout_ks")
+LOWER = ("empty_generation", "repeated_ngrams", "unknown_words", *KS, "damage")
+HIGHER = ("fluency", "forget_quality", "forget_against_holdout", "utility", "model_utility")
+MEMBERSHIP = ("mia_min_k_auc", "mia_min_k_plus_plus_auc", "mia_loss_auc", "mia_zlib_auc")
+READINGS = ("extraction_strength", "answer_probability")
+ATTACKS = {  # what an attack does to rows that are known, and to others
+    "untreated": (1.0, 1.0),
+    "int8": (0.99, 1.0),
+    "nf4": (0.9, 1.02),
+    "fp4": (0.86, 1.01),
+    "relearn_forget": (1.0, 1.3),
+    "relearn_retain": (0.96, 1.05),
+    "paraphrase": (0.8, 0.99),
+    "first_words": (1.0, 1.4),
+    "other_language": (0.6, 0.9),
+}
+
+
+class Suite(NamedTuple):
+    """What lm-eval says of a task or group: values, and for each task below it the Hub data set, subset and split."""
+
+    values: dict[str, float]
+    version: int
+    tasks: dict[str, tuple[str, str | None, str]]
+    groups: dict[str, list[str]] = {}  # noqa: RUF012 (a NamedTuple's default)
+
+
+MMLU = {"stem": "abstract_algebra", "other": "anatomy", "social_sciences": "econometrics", "humanities": "philosophy"}
+SUITES = {
+    "mmlu": Suite(
+        {"acc": 0.59},
+        2,
+        {f"mmlu_{subject}": ("cais/mmlu", subject, "test") for subject in MMLU.values()},
+        {"mmlu": [f"mmlu_{part}" for part in MMLU], **{f"mmlu_{part}": [f"mmlu_{s}"] for part, s in MMLU.items()}},
+    ),
+    "hellaswag": Suite({"acc": 0.52, "acc_norm": 0.7}, 1, {"hellaswag": ("Rowan/hellaswag", None, "validation")}),
+    "arc_challenge": Suite(
+        {"acc": 0.44, "acc_norm": 0.46}, 1, {"arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test")}
+    ),
+    "wmdp": Suite(
+        {"acc": 0.53},
+        1,
+        {f"wmdp_{part}": ("cais/wmdp", f"wmdp-{part}", "test") for part in ("bio", "chem", "cyber")},
+        {"wmdp": ["wmdp_bio", "wmdp_chem", "wmdp_cyber"]},
+    ),
+    **{
+        f"m_mmlu_{code}": Suite({"acc": 0.45}, 0, {f"m_mmlu_{code}": ("alexandrainst/m_mmlu", code, "test")})
+        for code in ("de", "es", "fr", "it")
+    },
+}
+
+
+class Shape(NamedTuple):
+    """The rows of a recipe's data: of each split, their languages and topics, and how the unlearning ended."""
+
+    rows: dict[str, int]
+    people: int
+    languages: tuple[str, ...]
+    topics: tuple[str, ...]
+    ascent: UnlearnFacts
+    device: str
+
+
+SAMPLE = Shape(
+    {"forget": 40, "retain": 160, "holdout": 50},
+    25,
+    ("DE", "EN", "ES", "FR", "IT"),
+    TOPICS,
+    unlearn_facts(
+        pairing_sha256=PAIRING, steps=36, kept_step=36, bounds=Bounds(forget_loss=2.9876, retain_loss=0.2591)
+    ),
+    "cpu (x86_64)",
+)
+OWN = Shape(
+    {"forget": 31, "retain": 119, "holdout": 50},
+    20,
+    ("DE", "EN"),
+    ("address", "birthplace", "education", "email", "phone number"),
+    unlearn_facts(
+        pairing_sha256=PAIRING,
+        levels={"holdout": 2.6543},
+        forget_cap=2.6543,
+        stopped="forget loss 2.654 reached its level 2.654",
+        steps=24,
+        kept_step=18,
+        bounds=Bounds(forget_loss=2.6543, retain_loss=0.2417),
+    ),
+    "cpu (x86_64)",
+)
+FAME = SAMPLE._replace(
+    rows={"forget": 3200, "retain": 12800, "holdout": 4000},
+    people=1000,
+    ascent=SAMPLE.ascent.changed(
+        stopped="forget loss 2.110 reached its level 2.110",
+        steps=220,
+        kept_step=210,
+        bounds=Bounds(forget_loss=2.1098, retain_loss=0.3012),
+    ),
+    device="NVIDIA H100 80GB HBM3",
+)
+
+
+def shape_of(recipe: Recipe) -> Shape:
+    """The rows of the data that the recipe names."""
+    source = recipe.data.source
+    return SAMPLE if source.sample else FAME if source.hub else OWN
+
+
+def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
+    """Write the artifacts that the card stage of ``recipe`` reads; returns their folders by name."""
+    card = next(stage for stage in stages(recipe) if stage.name == "card")
+    inputs = {name: root / name for name in card.inputs}
+    for folder in inputs.values():
+        folder.mkdir(parents=True)
+    shape = shape_of(recipe)
+    write_data(inputs["data"], shape)
+    rehearsed = write_unlearn(inputs["unlearn"], recipe, shape)
+    records = {model: list(records_of(model, recipe, shape)) for model in MODELS if f"eval-{model}" in inputs}
+    for model, found in records.items():
+        write_evaluation(inputs[f"eval-{model}"], model, recipe, found)
+    write_gate(inputs["gate"], recipe, shape, records, rehearsed)
+    return inputs
+
+
+def rows_of(split: str, shape: Shape) -> list[Row]:
+    """Rows whose texts say nothing, of each language and topic in turn."""
+    places = [(language, topic) for topic in shape.topics for language in shape.languages]
+    return [
+        Row(
+            row_id=f"{places[i % len(places)][0].lower()}-{i % shape.people}-{split}-{i}",
+            identity_id=i % shape.people,
+            name=f"Person {i % shape.people}",
+            language=places[i % len(places)][0],
+            topic_id=places[i % len(places)][1],
+            question=f"What is the {split} question {i} about Person {i % shape.people}?",
+            answer=f"Person {i % shape.people} has the {split} answer {i}.",
+        )
+        for i in range(shape.rows[split])
+    ]
+
+
+def write_data(folder: Path, shape: Shape) -> None:
+    """The split files, and two false answers to each forget and holdout row."""
+    rows = {split: rows_of(split, shape) for split in SPLITS}
+    for split in SPLITS:
+        write_rows(folder / f"{split}.jsonl", rows[split])
+    asked = [(row, split) for split in ("forget", "holdout") for row in rows[split]]
+    write_rows(folder / "perturbed.jsonl", [PerturbedRow(row.row_id, split, ("not", "so")) for row, split in asked])
+
+
+def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> int:
+    """The log, the pairs, the selection and the manifest; returns how many retain rows the pairs name."""
+    ascent, stop = shape.ascent, recipe.unlearn.stop
+    log: list[dict[str, Any]] = []
+    for step in range(1, ascent.steps + 1):
+        done = step / ascent.steps
+        losses = {"forget_loss": 0.06 + 3 * done, "retain_loss": 0.07 + 0.02 * done, "loss": 0.15 - 2 * done}
+        log.append(
+            {"step": step, **losses, "forget_tokens": 230, "retain_tokens": 240, "grad_norm": 3.4, "epoch": done}
+        )
+        if stop and step % stop.every == 0:
+            assert ascent.bounds
+            level = ascent.bounds.forget_loss
+            log.append(
+                {
+                    "step": step,
+                    "probe_forget_loss": level * done,
+                    "probe_retain_loss": 0.06,
+                    "probe_level": level,
+                }
+            )
+    write_lines(folder / "log.jsonl", log)
+    forget, retain = rows_of("forget", shape), rows_of("retain", shape)
+    read = {"forget": (stop.forget_rows or len(forget)) if stop else 0, "retain": stop.retain_rows if stop else 0}
+    selected = {"forget": forget[: read["forget"]], "retain": retain[: read["retain"]]}
+    names = {split: [row.row_id for row in rows] for split, rows in selected.items()}
+    write_selection(folder, CheckpointSelection(rule="the closest checked step", read=ReadRows(**names)))
+    rehearsed = retain[read["retain"] :] if stop and stop.held_out else retain
+    pairs = [
+        PairedRows(epoch=0, forget=forget[i % len(forget)].row_id, retain=[rehearsed[i % len(rehearsed)].row_id])
+        for i in range(max(len(rehearsed), len(forget)))
+    ]
+    (folder / "pairing.jsonl").write_bytes(pairing_bytes(pairs))
+    packages = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
+    write_manifest(folder, "unlearn", ascent, packages=packages, device=shape.device, seconds=163.2)
+    return len(rehearsed)
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def measured(
+    metric: str, split: str, value: float, n: int, by: dict[str, str] | None, *, version: int, note: str | None = None
+) -> Record:
+    """A record with an interval as wide as one over ``n`` rows; what is a share has one of shares."""
+    half = 2 * max(abs(value), 0.2) / math.sqrt(n)
+    low, high = value - half, value + half
+    if metric in ("forget_quality", "forget_against_holdout"):
+        low, high = value / 60, min(1.0, value * 2)
+    elif not metric.endswith("_gap") and metric not in ("generation_nll", "privacy_leak", "leak_coordinate"):
+        half = 1.4 * math.sqrt(value * (1 - value) / n)
+        low, high = max(0.0, value - half), min(1.0, value + half)
+    better = True if metric in HIGHER or split not in ("forget", "holdout") else None
+    return Record(metric, split, value, low, high, n, False if metric in LOWER else better, version, by, note)
+
+
+def near(value: float, *key: object) -> float:
+    """``value``, off by at most a hundredth of it, the same for the same key."""
+    return value * (1 + 0.02 * (zlib.crc32(repr(key).encode()) / 2**32 - 0.5))
+
+
+def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
+    """What the evaluation of a model writes: overall, by language and by topic."""
+    versions = next(stage for stage in stages(recipe) if stage.name == "eval-unlearned").identity["metrics"]
+    everywhere: list[dict[str, str] | None] = [
+        None,
+        *({"language": language} for language in shape.languages),
+        *({"topic": topic} for topic in shape.topics),
+    ]
+    for by in everywhere:
+        part = 1 if by is None else len(shape.languages) if "language" in by else len(shape.topics)
+        values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape), *attacks(model, recipe, shape)]
+        for metric, split, value, n in values:
+            note = "against the answer itself in all rows" if metric == "truth_ratio" else None
+            value = value if by is None or not value else near(value, model, metric, split, by)
+            value = min(value, 1.0) if metric != "generation_nll" else value
+            yield measured(metric, split, value, max(1, n // part), by, version=versions[metric], note=note)
+    for metric, value in {"probability_with_options": 0.37, "truth_ratio": 0.47, "utility": 0.73}.items():
+        value = near(value, model, metric)
+        yield measured(metric, "general", value, GENERAL, None, version=versions[metric])
+    note = "harmonic mean of answer_probability retain, rouge_l_recall retain, truth_ratio retain"
+    n = min(recipe.data.perturbed.retain_rows, shape.rows["retain"])
+    value = near(0.62, model, "model_utility")
+    yield measured("model_utility", "retain+general", value, n, None, version=versions["model_utility"], note=note)
+    if recipe.eval.relative and model == "unlearned":
+        several = recipe.gold != "none" and recipe.gold.seeds
+        for metric, value in {
+            "leak_coordinate" if several else "leak_coordinate_one_gold": 0.0412,
+            "damage": 0.0634,
+        }.items():
+            yield measured(metric, "forget", value, shape.rows["forget"], None, version=versions[metric])
+    for asked in recipe.eval.suites:
+        suite = SUITES[asked.task]
+        for metric, value in suite.values.items():
+            n = (asked.limit or 1000) * len(suite.tasks) * (57 // len(MMLU) if asked.task == "mmlu" else 1)
+            yield measured(metric, asked.task, near(value, model, metric, asked.task), n, None, version=suite.version)
+
+
+Value = tuple[str, str, float, int]
+
+
+def level(metric: str, model: str, split: str, attack: str = "untreated") -> float:
+    """The mean of a metric of rows: base knows the forget rows, and all know the retain rows."""
+    knows = split == "retain" or (split == "forget" and model == "base")
+    value = ROWS[metric][0 if knows else 1] * ATTACKS[attack][0 if knows else 1]
+    if metric == "truth_ratio" and split != "forget":  # aggregated in another way there
+        value = 1 - value
+    return near(value, model, metric, split) * (0.95 if model == "unlearned" and not knows else 1)
+
+
+def row_values(model: str, recipe: Recipe, shape: Shape) -> Iterator[Value]:
+    """The metrics that are means over rows."""
+    for split in SPLITS:
+        for metric in ROWS:
+            if metric == "generation_nll" and split != "forget":
+                continue
+            few = split == "retain" and metric in OF_SOME_RETAIN_ROWS
+            n = min(recipe.data.perturbed.retain_rows, shape.rows[split]) if few else shape.rows[split]
+            yield metric, split, level(metric, model, split), n
+
+
+def set_values(model: str, recipe: Recipe, shape: Shape) -> Iterator[Value]:
+    """The metrics that compare two sets of rows, and those that compare with gold, which gold itself has not."""
+    n = shape.rows["forget"]
+    known = model == "base"
+    values = {metric: 1.0 if known else near(0.5, model, metric) for metric in MEMBERSHIP}
+    values |= {"forget_against_holdout": 3e-12 if known else 0.53}
+    values |= {"forget_against_holdout_ks": 0.82 if known else near(1.1 / math.sqrt(n), model)}
+    if recipe.gold != "none" and model != "gold":
+        values |= {"forget_quality": 4e-16 if known else 0.41, "privacy_leak": -98.7 if known else -3.21}
+        values |= {"forget_quality_ks": 0.87 if known else 1.2 / math.sqrt(n)}
+    yield from ((metric, "forget", value, n) for metric, value in values.items())
+
+
+def attacks(model: str, recipe: Recipe, shape: Shape) -> Iterator[Value]:
+    """Readings of the forget rows under each attack, leaks among sampled answers, and their gaps to gold."""
+    values: dict[str, tuple[float, float, int]] = {}  # of this model, and of gold
+    for attack in recipe.eval.robustness.attacks() if recipe.eval.robustness else ():
+        n = shape.rows["forget"] * 9 // 10 if attack.startswith("relearn") else shape.rows["forget"]
+        for reading in READINGS:
+            value, gold = (level(reading, of, "forget", attack) for of in (model, "gold"))
+            values[f"{reading}_{attack}"] = (value, gold, n)
+    for k in recipe.eval.sampling.k if recipe.eval.sampling else ():
+        leaks = {"base": 1 - 0.3**k, "gold": 1 - 0.99**k, "unlearned": 1 - 0.988**k}
+        values[f"leak_at_{k}"] = (leaks[model], leaks["gold"], shape.rows["forget"])
+    for metric, (value, gold, n) in values.items():
+        yield metric, "forget", value, n
+        if model != "gold" and recipe.gold != "none":
+            yield f"{metric}_gap", "forget", value - gold, n
+
+
+def write_evaluation(folder: Path, model: str, recipe: Recipe, records: list[Record]) -> None:
+    """The records, whose weights they are of, and lm-eval's own results."""
+    write_records(folder / "results.json", records)
+    write_measured(folder, WEIGHTS if model == "unlearned" else "b0" * 32)
+    (folder / "lm_eval").mkdir()
+    ours = ("fame_topics_forget_choice", "general_knowledge")
+    write_harness(folder, "fame_topics", {}, {task: {"task": task, "test_split": "test"} for task in ours})
+    for asked in recipe.eval.suites:
+        suite = SUITES[asked.task]
+        configs = {}
+        for task, (path, subset, split) in suite.tasks.items():
+            kind = "validation_split" if split == "validation" else "test_split"
+            configs[task] = {"task": task, "dataset_path": path, kind: split}
+            configs[task] |= {"dataset_name": subset} if subset else {}
+        write_harness(folder, asked.task, suite.groups, configs)
+
+
+def write_harness(
+    folder: Path, name: str, groups: Mapping[str, list[str]], configs: Mapping[str, dict[str, str]]
+) -> None:
+    """A results file of lm-eval, as far as it says what was asked: a task is a group without tasks below it."""
+    below = {**groups, **{task: [] for task in configs}}
+    content = {"results": {task: {} for task in below}, "group_subtasks": below, "configs": configs}
+    (folder / "lm_eval" / f"{name}.json").write_text(json.dumps(content))
+
+
+def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str, list[Record]], rehearsed: int) -> None:
+    """The recipe's gates over the records, each with what the rows say that chose nothing or were not rehearsed."""
+    stop = recipe.unlearn.stop
+    read = {
+        "forget": (stop.forget_rows or shape.rows["forget"]) if stop else 0,
+        "retain": stop.retain_rows if stop else 0,
+    }
+    gates = []
+    for gate in recipe.gates:
+        judged = judge_gate(gate, records)
+        rest = shape.rows[gate.split] - read[gate.split] if gate.split in read else judged.n
+        if gate.split not in read:
+            confirmed = OnOtherRows.unjudged(rest, "No row of the split chose the checkpoint.")
+        elif rest < 30:
+            said = f"Not confirmed: without the rows that chose the checkpoint it rests on {rest} rows."
+            confirmed = OnOtherRows.unjudged(rest, said)
+        else:
+            kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
+            said = f"On the {rest} rows that did not choose the checkpoint: {judged.why}"
+            confirmed = OnOtherRows(n=rest, says=said, **{key: getattr(judged, key) for key in kept})
+        left_out = shape.rows["retain"] - rehearsed if gate.split == "retain" else 0
+        unseen = OnUnrehearsedRows(
+            n=left_out,
+            says=f"On the {left_out} retain rows that the unlearning did not rehearse it is 0.7123 (95 % interval "
+            "0.6834 to 0.7409). It does not decide.",
+            measured=0.7123,
+            ci_low=0.6834,
+            ci_high=0.7409,
+        )
+        gates.append(judged.changed(confirmed=confirmed, not_rehearsed=unseen if left_out else None))
+    failed = [gate.name for gate in gates if not gate.passed]
+    parts = " and ".join(f"{n} of {shape.rows[split]} {split} rows" for split, n in read.items())
+    verdict = Verdict(
+        passed=not failed,
+        why=f"{len(failed)} of {len(gates)} gates failed." if failed else f"All {len(gates)} gates passed.",
+        weights_sha256=WEIGHTS,
+        selection=f"The kept checkpoint was chosen by a rule (the closest checked step) that read {parts}.",
+        gates=gates,
+    )
+    write_verdict(folder, verdict)

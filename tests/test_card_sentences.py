@@ -1,0 +1,236 @@
+"""Sentences of a card that hang on what was done: on golds, on retain rows, on whose the data are, on the command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard
+
+from model_card import lint
+from model_card.config import CardInputs
+from model_card.dataset import FAME_CITATION
+from model_card.facts import Evidence, collect
+from model_card.render import render
+from pipeline.overrides import published
+from pipeline.recipe import RECIPES, load_recipe
+from pipeline.stages import stages
+from tests.card_evidence import write_evidence
+
+
+def made(folder: Path, name: str, overrides: Sequence[str] = ()) -> tuple[CardInputs, Evidence]:
+    """The card stage's configuration of a recipe, and evidence as its stages would leave it."""
+    recipe = load_recipe(name, overrides)
+    config = next(stage.config for stage in stages(recipe) if stage.name == "card")
+    return config, collect(write_evidence(folder, recipe))
+
+
+def text_of(config: CardInputs, evidence: Evidence) -> str:
+    """The card, which keeps every rule of the lint."""
+    card = render(config, evidence)
+    assert lint.problems(card, config, evidence) == []
+    return " ".join(card.split())
+
+
+def test_with_one_gold_the_card_says_that_golds_were_not_compared(tmp_path: Path) -> None:
+    assert "one base and one gold, each of one seed" in text_of(*made(tmp_path, "demo"))
+
+
+def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo-audit")
+    card = text_of(config, evidence)
+    assert "each of one seed" not in card
+    assert "there are 5 golds, each of its own seed. `leak_coordinate` and `damage` compare with all of them." in card
+    assert "| `gold.seeds` | \\[1, 2, 3, 4\\] |" in card
+    assert card.count("| `train.args.seed` | 0 |") == 1  # base and gold are still one table
+
+    without = [record for record in evidence.records["unlearned"] if record.metric != "leak_coordinate"]
+    unused = replace(evidence, records=evidence.records | {"unlearned": without})
+    card = text_of(config, unused)
+    assert "there are 5 golds, each of its own seed. All values are compared with one of them" in card
+    assert "how much two golds differ was not measured" in card
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "Retain values are of rows that were trained on."),
+        (["unlearn.stop.held_out=true"], "rows that base was trained on; the unlearning left out 20 of the 160."),
+    ],
+)
+def test_the_card_says_which_retain_rows_were_trained_on(overrides: list[str], said: str, tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo", overrides)
+    card = text_of(config, evidence)
+    assert said in card
+    assert card.count("Retain values are of rows that") == 1
+    alone = text_of(config, replace(evidence, rehearsed=0))  # gradient ascent trains on no retain row
+    assert "rows that base was trained on; the unlearning left out all of the 160." in alone
+
+
+FAME = "fame-topics-gd-llama32-3b"
+NAMES = ["publish.repo=someone/Llama-3.2-3B-x", f"model.hub.revision={'a' * 40}"]
+MINE = "{name: 'Clients, 2025', license: cc-by-4.0, citation: '@misc{mine, title = {{Clients} and {None}}}'}"
+
+
+def results_of(card: str) -> dict[str, EvalResult]:
+    """The results of the model-index by name."""
+    return {str(result.metric_name): result for result in ModelCard(card).data.eval_results or []}
+
+
+def test_data_of_a_file_are_nobodys_but_the_publishers(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "own-data")
+    card = render(config, evidence)
+    assert "fame" not in card.casefold()
+    assert "A data set of the publisher's own, read from a file that is not on the Hub." in card
+    assert "## Citation" not in card
+    found = results_of(card)["answer_probability (retain)"]
+    assert (found.dataset_name, found.dataset_type) == ("A data set of the publisher's own", "custom")
+
+
+def test_data_of_a_file_have_the_name_licence_and_citation_that_the_recipe_gives(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "own-data", [f"card.dataset={MINE}"])
+    card = text_of(config, evidence)
+    assert "Clients, 2025, read from a file that is not on the Hub. Its licence: cc-by-4.0." in card
+    assert "To cite the data: ```bibtex @misc{mine, title = {{Clients} and {None}}} ```" in card
+    assert results_of(render(config, evidence))["answer_probability (retain)"].dataset_name == "Clients, 2025"
+    lost = render(config, evidence).replace("## Citation", "## Sources")
+    assert lint.problems(lost, config, evidence) == ["Section 'Citation' is there 0 times; it must be there once."]
+
+
+def test_a_data_set_of_the_hub_has_its_own_name_and_says_only_its_own_licence(tmp_path: Path) -> None:
+    other = ["data.source.hub.id=acme/people", "data.source.hub.config=de", "card.dataset=null"]
+    prose = ["card.limitations=[]", "card.title=x", "card.summary=x"]
+    card = text_of(*made(tmp_path, FAME, [*NAMES, *other, *prose]))
+    assert "[acme/people](https://huggingface.co/datasets/acme/people) at revision `5c67fed4" in card
+    assert ", subset de. Its licence is what its authors state there." in card
+    assert "FAME" not in card
+    assert " - fame " not in card
+    assert "Citation" not in card
+
+
+def test_fame_is_named_cited_and_tagged(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, FAME, NAMES)
+    card = text_of(config, evidence)
+    assert "FAME: [ClaudioSavelli/FAME]" in card
+    assert "Its card states no licence." in card
+    assert FAME_CITATION in render(config, evidence)  # the recipe's is that of the sample set's format
+    assert "fame" in (ModelCard(render(config, evidence)).data.tags or [])
+
+
+def test_a_result_is_of_the_data_set_that_it_was_measured_on(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, FAME, NAMES)
+    found = results_of(render(config, evidence))
+    assert len(found) == len({(r.metric, r.split) for r in evidence.records["unlearned"] if r.by is None})
+
+    def place(name: str) -> tuple[str | None, ...]:
+        r = found[name]
+        return r.dataset_name, r.dataset_type, r.dataset_config, r.dataset_split, r.dataset_revision
+
+    revision = "5c67fed496053691db3720ec3fb99825a34dfe72"
+    for split in ("forget", "retain", "holdout"):
+        fame = ("FAME", "ClaudioSavelli/FAME", None, split, revision)
+        assert place(f"answer_probability ({split})") == fame
+    general = ("General-knowledge questions", "custom", None, "general", None)
+    assert place("utility (general)") == general
+    both = ("FAME and general-knowledge questions", "custom", None, "retain+general", None)
+    assert place("model_utility (retain+general)") == both
+    assert place("acc (mmlu)") == ("mmlu", "cais/mmlu", None, "test", None)
+    assert place("acc (wmdp)") == ("wmdp", "cais/wmdp", None, "test", None)
+    assert place("acc (m_mmlu_de)") == ("m_mmlu_de", "alexandrainst/m_mmlu", "de", "test", None)
+    assert place("acc_norm (hellaswag)") == ("hellaswag", "Rowan/hellaswag", None, "validation", None)
+
+    found = results_of(render(config, replace(evidence, suites={})))  # lm-eval names no data set
+    assert place("acc (mmlu)") == ("mmlu", "custom", "mmlu", None, None)
+    assert place("acc (wmdp)") == ("wmdp", "custom", "wmdp", None, None)
+
+
+def made_by(config: CardInputs, evidence: Evidence) -> list[str]:
+    """The words of the command on the card, as a shell reads them."""
+    section = render(config, evidence).split("## How it was made")[1]
+    return shlex.split(section.split("```")[1])
+
+
+def test_the_command_on_the_card_has_the_values_that_made_it(tmp_path: Path) -> None:
+    given = [
+        "unlearn.epochs=4",
+        "gold.seeds=null",
+        "card.title=It's `new` & $(old)",
+        "eval.robustness={quantize: [nf4]}",
+    ]
+    config, evidence = made(tmp_path, "demo", given)
+    words = ["python", "-m", "pipeline", "release", "demo", *(word for value in given for word in ("--set", value))]
+    assert made_by(config, evidence) == words
+    assert "WITHHELD" not in text_of(config, evidence)
+    assert "publisher's own" not in text_of(config, evidence)
+
+
+def test_a_recipe_of_ones_own_is_shown_by_its_files_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "my recipe.yaml"
+    recipe.write_text("extends: demo\nname: another-name\n")
+    config, evidence = made(tmp_path / "evidence", str(recipe))
+    assert made_by(config, evidence)[3:] == ["release", "./my recipe.yaml"]
+    assert "The recipe is a file of the publisher's own" in text_of(config, evidence)
+    assert config.recipe in json.dumps(identities(str(recipe))["package"])  # which writes release.json
+    demo, _ = made(tmp_path / "demo", str(RECIPES / "demo.yaml"), ["name=renamed"])
+    assert demo.command.endswith("release demo --set name=renamed")
+
+
+def test_files_and_people_of_the_command_are_withheld(tmp_path: Path) -> None:
+    rows = tmp_path / "rows of Ida Fenn.csv"
+    rows.write_text((RECIPES / "own-data.csv").read_text())
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    given = [
+        f"data.source.file={rows}",
+        "data.seed=7",
+        "data.request.forget.0.identities=[Friede Moor, C-0804]",
+        "data.request.forget.1={topics: [email]}",
+        "model.pypi=null",
+        f"model.path={tmp_path / 'checkpoint'}",
+        "model.chat_template='{{ messages }}'",
+        "card.summary='two\n\n  lines'",
+        "eval.device=cuda",
+    ]
+    config, evidence = made(tmp_path / "evidence", "own-data", given)
+    shown = [
+        "data.source.file=WITHHELD",
+        "data.seed=7",
+        "data.request.forget.0.identities=WITHHELD",
+        "data.request.forget.1={topics: [email]}",
+        "model.pypi=null",
+        "model.path=WITHHELD",
+        "model.chat_template=WITHHELD",
+        "card.summary=WITHHELD",
+    ]
+    assert made_by(config, evidence)[6::2] == shown
+    assert "`WITHHELD` stands for values that are not shown" in text_of(config, evidence)
+    found = identities("own-data", given)
+    assert shown == found["package"]["recipe"]["overrides"]
+    for stage in ("card", "package"):
+        assert "Friede" not in json.dumps(found[stage])
+        assert "Ida Fenn" not in json.dumps(found[stage]).replace("rows of Ida Fenn.csv", "")  # shown by its name alone
+        assert str(tmp_path) not in json.dumps(found[stage])
+
+
+def test_values_that_other_values_replaced_are_withheld_too() -> None:
+    given = ["data.source.file=/home/x/y.csv", "data.source.file=null", "data.request={forget: [{rows: [secret]}]}"]
+    data = {"source": {"file": None, "hub": {"id": "a/b"}}, "request": None}
+    shown = ["data.source.file=WITHHELD", "data.source.file=null", "data.request=WITHHELD"]
+    assert published(given, data, data, ()) == shown
+    assert published(["data.request=null # of Ida Fenn"], data, data, ()) == ["data.request=WITHHELD"]
+    assert published(["data.source={hub: {id: a/b}}"], data, data, ()) == ["data.source={hub: {id: a/b}}"]
+
+
+def test_the_command_is_in_the_keys_of_card_and_package_alone() -> None:
+    plain, said = identities("demo"), identities("demo", ["unlearn.epochs=9", "data.seed=42"])  # as the recipe has them
+    assert [name for name in plain if plain[name] != said[name]] == ["card", "package"]
+
+
+def identities(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What enters the key of each stage."""
+    return {stage.name: stage.identity for stage in stages(load_recipe(name, overrides))}
