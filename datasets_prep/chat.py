@@ -27,7 +27,7 @@ class ChatExample:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Raises ModelError where there is none, or none with a chat template."""
+    """The tokenizer of a model folder. Raises ModelError if there is none, or none with a chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -48,7 +48,7 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generate: 
 def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
     """The chat row of a question and its answer.
 
-    Raises ModelError where the template cannot be used in this way, DataError where the texts hold one of the
+    Raises ModelError if the template cannot be used in this way, DataError if the texts hold one of the
     tokenizer's special tokens.
     """
     from jinja2 import TemplateError
@@ -82,7 +82,7 @@ def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
 def encode(tokenizer: Any, example: ChatExample) -> Encoded:
     """Token ids of prompt and completion as one text, and where the completion begins.
 
-    Raises ModelError where the prompt alone has other tokens than in front of the completion.
+    Raises ModelError if the prompt alone has other tokens than in front of the completion.
     """
     prompt: list[int] = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer(example.prompt + example.completion, add_special_tokens=False)["input_ids"]

@@ -72,7 +72,7 @@ def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
 
 
 def stop(found: Findings, checks: Checks) -> None:
-    """Raise DataError where a check that stops the run found something."""
+    """Raise DataError if a check that stops the run found something."""
     said = [
         f"{finding.count} {MEANING[name]}, for example {'; '.join(finding.first[:2])}. {_REMEDY[name]}, or accept them "
         f"with `data.checks.{name}: warn`."

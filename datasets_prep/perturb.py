@@ -46,7 +46,7 @@ def _in_random_order(items: Sequence[int], rng: random.Random) -> Iterator[int]:
 
 
 def _swapped(row: Row, donor: Row) -> str | None:
-    """The donor's answer about the row's person; None where it would stay the donor's, or is the row's own."""
+    """The donor's answer about the row's person; None if it would stay the donor's, or is the row's own."""
     if donor.identity_id == row.identity_id:
         return None
     if row.name is None or donor.name is None:

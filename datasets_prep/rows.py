@@ -39,7 +39,7 @@ _WHOLE_NUMBER = "^(0|[1-9][0-9]{0,17})$"  # fits 64 bits, and comes back as it w
 class Placed:
     """A row with what else its source says of it.
 
-    It stands at ``number`` (from 1) of ``origin``, ``split`` is the source's own, and a paraphrase has None where its
+    It stands at ``number`` (from 1) of ``origin``, ``split`` is the source's own, and a paraphrase has None if its
     question or answer is the row's. ``row.identity_id`` is text here; :func:`Rows.collect` makes it a number where all
     of them are.
     """

@@ -112,7 +112,7 @@ def _read(path: Path) -> list[dict[str, object]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a split file. Raises ArtifactError where the file is missing or not rows."""
+    """The rows of a split file. Raises ArtifactError if the file is missing or not rows."""
     try:
         return [Row(**record) for record in _read(path)]  # type: ignore[arg-type]
     except TypeError as error:
@@ -120,7 +120,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_perturbed(path: Path) -> list[PerturbedRow]:
-    """The rows of ``perturbed.jsonl``. Raises ArtifactError where the file is missing or not rows."""
+    """The rows of ``perturbed.jsonl``. Raises ArtifactError if the file is missing or not rows."""
     return [PerturbedRow(str(r["row_id"]), str(r["split"]), tuple(r["answers"])) for r in _read(path)]  # type: ignore[arg-type]
 
 

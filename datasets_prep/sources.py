@@ -41,7 +41,7 @@ class Loaded:
 
 
 def load(config: DataConfig) -> Loaded:
-    """The rows of ``config.source``. Raises DataError, naming the row and the remedy, where it cannot be used."""
+    """The rows of ``config.source``. Raises DataError, naming the row and the remedy, if it cannot be used."""
     source = config.source
     if source.sample is not None:
         rows, held_back = generate(source.sample)
@@ -224,7 +224,7 @@ class _Parser:
 
 
 def _columns(columns: Columns, record: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Our names of the columns that the source has, to its own. Raises DataError where a needed one is missing."""
+    """Our names of the columns that the source has, to its own. Raises DataError if a needed one is missing."""
     theirs: dict[str, str] = {}
     for ours, name in columns.model_dump().items():
         if (name or ours) in record:

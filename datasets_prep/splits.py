@@ -31,7 +31,7 @@ ENTITY_LANGUAGES = ("IT", "ES", "DE", "FR", "EN")  # FAME's assignment goes thro
 
 
 def assign(config: DataConfig, rows: Rows) -> Split:
-    """The split of every row. Raises DataError where the source lacks what the setting needs or a split is empty."""
+    """The split of every row. Raises DataError if the source lacks what the setting needs or a split is empty."""
     if config.shares is not None:
         needed = ("topic_id", "identity_id") if config.setting == "topics" else ("identity_id",)
         missing = [name for name in needed if not rows.has(name)]

@@ -31,7 +31,7 @@ def contacts(text: str) -> list[str]:
 
 
 def language_identifier() -> Callable[[str], str | None]:
-    """A function that says in which language a text is (``DE``), or None where it is not certain.
+    """A function that says in which language a text is (``DE``), or None if it is not certain.
 
     The model is py3langid's, over all its languages, so that one that nobody declared is seen too.
     """

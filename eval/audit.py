@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from core.errors import SystemLimitError
 from core.progress import report
-from core.ranks import from_all_ranks, rank, ranks
+from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.attacks.prompts import in_another_language, paraphrased, shown_words
 from eval.attacks.quantize import quantized
@@ -34,7 +34,7 @@ Readings = dict[str, dict[str, float]]  # by row_id
 def check(config: EvalConfig, forget: Sequence[Row]) -> None:
     """Refuse what the audit could not do, before anything is measured.
 
-    Raises SystemLimitError where bitsandbytes is missing, DataError where relearning leaves no row to probe.
+    Raises SystemLimitError if bitsandbytes is missing, DataError if relearning leaves no row to probe.
     """
     asked = config.robustness
     if asked and asked.quantize and importlib.util.find_spec("bitsandbytes") is None:
@@ -159,7 +159,7 @@ def _sampled(
     assert config.sampling  # noqa: S101
     false = {row.row_id: row.answers for row in perturbed}
     facts = {row.row_id: distinctive_words(row.answer, false[row.row_id]) for row in forget if row.row_id in false}
-    askable = [row for row in forget if facts.get(row.row_id)][rank() :: ranks()]
+    askable = [row for row in forget if facts.get(row.row_id)][rank() :: world_size()]
     for done, row in enumerate(askable, start=1):
         example = encode(row.question, row.answer)
         texts = sample_answers(

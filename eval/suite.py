@@ -50,8 +50,8 @@ def run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds
     ``samples.jsonl`` (stays local), ``weights.json`` (the digest of what was measured) and ``lm_eval/`` (the harness's
     own results) into ``out``. Returns the facts ``weights_sha256``, ``rows``, ``truth_ratio_of`` and ``values``,
     and ``left_out`` where something could not be measured.
-    Raises ModelError where the checkpoint cannot be loaded, has another vocabulary or logits that are not finite,
-    DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
+    Raises ModelError if the checkpoint cannot be loaded, has another vocabulary or logits that are not finite,
+    DataError if forget or retain is empty, InputError for a suite that is not there, ArtifactError if data or
     gold cannot be read.
     """
     check_backend(config)
@@ -194,7 +194,7 @@ def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
     """The saved checkpoint, as it will be released: in fp32 on ``cpu``, in bf16 on ``cuda``.
 
-    Raises ModelError where it cannot be loaded, SystemLimitError where there is no GPU.
+    Raises ModelError if it cannot be loaded, SystemLimitError if there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemLimitError("The recipe evaluates on `cuda`, and torch sees no GPU here. Set `eval.device: cpu`.")
@@ -209,7 +209,7 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
 
 
 def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Path, rows: list[Row]) -> None:
-    """Raise ModelError where a checkpoint's tokens are not base's: its probabilities would be of something else.
+    """Raise ModelError if a checkpoint's tokens are not base's: its probabilities would be of something else.
 
     Compared are the sizes of the heads, the vocabularies, and the tokens of up to 200 rows as chats.
     """

@@ -20,7 +20,7 @@ from pipeline.train.packed import completion_log_probs, pack
 def divided(row_ids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """The rows to relearn (``share`` of them, one at least) and those to probe: the same for every model and order.
 
-    Raises DataError where nothing would be left to probe.
+    Raises DataError if nothing would be left to probe.
     """
     count = max(1, round(share * len(row_ids)))
     if count >= len(row_ids):
@@ -40,7 +40,7 @@ def drawn(row_ids: Sequence[str], count: int, seed: int) -> list[str]:
 def relearned(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, seed: int) -> PreTrainedModel:
     """A float32 copy of ``model`` after ``config.steps`` of AdamW on the answers of ``rows``, in shuffled rounds.
 
-    Every model that is attacked sees the same rows in the same order. Raises ModelError where the loss is not finite.
+    Every model that is attacked sees the same rows in the same order. Raises ModelError if the loss is not finite.
     """
     treated = copy.deepcopy(model).float().train()
     onednn.install(treated)

@@ -27,7 +27,7 @@ def audit_records(
 
     Readings are means over rows, by bootstrap over the same rows. Which attacks there were, the samples say. ``only``
     asks for the overall record of that metric alone, and its gap.
-    Raises ArtifactError where gold was not attacked in the same way.
+    Raises ArtifactError if gold was not attacked in the same way.
     """
     theirs = _forget(gold) if gold is not None else None
     return [

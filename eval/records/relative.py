@@ -79,7 +79,7 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
 
     With K golds the error of f is sqrt(se^2 + s^2 (1 + 1/K)), s^2 = (K-1)/K mean(f_k^2), f_k the leak of gold k against
     the other golds: their variance plus that of their mean, as for the prediction of one more gold; its quantile is
-    Student's t with K - 1 degrees. Raises DataError where base and gold cannot be told apart.
+    Student's t with K - 1 degrees. Raises DataError if base and gold cannot be told apart.
     """
     from scipy.stats import norm, t
 
@@ -122,8 +122,8 @@ def compare_with_golds(
 ) -> list[Record]:
     """The test against the evaluations ``eval-base``, ``gold`` and ``further_golds`` of ``inputs``.
 
-    None where the recipe does not ask or ``eval-base`` is not there. Writes all of it to ``relative.json`` in ``out``,
-    or why there is no result. Raises ArtifactError where a model was evaluated on other rows.
+    None if the recipe does not ask or ``eval-base`` is not there. Writes all of it to ``relative.json`` in ``out``,
+    or why there is no result. Raises ArtifactError if a model was evaluated on other rows.
     """
     if config.relative is None or "eval-base" not in inputs:
         return []
@@ -216,7 +216,7 @@ def features(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Floats]:
     """(rows, features) for each model from the samples of its evaluation: forget rows in one order, the same features.
 
     Mean log-probability of the answer, min-k, extraction strength and, where every row has them, ROUGE-L recall and the
-    logarithm of the truth ratio. Raises ArtifactError where the models were evaluated on other rows.
+    logarithm of the truth ratio. Raises ArtifactError if the models were evaluated on other rows.
     """
     by_model = {name: {s["row_id"]: s for s in found if s["split"] == "forget"} for name, found in samples.items()}
     rows = sorted(next(iter(by_model.values())))

@@ -31,7 +31,7 @@ UTILITY_PARTS = {
 
 
 def all_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
-    """Every record of one model. Raises ArtifactError where gold was evaluated on other rows."""
+    """Every record of one model. Raises ArtifactError if gold was evaluated on other rows."""
     return [*row_records(samples, config), *set_records(samples, gold, config), *model_utility_records(samples, config)]
 
 
@@ -58,7 +58,7 @@ def set_records(
 
     Overall, and of each language and topic the forget rows against its own holdout rows. Without holdout rows there is
     no membership to infer. ``only`` asks for the overall record of that metric alone, and those that come with it.
-    Raises ArtifactError where gold was evaluated on other rows.
+    Raises ArtifactError if gold was evaluated on other rows.
     """
     ours, theirs = (
         [sample for sample in of_model or () if sample["split"] in ("forget", "holdout")]

@@ -32,7 +32,7 @@ Log = dict[str, dict[str, Any]]
 def compare_logs(full: Path, retain: Path) -> dict[str, Any]:
     """The result of ``eval from-logs``: ``forget_quality``, ``ks_statistic`` and ``model_utility`` of both models.
 
-    Raises InputError, naming the file and the key, where a log cannot be used.
+    Raises InputError, naming the file and the key, if a log cannot be used.
     """
     logs = {"full": read_log(full), "retain": read_log(retain)}
     p_value, statistic = formulas.forget_quality(*(truth_ratios(log[FORGET]) for log in logs.values()))

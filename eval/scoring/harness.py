@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.errors import SystemLimitError
 from core.progress import report
-from core.ranks import first_ranks, rank, ranks
+from core.ranks import first_ranks, rank, world_size
 from datasets_prep.schema import Encoded, read_perturbed
 from eval.config import EvalConfig
 from eval.scoring.packed_linear import packed
@@ -103,7 +103,7 @@ class ReleaseLM(HFLM):
 
 
 def check_backend(config: EvalConfig) -> None:
-    """Raise SystemLimitError where the recipe's backend is not installed, before any work."""
+    """Raise SystemLimitError if the recipe's backend is not installed, before any work."""
     if config.backend == "vllm" and find_spec("vllm") is None:
         raise SystemLimitError(
             "The recipe evaluates with `vllm`, and the package is not installed. Install it (`pip install vllm`, on a "
@@ -122,10 +122,10 @@ def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: E
 
 def with_its_share(lm: HFLM) -> HFLM:
     """Of several processes each answers its share of the questions, as under lm-eval's own command."""
-    if ranks() > 1:
+    if world_size() > 1:
         from accelerate import Accelerator
 
-        lm.accelerator, lm._rank, lm._world_size = Accelerator(), rank(), ranks()
+        lm.accelerator, lm._rank, lm._world_size = Accelerator(), rank(), world_size()
     return lm
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from core.errors import DataError, ModelError
 from core.progress import report
-from core.ranks import from_all_ranks, rank, ranks
+from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.catalog import Metric, of_family
 from eval.scoring.packed_linear import packed
@@ -78,17 +78,17 @@ class Scorer:
     def score(self, examples: Sequence[Encoded], *, alone: bool = False) -> list[Scores]:
         """Scores of every completion, in the order given: a call of all processes together, unless ``alone``.
 
-        Raises ModelError where logits are not finite, DataError where a text is longer than the model's context.
+        Raises ModelError if logits are not finite, DataError if a text is longer than the model's context.
         """
         new = sorted({example for example in examples if self._find(example) is None})
         self._check_lengths(new)
         batches = list(_batches(new, self.batch_tokens))
-        mine = batches if alone else batches[rank() :: ranks()]
+        mine = batches if alone else batches[rank() :: world_size()]
         done, scored = 0, []
         with packed(self.model) if mine else nullcontext():
             for batch in mine:
                 scored += list(zip(batch, _forward(self.model, batch), strict=True))
-                done += len(batch) * (1 if alone else ranks())
+                done += len(batch) * (1 if alone else world_size())
                 report("log-probabilities", min(done, len(new)), len(new))
         for example, scores in scored if alone else from_all_ranks(scored):
             prompt, completion = _parts(example)
@@ -180,7 +180,7 @@ def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tenso
     """Log-probability, "most likely" and z-score, each (N,), of token ``targets`` (N,) by row ``rows`` of the logits.
 
     ``logits`` (P, V) may be of any dtype; sums over the vocabulary are in float32, ``POSITIONS`` rows at a time.
-    Raises ModelError where they are not finite.
+    Raises ModelError if they are not finite.
     """
     found = [_vocabulary_sums(logits[begin : begin + POSITIONS].float()) for begin in range(0, len(logits), POSITIONS)]
     normaliser, mean, deviation = (torch.cat([sums[i] for sums in found]) for i in range(3))

@@ -71,7 +71,7 @@ def smallest_ks_distance(rows: int, critical: float) -> float | None:
     The statistic is at least the gap at the point where the distributions are D apart. That gap is about normal with
     mean D and variance (F(1 - F) + G(1 - G)) / n, which is at most (1 - D^2) / (2n), whatever the distributions. So
     D - z(power) x sqrt((1 - D^2) / (2n)) = critical has D on the safe side; it is solved for D. A plain shift is
-    seen at three quarters of it. None where no distance would do.
+    seen at three quarters of it. None if no distance would do.
     """
     from scipy.stats import norm
 

@@ -27,7 +27,7 @@ def to_answer(split: str, data: str | None = None, **_metadata: object) -> dict[
     """``{"test": rows}``: the rows of ``split`` that the model is to answer.
 
     All of forget and holdout. Of retain, which is large, those that the data stage drew to have false answers; all,
-    where it drew none. Raises ValueError where no data folder was given, or the split has no rows.
+    where it drew none. Raises ValueError if no data folder was given, or the split has no rows.
     """
     rows, perturbed = _rows(split, data)
     drawn = [row for row in rows if row["row_id"] in perturbed]
@@ -38,7 +38,7 @@ def to_choose(split: str, data: str | None = None, **_metadata: object) -> dict[
     """``{"test": rows}``: the rows of ``split`` that have false answers, with ``choices``, the true answer first.
 
     The place of the true answer does not matter: each choice is scored alone, by its log-probability.
-    Raises ValueError where no data folder was given, or no row of the split has false answers.
+    Raises ValueError if no data folder was given, or no row of the split has false answers.
     """
     rows, perturbed = _rows(split, data)
     chosen = [

@@ -278,7 +278,7 @@ def _write_commit(git: Repo, tree: ObjectID, parents: list[ObjectID], message: s
 
 
 def visibility(path: Path) -> str | None:
-    """``private`` or ``public``, None where there is no repository at ``path``."""
+    """``private`` or ``public``, None if there is no repository at ``path``."""
     try:
         return str(json.loads((path / "hub.json").read_text())["visibility"])
     except FileNotFoundError:

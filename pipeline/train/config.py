@@ -66,7 +66,7 @@ class TrainConfig(Strict):
     )
 
     def check_share(self, processes: int) -> None:
-        """Raise RecipeError where ``processes`` cannot share a step."""
+        """Raise RecipeError if ``processes`` cannot share a step."""
         share_of_step(self.args, processes)
 
     def identity(self) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from pipeline.train.trainer import CompletionTrainer, row_dataset
 def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> dict[str, Any]:
     """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
 
-    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a
-    guard stops the run, RecipeError where the trainer refuses ``config.args``, SystemLimitError where memory runs out.
+    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError if a
+    guard stops the run, RecipeError if the trainer refuses ``config.args``, SystemLimitError if memory runs out.
     """
     arguments = training_arguments(config.args, config.precision, out)
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]

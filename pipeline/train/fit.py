@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from core import onednn
 from core.differences import differences
 from core.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
-from core.ranks import first_ranks, is_first, ranks, share_of_step
+from core.ranks import first_ranks, is_first, share_of_step, world_size
 from core.yaml_source import dotted
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
@@ -78,7 +78,7 @@ def native_bf16() -> bool:
 
 
 def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed: Any) -> SFTConfig:
-    """TRL's SFTConfig from the recipe's ``args``. Raises RecipeError where a field is unknown, reserved or refused."""
+    """TRL's SFTConfig from the recipe's ``args``. Raises RecipeError if a field is unknown, reserved or refused."""
     ours = {
         "output_dir": str(out / CHECKPOINTS),
         "bf16": native_bf16() if precision == "auto" else precision == "bf16",
@@ -104,13 +104,13 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         "optim": "adamw_torch_fused",
     }
     try:
-        return SFTConfig(**{**defaults, **share_of_step(args, ranks()), **ours})
+        return SFTConfig(**{**defaults, **share_of_step(args, world_size()), **ours})
     except (TypeError, ValueError, ImportError, OSError) as error:
         raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model with float32 weights, and tokenizer. Raises ModelError where one of them or a chat template is absent."""
+    """Model with float32 weights, and tokenizer. Raises ModelError if one of them or a chat template is absent."""
     tokenizer = load_tokenizer(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
@@ -124,7 +124,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def freeze_below(model: PreTrainedModel, layer: int) -> None:
     """Train the layers from ``layer`` on, and the final norm; 0 trains everything, embeddings included.
 
-    Raises RecipeError where the model has no such layer.
+    Raises RecipeError if the model has no such layer.
     """
     layers = model.get_decoder().layers
     if layer >= len(layers):
@@ -138,7 +138,7 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     """Train, from the last checkpoint in ``out`` if a run was cut off there, and write ``log.jsonl``.
 
     Returns why a guard ended the run, or None. ``made_by`` says what makes these checkpoints. Raises ArtifactError
-    where those in ``out`` were made by something else, SystemLimitError where memory runs out.
+    where those in ``out`` were made by something else, SystemLimitError if memory runs out.
     """
     checkpoints = out / CHECKPOINTS
     last = first_ranks(_last_whole(checkpoints) if is_first() else None)
@@ -273,7 +273,7 @@ def _memory_advice(trainer: SFTTrainer, there: str) -> str:
 
 
 def _check_types(args: dict[str, Any]) -> None:
-    """Raise RecipeError where a value is not of its field's type: the trainer would find out at its first step."""
+    """Raise RecipeError if a value is not of its field's type: the trainer would find out at its first step."""
     types = get_type_hints(SFTConfig)
     for name in sorted(args.keys() & types):
         try:
@@ -284,7 +284,7 @@ def _check_types(args: dict[str, Any]) -> None:
 
 
 def _check_trackers(report_to: Any) -> None:
-    """Curves may go to a tracker. Raises RecipeError where it is not installed, or would write into the artifact."""
+    """Curves may go to a tracker. Raises RecipeError if it is not installed, or would write into the artifact."""
     names = [report_to] if isinstance(report_to, str) else report_to
     for name in names:
         if name == "none":

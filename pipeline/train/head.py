@@ -138,7 +138,7 @@ class AnswerHead(onednn.Linear):
         return found[None, :, None].clone()  # FSDP hangs its hooks on outputs, and a view would lose them
 
     def hand_over(self, grad: torch.Tensor | None) -> torch.Tensor | None:
-        """The gradient of the weight, or None where it was left for the embedding, whose backward comes last."""
+        """The gradient of the weight, or None if it was left for the embedding, whose backward comes last."""
         if not self.tied or grad is None:
             return grad
         self.left = grad if self.left is None else self.left.add_(grad)

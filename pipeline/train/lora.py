@@ -18,7 +18,7 @@ MERGE_TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order ar
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """The model with new adapters, which alone are trained. Raises RecipeError where they cannot be there."""
+    """The model with new adapters, which alone are trained. Raises RecipeError if they cannot be there."""
     set_seed(seed)  # the adapters' first values, also after a restart
     config = LoraConfig(
         r=lora.r,
@@ -36,7 +36,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
 
 
 def refuse_on_head(model: PeftModel) -> None:
-    """Raise RecipeError where head or embeddings, whatever the model calls them, carry an adapter."""
+    """Raise RecipeError if head or embeddings, whatever the model calls them, carry an adapter."""
     outer = (model.get_output_embeddings(), model.get_input_embeddings())
     found = [name for name, module in model.named_modules() if module in outer and hasattr(module, "lora_A")]
     if found:
@@ -49,7 +49,7 @@ def refuse_on_head(model: PeftModel) -> None:
 def merge(model: PeftModel, rows: Sequence[Encoded]) -> PreTrainedModel:
     """The plain model with the adapters merged into its weights.
 
-    Raises TrainingError where its logits at the answers of ``rows`` are not those of the model with adapters.
+    Raises TrainingError if its logits at the answers of ``rows`` are not those of the model with adapters.
     """
     # The trainer wraps the forward in its autocast; in bfloat16 both would differ by rounding, and say nothing.
     extract_model_from_parallel(model, keep_fp32_wrapper=False)

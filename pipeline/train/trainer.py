@@ -20,7 +20,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from core.errors import RecipeError, TrainingError
-from core.ranks import ranks
+from core.ranks import world_size
 from datasets_prep.schema import Encoded
 from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.guards import StepRefused, check_step
@@ -113,7 +113,7 @@ class CompletionTrainer(SFTTrainer):
 
     Items come from :func:`row_dataset`. ``log_history`` gets ``retain_loss`` and ``retain_tokens`` (and, in subclasses,
     those of the forget rows) of each optimizer step, over all ranks. Raises StepRefused before a step whose losses or
-    gradient are not finite, RecipeError where the device lacks the optimizer.
+    gradient are not finite, RecipeError if the device lacks the optimizer.
     """
 
     forget_name = "forget"  # what the log calls the rows that come first
@@ -122,8 +122,8 @@ class CompletionTrainer(SFTTrainer):
         if model.config._attn_implementation != ROWS_SDPA:
             raise ValueError(f"rows that share a header need attn_implementation={ROWS_SDPA!r}; load the model with it")
         self.rows = len(kwargs["train_dataset"])
-        if ranks() > 1:
-            together = ranks() * kwargs["args"].per_device_train_batch_size
+        if world_size() > 1:
+            together = world_size() * kwargs["args"].per_device_train_batch_size
             kwargs["train_dataset"] = _even(kwargs["train_dataset"], together)
         try:
             super().__init__(model, data_collator=collate, **kwargs)
@@ -157,7 +157,7 @@ class CompletionTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         dataset = train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset)
-        if ranks() == 1:
+        if world_size() == 1:
             return cast("Sampler[int] | None", super()._get_train_sampler(dataset))
         return EvenSampler(self.rows, len(dataset), self.args.data_seed)
 

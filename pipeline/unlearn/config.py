@@ -26,7 +26,7 @@ Level = Named | Annotated[float, Field(gt=0)] | AboveLevel
 
 
 def level_name(level: Level | None) -> str | None:
-    """The named level that ``level`` rests on; None where it is a number or not given."""
+    """The named level that ``level`` rests on; None if it is a number or not given."""
     if isinstance(level, AboveLevel):
         return level.of
     return level if isinstance(level, str) else None
@@ -163,7 +163,7 @@ class UnlearnConfig(TrainConfig):
     pairing_seed: int = Field(default=0, description="Seed from which retain rows are drawn for each forget row.")
 
     def check_share(self, processes: int) -> None:
-        """Raise RecipeError where ``processes`` cannot share a step, or would change what it means."""
+        """Raise RecipeError if ``processes`` cannot share a step, or would change what it means."""
         super().check_share(processes)
         parts = split_of_step(self.args)[1]
         if self.loss_normalization == "microbatch_mean" and parts % processes:

@@ -45,7 +45,7 @@ class EndOfAscent(TrainerCallback):
         self.reason = "all epochs done"
 
     def kept_step(self, history: list[dict[str, float]]) -> int | None:
-        """The step of the kept checkpoint (of equals the first), None where no check was within the retain bound."""
+        """The step of the kept checkpoint (of equals the first), None if no check was within the retain bound."""
         fit = [entry for entry in history if entry.get("probe_retain_loss", math.inf) <= self.retain_bound]
         closest = min(fit, key=lambda entry: abs(entry["probe_forget_loss"] - entry["probe_level"]), default=None)
         return None if closest is None else int(closest["step"])

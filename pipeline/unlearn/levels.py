@@ -28,7 +28,7 @@ def named_levels(config: UnlearnConfig) -> set[str | None]:
 def fixed_levels(
     config: UnlearnConfig, inputs: Mapping[str, Path], base: Any, encoded: Mapping[str, list[Encoded]]
 ) -> dict[str, float]:
-    """The named levels that stay while the model moves. Raises InputError where there is nothing to measure."""
+    """The named levels that stay while the model moves. Raises InputError if there is nothing to measure."""
     wanted = named_levels(config)
     levels = {}
     if "holdout" in wanted:

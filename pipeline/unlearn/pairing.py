@@ -14,7 +14,7 @@ from core.errors import DataError
 
 @dataclass(frozen=True)
 class Pair:
-    """Indices of one forget row (None where the method trains on retain rows alone) and of its retain rows."""
+    """Indices of one forget row (None if the method trains on retain rows alone) and of its retain rows."""
 
     epoch: int
     forget: int | None
@@ -25,7 +25,7 @@ def pair_rows(forget_rows: int, retain_rows: int, *, epochs: int, retain_per_for
     """``epochs`` passes over the forget rows in random order, each row with ``retain_per_forget`` retain rows.
 
     Retain rows are dealt from a shuffled deck that is shuffled anew when it runs out, so that all of them come up
-    equally often (within one) and the rows of one pair differ. Raises DataError where there are too few rows.
+    equally often (within one) and the rows of one pair differ. Raises DataError if there are too few rows.
     """
     if forget_rows < 1 or retain_rows < retain_per_forget:
         raise DataError(

@@ -33,7 +33,7 @@ class BaseDistribution:
     """Base's next-token distributions at the answer tokens of some rows.
 
     Keeps float32 hidden states on the CPU (in bfloat16 where the training multiplies in it), and a copy of the head if
-    the head is going to be trained. Raises ModelError where logits are not what the head makes of hidden states.
+    the head is going to be trained. Raises ModelError if logits are not what the head makes of hidden states.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ def read_refusals() -> dict[str, list[str]]:
 def draw_refusals(rows: Sequence[Row], seed: int) -> list[str]:
     """One refusal for each row, in its language, drawn from ``seed``.
 
-    Raises InputError where a row has no language, or one without refusals.
+    Raises InputError if a row has no language, or one without refusals.
     """
     refusals = read_refusals()
     other = [row for row in rows if row.language not in refusals]

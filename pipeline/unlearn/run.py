@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import DataError, RecipeError, TrainingError
 from core.progress import report
-from core.ranks import is_first, ranks
+from core.ranks import is_first, world_size
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
 from pipeline.train.fit import (
@@ -72,7 +72,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> dict[st
     rule; InputError where the rows do not serve the method, or the number of processes; SystemLimitError where memory
     runs out.
     """
-    config.check_share(ranks())
+    config.check_share(world_size())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
     arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")
