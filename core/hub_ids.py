@@ -40,7 +40,7 @@ def check_hub_id(text: str) -> str:
 
 def _check_commit(text: str) -> str:
     if not is_commit(text):
-        raise ValueError(f"{text!r} is not a commit; give all of its 40 hex digits, in lower case")
+        raise ValueError(f"{text!r} is not a commit; give all 40 of its hex digits, in lower case")
     return text
 
 
