@@ -22,10 +22,10 @@ ABSENT = Absent.ABSENT
 
 
 def differences(old: Any, new: Any, path: Place = ()) -> Iterator[tuple[Place, Any, Any]]:
-    """(path, old value, new value) of all that differs, as deep inside mappings and lists as it can be named.
+    """(path, old value, new value) of each difference, at the deepest path inside mappings and lists.
 
-    A key that one of the two lacks has the value ABSENT there, which is not None. Lists of other lengths differ as
-    wholes. A tuple equals the list that JSON makes of it.
+    A key that only one of them has is ABSENT in the other, which is not None. Lists of different lengths differ as a
+    whole. A tuple equals the list that JSON makes of it.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"  # the one file of an artifact that its content diges
 
 
 def canonical(value: object) -> str:
-    """The one JSON text of a value: keys sorted, whole floats as integers. Raises TypeError for any other type."""
+    """The one JSON text of a value: keys sorted, whole floats as integers. Raises TypeError if it is not JSON."""
     return json.dumps(
         _plain(value, "config"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -30,9 +30,9 @@ def _plain(value: object, where: str) -> object:
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(cast("list[object]", value))]
     if type(value) is dict:
         if wrong := [key for key in value if type(key) is not str]:
-            raise TypeError(f"{where}: the key {wrong[0]!r} is not a string, so it has no place in an artifact's key")
+            raise TypeError(f"{where}: the key {wrong[0]!r} is not a string; an artifact's key takes JSON values only")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    raise TypeError(f"{where}: a {type(value).__name__} has no place in an artifact's key; give JSON values only")
+    raise TypeError(f"{where}: a {type(value).__name__} cannot be in an artifact's key; give JSON values only")
 
 
 def digest_of(value: object) -> str:
@@ -41,19 +41,19 @@ def digest_of(value: object) -> str:
 
 
 def artifact_key(stage: str, version: str, config: object, inputs: Mapping[str, str]) -> str:
-    """sha256 that names what was asked for; ``inputs`` maps an input's name to its content digest."""
+    """sha256 of a stage, its config and its inputs; ``inputs`` maps an input's name to its content digest."""
     return digest_of({"stage": stage, "version": version, "config": config, "inputs": dict(inputs)})
 
 
 def list_files(folder: Path) -> dict[str, Path]:
     """All files below a folder by their POSIX path relative to it, sorted, without the manifest."""
-    found = {
+    files = {
         (Path(parent) / name).relative_to(folder).as_posix(): Path(parent) / name
         for parent, _, names in os.walk(folder)
         for name in names
     }
-    found.pop(MANIFEST, None)
-    return dict(sorted(found.items()))
+    files.pop(MANIFEST, None)
+    return dict(sorted(files.items()))
 
 
 def hash_file(path: Path, *, sync: bool = False) -> str:
@@ -66,15 +66,15 @@ def hash_file(path: Path, *, sync: bool = False) -> str:
 
 
 def content_digest(folder: Path) -> str:
-    """The digest of a file's or folder's content, wherever it lies: of {relative path: sha256}."""
+    """The digest of a file's or folder's content, independent of its location: that of {relative path: sha256}."""
     files = list_files(folder) if folder.is_dir() else {folder.name: folder}
     return digest_of({name: hash_file(path) for name, path in files.items()})
 
 
 def named_content(key: str, path: str) -> str:
-    """What stands in a stage's key for the file or folder that ``key`` of a recipe names: ``sha256:`` and its digest.
+    """``sha256:`` and the content digest of a file or folder; a stage's key holds this in place of the path.
 
-    Raises InputError if it is not there.
+    ``key`` is the recipe's key that names the path. Raises InputError if the path does not exist.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -83,15 +83,15 @@ def named_content(key: str, path: str) -> str:
 
 
 def checkpoint_folder(artifact: Path) -> Path:
-    """Where an artifact keeps its checkpoint: ``model/`` in what a training stage wrote, else the folder itself."""
+    """The folder of an artifact's checkpoint: ``model/`` if a training stage wrote it, else the artifact itself."""
     return artifact / "model" if (artifact / "model").is_dir() else artifact
 
 
 def weights_sha256(checkpoint: Path) -> str:
     """The digest of a checkpoint's safetensors, which ties an evaluation, a gate and a release together.
 
-    For one file its sha256; for several shards the sha256 of the JSON object {name: sha256}, sorted and without spaces.
-    Raises ModelError if there is none.
+    A single file gives its sha256. Several shards give the sha256 of the JSON object {name: sha256}, sorted and without
+    spaces. Raises ModelError if there is no safetensors file.
     """
     digests = {file.name: hash_file(file) for file in checkpoint.glob("*.safetensors")}
     if not digests:

@@ -28,7 +28,7 @@ class RecipeError(InputError):
 
 
 class DataError(InputError):
-    """Rows cannot be used: a missing column, an empty answer, a contradiction, a set that is too small."""
+    """Rows cannot be used: a missing column, an empty answer, a contradiction, or too few rows."""
 
 
 class ModelError(InputError):
@@ -40,7 +40,7 @@ class ArtifactError(InputError):
 
 
 class SystemLimitError(InputError):
-    """The machine cannot do it: no disk space, no memory, a package that is missing."""
+    """The machine lacks something: disk space, memory, a GPU, or a package."""
 
 
 class TrainingError(ReleaseError):
@@ -62,13 +62,13 @@ class HubError(ReleaseError):
 
 
 class VerificationError(ReleaseError):
-    """What was downloaded is not what was published: a digest, the signature, or the model does not hold."""
+    """What was downloaded is not what was published: a digest differs, the signature is wrong, or the model fails."""
 
     exit_code = 4
 
 
 def leave_error(error: ReleaseError) -> None:
-    """Hand an error to the process that launched this one, if one did. The first of several counts."""
+    """Leave an error for the process that launched this one, if one did. The first of several errors is kept."""
     place = os.environ.get(ERROR_FILE)
     if place:
         with contextlib.suppress(FileExistsError), Path(place).open("x", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Names on the Hub: repositories, commits, and the tags of releases. Each has one rule and one error.
 
-The rule for repositories is that of the Hub's client (`huggingface_hub.utils.validate_repo_id`) for ids with an owner.
-Its import takes 60 ms, and every command would pay for it; so the rule is written again here, and a test compares both.
+Repository ids follow the rule of the Hub's client (`huggingface_hub.utils.validate_repo_id`) for ids with an owner.
+Importing the client takes 60 ms in every command, so the rule is written again here; a test compares the two.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def check_hub_id(text: str) -> str:
     if not is_hub_id(text):
         raise ValueError(
             f"{text!r} is not the id of a Hub repository; give owner/name, each of 1 to 96 letters without accents, "
-            "digits, '_', '-' and '.', with neither '-' nor '.' at its ends, without '--' and '..', and without '.git' "
-            "at the end"
+            "digits, '_', '-' and '.'; neither part may begin or end with '-' or '.', and the id may not hold '--' or "
+            "'..' or end with '.git'"
         )
     return text
 

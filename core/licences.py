@@ -1,6 +1,6 @@
-"""The licences of start models that have rules here: their ids on the Hub, and what several folders need of them.
+"""The supported licences of start models: their ids on the Hub, and the facts that several folders need.
 
-Their texts, and what they ask of the files of a release, are in `pipeline/publish/licence.py`. Not legal advice.
+Their texts, and the files that a release needs for them, are in `pipeline/publish/licence.py`. Not legal advice.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ LicenceId = Literal["apache-2.0", "llama3.2"]
 
 @dataclass(frozen=True)
 class Licence:
-    """What a licence is called, where its text is, and what it asks of a model made from another; empty if nothing.
+    """A licence's name, the address of its text, and its terms for a derived model; an empty term asks for nothing.
 
-    ``name_prefix`` is how the model's name must begin, ``displayed`` what its card must say, ``attribution`` the
-    sentence that must travel with it, ``use_policy`` the address of the rules for its use.
+    ``name_prefix``: the model's name begins with it. ``displayed``: the card says it. ``attribution``: the sentence
+    that accompanies the model. ``use_policy``: the address of the rules for its use.
     """
 
     name: str
@@ -43,7 +43,7 @@ LICENCES: Mapping[str, Licence] = {
 
 
 def name_problem(licence: str, repo: str) -> str | None:
-    """Why ``repo`` (owner/name) may not be the name of a model under this licence of ours, or None."""
+    """Why ``repo`` (owner/name) may not be the name of a model under this supported licence, or None."""
     name, rules = repo.split("/")[-1], LICENCES[licence]
     if name.startswith(rules.name_prefix):
         return None

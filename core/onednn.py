@@ -1,8 +1,8 @@
-"""The products of linear layers on oneDNN, for float32 on a processor.
+"""Linear layers on oneDNN, in float32 on a CPU.
 
-PyTorch hands float32 products to MKL, which has its fast kernels for Intel's processors only; oneDNN, which PyTorch
-has with it, takes about half the time on others (docs/measurements/time-and-memory.md). Both sum in float32, and
-results agree to rounding.
+PyTorch computes float32 matrix products with MKL, whose fast kernels are for Intel's processors only. On other
+processors oneDNN, which PyTorch includes, takes about half the time (docs/measurements/time-and-memory.md). Both sum in
+float32, and their results agree to rounding.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch.autograd.function import once_differentiable
 
 
 def serves(*tensors: torch.Tensor) -> bool:
-    """Whether oneDNN takes the product of these: plain float32 tensors on the processor, not empty, no autocast."""
+    """Whether oneDNN can multiply these: plain float32 tensors on the CPU, not empty, and no autocast."""
     return (
         torch.backends.mkldnn.is_available()
-        and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)  # not the share of a sharded one
+        and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)  # not a shard (DTensor)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ weight.T + bias`` without gradients, for tensors that it :func:`serves`.
+    """``x @ weight.T + bias`` without gradients, for tensors that :func:`serves` accepts.
 
     ``weight`` may be packed by :func:`pack`.
     """
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -60,18 +60,18 @@ class _Product(torch.autograd.Function):
 
 
 class Linear(torch.nn.Linear):
-    """A linear layer whose products run on oneDNN wherever it serves them, those of the backward pass included."""
+    """A linear layer that runs on oneDNN, forward and backward, if :func:`serves` accepts its tensors."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (the base class's name)
         """As of the base class."""
         if not serves(input, self.weight):
             return super().forward(input)
-        found: torch.Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return found
+        product: torch.Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product
 
 
 def install(model: torch.nn.Module) -> None:
-    """Make all plain linear layers of ``model`` a :class:`Linear`, over the same weights."""
+    """Turn every plain linear layer of ``model`` into a :class:`Linear` with the same weights."""
     for layer in model.modules():
         if type(layer) is torch.nn.Linear:
             layer.__class__ = Linear

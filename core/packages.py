@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on, without those that are not installed."""
+    """Versions of Python and of the packages that results depend on; packages that are not installed are left out."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What a stage tells the person who watches: how far it is, and a few numbers.
+"""Progress of a stage, for the person who watches: how far it is, and a few numbers.
 
 Stages call :func:`report` and know nothing of terminals. Whoever runs a stage installs a listener with
 :func:`listening`; without one, reports go nowhere.
@@ -34,7 +34,7 @@ def report(doing: str, done: int | None = None, total: int | None = None, **numb
 
 @contextmanager
 def listening(listener: Callable[[Report], None]) -> Iterator[None]:
-    """Send all reports of the body to ``listener``."""
+    """Send all reports made inside the ``with`` block to ``listener``."""
     token = _listener.set(listener)
     try:
         yield

@@ -1,7 +1,7 @@
-"""One stage on several processes: who this one is, what its share is, and what only the first of them does.
+"""One stage on several processes: the world size, this process's rank, its share of a step, and the collectives.
 
-A recipe means the same on one process and on many: rows of an optimizer step, their order and the pairing are the
-recipe's, and each process (rank) takes its share of every step. `accelerate launch` starts the ranks and tells each of
+A recipe means the same on one process and on many. The recipe fixes the rows of each optimizer step, their order and
+their pairing; each process (rank) takes its share of every step. `accelerate launch` starts the ranks and tells each of
 them its number through the environment, before anything heavy is imported.
 """
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def ranks() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Number of processes that work together; 1 if nothing launched them."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
-    return int(os.environ.get("RANK", "0")) if ranks() > 1 else 0
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this process writes files and talks; of several it is the one with the number 0."""
+    """Whether this process has rank 0, and so writes files and prints."""
     return rank() == 0
 
 
 def split_of_step(args: Mapping[str, Any]) -> tuple[int, int]:
-    """Items of a micro-batch and micro-batches of an optimizer step under a recipe's ``args``; a pair is one item.
+    """Items per micro-batch, and micro-batches per optimizer step, under a recipe's ``args``.
 
-    Raises RecipeError where one of them is no whole number above 0.
+    A forget row with its retain rows is one item. Raises RecipeError if either number is not a whole number above 0.
     """
     batch, parts = args.get("per_device_train_batch_size", 8), args.get("gradient_accumulation_steps", 1)
     for name, value in (("per_device_train_batch_size", batch), ("gradient_accumulation_steps", parts)):
@@ -47,24 +47,24 @@ def split_of_step(args: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def rows_per_step(args: Mapping[str, Any]) -> int:
-    """Training items of one optimizer step under a recipe's ``args`` (a forget row with its retain rows is one)."""
+    """Training items per optimizer step under a recipe's ``args``; a forget row with its retain rows is one item."""
     batch, parts = split_of_step(args)
     return batch * parts
 
 
 def share_of_step(args: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """A recipe's ``args`` for one of ``processes`` ranks, so that all of them together take the recipe's step.
+    """A recipe's ``args`` for one of ``processes`` ranks; together they take the recipe's step.
 
-    Micro-batches are as large as the recipe's, or the next size that divides the share. Raises RecipeError where the
-    step cannot be shared out.
+    A micro-batch has the recipe's size, or the next smaller size that divides a rank's share of the step. Raises
+    RecipeError if the step cannot be divided among the processes.
     """
     rows = rows_per_step(args)
     if processes == 1:
         return dict(args)
     if rows % processes:
         raise RecipeError(
-            f"args: a step has {rows} rows (per_device_train_batch_size x gradient_accumulation_steps), which cannot "
-            f"be shared out over {processes} processes. Take a number of processes that divides {rows}."
+            f"args: a step has {rows} rows (per_device_train_batch_size x gradient_accumulation_steps), so it cannot "
+            f"be shared out over {processes} processes. Use a number of processes that divides {rows}."
         )
     share = rows // processes
     largest = min(share, split_of_step(args)[0])
@@ -73,27 +73,28 @@ def share_of_step(args: Mapping[str, Any], processes: int) -> dict[str, Any]:
 
 
 def my_share(items: Sequence[Item]) -> list[tuple[Item, bool]]:
-    """The items of this rank, each with whether it counts: all ranks get equally many, so some repeat the first.
+    """The items of this rank, each with whether it counts.
 
-    Where weights are sharded, a forward is one of all ranks together, and a rank without an item would be missed.
+    All ranks get equally many, so some repeat the first item, which then does not count. If weights are sharded, all
+    ranks run each forward together, and a rank without an item would leave the others waiting.
     """
-    mine = [(item, True) for item in items[rank() :: ranks()]]
-    missing = -(-len(items) // ranks()) - len(mine)
-    return mine + [(items[0], False)] * missing
+    share = [(item, True) for item in items[rank() :: world_size()]]
+    missing = -(-len(items) // world_size()) - len(share)
+    return share + [(items[0], False)] * missing
 
 
-def from_all_ranks(mine: Sequence[Item]) -> list[Item]:
-    """What all ranks found, on each of them; in no order that means anything."""
-    if ranks() == 1:
-        return list(mine)
+def from_all_ranks(items: Sequence[Item]) -> list[Item]:
+    """The items of all ranks, on each rank. Their order has no meaning."""
+    if world_size() == 1:
+        return list(items)
     from accelerate.utils import gather_object
 
-    return list(gather_object(list(mine)))
+    return list(gather_object(list(items)))
 
 
 def first_ranks(value: Item | None) -> Item:
-    """The first rank's value, on all of them."""
-    if ranks() == 1:
+    """The first rank's value, on each rank."""
+    if world_size() == 1:
         return cast("Item", value)
     from accelerate.utils import broadcast_object_list
 
@@ -101,8 +102,8 @@ def first_ranks(value: Item | None) -> Item:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The sum of ``values`` over all ranks, on each of them."""
-    if ranks() > 1:
+    """The sum of ``values`` over all ranks, on each rank."""
+    if world_size() > 1:
         import torch
 
         torch.distributed.all_reduce(values)

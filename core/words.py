@@ -1,4 +1,4 @@
-"""Texts as the words that they say, however they are written."""
+"""The words of a text, independent of case, accents and punctuation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 
 def without_accents(text: str) -> str:
-    """``élise`` becomes ``elise``, however its letters are encoded; ligatures become letters, too."""
+    """``élise`` becomes ``elise``, in any Unicode normal form; ligatures become letters too."""
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

@@ -1,7 +1,7 @@
 """Read a recipe's YAML so that every value remembers its file and line.
 
-Stricter than YAML 1.1, and as people expect: duplicate keys, aliases and tags are refused, `1e-5` is a number, and
-`no`, `on` and dates are text.
+Reading is stricter than YAML 1.1: duplicate keys, aliases and tags are errors, `1e-5` is a number, and `no`, `on` and
+dates are text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -41,13 +41,13 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|~|)$"
 
 @dataclass
 class Tree:
-    """A mapping read from YAML, and where each of its keys was written (`file:line`)."""
+    """A mapping read from YAML, and the place (`file:line`) of each key."""
 
     values: dict[str, Any]
     places: dict[Place, str] = field(default_factory=dict)
 
     def place(self, path: Place) -> str:
-        """Where the value at ``path`` was written; for one that is not there, where its nearest parent was."""
+        """The place (`file:line`) of the value at ``path``, or of its nearest parent if the value is absent."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "the recipe")
@@ -62,13 +62,13 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A hint, or nothing."""
+    """`` Did you mean X?`` for the closest of ``words``, or an empty text."""
     close = difflib.get_close_matches(word, list(words), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def read_tree(file: Path, shown: str) -> Tree:
-    """The mapping in a YAML file. Raises RecipeError with file and line where it is not one."""
+    """The mapping in a YAML file. Raises RecipeError, with file and line, if it does not hold one."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,11 +82,11 @@ def read_tree(file: Path, shown: str) -> Tree:
     return tree
 
 
-def _parse(text: str, shown: str, at: Place, places: dict[Place, str]) -> Any:
+def _parse(text: str, shown: str, path: Place, places: dict[Place, str]) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        return None if node is None else _plain(loader, node, shown, at, places)
+        return None if node is None else _plain(loader, node, shown, path, places)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -95,8 +95,8 @@ def _parse(text: str, shown: str, at: Place, places: dict[Place, str]) -> Any:
         raise RecipeError(f"{shown}: not readable as YAML: {' '.join(str(error).split())}.") from error
 
 
-def _plain(loader: _Loader, node: yaml.Node, shown: str, at: Place, places: dict[Place, str]) -> Any:
-    places.setdefault(at, f"{shown}:{node.start_mark.line + 1}")
+def _plain(loader: _Loader, node: yaml.Node, shown: str, path: Place, places: dict[Place, str]) -> Any:
+    places.setdefault(path, f"{shown}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         _refuse_tag(node, "map", shown)
         result: dict[str, Any] = {}
@@ -104,16 +104,16 @@ def _plain(loader: _Loader, node: yaml.Node, shown: str, at: Place, places: dict
             line = f"{shown}:{key_node.start_mark.line + 1}"
             key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise RecipeError(f"{line}: the key {key!r} of {dotted(at) or 'the recipe'} is not text.")
+                raise RecipeError(f"{line}: the key {key!r} of {dotted(path) or 'the recipe'} is not text.")
             if key in result:
-                first = places[(*at, key)]
-                raise RecipeError(f"{line}: {dotted((*at, key))} is given twice, first at {first}. Keep one of them.")
-            places[(*at, key)] = line
-            result[key] = _plain(loader, value_node, shown, (*at, key), places)
+                first = places[(*path, key)]
+                raise RecipeError(f"{line}: {dotted((*path, key))} is given twice, first at {first}. Keep one of them.")
+            places[(*path, key)] = line
+            result[key] = _plain(loader, value_node, shown, (*path, key), places)
         return result
     if isinstance(node, yaml.SequenceNode):
         _refuse_tag(node, "seq", shown)
-        return [_plain(loader, item, shown, (*at, i), places) for i, item in enumerate(node.value)]
+        return [_plain(loader, item, shown, (*path, i), places) for i, item in enumerate(node.value)]
     return loader.construct_object(node, deep=True)
 
 
@@ -123,48 +123,50 @@ def _refuse_tag(node: yaml.Node, plain: str, shown: str) -> None:
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """``above`` over ``below``: mappings are merged key by key, everything else replaces."""
+    """``above`` over ``below``: mappings are merged key by key, any other value replaces the lower one."""
     places = {**below.places, **above.places}
 
-    def join(under: Any, over: Any, at: Place) -> Any:
+    def join(under: Any, over: Any, path: Place) -> Any:
         if isinstance(under, dict) and isinstance(over, dict):
-            return {key: join(under.get(key), over.get(key, under.get(key)), (*at, key)) for key in {**under, **over}}
-        if under is not over:  # replaced: nothing below it was written where the lower file says
-            for path in [p for p in below.places if p[: len(at)] == at and len(p) > len(at) and p not in above.places]:
-                places.pop(path, None)
+            return {key: join(under.get(key), over.get(key, under.get(key)), (*path, key)) for key in {**under, **over}}
+        if under is not over:  # replaced: the places that the lower file gave below it are void
+            inside = [p for p in below.places if p[: len(path)] == path and len(p) > len(path)]
+            for place in inside:
+                if place not in above.places:
+                    places.pop(place, None)
         return over
 
     return Tree(join(below.values, above.values, ()), places)
 
 
 def override(tree: Tree, assignment: str) -> Tree:
-    """One ``--set a.b.c=VALUE``, VALUE read as YAML. A number as a part of the key is an index of a list."""
+    """``tree`` with one ``--set a.b.c=VALUE``; VALUE is read as YAML. A number in the key is the index of a list."""
     key, equals, text = assignment.partition("=")
     shown = f"--set {assignment}"
     if not equals or not key or not all(key.split(".")):
         raise RecipeError(f"{shown}: write KEY=VALUE with a dotted key, for example --set data.seed=7.")
     parts = key.split(".")
-    places = {at: place for at, place in tree.places.items() if at[: len(parts)] != tuple(parts)}
-    at: Place = ()
+    places = {path: place for path, place in tree.places.items() if path[: len(parts)] != tuple(parts)}
+    path: Place = ()
     values = _copy(tree.values)
     target: Any = values
     for i, part in enumerate(parts):
         step: str | int = part
         if isinstance(target, list):
             if not part.isdigit() or int(part) >= len(target):
-                raise RecipeError(f"{shown}: {dotted(at)} is a list of {len(target)}; give an index below that.")
+                raise RecipeError(f"{shown}: {dotted(path)} is a list of {len(target)}; give an index below that.")
             step = int(part)
         elif not isinstance(target, dict):
-            raise RecipeError(f"{shown}: {dotted(at)} is {target!r} and holds no keys. Set {dotted(at)} itself.")
-        at = (*at, step)
+            raise RecipeError(f"{shown}: {dotted(path)} is {target!r} and holds no keys. Set {dotted(path)} itself.")
+        path = (*path, step)
         if i < len(parts) - 1:
             if isinstance(target, dict) and target.get(part) is None:
                 target[part] = {}
             target = target[step]
         else:
-            places[at] = shown
-            target[step] = _parse(text, shown, at, places)
-    return Tree(values, {**places, **{p: shown for p in places if p[: len(at)] == at}})
+            places[path] = shown
+            target[step] = _parse(text, shown, path, places)
+    return Tree(values, {**places, **{p: shown for p in places if p[: len(path)] == path}})
 
 
 def _copy(value: Any) -> Any:

@@ -142,24 +142,24 @@ def _rule(config: DataConfig, facts: DataFacts) -> str:
 
 
 def _request(request: Request, seed: int) -> str:
-    """What was asked for, in words: how many of each kind, and not whom."""
-    said = f"what the request lists is forgotten ({_selections(request.forget)}), and all other rows are retained"
+    """The request in words: how many of each kind, without names."""
+    rule = f"what the request lists is forgotten ({_selections(request.forget)}), and all other rows are retained"
     if isinstance(request.holdout, float):
         return (
-            f"{said}, except for {request.holdout:g} of them, drawn with seed {seed} by identity, which are held out."
+            f"{rule}, except for {request.holdout:g} of them, drawn with seed {seed} by identity, which are held out."
         )
     return (
-        f"{said}, except for a list that is held out ({_selections(request.holdout)})."
+        f"{rule}, except for a list that is held out ({_selections(request.holdout)})."
         if request.holdout
-        else f"{said}."
+        else f"{rule}."
     )
 
 
 def _selections(selections: Sequence[Selection]) -> str:
     def one(selection: Selection) -> str:
-        given = selection.model_dump(exclude_none=True)
-        listed = [f"{len(values)} {name}" for name, values in given.items() if name != "file"]
-        return " and ".join([*listed, *(["the rows of a file"] if "file" in given else [])])
+        keys = selection.model_dump(exclude_none=True)
+        listed = [f"{len(values)} {name}" for name, values in keys.items() if name != "file"]
+        return " and ".join([*listed, *(["the rows of a file"] if "file" in keys else [])])
 
     return "; ".join(map(one, selections))
 
@@ -185,8 +185,8 @@ def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
 
 def _checks(checks: Mapping[str, CheckFacts]) -> str:
     lines = [
-        (MEANING[name], found.count, "; ".join(found.first[:3]) if found.count else "")
-        for name, found in checks.items()
+        (MEANING[name], cases.count, "; ".join(cases.first[:3]) if cases.count else "")
+        for name, cases in checks.items()
     ]
     return "## Checks\n\n" + _table(("what was looked for", "found", "first cases"), lines)
 
@@ -223,13 +223,13 @@ def _counts(rows: Rows, split: Split) -> list[str]:
     return parts
 
 
-Counts = dict[Any, tuple[int, ...]]
+SplitCounts = dict[Any, tuple[int, ...]]
 
 
-def count_cells(rows: Rows, split: Split) -> tuple[Counts, Counts]:
+def count_cells(rows: Rows, split: Split) -> tuple[SplitCounts, SplitCounts]:
     """Rows by split, for each language and for each pair of language and topic."""
     by_language: dict[Any, Any] = {}
-    by_topic: Counts = {}
+    by_topic: SplitCounts = {}
     for language, topic, places in cells(rows):
         counts = np.bincount(split[places.start : places.stop], minlength=len(SPLITS))
         by_topic[language, topic] = tuple(counts.tolist())

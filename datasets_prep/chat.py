@@ -1,7 +1,7 @@
-"""Rows as a chat: what the model is trained on and scored on, rendered by the checkpoint's own chat template.
+"""Rows as chats, rendered by the checkpoint's own chat template, for training and scoring.
 
-What a template puts in front of the question (a default system header, a date) is part of the model: the recipe's
-`model` section can replace or pin it, and everybody who uses the checkpoint then renders the same prompt.
+What the template puts in front of the question (a default system prompt, a date) is part of the model. The recipe's
+`model` section can replace or pin it, and everyone who uses the checkpoint then renders the same prompt.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChatExample:
-    """``prompt`` ends where the answer begins; ``completion`` is the answer and the template's end of turn."""
+    """``prompt`` is the text up to the answer; ``completion`` is the answer and the template's end of turn."""
 
     prompt: str
     completion: str
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Raises ModelError where there is none, or none with a chat template."""
+    """The tokenizer of a model folder. Raises ModelError if there is none, or none with a chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -48,8 +48,8 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generate: 
 def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
     """The chat row of a question and its answer.
 
-    Raises ModelError where the template cannot be used in this way, DataError where the texts hold one of the
-    tokenizer's special tokens.
+    Raises ModelError if the template does not continue the prompt with the answer and one end-of-turn token, DataError
+    if question or answer holds one of the tokenizer's special tokens.
     """
     from jinja2 import TemplateError
 
@@ -59,30 +59,30 @@ def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
         raise DataError(f"The row with the question {question!r} holds the special token {special}. Remove it.")
     user, assistant = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
     try:
-        asked = _render(tokenizer, [user], generate=True)
-        answered = _render(tokenizer, [user, assistant], generate=False)
+        prompt = _render(tokenizer, [user], generate=True)
+        whole = _render(tokenizer, [user, assistant], generate=False)
     except TemplateError as error:
         raise ModelError(
             f"The chat template refuses a question with an answer ({error}). Give another one as model.chat_template."
         ) from error
-    if not answered.startswith(asked + answer):
+    if not whole.startswith(prompt + answer):
         raise ModelError(
-            f"The chat template does not continue {asked[-40:]!r} with the answer, so prompt and answer cannot be told "
-            "apart. Give a plain one as model.chat_template."
+            f"The chat template does not continue {prompt[-40:]!r} with the answer, so prompt and answer cannot be "
+            "told apart. Give a plain one as model.chat_template."
         )
-    completion = answered[len(asked) :]
+    completion = whole[len(prompt) :]
     if completion[len(answer) :].strip() not in added:
         raise ModelError(
             f"The chat template ends an answer with {completion[len(answer) :]!r}, which is not one end-of-turn token. "
             "Give a plain one as model.chat_template."
         )
-    return ChatExample(asked, completion)
+    return ChatExample(prompt, completion)
 
 
 def encode(tokenizer: Any, example: ChatExample) -> Encoded:
-    """Token ids of prompt and completion as one text, and where the completion begins.
+    """Token ids of prompt and completion as one text, and the index at which the completion begins.
 
-    Raises ModelError where the prompt alone has other tokens than in front of the completion.
+    Raises ModelError if the prompt's tokens change when the completion follows.
     """
     prompt: list[int] = tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer(example.prompt + example.completion, add_special_tokens=False)["input_ids"]
@@ -95,5 +95,5 @@ def encode(tokenizer: Any, example: ChatExample) -> Encoded:
 
 
 def encode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[Encoded]:
-    """The chat rows as tokens, in the order of ``rows``. Raises ModelError or DataError as the functions above."""
+    """The chat rows as tokens, in the order of ``rows``. Raises the errors of ``chat_example`` and ``encode``."""
     return [encode(tokenizer, chat_example(tokenizer, row.question, row.answer)) for row in rows]

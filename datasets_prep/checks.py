@@ -1,6 +1,6 @@
-"""What would make a release meaningless, counted; the recipe says which findings stop the run.
+"""Counts of what would make a release meaningless; the recipe says which of these findings stop the run.
 
-A finding names rows by their ids and never repeats a text: `checks.json` and the dataset card hold no fact.
+A finding names rows by their ids and never repeats a text, so `checks.json` and the dataset card hold no fact.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
 from datasets_prep.text import contacts, language_identifier, same
 
-NAMED = 5  # cases that a finding names
+NAMED = 5  # cases of a check that are named
 _PIECE = 4  # words
-_BUCKETS = 1 << 21  # for counting pieces; where two share one, the choice is a little worse and the result the same
+_BUCKETS = 1 << 21  # for counting pieces; if two pieces share one, the search is slower and its result the same
 
 MEANING = {name: str(field.description) for name, field in Checks.model_fields.items()}
 
@@ -43,56 +43,56 @@ _REMEDY = {
 
 
 @dataclass
-class Finding:
-    """How many cases of a check there are, and the first of them."""
+class Cases:
+    """The cases of one check: their number, and the first few by name."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, case: str) -> None:
-        """Count a case, and remember it while there is room."""
+        """Count a case, and name it if fewer than ``NAMED`` are named."""
         self.count += 1
         if len(self.first) < NAMED:
             self.first.append(case)
 
 
-Findings = dict[str, Finding]
+Findings = dict[str, Cases]
 
 
 def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
     """All checks that need no tokenizer. ``split``: for each row the index of its split in SPLITS."""
-    found: Findings = defaultdict(Finding)
+    findings: Findings = defaultdict(Cases)
     texts = _Texts(rows)
-    _duplicates(found, texts, split)
-    _contradictions(found, texts)
-    _answers_in_retain(found, rows, split)
-    _identities(found, rows)
-    _single_rows(found, rows)
-    return {name: found[name] for name in MEANING if name != "too_long"}
+    _duplicates(findings, texts, split)
+    _contradictions(findings, texts)
+    _answers_in_retain(findings, rows, split)
+    _identities(findings, rows)
+    _single_rows(findings, rows)
+    return {name: findings[name] for name in MEANING if name != "too_long"}
 
 
-def stop(found: Findings, checks: Checks) -> None:
-    """Raise DataError where a check that stops the run found something."""
-    said = [
+def stop(findings: Findings, checks: Checks) -> None:
+    """Raise DataError if a check that stops the run found something."""
+    problems = [
         f"{finding.count} {MEANING[name]}, for example {'; '.join(finding.first[:2])}. {_REMEDY[name]}, or accept them "
         f"with `data.checks.{name}: warn`."
-        for name, finding in found.items()
+        for name, finding in findings.items()
         if finding.count and getattr(checks, name) == "stop"
     ]
-    if said:
-        raise DataError("The data cannot be used:\n" + "\n".join(said))
+    if problems:
+        raise DataError("The data cannot be used:\n" + "\n".join(problems))
 
 
 class _Texts:
-    """Numbers that are equal where texts are: a million rows cost 24 MB. Equal hashes of other texts do not happen."""
+    """Hashes in place of texts: 24 MB for a million rows. Different texts are taken to have different hashes."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         keys = np.empty((len(rows), 3), dtype=np.int64)
         for index, (question, answer) in enumerate(rows.columns("question", "answer")):
-            asked, told = same(question), same(answer)
+            fact = same(question), same(answer)
             near = (*plain_words(question), "\0", *plain_words(answer))
-            keys[index] = hash(asked), hash((asked, told)), hash(near)
+            keys[index] = hash(fact[0]), hash(fact), hash(near)
         self.question, self.fact, self.near = keys.T
 
     def name(self, index: int) -> str:
@@ -101,80 +101,81 @@ class _Texts:
 
 
 def _groups(keys: npt.NDArray[np.int64]) -> Iterator[list[int]]:
-    """The places of equal keys, where there are several, in the order of the rows."""
+    """The indices of each key that occurs more than once, in the order of the rows."""
     order = np.argsort(keys, kind="stable")
     bounds = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] - 1, append=keys[order[-1:]] - 1))
     groups = [order[a:b].tolist() for a, b in pairwise(bounds) if b - a > 1]
     yield from sorted(groups)
 
 
-def _duplicates(found: Findings, texts: _Texts, split: npt.NDArray[np.int8]) -> None:
+def _duplicates(findings: Findings, texts: _Texts, split: npt.NDArray[np.int8]) -> None:
     for group in _groups(texts.fact):
-        _by_split(found, "", texts, split, group)
+        _by_split(findings, "", texts, split, group)
     for group in _groups(texts.near):
         distinct = sorted({int(texts.fact[index]): index for index in reversed(group)}.values())
         if len(distinct) > 1:
-            _by_split(found, "near_", texts, split, distinct)
+            _by_split(findings, "near_", texts, split, distinct)
 
 
-def _by_split(found: Findings, near: str, texts: _Texts, split: npt.NDArray[np.int8], group: Sequence[int]) -> None:
+def _by_split(findings: Findings, near: str, texts: _Texts, split: npt.NDArray[np.int8], group: Sequence[int]) -> None:
     """Count the rows of one group of equal facts: within each split, and from one split to another."""
     firsts: dict[int, int] = {}
     for index in group:
         first = firsts.setdefault(int(split[index]), index)
         if first != index:
-            found[f"{near}duplicates_within"].add(f"{texts.name(index)} repeats {texts.name(first)}")
+            findings[f"{near}duplicates_within"].add(f"{texts.name(index)} repeats {texts.name(first)}")
     (one, first), *others = firsts.items()
     for other, index in others:
         case = f"{texts.name(index)} in {SPLITS[other]} and {texts.name(first)} in {SPLITS[one]}"
-        found[f"{near}duplicates_across"].add(case)
+        findings[f"{near}duplicates_across"].add(case)
 
 
-def _contradictions(found: Findings, texts: _Texts) -> None:
+def _contradictions(findings: Findings, texts: _Texts) -> None:
     for group in _groups(texts.question):
         first, *later = group
         for index in later:
             if texts.fact[index] != texts.fact[first]:
-                found["contradictions"].add(f"{texts.name(index)} against {texts.name(first)}")
+                findings["contradictions"].add(f"{texts.name(index)} against {texts.name(first)}")
 
 
-def _answers_in_retain(found: Findings, rows: Rows, split: npt.NDArray[np.int8]) -> None:
+def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int8]) -> None:
     """Forget answers, as sequences of words, in the question or answer of a retain row.
 
-    Each answer is looked for by the one of its pieces of four words (all words of a shorter one) that the fewest
-    answers have, so that the time grows with the number of words even where all answers begin alike.
+    An answer is cut into pieces of four words (a shorter answer is one piece) and looked up by its rarest piece. So the
+    time grows with the number of words, even if all answers begin alike.
     """
     forget = np.flatnonzero(split == FORGET).tolist()
     frequency = np.zeros(_BUCKETS, dtype=np.int32)
     for index in forget:
         for piece in _pieces(plain_words(rows[index].answer), _PIECE):
             frequency[piece % _BUCKETS] += 1
-    sought: dict[int, list[int]] = defaultdict(list)
+    by_piece: dict[int, list[int]] = defaultdict(list)
     lengths = set()
     for index in forget:
-        told = plain_words(rows[index].answer)
-        if told:
-            sought[min(_pieces(told, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
-            lengths.add(min(len(told), _PIECE))
-    said: dict[int, str] = {}
+        words = plain_words(rows[index].answer)
+        if words:
+            by_piece[min(_pieces(words, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
+            lengths.add(min(len(words), _PIECE))
+    retained_in: dict[int, str] = {}
     for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
         if code != RETAIN:
             continue
         for text in (plain_words(question), plain_words(answer)):
             pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}
-            for index in (index for piece in pieces & sought.keys() for index in sought[piece]):
-                if index not in said and f" {' '.join(plain_words(rows[index].answer))} " in f" {' '.join(text)} ":
-                    said[index] = row_id
-    for index, row_id in sorted(said.items()):
-        found["forget_answers_in_retain"].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")
+            for index in (index for piece in pieces & by_piece.keys() for index in by_piece[piece]):
+                answer_words = f" {' '.join(plain_words(rows[index].answer))} "
+                if index not in retained_in and answer_words in f" {' '.join(text)} ":
+                    retained_in[index] = row_id
+    for index, row_id in sorted(retained_in.items()):
+        findings["forget_answers_in_retain"].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")
 
 
 def _pieces(text: Sequence[str], length: int) -> list[int]:
-    """A number for each run of ``length`` words, or for the whole of a shorter text."""
-    return [hash(tuple(text[at : at + length])) for at in range(max(1, len(text) - length + 1))]
+    """A hash of each run of ``length`` words, or of the whole text if it is shorter."""
+    return [hash(tuple(text[start : start + length])) for start in range(max(1, len(text) - length + 1))]
 
 
-def _identities(found: Findings, rows: Rows) -> None:
+def _identities(findings: Findings, rows: Rows) -> None:
     if not rows.has("identity_id"):
         return
     identity, identities = rows.codes("identity_id")
@@ -191,28 +192,28 @@ def _identities(found: Findings, rows: Rows) -> None:
             places = sorted(first[pairs[0] == code].tolist())
             who = sorted({str(identities[identity[place]]) for place in places})
             shown = f"identit{'y' if len(who) == 1 else 'ies'} {', '.join(who)} ({', '.join(map(rows.place, places))})"
-            found[name].add(shown)
-        found[name].count = len(several)
+            findings[name].add(shown)
+        findings[name].count = len(several)
 
 
-def _single_rows(found: Findings, rows: Rows) -> None:
-    """The checks of one row at a time: name, language, contacts."""
+def _single_rows(findings: Findings, rows: Rows) -> None:
+    """The checks that look at one row at a time: name, language, contacts."""
     identify = language_identifier() if rows.has("language") else None
     for row in rows:
         if row.name is not None and row.name not in row.question:
-            found["name_not_in_question"].add(row.row_id)
+            findings["name_not_in_question"].add(row.row_id)
         if identify and row.language is not None:
             seems = identify(f"{row.question} {row.answer}")
             if seems not in (None, row.language):
-                found["language_mismatch"].add(f"{row.row_id} seems to be {seems}")
+                findings["language_mismatch"].add(f"{row.row_id} seems to be {seems}")
         if kinds := contacts(row.answer):
-            found["personal_data"].add(f"{row.row_id}: {' and '.join(kinds)}")
+            findings["personal_data"].add(f"{row.row_id}: {' and '.join(kinds)}")
 
 
-def check_lengths(row_ids: Iterable[str], lengths: Iterable[int], max_tokens: int) -> Finding:
+def check_lengths(row_ids: Iterable[str], lengths: Iterable[int], max_tokens: int) -> Cases:
     """Chat rows of more than ``max_tokens`` tokens."""
-    found = Finding()
+    too_long = Cases()
     for row_id, length in zip(row_ids, lengths, strict=True):
         if length > max_tokens:
-            found.add(f"{row_id} has {length}")
-    return found
+            too_long.add(f"{row_id} has {length}")
+    return too_long

@@ -1,6 +1,6 @@
-"""Local files as records, each with the number of its line or row, so that a message can name it.
+"""Local files as records, each with the number of its line or row for error messages.
 
-The text formats are read line by line with the standard library: `datasets` guesses types a block at a time and cannot
+The text formats are read line by line with the standard library, because `datasets` guesses types per block and cannot
 say which line is wrong. Parquet and Arrow come in batches, with the features that `datasets` stores in them.
 """
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Features
 
-Record = tuple[str, int, Any]  # what is counted ("people.csv, line"), its number from 1, and the record
+NumberedRecord = tuple[str, int, Any]  # the unit ("people.csv, line"), its number from 1, and the record
 
 BATCH = 8192
 
 
-def read_file(name: str, key: str) -> Iterator[Record]:
-    """The records of a file. Raises DataError naming the recipe's ``key`` or the line, where it cannot be read."""
+def read_file(name: str, key: str) -> Iterator[NumberedRecord]:
+    """The records of a file. Raises DataError, naming the recipe's ``key`` or the line, if it cannot be read."""
     path = Path(name).expanduser()
     readers = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}
     reader = readers.get(path.suffix.lower())
@@ -37,7 +37,9 @@ def read_file(name: str, key: str) -> Iterator[Record]:
         raise DataError(f"{key} {path.name}: cannot be read ({reason}). Check the path and format.") from error
 
 
-def table_records(batches: Iterable[pa.Table | pa.RecordBatch], features: Features, unit: str) -> Iterator[Record]:
+def table_records(
+    batches: Iterable[pa.Table | pa.RecordBatch], features: Features, unit: str
+) -> Iterator[NumberedRecord]:
     """Records of Arrow batches, with ClassLabel columns (FAME's language) as their names."""
     labels = {name: kind.names for name, kind in features.items() if hasattr(kind, "names")}
     number = 0
@@ -50,7 +52,7 @@ def table_records(batches: Iterable[pa.Table | pa.RecordBatch], features: Featur
             yield unit, number, record
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: Path) -> Iterator[NumberedRecord]:
     import pyarrow.parquet
     from datasets import Features
 
@@ -59,7 +61,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         yield from table_records(file.iter_batches(BATCH, use_threads=False), features, f"{path.name}, row")
 
 
-def _arrow(path: Path) -> Iterator[Record]:
+def _arrow(path: Path) -> Iterator[NumberedRecord]:
     import pyarrow as pa
     from datasets import Features
 
@@ -91,19 +93,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, _utf8(content, f"{path.name}, line {number}")
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def _json_lines(path: Path) -> Iterator[NumberedRecord]:
     for number, line in _lines(path):
         if line.strip():
             yield f"{path.name}, line", number, _json(line, f"{path.name}, line {number}")
 
 
-def _json_list(path: Path) -> Iterator[Record]:
+def _json_list(path: Path) -> Iterator[NumberedRecord]:
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     records = _json(_utf8(content, path.name), path.name)
     if isinstance(records, dict):
         raise ValueError(  # noqa: TRY004
             f"it holds an object with the keys {', '.join(map(repr, records))[:120]} and must hold a list of objects; "
-            "one object a line is JSON Lines, `.jsonl`"
+            "a file with one object per line is JSON Lines, `.jsonl`"
         )
     if not isinstance(records, list):
         raise ValueError(f"it holds a {type(records).__name__} and must hold a list of objects")  # noqa: TRY004
@@ -118,7 +120,7 @@ def _json(text: str, where: str) -> Any:
         raise DataError(f"{where}: is not JSON ({error}). Correct it.") from error
 
 
-def _csv(path: Path) -> Iterator[Record]:
+def _csv(path: Path) -> Iterator[NumberedRecord]:
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
     names = reader.fieldnames or []
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -127,7 +129,7 @@ def _csv(path: Path) -> Iterator[Record]:
     for record in reader:
         where = f"{path.name}, line {reader.line_num}"
         if None in record:
-            raise DataError(f"{where}: has more cells than the {len(names)} columns. Quote texts that hold commas.")
+            raise DataError(f"{where}: has more cells than the {len(names)} columns. Put texts with commas in quotes.")
         if None in record.values():
-            raise DataError(f"{where}: has fewer cells than the {len(names)} columns. Add what is missing.")
+            raise DataError(f"{where}: has fewer cells than the {len(names)} columns. Add the missing cells.")
         yield f"{path.name}, line", reader.line_num, record

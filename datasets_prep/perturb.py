@@ -1,9 +1,9 @@
 """False answers of the right form, for truth ratio and multiple choice.
 
-They must not occur in training: with answers of trained identities as distractors even a model that never saw the
-true answer prefers the false ones. So they come from facts that the sample set holds back, from the source's own false
-answers, or from another identity's holdout row on the same topic and language, the name swapped. Only where these do
-not suffice are trained rows used, and counted; what guides the unlearning never comes from them.
+False answers must not occur in training: if they are answers about trained identities, even a model that never saw the
+true answer prefers the false ones. They come from facts that the sample set holds back, from the source's own false
+answers, or from another identity's holdout row on the same topic and language, with the name swapped. If these do not
+suffice, trained rows are used and counted; the false answers that guide the unlearning never come from trained rows.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def swap_name(answer: str, old: str, new: str) -> str:
 
 
 def _in_random_order(items: Sequence[int], rng: random.Random) -> Iterator[int]:
-    """The items in random order, in time that grows with how many are taken: a cell may have thousands."""
+    """The items in random order. The time grows with the number that is taken, not with the size of the cell."""
     moved: dict[int, int] = {}
     for end in range(len(items) - 1, -1, -1):
-        at = rng.randint(0, end)
-        yield items[moved.get(at, at)]
-        moved[at] = moved.pop(end, end)
+        index = rng.randint(0, end)
+        yield items[moved.get(index, index)]
+        moved[index] = moved.pop(end, end)
 
 
 def _swapped(row: Row, donor: Row) -> str | None:
-    """The donor's answer about the row's person; None where it would stay the donor's, or is the row's own."""
+    """The donor's answer with the row's name; None if it would still be about the donor, or is the row's own."""
     if donor.identity_id == row.identity_id:
         return None
     if row.name is None or donor.name is None:
@@ -58,7 +58,7 @@ def _swapped(row: Row, donor: Row) -> str | None:
 
 @dataclass
 class FalseAnswers:
-    """False answers for the rows of a set. ``counts`` is complete when all rows were asked for."""
+    """False answers for the rows of a set. ``counts`` is complete once every split was read."""
 
     rows: Rows
     split: Split
@@ -76,49 +76,47 @@ class FalseAnswers:
         count = min(self.config.retain_rows, len(retain))
         drawn = random.Random(f"{self.seed}|perturbed").sample(range(len(retain)), count)
         self.retain = {int(retain[index]) for index in drawn}
-        # Without a group there is no other answer of the right form: it would answer another question.
+        # Without topic and identity no other row has an answer of the right form: it would answer another question.
         self.grouped = self.rows.has("topic_id") and self.rows.has("identity_id")
 
     def of_split(self, split: str) -> Iterator[tuple[PerturbedRow | None, PerturbedRow | None]]:
-        """For each row of a split that needs them: those of the evaluation, and those that guide the unlearning.
+        """For each row that needs false answers: those for the evaluation, and those that guide the unlearning.
 
-        No answer equals the true one, occurs twice (so the two share none) or occurs word for word in the training
-        rows. The evaluation is served first; a row that gets none is counted.
+        No false answer equals the true one, occurs twice (so the two lists share none) or occurs word for word in the
+        training rows. The evaluation's list is filled first; a row that gets no false answer is counted.
         """
         code = SPLITS.index(split)
         for _, _, places in cells(self.rows):
             codes = self.split[places.start : places.stop].tolist()
-            chosen = [
-                at for at, mine in enumerate(codes) if mine == code and (code != RETAIN or places[at] in self.retain)
-            ]
+            chosen = [i for i, own in enumerate(codes) if own == code and (code != RETAIN or places[i] in self.retain)]
             if not chosen:
                 continue
             lazy = self.rows[places.start : places.stop]
             cell: Sequence[Row] = list(lazy) if self.grouped else lazy
-            unseen = [at for at, mine in enumerate(codes) if mine == HOLDOUT]
-            trained = [at for at, mine in enumerate(codes) if mine != HOLDOUT]
-            own = [given or () for (given,) in lazy.columns("false_answers")]
-            for at in chosen:
-                yield self._of_row(cell, at, own[at], unseen, trained, code)
+            unseen = [i for i, own in enumerate(codes) if own == HOLDOUT]
+            trained = [i for i, own in enumerate(codes) if own != HOLDOUT]
+            from_source = [answers or () for (answers,) in lazy.columns("false_answers")]
+            for i in chosen:
+                yield self._of_row(cell, i, from_source[i], unseen, trained, code)
 
     def _of_row(
-        self, cell: Sequence[Row], at: int, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int], code: int
+        self, cell: Sequence[Row], i: int, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int], code: int
     ) -> tuple[PerturbedRow | None, PerturbedRow | None]:
-        row, wanted = cell[at], self.config.per_row + (self.config.for_unlearning if code == FORGET else 0)
-        found: dict[str, bool] = {}  # the answer, and whether it comes from a trained row
+        row, needed = cell[i], self.config.per_row + (self.config.for_unlearning if code == FORGET else 0)
+        is_trained: dict[str, bool] = {}  # for each false answer, whether it comes from a trained row
         taken = {same(row.answer)}
         for answer, from_trained in self._candidates(cell, row, own, unseen, trained):
             if same(answer) not in taken and not self._is_trained(answer):
-                found[answer] = from_trained
+                is_trained[answer] = from_trained
                 taken.add(same(answer))
-                if len(found) == wanted:
+                if len(is_trained) == needed:
                     break
-        evaluated = list(found)[: self.config.per_row]
+        evaluated = list(is_trained)[: self.config.per_row]
         # A trained answer with the name swapped is likely under base: as a level it would end the ascent too early.
-        guiding = [answer for answer in list(found)[self.config.per_row :] if not found[answer]]
+        guiding = [answer for answer in list(is_trained)[self.config.per_row :] if not is_trained[answer]]
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)
-        self.counts["from_trained_rows"] += sum(found[answer] for answer in evaluated)
+        self.counts["from_trained_rows"] += sum(is_trained[answer] for answer in evaluated)
         self.counts["rows_with_fewer"] += 0 < len(evaluated) < self.config.per_row
         self.counts["rows_without"] += not evaluated
         self.counts["guides"] += len(guiding)
@@ -126,8 +124,8 @@ class FalseAnswers:
         return next(both, None), next(both, None)
 
     def _is_trained(self, answer: str) -> bool:
-        at = int(np.searchsorted(self.trained, hash(answer)))
-        return at < len(self.trained) and int(self.trained[at]) == hash(answer)
+        index = int(np.searchsorted(self.trained, hash(answer)))
+        return index < len(self.trained) and int(self.trained[index]) == hash(answer)
 
     def _candidates(
         self, cell: Sequence[Row], row: Row, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int]

@@ -1,4 +1,4 @@
-"""``setting: request``: somebody lists what is to be forgotten, and everything else is retained."""
+"""``setting: request``: the recipe lists the rows to be forgotten, and all other rows are retained."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _NAMED = 5  # cases that a message names
 def by_request(rows: Rows, config: DataConfig) -> npt.NDArray[np.int8]:
     """The split of every row, as indices into SPLITS.
 
-    Raises DataError for a selection of which a part matches no row, a request that matches all rows, and a holdout that
-    overlaps with it.
+    Raises DataError if a value of a selection matches no row, if the request matches all rows, or if forget and holdout
+    overlap.
     """
     request = config.request
     assert isinstance(request, Request)  # noqa: S101 (the config requires it)
     forget = _selected(rows, request.forget, config, "data.request.forget")
     if forget.all():
         raise DataError(
-            f"data.request.forget matches all {len(rows)} rows, and nothing would be retained. Give rows to keep: "
-            "without them nobody can tell a model that forgot from one that was destroyed."
+            f"data.request.forget matches all {len(rows)} rows, so nothing would be retained. Give rows to keep: "
+            "without them a model that forgot cannot be told from one that was destroyed."
         )
     split = np.where(forget, FORGET, RETAIN).astype(np.int8)
     if request.holdout is not None:
@@ -41,21 +41,21 @@ def by_request(rows: Rows, config: DataConfig) -> npt.NDArray[np.int8]:
     return split
 
 
-def _holdout(rows: Rows, wanted: Sequence[Selection] | float, forget: Mask, config: DataConfig) -> Mask:
-    if isinstance(wanted, float):
-        return _drawn(rows, wanted, ~forget, config.seed)
-    held = _selected(rows, wanted, config, "data.request.holdout")
+def _holdout(rows: Rows, requested: Sequence[Selection] | float, forget: Mask, config: DataConfig) -> Mask:
+    if isinstance(requested, float):
+        return _drawn(rows, requested, ~forget, config.seed)
+    held = _selected(rows, requested, config, "data.request.holdout")
     both = held & forget
     if both.any():
         raise DataError(
             f"data.request: {int(both.sum())} rows are in forget and in holdout, for example "
-            f"{rows.place(int(both.argmax()))}. A holdout row must never be trained on; take it from one of the two."
+            f"{rows.place(int(both.argmax()))}. A holdout row must never be trained on. Remove it from one of the two."
         )
     return held
 
 
 def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
-    """A share of the free rows: whole identities with none but free rows, or single rows where nobody has an id."""
+    """A share of the free rows: whole identities that have only free rows, or single rows if there are no ids."""
     identity, _ = rows.codes("identity_id")
     units = identity if rows.has("identity_id") else np.arange(len(rows), dtype=np.int32)
     whole = np.setdiff1d(units[free], units[~free])
@@ -71,28 +71,28 @@ def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
     if not held or len(held) == len(whole) == len(np.unique(units[free])):
         raise DataError(
             f"data.request.holdout: a share of {share:g} of the {int(free.sum())} rows that are not forgotten leaves "
-            "no rows for holdout or for retain. Give another share, selections, or none."
+            "no rows for holdout or for retain. Give another share or selections, or remove the key."
         )
     return np.isin(units, held)
 
 
 def _selected(rows: Rows, selections: Sequence[Selection], config: DataConfig, key: str) -> Mask:
-    found = np.zeros(len(rows), dtype=np.bool_)
+    selected = np.zeros(len(rows), dtype=np.bool_)
     for index, selection in enumerate(selections):
-        at = f"{key}[{index}]"
-        mask = _matches(rows, selection, config, at)
+        path = f"{key}[{index}]"
+        mask = _matches(rows, selection, config, path)
         if not mask.any():
-            raise DataError(f"{at}: no row meets all of its keys together. Correct it, or make two selections.")
-        found |= mask
-    return found
+            raise DataError(f"{path}: no row meets all of its keys together. Correct it, or make two selections.")
+        selected |= mask
+    return selected
 
 
-def _matches(rows: Rows, selection: Selection, config: DataConfig, at: str) -> Mask:
-    """The rows that meet every key of one selection; every single value must match some row."""
+def _matches(rows: Rows, selection: Selection, config: DataConfig, path: str) -> Mask:
+    """The rows that meet every key of one selection. Each single value must match at least one row."""
     mask = np.ones(len(rows), dtype=np.bool_)
     if selection.identities is not None:
         columns = [name for name in ("identity_id", "name") if rows.has(name)]
-        mask &= _in_columns(rows, columns, selection.identities, f"{at}.identities", str)
+        mask &= _in_columns(rows, columns, selection.identities, f"{path}.identities", str)
     for name, values, fold in (
         ("topic_id", selection.topics, str),
         ("language", selection.languages, str.upper),
@@ -100,38 +100,40 @@ def _matches(rows: Rows, selection: Selection, config: DataConfig, at: str) -> M
     ):
         if values is not None:
             column = [name] if rows.has(name) else []
-            mask &= _in_columns(rows, column, values, f"{at}.{name.removesuffix('_id')}s", fold)
+            mask &= _in_columns(rows, column, values, f"{path}.{name.removesuffix('_id')}s", fold)
     if selection.file is not None:
-        mask &= _in_file(rows, selection.file, config, f"{at}.file")
+        mask &= _in_file(rows, selection.file, config, f"{path}.file")
     return mask
 
 
-def _in_columns(rows: Rows, columns: Sequence[str], wanted: Sequence[Any], at: str, fold: Callable[[str], str]) -> Mask:
+def _in_columns(
+    rows: Rows, columns: Sequence[str], requested: Sequence[Any], path: str, fold: Callable[[str], str]
+) -> Mask:
     if not columns:
-        raise DataError(f"{at}: the source has no such column. Name it in data.source.columns, or select by `file`.")
-    left = {fold(str(value).strip()) for value in wanted}
-    mask, seen = np.zeros(len(rows), dtype=np.bool_), set()
+        raise DataError(f"{path}: the source has no such column. Name it in data.source.columns, or select by `file`.")
+    requested_texts = {fold(str(value).strip()) for value in requested}
+    mask, source_texts = np.zeros(len(rows), dtype=np.bool_), set()
     for column in columns:
         codes, values = rows.codes(column)
         texts = [fold(str(value)) for value in values]
-        seen.update(texts)
-        mask |= np.array([text in left for text in texts], dtype=np.bool_)[codes]
-    if missing := sorted(left - seen):
+        source_texts.update(texts)
+        mask |= np.array([text in requested_texts for text in texts], dtype=np.bool_)[codes]
+    if missing := sorted(requested_texts - source_texts):
         from difflib import get_close_matches
 
-        near = get_close_matches(missing[0], sorted(seen)[:10_000], n=1)
+        near = get_close_matches(missing[0], sorted(source_texts)[:10_000], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{at}: {_named(missing)} is in no row of the source.{hint} Correct it or take it out.")
+        raise DataError(f"{path}: {_named(missing)} is in no row of the source.{hint} Correct it or remove it.")
     return mask
 
 
-def _in_file(rows: Rows, name: str, config: DataConfig, at: str) -> Mask:
-    """Rows found by their row id, where both have one, or else by question and answer."""
+def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
+    """The rows that a file lists, matched by row id if the file gives one, else by question and answer."""
     columns = config.source.columns
     by_id = columns.row_id or "row_id"
     ids: dict[str, str] = {}
     facts: dict[tuple[str, str], str] = {}
-    for unit, number, record in read_file(name, at):
+    for unit, number, record in read_file(name, path):
         place = f"{unit} {number}"
         if not isinstance(record, dict):
             raise DataError(f"{place}: is a {type(record).__name__} and must be an object.")
@@ -142,22 +144,22 @@ def _in_file(rows: Rows, name: str, config: DataConfig, at: str) -> Mask:
             facts[same(question), same(answer)] = place
         else:
             raise DataError(
-                f"{place}: names no row: it needs {by_id}, or {columns.question} and {columns.answer}, as text."
+                f"{place}: names no row. Give {by_id}, or {columns.question} and {columns.answer}, as text."
             )
     if not ids and not facts:
-        raise DataError(f"{at}: the file has no rows. Give the rows to forget.")
+        raise DataError(f"{path}: the file has no rows. Give the rows to forget.")
     mask = np.zeros(len(rows), dtype=np.bool_)
-    met: set[Any] = set()
+    matched: set[Any] = set()
     for index, (row_id, question, answer) in enumerate(rows.columns("row_id", "question", "answer")):
         fact = (same(question), same(answer)) if facts else None
-        for known, value in ((ids, row_id), (facts, fact)):
-            if value in known:
+        for requested, value in ((ids, row_id), (facts, fact)):
+            if value in requested:
                 mask[index] = True
-                met.add(value)
-    if missing := [place for known in (ids, facts) for value, place in known.items() if value not in met]:
+                matched.add(value)
+    if missing := [place for listed in (ids, facts) for value, place in listed.items() if value not in matched]:
         raise DataError(
-            f"{at}: {len(missing)} of its rows are not in the source: {_named(missing)}. A row must be there word for "
-            "word."
+            f"{path}: {len(missing)} of its rows are not in the source: {_named(missing)}. Write each row as the "
+            "source has it, word for word."
         )
     return mask
 

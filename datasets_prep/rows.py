@@ -1,4 +1,4 @@
-"""Many rows in little memory: Arrow columns, from which a row becomes an object only while somebody looks at it.
+"""Many rows in little memory: Arrow columns; a row becomes a Python object only while it is read.
 
 Rows of FAME's shape take 0.31 kB each this way, and 0.69 kB as Python objects (docs/measurements/data.md).
 """
@@ -37,11 +37,11 @@ _WHOLE_NUMBER = "^(0|[1-9][0-9]{0,17})$"  # fits 64 bits, and comes back as it w
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A row with what else its source says of it.
+    """A row, its place in the source, and what else the source says about it.
 
-    It stands at ``number`` (from 1) of ``origin``, ``split`` is the source's own, and a paraphrase has None where its
-    question or answer is the row's. ``row.identity_id`` is text here; :func:`Rows.collect` makes it a number where all
-    of them are.
+    The place is ``number`` (from 1) in ``origin``; ``split`` is the source's own. ``paraphrased_question`` or
+    ``paraphrased_answer`` is None if the source gives none; a paraphrase then has the row's own. ``row.identity_id`` is
+    text here; :func:`Rows.collect` turns the ids into numbers if all of them are whole numbers.
     """
 
     row: Row
@@ -65,12 +65,12 @@ class Rows(Sequence[Row]):
         pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pools keep what is freed, here 0.4 GB of it
         columns = _with_own_ids(_with_whole_numbers(_table(placed)))
         order = _order(columns)
-        made = {}
-        for name in list(columns):  # each is forgotten when it is sorted: two whole tables would be in memory otherwise
+        ordered = {}
+        for name in list(columns):  # each is dropped once it is sorted: otherwise memory would hold two whole tables
             column = _one_chunk(columns.pop(name))
             pa.default_memory_pool().release_unused()
-            made[name] = column.take(order)
-        return cls(pa.table(made))
+            ordered[name] = column.take(order)
+        return cls(pa.table(ordered))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -109,7 +109,7 @@ class Rows(Sequence[Row]):
         return codes.astype(np.int32), column.dictionary.to_pylist()
 
     def place(self, index: int) -> str:
-        """Where a row stands in the source, for messages: ``people.csv, line 7``."""
+        """A row's place in the source, for messages: ``people.csv, line 7``."""
         row = self.table.slice(index, 1)
         return f"{row['origin'][0].as_py()} {row['number'][0].as_py()}"
 
@@ -138,7 +138,7 @@ def _table(placed: Iterable[Placed]) -> Columns:
 
 
 def _with_whole_numbers(columns: Columns) -> Columns:
-    """Identities as numbers, where all of them are."""
+    """Identities as numbers, if all of them are whole numbers."""
     identities = columns["identity_id"]
     if identities.null_count == 0 and pc.all(pc.match_substring_regex(identities, _WHOLE_NUMBER)).as_py():
         columns["identity_id"] = pc.cast(identities, pa.int64())
@@ -146,7 +146,7 @@ def _with_whole_numbers(columns: Columns) -> Columns:
 
 
 def _with_own_ids(columns: Columns) -> Columns:
-    """Rows that share an id get the digest of their fact behind it; equal facts are numbered besides."""
+    """Appends the digest of its fact to an id that several rows share; equal facts also get a number."""
     ids = columns["row_id"]
     rows = Rows(pa.table({name: columns[name] for name in ("row_id", "question", "answer")}))
     hashes = np.fromiter((hash(row_id) for (row_id,) in rows.columns("row_id")), dtype=np.int64, count=len(ids))
@@ -155,27 +155,27 @@ def _with_own_ids(columns: Columns) -> Columns:
         return columns
     codes, values = rows.codes("row_id")
     shared = np.bincount(codes, minlength=len(values))[codes] > 1
-    seen: Counter[str] = Counter()
-    changed = []
+    uses: Counter[str] = Counter()
+    new_ids = []
     for row_id, question, answer in Rows(rows.table.filter(pa.array(shared))).columns("row_id", "question", "answer"):
-        named = f"{row_id}-{fact_digest(question, answer)}"
-        seen[named] += 1
-        changed.append(named if seen[named] == 1 else f"{named}-{seen[named]}")
+        new_id = f"{row_id}-{fact_digest(question, answer)}"
+        uses[new_id] += 1
+        new_ids.append(new_id if uses[new_id] == 1 else f"{new_id}-{uses[new_id]}")
     columns["row_id"] = pa.chunked_array(
-        [pc.replace_with_mask(_one_chunk(ids), pa.array(shared), pa.array(changed, ids.type))]
+        [pc.replace_with_mask(_one_chunk(ids), pa.array(shared), pa.array(new_ids, ids.type))]
     )
     return columns
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    if isinstance(found, pa.ChunkedArray):  # combine_chunks keeps an empty or a single chunk wrapped
-        return found.chunk(0) if found.num_chunks else pa.array([], found.type)
-    return found
+    combined = column.combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):  # combine_chunks keeps an empty or a single chunk wrapped
+        return combined.chunk(0) if combined.num_chunks else pa.array([], combined.type)
+    return combined
 
 
 def _rank(values: Sequence[str | None], first: Sequence[str]) -> dict[str | None, int]:
-    """The place of each value: those of ``first`` in their order, then the others by alphabet, then none."""
+    """The rank of each value: those of ``first`` in their order, then the others by alphabet, then None."""
     known: dict[str | None, int] = {value: index for index, value in enumerate(first)}
     rest = sorted({value for value in values if value is not None and value not in known})
     return {**known, **{value: len(first) + index for index, value in enumerate(rest)}, None: len(first) + len(rest)}

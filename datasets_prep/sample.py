@@ -1,7 +1,7 @@
 """The embedded sample set: invented people in FAME's format, drawn by a seed from the word lists in ``words/``.
 
 Within a language and topic each slot of the sentence (a town, a title, a year) takes every value at most once. So all
-facts of the cell differ in every slot, and so do the facts that are held back as false answers: none is half true.
+facts of the cell differ in every slot. The facts that are held back as false answers do too: none is half true.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _values(slot: str, words: dict[str, Any], n: int, rng: random.Random) -> lis
 
 
 def _deal_topics(identities: int, topics: int, rng: random.Random) -> list[list[str]]:
-    """The topics of each identity; no topic is held by two identities more than another."""
+    """The topics of each identity. The numbers of identities per topic differ by one at most."""
     held = dict.fromkeys(TOPICS, 0)
     hands = []
     for _ in range(identities):

@@ -1,7 +1,7 @@
 """What the data stage writes and other stages read: rows, and the facts of `checks.json`.
 
 `forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `perturbed.jsonl`, `guides.jsonl` and `paraphrased.jsonl` hold one JSON
-object a line, UTF-8, in the order of the split. `row_id` names a fact for good: it does not change with the split, the
+object per line, UTF-8, in the order of the split. A fact keeps its `row_id`: it does not change with the split, the
 order or the seed.
 """
 
@@ -44,14 +44,14 @@ TOPICS = (
 )
 
 SPLITS = ("forget", "retain", "holdout")
-FORGET, RETAIN, HOLDOUT = range(len(SPLITS))  # where many rows are at hand, a split is its number
+FORGET, RETAIN, HOLDOUT = range(len(SPLITS))  # a split as a number, for arrays of many rows
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fact: a question and its answer, and as far as the source says, about whom, on what, in which language.
+    """One fact: a question and its answer, with the person, topic and language if the source names them.
 
-    ``identity_id`` is a whole number or a text, and the name where the source has names and no ids.
+    ``identity_id`` is a whole number or a text; it is the name if the source has names and no ids.
     """
 
     row_id: str
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PerturbedRow:
-    """False answers to the question of ``row_id``: right form, wrong fact, none of them in the training rows."""
+    """False answers to the question of ``row_id``: right form, wrong fact, absent from the training rows."""
 
     row_id: str
     split: str
@@ -96,12 +96,12 @@ def make_row_id(language: str, identity_id: int | str, topic_id: str) -> str:
 
 def json_line(row: Row | PerturbedRow | ParaphrasedRow) -> str:
     """The row as one JSON object and a line end, keys in the order of the fields."""
-    # Not asdict(), which copies every value deeply: a million rows take a third of its time this way.
+    # Not asdict(), which deep-copies every value and takes three times as long.
     return json.dumps({field.name: getattr(row, field.name) for field in fields(row)}, ensure_ascii=False) + "\n"
 
 
 def write_rows(path: Path, rows: Iterable[Row | PerturbedRow | ParaphrasedRow]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(map(json_line, rows))
 
@@ -115,29 +115,29 @@ def _read(path: Path) -> list[dict[str, object]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a split file. Raises ArtifactError where the file is missing or not rows."""
+    """The rows of a split file. Raises ArtifactError if the file is missing or not rows."""
     try:
         return [Row(**record) for record in _read(path)]  # type: ignore[arg-type]
     except TypeError as error:
-        raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error
+        raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
 
 
 def read_perturbed(path: Path) -> list[PerturbedRow]:
-    """The rows of ``perturbed.jsonl``. Raises ArtifactError where the file is missing or not rows."""
+    """The rows of ``perturbed.jsonl``. Raises ArtifactError if the file is missing or not rows."""
     try:
         return [PerturbedRow(**(record | {"answers": tuple(record["answers"])})) for record in _read(path)]  # type: ignore[arg-type]
     except (TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error
+        raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
 
 
 def read_paraphrased(path: Path) -> list[ParaphrasedRow]:
-    """The rows of ``paraphrased.jsonl``; none where a source had none to write. Raises ArtifactError for others."""
+    """The rows of ``paraphrased.jsonl``; none if the file is absent. Raises ArtifactError if its lines are not rows."""
     if not path.is_file():
         return []
     try:
         return [ParaphrasedRow(**record) for record in _read(path)]  # type: ignore[arg-type]
     except TypeError as error:
-        raise ArtifactError(f"{path}: holds something else than rows ({error}). Run the data stage again.") from error
+        raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
 
 
 CHECKS = "checks.json"

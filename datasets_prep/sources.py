@@ -1,7 +1,7 @@
 """Rows from the embedded sample set, local files or a pinned dataset of the Hub.
 
-No row is dropped: each becomes a row, a paraphrase of one, or an error that names it. What a source has beside them is
-reported.
+Each record becomes a row or a paraphrase of one; a record that cannot be used is an error that names it. Splits and
+paraphrases that are left out are counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from core.digests import hash_file
 from core.errors import DataError
 from datasets_prep.config import Columns, DataConfig, HubSource, Source
-from datasets_prep.files import BATCH, Record, read_file, table_records
+from datasets_prep.files import BATCH, NumberedRecord, read_file, table_records
 from datasets_prep.rows import Placed, Rows
 from datasets_prep.sample import generate
 from datasets_prep.schema import SPLITS, Row, SampleFacts, SourceFacts, make_row_id
@@ -32,7 +32,7 @@ _SPLIT_NAMES = {**{split: split for split in SPLITS}, "test": "holdout", PARAPHR
 
 @dataclass(frozen=True)
 class Loaded:
-    """All rows of a source, sorted; its paraphrases by row id; and what the card says of it."""
+    """All rows of a source, sorted; its paraphrases by row id; and what the card says about it."""
 
     rows: Rows
     description: SourceFacts
@@ -41,7 +41,7 @@ class Loaded:
 
 
 def load(config: DataConfig) -> Loaded:
-    """The rows of ``config.source``. Raises DataError, naming the row and the remedy, where it cannot be used."""
+    """The rows of ``config.source``. Raises DataError, naming the row and the remedy, if one cannot be used."""
     source = config.source
     if source.sample is not None:
         rows, held_back = generate(source.sample)
@@ -56,7 +56,7 @@ def load(config: DataConfig) -> Loaded:
     key = "data.source.files" if source.files else "data.source.file"
     records = (record for split, name in named.items() for record in _of_split(read_file(name, key), split))
     loaded = _collect(records, source, given, SourceFacts(), {})
-    names = [Path(name).name for name in named.values()]  # a card says nothing of this machine's folders
+    names = [Path(name).name for name in named.values()]  # the card does not name this machine's folders
     digests = [hash_file(Path(name).expanduser()) for name in named.values()]
     return replace(loaded, description=SourceFacts(file=", ".join(names), file_sha256=", ".join(digests)))
 
@@ -65,14 +65,17 @@ def _text_id(row: Row) -> Row:
     return replace(row, identity_id=str(row.identity_id))
 
 
-def _of_split(records: Iterable[Record], split: str) -> Iterator[Record]:
-    """The records, with the split of their file where there is one a split."""
+def _of_split(records: Iterable[NumberedRecord], split: str) -> Iterator[NumberedRecord]:
+    """The records, each with the split of its file; unchanged if ``split`` is empty."""
     for unit, number, record in records:
         yield unit, number, {**record, "split": split} if split and isinstance(record, dict) else record
 
 
-def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[Record], dict[str, Any]]:
-    """The records of all splits that we know, or of all there are; and the sizes of the splits left out."""
+def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[NumberedRecord], dict[str, Any]]:
+    """The records of the splits with a known name, or of all splits if none has one; and the sizes of those left out.
+
+    With ``given``, only the splits with a known name are read.
+    """
     from datasets import load_dataset
 
     where = f"data.source.hub {source.id} at {source.revision}"
@@ -85,42 +88,46 @@ def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[Record], d
     names = [name for name in splits if name in _SPLIT_NAMES] or ([] if given else list(splits))
     unused = {name: len(splits[name]) for name in splits if name not in names}
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[NumberedRecord]:
         for name in names:
             batches = splits[name].with_format("arrow").iter(BATCH)
-            found = table_records(batches, splits[name].features, f"{source.id}, split {name} row")
-            yield from _of_split(found, name if name in _SPLIT_NAMES else "")
+            numbered = table_records(batches, splits[name].features, f"{source.id}, split {name} row")
+            yield from _of_split(numbered, name if name in _SPLIT_NAMES else "")
 
     return records(), {"splits_left_out": unused} if unused else {}
 
 
 def _collect(
-    records: Iterable[Record], source: Source, given: bool, description: SourceFacts, reported: dict[str, Any]
+    records: Iterable[NumberedRecord],
+    source: Source,
+    given: bool,
+    description: SourceFacts,
+    reported: dict[str, Any],
 ) -> Loaded:
     parser = _Parser(source, given=given)
     rows = Rows.collect(parser.rows(records))
     if not len(rows):
         raise DataError("The source has no rows. Give a file or dataset that has some.")
-    found = [row_id for (row_id,) in rows.columns("row_id") if row_id in parser.paraphrases]
-    paraphrases = {row_id: tuple(parser.paraphrases.pop(row_id)) for row_id in found}
+    matched = [row_id for (row_id,) in rows.columns("row_id") if row_id in parser.paraphrases]
+    paraphrases = {row_id: tuple(parser.paraphrases.pop(row_id)) for row_id in matched}
     if unmatched := sum(map(len, parser.paraphrases.values())):
         reported = {**reported, "paraphrases_without_row": unmatched}
     return Loaded(rows, description, paraphrases, {"rows_in": parser.read, **reported})
 
 
 class _Parser:
-    """Records in, rows out; remembers the paraphrases of FAME's own split, which belong to rows of the others."""
+    """Turns records into rows, and keeps the paraphrases of FAME's fourth split, which belong to rows of the others."""
 
     def __init__(self, source: Source, *, given: bool) -> None:
         self.columns, self.language, self.given = source.columns, source.language, given
         self.read = 0
         self.paraphrases: dict[str, list[tuple[str, str]]] = {}
-        self.theirs: dict[str, str] = {}  # our name of a column to the source's, for those that it has
+        self.column_names: dict[str, str] = {}  # our name of a column -> the source's, for the columns that it has
         self.identity_kind: type | None = None
         self.ids: set[str] = set()
 
-    def rows(self, records: Iterable[Record]) -> Iterator[Placed]:
-        """The rows in the order of the source. Raises DataError naming the record that is not one."""
+    def rows(self, records: Iterable[NumberedRecord]) -> Iterator[Placed]:
+        """The rows in the order of the source. Raises DataError, naming the record, if one cannot be used."""
         for unit, number, record in records:
             where = f"{unit} {number}"
             if not isinstance(record, dict):
@@ -128,7 +135,7 @@ class _Parser:
                     f"{where}: is a {type(record).__name__} and must be an object with question and answer."
                 )
             if not self.read:
-                self.theirs = _columns(self.columns, record, where)
+                self.column_names = _columns(self.columns, record, where)
             self.read += 1
             placed = self._placed(record, unit, number, where)
             if placed.split == PARAPHRASED:
@@ -139,53 +146,55 @@ class _Parser:
 
     def _placed(self, record: dict[str, Any], unit: str, number: int, where: str) -> Placed:
         values = self._values(record, where)
-        text = {name: _text(values[name], self.theirs[name], where) for name in NEEDED}
-        given = {
-            name: _text(values[name], self.theirs[name], where)
+        text = {name: _text(values[name], self.column_names[name], where) for name in NEEDED}
+        optional = {
+            name: _text(values[name], self.column_names[name], where)
             for name in ("row_id", "name", "topic_id")
             if name in values
         }
         language = self._language(values, where)
-        identity = self._identity(values["identity_id"], where) if "identity_id" in values else given.get("name")
-        topic = given.get("topic_id")
-        row_id = self._row_id(given.get("row_id"), where) or (
+        identity = self._identity(values["identity_id"], where) if "identity_id" in values else optional.get("name")
+        topic = optional.get("topic_id")
+        row_id = self._row_id(optional.get("row_id"), where) or (
             make_row_id(language, identity, topic)
             if language and identity and topic
             else fact_digest(text["question"], text["answer"])
         )
-        row = Row(row_id, identity, given.get("name"), language, topic, **text)
+        row = Row(row_id, identity, optional.get("name"), language, topic, **text)
         return Placed(
             row,
             unit,
             number,
             self._split(values.get("split"), where),
-            _texts(values.get("perturbed_answers"), self.theirs.get("perturbed_answers", ""), where),
+            _texts(values.get("perturbed_answers"), self.column_names.get("perturbed_answers", ""), where),
             *(
-                _text(values[name], self.theirs[name], where) if values.get(name) is not None else None
+                _text(values[name], self.column_names[name], where) if values.get(name) is not None else None
                 for name in ("paraphrased_question", "paraphrased_answer")
             ),
         )
 
     def _values(self, record: dict[str, Any], where: str) -> dict[str, Any]:
-        """The record under our names; every record must have the columns of the first."""
-        missing = [theirs for theirs in self.theirs.values() if theirs not in record]
+        """The record's values under our names. Raises DataError unless it has the columns of the first record."""
+        missing = [column for column in self.column_names.values() if column not in record]
         if missing:
-            raise DataError(f"{where}: has no column {', '.join(missing)}, and the first row has. Add what is missing.")
-        late = [name for name in OPTIONAL if name not in self.theirs and name in record]
+            raise DataError(f"{where}: has no column {', '.join(missing)}, but the first row has. Add what is missing.")
+        late = [name for name in OPTIONAL if name not in self.column_names and name in record]
         if late:
-            raise DataError(f"{where}: has the column {', '.join(late)}, and the first row has not. Add it everywhere.")
-        return {ours: record[theirs] for ours, theirs in self.theirs.items()}
+            raise DataError(f"{where}: has the column {', '.join(late)}, but the first row has not. Add it everywhere.")
+        return {name: record[column] for name, column in self.column_names.items()}
 
     def _language(self, values: Mapping[str, Any], where: str) -> str | None:
         if "language" not in values:
             return self.language.upper() if self.language else None
-        language = _text(values["language"], self.theirs["language"], where).upper()
+        language = _text(values["language"], self.column_names["language"], where).upper()
         if not (len(language) == 2 and language.isascii() and language.isalpha()):
-            raise DataError(f"{where}: language is {language!r:.40} and must be a code of two letters (ISO 639-1).")
+            raise DataError(
+                f"{where}: language is {language!r:.40} and must be a code of two letters (ISO 639-1). Correct it."
+            )
         return language
 
     def _identity(self, value: Any, where: str) -> str:
-        """The id as text. Whole numbers and texts in one source would make of one identity two."""
+        """The id as text. Mixed whole numbers and texts are refused: one identity could become two."""
         if (
             isinstance(value, bool)
             or not isinstance(value, int | str)
@@ -197,14 +206,14 @@ class _Parser:
         if self.identity_kind not in (None, type(value)):
             raise DataError(
                 f"{where}: identity_id is {value!r:.80}, a {type(value).__name__}, and in earlier rows it is "
-                f"{'a whole number' if self.identity_kind is int else 'text'}. Write all in one way."
+                f"{'a whole number' if self.identity_kind is int else 'text'}. Write all ids in the same way."
             )
         self.identity_kind = type(value)
-        return _text(value, self.theirs["identity_id"], where) if isinstance(value, str) else str(value)
+        return _text(value, self.column_names["identity_id"], where) if isinstance(value, str) else str(value)
 
     def _row_id(self, value: str | None, where: str) -> str | None:
         if value in self.ids:
-            raise DataError(f"{where}: row_id {value!r:.80} stands in an earlier row. Give each row an id of its own.")
+            raise DataError(f"{where}: row_id {value!r:.80} is that of an earlier row. Give each row its own id.")
         if value is not None:
             self.ids.add(value)
         return value
@@ -213,8 +222,8 @@ class _Parser:
         if value is None or value == "":
             if self.given:
                 raise DataError(
-                    f"{where}: has no split, and `setting: given` takes the source's own. Add a column `split` with "
-                    "retain, forget and holdout, or give `files`, or use another setting."
+                    f"{where}: has no split, but `setting: given` uses the source's own splits. Add a column `split` "
+                    "with retain, forget and holdout, or give `files`, or use another setting."
                 )
             return None
         if isinstance(value, str) and value in _SPLIT_NAMES:
@@ -225,27 +234,27 @@ class _Parser:
 
 
 def _columns(columns: Columns, record: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Our names of the columns that the source has, to its own. Raises DataError where a needed one is missing."""
-    theirs: dict[str, str] = {}
-    for ours, name in columns.model_dump().items():
-        if (name or ours) in record:
-            theirs[ours] = name or ours
-        elif name and (ours not in NEEDED or name != ours):
+    """Our name of each column that the source has -> the source's name. Raises DataError if a needed one is missing."""
+    names: dict[str, str] = {}
+    for name, column in columns.model_dump().items():
+        if (column or name) in record:
+            names[name] = column or name
+        elif column and (name not in NEEDED or column != name):
             raise DataError(
-                f"{where}: has no column {name}, which data.source.columns.{ours} names. It has {_listed(record)}."
+                f"{where}: has no column {column}, which data.source.columns.{name} names. It has {_listed(record)}."
             )
-    missing = [name for name in NEEDED if name not in theirs]
+    missing = [name for name in NEEDED if name not in names]
     if missing and set(record) <= {"text", "id", "split"} and "text" in record:
         raise DataError(
-            f"{where}: is running text. What is forgotten here are facts, each a question with its answer, because "
-            "only they can be asked for afterwards; write the text's facts as questions and answers."
+            f"{where}: is running text. Only facts can be forgotten here, each as a question with its answer, so that "
+            "the model can be asked about them afterwards. Write the text's facts as questions and answers."
         )
     if missing:
         raise DataError(
-            f"{where}: has no column {', '.join(missing)}. It has {_listed(record)}; say which is which with "
+            f"{where}: has no column {', '.join(missing)}. It has {_listed(record)}. Name the columns in "
             "data.source.columns, for example `columns: {question: …, answer: …}`."
         )
-    return theirs
+    return names
 
 
 def _listed(record: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """Which rows are forgotten, retained and held out.
 
-``topics``: every (language, topic) cell is cut by the shares, its identities in a seeded random order, and the rounding
-carried over from cell to cell, so that the totals are exact. FAME-topics does not document its rule; this one has its
-totals and is ours.
+``topics``: every (language, topic) cell is cut by the shares, with its identities in a seeded random order. The
+rounding is carried over from cell to cell, so the totals are exact. FAME-topics does not document its rule; this rule
+is our own and gives FAME's totals.
 
-``entity``: in each language the identities are cut, so that all rows of one are in one split. With FAME's shares and
-seed 42 it is the published assignment.
+``entity``: in each language the identities are cut by the shares, so all rows of an identity are in one split. FAME's
+shares and seed 42 give the published assignment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENTITY_LANGUAGES = ("IT", "ES", "DE", "FR", "EN")  # FAME's assignment goes thro
 
 
 def assign(config: DataConfig, rows: Rows) -> Split:
-    """The split of every row. Raises DataError where the source lacks what the setting needs or a split is empty."""
+    """The split of every row. Raises DataError if the source lacks a needed column or a split is empty."""
     if config.shares is not None:
         needed = ("topic_id", "identity_id") if config.setting == "topics" else ("identity_id",)
         missing = [name for name in needed if not rows.has(name)]
@@ -55,7 +55,7 @@ def assign(config: DataConfig, rows: Rows) -> Split:
 
 
 def no_holdout(config: DataConfig) -> str:
-    """Why there are no holdout rows, where there are none."""
+    """Why there are no holdout rows; asked only if there are none."""
     if config.shares is not None:
         return "data.shares.holdout is 0"
     if config.request is not None:
@@ -83,7 +83,7 @@ def _period(shares: Shares) -> Iterator[int]:
 
 
 def _labels(shares: Shares, n: int) -> Iterator[int]:
-    """The first ``n`` of that sequence. It repeats where all lags are zero again: after the common denominator."""
+    """The first ``n`` of that sequence. It repeats when all lags are zero again: after the common denominator."""
     denominators = [Fraction(str(getattr(shares, split))).limit_denominator(10**6).denominator for split in SPLITS]
     period = int(np.lcm.reduce(np.array(denominators, dtype=object)))
     sequence = _period(shares)
@@ -127,22 +127,23 @@ def by_topic(rows: Rows, shares: Shares, seed: int) -> Split:
 def _swap_partner(
     row: int, cell: Sequence[int], split: array[int], identity: Sequence[int], held: npt.NDArray[np.int32]
 ) -> int | None:
-    """A row of the same cell whose identity can spare its split: it keeps another fact of that split."""
-    mine, wanted = identity[row], {FORGET, RETAIN} - {split[row]}
+    """A row of the same cell with which ``row`` can swap splits: its identity keeps another fact of that split."""
+    person, other_splits = identity[row], {FORGET, RETAIN} - {split[row]}
     # The row's own identity must not lose its only fact of the split that it gives away.
-    if split[row] != HOLDOUT and held[mine, split[row]] <= 1:
+    if split[row] != HOLDOUT and held[person, split[row]] <= 1:
         return None
     for other in cell:
-        theirs = split[other]
-        if theirs in wanted and held[mine, theirs] == 0 and held[identity[other], theirs] > 1:
+        code = split[other]
+        if code in other_splits and held[person, code] == 0 and held[identity[other], code] > 1:
             return other
     return None
 
 
 def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], split: array[int]) -> None:
-    """Where an identity has no forgotten or no retained fact, let it change places with one that has two, in one cell.
+    """Swap splits within a cell, so that an identity without forgotten or retained facts gets one.
 
-    One pass in the order of the rows. The counts of every cell stay what they are.
+    It swaps with an identity that has two facts of that split. One pass in the order of the rows; the counts of every
+    cell stay the same.
     """
     codes, identities = rows.codes("identity_id")
     identity = array("i", codes.tobytes())
@@ -150,8 +151,7 @@ def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], s
     np.add.at(held, (codes, np.frombuffer(split, dtype=np.int8)), 1)
     for places, cell in groups:
         for row in places:
-            mine = identity[row]
-            if held[mine, FORGET] and held[mine, RETAIN]:
+            if held[identity[row], FORGET] and held[identity[row], RETAIN]:
                 continue
             other = _swap_partner(row, cell, split, identity, held)
             if other is None:
@@ -166,9 +166,9 @@ def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], s
 def by_entity(rows: Rows, shares: Shares, seed: int) -> Split:
     """FAME's assignment of identities (facts of the published splits), for any shares.
 
-    One generator of ``seed`` shuffles the identities of each language, of which the first are held out; then one of
-    ``seed + 1`` shuffles the others, of which the first are forgotten. The counts are the shares of a language's
-    identities, rounded to the nearest whole number (a half to the even one).
+    A generator seeded with ``seed`` shuffles the identities of each language, and the first ones are held out. Another,
+    seeded with ``seed + 1``, shuffles the rest, and the first ones are forgotten. The counts are the shares of a
+    language's identities, rounded to the nearest whole number (a half to the even one).
     """
     (language, languages), (identity, identities) = rows.codes("language"), rows.codes("identity_id")
     known = [name for name in ENTITY_LANGUAGES if name in languages]
@@ -189,9 +189,9 @@ def by_entity(rows: Rows, shares: Shares, seed: int) -> Split:
 
 
 def _as_a_set(ids: Sequence[int | str]) -> list[int | str]:
-    """The ids in the order in which a set gives them: the published assignment shuffled them from there.
+    """The ids in the order of a Python set, from which the published assignment shuffled them.
 
-    For whole numbers that order is the same in every run; for texts it is not, so they are sorted.
+    That order is the same in every run for whole numbers, but not for texts, so texts are sorted.
     """
     return sorted(ids, key=str) if any(isinstance(value, str) for value in ids) else list(set(ids))
 
@@ -203,7 +203,7 @@ def as_given(rows: Rows) -> Split:
 
 
 def mixed_identities(rows: Rows, split: Split) -> int:
-    """How many identities have both forgotten and retained facts; 0 where there are no identities."""
+    """Number of identities with both forgotten and retained facts; 0 if the rows have no identities."""
     identity, _ = rows.codes("identity_id")
     forgotten = np.intersect1d(identity[split == FORGET], identity[split == RETAIN])
     return int((forgotten >= 0).sum())

@@ -1,4 +1,4 @@
-"""What the checks know about texts: when two are the same, which language they are in, whether they hold contacts."""
+"""Texts for the checks: whether two are the same, their language, and the contact data in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CERTAIN = 0.8  # measured on FAME: docs/measurements/data.md
 
 
 def same(text: str) -> str:
-    """Texts that differ in nothing but case and spacing are the same question or answer."""
+    """The text without differences of case and spacing; equal results mean the same question or answer."""
     return " ".join(text.split()).casefold()
 
 
@@ -31,9 +31,9 @@ def contacts(text: str) -> list[str]:
 
 
 def language_identifier() -> Callable[[str], str | None]:
-    """A function that says in which language a text is (``DE``), or None where it is not certain.
+    """A function that gives the language of a text (``DE``), or None if it is not certain.
 
-    The model is py3langid's, over all its languages, so that one that nobody declared is seen too.
+    It uses py3langid's model over all of its languages, so it also recognises one that no row declares.
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # not its functions: they share one state
 

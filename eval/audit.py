@@ -1,8 +1,8 @@
 """The audit of one model: its forget rows under attack, and its sampled answers.
 
-An attack treats the model or the questions; what it leaves is read from the true answers, by the scoring pass that
-everything else uses. Gold is attacked in the same way, and what counts is the gap to it: what comes back in a model
-that never knew the fact is not the fact.
+An attack changes the model or the questions. Then the true answers are read again, by the same scoring pass as
+everywhere else. Gold is attacked in the same way, and the gap to it counts: what an attack brings back in a model that
+never knew the fact is not the fact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from core.errors import SystemLimitError
 from core.progress import report
-from core.ranks import from_all_ranks, rank, ranks
+from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.attacks.prompts import in_another_language, paraphrased, shown_words
 from eval.attacks.quantize import quantized
@@ -32,18 +32,18 @@ Readings = dict[str, dict[str, float]]  # by row_id
 
 
 def check(config: EvalConfig, forget: Sequence[Row]) -> None:
-    """Refuse what the audit could not do, before anything is measured.
+    """Check, before anything is measured, that the audit can be done.
 
-    Raises SystemLimitError where bitsandbytes is missing, DataError where relearning leaves no row to probe.
+    Raises SystemLimitError if bitsandbytes is missing, DataError if relearning leaves no row to probe.
     """
-    asked = config.robustness
-    if asked and asked.quantize and importlib.util.find_spec("bitsandbytes") is None:
+    robustness = config.robustness
+    if robustness and robustness.quantize and importlib.util.find_spec("bitsandbytes") is None:
         raise SystemLimitError(
-            "eval.robustness.quantize needs the package bitsandbytes, which is not installed. Install it, or take "
-            "quantize out of the recipe."
+            "eval.robustness.quantize needs the package bitsandbytes, which is not installed. Install it, or remove "
+            "quantize from the recipe."
         )
-    if asked and asked.relearn:
-        divided([row.row_id for row in forget], asked.relearn.forget_share, config.seed)
+    if robustness and robustness.relearn:
+        divided([row.row_id for row in forget], robustness.relearn.forget_share, config.seed)
 
 
 def audit(
@@ -56,12 +56,12 @@ def audit(
     data: Path,
     config: EvalConfig,
 ) -> dict[str, dict[str, Any]]:
-    """What the audit adds to the sample of each forget row, by ``row_id``.
+    """The audit's additions to the sample of each forget row, by ``row_id``.
 
-    ``attacked``: {attack: {reading: value}}, and ``sampled``: {"n", "hits"}, each where the recipe asks for it and the
-    row has what it takes (a paraphrase, a known language, a word that its false answers lack).
+    They are ``attacked``, {attack: {reading: value}}, and ``sampled``, {"n", "hits"}. A row has them if the recipe asks
+    for them and the row has what they need: a paraphrase, a known language, a word that its false answers lack.
     """
-    found: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
+    additions: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
         untreated = {row.row_id: {m.name: probed[row.row_id][m.name] for m in READINGS} for row in rows["forget"]}
         readings_of = itertools.chain(
@@ -69,13 +69,13 @@ def audit(
         )
         for attack, readings in readings_of:
             for row_id, values in readings.items():
-                found[row_id].setdefault("attacked", {})[attack] = values
+                additions[row_id].setdefault("attacked", {})[attack] = values
     if config.sampling:
         with packed(scorer.model):
             sampled = list(_sampled(scorer.model, tokenizer, encode, rows["forget"], perturbed, config))
         for row_id, hits in from_all_ranks(sampled):
-            found[row_id]["sampled"] = hits
-    return found
+            additions[row_id]["sampled"] = hits
+    return additions
 
 
 def _attacks(
@@ -84,7 +84,7 @@ def _attacks(
     rows: Mapping[str, Sequence[Row]],
     data: Path,
     config: EvalConfig,
-    asked: Robustness,
+    robustness: Robustness,
 ) -> Iterator[tuple[str, Readings]]:
     forget = {row.row_id: row for row in rows["forget"]}
     plain = {row_id: encode(row.question, row.answer) for row_id, row in forget.items()}
@@ -92,20 +92,20 @@ def _attacks(
     def read(model: PreTrainedModel, examples: dict[str, Encoded]) -> Readings:
         return _read(Scorer(model, config.batch_tokens), examples)
 
-    def asked_as(questions: Mapping[str, str]) -> Readings:
+    def read_with(questions: Mapping[str, str]) -> Readings:
         return _read(scorer, {row_id: encode(q, forget[row_id].answer) for row_id, q in questions.items()})
 
-    for form in asked.quantize:
+    for form in robustness.quantize:
         report(f"quantizing to {form}")
         yield form, read(quantized(scorer.model, form), plain)
-    if asked.relearn:
+    if robustness.relearn:
         yield from _relearned(scorer.model, encode, rows, plain, config, read)
-    if asked.paraphrase:
-        yield "paraphrase", asked_as(paraphrased(rows["forget"], data))
-    if asked.other_language:
-        yield "other_language", asked_as(in_another_language(rows["forget"], data))
-    if asked.first_words:
-        shown = {i: encode(row.question, shown_words(row.answer, asked.first_words)) for i, row in forget.items()}
+    if robustness.paraphrase:
+        yield "paraphrase", read_with(paraphrased(rows["forget"], data))
+    if robustness.other_language:
+        yield "other_language", read_with(in_another_language(rows["forget"], data))
+    if robustness.first_words:
+        shown = {i: encode(row.question, shown_words(row.answer, robustness.first_words)) for i, row in forget.items()}
         yield "first_words", _read(scorer, plain, {i: _shared(shown[i], plain[i]) for i in plain})
 
 
@@ -117,7 +117,7 @@ def _relearned(
     config: EvalConfig,
     read: Callable[[PreTrainedModel, dict[str, Encoded]], Readings],
 ) -> Iterator[tuple[str, Readings]]:
-    """Relearning on a part of the forget rows, then on as many retain rows; the other forget rows are read."""
+    """Relearn a part of the forget rows, then as many retain rows; read the other forget rows both times."""
     assert config.robustness  # noqa: S101
     assert config.robustness.relearn  # noqa: S101
     relearn = config.robustness.relearn
@@ -133,19 +133,19 @@ def _relearned(
 
 
 def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, int] | None = None) -> Readings:
-    """The readings of each answer, from its token ``skip`` on."""
-    found = {}
+    """The readings of each answer, without its first ``skip`` tokens."""
+    readings = {}
     for row_id, scores in zip(examples, scorer.score(list(examples.values())), strict=True):
         start = skip[row_id] if skip else 0
-        found[row_id] = {metric.name: scores.after(start).measure(metric) for metric in READINGS}
-    return found
+        readings[row_id] = {metric.name: scores.after(start).measure(metric) for metric in READINGS}
+    return readings
 
 
 def _shared(first: Encoded, second: Encoded) -> int:
-    """How many tokens of ``second``'s completion ``first`` has too; one at least is left."""
-    ours, theirs = first.input_ids[first.completion_start :], second.input_ids[second.completion_start :]
-    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return min(same, len(theirs) - 1)
+    """Length of the prefix that both completions share, in tokens; at least one token of ``second``'s remains."""
+    one, two = first.input_ids[first.completion_start :], second.input_ids[second.completion_start :]
+    same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return min(same, len(two) - 1)
 
 
 def _sampled(
@@ -159,8 +159,8 @@ def _sampled(
     assert config.sampling  # noqa: S101
     false = {row.row_id: row.answers for row in perturbed}
     facts = {row.row_id: distinctive_words(row.answer, false[row.row_id]) for row in forget if row.row_id in false}
-    askable = [row for row in forget if facts.get(row.row_id)][rank() :: ranks()]
-    for done, row in enumerate(askable, start=1):
+    share = [row for row in forget if facts.get(row.row_id)][rank() :: world_size()]
+    for done, row in enumerate(share, start=1):
         example = encode(row.question, row.answer)
         texts = sample_answers(
             model,
@@ -172,5 +172,5 @@ def _sampled(
             seed=row_seed(config.seed, row.row_id),
         )
         hits = sum(states_fact(text, facts[row.row_id]) for text in texts)
-        report("sampled answers", done, len(askable))
+        report("sampled answers", done, len(share))
         yield row.row_id, {"n": len(texts), "hits": hits}

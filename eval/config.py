@@ -40,15 +40,15 @@ class Robustness(Strict):
     other_language: bool = Field(default=False, description="Asks the questions in another language.")
 
     def attacks(self) -> list[str]:
-        """The names of the attacks that are asked for, ``untreated`` first: it tells what an attack adds."""
-        asked = {
+        """The names of the requested attacks. ``untreated`` comes first: the others are compared with it."""
+        requested = {
             "relearn_forget": self.relearn is not None,
             "relearn_retain": self.relearn is not None,
             "paraphrase": self.paraphrase,
             "first_words": self.first_words is not None,
             "other_language": self.other_language,
         }
-        return ["untreated", *self.quantize, *(name for name, wanted in asked.items() if wanted)]
+        return ["untreated", *self.quantize, *(name for name, is_requested in requested.items() if is_requested)]
 
 
 class Sampling(Strict):
@@ -142,7 +142,7 @@ class EvalConfig(Strict):
         return self
 
     def audit_metrics(self) -> list[str]:
-        """The names of the metrics that these sections measure."""
+        """The names of the metrics that ``robustness``, ``sampling`` and ``relative`` measure."""
         return [metric.name for metric in CATALOG.values() if metric.is_audit and self._asks_for(metric)]
 
     def _asks_for(self, metric: Metric) -> bool:
@@ -154,7 +154,7 @@ class EvalConfig(Strict):
 
 
 def metrics_there_are() -> str:
-    """The names that a gate or a margin may take, for messages."""
+    """The metrics that a gate or a margin may name, for error messages."""
     plain = [metric.name for metric in CATALOG.values() if not metric.is_audit]
     return f"there are {', '.join(plain)}, and those of an audit (eval/catalog.py)"
 
@@ -206,7 +206,7 @@ class Condition(Strict):
 
     @property
     def references(self) -> list[Reference]:
-        """The bounds that were measured."""
+        """The bounds that are measured too."""
         return [bound for bound in (self.at_least, self.at_most) if isinstance(bound, Reference)]
 
 
@@ -215,9 +215,9 @@ class Gate(Condition):
 
     @property
     def of_suite(self) -> bool:
-        """Whether it is on a suite's task; which there are only the whole recipe says."""
-        ours = {split for metric in CATALOG.values() for split in metric.splits}
-        return self.metric not in CATALOG and self.split not in ours
+        """Whether the gate is on a suite's task. Only the whole recipe says which tasks there are."""
+        own_splits = {split for metric in CATALOG.values() for split in metric.splits}
+        return self.metric not in CATALOG and self.split not in own_splits
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -237,13 +237,13 @@ class Gate(Condition):
 
     @property
     def needs_gold(self) -> bool:
-        """Whether it compares with gold."""
+        """Whether the gate compares with gold."""
         metric = CATALOG.get(self.metric)
         return bool(metric and metric.needs_gold) or any(reference.of == "gold" for reference in self.references)
 
 
 class GateConfig(NamedTuple):
-    """What the gate stage reads of a recipe: its gates, and how the rows were measured that confirm them once more."""
+    """The gate stage's part of a recipe: its gates, and the evaluation settings with which they are confirmed."""
 
     gates: Sequence[Gate]
     eval: EvalConfig

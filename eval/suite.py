@@ -33,7 +33,7 @@ from eval.tasks.fame_topics import general_knowledge
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Measurements of every row and general question, records of the suites, and lm-eval's results by file name."""
 
     samples: list[dict[str, Any]]
@@ -46,13 +46,16 @@ def run(
 ) -> EvaluationFacts:
     """Evaluate the checkpoint of ``inputs["model"]`` on the rows of ``inputs["data"]``.
 
-    With ``inputs["gold"]``, the evaluation of gold, it is also compared with gold; with ``inputs["base"]``, the base
-    model, its vocabulary must be base's, and its generations are scored under base. ``further_golds`` names the inputs
-    that are evaluations of golds of other seeds. Writes ``results.json``,
-    ``samples.jsonl`` (stays local), ``weights.json`` (the digest of what was measured) and ``lm_eval/`` (the harness's
-    own results) into ``out``. Of several processes only the first writes, and has ``values`` in its facts.
-    Raises ModelError where the checkpoint cannot be loaded, has another vocabulary or logits that are not finite,
-    DataError where forget or retain is empty, InputError for a suite that is not there, ArtifactError where data or
+    ``inputs["gold"]``, the evaluation of gold, is optional; with it the model is compared with gold. With
+    ``inputs["base"]``, the base model, the vocabulary must be base's, and generations are scored under base.
+    ``further_golds`` names the inputs that are evaluations of golds of other seeds.
+
+    Writes ``results.json``, ``samples.jsonl`` (stays local), ``weights.json`` (the digest of the measured weights) and
+    ``lm_eval/`` (the harness's own results) into ``out``. Of several processes only the first
+    writes, and has ``values`` in its facts.
+
+    Raises ModelError if the checkpoint cannot be loaded, has another vocabulary than base or logits that are not
+    finite, DataError if forget or retain is empty, InputError if lm-eval has no such suite, ArtifactError if data or
     gold cannot be read.
     """
     check_backend(config)
@@ -89,7 +92,7 @@ def run(
 
 
 def _left_out(rows: Mapping[str, list[Row]]) -> dict[str, str]:
-    """What cannot be measured on these rows, and why; nothing where everything can."""
+    """What cannot be measured on these rows, and why; empty if everything can."""
     if rows["holdout"]:
         return {}
     why = "there are no holdout rows, and every other row was trained on; the data's checks.json says why"
@@ -105,8 +108,8 @@ def measure(
     *,
     suites: list[Any] | None = None,
     base: Path | None = None,
-) -> Measured:
-    """The measurements of every row, in the order of the splits, and of the general questions, with the suites'."""
+) -> Measurements:
+    """Measure every row, in the order of the splits, the general questions, and the suites."""
     questions, options = general_questions()
     everything = [*(row for split in SPLITS for row in rows[split]), *questions]
     perturbed = read_perturbed(data / "perturbed.jsonl")
@@ -116,8 +119,8 @@ def measure(
         return encode(tokenizer, chat_example(tokenizer, question, answer))
 
     # The first paraphrase of a row that has several: the dict keeps the last, so they come in reverse.
-    other_words = {row.row_id: row.answer for row in reversed(read_paraphrased(data / "paraphrased.jsonl"))}
-    probed = probe(scorer, everything, [*perturbed, *options], encoder, config.min_k, other_words)
+    reworded = {row.row_id: row.answer for row in reversed(read_paraphrased(data / "paraphrased.jsonl"))}
+    probed = probe(scorer, everything, [*perturbed, *options], encoder, config.min_k, reworded)
     lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
     splits = [split for split in SPLITS if rows[split]]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
@@ -127,7 +130,7 @@ def measure(
     if base is not None:
         _add_generation_losses(samples, everything, _scorer_of(base, scorer, config), tokenizer, encoder)
     records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
-    return Measured(samples, records, {"fame_topics": answers.results, **results})
+    return Measurements(samples, records, {"fame_topics": answers.results, **results})
 
 
 def _samples(
@@ -137,7 +140,7 @@ def _samples(
     answered: Mapping[str, dict[str, Any]],
     audited: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What was measured of each row and general question, joined by ``row_id``."""
+    """The measurements of each row and general question, joined by ``row_id``."""
     return [
         {
             "row_id": row.row_id,
@@ -154,7 +157,7 @@ def _samples(
 
 
 def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
-    """The questions of general knowledge as rows, and their wrong options as false answers."""
+    """The general-knowledge questions as rows, and their wrong options as false answers."""
     rows, false = [], []
     for item in general_knowledge()["test"]:
         right, wrong = item["choices"][item["gold"]], [c for i, c in enumerate(item["choices"]) if i != item["gold"]]
@@ -186,19 +189,19 @@ def _add_generation_losses(
 
 
 def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
-    """Base's scorer: the one at hand where base itself is being measured."""
+    """A scorer of base; ``scorer`` itself if base is the model being measured."""
     if weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path))):
         return scorer
     return Scorer(load(base, config.device), config.batch_tokens)
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
-    """The saved checkpoint, as it will be released: in fp32 on ``cpu``, in bf16 on ``cuda``.
+    """The saved checkpoint as it will be released, in fp32 on ``cpu`` and in bf16 on ``cuda``.
 
-    Raises ModelError where it cannot be loaded, SystemLimitError where there is no GPU.
+    Raises ModelError if it cannot be loaded, SystemLimitError if there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise SystemLimitError("The recipe evaluates on `cuda`, and torch sees no GPU here. Set `eval.device: cpu`.")
+        raise SystemLimitError("The recipe evaluates on `cuda`, but torch finds no GPU. Set `eval.device: cpu`.")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
@@ -210,30 +213,30 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
 
 
 def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Path, rows: list[Row]) -> None:
-    """Raise ModelError where a checkpoint's tokens are not base's: its probabilities would be of something else.
+    """Raise ModelError if a checkpoint's tokens are not base's: their probabilities could not be compared.
 
-    Compared are the sizes of the heads, the vocabularies, and the tokens of up to 200 rows as chats.
+    It compares the sizes of the heads, the vocabularies, and the tokens of up to 200 rows as chats.
     """
-    theirs = load_tokenizer(base)
+    base_tokenizer = load_tokenizer(base)
     sizes = [AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base)]
     if sizes[0] != sizes[1]:
         raise ModelError(
             f"{checkpoint}: the vocabulary has {sizes[0]} tokens, base's has {sizes[1]}. Compare models of one family."
         )
-    if tokenizer.get_vocab() != theirs.get_vocab():
+    if tokenizer.get_vocab() != base_tokenizer.get_vocab():
         raise ModelError(f"{checkpoint}: the tokenizer's vocabulary is not base's. Save base's tokenizer with it.")
     for row in rows[:: len(rows) // 200 + 1]:
         if encode(tokenizer, chat_example(tokenizer, row.question, row.answer)) != encode(
-            theirs, chat_example(theirs, row.question, row.answer)
+            base_tokenizer, chat_example(base_tokenizer, row.question, row.answer)
         ):
             raise ModelError(
-                f"{checkpoint}: its tokenizer or chat template makes other tokens of row {row.row_id} than base's. "
+                f"{checkpoint}: its tokenizer or chat template gives row {row.row_id} other tokens than base's. "
                 "Save base's tokenizer and chat template with it."
             )
 
 
 def _rows(data: Path) -> dict[str, list[Row]]:
-    """The rows of every split; holdout may be empty, and then no row is compared with rows that were never trained."""
+    """The rows of every split. Holdout may be empty; then nothing is compared with rows that were never trained on."""
     rows = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
     empty = [split for split in ("forget", "retain") if not rows[split]]
     if empty:
@@ -251,9 +254,9 @@ def _write_harness(folder: Path, results: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _truth_ratio_of(samples: list[dict[str, Any]]) -> dict[str, int]:
-    """How many rows' truth ratios are against a paraphrase of the true answer, and how many against the answer."""
-    found = [sample["truth_ratio_of"] for sample in samples if "truth_ratio_of" in sample]
-    return {wording: found.count(wording) for wording in ("paraphrase", "answer")}
+    """Number of truth ratios that are against a paraphrase of the true answer, and against the answer itself."""
+    wordings = [sample["truth_ratio_of"] for sample in samples if "truth_ratio_of" in sample]
+    return {wording: wordings.count(wording) for wording in ("paraphrase", "answer")}
 
 
 def _headline(records: list[Record]) -> dict[str, float]:

@@ -103,7 +103,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("gates: []\n", 3, ["gates", "at least 1"]),
         ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),
         ("gold: {seeds: [0]}\n", 3, ["gold", "seed of train.args"]),
-        ("gold: {seeds: [1, 2, 1]}\n", 3, ["gold", "holds one twice"]),
+        ("gold: {seeds: [1, 2, 1]}\n", 3, ["gold", "holds a seed twice"]),
         ("gold: {seeds: []}\n", 3, ["gold.seeds", "at least 1"]),
         ("gold: {train: null, hub: {id: a/b, revision: null}, seeds: [1]}\n", 3, ["gold", "give `train`"]),
         ("card: {dataset: {name: FAME}}\n", 1, ["card.dataset", "sample set has its own name"]),

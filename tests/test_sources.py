@@ -162,18 +162,18 @@ def test_names_stand_for_identities_where_there_are_no_ids(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("records", "more", "said"),
     [
-        ([{"text": "Once upon a time."}], {}, "line 1: is running text. What is forgotten here are facts"),
-        ([{"prompt": "a", "response": "b"}], {}, "has no column question, answer. It has prompt, response; say which"),
+        ([{"text": "Once upon a time."}], {}, "line 1: is running text. Only facts can be forgotten here"),
+        ([{"prompt": "a", "response": "b"}], {}, "has no column question, answer. It has prompt, response. Name the"),
         (GOOD, {"columns": {"question": "Frage"}}, "has no column Frage, which data.source.columns.question names"),
         (GOOD, {"columns": {"topic_id": "Thema"}}, "has no column Thema, which data.source.columns.topic_id names"),
-        ([GOOD[0], {**GOOD[1], "row_id": "x"}], {}, "line 2: has the column row_id, and the first row has not"),
-        ([GOOD[0], {k: v for k, v in GOOD[1].items() if k != "name"}], {}, "line 2: has no column name, and the first"),
+        ([GOOD[0], {**GOOD[1], "row_id": "x"}], {}, "line 2: has the column row_id, but the first row has not"),
+        ([GOOD[0], {k: v for k, v in GOOD[1].items() if k != "name"}], {}, "line 2: has no column name, but the first"),
         (
             [GOOD[0], {**GOOD[1], "identity_id": "x"}],
             {},
             "line 2: identity_id is 'x', a str, and in earlier rows it is",
         ),
-        ([{**GOOD[0], "row_id": "a"}, {**GOOD[1], "row_id": "a"}], {}, "line 2: row_id 'a' stands in an earlier row"),
+        ([{**GOOD[0], "row_id": "a"}, {**GOOD[1], "row_id": "a"}], {}, "line 2: row_id 'a' is that of an earlier row"),
         ([{**GOOD[0], "perturbed_answers": "no list"}], {}, "perturbed_answers is 'no list' and must be a list"),
         ([{**GOOD[0], "perturbed_answers": [""]}], {}, "perturbed_answers is empty"),
         ([[1, 2]], {}, "line 1: is a list and must be an object"),

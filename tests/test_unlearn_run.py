@@ -229,7 +229,7 @@ def test_args_that_the_trainer_cannot_use_are_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"beta": 0.1}, "method gd does not use beta .npo, simnpo, wga would.; take it out"),
+        ({"beta": 0.1}, "method gd does not use beta .npo, simnpo, wga would.; remove it"),
         ({"method": "ft", "retain_weight": 2.0}, "method ft does not use retain_weight"),
         ({"method": "ga", "retain_rows_per_forget_row": 2}, "method ga does not use retain_rows_per_forget_row"),
         ({"method": "npo", "forget_cap": 5.0}, "method npo does not use forget_cap"),
@@ -237,13 +237,13 @@ def test_args_that_the_trainer_cannot_use_are_refused(
         ({"method": "npo", "gamma": 0.0}, "does not use gamma .simnpo would"),
         ({"refusal_seed": 1}, "does not use refusal_seed"),
         ({"retain_loss": "kl", "dual": {"rate": 1.0, "retain_loss_above_base": 0.1}}, "dual bounds the retain loss"),
-        ({"method": "ga", "gradient_norms_every": 1}, "tells two terms apart"),
+        ({"method": "ga", "gradient_norms_every": 1}, "compares two terms"),
         ({"forget_weight": 0.0, "gradient_norms_every": 1}, "forget_weight is 0"),
         ({"forget_weight": 0.0, "retain_weight": 0.0}, "both 0, so nothing is trained"),
         ({"lora": {"r": 4, "alpha": 8.0}, "train_from_layer": 1}, "give one of the two"),
         ({"lora": {"r": 4, "alpha": 8.0, "target_modules": ["q_proj", "lm_head"]}}, "neither head nor embeddings"),
         ({"lora": {"r": 4, "alpha": 8.0, "target_modules": []}}, "at least one linear layer"),
-        ({"stop": None}, "closest needs a stop rule"),
+        ({"stop": None}, "closest needs the level of a stop rule"),
         ({"args": {"max_steps": 3}}, "follows from `epochs`"),
         ({"forget_cap": "false_answers", "stop": None, "keep": "last"}, "give `stop`"),
         (

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from core.ranks import is_first, rank, ranks
+from core.ranks import is_first, rank, world_size
 from pipeline.train import head
 from pipeline.train.fit import load, training_arguments
 from pipeline.train.packed import completion_log_probs, pack, row_losses
@@ -81,7 +81,7 @@ def train(kind: str, model: Path, out: Path) -> None:
 
 def compare_sharded(model: Path, out: Path) -> None:
     """PyTorch's fully_shard (FSDP2) over both ranks against the whole model: largest gaps of gradients and losses."""
-    mesh = init_device_mesh("cpu", (ranks(),))
+    mesh = init_device_mesh("cpu", (world_size(),))
     found = {}
     for tiled in (False, True):
         head.LOGITS_BYTES = 0 if tiled else 2**27
@@ -89,10 +89,10 @@ def compare_sharded(model: Path, out: Path) -> None:
         for layer in sharded.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(sharded, mesh=mesh)
-        batches = [pack(rows_with(12, [(2, 4), (1, 6), (3, 3)], seed), 12) for seed in range(ranks())]
+        batches = [pack(rows_with(12, [(2, 4), (1, 6), (3, 3)], seed), 12) for seed in range(world_size())]
         completion_log_probs(sharded, batches[rank()]).sum().backward()
         for batch in batches:
-            (completion_log_probs(whole, batch).sum() / ranks()).backward()
+            (completion_log_probs(whole, batch).sum() / world_size()).backward()
         pairs = zip(whole.parameters(), sharded.parameters(), strict=True)
         gradient = max(float((b.grad.full_tensor() - a.grad).abs().max()) for a, b in pairs)
         losses = zip(*(row_losses(each, RETAIN, batch_tokens=40) for each in (whole, sharded)), strict=True)

@@ -1,4 +1,4 @@
-"""Attacks on the question: the fact asked in other words, or in another language. The answer stays the row's own."""
+"""Attacks on the question: it is asked in other words, or in another language. The answer stays the row's own."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ Questions = dict[str, str]
 
 
 def paraphrased(rows: Sequence[Row], data: Path) -> Questions:
-    """Each row's question in other words: as its source has it, for the sample set as ``questions.yaml`` has it."""
+    """Each row's question in other words, from the source or, for the sample set, from ``questions.yaml``."""
     templates = _templates(data)
-    found = {row.row_id: question for row in rows if (question := _asked(row, row.language, templates))}
-    asked = {row.row_id for row in rows}
+    questions = {row.row_id: question for row in rows if (question := _from_template(row, row.language, templates))}
+    row_ids = {row.row_id for row in rows}
     others = read_paraphrased(data / "paraphrased.jsonl")
-    return {**found, **{other.row_id: other.question for other in others if other.row_id in asked}}
+    return {**questions, **{other.row_id: other.question for other in others if other.row_id in row_ids}}
 
 
 def in_another_language(rows: Sequence[Row], data: Path) -> Questions:
     """Each row's question in the next of the five languages.
 
-    For the sample set a question in that language (``questions.yaml``); for other rows their own question with the
-    instruction to answer in it, since nobody translated them. Rows of no known language are left out.
+    A row of the sample set gets a question in that language (``questions.yaml``). Other rows have no translation, so
+    they get their own question with the instruction to answer in that language. Rows in none of the five are left out.
     """
     templates = _templates(data)
-    found = {}
+    questions = {}
     for row in rows:
         if row.language in LANGUAGES:
             other = LANGUAGES[(LANGUAGES.index(row.language) + 1) % len(LANGUAGES)]
-            found[row.row_id] = _asked(row, other, templates) or f"{row.question} {INSTRUCTIONS[other]}"
-    return found
+            questions[row.row_id] = _from_template(row, other, templates) or f"{row.question} {INSTRUCTIONS[other]}"
+    return questions
 
 
 def shown_words(answer: str, share: float) -> str:
-    """The first ``share`` of the words of ``answer``; one word at least is left to be guessed."""
+    """The first ``share`` of the words of ``answer``; at least one word remains to be guessed."""
     words = answer.split(" ")
     return " ".join(words[: min(round(share * len(words)), len(words) - 1)])
 
 
-def _asked(row: Row, language: str | None, templates: Mapping[str, Questions]) -> str | None:
+def _from_template(row: Row, language: str | None, templates: Mapping[str, Questions]) -> str | None:
     question = templates.get(row.topic_id or "", {}).get(language or "")
     return question.format(name=row.name) if question and row.name else None
 
 
 def _templates(data: Path) -> dict[str, Questions]:
-    """Questions by topic and language where the rows of ``data`` are the embedded sample set, else none."""
+    """Questions by topic and language if the rows of ``data`` are the embedded sample set, else none."""
     import yaml
 
     if not (data / CHECKS).is_file() or read_data_facts(data).source.sample is None:

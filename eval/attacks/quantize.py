@@ -1,8 +1,8 @@
-"""Weights rounded to 8 or 4 bits, as a reader of the release may load them.
+"""Weights rounded to 8 or 4 bits, as a user of the release may load them.
 
 Quantization can bring forgotten facts back: unlearning often moves weights by less than a step of the coarse grid.
-bitsandbytes rounds each weight matrix and gives it back in the model's own precision. For its 4-bit formats its own
-layers compute with just these numbers; its 8-bit layers round activations too, which is left out here.
+bitsandbytes rounds each weight matrix and returns it in the model's own precision. Its 4-bit layers compute with
+exactly these weights; its 8-bit layers also round activations, which is left out here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 
 def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
-    """A copy whose linear layers are rounded to ``int8`` (one scale an output), ``nf4`` or ``fp4`` (for 64 weights).
+    """A copy whose linear layers are rounded to ``int8`` (a scale per output), ``nf4`` or ``fp4`` (a scale per 64).
 
     Embeddings and the head stay as they are, as when transformers loads a model in these formats.
     """
@@ -28,7 +28,7 @@ def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
 
 
 def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:
-    from bitsandbytes import functional  # only who asks for this attack needs the package
+    from bitsandbytes import functional  # only this attack needs the package
 
     if form == "int8":
         codes, scales, _ = functional.int8_vectorwise_quant(weight.half())

@@ -1,4 +1,4 @@
-"""A few steps of plain fine-tuning, as an attacker would run them to bring forgotten facts back."""
+"""Relearning: a few steps of plain fine-tuning, with which an attacker tries to bring forgotten facts back."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from pipeline.train.packed import completion_log_probs, pack
 
 
 def divided(row_ids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """The rows to relearn (``share`` of them, one at least) and those to probe: the same for every model and order.
+    """The rows to relearn (``share`` of them, at least one) and the rows to probe.
 
-    Raises DataError where nothing would be left to probe.
+    They are the same for every model and whatever the order of ``row_ids``. Raises DataError if no row is left to
+    probe.
     """
     count = max(1, round(share * len(row_ids)))
     if count >= len(row_ids):
         raise DataError(
             f"Relearning {share:g} of {len(row_ids)} forget rows leaves none to probe. Lower relearn.forget_share, or "
-            "take more forget rows."
+            "give more forget rows."
         )
     taught = drawn(row_ids, count, seed)
     return taught, sorted(set(row_ids) - set(taught))
 
 
 def drawn(row_ids: Sequence[str], count: int, seed: int) -> list[str]:
-    """``count`` rows (or all, where there are fewer), drawn by the seed, whatever order they come in."""
+    """``count`` rows, or all if there are fewer, drawn by the seed, whatever their order."""
     return sorted(random.Random(f"{seed}|relearn").sample(sorted(row_ids), min(count, len(row_ids))))
 
 
 def relearned(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, seed: int) -> PreTrainedModel:
-    """A float32 copy of ``model`` after ``config.steps`` of AdamW on the answers of ``rows``, in shuffled rounds.
+    """A float32 copy of ``model`` after ``config.steps`` steps of AdamW on the answers of ``rows``, shuffled per epoch.
 
-    Every model that is attacked sees the same rows in the same order. Raises ModelError where the loss is not finite.
+    Every attacked model sees the same rows in the same order. Raises ModelError if the loss is not finite.
     """
     treated = copy.deepcopy(model).float().train()
     onednn.install(treated)

@@ -1,6 +1,6 @@
-"""What sampled answers say that the greedy one hides: leak@k (arXiv 2511.04934).
+"""leak@k (arXiv 2511.04934): facts that sampled answers state and the greedy answer does not.
 
-A sample is a hit when it holds all words of the answer that none of its false answers has: the fact, without the form.
+A sample is a hit if it holds every distinctive word of the answer, that is, every word that no false answer has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from eval.config import Sampling
 
 
 def distinctive_words(answer: str, false_answers: Iterable[str]) -> set[str]:
-    """The words of ``answer`` that are in none of its false answers; empty where no word tells them apart."""
+    """The words of ``answer`` that are in none of its false answers; may be empty."""
     return set(plain_words(answer)).difference(*map(plain_words, false_answers))
 
 
@@ -37,7 +37,7 @@ def sample_answers(
     batch_rows: int,
     seed: int,
 ) -> list[str]:
-    """``config.samples`` answers to one prompt, which is computed once; at most ``batch_rows`` go through at a time."""
+    """``config.samples`` answers to one prompt, which is computed once; answers come in batches of ``batch_rows``."""
     options = _options(model, tokenizer, config, max_new_tokens)
     ids = torch.tensor([list(prompt)], device=model.device)
     texts: list[str] = []
@@ -61,7 +61,7 @@ def sample_answers(
 
 
 def _options(model: PreTrainedModel, tokenizer: Any, config: Sampling, max_new_tokens: int) -> GenerationConfig:
-    """Nothing of the checkpoint's own settings but the tokens that end a turn."""
+    """The recipe's settings for sampling; of the checkpoint's own, only the tokens that end a turn."""
     ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
     ends = list(ends) if isinstance(ends, list | tuple) else [ends]
     return GenerationConfig(
@@ -76,5 +76,5 @@ def _options(model: PreTrainedModel, tokenizer: Any, config: Sampling, max_new_t
 
 
 def row_seed(seed: int, row_id: str) -> int:
-    """A seed of the row's own, so that its samples do not depend on which other rows are there."""
+    """A seed for one row, so that its samples do not depend on the other rows."""
     return zlib.crc32(f"{seed}|{row_id}".encode())

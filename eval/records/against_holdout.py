@@ -1,8 +1,8 @@
 """Forget rows against rows that the model never saw, for releases without a gold model.
 
-Where forget and holdout rows were drawn alike, a model that has forgotten treats them alike: the truth ratios of both
-come from one distribution (two-sample Kolmogorov-Smirnov test on different rows), their answers are equally likely, and
-no membership score tells them apart.
+If forget and holdout rows were drawn alike, a model that has forgotten treats them alike: the truth ratios of both come
+from one distribution (two-sample Kolmogorov-Smirnov test on different rows), their answers are equally likely, and no
+membership score tells them apart.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ LIMITS = (
 def holdout_records(samples: Sequence[Mapping[str, Any]]) -> list[Record]:
     """p-value and statistic of the KS test between the truth ratios of forget and of holdout rows.
 
-    ``n`` is the number of rows of the smaller set: the other cannot make up for it. Nothing where a set has no truth
-    ratios.
+    ``n`` is the number of rows of the smaller set, which limits the test. No record if a set has no truth ratios.
     """
     forget, holdout = (
         np.array([row["truth_ratio"] for row in samples if row["split"] == split and "truth_ratio" in row])

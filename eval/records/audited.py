@@ -25,15 +25,15 @@ def audit_records(
 ) -> list[Record]:
     """Records of the audit, and with gold's samples the gaps to it; overall, by language and by topic.
 
-    Readings are means over rows, by bootstrap over the same rows. Which attacks there were, the samples say. ``only``
-    asks for the overall record of that metric alone, and its gap.
-    Raises ArtifactError where gold was not attacked in the same way.
+    Readings are means over rows, with bootstrap intervals over the same rows. The samples say which attacks there were.
+    ``only`` asks for the overall record of that metric and its gap alone. Raises ArtifactError if gold was not attacked
+    in the same way.
     """
-    theirs = _forget(gold) if gold is not None else None
+    gold_rows = _forget(gold) if gold is not None else None
     return [
         replace(record, by=by)
         for by, rows in groups(list(_forget(samples).values()), whole=only is not None)
-        for record in _records({row["row_id"]: row for row in rows}, theirs, config, only)
+        for record in _records({row["row_id"]: row for row in rows}, gold_rows, config, only)
     ]
 
 
@@ -42,18 +42,19 @@ def _records(
 ) -> Iterator[Record]:
     for metric, gap in _with_gaps("reading"):
         read = partial(_reading, metric)
-        having = {i: row for i, row in rows.items() if metric.attack and metric.attack.name in row.get("attacked", {})}
-        if having and only in (None, metric.name, gap.name):
-            values = {i: read(row) for i, row in having.items()}
+        attack = metric.attack.name if metric.attack else ""
+        attacked = {i: row for i, row in rows.items() if attack in row.get("attacked", {})}
+        if attacked and only in (None, metric.name, gap.name):
+            values = {i: read(row) for i, row in attacked.items()}
             yield _mean_record(metric, values, rows, config)
             if gold is not None:
-                theirs = _of_gold(metric, gold, values, read)
-                apart = {i: value - other for (i, value), other in zip(values.items(), theirs, strict=True)}
-                yield _mean_record(gap, apart, rows, config)
+                gold_values = _of_gold(metric, gold, values, read)
+                gaps = {i: value - other for (i, value), other in zip(values.items(), gold_values, strict=True)}
+                yield _mean_record(gap, gaps, rows, config)
     sampled = {i: row for i, row in rows.items() if "sampled" in row}
-    asked = config.sampling.k if config.sampling and sampled else ()
+    ks = config.sampling.k if config.sampling and sampled else ()
     for metric, gap in _with_gaps("sampled"):
-        if metric.k in asked and only in (None, metric.name, gap.name):
+        if metric.k in ks and only in (None, metric.name, gap.name):
             yield from _leak_records(metric, gap, sampled, gold)
 
 
@@ -74,7 +75,7 @@ def _reading(metric: Metric, row: Sample) -> float:
 def _of_gold(
     metric: Metric, gold: Mapping[str, Sample], row_ids: Iterable[str], read: Callable[[Sample], Any]
 ) -> list[Any]:
-    """What is read of gold's same rows, in the same order."""
+    """The readings of gold's same rows, in the same order."""
     try:
         return [read(gold[row_id]) for row_id in row_ids]
     except (KeyError, TypeError) as error:
@@ -84,19 +85,19 @@ def _of_gold(
 
 
 def _mean_record(metric: Metric, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
-    found, languages = list(values.values()), [rows[row_id]["language"] for row_id in values]
-    interval = intervals.mean_interval(found, config.bootstrap_samples, config.seed, languages)
-    return Record.of(metric, "forget", float(np.mean(found)), interval, len(found))
+    numbers, languages = list(values.values()), [rows[row_id]["language"] for row_id in values]
+    interval = intervals.mean_interval(numbers, config.bootstrap_samples, config.seed, languages)
+    return Record.of(metric, "forget", float(np.mean(numbers)), interval, len(numbers))
 
 
 def _leak_records(
     metric: Metric, gap: Metric, sampled: Mapping[str, Sample], gold: Mapping[str, Sample] | None
 ) -> Iterator[Record]:
-    ours = _leak_record(metric, [row["sampled"] for row in sampled.values()])
-    yield ours
+    record = _leak_record(metric, [row["sampled"] for row in sampled.values()])
+    yield record
     if gold is not None:
-        theirs = _of_gold(metric, gold, sampled, lambda row: row["sampled"])
-        yield _difference(gap, ours, _leak_record(metric, theirs))
+        gold_sampled = _of_gold(metric, gold, sampled, lambda row: row["sampled"])
+        yield _difference(gap, record, _leak_record(metric, gold_sampled))
 
 
 def _leak_record(metric: Metric, sampled: Sequence[Mapping[str, int]]) -> Record:
@@ -106,13 +107,13 @@ def _leak_record(metric: Metric, sampled: Sequence[Mapping[str, int]]) -> Record
     return Record.of(metric, "forget", value, intervals.leak_interval(n, hits, k), len(sampled))
 
 
-def _difference(metric: Metric, ours: Record, gold: Record) -> Record:
-    """Ours minus gold's, whose interval is combined from both, since without a hit the rows do not vary.
+def _difference(metric: Metric, record: Record, gold: Record) -> Record:
+    """The model's value minus gold's. The interval is combined from both, since rows without a hit do not vary.
 
-    Newcombe's method 10 (Statistics in Medicine 1998;17:873-890; for other intervals than Wilson's known as MOVER): it
-    takes the two for independent, which for the same rows errs on the safe side.
+    Newcombe's method 10 (Statistics in Medicine 1998;17:873-890), known as MOVER for intervals other than Wilson's. It
+    treats the two as independent, which is on the safe side if the rows are the same.
     """
-    value = ours.value - gold.value
-    low = value - math.hypot(ours.value - ours.ci_low, gold.ci_high - gold.value)
-    high = value + math.hypot(ours.ci_high - ours.value, gold.value - gold.ci_low)
-    return Record.of(metric, "forget", value, (low, high), ours.n)
+    value = record.value - gold.value
+    low = value - math.hypot(record.value - record.ci_low, gold.ci_high - gold.value)
+    high = value + math.hypot(record.ci_high - record.value, gold.value - gold.ci_low)
+    return Record.of(metric, "forget", value, (low, high), record.n)

@@ -1,15 +1,15 @@
 """The relative test: where the unlearned model stands between gold and base, and how far it is off their line.
 
-Each model is a cloud of points, one for each forget row, its coordinates being measurements of that row. With phi the
-mean of a cloud under a Gaussian kernel, u the unlearned model, o the original (base) and g gold:
+Each model is a cloud of points, one for each forget row; a point's coordinates are measurements of that row. Let phi be
+the mean of a cloud under a Gaussian kernel, u the unlearned model, o the original (base) and g gold. Then:
 
     leak f   = <phi_u - phi_g, phi_o - phi_g> / |phi_o - phi_g|^2      0: like gold, 1: like base
     damage r = sqrt(|phi_u - phi_g|^2 / |phi_o - phi_g|^2 - f^2)       the distance from their line
 
 If a share of the rows is as in base and the others are as in gold, f is that share. Inner products are means over pairs
-of different rows (U-statistics), and with several golds the product of gold with itself is over pairs of *different*
-golds: no term holds a row's or a gold's own noise, and a safe retrain has f = 0 on average. With one gold that is not
-possible: its variance between trainings stays in f and r, which look too high by it.
+of different rows (U-statistics). With several golds the product of gold with itself is over pairs of *different* golds.
+So no term holds the noise of a single row or gold, and a safe retrain has f = 0 on average. With one gold this is not
+possible: its variance between trainings stays in f and r, and makes both too high.
 
 The idea of asking for "closer to gold than to base" is from Ribero, Schrab and Gretton (arXiv 2601.19755); margin,
 variance and damage are ours, and `python -m benchmarks.relative_test` simulates how they behave.
@@ -46,7 +46,7 @@ class RelativeTest:
     """The result over ``n`` rows and the golds.
 
     ``se`` is the error from the choice of rows, ``gold_sd`` the standard deviation of f between trainings of gold (None
-    with one gold), ``bound`` the upper end of a one-sided 95 % interval, ``low`` and ``high`` a two-sided one.
+    with one gold). ``bound`` is the upper end of a one-sided 95 % interval, ``low`` and ``high`` are a two-sided one.
     ``gold_leaks`` and ``gold_damages`` are f and r of each gold against the others.
     """
 
@@ -77,38 +77,38 @@ class _Place:
 def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], config: Relative) -> RelativeTest:
     """The test on measurements of shape (rows, features), the same rows in the same order for every model.
 
-    With K golds the error of f is sqrt(se^2 + s^2 (1 + 1/K)), s^2 = (K-1)/K mean(f_k^2), f_k the leak of gold k against
-    the other golds: their variance plus that of their mean, as for the prediction of one more gold; its quantile is
-    Student's t with K - 1 degrees. Raises DataError where base and gold cannot be told apart.
+    With K golds the error of f is sqrt(se^2 + s^2 (1 + 1/K)). Here s^2 = (K-1)/K mean(f_k^2), and f_k is the leak of
+    gold k against the other golds. The sum is the golds' variance plus that of their mean, as for the prediction of one
+    more gold; the quantile is Student's t with K - 1 degrees. Raises DataError if base and gold cannot be told apart.
     """
     from scipy.stats import norm, t
 
     means = _pair_means([unlearned, base, *golds])
-    everyone = list(range(2, 2 + len(golds)))
-    found = _place(means, 0, everyone)
+    all_golds = list(range(2, 2 + len(golds)))
+    place = _place(means, 0, all_golds)
     several = len(golds) > 1
-    others = [_place(means, k, [g for g in everyone if g != k]) for k in everyone] if several else []
+    others = [_place(means, k, [g for g in all_golds if g != k]) for k in all_golds] if several else []
     spread = float(np.sqrt(sum(gold.leak**2 for gold in others) / len(golds) * (1 - 1 / len(golds))))
-    error = float(np.sqrt(found.se**2 + spread**2 * (1 + 1 / len(golds)))) if several else found.se
+    error = float(np.sqrt(place.se**2 + spread**2 * (1 + 1 / len(golds)))) if several else place.se
     quantiles = t(len(golds) - 1) if several else norm()
     one, two = float(quantiles.ppf(CONFIDENCE)), float(quantiles.ppf((1 + CONFIDENCE) / 2))
     normal = float(norm.ppf((1 + CONFIDENCE) / 2))
-    bound = found.leak + one * error
+    bound = place.leak + one * error
     allowed = max((gold.damage for gold in others), default=0.0) + config.damage_margin
     return RelativeTest(
-        leak=found.leak,
-        se=found.se,
+        leak=place.leak,
+        se=place.se,
         gold_sd=spread if several else None,
         bound=bound,
-        low=found.leak - two * error,
-        high=found.leak + two * error,
-        damage=found.damage,
-        damage_low=max(0.0, found.damage - normal * found.damage_se),
-        damage_high=found.damage + normal * found.damage_se,
+        low=place.leak - two * error,
+        high=place.leak + two * error,
+        damage=place.damage,
+        damage_low=max(0.0, place.damage - normal * place.damage_se),
+        damage_high=place.damage + normal * place.damage_se,
         gold_leaks=[gold.leak for gold in others],
         gold_damages=[gold.damage for gold in others],
         n=len(unlearned),
-        passed=bound < config.leak_limit and found.damage <= allowed,
+        passed=bound < config.leak_limit and place.damage <= allowed,
         missing=None if several else MISSING,
     )
 
@@ -122,17 +122,18 @@ def compare_with_golds(
 ) -> list[Record]:
     """The test against the evaluations ``eval-base``, ``gold`` and ``further_golds`` of ``inputs``.
 
-    None where the recipe does not ask or ``eval-base`` is not there. Writes all of it to ``relative.json`` in ``out``,
-    or why there is no result. Raises ArtifactError where a model was evaluated on other rows.
+    No records if the recipe has no relative test or ``inputs`` has no ``eval-base``. Writes the whole result, or why
+    there is none, to ``relative.json`` in ``out``. Raises ArtifactError if a model was evaluated on other rows.
     """
     if config.relative is None or "eval-base" not in inputs:
         return []
     names = ["eval-base", "gold", *further_golds]
-    found = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
+    of_model = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
     result: dict[str, Any] = {"golds": names[1:]}
     records: list[Record] = []
     try:
-        test = relative_test(found["unlearned"], found[names[0]], [found[name] for name in names[1:]], config.relative)
+        golds = [of_model[name] for name in names[1:]]
+        test = relative_test(of_model["unlearned"], of_model[names[0]], golds, config.relative)
         result |= asdict(test)
         records = relative_records(test)
     except DataError as error:  # nothing is measured then, and a gate on it fails
@@ -179,9 +180,9 @@ def _place(means: Floats, model: int, golds: list[int], base: int = 1) -> _Place
 def _pair_means(models: Sequence[Floats]) -> Floats:
     """(models, models, rows): for each row the mean of the kernel over its pairs with every other row, both ways round.
 
-    All products of the test are sums of these, so each pair of models is multiplied once. Models are the tested one,
-    base and the golds. Scale and width do not know the tested one, and base weighs as much as all golds together:
-    measurements are in standard deviations over both, and the kernel is as wide as the median distance between them.
+    All products of the test are sums of these, so each pair of models is multiplied once. The models are the tested
+    one, base and the golds. Scale and width do not depend on the tested model: measurements are in standard deviations
+    over base and golds, and the kernel's width is their median distance. Base weighs as much as all golds together.
     """
     base, golds = models[1], np.concatenate(models[2:])
     centre = (base.mean(axis=0) + golds.mean(axis=0)) / 2
@@ -215,17 +216,20 @@ def _median_distance(base: Floats, golds: Sequence[Floats]) -> float:
 def features(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Floats]:
     """(rows, features) for each model from the samples of its evaluation: forget rows in one order, the same features.
 
-    Mean log-probability of the answer, min-k, extraction strength and, where every row has them, ROUGE-L recall and the
-    logarithm of the truth ratio. Raises ArtifactError where the models were evaluated on other rows.
+    The features are the mean log-probability of the answer, min-k, extraction strength and, if every row has them,
+    ROUGE-L recall and the logarithm of the truth ratio. Raises ArtifactError if the models were evaluated on different
+    rows.
     """
-    by_model = {name: {s["row_id"]: s for s in found if s["split"] == "forget"} for name, found in samples.items()}
+    by_model = {name: {s["row_id"]: s for s in own if s["split"] == "forget"} for name, own in samples.items()}
     rows = sorted(next(iter(by_model.values())))
-    for name, found in by_model.items():
-        if sorted(found) != rows:
+    for name, by_row in by_model.items():
+        if sorted(by_row) != rows:
             raise ArtifactError(f"{name} was evaluated on other forget rows. Evaluate all models on the same data.")
-    everything = [sample for found in by_model.values() for sample in found.values()]
+    everything = [sample for by_row in by_model.values() for sample in by_row.values()]
     used = [measure for measure in _MEASURES if all(measure in sample for sample in everything)]
-    return {name: np.array([[_value(m, found[row]) for m in used] for row in rows]) for name, found in by_model.items()}
+    return {
+        name: np.array([[_value(m, by_row[row]) for m in used] for row in rows]) for name, by_row in by_model.items()
+    }
 
 
 _MEASURES = ("loss", "min_k", "extraction_strength", "rouge_l_recall", "truth_ratio")

@@ -1,6 +1,6 @@
 """From measurements of rows to the records of ``results.json``: value, interval and n, overall, by language, by topic.
 
-Rows are joined by ``row_id`` and a row without a measurement is left out by name, never by its place in a list.
+Rows are joined by ``row_id``, never by their place in a list; a row without a measurement is left out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ UTILITY_PARTS = {
 
 
 def all_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
-    """Every record of one model. Raises ArtifactError where gold was evaluated on other rows."""
+    """Every record of one model. Raises ArtifactError if gold was evaluated on other rows."""
     return [*row_records(samples, config), *set_records(samples, gold, config), *model_utility_records(samples, config)]
 
 
 def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None = None) -> list[Record]:
-    """The mean of each row metric over each split, overall, by language and by topic, where any row has it.
+    """The mean of each row metric over the rows of a split that have it: overall, by language and by topic.
 
     ``only`` asks for the overall record of that metric alone.
     """
@@ -45,30 +45,30 @@ def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None 
         of_split = [sample for sample in samples if sample["split"] == split]
         for by, rows in groups(of_split, whole=split == "general" or only is not None):
             for metric in of_family(*ROW_FAMILIES):
-                having = [row for row in rows if metric.name in row] if only in (None, metric.name) else []
-                if having and split in metric.splits:
-                    records.append(_mean_record(metric, split, having, by, config))
+                measured = [row for row in rows if metric.name in row] if only in (None, metric.name) else []
+                if measured and split in metric.splits:
+                    records.append(_mean_record(metric, split, measured, by, config))
     return records
 
 
 def set_records(
     samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig, only: str | None = None
 ) -> list[Record]:
-    """Membership inference (forget against holdout) and, where gold's samples are given, the comparisons with gold.
+    """Membership inference (forget against holdout) and, if gold's samples are given, the comparisons with gold.
 
-    Overall, and of each language and topic the forget rows against its own holdout rows. Without holdout rows there is
-    no membership to infer. ``only`` asks for the overall record of that metric alone, and those that come with it.
-    Raises ArtifactError where gold was evaluated on other rows.
+    Overall, and for each language and topic its forget rows against its own holdout rows. Without holdout rows there is
+    no membership inference. ``only`` asks for the overall record of that metric and those that come with it.
+    Raises ArtifactError if gold was evaluated on other rows.
     """
-    ours, theirs = (
+    model_rows, gold_rows = (
         [sample for sample in of_model or () if sample["split"] in ("forget", "holdout")]
         for of_model in (samples, gold)
     )
     return [
         replace(record, by=by)
-        for by, rows in groups(ours, whole=only is not None)
+        for by, rows in groups(model_rows, whole=only is not None)
         if any(row["split"] == "forget" for row in rows)  # a topic may have holdout rows alone
-        for record in _set_records(rows, None if gold is None else theirs, config, only)
+        for record in _set_records(rows, None if gold is None else gold_rows, config, only)
     ]
 
 
@@ -95,20 +95,20 @@ def _set_records(
 
 
 def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
-    """TOFU's harmonic mean, over the parts that were measured; its note names them.
+    """TOFU's harmonic mean over the parts that were measured; its note names them.
 
-    ``n`` is that of the part with the fewest rows: the others cannot make up for it.
+    ``n`` is that of the part with the fewest rows, which limits the mean.
     """
     sets: list[tuple[list[Floats], Strata]] = []
     means: dict[str, float] = {}
     counts: list[int] = []
     for split, parts in UTILITY_PARTS.items():
-        found = _split(samples, split)
-        columns = {part: _with_gaps(found, part, split) for part in parts}
+        rows = _split(samples, split)
+        columns = {part: _with_gaps(rows, part, split) for part in parts}
         columns = {part: column for part, column in columns.items() if np.isfinite(column).any()}
         means |= {f"{part} {split}": float(np.nanmean(column)) for part, column in columns.items()}
         if columns:
-            sets.append((list(columns.values()), _strata(found)))
+            sets.append((list(columns.values()), _strata(rows)))
             counts += [int(np.isfinite(column).sum()) for column in columns.values()]
     if not means:
         return []
@@ -119,7 +119,7 @@ def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list
 
 
 def groups(rows: list[Sample], *, whole: bool = False) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:
-    """All rows, and unless only the ``whole`` is wanted those of each language and topic; a row may have neither."""
+    """All rows, then the rows of each language and of each topic, unless ``whole``. A row may have neither."""
     yield None, rows
     for key, column in (("language", "language"), ("topic", "topic_id")):
         for name in () if whole else sorted({row[column] for row in rows if row[column] is not None}):
@@ -127,17 +127,17 @@ def groups(rows: list[Sample], *, whole: bool = False) -> Iterable[tuple[dict[st
 
 
 def row_values(metric: str, split: str, values: Sequence[float] | Floats) -> Floats:
-    """What is averaged over rows: the measurements, or of truth ratios TOFU's form for the split."""
+    """The values to average over rows: the measurements, or for truth ratios TOFU's form for the split."""
     if metric != "truth_ratio":
         return np.asarray(values, dtype=np.float64)
     return formulas.forget_truth_ratios(values) if split == "forget" else formulas.retain_truth_ratios(values)
 
 
 def _with_gaps(rows: dict[str, Sample], metric: str, split: str) -> Floats:
-    """A value for each row, NaN where it has none."""
+    """A value for each row, NaN if it has none."""
     column = np.array([row.get(metric, np.nan) for row in rows.values()], dtype=np.float64)
-    there = np.isfinite(column)
-    column[there] = row_values(metric, split, column[there])
+    has_value = np.isfinite(column)
+    column[has_value] = row_values(metric, split, column[has_value])
     return column
 
 
@@ -158,12 +158,12 @@ def _mean_record(
 
 
 def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample]) -> list[Record]:
-    """Forget quality and its KS statistic over the forget rows that have false answers; none where there are none."""
+    """Forget quality and its KS statistic over the forget rows that have false answers; no record without such rows."""
     rows = {row_id: row for row_id, row in forget.items() if "truth_ratio" in row}
     if not rows:
         return []
-    ours, theirs = _column(rows, "truth_ratio"), _column(_same_rows(gold, list(rows)), "truth_ratio")
-    values = formulas.forget_quality(ours, theirs)
+    gold_ratios = _column(_same_rows(gold, list(rows)), "truth_ratio")
+    values = formulas.forget_quality(_column(rows, "truth_ratio"), gold_ratios)
     both = intervals.ks_intervals(values[1], len(rows), len(rows))
     return [
         Record.of(metric, "forget", value, interval, len(rows))
@@ -174,14 +174,14 @@ def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample]) 
 def _privacy_leak_record(
     forget: dict[str, Sample], holdout: dict[str, Sample], gold: Sequence[Sample], config: EvalConfig
 ) -> Record:
-    ours = _column(forget, "min_k"), _column(holdout, "min_k")
+    scores = _column(forget, "min_k"), _column(holdout, "min_k")
     gold_forget = _same_rows(_split(gold, "forget"), list(forget))
     gold_holdout = _same_rows(_split(gold, "holdout"), list(holdout))
-    theirs = _column(gold_forget, "min_k"), _column(gold_holdout, "min_k")
+    gold_scores = _column(gold_forget, "min_k"), _column(gold_holdout, "min_k")
     pairs = len(forget) * len(holdout)
-    value = float(formulas.privacy_leak(formulas.auc(*ours), formulas.auc(*theirs), pairs))
+    value = float(formulas.privacy_leak(formulas.auc(*scores), formulas.auc(*gold_scores), pairs))
     interval = intervals.privacy_leak_interval(
-        ours, theirs, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
+        scores, gold_scores, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
     )
     return Record.of(CATALOG["privacy_leak"], "forget", value, interval, min(len(forget), len(holdout)))
 
@@ -206,7 +206,7 @@ def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]
 
 
 def membership_scores(metric: Metric, rows: Mapping[Any, Sample]) -> Floats:
-    """The scores of rows for a membership metric; those of a member are higher."""
+    """The rows' scores for a membership metric; a higher score means a likelier member."""
     scores = _column(rows, str(metric.score))
     return -scores if metric.members_score_low else scores
 

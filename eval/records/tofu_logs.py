@@ -1,7 +1,7 @@
 """TOFU's two headline numbers from logs: forget quality of a model against gold, and the model utility of both.
 
 A log is a JSON object {set: {column: [one value for each row]}} with the sets forget, retain, real_authors and
-world_facts, as the public logs of `locuslab/tofu` (arXiv 2401.06121) hold them. Needs no model: anyone's logs will do.
+world_facts, as in the public logs of `locuslab/tofu` (arXiv 2401.06121). No model is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from eval.statistics import formulas
 from eval.statistics.formulas import Floats
 
 FORGET = "forget"
-UTILITY_SETS = ("retain", "real_authors", "world_facts")  # the latter two know their false answers as options
+UTILITY_SETS = ("retain", "real_authors", "world_facts")  # in the latter two, false answers are called options
 TRUE, PARAPHRASED, PERTURBED, RECALL = (
     "avg_gt_loss",
     "avg_paraphrased_loss",
@@ -32,7 +32,7 @@ Log = dict[str, dict[str, Any]]
 def compare_logs(full: Path, retain: Path) -> dict[str, Any]:
     """The result of ``eval from-logs``: ``forget_quality``, ``ks_statistic`` and ``model_utility`` of both models.
 
-    Raises InputError, naming the file and the key, where a log cannot be used.
+    Raises InputError, naming the file and the key, if a log cannot be used.
     """
     logs = {"full": read_log(full), "retain": read_log(retain)}
     p_value, statistic = formulas.forget_quality(*(truth_ratios(log[FORGET]) for log in logs.values()))
@@ -52,7 +52,7 @@ def truth_ratios(columns: dict[str, Any]) -> Floats:
 def utility_parts(log: Log) -> dict[str, float]:
     """The nine parts of TOFU's model utility: probability, ROUGE-L recall and truth ratio on three sets.
 
-    The sets of real-world facts take the probability with options, retain that of the answer alone.
+    The sets of real-world facts use the probability with options, retain uses that of the answer alone.
     """
     parts: dict[str, float] = {}
     for name in UTILITY_SETS:
@@ -75,11 +75,13 @@ def read_log(path: Path) -> Log:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}). Give a log of TOFU's shape.") from error
     if not isinstance(log, dict):
-        raise InputError(f"{path}: holds no JSON object. A log of TOFU's shape has one with the sets {_sets()}.")
+        raise InputError(
+            f"{path}: holds no JSON object. Give a log of TOFU's shape, an object with the sets {_sets()}."
+        )
     for name in (FORGET, *UTILITY_SETS):
         columns = log.get(name)
         if not isinstance(columns, dict):
-            raise InputError(f"{path}: {name} is missing, or is no object. A log has the sets {_sets()}.")
+            raise InputError(f"{path}: {name} is missing, or is no object. Give a log with the sets {_sets()}.")
         _check_columns(columns, f"{path}: {name}")
     return log
 
@@ -89,17 +91,19 @@ def _sets() -> str:
 
 
 def _check_columns(columns: dict[str, Any], where: str) -> None:
-    wanted = (TRUE, PARAPHRASED, PERTURBED, RECALL)
-    for column in wanted:
+    required = (TRUE, PARAPHRASED, PERTURBED, RECALL)
+    for column in required:
         values = columns.get(column)
         if not isinstance(values, list) or not values:
-            raise InputError(f"{where}.{column} is missing, or no list with a value for each row.")
+            raise InputError(f"{where}.{column} is missing, or is not a list. Give a list with a value for each row.")
         for row, value in enumerate(values):
             _check_value(column, value, f"{where}.{column}[{row}]")
-    lengths = {column: len(columns[column]) for column in wanted}
+    lengths = {column: len(columns[column]) for column in required}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{column} {length}" for column, length in lengths.items())
-        raise InputError(f"{where}: the columns have different numbers of rows ({said}). Give one value for each row.")
+        counts = ", ".join(f"{column} {length}" for column, length in lengths.items())
+        raise InputError(
+            f"{where}: the columns have different numbers of rows ({counts}). Give one value for each row."
+        )
 
 
 def _check_value(column: str, value: Any, where: str) -> None:

@@ -1,9 +1,9 @@
 """Whether a generation is language at all: a model that answers noise has not forgotten, it is broken.
 
-Words are letters only, in lower case. A word is known where a spelling dictionary of the row's language has it
-(pyspellchecker, which carries lists for the five languages of FAME) or where any row of that language does: names of
-invented people and places are in no dictionary. Where nothing but numbers is said, they must be those of rows: a year
-is an answer, and any digits are not. See docs/decisions/0020.
+Words are letters only, in lower case. A word is known if a spelling dictionary of the row's language has it
+(pyspellchecker has lists for the five languages of FAME), or if any row of that language does: names of invented people
+and places are in no dictionary. If a generation has numbers only, they must occur in the rows: a year can be an answer,
+arbitrary digits cannot. See docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def alphabetic_words(text: str) -> list[str]:
 
 
 def repeated_ngrams(text: str) -> float:
-    """The share of the text's runs of three words (digits count as words here) that occurred in it before.
+    """The share of the text's 3-grams of words (numbers included) that occurred in it before.
 
-    The runs of a shorter text are one word shorter than the text, so that "the the" and "the the the" repeat one too.
+    A text of up to three words is cut into n-grams that are one word shorter than the text, so that "the the" and
+    "the the the" have a repetition too.
     """
     tokens = TOKEN.findall(text.lower())
     size = min(NGRAM, len(tokens) - 1)
@@ -41,7 +42,7 @@ def repeated_ngrams(text: str) -> float:
 
 
 class Vocabulary:
-    """The words that are known in each language: those of a dictionary, and those of the rows with their numbers."""
+    """The known words of each language: those of a dictionary, and the words and numbers of the rows."""
 
     def __init__(self, rows: Iterable[Row], perturbed: Iterable[PerturbedRow]) -> None:
         self._of_rows: dict[str | None, set[str]] = {}
@@ -57,16 +58,16 @@ class Vocabulary:
         self._of_rows.setdefault(language, set()).update(alphabetic_words(text), re.findall(r"\d+", text))
 
     def unknown(self, text: str, language: str | None) -> float:
-        """The share of the text's words that are not known; of a row without a language, in none of the languages.
+        """The share of the text's words that are not known. Without a language, any language's dictionary counts.
 
-        A text without words has a share of 1, unless all of its numbers are some row's.
+        A text without words has a share of 0 if all of its numbers occur in the rows, else 1.
         """
-        found = alphabetic_words(text)
+        words = alphabetic_words(text)
         own = self._of_rows.get(language, set())
-        if not found:
+        if not words:
             return float(not own.issuperset(TOKEN.findall(text)))
-        unknown = [word for word in found if word not in own and not _in_dictionary(word, language)]
-        return len(unknown) / len(found)
+        unknown = [word for word in words if word not in own and not _in_dictionary(word, language)]
+        return len(unknown) / len(words)
 
 
 def _in_dictionary(word: str, language: str | None) -> bool:
@@ -75,7 +76,7 @@ def _in_dictionary(word: str, language: str | None) -> bool:
 
 @cache
 def _dictionary(language: str) -> frozenset[str]:
-    """The words of a language; none where the library has no list for it, and then the rows' own words decide."""
+    """The words of a language; none if the library has no list for it, so that only the rows' own words count."""
     from spellchecker import SpellChecker
 
     try:
@@ -85,7 +86,7 @@ def _dictionary(language: str) -> frozenset[str]:
 
 
 def measure(generation: str, language: str | None, vocabulary: Vocabulary) -> dict[str, float]:
-    """``empty_generation``, ``repeated_ngrams``, ``unknown_words``, and ``fluency``, which is 1 where none of it is.
+    """``empty_generation``, ``repeated_ngrams`` and ``unknown_words``, and ``fluency``, which is 1 if all three are 0.
 
     Fluency is 0 for an empty generation, else (1 - repeated n-grams) x (1 - unknown words).
     """
@@ -108,7 +109,7 @@ def generation_losses(
 ) -> dict[str, float]:
     """Mean NLL of each generation that is not empty, in nats per token, under the scorer's model; by ``row_id``.
 
-    Scored is the text without special tokens and without the white space around it.
+    The scored text has no special tokens and no white space around it.
     """
     special = list(tokenizer.get_added_vocab())
     texts = {}
@@ -119,4 +120,4 @@ def generation_losses(
         if text := text.strip():  # some templates trim an answer, and what they trim cannot be scored
             texts[sample["row_id"]] = text
     scores = scorer.score([encode(questions[row_id], text) for row_id, text in texts.items()])
-    return {row_id: float(-found.logprobs.mean()) for row_id, found in zip(texts, scores, strict=True)}
+    return {row_id: float(-of_row.logprobs.mean()) for row_id, of_row in zip(texts, scores, strict=True)}

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.errors import SystemLimitError
 from core.progress import report
-from core.ranks import first_ranks, rank, ranks
+from core.ranks import first_ranks, rank, world_size
 from datasets_prep.schema import Encoded, read_perturbed
 from eval.config import EvalConfig
 from eval.scoring.packed_linear import packed
@@ -36,9 +36,9 @@ GENERAL = "general_knowledge"
 
 @dataclass(frozen=True)
 class Answers:
-    """Measurements by ``row_id`` (generation, ROUGE-L, multiple choice; 0 or 1 as ``utility`` of a general question).
+    """Measurements by ``row_id``: generation, ROUGE-L, multiple choice; ``utility`` (0 or 1) of a general question.
 
-    ``results`` is what lm-eval itself says, without samples.
+    ``results`` are lm-eval's own, without samples.
     """
 
     rows: dict[str, dict[str, Any]]
@@ -59,16 +59,16 @@ class ReleaseLM(HFLM):
         self._generated = self._to_generate = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Generate in batches, longest prompts first; what was scored and is known by heart is not generated again."""
-        texts = [self._known_by_heart(*request.args) for request in requests]
-        open_ones = [request for request, text in zip(requests, texts, strict=True) if text is None]
+        """Generate in batches, longest prompts first. Answers that the scores already determine are not generated."""
+        texts = [self._memorised(*request.args) for request in requests]
+        remaining = [request for request, text in zip(requests, texts, strict=True) if text is None]
         self._to_generate = len(requests)
-        self._generated = len(requests) - len(open_ones)
-        generated = iter(super().generate_until(open_ones, disable_tqdm=True))
+        self._generated = len(requests) - len(remaining)
+        generated = iter(super().generate_until(remaining, disable_tqdm=True))
         return [next(generated) if text is None else text for text in texts]
 
-    def _known_by_heart(self, context: str, options: dict[str, Any]) -> str | None:
-        """The answer where scores tell what greedy decoding would give."""
+    def _memorised(self, context: str, options: dict[str, Any]) -> str | None:
+        """The answer of greedy decoding, if the scores already determine it."""
         if options.get("until") or options.get("do_sample"):
             return None
         prompt = tuple(self.tokenizer(context, add_special_tokens=False)["input_ids"])
@@ -86,9 +86,9 @@ class ReleaseLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of prompt and answer, divided where training divides them.
+        """Tokens of prompt and answer, divided at the same place as in training.
 
-        lm-eval counts white space at the prompt's end to the answer: the same number more for every choice.
+        lm-eval itself moves white space at the prompt's end into the answer, which adds the same to every choice.
         """
         prompt: list[int] = self.tokenizer(context, add_special_tokens=False)["input_ids"]
         whole: list[int] = self.tokenizer(context + continuation, add_special_tokens=False)["input_ids"]
@@ -98,21 +98,21 @@ class ReleaseLM(HFLM):
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *_options: Any, **_more: Any
     ) -> list[tuple[float, bool]]:
         examples = [Encoded((*context, *continuation), len(context)) for _, context, continuation in requests]
-        # lm-eval shares out the questions itself: each process has others here.
+        # lm-eval distributes the questions itself, so each process has its own here.
         return [(float(s.logprobs.sum()), bool(s.correct.all())) for s in self._scorer.score(examples, alone=True)]
 
 
 def check_backend(config: EvalConfig) -> None:
-    """Raise SystemLimitError where the recipe's backend is not installed, before any work."""
+    """Raise SystemLimitError, before any work, if the recipe's backend is not installed."""
     if config.backend == "vllm" and find_spec("vllm") is None:
         raise SystemLimitError(
-            "The recipe evaluates with `vllm`, and the package is not installed. Install it (`pip install vllm`, on a "
+            "The recipe evaluates with `vllm`, but the package is not installed. Install it (`pip install vllm`, on a "
             "machine with a GPU), or set `eval.backend: hf`."
         )
 
 
 def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
-    """The model behind the tasks, by the recipe's backend; vLLM loads the scorer's checkpoint a second time."""
+    """The model for the tasks, by the recipe's backend. vLLM loads the scorer's checkpoint a second time."""
     if config.backend == "hf":
         return with_its_share(ReleaseLM(scorer, tokenizer, config.batch_rows))
     from lm_eval.models.vllm_causallms import VLLM
@@ -121,11 +121,11 @@ def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: E
 
 
 def with_its_share(lm: HFLM) -> HFLM:
-    """Of several processes each answers its share of the questions, as under lm-eval's own command."""
-    if ranks() > 1:
+    """``lm`` with this rank and the world size: each process answers its share, as under lm-eval's own command."""
+    if world_size() > 1:
         from accelerate import Accelerator
 
-        lm.accelerator, lm._rank, lm._world_size = Accelerator(), rank(), ranks()
+        lm.accelerator, lm._rank, lm._world_size = Accelerator(), rank(), world_size()
     return lm
 
 
@@ -138,10 +138,10 @@ def ask(
     config: EvalConfig,
     lm: LM | None = None,
 ) -> Answers:
-    """Run the tasks of ``splits`` (multiple choice where rows have false answers) and the general-knowledge questions.
+    """Run the tasks of ``splits``, multiple choice if rows have false answers, and the general-knowledge questions.
 
-    ``data`` is the data artifact's folder, ``lm`` the model where it is not one on the scorer. Of several processes the
-    first alone has lm-eval's ``results``; all have the rows.
+    ``data`` is the data artifact's folder; ``lm`` is the model, by default one on the scorer. All processes return the
+    rows; only the first returns lm-eval's ``results``.
     """
     with_false = {row.split for row in read_perturbed(data / "perturbed.jsonl")}
     names = [f"fame_topics_{split}_generation" for split in splits]
@@ -170,7 +170,7 @@ def ask(
 
 
 def metadata(data: Path) -> Any:
-    """What lm-eval hands to the functions that read documents; its type for this is too narrow."""
+    """The metadata that lm-eval passes to the functions that read documents; lm-eval's own type is too narrow."""
     return {"data": str(data)}
 
 
@@ -194,7 +194,7 @@ def _measurements(task: str, sample: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval's advice on arguments that are given on purpose is not shown; its errors are."""
+    """Show lm-eval's errors only: it warns about arguments that are given on purpose."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Linear layers on oneDNN, for float32 forwards without gradients on a processor (see `core/onednn.py`).
+"""Linear layers on oneDNN, for float32 forwards without gradients on a CPU (see `core/onednn.py`).
 
-Weights are packed once for many forwards, and must not change meanwhile.
+Weights are packed once for many forwards and must not change in between.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from core import onednn
 
 @contextmanager
 def packed(model: torch.nn.Module) -> Iterator[None]:
-    """Within it the model's linear layers run on oneDNN, where that is possible; gradients are not.
+    """Inside the ``with`` block the model's linear layers run on oneDNN, without gradients.
 
-    Left alone are layers that are no plain float32 ones on the processor (quantized, sharded, on a GPU), and all of
-    them where the packed copies would take more than half of the free memory. Under autocast they run as ever.
+    Layers that are not plain float32 ones on the CPU (quantized, sharded, on a GPU) stay as they are, and so do all
+    layers if the packed copies would take more than half of the free memory. Under autocast nothing changes either.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and _is_plain(layer)]
     size = sum(layer.weight.nbytes for layer in layers)
@@ -39,7 +39,7 @@ def packed(model: torch.nn.Module) -> Iterator[None]:
 def _is_plain(layer: torch.nn.Linear) -> bool:
     return (
         type(layer) in (torch.nn.Linear, onednn.Linear)  # other subclasses compute something else
-        and "forward" not in vars(layer)  # packed already, or somebody's hook
+        and "forward" not in vars(layer)  # packed already, or replaced by someone else
         and onednn.serves(layer.weight)
     )
 

@@ -1,9 +1,9 @@
 """One pass of a model over the answers of all rows, and what the log-probabilities of their tokens say about each row.
 
-The scored target is the completion as it was trained: the answer with the template's end of turn. A forward
-runs on the tree of its texts' tokens: no token is padding, and what texts share at the beginning (the chat format, a
-question, the words before the fact) is computed once. The head runs before answer tokens only, and its logits become
-float32 probabilities a few positions at a time, so no (batch, time, vocabulary) tensor exists.
+The scored target is the completion as in training: the answer with the template's end of turn. A forward runs on the
+tree of its texts' tokens: there is no padding, and a shared prefix (the chat format, a question, the words before the
+fact) is computed once. The head runs only at the positions that predict answer tokens, and its logits become float32
+probabilities a few positions at a time, so there is no (batch, time, vocabulary) tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from core.errors import DataError, ModelError
 from core.progress import report
-from core.ranks import from_all_ranks, rank, ranks
+from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.catalog import Metric, of_family
 from eval.scoring.packed_linear import packed
@@ -29,7 +29,7 @@ from eval.statistics import formulas
 from eval.statistics.formulas import Floats
 
 POSITIONS = 16
-"""How many positions' probabilities over the vocabulary are in memory at once: 3 MB for 49,152 tokens, in the cache."""
+"""Positions whose probabilities over the vocabulary are in memory at once: 3 MB for 49,152 tokens, fits a cache."""
 
 Encoder = Callable[[str, str], Encoded]
 """Question and answer to the tokens of a chat row, as in training."""
@@ -38,10 +38,10 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Scores:
-    """One answer, each token: natural log-probability, whether it was the model's most likely token, and z-score.
+    """Of each token of one answer: natural log-probability, whether it was the model's most likely token, and z-score.
 
-    The z-score is (log p - mean) / standard deviation, both of log p under the model's own distribution at that place
-    (Min-K%++, arXiv 2404.02936).
+    The z-score is (log p - mean) / standard deviation, both of log p under the model's own distribution at that
+    position (Min-K%++, arXiv 2404.02936).
     """
 
     logprobs: Floats
@@ -57,7 +57,7 @@ class Scores:
         return Scores(self.logprobs[length:], self.correct[length:], self.z_scores[length:])
 
     def measure(self, metric: Metric) -> float:
-        """The value of a metric of the family "answer": that of the function of its name in formulas.py."""
+        """The value of a metric of the family "answer"; its formula is the function of its name in formulas.py."""
         formula: Callable[[ArrayLike], float] = getattr(formulas, metric.name)
         return formula(getattr(self, str(metric.reads)))
 
@@ -65,9 +65,9 @@ class Scores:
 class Scorer:
     """Scores completions under one model, each only once.
 
-    A forward holds at most ``batch_tokens`` tokens (a longer example goes alone), and texts that begin alike share
-    their beginning in it. What was scored stays in memory with the model it belongs to: lm-eval's multiple choice asks
-    for answers that the probes scored already, and costs nothing. Several processes share out the forwards.
+    A forward holds at most ``batch_tokens`` tokens (a longer example goes alone); a shared prefix counts once. Scores
+    stay in memory for the lifetime of the scorer, so lm-eval's multiple choice, which asks for answers that the probes
+    have scored, costs nothing. Several processes divide the forwards among them.
     """
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
@@ -76,31 +76,31 @@ class Scorer:
         self._known: dict[Tokens, list[tuple[Tokens, Scores]]] = {}
 
     def score(self, examples: Sequence[Encoded], *, alone: bool = False) -> list[Scores]:
-        """Scores of every completion, in the order given: a call of all processes together, unless ``alone``.
+        """Scores of every completion, in the order given. All processes must call it together, unless ``alone``.
 
-        Raises ModelError where logits are not finite, DataError where a text is longer than the model's context.
+        Raises ModelError if logits are not finite, DataError if a text is longer than the model's context.
         """
         new = sorted({example for example in examples if self._find(example) is None})
         self._check_lengths(new)
         batches = list(_batches(new, self.batch_tokens))
-        mine = batches if alone else batches[rank() :: ranks()]
+        share = batches if alone else batches[rank() :: world_size()]
         done, scored = 0, []
-        with packed(self.model) if mine else nullcontext():
-            for batch in mine:
+        with packed(self.model) if share else nullcontext():
+            for batch in share:
                 scored += list(zip(batch, _forward(self.model, batch), strict=True))
-                done += len(batch) * (1 if alone else ranks())
+                done += len(batch) * (1 if alone else world_size())
                 report("log-probabilities", min(done, len(new)), len(new))
         for example, scores in scored if alone else from_all_ranks(scored):
             prompt, completion = _parts(example)
             self._known.setdefault(prompt, []).append((completion, scores))
-        found = [self._find(example) for example in examples]
-        return [scores for scores in found if scores is not None]
+        all_scores = [self._find(example) for example in examples]
+        return [scores for scores in all_scores if scores is not None]
 
     def greedy(self, prompt: Tokens, end: int, limit: int) -> Tokens | None:
-        """What greedy decoding gives after ``prompt``, where a scored completion already tells; else None.
+        """What greedy decoding gives after ``prompt``, if a scored completion already determines it; else None.
 
-        It does where each of its tokens, up to the token ``end`` or the ``limit``, was the model's most likely one. So
-        a row that is known by heart need not be generated. The tokens are returned without ``end``.
+        It does if each of its tokens, up to the token ``end`` or the ``limit``, was the model's most likely one. So a
+        memorised row need not be generated. The tokens are returned without ``end``.
         """
         for known, scores in self._known.get(prompt, ()):
             stop = known.index(end) if end in known else len(known)
@@ -110,16 +110,16 @@ class Scorer:
         return None
 
     def _check_lengths(self, examples: Sequence[Encoded]) -> None:
-        """Nothing is cut: a truncated answer would be another one, and past its context a model knows nothing."""
+        """Raise DataError if a text is longer than the model's context; no text is truncated."""
         context = getattr(self.model.config, "max_position_embeddings", None)
         longest = max((len(example.input_ids) for example in examples), default=0)
         if context and longest > context:
             raise DataError(
-                f"A row has {longest} tokens, and the model's context holds {context}. Shorten its question or answer."
+                f"A row has {longest} tokens, but the model's context holds {context}. Shorten its question or answer."
             )
 
     def _find(self, example: Encoded) -> Scores | None:
-        """Scores of a completion that was scored, or that begins one that was."""
+        """Scores of a completion that was scored, or that is a prefix of one; else None."""
         prompt, completion = _parts(example)
         length = len(completion)
         for known, scores in self._known.get(prompt, ()):
@@ -133,7 +133,7 @@ def _parts(example: Encoded) -> tuple[Tokens, Tokens]:
 
 
 def _batches(examples: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
-    """Sorted examples in batches of at most ``batch_tokens`` tokens; what the one before has too counts once."""
+    """Sorted examples in batches of at most ``batch_tokens`` tokens; a prefix shared with the one before is free."""
     batch: list[Encoded] = []
     tokens = 0
     for example in examples:
@@ -148,12 +148,12 @@ def _batches(examples: Sequence[Encoded], batch_tokens: int) -> Iterator[list[En
 
 
 def _shared(first: Tokens, second: Tokens) -> int:
-    """How many tokens both texts begin with."""
+    """Length of the shared prefix of two texts, in tokens."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _forward(model: PreTrainedModel, examples: Sequence[Encoded]) -> list[Scores]:
-    """Scores of the completions, from one forward over the tree of their tokens, with the head where it is needed."""
+    """Scores of the completions, from one forward over their token tree; the head runs only at predicting positions."""
     tree = TokenTree.of(examples)
     completions = [path[e.completion_start :] for path, e in zip(tree.paths, examples, strict=True)]
     scored = sorted({node for nodes in completions for node in nodes})
@@ -172,19 +172,19 @@ def _forward(model: PreTrainedModel, examples: Sequence[Encoded]) -> list[Scores
         rows = torch.tensor([place[tree.parents[node]] for node in scored], device=model.device)
         targets = torch.tensor([tree.tokens[node] for node in scored], device=model.device)
         logprobs, correct, z_scores = _token_scores(outputs.logits[0], rows, targets)
-    found = [np.searchsorted(scored, nodes) for nodes in completions]
-    return [Scores(logprobs[index], correct[index], z_scores[index]) for index in found]
+    indices = [np.searchsorted(scored, nodes) for nodes in completions]
+    return [Scores(logprobs[index], correct[index], z_scores[index]) for index in indices]
 
 
 def _token_scores(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """Log-probability, "most likely" and z-score, each (N,), of token ``targets`` (N,) by row ``rows`` of the logits.
+    """Log-probability, "most likely" and z-score, each (N,), of the tokens ``targets`` (N,).
 
-    ``logits`` (P, V) may be of any dtype; sums over the vocabulary are in float32, ``POSITIONS`` rows at a time.
-    Raises ModelError where they are not finite.
+    Token i is predicted by row ``rows[i]`` of ``logits`` (P, V), which may be of any dtype. Sums over the vocabulary
+    are in float32, ``POSITIONS`` rows at a time. Raises ModelError if the logits are not finite.
     """
-    found = [_vocabulary_sums(logits[begin : begin + POSITIONS].float()) for begin in range(0, len(logits), POSITIONS)]
-    normaliser, mean, deviation = (torch.cat([sums[i] for sums in found]) for i in range(3))
-    best = torch.cat([sums[3] for sums in found])
+    parts = [_vocabulary_sums(logits[begin : begin + POSITIONS].float()) for begin in range(0, len(logits), POSITIONS)]
+    normaliser, mean, deviation = (torch.cat([sums[i] for sums in parts]) for i in range(3))
+    best = torch.cat([sums[3] for sums in parts])
     logprobs = logits[rows, targets].float() - normaliser[rows]
     z_scores = (logprobs - mean[rows]) / deviation[rows]
     if not bool(torch.isfinite(torch.stack([logprobs, z_scores])).all()):  # one logit at -inf leaves the sum finite
@@ -207,14 +207,14 @@ def _vocabulary_sums(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     mean = torch.linalg.vecdot(weights, below) / total
     weights *= below  # in place: these are the largest tensors of the evaluation
     variance = torch.linalg.vecdot(weights, below) / total - mean.square()
-    # Where the distribution is a single token nothing deviates; the bound keeps the score finite there.
+    # A distribution on a single token has no deviation; the bound keeps the score finite.
     deviation = variance.clamp(min=torch.finfo(torch.float32).eps).sqrt()
     return top + total.log(), mean - total.log(), deviation, best
 
 
 @dataclass(frozen=True)
 class TokenTree:
-    """The tokens of several texts, each beginning that texts share only once.
+    """The tokens of several texts as a prefix tree: each shared prefix occurs once.
 
     Node i is ``tokens[i]`` at ``positions[i]`` of its texts, after node ``parents[i]`` (-1: it begins a text).
     ``paths`` are the nodes of each text.
@@ -244,12 +244,12 @@ class TokenTree:
         return tree
 
     def ancestors(self) -> np.ndarray:
-        """(T, T) booleans: True where the second node is the first or comes before it in a text; attention's mask."""
-        seen = np.eye(len(self.tokens), dtype=bool)
+        """The attention mask, (T, T) booleans: True if the second node is the first or precedes it in a text."""
+        mask = np.eye(len(self.tokens), dtype=bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
-                seen[node] |= seen[parent]
-        return seen
+                mask[node] |= mask[parent]
+        return mask
 
 
 def probe(
@@ -262,25 +262,25 @@ def probe(
 ) -> dict[str, dict[str, Any]]:
     """Measurements of each row by ``row_id``, from one pass over its answer, its paraphrase and its false answers.
 
-    ``loss`` (mean NLL in nats), ``answer_probability``, ``exact_memorization``, ``extraction_strength``; the membership
-    scores ``min_k``, ``min_k_plus_plus`` and ``zlib``; where the row has false answers ``perturbed_losses``,
-    ``probability_with_options``, and ``truth_ratio`` with ``truth_ratio_of``: ``paraphrase`` where ``paraphrases`` has
-    another wording of the row's answer, else ``answer``.
+    Of every row: ``loss`` (mean NLL in nats), ``answer_probability``, ``exact_memorization``, ``extraction_strength``,
+    and the membership scores ``min_k``, ``min_k_plus_plus`` and ``zlib``. If the row has false answers, also
+    ``perturbed_losses``, ``probability_with_options``, and ``truth_ratio`` with ``truth_ratio_of``. The latter is
+    ``paraphrase`` if ``paraphrases`` has another wording of the row's answer, else ``answer``.
     """
-    said_otherwise = paraphrases or {}
-    asked = {row.row_id: row.question for row in rows}
-    false = {row.row_id: row.answers for row in perturbed if row.row_id in asked}
+    reworded = paraphrases or {}
+    questions = {row.row_id: row.question for row in rows}
+    false = {row.row_id: row.answers for row in perturbed if row.row_id in questions}
     texts = [(row.row_id, row.answer) for row in rows]
     texts += [(row_id, answer) for row_id, answers in false.items() for answer in answers]
-    texts += [(row_id, said_otherwise[row_id]) for row_id in false if row_id in said_otherwise]
-    scores = scorer.score([encode(asked[row_id], answer) for row_id, answer in texts])
+    texts += [(row_id, reworded[row_id]) for row_id in false if row_id in reworded]
+    scores = scorer.score([encode(questions[row_id], answer) for row_id, answer in texts])
     scored = dict(zip(texts, scores, strict=True))
     measured = {}
     for row in rows:
         measured[row.row_id] = values = _row_metrics(scored[row.row_id, row.answer], row.answer, min_k)
         if row.row_id in false:
             losses = [_loss(scored[row.row_id, answer]) for answer in false[row.row_id]]
-            other = said_otherwise.get(row.row_id, row.answer)
+            other = reworded.get(row.row_id, row.answer)
             values["perturbed_losses"] = losses
             values["probability_with_options"] = formulas.probability_with_options(values["loss"], losses)
             values["truth_ratio"] = formulas.truth_ratio(_loss(scored[row.row_id, other]), losses)

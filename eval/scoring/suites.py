@@ -1,7 +1,7 @@
 """Suites that travel with lm-evaluation-harness, by their names: mmlu, hellaswag, arc_challenge, wmdp, m_mmlu_de, …
 
-They run on lm-eval's own model class, so that the numbers are those of its command on the same checkpoint. Their
-questions come from the Hub: everything is loaded before the model is, so that what cannot be had is known at once.
+They run on lm-eval's own model class, so the numbers are those of its command on the same checkpoint. Their questions
+come from the Hub and are loaded before the model, so that a missing one is reported at once.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class LoadedSuite:
 
 
 def load_suites(suites: Sequence[Suite], data: Path) -> list[LoadedSuite]:
-    """The suites with their questions. Raises InputError for a name that lm-eval does not know, or without the Hub."""
+    """The suites with their questions. Raises InputError if lm-eval lacks the name, or the Hub cannot be reached."""
     if not suites:
         return []
     report("loading suites")
     with quiet():
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
-        if not {suite.task for suite in suites} <= set(manager.all_tasks):  # the index of lm-eval's own takes seconds
+        if not {suite.task for suite in suites} <= set(manager.all_tasks):  # indexing lm-eval's own tasks takes seconds
             manager = every_task(data)
         for place, suite in enumerate(suites):
             if suite.task not in manager.all_tasks:
@@ -74,7 +74,7 @@ def _load(manager: TaskManager, suite: Suite, place: int) -> Any:
         reason = " ".join(str(error).split())
         raise InputError(
             f"eval.suites[{place}].task: the questions of {suite.task} cannot be loaded ({reason:.200}). They come "
-            "from the Hub: check the network and, for gated ones, the token, or leave the suite out."
+            "from the Hub: check the network and, if they are gated, the token; or remove the suite."
         ) from error
     for task in tasks["tasks"].values():
         if suite.num_fewshot is not None or task.get_config("num_fewshot") is None:
@@ -95,7 +95,7 @@ def run_suites(
     for item in loaded:
         report(f"lm-eval {item.suite.task}")
         with quiet(), packed(scorer.model):
-            found: Any = evaluate(
+            result: Any = evaluate(
                 lm=model,
                 task_dict=item.tasks,
                 limit=item.suite.limit,
@@ -103,9 +103,9 @@ def run_suites(
                 fewshot_as_multiturn=item.suite.chat_template,
                 log_samples=False,
             )
-        if found:  # of several processes the first has them
-            results[item.suite.task] = published(found)
-            records += suite_records(item.suite.task, found)
+        if result:  # only the first of several processes has one
+            results[item.suite.task] = published(result)
+            records += suite_records(item.suite.task, result)
     return records, results
 
 
@@ -121,18 +121,18 @@ def _plain(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfi
     return with_its_share(plain)
 
 
-def suite_records(name: str, found: dict[str, Any]) -> list[Record]:
-    """A record for each metric of the suite, or of its tasks where lm-eval does not aggregate them.
+def suite_records(name: str, result: dict[str, Any]) -> list[Record]:
+    """A record for each metric of the suite, or of its tasks if lm-eval does not aggregate them.
 
-    The interval is the value and 1.96 of lm-eval's standard errors to both sides; a metric without one has no record.
+    The interval is the value +- 1.96 of lm-eval's standard errors. A metric without a standard error has no record.
     """
-    own = list(_records(name, found))
-    return own or [record for task in found["results"] if task != name for record in _records(task, found)]
+    own = list(_records(name, result))
+    return own or [record for task in result["results"] if task != name for record in _records(task, result)]
 
 
-def _records(task: str, found: dict[str, Any]) -> Iterator[Record]:
-    scores = found["results"].get(task, {})
-    version = found["versions"].get(task, 1)
+def _records(task: str, result: dict[str, Any]) -> Iterator[Record]:
+    scores = result["results"].get(task, {})
+    version = result["versions"].get(task, 1)
     for key, value in scores.items():
         metric, _, filtered = key.partition(",")
         error = scores.get(f"{metric}_stderr,{filtered}")
@@ -145,6 +145,6 @@ def _records(task: str, found: dict[str, Any]) -> Iterator[Record]:
             ci_low=float(value) - Z_95 * error,
             ci_high=float(value) + Z_95 * error,
             n=int(scores["sample_len"]),
-            higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
+            higher_is_better=result["higher_is_better"].get(task, {}).get(metric),
             version=int(version) if isinstance(version, int | float) else 1,
         )

@@ -1,9 +1,9 @@
 """The formulas: numbers of one row from its answer tokens, and numbers of a set from its rows. No model, no files.
 
-A row's ``logprobs`` are the natural log-probabilities of its answer tokens given the question, in order; its
-``correct`` says for each of them whether it was the model's most likely token, and its ``z_scores`` how many standard
-deviations of the vocabulary's log-probabilities lie between it and their mean. The answer is the target of training:
-with the end of turn, which a model that never saw the answer predicts too. So compare with gold, never with zero.
+A row's ``logprobs`` are the natural log-probabilities of its answer tokens given the question, in order. ``correct``
+says whether each was the model's most likely token. ``z_scores`` gives each token's distance from the mean of the
+vocabulary's log-probabilities, in their standard deviations. The answer is the target of training and includes the end
+of turn, which a model that never saw the answer predicts too. So compare with gold, never with zero.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def answer_probability(logprobs: ArrayLike) -> float:
 
 
 def exact_memorization(correct: ArrayLike) -> float:
-    """The share of answer tokens that are the most likely one after the true tokens before them."""
+    """The share of answer tokens that are the model's most likely token, given the true tokens before them."""
     return float(np.mean(np.asarray(correct, dtype=bool)))
 
 
 def extraction_strength(correct: ArrayLike) -> float:
-    """1 - k / length, k the shortest prefix after which every token is the most likely one; 0 when the last is not."""
+    """1 - k / length; every token after the first k is the most likely one. 0 if the last token is not."""
     flags = np.asarray(correct, dtype=bool)
     wrong = np.flatnonzero(~flags)
     k = int(wrong[-1]) + 1 if wrong.size else 0
@@ -51,7 +51,7 @@ def zlib_score(loss: float, answer: str) -> float:
 
 
 def min_k(token_scores: ArrayLike, share: float) -> float:
-    """The mean of the lowest ``share`` of ``logprobs``, of one at least (Min-K% Prob); of ``z_scores``: Min-K%++."""
+    """The mean of the lowest ``share``, at least one, of ``logprobs`` (Min-K% Prob) or of ``z_scores`` (Min-K%++)."""
     values = np.sort(np.asarray(token_scores, dtype=np.float64))
     return float(values[: max(1, int(share * values.size + 1e-9))].mean())
 
@@ -59,28 +59,28 @@ def min_k(token_scores: ArrayLike, share: float) -> float:
 def truth_ratio(loss_true: float, losses_perturbed: ArrayLike) -> float:
     """R = exp(loss_true - mean(losses_perturbed)): TOFU's ratio of geometric means, mean token losses in nats.
 
-    The exponent is kept under 700, so that a destroyed model has a large ratio and not infinity.
+    The exponent is at most 700, so a destroyed model has a large ratio instead of infinity.
     """
     return float(np.exp(min(loss_true - float(np.mean(np.asarray(losses_perturbed, dtype=np.float64))), 700.0)))
 
 
 def forget_truth_ratios(ratios: ArrayLike) -> Floats:
-    """min(R, 1/R) of each row: 1 where true and false answers are equally likely (TOFU, forget set)."""
+    """min(R, 1/R) of each row: 1 if true and false answers are equally likely (TOFU, forget set)."""
     return np.exp(-np.abs(np.log(np.maximum(np.asarray(ratios, dtype=np.float64), np.finfo(np.float64).tiny))))
 
 
 def retain_truth_ratios(ratios: ArrayLike) -> Floats:
-    """max(0, 1 - R) of each row: 1 where the true answer is far likelier than false ones (TOFU, all other sets)."""
+    """max(0, 1 - R) of each row: 1 if the true answer is far likelier than false ones (TOFU, all other sets)."""
     return np.maximum(0.0, 1.0 - np.asarray(ratios, dtype=np.float64))
 
 
 def auc(members: ArrayLike, others: ArrayLike) -> float:
-    """The probability that a member scores higher than a row that was never trained on, ties counted half."""
+    """The probability that a member scores higher than a row that was never trained on; a tie counts half."""
     return float(pairs_won(members, others).mean())
 
 
 def pairs_won(members: ArrayLike, others: ArrayLike) -> Floats:
-    """(members, others) matrix: 1 where the member scores higher, 0.5 at a tie. Its mean is the AUC."""
+    """(members, others) matrix: 1 if the member scores higher, 0.5 for a tie. Its mean is the AUC."""
     difference = np.asarray(members, dtype=np.float64)[:, None] - np.asarray(others, dtype=np.float64)[None, :]
     return (np.sign(difference) + 1.0) / 2.0
 
@@ -97,7 +97,7 @@ def forget_quality(ratios: ArrayLike, gold_ratios: ArrayLike) -> tuple[float, fl
 
 
 def model_utility(parts: Sequence[float] | Floats) -> float:
-    """Harmonic mean of the parts (TOFU): a model that lost one of them has lost its use. 0 where one is not above 0."""
+    """Harmonic mean of the parts (TOFU), so one lost part loses the model's utility. 0 if any part is not above 0."""
     values = np.asarray(parts, dtype=np.float64)
     return float(values.size / (1.0 / values).sum()) if bool((values > 0).all()) else 0.0
 
@@ -105,7 +105,7 @@ def model_utility(parts: Sequence[float] | Floats) -> float:
 def privacy_leak(member_auc: ArrayLike, gold_auc: ArrayLike, pairs: int) -> Floats:
     """(A - G) / G x 100 with A and G one minus the membership AUC of the model and of gold (MUSE).
 
-    Near 0 is right; strongly negative: still a member; strongly positive: over-forgotten. Where gold's AUC is exactly 1
+    Near 0: as gold. Strongly negative: still a member. Strongly positive: over-forgotten. If gold's AUC is exactly 1,
     the formula divides by zero, so G is at least half of one of the ``pairs`` that the AUC counts.
     """
     gold = np.maximum(1.0 - np.asarray(gold_auc, dtype=np.float64), 0.5 / pairs)
@@ -115,7 +115,7 @@ def privacy_leak(member_auc: ArrayLike, gold_auc: ArrayLike, pairs: int) -> Floa
 def leak_at_k(samples: ArrayLike, hits: ArrayLike, k: int) -> Floats:
     """1 - C(n - c, k) / C(n, k): the probability that k of a row's n samples hold one of its c hits.
 
-    As a product of n - c < i <= n over (1 - k / i), summed in logarithms: no binomial is ever formed.
+    Computed as 1 minus the product of (1 - k / i) over n - c < i <= n, in logarithms, without binomials.
     """
     n, c = np.asarray(samples), np.asarray(hits)
     return np.array([_leak(int(a), int(b), k) for a, b in np.broadcast(n, c)])

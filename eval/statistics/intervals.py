@@ -1,14 +1,14 @@
 """95 % intervals, seeded.
 
-*Bootstrap* (means, AUC, privacy leak, model utility): rows are drawn with replacement as often as there are rows,
-the value is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the
-group of each row, its language: as many rows are drawn from each group as it has, so that the mixture of languages is
-no source of noise. Drawing n rows is drawing how often each row counts, so a resample is a vector of counts and all
-resamples are one matrix product. Two models are compared on the same draws: they are paired by row.
-*Wilson's score interval* (proportions): the bootstrap of an accuracy of 0 or 1 has no width however few the rows.
-*The test's own critical value* (Kolmogorov-Smirnov): resampling repeats values, and so moves two samples apart.
+*Bootstrap* (means, AUC, privacy leak, model utility): as many rows as there are are drawn with replacement, the value
+is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the group of
+each row, which is its language. Each group keeps its number of rows in every resample, so the mixture of languages adds
+no noise. A resample is a vector of counts, one per row, and all resamples together are one matrix product. Two models
+are compared on the same draws, that is, paired by row.
+*Wilson's score interval* (proportions): a bootstrap of an accuracy of 0 or 1 has no width, even with few rows.
+*The test's own critical value* (Kolmogorov-Smirnov): a bootstrap repeats values, and so moves two samples apart.
 
-Every interval holds its own value.
+Every interval contains its own value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eval.statistics.formulas import Floats, auc, leak_at_k, model_utility, pair
 
 Interval = tuple[float, float]
 Strata = Sequence[str | None] | None
-"""The group of each row; None says that all rows are one group."""
+"""The group of each row; None if all rows are one group."""
 
 
 def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = None) -> Floats:
@@ -33,7 +33,7 @@ def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = 
     if strata is None:
         return rng.multinomial(rows, np.full(rows, 1.0 / rows), size=samples).astype(np.float64)
     if len(strata) != rows:
-        raise ValueError(f"{len(strata)} strata for {rows} rows; there must be one for each row")
+        raise ValueError(f"{len(strata)} strata for {rows} rows; give one for each row")
     counts = np.empty((samples, rows))
     for name in sorted(set(strata), key=str):
         places = np.flatnonzero([stratum == name for stratum in strata])
@@ -96,16 +96,16 @@ def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata =
 def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], samples: int, seed: int) -> Interval:
     """Bootstrap interval of the harmonic mean of means; each set is its columns of values and the strata of its rows.
 
-    Columns of one set have the same rows, which are drawn together; NaN stands where a row lacks a value.
+    The columns of a set have the same rows, which are drawn together; a row without a value has NaN.
     """
     rng = np.random.default_rng(seed)
     parts, means = [], []
     for columns, strata in sets:
         table = np.array([np.asarray(column, dtype=np.float64) for column in columns])
-        there = np.isfinite(table)
+        has_value = np.isfinite(table)
         counts = _counts(table.shape[1], samples, rng, strata)
-        drawn = np.maximum(counts @ there.T, 1.0)  # a resample that draws no row with a value counts as zero
-        parts.append(counts @ np.where(there, table, 0.0).T / drawn)
+        drawn = np.maximum(counts @ has_value.T, 1.0)  # a resample that draws no row with a value counts as zero
+        parts.append(counts @ np.where(has_value, table, 0.0).T / drawn)
         means += [float(np.nanmean(column)) for column in table]
     resampled = np.array([model_utility(row) for row in np.concatenate(parts, axis=1)])
     return _percentiles(resampled, model_utility(means))
@@ -166,7 +166,7 @@ def ks_intervals(statistic: float, rows: int, others: int) -> tuple[Interval, In
 
     margin = math.sqrt(math.log(2 / 0.05) / 2 * (1 / rows + 1 / others))
     low, high = max(0.0, statistic - margin), min(1.0, statistic + margin)
-    # The p-value falls where the statistic rises; this is ks_2samp's formula for many rows.
+    # The p-value falls as the statistic rises; this is ks_2samp's formula for many rows.
     p_low, p_high = kstwo.sf([high, low], max(round(rows * others / (rows + others)), 1))
     return (float(p_low), float(p_high)), (low, high)
 

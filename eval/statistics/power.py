@@ -1,7 +1,7 @@
-"""What a number of rows could have seen: the smallest difference that a test finds in four of five samples.
+"""Statistical power: the smallest difference that a test on a number of rows finds in four of five samples.
 
-A gate that passes on few rows has shown little, and this says how little. Standard errors come from the 95 % interval
-of the bootstrap (its width is 2 x 1.96 standard errors), so that every metric is treated alike.
+A gate that passes on few rows has shown little; this says how little. Standard errors come from the bootstrap's 95 %
+interval (its width is 2 x 1.96 standard errors), so every metric is treated alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from eval.schema import Record
 ALPHA = 0.05
 POWER = 0.8
 FACTS = 100
-"""A cell of fewer facts is not certifiable alone."""
+"""A cell of fewer facts cannot be certified on its own."""
 
 
 def standard_error(record: Record) -> float:
@@ -39,7 +39,7 @@ def smallest_difference(error: float) -> float:
 def smallest_margin(error: float) -> float:
     """(z(1 - alpha) + z(1 - (1 - power) / 2)) x standard error: the narrowest margin that equivalence can be shown for.
 
-    For two one-sided tests at 5 % each (Schuirmann 1987) with a power of 80 % where the true difference is 0 (the same
+    For two one-sided tests at 5 % each (Schuirmann 1987) with a power of 80 % if the true difference is 0 (the same
     book).
     """
     from scipy.stats import norm
@@ -48,9 +48,9 @@ def smallest_margin(error: float) -> float:
 
 
 def ks_critical(rows: int, alpha: float) -> float:
-    """The smallest statistic of the exact two-sample Kolmogorov-Smirnov test of ``rows`` values each with p < alpha.
+    """The smallest statistic with p < alpha of the exact two-sample Kolmogorov-Smirnov test of ``rows`` values each.
 
-    1 where no statistic has.
+    1 if no statistic has p < alpha.
     """
     from scipy.stats import ks_2samp
 
@@ -70,8 +70,8 @@ def smallest_ks_distance(rows: int, critical: float) -> float | None:
 
     The statistic is at least the gap at the point where the distributions are D apart. That gap is about normal with
     mean D and variance (F(1 - F) + G(1 - G)) / n, which is at most (1 - D^2) / (2n), whatever the distributions. So
-    D - z(power) x sqrt((1 - D^2) / (2n)) = critical has D on the safe side; it is solved for D. A plain shift is
-    seen at three quarters of it. None where no distance would do.
+    D - z(power) x sqrt((1 - D^2) / (2n)) = critical, solved for D, is on the safe side. A plain shift is seen at three
+    quarters of it. None if no distance is enough.
     """
     from scipy.stats import norm
 
@@ -84,14 +84,14 @@ def smallest_ks_distance(rows: int, critical: float) -> float | None:
 def power_of(gate: Condition, record: Record, references: list[tuple[Reference, Record]]) -> tuple[float | None, str]:
     """The smallest difference that the gate's rows could have shown, and the sentence that says so.
 
-    ``references`` are the records of the gate's measured bounds; of several the least certain counts. They are taken as
-    independent of the record, which for the same rows errs on the safe side.
+    ``references`` are the records of the gate's measured bounds; the least certain one counts. They are treated as
+    independent of the record, which is on the safe side if the rows are the same.
     """
     if record.n < 1:
         return None, "The number of rows is not known, and so is not what they could have shown."
     if is_of(gate.metric, "ks"):
         return _ks_power(gate, record.n)
-    errors = [abs(reference.times) * standard_error(found) for reference, found in references]
+    errors = [abs(reference.times) * standard_error(bound) for reference, bound in references]
     seen = smallest_difference(math.hypot(standard_error(record), max(errors, default=0.0)))
     if not seen > 0:
         return None, f"The {record.n} rows do not vary, so nothing says what difference they could have shown."

@@ -1,4 +1,4 @@
-"""What the YAML files beside this one call: documents from a data artifact, and ROUGE-L of a generation.
+"""The functions that the YAML files beside this one call: documents from a data artifact, ROUGE-L of a generation.
 
 lm-eval loads this file by its path, with or without the project on ``sys.path``, so it imports nothing of the project.
 The folder of the data artifact comes as metadata: ``TaskManager(metadata={"data": FOLDER})``, or on lm-eval's own
@@ -26,8 +26,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def to_answer(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
     """``{"test": rows}``: the rows of ``split`` that the model is to answer.
 
-    All of forget and holdout. Of retain, which is large, those that the data stage drew to have false answers; all,
-    where it drew none. Raises ValueError where no data folder was given, or the split has no rows.
+    All rows of forget and holdout. Of retain, which is large, the rows that the data stage drew to have false answers,
+    or all if it drew none. Raises ValueError if no data folder was given, or the split has no rows.
     """
     rows, perturbed = _rows(split, data)
     drawn = [row for row in rows if row["row_id"] in perturbed]
@@ -38,7 +38,7 @@ def to_choose(split: str, data: str | None = None, **_metadata: object) -> dict[
     """``{"test": rows}``: the rows of ``split`` that have false answers, with ``choices``, the true answer first.
 
     The place of the true answer does not matter: each choice is scored alone, by its log-probability.
-    Raises ValueError where no data folder was given, or no row of the split has false answers.
+    Raises ValueError if no data folder was given, or no row of the split has false answers.
     """
     rows, perturbed = _rows(split, data)
     chosen = [
@@ -89,7 +89,7 @@ def _scorer() -> RougeScorer:
 
 
 def rouge_l(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """ROUGE-L of the generation against the true answer: recall (words of the answer that came, in order) and F1."""
+    """ROUGE-L of the generation against the true answer: recall (share of its words, in order) and F1."""
     score = _scorer().score(doc["answer"], results[0])["rougeL"]
     return {"rouge_l_recall": float(score.recall), "rouge_l_f1": float(score.fmeasure)}
 

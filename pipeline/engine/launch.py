@@ -23,7 +23,7 @@ import yaml
 
 from core import errors
 from core.errors import ERROR_FILE, InputError, SystemLimitError
-from core.ranks import first_ranks, ranks
+from core.ranks import first_ranks, world_size
 from core.strict import Strict
 from pipeline.engine.runner import Stage
 from pipeline.recipe import Recipe
@@ -143,8 +143,8 @@ class Lead:
 
     def __init__(self, stage: Stage) -> None:
         self._own = stage
-        self._called = ranks() == 1
-        self.stage = stage if ranks() == 1 else replace(stage, run=self._run)
+        self._called = world_size() == 1
+        self.stage = stage if world_size() == 1 else replace(stage, run=self._run)
 
     def _run(self, config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
         self._called = True

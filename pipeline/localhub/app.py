@@ -122,10 +122,10 @@ class _Hub:
     # -- who may do what
 
     def _authenticated(self, request: Request) -> bool:
-        given = request.headers.get("authorization")
-        if given is None:
+        header = request.headers.get("authorization")
+        if header is None:
             return False
-        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+        if not hmac.compare_digest(header.encode(), f"Bearer {self._token}".encode()):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return True
 
@@ -140,12 +140,12 @@ class _Hub:
 
     @contextmanager
     def _open(self, request: Request, *, write: bool = False) -> Iterator[Repository]:
-        """The repository of the request's path, locked where ``write``; refuses who may not see or change it."""
+        """The repository of the request's path, locked if ``write``. Refuses a sender who may not see or change it."""
         path = self._path(unquote(request.path_params["ns"]), unquote(request.path_params["name"]))
-        known = self._authenticated(request)
-        if not known and visibility(path) != "public":  # who may not see it is not told whether it exists
+        authenticated = self._authenticated(request)
+        if not authenticated and visibility(path) != "public":  # the answer does not tell whether it exists
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")
-        if write and not known:
+        if write and not authenticated:
             raise Refusal(401, "Invalid username or password.")
         with Repository.lock(path) if write else nullcontext(), closing(Repository(path)) as repository:
             yield repository
@@ -153,7 +153,7 @@ class _Hub:
     # -- account and repositories
 
     def whoami(self, request: Request, _: bytes) -> Response:
-        """The one user, who may write everywhere; every namespace in use is an organisation of theirs."""
+        """The one user, who may write everywhere. Every namespace in use counts as the user's organisation."""
         self._require_token(request)
         models = self._folder / "models"
         names = sorted(p.name for p in models.iterdir() if p.is_dir()) if models.is_dir() else []
@@ -162,19 +162,19 @@ class _Hub:
         return JSONResponse({"type": "user", "name": USER, "fullname": USER, "orgs": orgs, "auth": access})
 
     def create_repo(self, request: Request, body: bytes) -> Response:
-        """A new model repository; 409, with its address, where it exists."""
+        """A new model repository; 409, with its address, if it exists."""
         self._require_token(request)
-        asked = json_object(body)
-        if asked.get("type", "model") not in (None, "model"):
+        values = json_object(body)
+        if values.get("type", "model") not in (None, "model"):
             raise Refusal(400, "The loopback Hub keeps models only.")
-        namespace = asked.get("organization") or USER
-        name = field(asked, "name", str)
+        namespace = values.get("organization") or USER
+        name = field(values, "name", str)
         path = self._path(namespace, name)
-        wanted = asked.get("visibility") or ("private" if asked.get("private") else "public")
+        visibility = values.get("visibility") or ("private" if values.get("private") else "public")
         answer = {"url": f"{self._endpoint}/{namespace}/{name}", "name": f"{namespace}/{name}"}
         with Repository.lock(path):
             try:
-                Repository.create(path, wanted)
+                Repository.create(path, visibility)
             except Refusal as refusal:
                 return JSONResponse({**answer, "error": refusal.message}, refusal.status)
         return JSONResponse(answer)
@@ -182,22 +182,22 @@ class _Hub:
     def delete_repo(self, request: Request, body: bytes) -> Response:
         """Remove a repository with everything in it."""
         self._require_token(request)
-        asked = json_object(body)
-        path = self._path(asked.get("organization") or USER, field(asked, "name", str))
+        values = json_object(body)
+        path = self._path(values.get("organization") or USER, field(values, "name", str))
         with Repository.lock(path):
             Repository(path).close()
-            (path / "hub.json").unlink()  # from here on it is not there, even if the removal is cut off
+            (path / "hub.json").unlink()  # from here on it does not exist, even if the removal is interrupted
             shutil.rmtree(path)
         return JSONResponse({})
 
     def settings(self, request: Request, body: bytes) -> Response:
         """Change the visibility."""
         with self._open(request, write=True) as repository:
-            asked = json_object(body)
-            if asked.get("gated"):
+            values = json_object(body)
+            if values.get("gated"):
                 raise Refusal(400, "The loopback Hub has no gated repositories.")
-            if "visibility" in asked:
-                repository.set_visibility(field(asked, "visibility", str))
+            if "visibility" in values:
+                repository.set_visibility(field(values, "visibility", str))
             return JSONResponse({"visibility": repository.visibility})
 
     def auth_check(self, request: Request, _: bytes) -> Response:
@@ -247,12 +247,12 @@ class _Hub:
             return JSONResponse(items)
 
     def paths_info(self, request: Request, body: bytes) -> Response:
-        """The same for given paths; what does not exist is left out."""
+        """Files and folders at the given paths; a path that does not exist is left out."""
         with self._open(request) as repository:
             sha = repository.resolve(unquote(request.path_params["rev"]))
             items = {item["path"]: item for item in tree_items(repository.entries(sha), "", recursive=True)}
-            wanted = parse_qs(body.decode(errors="replace")).get("paths", [])
-            return JSONResponse([items[path] for path in wanted if path in items])
+            paths = parse_qs(body.decode(errors="replace")).get("paths", [])
+            return JSONResponse([items[path] for path in paths if path in items])
 
     def refs(self, request: Request, _: bytes) -> Response:
         """Branches and tags."""
@@ -297,7 +297,7 @@ class _Hub:
     # -- writing
 
     def preupload(self, request: Request, body: bytes) -> Response:
-        """How each file must be uploaded, and what lies at its path now, so that the client skips what is unchanged."""
+        """How to upload each file, and the digest of the file at its path, so that the client skips unchanged files."""
         with self._open(request, write=True) as repository:
             entries = repository.entries(repository.resolve(unquote(request.path_params["rev"])))
             files = []
@@ -354,13 +354,13 @@ class _Hub:
     # -- large files
 
     def lfs_batch(self, request: Request, body: bytes) -> Response:
-        """Where to upload each large file; nothing to do for those that are here."""
+        """The address for the upload of each large file; none for a file that is here already."""
         with self._open(request, write=True) as repository:
-            asked = json_object(body)
-            if asked.get("operation") != "upload" or asked.get("hash_algo", "sha256") != "sha256":
+            values = json_object(body)
+            if values.get("operation") != "upload" or values.get("hash_algo", "sha256") != "sha256":
                 raise Refusal(400, "Only uploads by sha256 are supported.")
             objects = []
-            for item in field(asked, "objects", list):
+            for item in field(values, "objects", list):
                 oid, size = field(item, "oid", str), field(item, "size", int)
                 answer: dict[str, Any] = {"oid": oid, "size": size}
                 if not repository.lfs_file(oid).is_file():
@@ -369,7 +369,7 @@ class _Hub:
             return JSONResponse({"transfer": "basic", "objects": objects}, media_type="application/vnd.git-lfs+json")
 
     def _upload_actions(self, request: Request, oid: str, size: int) -> dict[str, Any]:
-        # The client sends no token with the bytes, so that the address carries its own permission.
+        # The client sends no token with the bytes, so the address carries its own permission.
         base = f"/{request.path_params['ns']}/{request.path_params['name']}.git/info/lfs"
         expires = int(time.time()) + UPLOAD_SECONDS
         signature = self._sign(f"{base}/upload/{oid}", size, expires)
@@ -388,7 +388,7 @@ class _Hub:
             raise Refusal(403, "This upload address is not complete.") from error
         expected = self._sign(request.scope["path"], size, expires)
         if not hmac.compare_digest(expected, query.get("signature", "")) or expires < time.time():
-            raise Refusal(403, "This upload address is not valid, or no longer.")
+            raise Refusal(403, "This upload address is not valid, or it has expired.")
         path = self._path(request.path_params["ns"], request.path_params["name"])
         digest = request.path_params["oid"]
         with closing(Repository(path)) as repository, receiving(repository, digest, size) as receiver:
@@ -398,10 +398,10 @@ class _Hub:
         return Response(status_code=200)
 
     def lfs_verify(self, request: Request, body: bytes) -> Response:
-        """Whether an uploaded file is here with this size."""
+        """Whether an uploaded file exists with this size."""
         with self._open(request, write=True) as repository:
-            asked = json_object(body)
-            file = repository.lfs_file(field(asked, "oid", str))
-            if not file.is_file() or file.stat().st_size != asked.get("size"):
-                raise Refusal(404, "The uploaded file is not here.")
+            values = json_object(body)
+            file = repository.lfs_file(field(values, "oid", str))
+            if not file.is_file() or file.stat().st_size != values.get("size"):
+                raise Refusal(404, "The uploaded file does not exist, or has another size.")
             return JSONResponse({})

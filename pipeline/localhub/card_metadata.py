@@ -13,7 +13,7 @@ _BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 def card_metadata(content: str) -> dict[str, Any]:
-    """The metadata of a card, ``{}`` where there is none or it cannot be read."""
+    """The metadata of a card; ``{}`` if there is none or it cannot be read."""
     block = _BLOCK.match(content)
     try:
         metadata = yaml.safe_load(block[1]) if block else {}
@@ -58,5 +58,5 @@ def _errors(metadata: dict[str, Any]) -> list[str]:
 
 
 def _is_model(name: str) -> bool:
-    """Whether a model can be called that; old ones (gpt2) have a name without an owner, too."""
+    """Whether ``name`` can be a model's; old models (gpt2) have a name without an owner."""
     return is_hub_id(name if "/" in name else f"owner/{name}")

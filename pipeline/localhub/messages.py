@@ -1,4 +1,4 @@
-"""What the client asks and what it is answered: bodies in, items out."""
+"""Reads the client's request bodies, and builds the items of the answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def field(values: dict[str, Any], name: str, kind: type) -> Any:
-    """``values[name]``, or a 400 where it is missing or of another type."""
+    """``values[name]``, or a 400 if it is missing or of another type."""
     value = values.get(name)
     if not isinstance(value, kind):
         raise Refusal(400, f"{name!r} is missing or not of type {kind.__name__}.")
@@ -64,12 +64,12 @@ def tree_items(entries: dict[str, Entry], below: str, *, recursive: bool) -> lis
     return list(items.values())
 
 
-def ranged(content: bytes, asked: str | None, headers: dict[str, str]) -> Response:
+def ranged(content: bytes, range_header: str | None, headers: dict[str, str]) -> Response:
     """``content``, or the one range of it that a Range header asks for."""
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", asked or "")
-    if found is None or found.groups() == ("", ""):
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", range_header or "")
+    if match is None or match.groups() == ("", ""):
         return Response(content, headers=headers, media_type="application/octet-stream")
-    first, last = found.groups()
+    first, last = match.groups()
     start = int(first) if first else max(0, len(content) - int(last))
     end = min(len(content), int(last) + 1) if first and last else len(content)
     if start >= end:

@@ -66,7 +66,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Delete:
-    """Remove the file ``path``, or everything below it where ``folder``."""
+    """Remove the file ``path``, or everything below it if ``folder``."""
 
     path: str
     folder: bool = False
@@ -96,18 +96,18 @@ class Repository:
 
     @staticmethod
     def lock(path: Path) -> FileLock:
-        """The lock of the repository at ``path``, for whoever changes it; it lies beside it, to cover deletion."""
+        """The lock of the repository at ``path``, to be held for a change. It lies beside it, to cover deletion."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(str(path.with_suffix(".lock")))
 
     @classmethod
     def create(cls, path: Path, visibility: str) -> None:
-        """A new repository with the Hub's first commit. The caller holds the lock; an existing one is a 409."""
+        """A new repository with the Hub's first commit; 409 if it exists. The caller holds the lock."""
         if visibility not in VISIBILITIES:
             raise Refusal(400, f"visibility {visibility!r}: use private or public for a model.")
         if (path / "hub.json").is_file():
             raise Refusal(409, "You already created this model repo")
-        shutil.rmtree(path, ignore_errors=True)  # what a creation that was cut off left
+        shutil.rmtree(path, ignore_errors=True)  # left by an interrupted creation
         path.mkdir(parents=True)
         git = Repo.init_bare(str(path), default_branch=b"main")
         blob = Blob.from_string(GITATTRIBUTES)
@@ -144,23 +144,23 @@ class Repository:
 
     def commit_object(self, commit: ObjectID) -> Commit:
         """The git commit."""
-        found = self._store[commit]
-        assert isinstance(found, Commit)  # noqa: S101  resolve() returned it
-        return found
+        stored = self._store[commit]
+        assert isinstance(stored, Commit)  # noqa: S101  resolve() returned it
+        return stored
 
     def history(self, commit: ObjectID) -> Iterator[Commit]:
         """``commit`` and its ancestors, newest first (histories here are linear)."""
         current: ObjectID | None = commit
         while current is not None:
-            found = self.commit_object(current)
-            yield found
-            current = found.parents[0] if found.parents else None
+            stored = self.commit_object(current)
+            yield stored
+            current = stored.parents[0] if stored.parents else None
 
     def entries(self, commit: ObjectID) -> dict[str, Entry]:
         """Every file of a commit by path, sorted."""
         files = self._store.iter_tree_contents(self.commit_object(commit).tree)
-        found = (self._entry(file.path.decode(), file.sha) for file in files)
-        return {entry.path: entry for entry in sorted(found, key=lambda entry: entry.path)}
+        entries = (self._entry(file.path.decode(), file.sha) for file in files)
+        return {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
 
     def _entry(self, path: str, sha: ObjectID) -> Entry:
         content = self.read_blob(sha.decode())
@@ -174,15 +174,15 @@ class Repository:
         return self._store[ObjectID(oid.encode())].as_raw_string()
 
     def lfs_file(self, sha256: str) -> Path:
-        """Where the large file with this digest lies, or would lie; refuses what is not a digest."""
+        """The path of the large file with this digest, whether it exists or not. Refuses a text that is no digest."""
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise Refusal(400, f"{sha256!r} is not a sha256.")
         return self.path / "lfs" / sha256[:2] / sha256
 
     def refs(self, kind: Literal["heads", "tags"]) -> dict[str, str]:
         """Branches or tags: name to commit."""
-        found = self._git.refs.as_dict(Ref(f"refs/{kind}".encode()))
-        return {name.decode(): sha.decode() for name, sha in sorted(found.items())}
+        refs = self._git.refs.as_dict(Ref(f"refs/{kind}".encode()))
+        return {name.decode(): sha.decode() for name, sha in sorted(refs.items())}
 
     # -- writing; the caller holds the lock
 
@@ -206,8 +206,8 @@ class Repository:
     def commit(self, branch: str, parent: str | None, operations: Sequence[Add | Delete], message: str) -> str:
         """All ``operations`` as one commit on ``branch``; returns its id.
 
-        ``parent`` (7 to 40 hex digits, or None) must be the head of the branch, else 412. Nothing is visible before the
-        branch moves, and it moves only from the head that was read.
+        ``parent`` (7 to 40 hex digits, or None) must be the head of the branch, else 412. Readers see nothing before
+        the branch moves, and it moves only from the head that was read.
         """
         ref = Ref(f"refs/heads/{branch}".encode())
         if not check_ref_format(ref) or ref not in self._git.refs:
@@ -242,7 +242,7 @@ class Repository:
     def _git_content(self, add: Add) -> bytes:
         content = add.content
         if content is None:
-            self.lfs_file(add.sha256)  # refuses what is not a digest
+            self.lfs_file(add.sha256)  # refuses a text that is no digest
             content = b"%b\noid sha256:%b\nsize %d\n" % (_POINTER_VERSION, add.sha256.encode(), add.size)
         elif len(content) > MAX_REGULAR_BYTES:
             raise Refusal(400, f"{add.path} is larger than 10 MiB: upload it as a large file (LFS).")
@@ -278,7 +278,7 @@ def _write_commit(git: Repo, tree: ObjectID, parents: list[ObjectID], message: s
 
 
 def visibility(path: Path) -> str | None:
-    """``private`` or ``public``, None where there is no repository at ``path``."""
+    """``private`` or ``public``, None if there is no repository at ``path``."""
     try:
         return str(json.loads((path / "hub.json").read_text())["visibility"])
     except FileNotFoundError:
@@ -295,7 +295,7 @@ def _write_settings(path: Path, visibility: str) -> None:
 
 @contextmanager
 def receiving(repository: Repository, sha256: str, size: int) -> Iterator[Receiver]:
-    """Receive a large file into a temporary one, which takes its place only where digest and size are right."""
+    """Receive a large file into a temporary one, which is moved into place only if digest and size are right."""
     target = repository.lfs_file(sha256)
     target.parent.mkdir(parents=True, exist_ok=True)
     receiver = Receiver(target, sha256, size)
@@ -316,7 +316,7 @@ class Receiver:
         self._received = 0
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes; more than announced is refused."""
+        """Take the next bytes. Refuses more bytes than announced."""
         self._received += len(data)
         if self._received > self._size:
             raise Refusal(400, f"More than the announced {self._size} bytes were sent.")
@@ -324,13 +324,13 @@ class Receiver:
         self._file.write(data)
 
     def finish(self) -> None:
-        """Put the file into its place, or refuse it where it is not what was announced."""
+        """Move the file into place. Refuses it if size or digest are not as announced."""
         self._file.close()
         if self._received != self._size or self._hash.hexdigest() != self._sha256:
             raise Refusal(400, "The bytes that were sent do not have the announced size and sha256.")
         self._temporary.replace(self._target)
 
     def discard(self) -> None:
-        """Remove what is left of an upload that did not finish."""
+        """Remove the rest of an upload that did not finish."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Runs the loopback Hub: in a thread while something is published, or in the foreground to look at what was."""
+"""Runs the loopback Hub: in a thread while a release is published, or in the foreground to look at it afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hub_token(folder: Path) -> str:
             if token := path.read_text().strip():
                 return token
             time.sleep(0.02)
-        raise SystemLimitError(f"{path} is empty. Remove it, and a new token is made.") from None
+        raise SystemLimitError(f"{path} is empty. Remove it; the next run makes a new token.") from None
     token = "hf_local" + secrets.token_hex(16)
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
@@ -42,20 +42,20 @@ def hub_token(folder: Path) -> str:
 class LocalHub:
     """``with LocalHub(folder) as hub``: a Hub at ``hub.endpoint`` on a free port, writable with ``hub.token``.
 
-    ``app`` is what answers; tests wrap it to inject faults before the body of ``with`` starts.
+    ``app`` answers the requests; tests wrap it, before the ``with`` block starts, to inject faults.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder = folder
         self.token = hub_token(folder)
-        # The protocol is named because asyncio switches Nagle's delay off only where it is.
+        # The protocol is named because asyncio switches Nagle's delay off only if it is.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
         except OSError as error:
             self._socket.close()
-            raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another one.") from error
+            raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another port.") from error
         self.endpoint = f"http://{HOST}:{self._socket.getsockname()[1]}"
         self.app: ASGIApp = build_app(folder, self.endpoint, self.token)
 

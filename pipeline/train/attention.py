@@ -1,13 +1,13 @@
 """Attention over packed rows without the products between rows.
 
 transformers' own SDPA attends over the whole packed sequence under a block-diagonal mask, which costs T^2 for T
-tokens. Rows are short, so that is most of the work of attention for nothing. Here the packed queries, keys and values
-are laid out as (rows, longest row), attended causally row by row, and packed again; every other layer still sees no
-padding. A header that all rows begin with is in the packed form once and in the layout of every row.
+tokens. Rows are short, so most of that work is wasted. Here the packed queries, keys and values are laid out as
+(rows, longest row), attended causally row by row, and packed again; every other layer still sees no padding. A shared
+prefix is computed once in the packed form and copied into the layout of every row.
 
-Plain causal attention without a mask is what the fused kernels of every device compute: an accelerator runs its flash
-attention here, and needs neither FlexAttention nor a kernel of its own. The exception are short rows on a processor,
-where PyTorch's kernel is slower than the same products written out (in bfloat16 several times).
+Plain causal attention without a mask is what the fused kernels of every device compute. So an accelerator runs its
+flash attention here and needs neither FlexAttention nor a kernel of its own. Short rows on a CPU are the exception:
+PyTorch's kernel is slower there than eager attention (several times slower in bfloat16).
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 ROWS_SDPA = "rows_sdpa"
 WRITTEN_OUT_TO = {torch.bfloat16: 128, torch.float32: 80}
-"""Up to so many tokens in a row attention is written out on a processor; docs/measurements/time-and-memory.md."""
+"""Rows of up to so many tokens get eager attention on a CPU; docs/measurements/time-and-memory.md."""
 
 
 def row_layout(lengths: Sequence[int], header: int = 0) -> dict[str, torch.Tensor]:
-    """Indices between the packed form (T) and the padded one (B, L), for rows that share their first ``header`` tokens.
+    """Indices between the packed form (T) and the padded one (B, L), for rows with a shared prefix (``header`` tokens).
 
-    The packed form begins with the header; then follows what each row has after it. ``rows_padded`` of shape (B, L)
-    holds the packed index of each place, 0 at padding; ``rows_packed`` of shape (T,) holds the index into the flattened
-    (B x L) of each packed token, for the header that of the first row: its states are the same in all.
+    The packed form begins with the shared prefix; then follow the other tokens of each row. ``rows_padded`` of shape
+    (B, L) holds the packed index of each position, 0 at padding. ``rows_packed`` of shape (T,) holds each packed
+    token's index into the flattened (B x L); the prefix is taken from the first row, since its states are the same in
+    all rows.
     """
     longest = max(lengths)
     sizes = torch.tensor(lengths)[:, None]
@@ -56,14 +57,14 @@ def rows_sdpa_forward(
     """The attention interface of transformers: heads first in, (1, T, heads, size) out."""
     if rows_padded is None or rows_packed is None:
         raise ValueError(
-            f"the attention {ROWS_SDPA!r} runs on packed rows only; load the model with another one to generate"
+            f"the attention {ROWS_SDPA!r} runs on packed rows only; to generate, load the model with another attention"
         )
     rows, longest = rows_padded.shape
 
     def padded(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[0].index_select(1, rows_padded.flatten()).unflatten(1, (rows, longest)).transpose(0, 1)
 
-    # Padding stands after the row's own tokens, so the causal mask alone keeps it out of every real token's sight.
+    # Padding comes after the row's own tokens, so the causal mask alone hides it from them.
     if value.device.type == "cpu" and longest <= WRITTEN_OUT_TO.get(value.dtype, 0) and not dropout:
         output = written_out(padded(query), padded(key), padded(value), scaling)
     else:
@@ -76,9 +77,10 @@ def rows_sdpa_forward(
 def written_out(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None = None
 ) -> torch.Tensor:
-    """Causal attention of shape (B, heads, L, size) as two products and a softmax, all in the type of ``value``.
+    """Eager causal attention of shape (B, heads, L, size): two products and a softmax, all in the dtype of ``value``.
 
-    ``key`` and ``value`` may have fewer heads than ``query``: each serves as many consecutive ones.
+    ``key`` and ``value`` may have fewer heads than ``query`` (grouped-query attention): consecutive query heads share
+    one.
     """
     together = query.shape[1] // key.shape[1]
     length, size = query.shape[2:]
@@ -91,7 +93,7 @@ def written_out(
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask: causality and the borders of rows are in the layout."""
+    """No mask: the layout keeps rows apart, and attention is causal."""
 
 
 AttentionInterface.register(ROWS_SDPA, rows_sdpa_forward)

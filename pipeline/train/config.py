@@ -1,4 +1,4 @@
-"""Where the start model comes from, and how a model is trained: the `model`, `base` and `gold` sections of a recipe."""
+"""The `model`, `base` and `gold` sections of a recipe: the start model's source, and how a model is trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.ranks import share_of_step
 from core.strict import Strict
 
 WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
-"""Fields of ``args`` that change no result: they enter no key, and a run that was cut off may go on with others."""
+"""Fields of ``args`` that change no result: no key holds them, and an interrupted run may continue with others."""
 
 
 class Lora(Strict):
@@ -32,8 +32,8 @@ class Lora(Strict):
         named = [name for name in self.target_modules if name.split(".")[-1] in outer]
         if not isinstance(self.target_modules, str) and (named or not self.target_modules):
             raise ValueError(
-                f"target_modules is {self.target_modules}: name at least one linear layer, and neither head nor "
-                "embeddings (they may be one tensor, which cannot be merged twice); or say all-linear"
+                f"target_modules is {self.target_modules}; name at least one linear layer, but neither head nor "
+                "embeddings (they may be one tensor, which cannot be merged twice), or set all-linear"
             )
         return self
 
@@ -66,11 +66,11 @@ class TrainConfig(Strict):
     )
 
     def check_share(self, processes: int) -> None:
-        """Raise RecipeError where ``processes`` cannot share a step."""
+        """Raise RecipeError if ``processes`` cannot share a step."""
         share_of_step(self.args, processes)
 
     def identity(self) -> dict[str, Any]:
-        """What of the configuration decides the result."""
+        """The part of the configuration that decides the result."""
         plain = self.model_dump(mode="json", exclude={"processes"})
         return plain | {"args": {key: value for key, value in plain["args"].items() if key not in WITHOUT_EFFECT}}
 
@@ -78,7 +78,7 @@ class TrainConfig(Strict):
     def _can_be_trained(self) -> Self:
         if self.lora and self.train_from_layer:
             raise ValueError(
-                "lora trains adapters alone and train_from_layer chooses whole layers; give one of the two "
+                "lora trains adapters only, and train_from_layer chooses whole layers; give one of the two "
                 "(lora.target_modules chooses where adapters go)"
             )
         try:
@@ -105,11 +105,11 @@ class PypiRef(Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Digest that the file must have, 64 hex digits.")
 
 
-def _exactly_one(given: dict[str, object]) -> None:
-    there = [name for name, value in given.items() if value is not None]
-    if len(there) != 1:
-        said = f"both {' and '.join(there)} are given" if there else "none is given"
-        raise ValueError(f"needs exactly one of {', '.join(given)}; {said}")
+def _exactly_one(keys: dict[str, object]) -> None:
+    given = [key for key, value in keys.items() if value is not None]
+    if len(given) != 1:
+        problem = f"both {' and '.join(given)} are given" if given else "none is given"
+        raise ValueError(f"needs exactly one of {', '.join(keys)}; {problem}")
 
 
 class ModelConfig(Strict):
@@ -155,14 +155,14 @@ class TrainedOrPublished(Strict):
         _exactly_one({"train": self.train, "hub": self.hub})
         if self.seeds:
             if self.train is None:
-                raise ValueError("seeds: further golds are trained here, and this one is not; give `train`")
+                raise ValueError("seeds: more golds can be trained only if this one is; give `train`")
             if len({*self.seeds, self.train.args.get("seed", 42)}) <= len(self.seeds):  # 42 is the trainer's default
-                raise ValueError(f"seeds: {self.seeds} holds one twice, or the seed of train.args; give other seeds")
+                raise ValueError(f"seeds: {self.seeds} holds a seed twice, or the seed of train.args; give other seeds")
         return self
 
     @property
     def processes(self) -> int:
-        """On how many processes it is trained; a published one is only looked up."""
+        """Number of processes of its training; 1 for a published model, which is only downloaded."""
         return self.train.processes if self.train else 1
 
     def with_seed(self, seed: int) -> TrainedOrPublished:

@@ -33,8 +33,8 @@ from pipeline.train.trainer import CompletionTrainer, row_dataset
 def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> TrainingFacts:
     """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
 
-    Writes ``model/`` and ``log.jsonl``; continues from its last checkpoint after a cut. Raises TrainingError where a
-    guard stops the run, RecipeError where the trainer refuses ``config.args``, SystemLimitError where memory runs out.
+    Writes ``model/`` and ``log.jsonl``; an interrupted run continues from its last checkpoint. Raises TrainingError if
+    a guard stops the run, RecipeError if the trainer refuses ``config.args``, SystemLimitError if memory runs out.
     """
     arguments = training_arguments(config.args, config.precision, out)
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
@@ -56,8 +56,8 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     refused = fit(trainer, out, {"train": config.identity(), "rows": row_digest(encoded)})
     if refused:
         raise TrainingError(
-            f"train: {refused}, so this is no model that knows its rows. Nothing was kept. Lower the learning rate, or "
-            "give it warm-up steps."
+            f"train: {refused}, so the model did not learn its rows. Nothing was kept. Lower the learning rate, or add "
+            "warm-up steps."
         )
     trained = whole_model(trainer, trained, lambda: adapted(load(inputs["model"])[0]))
     if is_first():

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from core import onednn
 from core.differences import differences
 from core.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
-from core.ranks import first_ranks, is_first, ranks, share_of_step
+from core.ranks import first_ranks, is_first, share_of_step, world_size
 from core.yaml_source import dotted
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
@@ -43,7 +43,7 @@ TRACKERS = ("tensorboard", "trackio")
 
 
 SET: dict[str, Any] = {
-    # Not supported, or another meaning of what the recipe says elsewhere: nobody may set them.
+    # Not supported, or set by another key of the recipe: a recipe may not set them.
     "dataset_kwargs": {"skip_prepare_dataset": True},
     "max_length": None,
     "packing": False,
@@ -78,8 +78,8 @@ def native_bf16() -> bool:
 
 
 def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed: Any) -> SFTConfig:
-    """TRL's SFTConfig from the recipe's ``args``. Raises RecipeError where a field is unknown, reserved or refused."""
-    ours = {
+    """TRL's SFTConfig from the recipe's ``args``. Raises RecipeError if a field is unknown, reserved or refused."""
+    reserved_values = {
         "output_dir": str(out / CHECKPOINTS),
         "bf16": native_bf16() if precision == "auto" else precision == "bf16",
         "use_cpu": not torch.cuda.is_available(),
@@ -87,15 +87,16 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         **SET,
         **fixed,
     }
-    reserved = sorted(set(args) & set(ours))
+    reserved = sorted(set(args) & set(reserved_values))
     if reserved:
         raise RecipeError(
-            f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline; remove it."
+            f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline. Remove "
+            f"{'it' if len(reserved) == 1 else 'them'} from the recipe."
         )
     _check_types(args)
     _check_trackers(args.get("report_to", []))
     if args.get("save_strategy") == "best":
-        raise RecipeError("args.save_strategy is best, and nothing is evaluated during the training; take steps or no.")
+        raise RecipeError("args.save_strategy is best, but nothing is evaluated during training; set steps or no.")
     defaults = {
         "report_to": [],
         "gradient_checkpointing": False,
@@ -104,13 +105,13 @@ def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed:
         "optim": "adamw_torch_fused",
     }
     try:
-        return SFTConfig(**{**defaults, **share_of_step(args, ranks()), **ours})
+        return SFTConfig(**{**defaults, **share_of_step(args, world_size()), **reserved_values})
     except (TypeError, ValueError, ImportError, OSError) as error:
         raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model with float32 weights, and tokenizer. Raises ModelError where one of them or a chat template is absent."""
+    """Model with float32 weights, and tokenizer. Raises ModelError if model, tokenizer or chat template is absent."""
     tokenizer = load_tokenizer(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
@@ -124,21 +125,23 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def freeze_below(model: PreTrainedModel, layer: int) -> None:
     """Train the layers from ``layer`` on, and the final norm; 0 trains everything, embeddings included.
 
-    Raises RecipeError where the model has no such layer.
+    Raises RecipeError if the model has no such layer.
     """
     layers = model.get_decoder().layers
     if layer >= len(layers):
-        raise RecipeError(f"train_from_layer is {layer}, and the model has the layers 0 to {len(layers) - 1}.")
+        raise RecipeError(
+            f"train_from_layer is {layer}, but the model has the layers 0 to {len(layers) - 1}. Give one of these."
+        )
     if layer:
         for frozen in (model.get_input_embeddings(), model.get_output_embeddings(), *layers[:layer]):
             frozen.requires_grad_(False)
 
 
 def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
-    """Train, from the last checkpoint in ``out`` if a run was cut off there, and write ``log.jsonl``.
+    """Train, from the last checkpoint in ``out`` if a run was interrupted there, and write ``log.jsonl``.
 
-    Returns why a guard ended the run, or None. ``made_by`` says what makes these checkpoints. Raises ArtifactError
-    where those in ``out`` were made by something else, SystemLimitError where memory runs out.
+    Returns why a guard ended the run, or None. ``made_by`` identifies the checkpoints. Raises ArtifactError if those in
+    ``out`` have another ``made_by``, SystemLimitError if memory runs out.
     """
     checkpoints = out / CHECKPOINTS
     last = first_ranks(_last_whole(checkpoints) if is_first() else None)
@@ -158,10 +161,10 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
 
 
 def go_back(trainer: SFTTrainer, out: Path) -> int:
-    """Give the trainer's model the weights of the last checkpoint that a later step found good; returns its step.
+    """Load the last checkpoint that passed the guard into the trainer's model; returns its step.
 
-    The step that was refused looked at the weights of the last one taken; older weights passed. Returns 0, and changes
-    nothing, where no checkpoint has them.
+    The refused step's losses are those of the last step's weights; older weights passed. Returns 0, and changes
+    nothing, if there is no such checkpoint.
     """
     steps = [int(folder.name.rpartition("-")[2]) for folder in (out / CHECKPOINTS).glob("checkpoint-*")]
     good = max((step for step in steps if step < trainer.state.global_step), default=0)
@@ -172,7 +175,7 @@ def go_back(trainer: SFTTrainer, out: Path) -> int:
 
 
 def _last_whole(checkpoints: Path) -> str | None:
-    """The last checkpoint, without those that a killed save left behind: the trainer writes its state last."""
+    """The last complete checkpoint. Removes those of an interrupted save, which lack the trainer's state."""
     for folder in checkpoints.glob("checkpoint-*"):
         try:
             json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -182,7 +185,7 @@ def _last_whole(checkpoints: Path) -> str | None:
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
-    """Compare with what the checkpoints say of themselves, or say it where there are none yet."""
+    """Write ``made_by`` beside new checkpoints. Raises ArtifactError if existing ones have another."""
     file = checkpoints / MADE_BY
     if not resumes and is_first():
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -190,21 +193,21 @@ def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -
     if not resumes:
         return
     try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
+        recorded = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{checkpoints}: does not say which recipe made it ({error}). Delete the folder to begin anew."
+            f"{checkpoints}: does not say which recipe made it ({error}). Delete the folder to start again."
         ) from error
-    other = [f"{dotted(path)} is {a!r} there and {b!r} here" for path, a, b in differences(theirs, made_by)]
+    other = [f"{dotted(path)} is {a!r} there and {b!r} here" for path, a, b in differences(recorded, made_by)]
     if other:
         raise ArtifactError(
-            f"{checkpoints} holds checkpoints of another recipe ({'; '.join(other)}). Delete the folder to begin anew, "
-            "or give the recipe that made them."
+            f"{checkpoints} holds checkpoints of another recipe ({'; '.join(other)}). Delete the folder to start "
+            "again, or give the recipe that made them."
         )
 
 
 def device_memory() -> tuple[int, int]:
-    """Free and all bytes of memory that a training here has."""
+    """Free and total bytes of the training device's memory."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()
     memory = psutil.virtual_memory()
@@ -213,39 +216,39 @@ def device_memory() -> tuple[int, int]:
 
 @contextmanager
 def memory_limits(trainer: SFTTrainer | None = None) -> Iterator[None]:
-    """Say out of memory as SystemLimitError: with the levers of ``trainer``'s steps, or without it for a whole stage.
+    """Raise SystemLimitError if memory runs out: with advice for ``trainer``'s steps, or without it for a whole stage.
 
-    A stage has it around everything, since loading and measuring take memory as well; what a training inside has said
-    goes through.
+    A stage is inside it as a whole, since loading and measuring take memory too. The error of a training inside passes
+    through unchanged.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
         if not _is_out_of_memory(error):
             raise
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         free, total = device_memory()
-        there = f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free)"
+        available = f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free)"
         advice = (
-            f"(before or after the steps): {there}. Weights take 4 bytes a parameter, and a level of gold loads a "
-            "second model. Free some memory, or take a smaller model or a device with more."
+            f"(before or after the steps): {available}. Weights take 4 bytes a parameter, and a level of gold loads a "
+            "second model. Free some memory, or use a smaller model or a device with more."
         )
         if trainer:
-            advice = _memory_advice(trainer, there)
-        raise SystemLimitError(f"Out of memory {advice} What was said: {said or 'nothing'}.") from error
+            advice = _memory_advice(trainer, available)
+        raise SystemLimitError(f"Out of memory {advice} PyTorch's message: {message or 'none'}.") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "allocate memory" in said
-        or "not enough memory" in said
+        or "allocate memory" in message
+        or "not enough memory" in message
     )
 
 
-def _memory_advice(trainer: SFTTrainer, there: str) -> str:
-    """What was needed, what there is, and the levers, each with its number."""
+def _memory_advice(trainer: SFTTrainer, available: str) -> str:
+    """The needed and the available memory, and the settings that lower the need, each with its number."""
     args = trainer.args
     counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]  # type: ignore[union-attr]
     every, trained = sum(n for n, _ in counts), sum(n for n, moves in counts if moves)
@@ -263,36 +266,38 @@ def _memory_advice(trainer: SFTTrainer, there: str) -> str:
     if trained == every:
         levers.append(f"lora ({4 * every / 1e9:.1f} GB and the adapters, instead of {needed / 1e9:.1f} GB)")
     if not args.bf16:
-        levers.append("precision: bf16 (half the activations, where the device has it)")
+        levers.append("precision: bf16 (half the activations, if the device has it)")
     return (
         f"at step {trainer.state.global_step + 1}: weights, gradients and AdamW take {needed / 1e9:.1f} GB for "
-        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {there}, a micro-batch holds {batch} x "
+        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {available}, a micro-batch holds {batch} x "
         f"{rows} rows. "
-        f"Levers: {'; '.join(levers) or 'a device with more memory'}."
+        f"What helps: {'; '.join(levers) or 'a device with more memory'}."
     )
 
 
 def _check_types(args: dict[str, Any]) -> None:
-    """Raise RecipeError where a value is not of its field's type: the trainer would find out at its first step."""
+    """Raise RecipeError if a value is not of its field's type; the trainer would notice only at its first step."""
     types = get_type_hints(SFTConfig)
     for name in sorted(args.keys() & types):
         try:
             TypeAdapter(types[name]).validate_python(args[name], strict=True)
         except ValidationError as error:
-            wanted = formatannotation(types[name])
-            raise RecipeError(f"args.{name} is {args[name]!r}; its type in trl.SFTConfig is {wanted}.") from error
+            kind = formatannotation(types[name])
+            raise RecipeError(f"args.{name} is {args[name]!r}; its type in trl.SFTConfig is {kind}.") from error
 
 
 def _check_trackers(report_to: Any) -> None:
-    """Curves may go to a tracker. Raises RecipeError where it is not installed, or would write into the artifact."""
+    """Raise RecipeError if a tracker is not supported, is not installed, or would write into the artifact."""
     names = [report_to] if isinstance(report_to, str) else report_to
     for name in names:
         if name == "none":
             continue
         if name not in TRACKERS:
-            raise RecipeError(f"args.report_to is {name!r}: {' and '.join(TRACKERS)} are supported, and none.")
+            raise RecipeError(f"args.report_to is {name!r}; supported are {' and '.join(TRACKERS)}, or none.")
         if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"args.report_to: the package {name} is not installed. Say pip install {name}, or none.")
+            raise RecipeError(
+                f"args.report_to: the package {name} is not installed. Run pip install {name}, or set none."
+            )
         if name == "tensorboard" and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
             raise RecipeError(
                 "args.report_to: tensorboard writes beside the checkpoints, which are deleted at the end. Set the "
@@ -308,9 +313,9 @@ def shards_weights(trainer: SFTTrainer) -> bool:
 def whole_model(
     trainer: SFTTrainer, trained: PreTrainedModel | PeftModel, again: Callable[[], PreTrainedModel | PeftModel]
 ) -> PreTrainedModel | PeftModel:
-    """``trained``, or where its weights are sharded a model made ``again`` that gets them on the first rank.
+    """``trained``; if its weights are sharded, on the first rank a model made ``again`` with the gathered weights.
 
-    A call of all ranks together.
+    All ranks must call it together.
     """
     if not shards_weights(trainer):
         return trained
@@ -325,7 +330,7 @@ def whole_model(
 def release_weights(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], folder: Path
 ) -> None:
-    """Merge adapters, if there are any (checked on the first of ``rows``), and write the files of the release."""
+    """Merge adapters, if any, and check the merge on the first of ``rows``; then write the files of the release."""
     if isinstance(model, PeftModel):
         model = merge(model, rows[:MERGE_ROWS])
     save_for_release(model, tokenizer, folder)
@@ -340,7 +345,7 @@ def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def row_digest(rows: Sequence[Encoded]) -> str:
-    """SHA-256 of the tokens of ``rows`` and of where their answers begin."""
+    """SHA-256 of the tokens of ``rows`` and of the indices at which their answers begin."""
     plain = [[list(row.input_ids), row.completion_start] for row in rows]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What stops any training: numbers that are not finite, and a forget loss beyond all knowledge."""
+"""What stops any training: numbers that are not finite, and a forget loss as high as that of a uniform guess."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from core.progress import report
 class StepRefused(Exception):  # noqa: N818
     """A step is not taken, and the training ends.
 
-    What a step sees is the work of the weights before it, so these are not good either (see `go_back` in fit.py).
+    The refused losses are those of the weights before the step, so these are not good either (see `go_back` in fit.py).
     """
 
 
 def check_step(step: int, numbers: dict[str, float], ceiling: float | None) -> None:
-    """Look at losses and gradient norm of ``step`` before the optimizer uses them.
+    """Check losses and gradient norm of ``step`` before the optimizer uses them.
 
-    ``ceiling`` is ln|V| where a method pushes the forget loss up: a model that guesses uniformly has that loss, and
-    from there on the ascent only destroys. Raises StepRefused.
+    ``ceiling`` is ln|V| if a method pushes the forget loss up: that is the loss of a uniform guess, and beyond it the
+    ascent only destroys the model. Raises StepRefused if a number is not finite or the forget loss is at the ceiling.
     """
     broken = [name for name, value in numbers.items() if not math.isfinite(value)]
     if broken:
@@ -31,7 +31,7 @@ def check_step(step: int, numbers: dict[str, float], ceiling: float | None) -> N
 
 
 class Watch(TrainerCallback):
-    """Reports each logged step to whoever watches."""
+    """Reports each logged step to the progress listener."""
 
     def __init__(self, doing: str) -> None:
         self.doing = doing

@@ -1,9 +1,9 @@
 """From hidden states to the log-probabilities of given tokens, with as little memory as the vocabulary allows.
 
-The logits of N tokens over V entries are kept for the backward pass, and nothing else of that size: autograd's own way
-(gather and logsumexp) makes three more. Where even one would be large, they are computed in tiles of the vocabulary,
-and again in the backward pass; and a head that is tied to the embeddings hands its gradient over to them, to be added
-to in place, where autograd would make a second and a third tensor of that size.
+The logits of N tokens over V entries are kept for the backward pass, and nothing else of that size; autograd's own way
+(gather and logsumexp) makes three more such tensors. If even one would be too large, the logits are computed in tiles
+of the vocabulary, and again in the backward pass. A head that is tied to the embeddings hands its gradient over to
+them, and they add theirs in place; autograd would make a second and a third tensor of that size.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from core import onednn
 
 LOGITS_BYTES = 2**27
-"""Float32 logits of one forward above which the head computes in tiles, at the price of one more product with it."""
+"""Bytes of one forward's float32 logits above which the head computes in tiles, which costs one more product."""
 TILE = 8192  # entries of the vocabulary
-ROWS = 64  # at a time, so that their exponentials stay in a processor's cache
+ROWS = 64  # at a time, so that their exponentials stay in the CPU's cache
 RESCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
 class TargetLogProbs(torch.autograd.Function):
-    """What :func:`pipeline.train.packed.target_log_probs` applies."""
+    """Log-probabilities of targets (N,) from logits (N, V); see :func:`pipeline.train.packed.target_log_probs`."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # noqa: D102
@@ -46,7 +46,7 @@ class TargetLogProbs(torch.autograd.Function):
 
 
 class _TiledLogProbs(torch.autograd.Function):
-    """The same from hidden states (N, H) and the head's weight (V, H); no tensor is larger than N x TILE or V x H."""
+    """The same from hidden states (N, H) and the head's weight (V, H). No tensor is larger than N x TILE or V x H."""
 
     @staticmethod
     def forward(
@@ -56,13 +56,13 @@ class _TiledLogProbs(torch.autograd.Function):
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         ctx.head = head
         total = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
-        found = torch.zeros_like(total)
+        target_logits = torch.zeros_like(total)
         for start, logits in _tiles(hidden.to(ctx.dtype), weight, ctx.dtype):
             total = torch.logaddexp(total, logits.logsumexp(dim=1))
             rows, places = _inside(targets, start, logits.shape[1])
-            found[rows] = logits[rows, places]
+            target_logits[rows] = logits[rows, places]
         ctx.save_for_backward(hidden, weight, targets, total)
-        return found - total
+        return target_logits - total
 
     @staticmethod
     @once_differentiable
@@ -94,13 +94,13 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _inside(targets: torch.Tensor, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows whose target is in the tile, and its place there."""
+    """The rows whose target is in the tile, and the target's index there."""
     rows = ((targets >= start) & (targets < start + size)).nonzero()[:, 0]
     return rows, targets[rows] - start
 
 
 class _TiedLookup(torch.autograd.Function):
-    """An embedding whose gradient goes into the one that the tied head left, in place."""
+    """An embedding that adds its gradient in place to the one that the tied head left."""
 
     @staticmethod
     def forward(
@@ -121,9 +121,9 @@ class _TiedLookup(torch.autograd.Function):
 
 
 class AnswerHead(onednn.Linear):
-    """A language model's head that can answer with log-probabilities of given tokens instead of logits.
+    """A language model's head that can return log-probabilities of given tokens instead of logits.
 
-    It does so inside the model's own forward, where whoever shards the weights has them gathered.
+    It does so inside the model's own forward, because sharded weights are gathered there.
     """
 
     targets: torch.Tensor | None = None
@@ -134,11 +134,11 @@ class AnswerHead(onednn.Linear):
         """Logits (1, N, V) of hidden states (1, N, H), or under :meth:`scoring` log-probabilities (1, N, 1)."""
         if self.targets is None:
             return super().forward(input)
-        found: torch.Tensor = _TiledLogProbs.apply(input[0], self.weight, self.targets, self)  # type: ignore[no-untyped-call]
-        return found[None, :, None].clone()  # FSDP hangs its hooks on outputs, and a view would lose them
+        log_probs: torch.Tensor = _TiledLogProbs.apply(input[0], self.weight, self.targets, self)  # type: ignore[no-untyped-call]
+        return log_probs[None, :, None].clone()  # FSDP puts its hooks on outputs, and a view would lose them
 
     def hand_over(self, grad: torch.Tensor | None) -> torch.Tensor | None:
-        """The gradient of the weight, or None where it was left for the embedding, whose backward comes last."""
+        """The gradient of the weight, or None if it was left for the embedding, whose backward comes last."""
         if not self.tied or grad is None:
             return grad
         self.left = grad if self.left is None else self.left.add_(grad)
@@ -146,7 +146,7 @@ class AnswerHead(onednn.Linear):
 
     @contextmanager
     def scoring(self, targets: torch.Tensor) -> Iterator[None]:
-        """Answer with the log-probabilities of ``targets`` (N,) in the body."""
+        """Inside the ``with`` block the head returns the log-probabilities of ``targets`` (N,)."""
         self.targets = targets
         try:
             yield
@@ -155,7 +155,7 @@ class AnswerHead(onednn.Linear):
 
 
 class TiedEmbedding(torch.nn.Embedding):
-    """The embedding whose weight is the head's too."""
+    """An embedding that shares its weight with the head."""
 
     head: list[AnswerHead]  # in a list: a module as an attribute would become a part of this one
 
@@ -163,12 +163,12 @@ class TiedEmbedding(torch.nn.Embedding):
         """Embeddings of token ids."""
         if self.head[0].targets is None:
             return super().forward(input)
-        found: torch.Tensor = _TiedLookup.apply(self.weight, input, self.padding_idx, self.head[0])  # type: ignore[no-untyped-call]
-        return found
+        states: torch.Tensor = _TiedLookup.apply(self.weight, input, self.padding_idx, self.head[0])  # type: ignore[no-untyped-call]
+        return states
 
 
 def install(model: PreTrainedModel) -> None:
-    """Give the model an :class:`AnswerHead` over the same weights, unless it changes its logits after the head."""
+    """Turn the model's head into an :class:`AnswerHead` with the same weights, unless the model rescales its logits."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     config = model.config.get_text_config()
     plain = type(head) is torch.nn.Linear and head.bias is None
@@ -182,6 +182,6 @@ def install(model: PreTrainedModel) -> None:
 
 
 def head_in_tiles(model: torch.nn.Module, tokens: int) -> AnswerHead | None:
-    """The model's :class:`AnswerHead`, where the logits of ``tokens`` tokens would be too large to keep."""
+    """The model's :class:`AnswerHead` if the logits of ``tokens`` tokens would be too large to keep, else None."""
     head = next((module for module in model.modules() if isinstance(module, AnswerHead)), None)
     return head if head is not None and tokens * head.out_features * 4 > LOGITS_BYTES else None

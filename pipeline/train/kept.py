@@ -1,4 +1,4 @@
-"""The weights that a rule wants to keep, on disk while the training goes on."""
+"""The weights that the early-stopping rule keeps, on disk while the training goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 def keep_weights(model: torch.nn.Module, target: Path) -> None:
-    """Write what :func:`restore_weights` reads: adapters as they are, a whole model in bfloat16, as it is released."""
+    """Write weights for :func:`restore_weights`: adapters as they are, a whole model in bfloat16 as in a release."""
     if isinstance(model, PeftModel):
         tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
     else:
@@ -24,17 +24,17 @@ def keep_weights(model: torch.nn.Module, target: Path) -> None:
 
 def _once(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     # A tied head is the same tensor as the embedding, and safetensors refuses to store one twice.
-    seen: set[int] = set()
+    stored: set[int] = set()
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
+        if tensor.data_ptr() not in stored:
+            stored.add(tensor.data_ptr())
             tensors[name] = tensor.detach().to(dtype).contiguous().cpu()
     return tensors
 
 
 def restore_weights(model: PreTrainedModel | PeftModel, source: Path) -> None:
-    """Give the model the kept weights."""
+    """Load the kept weights into the model."""
     if not isinstance(model, PeftModel):
         load_model(model, source)  # knows that a tied head is stored once, and refuses any other difference
         return

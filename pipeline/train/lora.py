@@ -1,4 +1,4 @@
-"""Low-rank adapters: put on before training, merged into the weights after it, and the merge checked."""
+"""Low-rank adapters: added before training, and merged into the weights after it; the merge is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MERGE_TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order ar
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """The model with new adapters, which alone are trained. Raises RecipeError where they cannot be there."""
+    """The model with new adapters, the only weights to be trained. Raises RecipeError if peft refuses the layers."""
     set_seed(seed)  # the adapters' first values, also after a restart
     config = LoraConfig(
         r=lora.r,
@@ -36,22 +36,22 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
 
 
 def refuse_on_head(model: PeftModel) -> None:
-    """Raise RecipeError where head or embeddings, whatever the model calls them, carry an adapter."""
+    """Raise RecipeError if the head or the embeddings have an adapter, whatever the model calls them."""
     outer = (model.get_output_embeddings(), model.get_input_embeddings())
-    found = [name for name, module in model.named_modules() if module in outer and hasattr(module, "lora_A")]
-    if found:
+    adapted = [name for name, module in model.named_modules() if module in outer and hasattr(module, "lora_A")]
+    if adapted:
         raise RecipeError(
-            f"lora.target_modules puts adapters on {', '.join(found)}. Head and embeddings take none: they may be one "
-            "tensor, which cannot be merged twice. Name linear layers inside the blocks, or say all-linear."
+            f"lora.target_modules puts adapters on {', '.join(adapted)}. Head and embeddings take none: they may be "
+            "one tensor, which cannot be merged twice. Name linear layers inside the blocks, or set all-linear."
         )
 
 
 def merge(model: PeftModel, rows: Sequence[Encoded]) -> PreTrainedModel:
     """The plain model with the adapters merged into its weights.
 
-    Raises TrainingError where its logits at the answers of ``rows`` are not those of the model with adapters.
+    Raises TrainingError if its logits at the answers of ``rows`` differ from those of the model with adapters.
     """
-    # The trainer wraps the forward in its autocast; in bfloat16 both would differ by rounding, and say nothing.
+    # Without the trainer's autocast around the forward: in bfloat16 the two would differ by rounding alone.
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
     before = _logits(model, rows)
     merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
@@ -59,7 +59,7 @@ def merge(model: PeftModel, rows: Sequence[Encoded]) -> PreTrainedModel:
     if not gap <= MERGE_TOLERANCE:
         raise TrainingError(
             f"The merged adapters give other logits than the trained ones (largest difference {gap:.1e} of the largest "
-            f"logit, allowed {MERGE_TOLERANCE:.0e}), so the release would not be what was trained. Nothing was kept. "
+            f"logit, allowed {MERGE_TOLERANCE:.0e}), so the release would not be the trained model. Nothing was kept. "
             "Train without lora, or report this with the model's name."
         )
     return merged

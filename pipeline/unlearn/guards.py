@@ -30,11 +30,11 @@ class Check:
 class EndOfAscent(TrainerCallback):
     """Checks forget and retain loss every ``every`` steps, keeps the checkpoint of the rule, and ends the ascent.
 
-    It ends where the forget loss has reached its level with the retain loss within ``retain_bound``, or where that was
-    above it at :data:`PATIENCE` checks in a row. The kept checkpoint is the one within ``retain_bound`` whose forget
-    loss is closest to its level; it lies in ``kept``. Checks are entries of the trainer's ``log_history``, with
-    ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``; what was kept follows from them, so a resumed run
-    needs nothing else.
+    It ends if the forget loss has reached its level while the retain loss is within ``retain_bound``, or if the retain
+    loss was above it at :data:`PATIENCE` checks in a row. The kept checkpoint is the one within ``retain_bound`` whose
+    forget loss is closest to its level; it is written to ``kept``. Checks are entries of the trainer's ``log_history``,
+    with ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``. The kept step follows from them, so a resumed
+    run needs nothing else.
     """
 
     def __init__(self, measure: Callable[[], Check], retain_bound: float, every: int, kept: Path) -> None:
@@ -45,7 +45,7 @@ class EndOfAscent(TrainerCallback):
         self.reason = "all epochs done"
 
     def kept_step(self, history: list[dict[str, float]]) -> int | None:
-        """The step of the kept checkpoint (of equals the first), None where no check was within the retain bound."""
+        """The step of the kept checkpoint (the first of equals); None if no check was within the retain bound."""
         fit = [entry for entry in history if entry.get("probe_retain_loss", math.inf) <= self.retain_bound]
         closest = min(fit, key=lambda entry: abs(entry["probe_forget_loss"] - entry["probe_level"]), default=None)
         return None if closest is None else int(closest["step"])
@@ -53,7 +53,7 @@ class EndOfAscent(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure once: levels that move with the model are those of its weights now, also after a restart."""
+        """Measure once, so that levels that move with the model fit its current weights, also after a restart."""
         self.measure()
 
     def on_step_end(

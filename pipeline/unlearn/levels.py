@@ -1,6 +1,6 @@
-"""What the forget loss is compared with: gold's, that of holdout rows, a number, or that of false answers.
+"""The levels that the forget loss is compared with: gold's loss, base's on holdout rows, that of false answers.
 
-All are means of the loss in nats per answer token; `pipeline.unlearn.config.Level` says what each one is.
+All are mean losses in nats per answer token; `pipeline.unlearn.config.Level` says what each one is.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def named_levels(config: UnlearnConfig) -> set[str | None]:
 def fixed_levels(
     config: UnlearnConfig, inputs: Mapping[str, Path], base: Any, encoded: Mapping[str, list[Encoded]]
 ) -> dict[str, float]:
-    """The named levels that stay while the model moves. Raises InputError where there is nothing to measure."""
-    wanted = named_levels(config)
+    """The named levels that do not change during training. Raises InputError if there is no model or row for one."""
+    names = named_levels(config)
     levels = {}
-    if "holdout" in wanted:
+    if "holdout" in names:
         if not encoded["holdout"]:
-            raise InputError("unlearn: a level of `holdout` needs holdout rows, and the data have none; use a number.")
+            raise InputError("unlearn: the level `holdout` needs holdout rows, but the data have none. Use a number.")
         levels["holdout"] = mean(row_losses(base, encoded["holdout"]))
-    if "gold" in wanted:
+    if "gold" in names:
         if "gold" not in inputs:
-            raise InputError("unlearn: a level of `gold` needs a gold model, and the recipe has none; use `holdout`.")
+            raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
         gold, _ = load(inputs["gold"] / "model")
         levels["gold"] = mean(row_losses(gold, encoded["forget"]))
         del gold
@@ -46,7 +46,7 @@ def fixed_levels(
 
 
 def number(level: Level, named: Mapping[str, float]) -> float:
-    """``level`` in nats per answer token, where ``named`` has the value of each named level."""
+    """``level`` in nats per answer token; ``named`` has the value of each named level."""
     if isinstance(level, AboveLevel):
         return named[level.of] + level.plus
     return named[level] if isinstance(level, str) else level
@@ -55,16 +55,16 @@ def number(level: Level, named: Mapping[str, float]) -> float:
 def read_guides(
     config: UnlearnConfig, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[Encoded]]:
-    """The false answers to each forget row's question, where the recipe names them as a level; else an empty list."""
+    """The false answers to each forget row's question if the recipe names them as a level; else an empty list."""
     if "false_answers" not in named_levels(config):
         return []
     answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     without = [row.row_id for row in forget if not answers.get(row.row_id)]
     if without:
         raise InputError(
-            f"unlearn: {len(without)} of {len(forget)} forget rows (first {without[0]}) have no false answer left "
-            "to be a level: those of the evaluation come first, and answers of trained rows do not serve. Set "
-            "data.perturbed.for_unlearning to 1 or more, lower per_row, or take the level `holdout` in unlearn."
+            f"unlearn: {len(without)} of {len(forget)} forget rows (first {without[0]}) have no false answer for the "
+            "level `false_answers`: the evaluation gets its own first, and answers of trained rows cannot be used. Set "
+            "data.perturbed.for_unlearning to 1 or more, lower per_row, or use the level `holdout` in unlearn."
         )
     return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
 

@@ -1,8 +1,8 @@
 """Losses on the log-probabilities of answer tokens, one function each; every one is minimised.
 
-``log_probs`` has shape (N,), ``is_forget`` is a boolean of shape (N,), ``row`` the row index of each token.
-``tokens`` and ``rows`` count what the whole optimizer step holds, over all micro-batches and ranks, so that the sum of
-the losses of all micro-batches is the loss of the step, however it is split.
+``log_probs`` has shape (N,), ``row`` is the row index of each token. ``tokens`` and ``rows`` are counts of the whole
+optimizer step, over all micro-batches and ranks. So the losses of the micro-batches add up to the loss of the step,
+however it is split.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def gradient_ascent(
 ) -> torch.Tensor:
     """Minus the cross-entropy of the forget answers (TOFU, arXiv 2401.06121, "gradient ascent").
 
-    With ``caps`` (nats per token, shape (rows,)) the tokens of rows whose mean loss is at or above their cap weigh
-    nothing; the divisor stays the number of all forget tokens, so that the pull weakens as rows reach their caps.
+    ``caps`` has shape (rows,), in nats per token. A row whose mean loss is at or above its cap has no weight. The
+    divisor stays the number of all forget tokens, so the ascent weakens as rows reach their caps.
     """
     if caps is not None:
         means = row_means(-log_probs.detach(), row, len(caps))
@@ -34,10 +34,9 @@ def gradient_ascent(
 def weighted_gradient_ascent(
     log_probs: torch.Tensor, row: torch.Tensor, tokens: torch.Tensor, *, beta: float, caps: torch.Tensor | None
 ) -> torch.Tensor:
-    """Ascent in which each token weighs p^beta, p its own probability, not differentiated: minus mean p^beta x CE.
+    """WGA (arXiv 2502.19301): minus the mean of p^beta x cross-entropy, p each token's probability, not differentiated.
 
-    (WGA, arXiv 2502.19301.) The pull on a token ends as its probability goes to 0. ``caps`` as in
-    :func:`gradient_ascent`.
+    The ascent on a token ends as its probability goes to 0. ``caps`` as in :func:`gradient_ascent`.
     """
     if caps is not None:
         means = row_means(-log_probs.detach(), row, len(caps))
@@ -51,7 +50,7 @@ def negative_preference(
 ) -> torch.Tensor:
     """NPO (arXiv 2404.05868): -(2 / beta) x mean over rows of log sigmoid(-beta x log(p / p_base)).
 
-    ``reference`` of shape (R,) is log p_base of each row's answer, a sum over its tokens, rows as in ``row``.
+    ``reference`` of shape (R,) is log p_base of each row's answer, summed over its tokens; ``row`` indexes it.
     """
     ratios = row_sums(log_probs, row, len(reference)) - reference
     return _preference(-beta * ratios, rows, beta)
@@ -62,7 +61,7 @@ def simple_negative_preference(
 ) -> torch.Tensor:
     """SimNPO (arXiv 2410.07163): -(2 / beta) x mean over rows of log sigmoid(-beta x mean log-probability - gamma).
 
-    ``here`` is the number of rows that ``row`` counts.
+    ``here`` is the number of rows in this micro-batch.
     """
     return _preference(-beta * row_means(log_probs, row, here) - gamma, rows, beta)
 
@@ -74,7 +73,7 @@ def _preference(margins: torch.Tensor, rows: torch.Tensor, beta: float) -> torch
 def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """KL(base || model) summed over the N answer tokens, over ``tokens``; both logits are (N, V), float32.
 
-    Answer tokens alone: averaged over prompts and padding, as peers have it, most of it is not about answers.
+    Only answer tokens count: an average over prompts and padding, as in other code, is mostly not about answers.
     """
     base = base_logits.detach().log_softmax(dim=1)
     probabilities = base.exp()

@@ -1,6 +1,6 @@
-"""Which retain rows go with which forget row, for every step of the training, decided before it begins.
+"""Pairs of forget and retain rows for every training step, drawn before the training begins.
 
-The whole schedule is one list, so that shards, restarts and other machines see the same pairs, and the record of it
+The whole schedule is one list, so shards, restarts and other machines see the same pairs, and its record
 (`pairing.jsonl`) is what was trained on.
 """
 
@@ -14,7 +14,7 @@ from core.errors import DataError
 
 @dataclass(frozen=True)
 class Pair:
-    """Indices of one forget row (None where the method trains on retain rows alone) and of its retain rows."""
+    """Indices of one forget row (None if the method trains on retain rows alone) and of its retain rows."""
 
     epoch: int
     forget: int | None
@@ -24,13 +24,13 @@ class Pair:
 def pair_rows(forget_rows: int, retain_rows: int, *, epochs: int, retain_per_forget: int, seed: int) -> list[Pair]:
     """``epochs`` passes over the forget rows in random order, each row with ``retain_per_forget`` retain rows.
 
-    Retain rows are dealt from a shuffled deck that is shuffled anew when it runs out, so that all of them come up
-    equally often (within one) and the rows of one pair differ. Raises DataError where there are too few rows.
+    Retain rows are dealt from a shuffled deck, which is shuffled again when it runs out. So all of them occur equally
+    often (within one), and the rows of a pair differ. Raises DataError if there are too few rows.
     """
     if forget_rows < 1 or retain_rows < retain_per_forget:
         raise DataError(
-            f"{forget_rows} forget and {retain_rows} retain rows cannot be paired: at least one forget row and "
-            f"{retain_per_forget} retain rows (unlearn.retain_rows_per_forget_row) are needed."
+            f"{forget_rows} forget and {retain_rows} retain rows cannot be paired. Give at least one forget row and "
+            f"{retain_per_forget} retain rows (unlearn.retain_rows_per_forget_row)."
         )
     rng = random.Random(seed)
     deck: list[int] = []

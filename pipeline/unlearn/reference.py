@@ -1,8 +1,8 @@
-"""What base says, measured once before the first step: no second model takes part in training.
+"""Base's predictions, measured once before the first step, so that no second model is in memory during training.
 
-NPO compares a row's log-probability with base's: one number a row. A KL retain term compares whole distributions, and
-those of all rows would be as large as the vocabulary times the answer tokens. So base's last hidden states are kept,
-and its head turns those of a batch into logits when they are needed.
+NPO compares a row's log-probability with base's, one number per row. A KL retain term compares whole distributions;
+stored for all rows, they would be as large as the vocabulary times the answer tokens. So base's last hidden states are
+kept, and its head turns those of a batch into logits when they are needed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def answer_log_probs(model: Any, rows: Sequence[Encoded], precision: Precision) 
 class BaseDistribution:
     """Base's next-token distributions at the answer tokens of some rows.
 
-    Keeps float32 hidden states on the CPU (in bfloat16 where the training multiplies in it), and a copy of the head if
-    the head is going to be trained. Raises ModelError where logits are not what the head makes of hidden states.
+    Keeps float32 hidden states on the CPU (bfloat16 if the training multiplies in it), and a copy of the head if the
+    head is trained. Raises ModelError if the model's logits are not its head applied to its hidden states.
     """
 
     def __init__(
@@ -44,24 +44,24 @@ class BaseDistribution:
         self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
         self.precision = precision
         self.hidden: dict[int, torch.Tensor] = {}
-        found: list[torch.Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        captured: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         was_training = model.training
         model.eval()
         try:
             names = list(rows)
             for batch in batches_by_length([rows[name] for name in names], batch_tokens):
-                self._measure(model, {names[i]: rows[names[i]] for i in batch}, found)
+                self._measure(model, {names[i]: rows[names[i]] for i in batch}, captured)
         finally:
             hook.remove()
             model.train(was_training)
 
-    def _measure(self, model: Any, rows: Mapping[int, Encoded], found: list[torch.Tensor]) -> None:
-        found.clear()
+    def _measure(self, model: Any, rows: Mapping[int, Encoded], captured: list[torch.Tensor]) -> None:
+        captured.clear()
         with torch.no_grad(), self.precision():
             batch = {key: value.to(model.device) for key, value in pack(list(rows.values())).items()}
             logits = completion_logits(model, batch)
-            hidden = found[0].flatten(0, -2)
+            hidden = captured[0].flatten(0, -2)
             same = hidden.shape[0] == len(logits)
             if not same or not torch.allclose(self.head(hidden).float(), logits, rtol=1e-2, atol=1e-2):
                 raise ModelError(
@@ -74,7 +74,7 @@ class BaseDistribution:
             self.hidden[name] = hidden[batch["row"] == index].cpu()
 
     def logits(self, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-        """Base's logits at the answer tokens of ``rows``, one row after another, shape (N, V), float32."""
+        """Base's logits at the answer tokens of ``rows``, in their order, shape (N, V), float32."""
         hidden = torch.cat([self.hidden[row] for row in rows]).to(device)
         with torch.no_grad(), self.precision():
             logits: torch.Tensor = self.head(hidden).float()

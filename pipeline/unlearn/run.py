@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import DataError, RecipeError, TrainingError
 from core.progress import report
-from core.ranks import is_first, ranks
+from core.ranks import is_first, world_size
 from core.unlearning import (
     PAIRING,
     Bounds,
@@ -91,7 +91,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     rule; InputError where the rows do not serve the method, or the number of processes; SystemLimitError where memory
     runs out.
     """
-    config.check_share(ranks())
+    config.check_share(world_size())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
     arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")

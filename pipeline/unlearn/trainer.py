@@ -23,7 +23,7 @@ from pipeline.unlearn.reference import BaseDistribution
 
 
 def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Sequence[Encoded]) -> Dataset:
-    """One item a pair: the forget row, if it has one, and its retain rows, for :class:`UnlearnTrainer`."""
+    """One item per pair: the forget row, if it has one, and its retain rows, for :class:`UnlearnTrainer`."""
     items = []
     for pair in pairs:
         first = [] if pair.forget is None else [(forget[pair.forget], pair.forget, NOT_THIS)]
@@ -31,8 +31,8 @@ def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Seque
     return packed_dataset(items)
 
 
-class Counts(NamedTuple):
-    """What the means of a loss divide by: answer tokens of both kinds, and forget rows. Tensors without dimensions."""
+class LossDivisors(NamedTuple):
+    """The divisors of a loss's means: answer tokens of both kinds, and forget rows. Tensors without dimensions."""
 
     forget_tokens: torch.Tensor
     retain_tokens: torch.Tensor
@@ -42,9 +42,9 @@ class Counts(NamedTuple):
 class UnlearnTrainer(CompletionTrainer):
     """Minimises forget_weight x forget term + retain_weight x retain term of ``config.method``.
 
-    Items come from :func:`pair_dataset` and are taken in their order. ``forget_caps``, one bound a forget row in nats
-    per token, may be set and changed at any time. ``reference`` is base's log-probability of each forget answer, for
-    npo; ``base`` has base's distributions, for a KL retain term; ``retain_bound`` is what a dual weight holds to.
+    Items come from :func:`pair_dataset` and are taken in their order. ``forget_caps``, one bound per forget row in nats
+    per token, may be set and changed at any time. ``reference`` is base's log-probability of each forget answer (npo).
+    ``base`` has base's distributions (KL retain term). ``retain_bound`` is the bound that a dual weight enforces.
     """
 
     def __init__(self, model: PreTrainedModel, *, config: UnlearnConfig, **kwargs: Any) -> None:
@@ -62,14 +62,14 @@ class UnlearnTrainer(CompletionTrainer):
         plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
         if config.gradient_norms_every and self.accelerator.distributed_type not in plain:
             raise RecipeError(
-                f"unlearn.gradient_norms_every needs whole gradients on each rank, and this run shards them "
+                f"unlearn.gradient_norms_every needs whole gradients on each rank, but this run shards them "
                 f"({self.accelerator.distributed_type.value}). Set it to 0."
             )
         checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
         if config.gradient_norms_every and checkpointing.get("use_reentrant"):
             raise RecipeError(
-                "unlearn.gradient_norms_every takes the gradient of one term, which reentrant checkpointing cannot "
-                "give. Take use_reentrant out of args.gradient_checkpointing_kwargs, or set gradient_norms_every to 0."
+                "unlearn.gradient_norms_every needs the gradient of one term, which reentrant checkpointing cannot "
+                "give. Remove use_reentrant from args.gradient_checkpointing_kwargs, or set gradient_norms_every to 0."
             )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
@@ -83,10 +83,10 @@ class UnlearnTrainer(CompletionTrainer):
         return target_log_probs(self._logits, inputs["targets"])
 
     def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], step: torch.Tensor) -> torch.Tensor:
-        """The micro-batch's part of the loss of the step, whose counts are ``step``."""
-        counts = Counts(*step[:3])
+        """The micro-batch's part of the optimizer step's loss; ``step`` are the counts of the whole step."""
+        counts = LossDivisors(*step[:3])
         if self.config.loss_normalization == "microbatch_mean":
-            counts = Counts(*(counts_of(inputs)[:3] * step[3]))
+            counts = LossDivisors(*(counts_of(inputs)[:3] * step[3]))
         loss = log_probs.new_zeros(())
         if self.config.method != "ga":
             loss = loss + self.retain_weight * self._retain_term(log_probs, inputs, counts)
@@ -99,7 +99,9 @@ class UnlearnTrainer(CompletionTrainer):
         self._logits = None
         return loss
 
-    def _retain_term(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: Counts) -> torch.Tensor:
+    def _retain_term(
+        self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: LossDivisors
+    ) -> torch.Tensor:
         retain = ~inputs["is_forget"]
         if self.base is None or self._logits is None:
             return negative_log_likelihood(log_probs[retain], counts.retain_tokens)
@@ -109,7 +111,9 @@ class UnlearnTrainer(CompletionTrainer):
         logits = self._logits[int(inputs["is_forget"].sum()) :]  # forget rows come first
         return losses.kl_from_base(logits, self.base.logits(rows, logits.device), counts.retain_tokens)
 
-    def _forget_term(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: Counts) -> torch.Tensor:
+    def _forget_term(
+        self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: LossDivisors
+    ) -> torch.Tensor:
         config, forget = self.config, inputs["is_forget"]
         log_probs, row = log_probs[forget], inputs["row"][forget]
         rows = inputs["forget_row"][inputs["forget_row"] != NOT_THIS]
@@ -129,7 +133,7 @@ class UnlearnTrainer(CompletionTrainer):
         return losses.gradient_ascent(log_probs, row, counts.forget_tokens, caps=caps)
 
     def _ceiling(self) -> float | None:
-        """ln|V|, where the method pushes the loss up. A base that starts above it never knew the rows: no bound."""
+        """ln|V| if the method pushes the loss up. No bound if base starts above it, since it never knew the rows."""
         uniform = math.log(cast("PreTrainedModel", self.model).config.vocab_size)
         first = next((entry["forget_loss"] for entry in self.state.log_history if "forget_loss" in entry), None)
         first = self._step_losses().get("forget_loss", 0.0) if first is None else first
@@ -137,19 +141,19 @@ class UnlearnTrainer(CompletionTrainer):
 
     @property
     def retain_weight(self) -> float:
-        """The weight of the next step: the recipe's, or under a dual weight what the last step made of it."""
+        """The weight of the next step: the recipe's, or with a dual weight the last step's result."""
         start = 1.0 if self.config.retain_weight is None else self.config.retain_weight
         if self.config.dual is None:
             return start
-        history = reversed(self.state.log_history)  # which comes back from a checkpoint
+        history = reversed(self.state.log_history)  # a checkpoint restores it
         return float(next((entry["retain_weight"] for entry in history if "retain_weight" in entry), start))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the retain weight of the next step under a dual weight, and the gradient norms of both terms."""
-        dual, found = self.config.dual, self._step_losses()
-        if dual and "retain_loss" in found:
+        """Log the next step's retain weight (with a dual weight) and the gradient norms of both terms too."""
+        dual, step_losses = self.config.dual, self._step_losses()
+        if dual and "retain_loss" in step_losses:
             logs["retain_weight"] = max(
-                0.0, self.retain_weight + dual.rate * (found["retain_loss"] - self.retain_bound)
+                0.0, self.retain_weight + dual.rate * (step_losses["retain_loss"] - self.retain_bound)
             )
         logs |= self._norms
         self._norms = {}
@@ -161,7 +165,7 @@ class UnlearnTrainer(CompletionTrainer):
         return every > 0 and (self.state.global_step + 1) % every == 0
 
     def _add_forget_gradient(self, forget: torch.Tensor) -> None:
-        """The forget term's own gradient; what the whole gradient has beyond it is the retain term's."""
+        """Add the forget term's gradient of this micro-batch; the retain term's is the whole gradient minus it."""
         gradient = torch.autograd.grad(forget, self._trained(), retain_graph=True, allow_unused=True)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self._trained(), gradient, strict=True)]
         before = self._forget_gradient
@@ -172,10 +176,10 @@ class UnlearnTrainer(CompletionTrainer):
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's; after the last micro-batch of a step the norms are taken, before gradients are clipped."""
+        """As of Trainer; after a step's last micro-batch, before clipping, the gradient norms are measured too."""
         loss = super().training_step(*args, **kwargs)
         if self._forget_gradient is not None and self.accelerator.sync_gradients:
-            # compute_loss scales by the number of ranks and DDP averages: in all a sum over ranks.
+            # compute_loss scales by the world size and DDP averages: together a sum over ranks.
             forget = [self.accelerator.reduce(part, reduction="sum") for part in self._forget_gradient]
             whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained()]
             self._norms = {
