@@ -195,12 +195,12 @@ def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, mo
     assert named == [verify_release.__name__]
     own = [name for name, value in vars(verify).items() if getattr(value, "__module__", "") == verify.__name__]
     assert [name for name in own if name.islower() and not name.startswith("_")] == named
-    assert push.verify_release is verify_release
+    assert push.verify_release is published.verify_release is verify_release
 
     def called(*_given: object) -> None:
         raise VerificationError("called")
 
-    monkeypatch.setattr(verify, named[0], called)
+    monkeypatch.setattr(published, named[0], called)
     key = str(sign.public_key())
     with pytest.raises(VerificationError, match="called"):
         published.verify(Namespace(repo=REPO, revision="main", hub="local", key=key, store=str(store)))
