@@ -131,8 +131,8 @@ def stages(recipe: Recipe) -> list[Stage]:
         ),
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
-        Stage("gate", "5", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "2", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("gate", "6", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("card", "3", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
         Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
