@@ -1,8 +1,8 @@
-"""What evaluations, gates and comparisons leave for others.
+"""The files that evaluations, gates and comparisons write for others to read.
 
-An evaluation writes `results.json`, a list of records, `weights.json`, which says of which weights they are, and
-`samples.jsonl`, the measurements of each row, with forget answers and generations: it stays on this machine and is
-never published. The gate stage writes `gate.json`, a comparison `compare.json`.
+An evaluation writes three files. `results.json` is a list of records, `weights.json` names the weights that were
+measured, and `samples.jsonl` has the measurements of each row, with forget answers and generations; it stays on this
+machine and is never published. The gate stage writes `gate.json`, a comparison `compare.json`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ EVALUATE = "Run the evaluation again."
 class Record:
     """One measured value.
 
-    ``value`` is the point estimate over ``n`` rows, ``ci_low`` and ``ci_high`` its 95 % interval, ``version`` that of
-    the metric's definition in this project. ``by`` narrows the rows, for example ``{"language": "DE"}``. ``note`` says
-    in words what the value is made of, where that depends on the data.
+    ``value`` is the point estimate over ``n`` rows, ``ci_low`` and ``ci_high`` are its 95 % interval. ``version`` is
+    that of the metric's definition in this project. ``by`` narrows the rows, for example ``{"language": "DE"}``.
+    ``note`` says in words how the value was made, if that depends on the data.
     """
 
     metric: str
@@ -55,31 +55,31 @@ class Record:
         by: dict[str, str] | None = None,
         note: str | None = None,
     ) -> Record:
-        """The record of a metric of the catalogue, with the direction and the version that its entry has."""
+        """The record of a metric of the catalogue, with the direction and version of its entry."""
         better = metric.higher_is_better(split)
         return cls(metric.name, split, value, *interval, n, better, metric.version, by, note)
 
     def plain(self) -> dict[str, Any]:
-        """The record as it stands in a file: without ``by`` and ``note`` where it has none."""
+        """The record as it is written to a file: without ``by`` and ``note`` if it has none."""
         return {key: value for key, value in asdict(self).items() if value is not None or key not in ("by", "note")}
 
 
 def write_records(path: Path, records: list[Record]) -> None:
-    """Write ``results.json``; a value that is not finite is an error of ours and raises ValueError."""
+    """Write ``results.json``; a value that is not finite is a bug and raises ValueError."""
     rows = [record.plain() for record in records]
     path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a ``results.json``. Raises ArtifactError where the file is missing or malformed.
+    """The records of a ``results.json``. Raises ArtifactError if the file is missing or malformed.
 
-    A value that is not finite is read as it stands: a gate then says so.
+    A value that is not finite is read unchanged, so that a gate can say so.
     """
     return read_file(path, list[Record], EVALUATE)
 
 
 def find_record(records: list[Record], metric: str, split: str) -> Record | None:
-    """The record of ``metric`` on all rows of ``split``, or None where it was not measured."""
+    """The record of ``metric`` on all rows of ``split``, or None if it was not measured."""
     return next((r for r in records if r.metric == metric and r.split == split and r.by is None), None)
 
 
@@ -90,16 +90,16 @@ class PublishedResults(Versioned):
     models: dict[str, list[Record]]
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in the file: each record as in that of an evaluation."""
+        """As it is written to the file, each record as an evaluation writes it."""
         models = {model: [record.plain() for record in records] for model, records in self.models.items()}
         return {"version": self.version, "models": models}
 
 
 class EvaluationFacts(Strict):
-    """What an evaluation says of itself.
+    """The facts of an evaluation.
 
-    The digest of the weights that it measured, the number of rows, of how many the truth ratio is against a paraphrase
-    or the answer, a few values for people, and what could not be measured, with the reason.
+    They are the digest of the measured weights, the number of rows, on how many rows the truth ratio uses a paraphrase
+    and on how many the answer, a few values for people, and what could not be measured, with the reason.
     """
 
     weights_sha256: str
@@ -119,13 +119,13 @@ class MeasuredWeights(Strict):
 
 
 def write_measured(evaluation: Path, digest: str) -> None:
-    """Say in an evaluation's artifact which weights it measured."""
+    """Write into an evaluation's artifact which weights it measured."""
     content = MeasuredWeights(weights_sha256=digest)
     (evaluation / MEASURED).write_text(json.dumps(content.model_dump()) + "\n", encoding="utf-8")
 
 
 def read_measured(evaluation: Path) -> str | None:
-    """The digest that an evaluation says it measured, or None if it says nothing. Raises ArtifactError."""
+    """The digest of the weights that an evaluation measured, or None without such a file. Raises ArtifactError."""
     file = evaluation / MEASURED
     return read_file(file, MeasuredWeights, EVALUATE).weights_sha256 if file.is_file() else None
 
@@ -136,14 +136,14 @@ SAMPLES_NOTE = (
 
 
 def write_samples(path: Path, samples: list[dict[str, object]]) -> None:
-    """Write ``samples.jsonl``: a first line with the note, then one row's measurements a line."""
+    """Write ``samples.jsonl``: a first line with the note, then one line for each row."""
     lines: list[dict[str, object]] = [{"note": SAMPLES_NOTE}, *samples]
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8")
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``samples.jsonl``, without its note. Raises ArtifactError where it is missing or malformed."""
+    """The rows of a ``samples.jsonl``, without its note. Raises ArtifactError if it is missing or malformed."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
@@ -154,8 +154,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 class OnOtherRows(Strict):
     """A gate judged once more, on the rows of its split that did not choose the checkpoint.
 
-    ``n`` is their number (None: the metric is not one of single rows), ``says`` the outcome in a sentence. The other
-    fields are those of :class:`JudgedGate`, None where these rows were not judged.
+    ``n`` is their number (None if the metric is not measured on rows of one split), ``says`` the outcome in a sentence.
+    The other fields are as in :class:`JudgedGate`, None if these rows were not judged.
     """
 
     n: int | None
@@ -169,12 +169,12 @@ class OnOtherRows(Strict):
 
     @classmethod
     def unjudged(cls, n: int | None, says: str) -> OnOtherRows:
-        """Where there is nothing to judge, with the reason."""
+        """Without a verdict; ``says`` is the reason."""
         return cls(n=n, says=says, measured=None, ci_low=None, ci_high=None, at_least=None, at_most=None, passed=None)
 
 
 class OnUnrehearsedRows(Strict):
-    """What was measured on the retain rows that the unlearning did not train on. It decides nothing."""
+    """The metric on the retain rows that the unlearning was not trained on. It decides nothing."""
 
     n: int
     says: str
@@ -186,10 +186,11 @@ class OnUnrehearsedRows(Strict):
 class JudgedGate(Strict):
     """A gate of the recipe with what was measured and the verdict.
 
-    ``rule`` is the gate in words, ``why`` the verdict in a sentence, ``reason`` the recipe's for the bound. A value and
-    its 95 % interval were ``measured`` over ``n`` rows, ``at_least`` and ``at_most`` are the numbers that the bounds
-    come to; None where there is none. ``limits`` says what the verdict cannot show without gold, ``power`` in a
-    sentence what ``smallest_difference`` is: the smallest true one that so many rows show in 80 % of samples.
+    ``rule`` is the gate in words, ``why`` the verdict in a sentence, and ``reason`` the recipe's reason for the bound.
+    ``measured`` is the value over ``n`` rows, with its 95 % interval; ``at_least`` and ``at_most`` are the bounds as
+    numbers. Each of these is None if there is none. ``limits`` says what the verdict cannot show without gold.
+    ``smallest_difference`` is the smallest true difference that so many rows show in 80 % of samples; ``power`` says it
+    in a sentence.
     """
 
     metric: str
@@ -214,22 +215,22 @@ class JudgedGate(Strict):
 
     @property
     def name(self) -> str:
-        """What it is on, for messages."""
+        """Metric and split, for messages."""
         return f"{self.metric} on {self.split}"
 
     def numbers(self) -> list[float]:
-        """Every measured value of it."""
+        """Every number of the gate that was measured."""
         names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
         parts = [dict(part) for part in (self, self.confirmed, self.not_rehearsed) if part is not None]
-        found = [part.get(name) for part in parts for name in names]
-        return [number for number in (*found, self.smallest_difference) if number is not None]
+        numbers = [part.get(name) for part in parts for name in names]
+        return [number for number in (*numbers, self.smallest_difference) if number is not None]
 
 
 GATE = "gate.json"
 
 
 class Verdict(Versioned):
-    """The content of `gate.json`: whether all gates passed, for which weights, which rows chose them, every gate."""
+    """The content of `gate.json`: whether all gates passed, the weights, the rows that chose them, and every gate."""
 
     version: Literal[1] = 1
     passed: bool
@@ -262,9 +263,9 @@ def read_verdict(gate: Path) -> Verdict:
 
 
 class ComparedMetric(Strict):
-    """A metric of two checkpoints on one split: both values, their difference with its 95 % interval, the verdict.
+    """A metric of two checkpoints on one split: both values, their difference with its 95 % interval, and the verdict.
 
-    ``paired`` says whether they were compared row by row; what could not be had is None.
+    ``paired`` says whether they were compared row by row. What could not be computed is None.
     """
 
     metric: str

@@ -1,4 +1,4 @@
-"""The tables of a card: which metrics, in which order and words, and how a number is printed."""
+"""The tables of a card: their rows, their order, and how a number is printed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NOT_MEASURED = "–"
 
 
 def number(value: float) -> str:
-    """``value`` with three decimals, or with two significant digits where that would show zero."""
+    """``value`` with three decimals, or with two significant digits if three decimals would show zero."""
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
 
 
 def interval(record: Record | None) -> str:
-    """The value and its 95 % interval, or a dash where nothing was measured."""
+    """The value and its 95 % interval, or a dash if nothing was measured."""
     if record is None:
         return NOT_MEASURED
     return f"{number(record.value)} ({number(record.ci_low)} to {number(record.ci_high)})"
@@ -34,20 +34,20 @@ def verdict(passed: bool) -> str:
 def order(metric: str, split: str) -> tuple[int, str, int, str]:
     """The sort key of a row: known metrics in the order of the catalogue, then others by name."""
     known = list(CATALOG)
-    where = ROWS.index(split) if split in ROWS else len(ROWS)
-    return (known.index(metric) if metric in known else len(known), metric, where, split)
+    place = ROWS.index(split) if split in ROWS else len(ROWS)
+    return (known.index(metric) if metric in known else len(known), metric, place, split)
 
 
 def keys(evidence: Evidence) -> list[tuple[str, str]]:
     """Metric and split of every overall record of any of the models, in the order of the table."""
-    found = {(r.metric, r.split) for records in evidence.records.values() for r in records if r.by is None}
-    return sorted(found, key=lambda key: order(*key))
+    overall = {(r.metric, r.split) for records in evidence.records.values() for r in records if r.by is None}
+    return sorted(overall, key=lambda key: order(*key))
 
 
 def metrics(evidence: Evidence) -> list[tuple[str, str]]:
     """Each metric of the catalogue in the results table, with what it means."""
-    found = dict.fromkeys(metric for metric, _ in keys(evidence))
-    return [(metric, CATALOG[metric].meaning) for metric in found if metric in CATALOG]
+    names = dict.fromkeys(metric for metric, _ in keys(evidence))
+    return [(metric, CATALOG[metric].meaning) for metric in names if metric in CATALOG]
 
 
 def not_measured(evidence: Evidence) -> list[str]:
@@ -82,17 +82,17 @@ def language_rows(evidence: Evidence) -> list[tuple[str, str, str, dict[str, Rec
         for split in ("forget", "retain"):
             for language in evidence.languages():
                 group = {"language": language}
-                found = {model: _grouped(evidence, model, metric, split, group) for model in MODELS}
-                if any(found.values()):
-                    rows.append((metric, split, language, found))
+                records = {model: _grouped(evidence, model, metric, split, group) for model in MODELS}
+                if any(records.values()):
+                    rows.append((metric, split, language, records))
     return rows
 
 
 def language_table(evidence: Evidence) -> str:
-    """Answer probability and ROUGE-L recall in each language; the empty text where no language was told apart."""
+    """Answer probability and ROUGE-L recall in each language; empty if the data name no language."""
     rows = [
-        _row(found, [f"`{metric}`", split, escape(language)])
-        for metric, split, language, found in language_rows(evidence)
+        _row(records, [f"`{metric}`", split, escape(language)])
+        for metric, split, language, records in language_rows(evidence)
     ]
     return table(["Metric", "Split", "Language", *MODELS, "n"], rows) if rows else ""
 
@@ -122,25 +122,26 @@ def gates_table(evidence: Evidence) -> str:
 
 
 def bounds(gate: JudgedGate) -> str:
-    """The number or the two that the gate's bounds come to."""
+    """The gate's bounds as numbers: one, or two joined by "to"."""
     numbers = [number(bound) for bound in (gate.at_least, gate.at_most) if bound is not None]
     return " to ".join(dict.fromkeys(numbers)) or NOT_MEASURED
 
 
 def gate_notes(evidence: Evidence) -> list[str]:
-    """What a reader of the verdicts must know: small cells, which rows chose the checkpoint, what no gold means."""
+    """Notes below the table of gates: too few facts, which rows chose the checkpoint, what no gold means."""
     small = dict.fromkeys(f"`{gate.metric}` on {escape(gate.split)}" for gate in evidence.gates if _is_small(gate))
     notes = []
     if small:
-        notes.append(f"Not certifiable alone, with fewer than 100 facts: {', '.join(small)}.")
+        notes.append(f"These rest on fewer than 100 facts and cannot be certified alone: {', '.join(small)}.")
     if evidence.selection:
         notes.append(evidence.selection)
-    said: dict[str, list[str]] = {}
+    gates_by_sentence: dict[str, list[str]] = {}
     for gate in evidence.gates:
         for part in (gate.confirmed, gate.not_rehearsed):
             if part:
-                said.setdefault(escape(part.says), []).append(f"`{gate.metric}` on {escape(gate.split)}")
-    notes += [f"{', '.join(dict.fromkeys(names))}: {says}" for says, names in said.items()]
+                gates = gates_by_sentence.setdefault(escape(part.says), [])
+                gates.append(f"`{gate.metric}` on {escape(gate.split)}")
+    notes += [f"{', '.join(dict.fromkeys(gates))}: {sentence}" for sentence, gates in gates_by_sentence.items()]
     return [*notes, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
 
 
@@ -169,7 +170,7 @@ def settings_table(settings: Mapping[str, Any]) -> str:
 
 
 def reference_settings(config: CardInputs) -> dict[str, Any]:
-    """How base and gold came to be: one set of settings where they share it, and two where they do not."""
+    """The settings of base and gold: one set if they share it, else two."""
     one_gold = {key: value for key, value in config.gold.items() if key != "seeds"}
     if config.base == one_gold or not one_gold:
         return flatten(config.base | {"gold": {"seeds": config.gold.get("seeds")}})

@@ -1,4 +1,4 @@
-"""What a recipe says about its card, and what the card stage needs to know of the rest of the recipe."""
+"""A recipe's card section, and what the card stage needs from the rest of the recipe."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ WITHHELD = "WITHHELD"
 
 
 class CardDataset(Strict):
-    """What a card calls the data, and whom it cites for them. The sample set has its own name."""
+    """Name, licence and citation of data of your own. The sample set has its own."""
 
     name: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Their name; that of data of the Hub is else their id."
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Name of the data. Default: the id, if they are on the Hub.",
     )
     license: str | None = Field(
         default=None,
@@ -28,25 +31,25 @@ class CardDataset(Strict):
         description="The licence that the data's own card states; `none stated` if it states none.",
     )
     citation: str | None = Field(
-        default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000, description="BibTeX of what is cited for them."
+        default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000, description="BibTeX entry to cite for the data."
     )
 
     @field_validator("citation")
     @classmethod
     def _stays_in_its_block(cls, citation: str | None) -> str | None:
         if citation and "```" in citation:
-            raise ValueError("holds ```, which would end its block on the card; take it out")
+            raise ValueError("holds ```, which would end its block on the card; remove it")
         return citation
 
 
 class CardConfig(Strict):
-    """The prose of a card. Plain text, not Markdown; measured numbers come from the evidence."""
+    """The prose of a card: plain text, not Markdown. Measured numbers come from the evidence."""
 
     title: str = Field(min_length=1, max_length=2000, description="Title of the card.")
     summary: str = Field(min_length=1, max_length=2000, description="What the release is, in a few sentences.")
-    dataset: CardDataset | None = Field(default=None, description="What the card says of data of your own.")
+    dataset: CardDataset | None = Field(default=None, description="What the card says about data of your own.")
     limitations: list[str] = Field(
-        default_factory=list, description="Limitations beside those that follow from the evidence."
+        default_factory=list, description="Limitations in addition to those that follow from the evidence."
     )
 
 
@@ -73,14 +76,14 @@ class CardInputs(Strict):
     """The configuration of the card stage."""
 
     recipe: str = Field(
-        min_length=1, description="The name of a recipe of this project, or `./` and the name of somebody's own file."
+        min_length=1, description="The name of a recipe of this project, or `./` and the file name of the user's own."
     )
     overrides: list[str] = Field(
         default_factory=list, description="The `--set` values, each `KEY=VALUE` or `KEY=WITHHELD`."
     )
     card: CardConfig = Field(description="The recipe's prose.")
     model: CardModel = Field(description="The start model.")
-    data: dict[str, JsonValue] = Field(description="The recipe's section, as far as it may be published.")
+    data: dict[str, JsonValue] = Field(description="The recipe's section, without what must not be published.")
     base: dict[str, JsonValue] = Field(default_factory=dict, description="The recipe's section; the card prints it.")
     gold: dict[str, JsonValue] = Field(
         default_factory=dict, description="The recipe's section; the card prints it. Empty if there is no gold."
@@ -96,12 +99,12 @@ class CardInputs(Strict):
 
     @property
     def withholds(self) -> bool:
-        """Whether the command does not show all of its values."""
+        """Whether some values of the command are not shown."""
         return any(value.endswith(f"={WITHHELD}") for value in self.overrides)
 
 
 class CardFacts(Strict):
-    """What the card stage says of its card."""
+    """The card stage's facts, for the manifest."""
 
     passed: bool
     metrics: int

@@ -1,4 +1,4 @@
-"""Whose data a card speaks of: the sample set, a data set of the Hub, or files that somebody has."""
+"""The data set that a card describes: the sample set, a data set on the Hub, or the publisher's own files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ UNNAMED = "A data set of the publisher's own"
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a card says of the data. ``hub``, ``revision`` and ``subset`` are those of a data set of the Hub.
+    """What a card says about the data. ``hub``, ``revision`` and ``subset`` are set for a data set on the Hub.
 
-    ``license`` is a sentence, empty where nobody said anything; ``citation`` is BibTeX, or None.
+    ``license`` is a sentence, empty if no licence is known; ``citation`` is BibTeX or None.
     """
 
     name: str
@@ -39,25 +39,25 @@ class Dataset:
 
     @property
     def is_fame(self) -> bool:
-        """Whether the rows are FAME's or in its format, which is to cite it."""
+        """Whether the rows are FAME's, or the citation is of FAME, as for the sample set in its format."""
         return self.hub == FAME or FAME_PAPER in (self.citation or "")
 
 
 def dataset_of(inputs: CardInputs) -> Dataset:
-    """The data set of a recipe: what its source says, with name, licence and citation from its card section."""
+    """The data set of a recipe: its source, with name, licence and citation from the recipe's card section."""
     source: dict[str, Any] = inputs.data["source"]  # type: ignore[assignment]
     hub = source.get("hub") or {}
     sample = source.get("sample") is not None
-    said = SAMPLE if sample else inputs.card.dataset or CardDataset()
+    described = SAMPLE if sample else inputs.card.dataset or CardDataset()
     return Dataset(
-        name=said.name or hub.get("id") or UNNAMED,
+        name=described.name or hub.get("id") or UNNAMED,
         hub=hub.get("id"),
         revision=hub.get("revision"),
         subset=hub.get("config"),
         sample=sample,
         files=source.get("files") is not None,
-        license=_license(said.license, on_hub=bool(hub)),
-        citation=said.citation.strip() if said.citation else None,
+        license=_license(described.license, on_hub=bool(hub)),
+        citation=described.citation.strip() if described.citation else None,
     )
 
 

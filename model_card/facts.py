@@ -1,4 +1,4 @@
-"""The evidence of a card: all that is read from artifacts is read here, and a card says nothing else."""
+"""The evidence of a card: everything that a card says about results is read from artifacts here."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Step:
-    """Losses of one logged optimizer step, in nats per answer token; None of rows that the method does not train on.
+    """Losses of one logged optimizer step, in nats per answer token; None for rows that the method does not train on.
 
-    ``refusal_loss`` is that of what stands in the place of forget answers, ``level`` what a check compared forget with.
+    ``refusal_loss`` is the loss of the refusals that replace forget answers. ``level`` is what a check compared the
+    forget loss with.
     """
 
     step: int
@@ -73,7 +74,7 @@ class Evidence:
     device: str
 
     def record(self, model: str, metric: str, split: str) -> Record | None:
-        """The overall record of ``metric`` on ``split`` for ``model``, or None where it was not measured."""
+        """The overall record of ``metric`` on ``split`` for ``model``, or None if it was not measured."""
         return find_record(self.records.get(model, []), metric, split)
 
     def languages(self) -> list[str]:
@@ -86,14 +87,14 @@ class Evidence:
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
-    """Read the artifacts. Raises ArtifactError where one is missing or malformed. ``eval-gold`` may be absent."""
+    """Read the artifacts. Raises ArtifactError if one is missing or malformed. ``eval-gold`` may be absent."""
     records = {
         model: read_records(inputs[f"eval-{model}"] / "results.json") for model in MODELS if f"eval-{model}" in inputs
     }
     verdict = read_verdict(inputs["gate"])
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
     log = list(_log(inputs["unlearn"] / "log.jsonl"))
-    made = read_manifest(inputs["unlearn"])
+    manifest = read_manifest(inputs["unlearn"])
     return Evidence(
         records=records,
         passed=verdict.passed,
@@ -108,10 +109,10 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
         rehearsed=len({row for pair in read_pairing(inputs["unlearn"]) for row in pair.retain}),
         suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
-        packages=made.packages,
-        commit=made.git.commit,
-        dirty=made.git.dirty,
-        device=made.device,
+        packages=manifest.packages,
+        commit=manifest.git.commit,
+        dirty=manifest.git.dirty,
+        device=manifest.device,
     )
 
 
@@ -127,8 +128,8 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
 
 def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:
     names = ("forget_loss", "retain_loss", "refusal_loss", "level")
-    found = [(int(entry["step"]), {name: entry.get(f"{prefix}{name}") for name in names}) for entry in log]
-    return [Step(step, **losses) for step, losses in found if any(loss is not None for loss in losses.values())]
+    logged = [(int(entry["step"]), {name: entry.get(f"{prefix}{name}") for name in names}) for entry in log]
+    return [Step(step, **losses) for step, losses in logged if any(loss is not None for loss in losses.values())]
 
 
 def _counts(rows: list[Row]) -> Counts:

@@ -1,4 +1,4 @@
-"""Rules that a rendered card must keep. They read the card as a reader sees it, not the code that wrote it."""
+"""Rules that a rendered card must keep. They check the card as a reader sees it, not the code that wrote it."""
 
 from __future__ import annotations
 
@@ -43,16 +43,15 @@ _ANSWER_LENGTH = 8  # characters; shorter answers are words that a card may use 
 
 def check(card: str, config: CardInputs, evidence: Evidence) -> None:
     """Raise InputError with everything that is wrong with the card."""
-    found = problems(card, config, evidence)
-    if found:
-        listed = "\n".join(f"- {problem}" for problem in found)
+    if broken := problems(card, config, evidence):
+        listed = "\n".join(f"- {problem}" for problem in broken)
         raise InputError(
-            f"The rendered card breaks {len(found)} rule(s); correct the recipe's `card` section:\n{listed}"
+            f"The rendered card breaks {len(broken)} rule(s). Correct the recipe's `card` section:\n{listed}"
         )
 
 
 def problems(card: str, config: CardInputs, evidence: Evidence) -> list[str]:
-    """What is wrong with the card, one sentence each; the empty list where nothing is."""
+    """What is wrong with the card, one sentence each; empty if nothing is."""
     import yaml
     from huggingface_hub import ModelCard
 
@@ -95,9 +94,9 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
         metric.get("name"): metric["value"] for result in index[0].get("results", []) for metric in result["metrics"]
     }
     measured = {result_name(r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None}
-    for where in sorted(shown.keys() | measured.keys(), key=str):
-        if shown.get(where) != measured.get(where):
-            yield f"Metadata: model-index says {shown.get(where)} for {where}, results.json says {measured.get(where)}."
+    for name in sorted(shown.keys() | measured.keys(), key=str):
+        if shown.get(name) != measured.get(name):
+            yield f"Metadata: model-index says {shown.get(name)} for {name}, results.json says {measured.get(name)}."
 
 
 def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
@@ -132,7 +131,7 @@ def _sections(sections: list[Section], config: CardInputs) -> Iterator[str]:
     cites = dataset_of(config).citation is not None
     for required in (*SECTIONS, *(["Citation"] if cites else [])):
         if headings.count(required) != 1:
-            yield f"Section {required!r} is there {headings.count(required)} times; it must be there once."
+            yield f"Section {required!r} occurs {headings.count(required)} times; it must occur once."
 
 
 def _rows(sections: list[Section], heading: str) -> list[dict[str, str]]:
@@ -158,32 +157,32 @@ def _cell(cell: str, record: Record | None) -> bool:
     return match is not None and all(shows(match[i + 1], values[i]) for i in range(3))
 
 
-def _values(row: Mapping[str, str], records: Mapping[str, Record | None], where: str) -> Iterator[str]:
+def _values(row: Mapping[str, str], records: Mapping[str, Record | None], place: str) -> Iterator[str]:
     for model, record in records.items():
         if not _cell(row[model], record):
-            yield f"{where}, {model}: the card says {row[model]!r}, results.json says {claims.interval(record)!r}."
+            yield f"{place}, {model}: the card says {row[model]!r}, results.json says {claims.interval(record)!r}."
     ns = sorted({record.n for record in records.values() if record is not None})
     if row["n"] != " / ".join(str(n) for n in ns):
-        yield f"{where}: the card says n = {row['n']}, results.json says {ns}."
+        yield f"{place}: the card says n = {row['n']}, results.json says {ns}."
 
 
 def _results(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
-    wanted = claims.keys(evidence)
-    found = [(row["Metric"], row["Split"]) for row in rows]
-    if found != wanted:
-        yield f"Results: the rows are {found}, results.json has {wanted}."
+    expected = claims.keys(evidence)
+    shown = [(row["Metric"], row["Split"]) for row in rows]
+    if shown != expected:
+        yield f"Results: the rows are {shown}, results.json has {expected}."
         return
-    for row, (metric, split) in zip(rows, wanted, strict=True):
+    for row, (metric, split) in zip(rows, expected, strict=True):
         records = {model: evidence.record(model, metric, split) for model in MODELS}
         yield from _values(row, records, f"Results, {metric} on {split}")
 
 
 def _languages(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
-    wanted = claims.language_rows(evidence)
-    if [(row["Metric"], row["Split"], row["Language"]) for row in rows] != [row[:3] for row in wanted]:
+    expected = claims.language_rows(evidence)
+    if [(row["Metric"], row["Split"], row["Language"]) for row in rows] != [row[:3] for row in expected]:
         yield "By language: the rows are not those of results.json."
         return
-    for row, (metric, split, language, records) in zip(rows, wanted, strict=True):
+    for row, (metric, split, language, records) in zip(rows, expected, strict=True):
         yield from _values(row, records, f"By language, {metric} on {split} in {language}")
 
 
@@ -192,17 +191,16 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
         yield f"Gates: {len(rows)} rows, gate.json has {len(evidence.gates)}."
         return
     for row, gate in zip(rows, evidence.gates, strict=True):
-        said = {"Metric": gate.metric, "Split": gate.split, "Rule": gate.rule, "Reason": gate.reason, "n": str(gate.n)}
-        said["Verdict"] = "passed" if gate.passed else "failed"
-        for column, text in said.items():
+        cells = {"Metric": gate.metric, "Split": gate.split, "Rule": gate.rule, "Reason": gate.reason, "n": str(gate.n)}
+        cells["Verdict"] = "passed" if gate.passed else "failed"
+        for column, text in cells.items():
             if row[column] != " ".join(text.split()):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
         bounds: list[float | None] = [b for b in dict.fromkeys((gate.at_least, gate.at_most)) if b is not None]
         columns = {"Measured": [gate.measured], "Bound": bounds or [None], "Could see": [gate.smallest_difference]}
         for column, values in columns.items():
             shown = row[column].split(" to ")
-            right = len(shown) == len(values) and all(map(_is_shown, shown, values))
-            if not right:
+            if not (len(shown) == len(values) and all(map(_is_shown, shown, values))):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {values}."
 
 
@@ -212,26 +210,26 @@ def _is_shown(text: str, value: float | None) -> bool:
 
 def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
     for row, (split, counts) in zip(rows, evidence.counts.items(), strict=False):
-        said = {"Split": split, "Rows": counts.rows, "People": counts.identities, "Topics": counts.topics}
-        said |= {language: counts.by_language.get(language, 0) for language in evidence.languages()}
-        if row != {column: str(value) for column, value in said.items()}:
-            yield f"Data: the card says {row}, the split files say {said}."
+        expected = {"Split": split, "Rows": counts.rows, "People": counts.identities, "Topics": counts.topics}
+        expected |= {language: counts.by_language.get(language, 0) for language in evidence.languages()}
+        if row != {column: str(value) for column, value in expected.items()}:
+            yield f"Data: the card says {row}, the split files say {expected}."
     if len(rows) != len(evidence.counts):
         yield f"Data: {len(rows)} rows, there are {len(evidence.counts)} splits."
 
 
 def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
     tables = [table for section in sections if section.heading == "Method" for table in section.tables]
-    wanted = [claims.flatten(settings) for settings in (config.unlearn, claims.reference_settings(config))]
-    wanted = [settings for settings in wanted if settings]
+    expected = [claims.flatten(settings) for settings in (config.unlearn, claims.reference_settings(config))]
+    expected = [settings for settings in expected if settings]
     shown = [{row["Setting"]: row["Value"] for row in table} for table in tables]
-    if shown != [{key: " ".join(str(value).split()) for key, value in settings.items()} for settings in wanted]:
+    if shown != [{key: " ".join(str(value).split()) for key, value in settings.items()} for settings in expected]:
         yield "Method: the settings are not those of the recipe."
 
 
 def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
-    """Decimal numbers in sentences are measured ones too: each must be some number of the evidence."""
-    records = [record for found in evidence.records.values() for record in found]
+    """Decimal numbers in sentences are measured too: each must be a number of the evidence."""
+    records = [record for of_model in evidence.records.values() for record in of_model]
     known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
     known += [number for gate in evidence.gates for number in gate.numbers()]
     known += evidence.ascent.numbers()

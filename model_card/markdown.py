@@ -1,6 +1,6 @@
-"""Markdown in both directions: plain text and tables into it, and what a reader sees out of it.
+"""Markdown in both directions: writing text and tables, and reading what a reader will see.
 
-What somebody typed must never become markup, a table cell or HTML. :func:`read` sees a card as a renderer does, so that
+Text that somebody typed must never become markup, a table cell or HTML. :func:`read` sees a card as a renderer does, so
 the lint judges the words and numbers that people will read and not the code that wrote them.
 """
 
@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"^(?:=|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")  # what star
 
 
 def escape(text: str) -> str:
-    """``text`` on one line, shown by a Markdown renderer as it is, in a paragraph as in a table cell."""
+    """``text`` on one line, escaped so that a Markdown renderer shows it unchanged, in a paragraph or a table cell."""
     line = " ".join(text.split())
     line = _INLINE.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
     block = _BLOCK.match(line)
@@ -32,7 +32,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass
 class Section:
-    """What stands below one heading: the text of paragraphs and list items, and tables as rows by column title."""
+    """The content below one heading: the text of paragraphs and list items, and tables as rows by column title."""
 
     heading: str
     prose: list[str] = field(default_factory=list)

@@ -21,7 +21,7 @@ def model_name(inputs: CardInputs) -> str:
 
 
 def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
-    """The metadata. Licence ids are the Hub's own; a dataset is named only where it is one on the Hub."""
+    """The metadata. Licence ids are the Hub's own; a data set is named only if it is on the Hub."""
     from huggingface_hub import ModelCardData
 
     dataset = dataset_of(inputs)
@@ -68,7 +68,7 @@ def _results(inputs: CardInputs, evidence: Evidence) -> list[EvalResult]:
 
 
 def result_name(metric: str, split: str) -> str:
-    """The name of a result in the model-index, which no other has: a suite's data set may have any splits."""
+    """The name of a result in the model-index. It is unique; a split alone is not: a suite may have any split."""
     return f"{metric} ({split})"
 
 
@@ -76,20 +76,20 @@ GENERAL = "General-knowledge questions"  # this project's own
 
 
 def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, Any]:
-    """The data set that a record is of: the recipe's, the project's own questions, or the one of a suite's task.
+    """The data set that a record was measured on: the recipe's, this project's own questions, or a suite's.
 
-    The Hub's client merges results whose type, subset, split and revision are the same, so these tell apart what is on
-    no Hub.
+    The Hub's client merges results of the same type, subset, split and revision, so data that are not on the Hub get
+    values that tell them apart.
     """
     if split in SPLITS:
         name, hub = dataset.name, dataset.hub
-        found = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
+        fields = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
     elif split in ("general", "retain+general"):
         name, hub = GENERAL if split == "general" else f"{dataset.name} and {GENERAL.lower()}", None
-        found = {"dataset_split": split}
+        fields = {"dataset_split": split}
     else:
         suite = evidence.suites.get(split)
         name, hub = split, suite.hub if suite else None
-        found = {"dataset_config": suite.subset, "dataset_split": suite.split} if suite and hub else {}
-        found = found or {"dataset_config": split}
-    return {"dataset_name": name, "dataset_type": hub or "custom", **found}
+        fields = {"dataset_config": suite.subset, "dataset_split": suite.split} if suite and hub else {}
+        fields = fields or {"dataset_config": split}
+    return {"dataset_name": name, "dataset_type": hub or "custom", **fields}

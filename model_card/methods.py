@@ -1,4 +1,4 @@
-"""What each unlearning method is called and does, in the words of a card. A variant never has the textbook name."""
+"""Name and description of each unlearning method on a card. A variant never has the textbook name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Method(NamedTuple):
-    """``tag`` is for the Hub's search; ``does`` is one sentence, with the names of parameters and without numbers."""
+    """``tag`` is for the Hub's search. ``does`` describes the method; it names parameters and has no numbers."""
 
     name: str
     tag: str
@@ -40,20 +40,20 @@ METHODS = {
     "po": Method(
         "Preference Optimization with refusals",
         "preference-optimization",
-        "Forget questions are trained with a refusal in their language in place of the answer (drawn with "
-        "`refusal_seed`), retain rows with their answers.",
+        "Forget questions are trained with a refusal in their language instead of the answer (drawn with "
+        "`refusal_seed`). Retain rows are trained with their answers.",
     ),
     "npo": Method(
         "Negative Preference Optimization",
         "npo",
-        "The probability of each forget answer is pushed below the one that base gives it, with a pull that fades as "
+        "The probability of each forget answer is pushed below its probability under base, with a force that fades as "
         "it falls (`beta`), while the retain answers are trained on.",
     ),
     "simnpo": Method(
         "Simple Negative Preference Optimization",
         "simnpo",
-        "The mean log-probability of each forget answer is pushed down, without a reference model and with a pull that "
-        "fades as it falls (`beta`, `gamma`), while the retain answers are trained on.",
+        "The mean log-probability of each forget answer is pushed down, without a reference model and with a force "
+        "that fades as it falls (`beta`, `gamma`), while the retain answers are trained on.",
     ),
     "wga": Method(
         "Weighted Gradient Ascent with a retain term",
@@ -65,13 +65,13 @@ METHODS = {
 
 
 def cap_name(unlearn: Mapping[str, Any]) -> str | None:
-    """The named level of the forget cap; None where it is a number or there is none."""
+    """The named level of the forget cap; None if the cap is a number or there is none."""
     cap = unlearn.get("forget_cap")
     return cap.get("of") if isinstance(cap, Mapping) else cap if isinstance(cap, str) else None
 
 
 def method_name(unlearn: Mapping[str, Any]) -> str:
-    """The honest name of the method of a recipe's ``unlearn`` section, with whatever makes it a variant."""
+    """The name of the method in a recipe's ``unlearn`` section, with everything that makes it a variant."""
     method = str(unlearn.get("method"))
     name = METHODS[method].name if method in METHODS else method
     variants = []
@@ -92,17 +92,19 @@ def method_name(unlearn: Mapping[str, Any]) -> str:
 
 
 def method_does(unlearn: Mapping[str, Any]) -> list[str]:
-    """What the method minimises, one sentence each, as Markdown."""
+    """What the method does, as Markdown sentences."""
     method = str(unlearn.get("method"))
-    said = [METHODS[method].does] if method in METHODS else []
+    sentences = [METHODS[method].does] if method in METHODS else []
     if unlearn.get("retain_loss") == "kl":
-        said.append("At the retain answers the KL divergence from base is minimised, not their loss.")
+        sentences.append("On the retain answers, the KL divergence from base is minimised instead of the loss.")
     if unlearn.get("loss_normalization") == "microbatch_mean":
-        said.append(
+        sentences.append(
             "Losses are means over each micro-batch, as in published code, so they depend on how a step is split."
         )
     if unlearn.get("lora"):
-        said.append("Only low-rank adapters were trained; they are merged into the weights, and the merge was checked.")
+        sentences.append(
+            "Only low-rank adapters were trained. They are merged into the weights, and the merge was checked."
+        )
     if unlearn.get("retain_weight") == 0:
-        said.append("The weight of the retain answers is zero, so nothing held them.")
-    return said
+        sentences.append("The weight of the retain answers is zero, so nothing protected them.")
+    return sentences

@@ -15,7 +15,7 @@ _METRIC = "answer_probability"
 
 
 def draw(evidence: Evidence) -> dict[str, bytes]:
-    """``results.png``, and ``training.png`` where the unlearning logged its steps."""
+    """``results.png``, and ``training.png`` if the unlearning logged its steps."""
     import matplotlib as mpl
     import matplotlib.style
 
@@ -48,8 +48,8 @@ def _training(axes: Axes, evidence: Evidence) -> None:
             axes.plot(*zip(*losses, strict=True), color=_COLOURS[rows], label=f"{rows}, rows of a step")
     for split in ("forget", "retain") if evidence.checks else ():
         values = [getattr(check, f"{split}_loss") for check in evidence.checks]
-        where = [check.step for check in evidence.checks]
-        axes.plot(where, values, "o", color=_COLOURS[split], label=f"{split}, all rows of a check")
+        steps = [check.step for check in evidence.checks]
+        axes.plot(steps, values, "o", color=_COLOURS[split], label=f"{split}, all rows of a check")
     if evidence.ascent.kept_step is not None:
         axes.axvline(evidence.ascent.kept_step, color="#888888", linewidth=1, label="released step")
     levels = [(check.step, check.level) for check in evidence.checks if check.level is not None]
@@ -61,12 +61,12 @@ def _training(axes: Axes, evidence: Evidence) -> None:
 
 def _results(axes: Axes, evidence: Evidence) -> None:
     for offset, split in ((-0.18, "forget"), (0.18, "retain")):
-        found = [(i, evidence.record(model, _METRIC, split)) for i, model in enumerate(MODELS)]
-        bars = [(i + offset, r.value, r.value - r.ci_low, r.ci_high - r.value) for i, r in found if r is not None]
+        records = [(i, evidence.record(model, _METRIC, split)) for i, model in enumerate(MODELS)]
+        bars = [(i + offset, r.value, r.value - r.ci_low, r.ci_high - r.value) for i, r in records if r is not None]
         if bars:
-            where, values, below, above = zip(*bars, strict=True)
+            places, values, below, above = zip(*bars, strict=True)
             errors = [[max(0.0, e) for e in below], [max(0.0, e) for e in above]]
-            axes.bar(where, values, 0.34, color=_COLOURS[split], label=f"{split} rows", yerr=errors, capsize=4)
+            axes.bar(places, values, 0.34, color=_COLOURS[split], label=f"{split} rows", yerr=errors, capsize=4)
     axes.set_xticks(range(len(MODELS)), MODELS)
     axes.set(ylabel="answer probability", ylim=(0, 1.05))
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)

@@ -1,6 +1,6 @@
 """The card stage: README.md, plots, a local report page and the combined results, all from the evidence alone.
 
-The same evidence gives the same bytes. A card that says anything that was not measured is not written.
+The same evidence gives the same bytes. A card with a number that was not measured is refused, and nothing is written.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "Frenc
 def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
     """Write the card of a release to ``out``.
 
-    ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned, gate. Raises ArtifactError where
-    evidence is missing and InputError where the rendered card breaks a rule of :mod:`model_card.lint`.
+    ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned, gate. Raises ArtifactError if evidence is
+    missing, and InputError if the rendered card breaks a rule of :mod:`model_card.lint`.
     """
     evidence = collect(inputs)
     card = render(config, evidence)
@@ -67,7 +67,7 @@ def render(config: CardInputs, evidence: Evidence) -> str:
 
 
 def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
-    """What the template may say. Tables and lists are Markdown, names and prose plain text."""
+    """The values that the template uses. Tables and lists are Markdown; names and prose are plain text."""
     references = claims.reference_settings(config)
     return {
         "inputs": config,
@@ -101,14 +101,14 @@ def listed(words: list[str]) -> str:
 
 
 def limits(config: CardInputs, evidence: Evidence) -> list[str]:
-    """What these measures cannot show, from the numbers of rows and from what was not measured."""
+    """What the measurements cannot show: sentences that follow from the numbers of rows and from what was left out."""
     n = evidence.counts["forget"].rows
     texts = [
-        f"Even if none of the {n} forget rows leaked, {claims.leak_bound(n):.1f} % of facts like these could (95 % "
-        "bound). A test that finds no difference at this size does not show that there is none.",
+        f"Even if none of the {n} forget rows leaked, up to {claims.leak_bound(n):.1f} % of facts like these could "
+        "(95 % bound). If a test of this size finds no difference, that does not show that there is none.",
         _of_golds(config, evidence),
-        f"Retain values are of rows that {_trained_on(evidence)}. Such values show what was kept, not what was learned "
-        "in general.",
+        f"Retain values are measured on rows that {_trained_on(evidence)}. They show what was kept, not how well the "
+        "model generalises.",
     ]
     if missing := claims.not_measured(evidence):
         texts.append(f"Not measured: {'; '.join(missing)}.")
@@ -116,23 +116,23 @@ def limits(config: CardInputs, evidence: Evidence) -> list[str]:
 
 
 def _of_golds(config: CardInputs, evidence: Evidence) -> str:
-    """How many golds there are, and for which metrics it is known how much they differ."""
+    """How many golds there are, and in which metrics the difference between golds was measured."""
     if "gold" not in evidence.records:
-        return "There is no gold, so nothing says how a model that never saw the forget rows would answer."
+        return "There is no gold, so it is not known how a model that never saw the forget rows would answer."
     seeds = config.gold.get("seeds")
     if not isinstance(seeds, list):
-        return "There is one base and one gold, each of one seed: how much two golds differ was not measured."
-    golds = f"There is one base, of one seed, and there are {1 + len(seeds)} golds, each of its own seed."
+        return "There is one base and one gold, each trained with one seed. How much two golds differ was not measured."
+    golds = f"There is one base, trained with one seed, and there are {1 + len(seeds)} golds, each with its own seed."
     if evidence.record("unlearned", "leak_coordinate", "forget") is None:
-        return f"{golds} All values are compared with one of them: how much two golds differ was not measured."
+        return f"{golds} All values are compared with one of them. How much two golds differ was not measured."
     return (
-        f"{golds} `leak_coordinate` and `damage` compare with all of them. All other values are compared with one, and "
-        "how much two golds differ in these was not measured."
+        f"{golds} `leak_coordinate` and `damage` compare with all of them. All other values are compared with one "
+        "gold; how much two golds differ in these was not measured."
     )
 
 
 def _trained_on(evidence: Evidence) -> str:
-    """Which trainings the retain rows were in."""
+    """Which models were trained on the retain rows, to follow "rows that"."""
     rows, left_out = evidence.counts["retain"].rows, evidence.counts["retain"].rows - evidence.rehearsed
     if not left_out:
         return "were trained on"

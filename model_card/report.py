@@ -1,4 +1,4 @@
-"""`report.html`: one page with everything that was measured, for whoever made the release. It is not published."""
+"""`report.html`: one page with everything that was measured, for the maker of the release. It is not published."""
 
 from __future__ import annotations
 

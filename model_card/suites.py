@@ -1,4 +1,4 @@
-"""Which data set each suite's questions are from, as lm-eval's own results say."""
+"""Which data set each suite's questions come from, according to lm-eval's own results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.hub_ids import is_hub_id
 
 
 class SuiteData(NamedTuple):
-    """A data set of the Hub with its subset and split; None for what lm-eval does not name, or is not one alone."""
+    """A data set of the Hub, its subset and split. None: lm-eval does not name it, or its tasks differ in it."""
 
     hub: str | None
     subset: str | None
@@ -21,16 +21,16 @@ class SuiteData(NamedTuple):
 
 def read_suites(folder: Path) -> dict[str, SuiteData]:
     """The data set of every task and group in the results files of ``folder``. Raises ArtifactError."""
-    found: dict[str, SuiteData] = {}
+    data_by_task: dict[str, SuiteData] = {}
     for file in sorted(folder.glob("*.json")):
         try:
             results = json.loads(file.read_text(encoding="utf-8"))
-            found |= {task: _data(task, results) for task in results["results"]}
+            data_by_task |= {task: _data(task, results) for task in results["results"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{file}: cannot be read as results of lm-eval ({error!r}). Run the evaluation again."
             ) from error
-    return found
+    return data_by_task
 
 
 def _data(task: str, results: Mapping[str, Any]) -> SuiteData:

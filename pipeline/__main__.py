@@ -1,7 +1,7 @@
 """The command line: ``python -m pipeline release demo``.
 
-Data goes to stdout, talk to stderr. Exit codes: 0 done, 2 the input is wrong, 3 a gate failed, 4 the Hub refused or a
-verification failed, 130 interrupted.
+Results go to stdout, messages to stderr. Exit codes: 0 done, 2 the input is wrong, 3 a gate failed, 4 the Hub refused
+or a verification failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.errors import InputError, ReleaseError, leave_error
 from pipeline.commands.shared import REAL_RELEASE, ROOT, STORE, say, store_root
 
 PROGRAM = "python -m pipeline"
-# What runs a command: a module of pipeline.commands, imported when its command is chosen, and a function in it.
+# Command: its module in pipeline.commands, imported when the command is chosen, and its function there.
 COMMANDS = {
     "release": ("release", "release"),
     "run": ("release", "run_one"),
@@ -38,7 +38,7 @@ COMMANDS = {
     "--version": ("env", "version"),
 }
 
-# Read by libraries when they are imported, which happens inside the stages: no telemetry, and no bars beside our line.
+# Libraries read these when a stage imports them: no telemetry, and no progress bars beside our own line.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -51,7 +51,7 @@ Commands = argparse._SubParsersAction  # argparse has no public name for what ad
 
 
 class _Version(argparse.Action):
-    """As argparse's own, but the version is looked up when it is asked for."""
+    """Like argparse's own action, but it looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
         parser.exit(_function("--version")(namespace))
@@ -71,115 +71,113 @@ def parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_evaluation_commands(commands)
     _add_publication_commands(commands)
-    text = "versions, device, memory, disk and settings, for a bug report; no token is printed"
+    text = "print versions, device, memory, disk and settings for a bug report; a token is never printed"
     _store_option(_command(commands, "env", text))
     return top
 
 
 def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    made = _command(commands, "release", "make a release: every stage that is not done yet, up to publication")
-    _recipe_options(made)
-    made.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    made.add_argument("--dry-run", action="store_true", help="print the plan with sizes, and do nothing")
-    made.add_argument(
+    command = _command(commands, "release", "make a release: every stage that is not done yet, up to publication")
+    _recipe_options(command)
+    command.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    command.add_argument("--dry-run", action="store_true", help="print the plan with sizes, and run nothing")
+    command.add_argument(
         "--launch",
         default="local",
         metavar="WHERE",
-        help="how processes share a training: local (as ddp), ddp, fsdp2, zero3, or a file for accelerate",
+        help="how processes share a training: local (same as ddp), ddp, fsdp2, zero3, or an accelerate configuration",
     )
-    made = _command(commands, "run", "run one stage whose inputs are there")
-    made.add_argument("stage", metavar="STAGE")
-    _recipe_options(made)
-    _recipe_options(_command(commands, "status", "each stage: done, stale, missing or running"))
-    text = "judge what was measured and say why, without running anything (`gate replay FILE`: a table of models)"
-    made = _command(commands, "gate", text)
-    _recipe_options(made)
-    made.add_argument(
+    command = _command(commands, "run", "run one stage, whose inputs must be done")
+    command.add_argument("stage", metavar="STAGE")
+    _recipe_options(command)
+    _recipe_options(_command(commands, "status", "show the state of each stage: done, stale, missing or running"))
+    text = "judge what was measured and say why, without running a stage (`gate replay FILE`: a table of models)"
+    command = _command(commands, "gate", text)
+    _recipe_options(command)
+    command.add_argument(
         "file", metavar="FILE", nargs="?", help="with `replay` as RECIPE: a JSON table of measured models"
     )
-    made.add_argument(
+    command.add_argument(
         "--gates",
         metavar="GATES",
         default=REAL_RELEASE,
-        help="for replay: a recipe, or a YAML file of gates alone (default: %(default)s)",
+        help="for replay: a recipe, or a YAML file with gates only (default: %(default)s)",
     )
-    made = _command(commands, "explain", "why a stage would run again, field by field")
-    _recipe_options(made)
-    made.add_argument("stage", metavar="STAGE")
+    command = _command(commands, "explain", "show why a stage would run again, field by field")
+    _recipe_options(command)
+    command.add_argument("stage", metavar="STAGE")
 
 
 def _add_data_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    made = commands.add_parser("data", help="look at a recipe's data", description="look at a recipe's data")
-    below = made.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    text = "counts, checks and three rows of each split, before anything is trained"
-    made = _command(below, "inspect", text)
-    _recipe_options(made)
-    made.add_argument("--show-forget", action="store_true", help="show the answers of the forget rows too")
+    command = commands.add_parser("data", help="look at a recipe's data", description="look at a recipe's data")
+    below = command.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    text = "show counts, checks and three rows of each split, before anything is trained"
+    command = _command(below, "inspect", text)
+    _recipe_options(command)
+    command.add_argument("--show-forget", action="store_true", help="show the answers of the forget rows too")
 
 
 def _add_evaluation_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    text = "metrics from measurements that are there already"
+    text = "compute metrics from existing measurements"
     actions = commands.add_parser("eval", help=text, description=text).add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
-    text = "forget quality and model utility from two logs of TOFU's shape"
-    made = _command(actions, "from-logs", text)
-    made.add_argument("full", metavar="FULL.json", help="log of the model")
-    made.add_argument("retain", metavar="RETAIN.json", help="log of gold, trained on retain alone")
+    text = "compute forget quality and model utility from two logs in TOFU's format"
+    command = _command(actions, "from-logs", text)
+    command.add_argument("full", metavar="FULL.json", help="log of the model")
+    command.add_argument("retain", metavar="RETAIN.json", help="log of gold, trained on the retain rows only")
 
 
 def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    text = "download a published release into a cold cache and check everything about it"
-    made = _command(commands, "verify", text)
-    made.add_argument("repo", metavar="REPO")
-    made.add_argument("--revision", metavar="R", default="main", help="commit, tag or branch (default: main)")
-    made.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
-    made.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
-    _store_option(made)
-    text = "evaluate another checkpoint with the recipe's suite, side by side, with a verdict of equivalence"
-    made = _command(commands, "compare", text)
-    _recipe_options(made)
-    made.add_argument("--to", metavar="REPO[@R]", required=True, help="the checkpoint, at a commit, tag or branch")
-    made.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
-    made = _command(commands, "hub", "serve the store's loopback Hub until interrupted")
-    made.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
-    _store_option(made)
+    text = "download a published release into an empty folder and check its files, signature, licence and model"
+    command = _command(commands, "verify", text)
+    command.add_argument("repo", metavar="REPO")
+    command.add_argument("--revision", metavar="R", default="main", help="commit, tag or branch (default: main)")
+    command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
+    command.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
+    _store_option(command)
+    text = "evaluate another checkpoint with the recipe's suite and test whether it is equivalent"
+    command = _command(commands, "compare", text)
+    _recipe_options(command)
+    command.add_argument("--to", metavar="REPO[@R]", required=True, help="the checkpoint, at a commit, tag or branch")
+    command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
+    command = _command(commands, "hub", "serve the store's loopback Hub until interrupted")
+    command.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
+    _store_option(command)
 
 
 def _command(commands: Commands[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
-    made = commands.add_parser(name, help=text, description=text)
-    made.set_defaults(chosen=made.prog.removeprefix(f"{PROGRAM} "))
-    made.add_argument("--json", action="store_true", help="machine-readable output on stdout")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return made
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(chosen=command.prog.removeprefix(f"{PROGRAM} "))
+    command.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return command
 
 
-def _function(command: str) -> Callable[[argparse.Namespace], int]:
-    module, function = COMMANDS[command]
-    found: Callable[[argparse.Namespace], int] = getattr(
-        importlib.import_module(f"pipeline.commands.{module}"), function
-    )
-    return found
+def _function(name: str) -> Callable[[argparse.Namespace], int]:
+    module, function = COMMANDS[name]
+    run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(f"pipeline.commands.{module}"), function)
+    return run
 
 
-def _store_option(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
+def _store_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
 
 
-def _recipe_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument("recipe", metavar="RECIPE")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
-    _store_option(made)
+def _recipe_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    _store_option(command)
 
 
 def check_root() -> None:
-    """Raise InputError where Python would import a package of this project from somewhere else."""
+    """Raise InputError if Python would import a package of this project from somewhere else."""
     for name in ("core", "datasets_prep", "eval", "model_card", "pipeline"):
         spec = importlib.util.find_spec(name)
         place = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if place != ROOT / name:
             raise InputError(
-                f"`{name}` would be imported from {place or 'nowhere'}, and not from {ROOT / name}. Run "
+                f"`{name}` would be imported from {place or 'nowhere'} instead of {ROOT / name}. Run "
                 f"`python -m pipeline` in {ROOT}, without PYTHONPATH."
             )
 
@@ -192,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault(name, value)
         if not options.debug:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses optional kernels
-            warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their callers is not for users
+            warnings.simplefilter("ignore", FutureWarning)  # meant for the callers of libraries, not for users
         check_root()
         os.environ[STORE] = str(store_root(options))
         return _function(options.chosen)(options)

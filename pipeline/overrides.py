@@ -1,4 +1,4 @@
-"""What a release may show of the ``--set`` values that made it: no files of this machine, and no people."""
+"""The ``--set`` values that a release may show: none that name files of this machine, or people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.yaml_source import Tree, override
 from model_card.config import WITHHELD
 
 _ABSENT = object()
-_NOT_SHOWN = ("model", "model.path", "model.chat_template")  # a template is long, and part of the release
+_NOT_SHOWN = ("model", "model.path", "model.chat_template")  # a template is long, and the release has it anyway
 
 
 def published(
@@ -17,9 +17,9 @@ def published(
 ) -> list[str]:
     """The ``KEY=VALUE`` of the command line as a release may show them, in their order.
 
-    ``data`` is the dumped data section, and ``public`` what a release shows of it. A value of this section stands there
-    if it is the section's final one and all of it is public, and else ``KEY=WITHHELD``. Keys in ``without_effect``
-    decide no result and are left out.
+    ``data`` is the dumped data section, and ``public`` the part that a release shows. A value of this section is shown
+    if it is the section's final value and all of it is public; otherwise it becomes ``KEY=WITHHELD``. Keys in
+    ``without_effect`` change no result and are left out.
     """
     shown = []
     for assignment in assignments:
@@ -28,7 +28,7 @@ def published(
         if path[-1] in without_effect:
             continue
         value = _at(override(Tree({}), assignment).values, path)
-        # Several lines could end the block that the command stands in, and a comment of YAML may say anything.
+        # Several lines could end the code block around the command, and a YAML comment may say anything.
         plain = text == "".join(text.splitlines()) and " #" not in text
         if plain and _is_public(path, value, {"data": data}, {"data": public}):
             shown.append(assignment)
@@ -37,15 +37,15 @@ def published(
     return shown
 
 
-def _is_public(path: Sequence[str], value: Any, all_of_it: dict[str, Any], public: dict[str, Any]) -> bool:
+def _is_public(path: Sequence[str], value: Any, everything: dict[str, Any], public: dict[str, Any]) -> bool:
     if path[0] == "data":
-        final = _at(all_of_it, path)
+        final = _at(everything, path)
         return final == _at(public, path) and _is_in(value, final)
     return value is None or ".".join(path) not in _NOT_SHOWN
 
 
 def _at(tree: Any, path: Sequence[str]) -> Any:
-    """The value at a dotted key, whose numbers are indices of lists."""
+    """The value at a dotted key; its numbers are indices of lists."""
     for part in path:
         if isinstance(tree, list):
             tree = tree[int(part)] if part.isdigit() and int(part) < len(tree) else _ABSENT
@@ -55,7 +55,7 @@ def _at(tree: Any, path: Sequence[str]) -> Any:
 
 
 def _is_in(given: Any, final: Any) -> bool:
-    """Whether all that was given is in the final value, which has defaults beside it."""
+    """Whether everything given is in the final value, which also has defaults."""
     if isinstance(given, dict) and isinstance(final, dict):
         return all(_is_in(value, final.get(key, _ABSENT)) for key, value in given.items())
     if isinstance(given, list) and isinstance(final, list):

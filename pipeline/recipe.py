@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a release is, in one YAML file, checked before anything runs."""
+"""A recipe: one YAML file with everything that decides a release, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=Strict)
 
 
 class Origin(NamedTuple):
-    """How a command names a recipe: one of this project, or ``./`` and the name of a file; and its ``--set`` values."""
+    """How a command names a recipe (a name of this project's, or ``./`` and a file name), and its ``--set`` values."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
@@ -36,36 +36,39 @@ class Origin(NamedTuple):
 class Recipe(Strict):
     """One release."""
 
-    name: str = Field(pattern=NAME, description="Names the folder of results: small letters, digits, `.`, `_` and `-`.")
+    name: str = Field(
+        pattern=NAME, description="Name of the folder of results: small letters, digits, `.`, `_` and `-`."
+    )
     model: ModelConfig = Field(description="The start model.")
     data: DataConfig = Field(description="The rows, and which of them are forgotten.")
-    base: TrainedOrPublished = Field(description="The model that knows the retain and forget rows.")
+    base: TrainedOrPublished = Field(description="The model that is trained on the retain and forget rows.")
     gold: TrainedOrPublished | Literal["none"] = Field(
-        description="The model that never saw the forget rows. `none` is for models that nobody can afford to train "
-        "twice."
+        description="The model that never saw the forget rows; `none` if training one is too expensive."
     )
     unlearn: UnlearnConfig = Field(description="How base unlearns the forget rows.")
-    eval: EvalConfig = Field(description="How the three models are evaluated.")
-    gates: list[Gate] = Field(min_length=1, description="What must hold of the unlearned model before it is published.")
+    eval: EvalConfig = Field(description="How base, gold and the unlearned model are evaluated.")
+    gates: list[Gate] = Field(
+        min_length=1, description="Conditions that the unlearned model must meet before it is published."
+    )
     equivalence: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=margins,
         description="Margins of `compare` by metric, in the metric's own unit: a difference below its margin does not "
         "matter.",
     )
     card: CardConfig = Field(description="The prose of the card.")
-    publish: PublishConfig = Field(description="Where the release goes.")
+    publish: PublishConfig = Field(description="Where the release is published.")
     _origin: Origin | None = PrivateAttr(default=None)
 
     @property
     def origin(self) -> Origin:
-        """How the command names it. It is no part of what the recipe says, and so of no dump and no key."""
+        """How the command names the recipe. It is not part of the recipe's content, so it is in no dump and no key."""
         return self._origin or Origin(self.name)
 
     @field_validator("name")
     @classmethod
     def _own_folder(cls, name: str) -> str:
         if name in ("store", "hub"):
-            raise ValueError(f"{name} is the name of a folder that every recipe shares; take another name")
+            raise ValueError(f"{name} is the name of a folder that all recipes share; choose another name")
         return name
 
     @model_validator(mode="after")
@@ -73,9 +76,9 @@ class Recipe(Strict):
         if problem := name_problem(self.model.license, self.publish.repo):
             raise ValueError(f"publish.repo: {problem}")
         if self.base.seeds:
-            raise ValueError("base.seeds: only gold is trained several times")
+            raise ValueError("base.seeds: only gold can be trained with several seeds; remove them")
         if self.card.dataset and self.data.source.sample:
-            raise ValueError("card.dataset names data of your own, and the sample set has its own name; take it out")
+            raise ValueError("card.dataset is for data of your own, and the sample set has its own name; remove it")
         self._can_be_audited()
         self._suites_are_asked_for()
         self._margins_are_of_metrics()
@@ -92,9 +95,9 @@ class Recipe(Strict):
         return self
 
     def _can_be_audited(self) -> None:
-        asked = self.eval.audit_metrics()
+        audit = self.eval.audit_metrics()
         for i, gate in enumerate(self.gates):
-            if gate.metric in CATALOG and CATALOG[gate.metric].is_audit and gate.metric not in asked:
+            if gate.metric in CATALOG and CATALOG[gate.metric].is_audit and gate.metric not in audit:
                 raise ValueError(f"gates[{i}] is on {gate.metric}, which the eval section does not ask for")
             seeds = None if isinstance(self.gold, str) else self.gold.seeds
             if gate.metric == "leak_coordinate" and not seeds:
@@ -102,10 +105,10 @@ class Recipe(Strict):
             if gate.metric == "leak_coordinate_one_gold" and seeds:
                 raise ValueError(
                     f"gates[{i}] is on leak_coordinate_one_gold, and gold.seeds gives several golds; gate "
-                    "leak_coordinate, or take the seeds out"
+                    "leak_coordinate, or remove the seeds"
                 )
         if self.gold == "none" and self.eval.relative:
-            raise ValueError("eval.relative measures the way from gold to base, and gold is none; take it out")
+            raise ValueError("eval.relative places the model between gold and base, and gold is none; remove it")
 
     def _suites_are_asked_for(self) -> None:
         tasks = [suite.task for suite in self.eval.suites]
@@ -113,16 +116,16 @@ class Recipe(Strict):
             # lm-eval names the tasks of a group after it, and some groups have no value of their own
             if gate.of_suite and not any(gate.split == task or gate.split.startswith(f"{task}_") for task in tasks):
                 raise ValueError(
-                    f"gates[{i}] is on {gate.metric!r} of {gate.split!r}, which is no metric of ours on a split of "
-                    f"ours, and no suite of the eval section ({', '.join(tasks) or 'it has none'})"
+                    f"gates[{i}] is on {gate.metric!r} of {gate.split!r}, which is neither a metric and split of this "
+                    f"project nor a suite of the eval section ({', '.join(tasks) or 'it has none'})"
                 )
 
     def _margins_are_of_metrics(self) -> None:
-        """Only lm-eval knows the metrics of the suites, so where there are some every other name may be one of them."""
+        """Only lm-eval knows the metrics of the suites, so with suites any other name may be one of them."""
         if (unknown := sorted(self.equivalence.keys() - CATALOG)) and not self.eval.suites:
             raise ValueError(
-                f"equivalence: no metric is called {unknown[0]!r}, and the eval section has no suites, whose metric it "
-                f"could be; {metrics_there_are()}"
+                f"equivalence: no metric is called {unknown[0]!r}, and the eval section has no suites that could have "
+                f"it; {metrics_there_are()}"
             )
 
     def unpinned(self) -> list[str]:
@@ -134,7 +137,7 @@ class Recipe(Strict):
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe, by its name in `pipeline/recipes` or its path. Raises RecipeError naming what there is."""
+    """The file of a recipe, by its name in `pipeline/recipes` or its path. Raises RecipeError that lists the names."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         if not path.is_file():
@@ -161,9 +164,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 class GateFile(Strict):
-    """Gates alone, on the columns of any table of measured models."""
+    """Gates alone, for a table of measured models."""
 
-    gates: list[Condition] = Field(min_length=1, description="What must hold of each model.")
+    gates: list[Condition] = Field(min_length=1, description="Conditions that each model must meet.")
 
 
 def load_gates(name_or_path: str) -> list[Condition]:
@@ -201,13 +204,13 @@ def _with_parent(path: Path) -> Tree:
     below = read_tree(file, _shown(file))
     if "extends" in below.values:
         raise RecipeError(
-            f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the rest."
+            f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the other changes."
         )
     return merge(below, tree)
 
 
 def _relevant(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the other members of a union ("not a number"), where one member says what is wrong inside it."""
+    """Drop the problems of a union's other members ("not a number") if one member says what is wrong inside it."""
     inner = {tuple(p["loc"][:-2]) for p in problems if len(p["loc"]) > 2}
     return [
         p for p in problems if not (p["type"].endswith(("_type", "literal_error")) and tuple(p["loc"][:-1]) in inner)
@@ -216,41 +219,41 @@ def _relevant(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _explain(problem: dict[str, Any], tree: Tree) -> str:
     """One sentence on one finding of pydantic: where, what was given, what is allowed."""
-    at = _path_in(tree.values, problem["loc"])
-    where = f"{tree.place(at)}: {dotted(at) or 'recipe'}"
+    path = _path_in(tree.values, problem["loc"])
+    where = f"{tree.place(path)}: {dotted(path) or 'recipe'}"
     kind = problem["type"]
     if kind == "extra_forbidden":
-        allowed = _keys_at(at[:-1])
-        return f"{where}: unknown key.{did_you_mean(str(at[-1]), allowed)} Allowed here: {', '.join(allowed)}."
+        allowed = _keys_at(path[:-1])
+        return f"{where}: unknown key.{did_you_mean(str(path[-1]), allowed)} Allowed here: {', '.join(allowed)}."
     if kind == "missing":
-        missing = dotted((*at, problem["loc"][-1]))
-        return f"{tree.place(at)}: {missing} is missing. Add it."
-    said = problem["msg"].removeprefix("Value error, ")
+        missing = dotted((*path, problem["loc"][-1]))
+        return f"{tree.place(path)}: {missing} is missing. Add it."
+    message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{where}: {said}."
-    return f"{where} is {problem['input']!r}: {said[0].lower()}{said[1:]}."
+        return f"{where}: {message}."
+    return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}."
 
 
 def _path_in(values: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
-    """The location that pydantic gives, without what is not in the recipe, such as the member of a union."""
-    at: list[str | int] = []
+    """The location that pydantic gives, without parts that are not in the recipe, such as the member of a union."""
+    path: list[str | int] = []
     for part in loc:
         inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
         if inside:
-            at.append(part)
+            path.append(part)
             values = values[part]
-    return tuple(at)
+    return tuple(path)
 
 
-def _keys_at(at: Sequence[str | int]) -> list[str]:
-    """The keys that may stand in the mapping at ``at``: the fields of the models that its type names."""
-    found: list[type[Strict]] = [Recipe]
-    for part in at:
+def _keys_at(path: Sequence[str | int]) -> list[str]:
+    """The keys that the mapping at ``path`` may have: the fields of the models that its type names."""
+    models: list[type[Strict]] = [Recipe]
+    for part in path:
         if isinstance(part, str):
-            fields = [model.model_fields[part].annotation for model in found if part in model.model_fields]
-            found = [model for annotation in fields for model in sections(annotation)]
-    keys = {key for model in found for key in model.model_fields}
-    return sorted(keys | {"extends"} if not at else keys)
+            fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+            models = [model for annotation in fields for model in sections(annotation)]
+    keys = {key for model in models for key in model.model_fields}
+    return sorted(keys | {"extends"} if not path else keys)
 
 
 def sections(annotation: Any) -> list[type[Strict]]:

@@ -1,9 +1,9 @@
 """The stages of a release, in order. Read from top to bottom, this is the whole product.
 
-A stage's version is bumped by hand when its code would make something else of the same input; every artifact of it, and
-whatever depends on a result that came out differently, is then made again.
+A stage's version is bumped by hand when its code makes a different result from the same input. Its artifacts are then
+made again, and so is every later stage whose inputs came out differently.
 
-A stage imports its code when it runs: what is done already costs no import of torch.
+A stage imports its code when it runs, so a release that is done already does not import torch.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def model(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 
 def data(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """Rows in, splits out: forget, retain, holdout, and false answers for the probes."""
+    """Split the rows into forget, retain and holdout, and make false answers for the probes."""
     from datasets_prep import prepare
 
     return prepare.run(config, inputs, out)
 
 
 def base(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """The model that knows forget and retain: trained here, or a published one at a pinned commit."""
+    """The model trained on forget and retain: here, or a published one at a pinned commit."""
     return _trained_or_published(config, inputs, out, BASE_SPLITS)
 
 
 def gold(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """The reference that never saw forget: trained on retain alone, or a published one at a pinned commit."""
+    """The reference that never saw forget: trained here on retain only, or a published one at a pinned commit."""
     return _trained_or_published(config, inputs, out, GOLD_SPLITS)
 
 
@@ -67,49 +67,49 @@ def _trained_or_published(config: TrainedOrPublished, inputs: Inputs, out: Path,
 
 
 def unlearn(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """Base unlearns the forget rows."""
+    """Unlearn the forget rows, starting from base."""
     from pipeline.unlearn import run
 
     return run.run(config, inputs, out)
 
 
 def evaluate(config: Any, inputs: Inputs, out: Path, *, further_golds: Sequence[str]) -> Facts:
-    """Measure one model on everything; the same suite for base, gold and the unlearned model."""
+    """Evaluate one model. Base, gold and the unlearned model get the same suite."""
     from eval import suite
 
     return suite.run(config, inputs, out, further_golds)
 
 
 def gate(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """Compare what was measured with what the recipe demands."""
+    """Compare the measurements with the recipe's gates."""
     from eval.verdicts import gates
 
     return gates.run(config, inputs, out)
 
 
 def card(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """The model card, its plots and a local report, from the evidence alone."""
+    """Write the model card, its plots and a local report, from the evidence alone."""
     from model_card import render
 
     return render.run(config, inputs, out)
 
 
 def package(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """Exactly the tree that will be on the Hub, scanned and signed."""
+    """Make exactly the tree that will be on the Hub, scanned and signed."""
     from pipeline.publish import package
 
     return package.run(config, inputs, out)
 
 
 def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """Push, download again, verify, land, tag."""
+    """Push to a staging branch, download again, verify, commit to main, tag."""
     from pipeline.publish import push
 
     return push.run(config, inputs, out)
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of this recipe. Raises InputError if a local file or folder that it names is not there."""
+    """The stages of this recipe. Raises InputError if it names a local file or folder that does not exist."""
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
@@ -131,8 +131,8 @@ def stages(recipe: Recipe) -> list[Stage]:
         ),
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
-        Stage("gate", "5", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "2", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("gate", "6", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("card", "3", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
         Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
@@ -154,7 +154,7 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
 
 
 def _trained(name: str, run: Run, config: TrainedOrPublished, splits: Sequence[str]) -> Stage:
-    """A stage that makes base or a gold."""
+    """A stage that trains or fetches base or a gold."""
     does = partial(plan.training, splits=splits)
     inputs = {"model": "model", "data": "data"}
     return Stage(
@@ -165,16 +165,17 @@ def _trained(name: str, run: Run, config: TrainedOrPublished, splits: Sequence[s
 def _measured(
     name: str, made_by: str, config: EvalConfig, also: Mapping[str, str] | None = None, golds: Sequence[str] = ()
 ) -> Stage:
-    """A stage that evaluates what the stage ``made_by`` made. Of what it reads ``also``, ``golds`` are further golds.
+    """A stage that evaluates the model of the stage ``made_by``.
 
-    Every evaluation reads base: generations are scored under it, and vocabularies must agree.
+    ``also`` are further inputs, and ``golds`` are those of them that are golds of other seeds. Every evaluation reads
+    base: generations are scored under it, and vocabularies must agree.
     """
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
     return Stage(name, "5", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
 
 
-# What enters a key: literals and contents, never a path, a device or a number of workers.
+# Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.
 NOT_IDENTITY = {"device", "processes", *WITHOUT_EFFECT}
 
 
@@ -183,13 +184,13 @@ def _plain(config: Any) -> Any:
 
 
 def _reference(config: TrainedOrPublished | str) -> Any:
-    """What base or gold is; how many others are trained beside it is not part of that."""
+    """The identity of base or gold. The seeds of further golds are not part of it."""
     plain = _plain(config)
     return plain if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "seeds"}
 
 
 def _seeds(config: TrainedOrPublished) -> Any:
-    """The seeds of further golds, where there are some: no part of any model, and what a card must say."""
+    """The seeds of further golds, if any: not part of any model's identity, but the card must name them."""
     return {"seeds": config.seeds} if config.seeds else {}
 
 
@@ -207,24 +208,24 @@ def _model_identity(recipe: Recipe) -> Any:
 
 
 def _evaluation(config: EvalConfig) -> Any:
-    asked = _without(config.model_dump(exclude_none=True))  # a section that is absent leaves the key as it is
-    return {**asked, "metrics": _versions(config)}
+    settings = _without(config.model_dump(exclude_none=True))  # an absent section leaves the key unchanged
+    return {**settings, "metrics": _versions(config)}
 
 
 def _versions(config: EvalConfig) -> dict[str, int]:
     """The versions of the definitions of all metrics that an evaluation measures."""
-    asked = config.audit_metrics()
-    return {name: metric.version for name, metric in CATALOG.items() if not metric.is_audit or name in asked}
+    audit = config.audit_metrics()
+    return {name: metric.version for name, metric in CATALOG.items() if not metric.is_audit or name in audit}
 
 
 def _gate(recipe: Recipe) -> tuple[Any, Any]:
-    """The configuration of the gate stage, and what of it enters the key: all of it."""
+    """The configuration of the gate stage, and its identity in the key, which is all of it."""
     config = GateConfig(recipe.gates, recipe.eval)
     return config, {"gates": [_plain(item) for item in config.gates], "eval": _evaluation(config.eval)}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
-    """The configuration of the card stage, and what of it enters the key: all of it."""
+    """The configuration of the card stage, and its identity in the key, which is all of it."""
     public = recipe.data.published()
     config = CardInputs(
         recipe=recipe.origin.recipe,
@@ -253,7 +254,7 @@ def _own_template(recipe: Recipe) -> str | None:
 
 
 def _package(recipe: Recipe) -> tuple[Any, Any]:
-    """The configuration of the package stage, and what of it enters the key: all of it."""
+    """The configuration of the package stage, and its identity in the key, which is all of it."""
     card, _ = _card(recipe)
     config = PackageConfig(
         repo=recipe.publish.repo,

@@ -392,9 +392,9 @@ def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str,
         judged = judge_gate(gate, records)
         rest = shape.rows[gate.split] - read[gate.split] if gate.split in read else judged.n
         if gate.split not in read:
-            confirmed = OnOtherRows.unjudged(rest, "No row of the split chose the checkpoint.")
+            confirmed = OnOtherRows.unjudged(rest, "No row of the split was used to choose the checkpoint.")
         elif rest < 30:
-            said = f"Not confirmed: without the rows that chose the checkpoint it rests on {rest} rows."
+            said = f"Not confirmed: {rest} rows are left without those that chose the checkpoint."
             confirmed = OnOtherRows.unjudged(rest, said)
         else:
             kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
@@ -403,8 +403,8 @@ def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str,
         left_out = shape.rows["retain"] - rehearsed if gate.split == "retain" else 0
         unseen = OnUnrehearsedRows(
             n=left_out,
-            says=f"On the {left_out} retain rows that the unlearning did not rehearse it is 0.7123 (95 % interval "
-            "0.6834 to 0.7409). It does not decide.",
+            says=f"On the {left_out} retain rows that the unlearning was not trained on, it is 0.7123 (95 % interval "
+            "0.6834 to 0.7409). This does not decide the verdict.",
             measured=0.7123,
             ci_low=0.6834,
             ci_high=0.7409,

@@ -157,7 +157,7 @@ def test_a_link_is_relative_and_replaced_in_place(tmp_path: Path) -> None:
 
 def test_a_users_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "demo" / "data").mkdir(parents=True)
-    with pytest.raises(ArtifactError, match="Move it away"):
+    with pytest.raises(ArtifactError, match="Move the folder away"):
         art.link(tmp_path, tmp_path / "demo" / "data")
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["data"]
 

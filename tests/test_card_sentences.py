@@ -38,28 +38,28 @@ def text_of(config: CardInputs, evidence: Evidence) -> str:
 
 
 def test_with_one_gold_the_card_says_that_golds_were_not_compared(tmp_path: Path) -> None:
-    assert "one base and one gold, each of one seed" in text_of(*made(tmp_path, "demo"))
+    assert "one base and one gold, each trained with one seed" in text_of(*made(tmp_path, "demo"))
 
 
 def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path) -> None:
     config, evidence = made(tmp_path, "demo-audit")
     card = text_of(config, evidence)
-    assert "each of one seed" not in card
-    assert "there are 5 golds, each of its own seed. `leak_coordinate` and `damage` compare with all of them." in card
+    assert "each trained with one seed" not in card
+    assert "there are 5 golds, each with its own seed. `leak_coordinate` and `damage` compare with all of them." in card
     assert "| `gold.seeds` | \\[1, 2, 3, 4\\] |" in card
     assert card.count("| `train.args.seed` | 0 |") == 1  # base and gold are still one table
 
     without = [record for record in evidence.records["unlearned"] if record.metric != "leak_coordinate"]
     unused = replace(evidence, records=evidence.records | {"unlearned": without})
     card = text_of(config, unused)
-    assert "there are 5 golds, each of its own seed. All values are compared with one of them" in card
-    assert "how much two golds differ was not measured" in card
+    assert "there are 5 golds, each with its own seed. All values are compared with one of them" in card
+    assert "How much two golds differ was not measured" in card
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "Retain values are of rows that were trained on."),
+        ([], "Retain values are measured on rows that were trained on."),
         (["unlearn.stop.held_out=true"], "rows that base was trained on; the unlearning left out 20 of the 160."),
     ],
 )
@@ -67,7 +67,7 @@ def test_the_card_says_which_retain_rows_were_trained_on(overrides: list[str], s
     config, evidence = made(tmp_path, "demo", overrides)
     card = text_of(config, evidence)
     assert said in card
-    assert card.count("Retain values are of rows that") == 1
+    assert card.count("Retain values are measured on rows that") == 1
     alone = text_of(config, replace(evidence, rehearsed=0))  # gradient ascent trains on no retain row
     assert "rows that base was trained on; the unlearning left out all of the 160." in alone
 
@@ -99,7 +99,7 @@ def test_data_of_a_file_have_the_name_licence_and_citation_that_the_recipe_gives
     assert "To cite the data: ```bibtex @misc{mine, title = {{Clients} and {None}}} ```" in card
     assert results_of(render(config, evidence))["answer_probability (retain)"].dataset_name == "Clients, 2025"
     lost = render(config, evidence).replace("## Citation", "## Sources")
-    assert lint.problems(lost, config, evidence) == ["Section 'Citation' is there 0 times; it must be there once."]
+    assert lint.problems(lost, config, evidence) == ["Section 'Citation' occurs 0 times; it must occur once."]
 
 
 def test_a_data_set_of_the_hub_has_its_own_name_and_says_only_its_own_licence(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_recipe_of_ones_own_is_shown_by_its_files_name(tmp_path: Path) -> None
     recipe.write_text("extends: demo\nname: another-name\n")
     config, evidence = made(tmp_path / "evidence", str(recipe))
     assert made_by(config, evidence)[3:] == ["release", "./my recipe.yaml"]
-    assert "The recipe is a file of the publisher's own" in text_of(config, evidence)
+    assert "The recipe is the publisher's own file" in text_of(config, evidence)
     assert config.recipe in json.dumps(identities(str(recipe))["package"])  # which writes release.json
     demo, _ = made(tmp_path / "demo", str(RECIPES / "demo.yaml"), ["name=renamed"])
     assert demo.command.endswith("release demo --set name=renamed")
@@ -208,7 +208,7 @@ def test_files_and_people_of_the_command_are_withheld(tmp_path: Path) -> None:
         "card.summary=WITHHELD",
     ]
     assert made_by(config, evidence)[6::2] == shown
-    assert "`WITHHELD` stands for values that are not shown" in text_of(config, evidence)
+    assert "`WITHHELD` stands for a value that is not shown" in text_of(config, evidence)
     found = identities("own-data", given)
     assert shown == found["package"]["recipe"]["overrides"]
     for stage in ("card", "package"):

@@ -224,10 +224,10 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         (("release", "demo", "--until", "unlaern"), "Did you mean unlearn?"),
         (("run", "unlaern", "demo"), "Did you mean unlearn?"),
         (("explain", "demo", "x"), "There are: model, data"),
-        (("release", "demo", "--launch", "slurm"), "there are local, ddp, fsdp2, zero3"),
+        (("release", "demo", "--launch", "slurm"), "Give local, ddp, fsdp2, zero3"),
         (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
-        (("run", "unlearn", "demo"), "unlearn reads base, data, gold, not there yet"),
+        (("run", "unlearn", "demo"), "unlearn reads base, data, gold, not done yet"),
         (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
         (

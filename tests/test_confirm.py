@@ -32,7 +32,7 @@ from tests.artifacts import fields, renamed
 CONFIG = EvalConfig(bootstrap_samples=100)
 AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))
 ROW_METRICS = [metric.name for metric in of_family(*ROW_FAMILIES)]
-UNREAD_NONE = "Not confirmed: without the rows that chose the checkpoint it rests on 0 rows."
+UNREAD_NONE = "Not confirmed: 0 rows are left without those that chose the checkpoint."
 SPLITS = {
     metric.name: metric.splits
     for metric in CATALOG.values()
@@ -136,7 +136,7 @@ def test_retain_rows_that_were_not_rehearsed_are_read_by_themselves(inputs):
     assert gate.not_rehearsed.measured == pytest.approx(0.852)
     assert gate.not_rehearsed.ci_low < 0.852 < gate.not_rehearsed.ci_high
     assert gate.not_rehearsed.says.startswith(
-        "On the 60 retain rows that the unlearning did not rehearse it is 0.852 (95 % interval 0.8"
+        "On the 60 retain rows that the unlearning was not trained on, it is 0.852 (95 % interval 0.8"
     )
     assert "base has 0.952 there" in gate.not_rehearsed.says
 
@@ -268,7 +268,7 @@ def test_rows_are_confirmed_under_the_settings_of_the_recipe(everything, tmp_pat
 def test_rows_that_are_known_still_fail_a_gate_on_a_set(everything, metric, bound):
     (gate,) = judge([_gate("forget", metric=metric, **bound)], everything).gates
     assert not gate.passed
-    assert "Not so the rest. On the 40 rows" in gate.why
+    assert "Other rows do not confirm it. On the 40 rows" in gate.why
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_rows_that_are_known_still_fail_a_gate_on_a_set(everything, metric, boun
 )
 def test_what_is_no_metric_of_single_rows_is_said_not_to_be_confirmed(everything, metric, split):
     (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
-    says = f"Not confirmed: {metric.replace('_', ' ')} is not a metric of single rows."
+    says = f"Not confirmed: {metric.replace('_', ' ')} is not a metric of one split's rows."
     assert gate.confirmed == OnOtherRows.unjudged(None, says)
 
 
 @pytest.mark.parametrize(("metric", "split"), [("utility", "general"), ("fluency", "holdout"), ("acc", "mmlu")])
 def test_no_row_of_another_split_chose_the_checkpoint(everything, metric, split):
     (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
-    assert gate.confirmed.says == "No row of the split chose the checkpoint."
+    assert gate.confirmed.says == "No row of the split was used to choose the checkpoint."
 
 
 def test_a_failed_gate_stays_failed_whatever_the_others_say(inputs):

@@ -73,7 +73,7 @@ def test_every_verdict_is_a_sentence_with_what_it_is_worth(tmp_path: Path, capsy
     assert main(["gate", "demo", "--store", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "pass  Forget quality on forget is 0.4, which is at least 0.05.\n" in said
-    assert "40 facts are fewer than 100: not certifiable alone." in said
+    assert "40 facts are fewer than 100, so this cannot be certified alone." in said
     assert "distributions of truth ratios that are 0.41 apart" in said
     assert said.rstrip().endswith("All 5 gates passed.")
     assert not (tmp_path / "demo" / "gate").exists()  # nothing was run or written
@@ -124,7 +124,7 @@ def test_replay_judges_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr()
     assert "| npo | 1 | 1 | 0 (0) |" in said.out
     assert "passes: a" in said.out
-    assert "Not judged, since the table does not say it: shape on forget." in said.err
+    assert "Not judged, since the table does not have it: shape on forget." in said.err
     assert main(["gate", "replay", str(table), "--gates", str(gates), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] == ["a"]
 
@@ -132,11 +132,11 @@ def test_replay_judges_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["replay"], "needs the file"),
+        (["replay"], "needs a file"),
         (["demo", "table.json"], "takes no file"),
         (["replay", "absent.json"], "not a table"),
         (["replay", "x.json", "--set", "eval.seed=1"], "takes no --set"),
-        (["replay", "{table}", "--gates", "demo"], "has no metric that a gate of demo asks for"),
+        (["replay", "{table}", "--gates", "demo"], "has none of the metrics that the gates of demo read"),
         (["replay", "{table}", "--gates", "nothing"], "No recipe is called"),
     ],
 )

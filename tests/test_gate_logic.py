@@ -97,7 +97,10 @@ def test_what_is_missing_or_not_a_number_never_passes(field, broken, whose, hold
 
 
 def test_an_interval_whose_ends_are_swapped_is_no_evidence():
-    assert "wrong way round" in judge_gate(gate(at_most=1.0), {"unlearned": [record(0.1, -0.1, -0.1)]}).why
+    assert (
+        "lower end is above its upper end"
+        in judge_gate(gate(at_most=1.0), {"unlearned": [record(0.1, -0.1, -0.1)]}).why
+    )
 
 
 def test_measured_bounds_that_cross_pass_nothing_not_even_an_overlap():
@@ -128,9 +131,9 @@ def test_too_much_forgetting_fails_as_surely_as_too_little():
 @pytest.mark.parametrize(
     ("hold", "value", "why"),
     [
-        ("overlap", 0.52, "is 0.52 (95 % interval 0.42 to 0.62), some of which is 0.5."),
-        ("overlap", 0.62, "is 0.62 (95 % interval 0.52 to 0.72), all of which is above 0.5."),
-        ("interval", 0.5, "is 0.5 (95 % interval 0.4 to 0.6), some of which is below 0.5."),
+        ("overlap", 0.52, "is 0.52 (95 % interval 0.42 to 0.62); the interval contains 0.5."),
+        ("overlap", 0.62, "is 0.62 (95 % interval 0.52 to 0.72); all of the interval is above 0.5."),
+        ("interval", 0.5, "is 0.5 (95 % interval 0.4 to 0.6); part of the interval is below 0.5."),
         ("point", 0.4, "is 0.4, which is below 0.5."),
     ],
 )

@@ -116,7 +116,7 @@ OF_GOLD = {"of": "gold", "bound": "ci_high"}
     [
         ({"split": "retain"}, RECORD, RECORD, "was not measured for the unlearned model"),
         ({"metric": "utility", "split": "general"}, RECORD, RECORD, "was not measured"),
-        ({}, replace(RECORD, n=39), RECORD, "rests on 39 rows; the gate wants 40"),
+        ({}, replace(RECORD, n=39), RECORD, "rests on 39 rows; the gate needs 40"),
         ({}, replace(RECORD, version=99), RECORD, "version 99"),
         ({}, replace(RECORD, by={"language": "DE"}), RECORD, "was not measured"),
         ({"at_most": OF_GOLD}, RECORD, replace(RECORD, split="retain"), "was not measured for the gold model"),

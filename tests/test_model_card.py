@@ -343,7 +343,7 @@ PLANTED = {
     "a setting": ("| `forget_cap` | 5.0 |", "| `forget_cap` | 6.0 |", "settings are not those"),
     "a model-index value": ("value: 0.0567", "value: 0.0467", "model-index says 0.0467"),
     "a number in a sentence": ("These groups are small", "Retain is kept at 0.991. These groups", "number 0.991"),
-    "a bound in a sentence": ("leaked, 7.2 %", "leaked, 0.7 %", "number 0.7"),
+    "a bound in a sentence": ("leaked, up to 7.2 %", "leaked, up to 0.7 %", "number 0.7"),
     "how the ascent ended": ("loss 3.200 reached", "loss 4.200 reached", "number 4.200"),
     "a placeholder": ("## Limitations\n", "## Limitations\n\n[More Information Needed]\n", "Placeholder"),
     "a to-do": ("These groups", "TODO: these groups", "Placeholder 'TODO'"),
@@ -354,7 +354,7 @@ PLANTED = {
     "a Windows path": ("These groups", "See C:\\Users\\me: these groups", "Local path"),
     "a local base model": ("base_model: HuggingFaceTB/", "base_model: ./models/", "base_model is"),
     "a licence": ("license: apache-2.0", "license: mit", "license is 'mit'"),
-    "a lost section": ("## Limitations", "## Notes", "Section 'Limitations' is there 0 times"),
+    "a lost section": ("## Limitations", "## Notes", "Section 'Limitations' occurs 0 times"),
     "a lost row": ("| `utility` | general | higher", "| `utilities` | general | higher", "Results: the rows are"),
     "a forgotten fact": (
         "These groups",

@@ -238,7 +238,7 @@ def test_an_error_on_several_processes_is_said_once(tiny_model: Path, tmp_path: 
 def test_where_to_launch_is_checked_before_anything_runs(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path, tiny_model))
     for where, said in (
-        ("slurm", "there are local, ddp, fsdp2, zero3"),
+        ("slurm", "Give local, ddp, fsdp2, zero3"),
         ("fsdp2-nodes", "--machine_rank"),
         ("x.yaml", "no such"),
     ):
@@ -254,7 +254,7 @@ def test_where_to_launch_is_checked_before_anything_runs(call: Call, tiny_model:
     sets = ("--set", "unlearn.processes=2", "--set", "unlearn.keep=closest")
     done = call("release", recipe, "--store", str(tmp_path / "store"), "--launch", str(sharded), *sets)
     assert done.returncode == 2
-    assert "keep: closest needs them whole" in done.stderr
+    assert "keep: closest needs all of them" in done.stderr
     assert not (tmp_path / "store").exists()
 
 
@@ -271,7 +271,7 @@ def test_where_to_launch_is_checked_before_anything_runs(call: Call, tiny_model:
             "no stage .* has `processes` above 1",
         ),  # evaluations are not sharded
         ("zero3", ["unlearn.processes=2", "unlearn.keep=last"], ["unlearn"], None),
-        ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["unlearn"], "needs them whole"),
+        ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["unlearn"], "needs all of them"),
         ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["gate"], None),
         ("zero3", ["base.train.processes=2", "unlearn.keep=closest"], ["base", "unlearn"], None),
         ("ddp", ["unlearn.processes=2", "unlearn.keep=closest", "unlearn.gradient_norms_every=2"], ["unlearn"], None),

@@ -108,7 +108,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("gold: {train: null, hub: {id: a/b, revision: null}, seeds: [1]}\n", 3, ["gold", "give `train`"]),
         ("card: {dataset: {name: FAME}}\n", 1, ["card.dataset", "sample set has its own name"]),
         ("card: {dataset: {citation: Savelli et al.}}\n", 3, ["card.dataset.citation", "pattern"]),
-        ('card: {dataset: {citation: "@misc{x}\\n```"}}\n', 3, ["card.dataset.citation", "take it out"]),
+        ('card: {dataset: {citation: "@misc{x}\\n```"}}\n', 3, ["card.dataset.citation", "remove it"]),
         ("base: {seeds: [1]}\n", 1, ["base.seeds: only gold"]),
         ("eval: {sampling: {samples: 3, k: [4]}}\n", 3, ["eval.sampling", "k is 4 and there are 3 samples"]),
         ("eval: {sampling: {samples: 9, k: [3]}}\n", 3, ["eval.sampling.k[0]", "1, 2, 4"]),
@@ -133,7 +133,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             "eval: {relative: {}}\ngold: {seeds: [1, 2]}\n"
             "gates:\n  - {metric: leak_coordinate_one_gold, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
-            ["gates[0] is on leak_coordinate_one_gold", "gate leak_coordinate, or take the seeds out"],
+            ["gates[0] is on leak_coordinate_one_gold", "gate leak_coordinate, or remove the seeds"],
         ),
         (
             "gold: none\neval: {robustness: {quantize: [nf4]}}\ngates:\n"
@@ -275,7 +275,7 @@ def test_set_changes_values_of_every_type() -> None:
         ("gates.9.min_n=3", "gates is a list of 5"),
         ("gates.x=3", "gates is a list of 5"),
         ("data.seed=[", "not readable as YAML"),
-        ("name=store", "folder that every recipe shares"),
+        ("name=store", "folder that all recipes share"),
         ("name=../x", "name"),
     ],
 )
@@ -401,9 +401,9 @@ def test_a_plan_says_what_is_not_known_yet() -> None:
     published = "{train: null, hub: {id: a/b, revision: null}}"
     found = identities(load_recipe("demo", [f"gold={published}"]))
     for name, says in (
-        ("model", "parameters known when it is here, size unknown"),
-        ("data", "rows known when they are here"),
-        ("base", "fine-tune on rows known after data, 5 epochs"),
+        ("model", "parameters unknown until it is fetched, size unknown"),
+        ("data", "rows unknown until they are read"),
+        ("base", "fine-tune, rows unknown until data is done, 5 epochs"),
         ("gold", "a/b at a commit to be pinned"),
         ("unlearn", "gd, 9 epochs over ? forget rows"),
         ("eval-base", "over all rows"),
@@ -431,4 +431,4 @@ def test_what_the_card_says_of_the_data_is_in_no_key_before_the_cards() -> None:
 def test_without_gold_there_is_no_way_to_measure_a_leak_on() -> None:
     said = refused("demo", "gold=none", "unlearn.forget_cap=2.0", "eval.relative={}", "gates=[{metric: utility, "
                    "split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
-    assert "eval.relative measures the way from gold to base" in said
+    assert "eval.relative places the model between gold and base" in said

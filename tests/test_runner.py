@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_sentence_with_place_and_space(store: Store, kind: st
             raise MemoryError
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(SystemLimitError, match=r"a: .* GB free at .*run it again"):
+    with pytest.raises(SystemLimitError, match=r"a: .* GB free at .*run the command again"):
         go([toy("a", run=run)], store)
 
 
@@ -173,7 +173,7 @@ def test_a_failure_that_is_a_bug_stays_one(store: Store) -> None:
 
 
 def test_an_input_without_its_stage_is_named(store: Store) -> None:
-    with pytest.raises(ArtifactError, match="b reads a, not there yet"):
+    with pytest.raises(ArtifactError, match="b reads a, not done yet"):
         go([toy("b", 1, {"x": "a"})], store)
 
 

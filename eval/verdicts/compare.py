@@ -1,8 +1,8 @@
 """Two checkpoints under the same suite: the difference of each metric, and whether it is small enough not to matter.
 
-Metrics of single rows are compared row by row: the bootstrap draws rows, of each language as many as it has, and takes
-the difference of both models on the same rows. Equivalence is shown by two one-sided tests (Schuirmann 1987): the
-difference is above -margin and below +margin, each at 5 %. Not shown does not mean different.
+Metrics of single rows are compared row by row: the bootstrap, stratified by language, draws rows and takes the
+difference of both models on the same rows. Equivalence is shown by two one-sided tests (Schuirmann 1987): the
+difference is above -margin and below +margin, each at 5 %. "Not shown" does not mean "different".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Samples = dict[tuple[str, str], dict[str, Any]]
 
 RESAMPLES = 2000
 ROWS = 30
-"""Of fewer rows nothing is concluded."""
+"""The fewest rows for a conclusion."""
 
 
 class Config(NamedTuple):
@@ -49,7 +49,7 @@ class Config(NamedTuple):
 def run(config: Config, inputs: Mapping[str, Path], out: Path) -> ComparisonFacts:
     """Compare the evaluations ``ours`` and ``theirs`` and write ``compare.json``: one entry for each metric and split.
 
-    Raises ArtifactError where they measured other rows.
+    Raises ArtifactError if they measured different rows.
     """
     compared = compare(inputs["ours"], inputs["theirs"], config)
     write_comparison(out, Comparison(metrics=compared))
@@ -66,10 +66,10 @@ def compare(ours: Path, theirs: Path, config: Config) -> list[ComparedMetric]:
     samples = [_by_row(folder) for folder in (ours, theirs)]
     if samples[0].keys() != samples[1].keys():
         raise ArtifactError(f"{ours} and {theirs} measured different rows. Evaluate both on the same data.")
-    keys = dict.fromkeys((r.metric, r.split) for found in records for r in found if r.by is None)
+    keys = dict.fromkeys((r.metric, r.split) for of_model in records for r in of_model if r.by is None)
     compared = []
     for metric, split in keys:
-        pair = [find_record(found, metric, split) for found in records]
+        pair = [find_record(of_model, metric, split) for of_model in records]
         margin = config.margins.get(metric)
         compared.append(_entry(metric, split, pair, _differences(metric, split, samples, config.seed), margin))
     return compared
@@ -80,13 +80,13 @@ def _by_row(folder: Path) -> Samples:
 
 
 def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> Floats | None:
-    """Resampled differences, ours minus theirs, on the same rows; None where the metric cannot be had row by row."""
+    """Resampled differences, ours minus theirs, on the same rows; None if the metric has no values of single rows."""
     if is_of(metric, "membership"):
         return _auc_differences(metric, samples, seed)
     rows = [key for key, row in samples[0].items() if key[0] == split and metric in row and metric in samples[1][key]]
     if not rows:  # not a metric of single rows
         return None
-    ours, theirs = (row_values(metric, split, [found[key][metric] for key in rows]) for found in samples)
+    ours, theirs = (row_values(metric, split, [of_model[key][metric] for key in rows]) for of_model in samples)
     return resampled_means(ours - theirs, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
 
 
@@ -122,7 +122,9 @@ def _entry(
     p_value = metric in CATALOG and not CATALOG[metric].has_difference
     if ours is None or theirs is None or p_value or ours.version != theirs.version:
         return ComparedMetric(**entry)
-    if resampled is None:  # two intervals of independent errors: for the same questions that errs on the safe side
+    if (
+        resampled is None
+    ):  # as if both errors were independent, which makes the interval too wide for the same questions
         error = math.hypot(standard_error(ours), standard_error(theirs))
         resampled = ours.value - theirs.value + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
     low, high = np.percentile(resampled, [2.5, 97.5])
@@ -132,10 +134,10 @@ def _entry(
 
 
 def equivalence(resampled: Floats, margin: float | None, n: int) -> dict[str, Any]:
-    """Margin, p-value of both one-sided tests together (the larger), and the verdict on the resampled differences.
+    """Margin, p-value (the larger one of both one-sided tests) and verdict on the resampled differences.
 
-    ``equivalent``: both tests reject. ``different``: the 95 % interval lies outside of the margins. Otherwise, and of
-    fewer than 30 rows always, ``not shown``; without a margin ``not compared``.
+    ``equivalent``: both tests reject. ``different``: the 95 % interval lies outside the margins. Otherwise, and always
+    for fewer than 30 rows, ``not shown``; without a margin ``not compared``.
     """
     if margin is None:
         return {"verdict": "not compared"}

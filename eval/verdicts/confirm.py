@@ -1,8 +1,8 @@
-"""Which rows chose the checkpoint, which retain rows were rehearsed, and what the others say.
+"""Measurements on a part of the rows: those that did not choose the checkpoint, and those that were not trained on.
 
-A rule that keeps the best of several checkpoints has looked at rows, and looks good on them. The unlearn stage writes
-their names; a gate is judged once more on the rows of its split that are not among them. And retain rows that the
-unlearning was trained on keep what others lose (docs/measurements/unlearning.md), so these are read by themselves.
+A rule that keeps the best of several checkpoints looks good on the rows that it read. The unlearn stage writes the ids
+of these rows, and a gate is judged once more on the other rows of its split. Retain rows that the unlearning was
+trained on keep facts that other retain rows lose (docs/measurements/unlearning.md), so the others are read separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_samples
 
 ROWS = 30
-"""Of fewer rows no confirmation is asked: their mean is mostly chance."""
+"""The fewest rows for a confirmation: the mean of fewer is mostly chance."""
 
 
 class OtherRows:
@@ -35,22 +35,22 @@ class OtherRows:
         They are those of the unlearned model and of the models that the gate refers to.
         """
         kept = {model: self._kept(rows, gate.split, left_out) for model, rows in self.samples.items()}
-        found = {}
+        records = {}
         for model in kept.keys() & {"unlearned", *(reference.of for reference in gate.references)}:
             rows, gold = kept[model], kept.get("gold") if model != "gold" else None
-            found[model] = [
+            records[model] = [
                 *row_records(rows, self.config, gate.metric),
                 *set_records(rows, gold, self.config, gate.metric),
                 *audit_records(rows, gold, self.config, gate.metric),
             ]
-        return found
+        return records
 
     def _kept(self, rows: list[dict[str, Any]], split: str, left_out: Collection[str]) -> list[dict[str, Any]]:
-        """The rows of ``split`` that are not ``left_out``, and all holdout rows: nothing was done with them."""
+        """The rows of ``split`` that are not ``left_out``, and all holdout rows, which chose and trained nothing."""
         return [r for r in rows if r["split"] == "holdout" or (r["split"] == split and r["row_id"] not in left_out)]
 
     def sentence(self) -> str:
-        """Which rows chose the checkpoint, for people."""
+        """Which rows chose the checkpoint, as a sentence."""
         rows = self.samples.get("unlearned", [])
         counts = {split: sum(row["split"] == split for row in rows) for split in ("forget", "retain")}
         parts = [f"{len(self.selection.rows(split))} of {count} {split} rows" for split, count in counts.items()]

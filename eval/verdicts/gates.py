@@ -1,7 +1,7 @@
 """The `gate` stage: compare what the evaluations measured with what the recipe demands.
 
-A gate passes on evidence only. A value that is missing, not finite, from too few rows, of another version of the
-metric, or measured on other weights fails it, and a recipe without gates does not pass.
+A gate passes on evidence only. It fails if its value is missing or not finite, was measured on too few rows or on other
+weights, or belongs to another version of the metric. A recipe without gates does not pass.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eval.statistics import power
 from eval.verdicts.confirm import ROWS, OtherRows
 
 Results = Mapping[str, Sequence[Record]]
-"""The records of ``base``, ``gold`` and ``unlearned``, as far as they are there."""
+"""The records of ``base``, ``gold`` and ``unlearned``, as far as they were measured."""
 
 
 class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
@@ -48,9 +48,8 @@ def run(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> GateFacts:
 def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
     """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
 
-    ``inputs`` are ``eval-unlearned``, ``unlearn`` and, where gates refer to them, ``eval-base`` and ``eval-gold``.
-    Raises ArtifactError where a file that is there cannot be read, and ModelError where the unlearn stage left no
-    weights.
+    ``inputs`` are ``eval-unlearned``, ``unlearn`` and, if gates refer to them, ``eval-base`` and ``eval-gold``. Raises
+    ArtifactError if a file exists and cannot be read, and ModelError if the unlearn stage left no weights.
     """
     digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
     evaluations = {m: inputs[f"eval-{m}"] for m in ("base", "gold", "unlearned") if f"eval-{m}" in inputs}
@@ -58,7 +57,7 @@ def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
     measured = read_measured(evaluations["unlearned"]) if "unlearned" in evaluations else None
     problem = None
     if measured != digest:
-        problem = "The evaluation does not say that it measured these weights; evaluate them again."
+        problem = "The evaluation does not say that it measured these weights. Run it again."
     selection = read_selection(inputs["unlearn"])
     others = OtherRows(selection, evaluations, config.eval) if selection else None
     rehearsed = frozenset(row for pair in read_pairing(inputs["unlearn"]) for row in pair.retain) if others else ()
@@ -80,17 +79,17 @@ def _results(evaluation: Path) -> list[Record]:
 
 def _why(gates: int, failed: list[str]) -> str:
     if not gates:
-        return "The recipe has no gates, and nothing passes without evidence."
+        return "The recipe has no gates, so there is no evidence to pass on."
     if failed:
         return f"{len(failed)} of {gates} gates failed: {', '.join(failed)}."
     return f"All {gates} gates passed."
 
 
 def judge_gate(gate: Condition, results: Results, problem: str | None = None) -> JudgedGate:
-    """One gate's entry of gate.json, whose ``why`` is the verdict in one sentence.
+    """One gate's entry of gate.json; its ``why`` is the verdict in one sentence.
 
-    ``problem`` says why no measurement counts, where that is so. ``at_least`` and ``at_most`` are the numbers that the
-    bounds come to, None where there is no such bound or no evidence for it.
+    ``problem``, if given, says why no measurement counts. ``at_least`` and ``at_most`` are the bounds as numbers, None
+    if there is no such bound or no evidence for it.
     """
     verdict = _unmeasured(gate)
     try:
@@ -137,7 +136,7 @@ def _unmeasured(gate: Condition) -> JudgedGate:
 
 
 def _without_gold(gate: Condition) -> bool:
-    """Whether the verdict rests on holdout rows and not on gold, as that of a membership score alone does."""
+    """Whether the verdict rests on holdout rows and not on gold, as for a membership score without a reference."""
     of = {reference.of for reference in gate.references}
     metric = CATALOG.get(gate.metric)
     compares = metric is not None and metric.needs_holdout and not metric.needs_gold
@@ -154,27 +153,27 @@ def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str
     if record.version != version:
         raise NoEvidence(
             f"{name} of {model} was measured by version {record.version} of its definition, "
-            f"the gate is for version {version}."
+            f"and the gate is for version {version}."
         )
     numbers = (record.value, record.ci_low, record.ci_high)
     finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
     if not finite or not isinstance(record.n, int):
         raise NoEvidence(f"{name} on {split} of {model} is not a finite number.")
     if record.ci_low > record.ci_high:
-        raise NoEvidence(f"{name} on {split} of {model} has an interval whose ends are the wrong way round.")
+        raise NoEvidence(f"{name} on {split} of {model} has an interval whose lower end is above its upper end.")
     return record
 
 
 def _check_rows(gate: Condition, record: Record, split: str, model: str) -> None:
     if record.n < gate.min_n:
         raise NoEvidence(
-            f"{_capital(gate.metric)} on {split} of {model} rests on {record.n} rows; the gate wants {gate.min_n}."
+            f"{_capital(gate.metric)} on {split} of {model} rests on {record.n} rows; the gate needs {gate.min_n}."
         )
 
 
 def _check_bounds(at_least: float | None, at_most: float | None) -> None:
     if at_least is not None and at_most is not None and at_least > at_most:
-        raise NoEvidence(f"Nothing is at least {at_least:.4g} and at most {at_most:.4g}: the measured bounds cross.")
+        raise NoEvidence(f"The measured bounds cross: no value is at least {at_least:.4g} and at most {at_most:.4g}.")
 
 
 def _reference_record(gate: Condition, reference: Reference, results: Results) -> Record:
@@ -198,7 +197,7 @@ def _number(gate: Condition, bound: Bound | None, results: Results) -> float | N
 
 
 def _compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> tuple[bool, str]:
-    """The verdict, and the sentence that names the number which decided."""
+    """The verdict, and a sentence with the numbers that decided it."""
     lower, upper = {
         "point": (record.value, record.value),
         "interval": (min(record.value, record.ci_low), max(record.value, record.ci_high)),
@@ -207,18 +206,21 @@ def _compare(gate: Condition, record: Record, at_least: float | None, at_most: f
     what = f"{_capital(gate.metric)} on {gate.split} is {record.value:.4g}"
     if gate.must_hold != "point":
         what += f" (95 % interval {record.ci_low:.4g} to {record.ci_high:.4g})"
-    broken = {"point": "which", "interval": "some of which", "overlap": "all of which"}[gate.must_hold]
+    part, whole = "; part of the interval is", "; all of the interval is"
+    broken = {"point": ", which is", "interval": part, "overlap": whole}[gate.must_hold]
     if at_least is not None and not lower >= at_least:
-        return False, f"{what}, {broken} is below {at_least:.4g}."
+        return False, f"{what}{broken} below {at_least:.4g}."
     if at_most is not None and not upper <= at_most:
-        return False, f"{what}, {broken} is above {at_most:.4g}."
-    kept = {"point": "which", "interval": "all of which", "overlap": "some of which"}[gate.must_hold]
+        return False, f"{what}{broken} above {at_most:.4g}."
+    kept = {"point": ", which is", "interval": whole, "overlap": part}[gate.must_hold]
     numbers = ["" if bound is None else f"{bound:.4g}" for bound in (at_least, at_most)]
-    return True, f"{what}, {kept} is {_sides(*numbers)}."
+    if gate.must_hold == "overlap" and numbers[0] == numbers[1]:
+        kept = "; the interval contains"
+    return True, f"{what}{kept} {_sides(*numbers)}."
 
 
 def _sides(at_least: str, at_most: str) -> str:
-    """Both bounds in words; the empty text where there is none."""
+    """Both bounds in words; empty if there is none."""
     if at_least == at_most:
         return at_least
     sides = (("at least", at_least), ("at most", at_most))
@@ -226,31 +228,31 @@ def _sides(at_least: str, at_most: str) -> str:
 
 
 def _with_parts(gate: Gate, verdict: JudgedGate, others: OtherRows | None, rehearsed: Collection[str]) -> JudgedGate:
-    """The verdict with what some of the rows say: those that chose nothing, and those that were not trained on."""
+    """The verdict with its confirmation on rows that chose nothing, and the value on retain rows not trained on."""
     if others is None:
         return verdict
     return _confirmed(gate, verdict, others).changed(not_rehearsed=_not_rehearsed(gate, others, rehearsed))
 
 
 def _confirmed(gate: Gate, verdict: JudgedGate, others: OtherRows) -> JudgedGate:
-    """The verdict with what the rows say that did not choose the checkpoint; where they contradict it, it fails."""
+    """The verdict, judged again on the rows that did not choose the checkpoint. If these rows fail, the gate fails."""
     if not any(others.selection.rows(split) for split in gate.split.split("+")):
-        says = "No row of the split chose the checkpoint."
+        says = "No row of the split was used to choose the checkpoint."
         return verdict.changed(confirmed=OnOtherRows.unjudged(verdict.n, says))
     if is_of(gate.metric, "utility", "relative"):  # of several splits or models: no record is of one split's rows
-        says = f"Not confirmed: {label(gate.metric)} is not a metric of single rows."
+        says = f"Not confirmed: {label(gate.metric)} is not a metric of one split's rows."
         return verdict.changed(confirmed=OnOtherRows.unjudged(None, says))
     records = others.records(gate, others.selection.rows(gate.split))
     record = find_record(records.get("unlearned", []), gate.metric, gate.split)
     rows = record.n if record else 0
     if rows < ROWS:
-        says = f"Not confirmed: without the rows that chose the checkpoint it rests on {rows} rows."
+        says = f"Not confirmed: {rows} rows are left without those that chose the checkpoint."
         return verdict.changed(confirmed=OnOtherRows.unjudged(rows, says))
     again = judge_gate(gate.model_copy(update={"min_n": min(gate.min_n, ROWS)}), records)
-    said = f"On the {rows} rows that did not choose the checkpoint: {again.why}"
+    says = f"On the {rows} rows that did not choose the checkpoint: {again.why}"
     confirmed = OnOtherRows(
         n=rows,
-        says=said,
+        says=says,
         measured=again.measured,
         ci_low=again.ci_low,
         ci_high=again.ci_high,
@@ -259,20 +261,25 @@ def _confirmed(gate: Gate, verdict: JudgedGate, others: OtherRows) -> JudgedGate
         passed=again.passed,
     )
     if verdict.passed and not again.passed:
-        return verdict.changed(confirmed=confirmed, passed=False, why=f"{verdict.why} Not so the rest. {said}")
+        return verdict.changed(
+            confirmed=confirmed, passed=False, why=f"{verdict.why} Other rows do not confirm it. {says}"
+        )
     return verdict.changed(confirmed=confirmed)
 
 
 def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) -> OnUnrehearsedRows | None:
-    """What the retain rows say that the unlearning was not trained on; it does not decide. None without such rows."""
+    """The metric on the retain rows that the unlearning was not trained on, if any. It decides nothing."""
     records = others.records(gate, rehearsed) if gate.split == "retain" else {}
-    found = {model: find_record(of_model, gate.metric, gate.split) for model, of_model in records.items()}
-    ours = found.pop("unlearned", None)
+    by_model = {model: find_record(of_model, gate.metric, gate.split) for model, of_model in records.items()}
+    ours = by_model.pop("unlearned", None)
     if ours is None:
         return None
-    said = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
-    theirs = "".join(f"; {model} has {record.value:.4g} there" for model, record in sorted(found.items()) if record)
-    says = f"On the {ours.n} retain rows that the unlearning did not rehearse it is {said}{theirs}. It does not decide."
+    value = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
+    references = "".join(
+        f"; {model} has {record.value:.4g} there" for model, record in sorted(by_model.items()) if record
+    )
+    says = f"On the {ours.n} retain rows that the unlearning was not trained on, it is {value}{references}."
+    says += " This does not decide the verdict."
     return OnUnrehearsedRows(n=ours.n, says=says, measured=ours.value, ci_low=ours.ci_low, ci_high=ours.ci_high)
 
 

@@ -1,14 +1,14 @@
-"""Gates over a table of models that somebody has measured: what would they have let through?
+"""Gates over a table of models that somebody has measured: which models would they have let through?
 
-The plain shape of a table, for anybody's models (``role``, ``method``, ends of intervals and ``n`` may be left out):
+A table has this form (``role``, ``method``, the ends of intervals and ``n`` may be left out):
 
     {"models": [{"model": "a", "method": "npo", "values": {"forget": {"extraction_strength": 0.12},
                  "retain": {"answer_probability": {"value": 0.9, "ci_low": 0.88, "ci_high": 0.92, "n": 400}}}},
                 {"model": "never saw it", "role": "gold", "values": {"forget": {"extraction_strength": 0.06}}}]}
 
-A flat table, one number a key, is read too: each column is a metric of its own on the split ``table``. The columns of
-the study of 150 unlearned Llama-3.2-1B models on TOFU (gnueaj/unlearning-depth-score, Apache-2.0) are translated to the
-metrics of this project besides, so that a recipe's gates find them.
+A flat table with one number per key is read too: each column becomes a metric on the split ``table``. The columns of
+the study of 150 unlearned Llama-3.2-1B models on TOFU (gnueaj/unlearning-depth-score, Apache-2.0) are also translated
+to the metrics of this project, so that a recipe's gates find them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Table:
     models: list[MeasuredModel]
 
     def reference(self, role: str) -> list[Record]:
-        """The records of base or gold; nothing where the table has none."""
+        """The records of base or gold; empty if the table has none."""
         return next((model.records for model in self.models if model.role == role), [])
 
     def unlearned(self) -> list[MeasuredModel]:
@@ -101,7 +101,7 @@ def read_table(path: Path) -> Table:
             raise ValueError("`models` is not a list of models")  # noqa: TRY301
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: not a table of models ({error}). Its shape is in eval/verdicts/replay.py."
+            f"{path}: not a table of models ({error}). The format is in eval/verdicts/replay.py."
         ) from error
     models = [_model(path, entry) for entry in entries]
     for role in ROLES:
@@ -127,7 +127,7 @@ def _model(path: Path, entry: Any) -> MeasuredModel:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         shown = entry.get("model", "?") if isinstance(entry, dict) else entry
         raise InputError(
-            f"{path}: model {shown!r} cannot be read ({error!r}). Its shape is in eval/verdicts/replay.py."
+            f"{path}: model {shown!r} cannot be read ({error!r}). The format is in eval/verdicts/replay.py."
         ) from error
     return MeasuredModel(name, method, role, records)
 
@@ -152,20 +152,20 @@ def _record(metric: str, split: str, value: Any) -> Record:
 def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], list[Condition]]:
     """The gates that the table can answer, and the others.
 
-    A gate that reads values without intervals and numbers of rows is judged by the points and without ``min_n``: what
-    a threshold decides can be seen, what the rows could show cannot. An AUC in units of gold's fits no other bound than
-    a multiple of gold's.
+    A gate on values without intervals and numbers of rows is judged by the point estimates and without ``min_n``. This
+    shows what a threshold decides, but not how far the rows can be trusted. An AUC in units of gold's AUC can only be
+    compared with a multiple of gold's.
     """
-    there = {(record.metric, record.split) for model in table.models for record in model.records}
+    measured = {(record.metric, record.split) for model in table.models for record in model.records}
     flat = any(record.split == TABLE for model in table.models for record in model.records)
-    found: list[Condition] = []
+    usable: list[Condition] = []
     others: list[Condition] = []
     for gate in gates:
         fits = not (flat and is_of(gate.metric, "membership")) or _multiple_of_gold(gate)
         references = all(table.reference(reference.of) for reference in gate.references if reference.of in ROLES)
-        usable = (gate.metric, gate.split) in there and fits and references
-        (found if usable else others).append(gate if table.has_intervals(gate) else _by_point(gate))
-    return found, others
+        is_usable = (gate.metric, gate.split) in measured and fits and references
+        (usable if is_usable else others).append(gate if table.has_intervals(gate) else _by_point(gate))
+    return usable, others
 
 
 def _multiple_of_gold(gate: Condition) -> bool:
@@ -196,7 +196,7 @@ def replay(gates: Sequence[Condition], table: Table) -> list[JudgedModel]:
 
 
 def by_method(gates: Sequence[Condition], judged: Sequence[JudgedModel]) -> str:
-    """A Markdown table: models that pass, and for each gate how many it stops, in brackets those it alone stops."""
+    """A Markdown table by method: models that pass, models that each gate stops, in brackets those it alone stops."""
     heads = [f"{gate.metric} {gate.split}: {rule(gate)}" for gate in gates]
     lines = [f"| method | models | pass | {' | '.join(heads)} |", f"|---|--:|--:|{'--:|' * len(gates)}"]
     methods = sorted({model.method for model in judged})

@@ -1,4 +1,4 @@
-"""`compare`: another checkpoint under the recipe's suite, side by side with the one that was made here."""
+"""`compare`: evaluate another checkpoint with the recipe's suite, and compare it with the one made here."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from pipeline.train.facts import PublishedFacts
 def compare(options: argparse.Namespace) -> int:
     """Evaluate the checkpoint and print the table.
 
-    Raises InputError where ``--to`` names no repository, ArtifactError where this recipe has no evaluation yet.
+    Raises InputError if ``--to`` names no repository, ArtifactError if this recipe has no evaluation yet.
     """
     repo, _, revision = options.to.partition("@")
     check_repository(repo, f"--to {options.to}")
     recipe, stages, store = prepare(options)
-    there = [stage for stage in stages if stage.name in _upstream(stages, "eval-unlearned")]
-    states = surveyed(there, store)
+    evaluated = [stage for stage in stages if stage.name in _upstream(stages, "eval-unlearned")]
+    states = surveyed(evaluated, store)
     if missing := [name for name, state in states.items() if state.artifact is None]:
         raise ArtifactError(
-            f"{missing[0]} is {states[missing[0]].state}, and there is nothing to compare with. Run "
+            f"{missing[0]} is {states[missing[0]].state}, so there is nothing to compare with. Run "
             f"`python -m pipeline release {options.recipe} --until eval-unlearned` first."
         )
     with _target(options, repo) as target:
         commit = _commit(target, repo, revision or "main")
         added = _stages(recipe, stages, target, repo, commit)
-        done = {stage.name: artifact for stage, artifact in execute([*there, *added], store, watched(set()))}
+        done = {stage.name: artifact for stage, artifact in execute([*evaluated, *added], store, watched(set()))}
     compared = read_comparison(done["compare"].path).metrics
     same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
     metrics = [entry.model_dump(mode="json") for entry in compared]
@@ -57,7 +57,7 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
 
 @contextmanager
 def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
-    """The Hub that has the checkpoint. A public one of the real Hub needs no token."""
+    """The Hub that has the checkpoint. A public checkpoint on the real Hub needs no token."""
     if hub_of(options, repo) == "local":
         with connect("local") as target:
             yield target
@@ -73,12 +73,14 @@ def _commit(target: Target, repo: str, revision: str) -> str:
     with hub_errors(f"looking up {repo} at {revision}"):
         commit = HfApi(endpoint=target.endpoint, token=target.token or False).repo_info(repo, revision=revision).sha
     if commit is None:
-        raise InputError(f"--to {repo}: has no commit at {revision}. Give a branch, a tag or a commit of it.")
+        raise InputError(
+            f"--to {repo}: the repository has no commit at {revision}. Give one of its branches, tags or commits."
+        )
     return commit
 
 
 def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, commit: str) -> list[Stage]:
-    """Fetch the checkpoint, evaluate it as the unlearned model was, compare: three stages more, kept as all are."""
+    """Three more stages: fetch the checkpoint, evaluate it as the unlearned model was, and compare."""
 
     def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> PublishedFacts:
         return start_model.run_pointer(config, inputs, out, target.endpoint, target.token)
@@ -99,7 +101,7 @@ def _table(compared: list[ComparedMetric], repo: str, commit: str) -> list[str]:
     lines = [
         f"theirs: {repo} at {commit}",
         "difference: ours - theirs, with its 95 % interval; equivalent: shown to be within the margin",
-        "could show: the narrowest margin that so many rows show in 80 % of samples where there is no difference",
+        "could show: the narrowest margin that so many rows show in 80 % of samples if there is no difference",
         "",
         "| metric | split | n | ours | theirs | difference | margin | could show | verdict |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",

@@ -1,4 +1,4 @@
-"""`data inspect`: what a recipe would forget, before anything is trained."""
+"""`data inspect`: the rows that a recipe would forget, before anything is trained."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ HIDDEN = "(hidden: --show-forget shows it)"
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Print counts, checks and three rows a split; the answers of the forget rows only where they are asked for.
+    """Print counts, checks and three rows per split, with the answers of forget rows only if they are asked for.
 
-    Raises DataError, after printing, where a check of the recipe would stop the run.
+    Raises DataError, after printing, if a check of the recipe would stop the run.
     """
     config = load_recipe(options.recipe, options.set).data
     prepared = prepare(config)
@@ -42,16 +42,16 @@ def inspect(options: argparse.Namespace) -> int:
 
 def _examples(prepared: Prepared, *, show_forget: bool) -> dict[str, list[dict[str, Any]]]:
     """The first, the middle and the last row of each split."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    examples: dict[str, list[dict[str, Any]]] = {}
     for index, name in enumerate(SPLITS):
         places = np.flatnonzero(prepared.split == index)
         chosen = places[np.unique(np.linspace(0, len(places) - 1, min(EXAMPLES, len(places))).astype(int))]
-        found[name] = []
+        examples[name] = []
         for place in chosen.tolist():
             row = prepared.loaded.rows[place]
             answer = row.answer if name != "forget" or show_forget else HIDDEN
-            found[name].append({"row_id": row.row_id, "question": row.question, "answer": answer})
-    return found
+            examples[name].append({"row_id": row.row_id, "question": row.question, "answer": answer})
+    return examples
 
 
 def _cells(prepared: Prepared) -> list[dict[str, Any]]:
@@ -94,9 +94,9 @@ def _count_table(prepared: Prepared) -> Table:
     return table
 
 
-def _check_table(found: dict[str, CheckFacts]) -> Table:
-    table = Table("check", "found", "then", "first cases", title="checks")
-    for name, finding in found.items():
-        then = finding.action if finding.count else ""
-        table.add_row(checks.MEANING[name], str(finding.count), then, escape("; ".join(finding.first[:2])))
+def _check_table(facts: dict[str, CheckFacts]) -> Table:
+    table = Table("check", "found", "action", "first cases", title="checks")
+    for name, finding in facts.items():
+        action = finding.action if finding.count else ""
+        table.add_row(checks.MEANING[name], str(finding.count), action, escape("; ".join(finding.first[:2])))
     return table

@@ -1,4 +1,4 @@
-"""`env` and `--version`: what a bug report needs to say of this installation and this machine."""
+"""`env` and `--version`: what a bug report needs to say about this installation and this machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from pipeline.commands.shared import ROOT, show, store_root
 from pipeline.engine.machine import provenance
 
 VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
-BF16 = (
-    "avx512_bf16",
-    "amx_bf16",
-)  # products in bf16, and with them the last bits of the demo's weights, depend on these
+# Products in bf16 depend on these, and so do the last bits of the demo's weights.
+BF16 = ("avx512_bf16", "amx_bf16")
 
 
 def version(options: argparse.Namespace) -> int:
-    """Print the project's name and version, with the commit where this is a checkout."""
+    """Print the project's name and version, with the commit if this is a checkout."""
     print(_version_line(provenance()["git"]))
     return 0
 
@@ -33,7 +31,7 @@ def version(options: argparse.Namespace) -> int:
 def env(options: argparse.Namespace) -> int:
     """Print the versions, the device and the settings on which a release depends. A token is never printed."""
     facts = _facts(store_root(options))
-    show(options, facts, "\n".join(f"{name:<17} {said}".rstrip() for name, said in _lines(facts)))
+    show(options, facts, "\n".join(f"{name:<17} {text}".rstrip() for name, text in _lines(facts)))
     return 0
 
 
@@ -51,13 +49,13 @@ def _version_line(git: dict[str, Any]) -> str:
 def _facts(store: Path) -> dict[str, Any]:
     from huggingface_hub import get_token
 
-    made_with = provenance()
+    installation = provenance()
     memory = psutil.virtual_memory()
     place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     return {
         "version": _project()["version"],
-        "git": made_with["git"],
-        "packages": made_with["packages"],
+        "git": installation["git"],
+        "packages": installation["packages"],
         "platform": platform.platform(),
         "processor": _processor(),
         "memory": {"total_bytes": memory.total, "free_bytes": memory.available},
@@ -80,25 +78,25 @@ def _processor() -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
-    """Threads, device and its memory in bytes; or why torch cannot be imported: that may be what is reported."""
+    """Threads, device and its memory in bytes; or why torch cannot be imported, since that may be the bug."""
     try:
         import torch
     except (ImportError, OSError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": device.type if device else "cpu", "cuda": torch.version.cuda,
     }  # fmt: skip
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        found |= {"device": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
-        found["device_memory"] = {"total_bytes": total, "free_bytes": free}
-    return found
+        facts |= {"device": torch.cuda.get_device_name(), "count": torch.cuda.device_count()}
+        facts["device_memory"] = {"total_bytes": total, "free_bytes": free}
+    return facts
 
 
 def _without_password(value: str | None) -> str | None:
-    """A variable's value; of an address, without the user and password that it may hold."""
+    """A variable's value. If it is an address, user and password are removed."""
     if value is None or "@" not in urlsplit(value).netloc:
         return value
     parts = urlsplit(value)

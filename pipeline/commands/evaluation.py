@@ -1,4 +1,4 @@
-"""`eval`: numbers from measurements that are there already, without a model."""
+"""`eval`: metrics from existing measurements, without a model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pipeline.commands.shared import show
 
 
 def from_logs(options: argparse.Namespace) -> int:
-    """Print TOFU's forget quality and model utility from two logs. Raises InputError where one cannot be used."""
-    found = compare_logs(Path(options.full), Path(options.retain))
-    utility = found["model_utility"]
-    lines = [f"forget quality {found['forget_quality']:.4g}  (KS statistic {found['ks_statistic']:.4f})"]
+    """Print TOFU's forget quality and model utility from two logs. Raises InputError if one cannot be used."""
+    result = compare_logs(Path(options.full), Path(options.retain))
+    utility = result["model_utility"]
+    lines = [f"forget quality {result['forget_quality']:.4g}  (KS statistic {result['ks_statistic']:.4f})"]
     lines += ["", f"{'model utility':<30}{'full':>8}{'retain':>8}"]
     lines += [
         f"  {part:<28}{value:>8.4f}{utility['retain']['parts'][part]:>8.4f}"
         for part, value in utility["full"]["parts"].items()
     ]
     lines.append(f"  {'harmonic mean':<28}{utility['full']['value']:>8.4f}{utility['retain']['value']:>8.4f}")
-    show(options, found, "\n".join(lines))
+    show(options, result, "\n".join(lines))
     return 0

@@ -16,7 +16,7 @@ from pipeline.recipe import load_gates
 
 
 def gate(options: argparse.Namespace) -> int:
-    """Judge what is measured, without running anything. Raises GateError where a gate fails."""
+    """Judge what was measured, without running a stage. Raises GateError if a gate fails."""
     if options.recipe == "replay":
         return _replay(options)
     if options.file is not None:
@@ -29,7 +29,7 @@ def gate(options: argparse.Namespace) -> int:
         artifact = states[made_by].artifact
         if artifact is None:
             raise ArtifactError(
-                f"{made_by} is {states[made_by].state}, and the gates judge what is measured. Run "
+                f"{made_by} is {states[made_by].state}, so there is nothing to judge. Run "
                 f"`python -m pipeline release {options.recipe} --until eval-unlearned` first."
             )
         check_artifact(artifact)
@@ -47,10 +47,10 @@ def _head(verdict: Verdict) -> list[str]:
 
 
 def _lines(judged: JudgedGate) -> list[str]:
-    """The verdict's sentence, and below it what it is worth."""
+    """The verdict's sentence, and below it how much it can show."""
     notes = [judged.power]
     if judged.n > 0 and not judged.certifiable_alone:
-        notes.append(f"{judged.n} facts are fewer than 100: not certifiable alone.")
+        notes.append(f"{judged.n} facts are fewer than 100, so this cannot be certified alone.")
     notes += [part.says for part in (judged.confirmed, judged.not_rehearsed) if part]
     if judged.limits:
         notes.append(judged.limits)
@@ -59,21 +59,23 @@ def _lines(judged: JudgedGate) -> list[str]:
 
 def _replay(options: argparse.Namespace) -> int:
     if options.file is None:
-        raise InputError("`gate replay` needs the file with the measured models: `gate replay FILE.json`.")
+        raise InputError("`gate replay` needs a file with measured models: `gate replay FILE.json`.")
     if options.set:
-        raise InputError("`gate replay` takes no --set: give --gates FILE.yaml with the gates that you mean.")
+        raise InputError(
+            "`gate replay` takes no --set. Change the gates in a file, and give it with --gates FILE.yaml."
+        )
     table = read_table(Path(options.file))
     gates, others = applied(load_gates(options.gates), table)
     if not gates:
         raise InputError(
-            f"{options.file}: has no metric that a gate of {options.gates} asks for. They ask for "
+            f"{options.file} has none of the metrics that the gates of {options.gates} read. They read "
             f"{', '.join(f'{gate.metric} on {gate.split}' for gate in others)}."
         )
     judged = replay(gates, table)
     if points := [f"{gate.metric} on {gate.split}" for gate in gates if not table.has_intervals(gate)]:
-        say(f"Judged as points, without min_n, for want of intervals and numbers of rows: {', '.join(points)}.")
+        say(f"Judged by points and without min_n, since intervals or numbers of rows are missing: {', '.join(points)}.")
     for other in others:
-        say(f"Not judged, since the table does not say it: {other.metric} on {other.split}.")
+        say(f"Not judged, since the table does not have it: {other.metric} on {other.split}.")
     passed = [model.model for model in judged if model.passed]
     value = {
         "models": [model.model_dump(mode="json") for model in judged],

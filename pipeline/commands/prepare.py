@@ -1,4 +1,4 @@
-"""What the commands on a recipe begin with: its stages, its store, and what is there already."""
+"""Preparation for the commands on a recipe: its stages, its store, and the state of each stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:
 
 
 def index_of(stages: Sequence[Stage], name: str) -> int:
-    """The place of a stage in the list. Raises InputError, with the nearest name, where there is none."""
+    """The place of a stage in the list. Raises InputError, with the nearest name, if there is none."""
     names = [stage.name for stage in stages]
     if name not in names:
         raise InputError(f"No stage is called {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}.")
@@ -33,7 +33,7 @@ def index_of(stages: Sequence[Stage], name: str) -> int:
 
 
 def refuse_unpinned(recipe: Recipe) -> None:
-    """Raise RecipeError where the recipe names something that could be another tomorrow."""
+    """Raise RecipeError if the recipe names a repository without a commit."""
     if keys := recipe.unpinned():
         raise RecipeError(
             f"{', '.join(keys)}: not pinned, and a release is made from exact commits only. Look up the commit on the "

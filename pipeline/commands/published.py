@@ -1,4 +1,4 @@
-"""`verify` and `hub`: look at what was published."""
+"""`verify` and `hub`: check what was published, and serve the loopback Hub."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from pipeline.publish.verify import verify_release
 def verify(options: argparse.Namespace) -> int:
     """Check a published release from the outside.
 
-    Raises InputError if REPO is not the id of a repository, VerificationError if the release does not hold.
+    Raises InputError if REPO is not the id of a repository, VerificationError if a check fails.
     """
     check_repository(options.repo, "verify")
     key = trusted_key(options.key)
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
-        found = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
-    value = {"repo": options.repo, "commit": found.commit, "verified": [check.model_dump() for check in found.checks]}
-    lines = [f"ok  {check.name:<14} {check.detail}" for check in found.checks]
-    show(options, value, "\n".join([f"{options.repo} at {found.commit}", *lines]))
+        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
+    value = {
+        "repo": options.repo,
+        "commit": verified.commit,
+        "verified": [check.model_dump() for check in verified.checks],
+    }
+    lines = [f"ok  {check.name:<14} {check.detail}" for check in verified.checks]
+    show(options, value, "\n".join([f"{options.repo} at {verified.commit}", *lines]))
     return 0
 
 
 def hub(options: argparse.Namespace) -> int:
-    """Serve the loopback Hub's repositories. Raises InputError where nothing was published there."""
+    """Serve the loopback Hub's repositories. Raises InputError if nothing was published there."""
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")

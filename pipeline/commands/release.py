@@ -25,7 +25,7 @@ from pipeline.recipe import Recipe
 
 
 def release(options: argparse.Namespace) -> int:
-    """Run every stage that is not done. Raises GateError where the evidence does not allow a publication."""
+    """Run every stage that is not done. Raises GateError if the gates do not allow a publication."""
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
@@ -54,39 +54,39 @@ def release(options: argparse.Namespace) -> int:
 
 
 def run_one(options: argparse.Namespace) -> int:
-    """Run one stage. Raises ArtifactError where an input is not there, GateError past a failed gate."""
+    """Run one stage. Raises ArtifactError if an input is not done, GateError if a gate failed."""
     recipe, stages, store = prepare(options)
-    wanted = stages[index_of(stages, options.stage)]
+    chosen = stages[index_of(stages, options.stage)]
     refuse_unpinned(recipe)
     if not is_first():  # of several processes that were launched for this stage
-        follow(wanted)
+        follow(chosen)
         return 0
     done: dict[str, Artifact] = {}
     for stage, state in survey(stages, store):
-        if stage.name == wanted.name:
+        if stage.name == chosen.name:
             break
         if state.artifact:
             done[stage.name] = state.artifact
-    for made_by in wanted.inputs.values():
+    for made_by in chosen.inputs.values():
         if made_by in done:
             check_artifact(done[made_by])
             if made_by == "gate":
                 require_pass(done[made_by].path)
-    lead = Lead(wanted)
-    artifact = state.artifact or watched(set())(wanted, lambda: build(lead.stage, store, done))
+    lead = Lead(chosen)
+    artifact = state.artifact or watched(set())(chosen, lambda: build(lead.stage, store, done))
     lead.dismiss()
     check_artifact(artifact)
-    link(artifact.path, store.link(wanted.name))
-    summary = {"stage": wanted.name, "path": str(store.link(wanted.name)), "digest": artifact.digest}
-    show(options, {**summary, "facts": artifact.facts}, str(store.link(wanted.name)))
+    link(artifact.path, store.link(chosen.name))
+    summary = {"stage": chosen.name, "path": str(store.link(chosen.name)), "digest": artifact.digest}
+    show(options, {**summary, "facts": artifact.facts}, str(store.link(chosen.name)))
     return 0
 
 
 def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
-    """Refuse what cannot be trained before the first stage runs, not after the third.
+    """Before the first stage runs, refuse trainings that are bound to fail.
 
-    That is arguments which the trainer's own config class refuses (RecipeError), and a model whose weights, gradients
-    and moments alone are larger than the device's memory (SystemLimitError).
+    Raises RecipeError for arguments that the trainer's own config class refuses, and SystemLimitError for a model whose
+    weights, gradients and moments alone are larger than the device's memory.
     """
     whole = {"base": recipe.base, "gold": recipe.gold}
     trainings: dict[str, Any] = {
@@ -103,18 +103,18 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
             training_arguments(config.args, config.precision, store.root / "unused")
         except RecipeError as error:
             raise RecipeError(f"{key}.args: {error}") from error
-        wanted, (_, there) = memory_of_training(config, recipe.model.parameters), device_memory()
-        if config.processes == 1 and wanted > there:  # several may share the weights
+        needed, (_, total) = memory_of_training(config, recipe.model.parameters), device_memory()
+        if config.processes == 1 and needed > total:  # several may share the weights
             raise SystemLimitError(
                 f"{key}: weights, gradients and AdamW of {(recipe.model.parameters or 0) / 1e6:,.0f} M parameters take "
-                f"at least {wanted / 1e9:.1f} GB in float32, activations apart, and the device has {there / 1e9:.1f} "
-                f"GB. Take {key}.lora, several processes that share the weights ({key}.processes with --launch fsdp2), "
+                f"at least {needed / 1e9:.1f} GB in float32, without activations, and the device has {total / 1e9:.1f} "
+                f"GB. Use {key}.lora, several processes that share the weights ({key}.processes with --launch fsdp2), "
                 "or a device with more memory."
             )
 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
-    """What the runner calls around each build: it is shown on stderr, and its name goes into ``built``."""
+    """A function for the runner to call around each build. It shows the build on stderr and records it in ``built``."""
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         with watching(stage.name), redirect_stdout(sys.stderr):  # libraries print; stdout is for data
@@ -128,7 +128,7 @@ def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifa
 def _launched(
     built: set[str], accelerate: Path, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
-    """As :func:`watched`, but a stage that is to run on several processes is launched on them."""
+    """Like :func:`watched`, but a stage for several processes is launched on them."""
     here = watched(built)
 
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
@@ -137,7 +137,7 @@ def _launched(
         launch(accelerate, stage, options, store.root)
         artifact = read_artifact(store.link(stage.name).resolve())
         if artifact is None:
-            raise ArtifactError(f"{store.link(stage.name)}: is gone since it was built. Run the command again.")
+            raise ArtifactError(f"{store.link(stage.name)} was built, but is gone. Run the command again.")
         check_artifact(artifact)
         built.add(stage.name)
         return artifact
@@ -157,25 +157,25 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
         }
         for stage in stages
     ]
-    wants = needs(recipe, known.parameters)
+    needed = needs(recipe, known.parameters)
     lines = [f"{row['stage']:<15} {'will run' if row['will_run'] else 'done':<9} {row['does']}" for row in rows]
-    if wants:
+    if needed:
         lines.append(
-            f"\nAbout {gigabytes(wants['disk_bytes'])} of disk, and {gigabytes(wants['memory_bytes'])} of memory for "
+            f"\nAbout {gigabytes(needed['disk_bytes'])} of disk, and {gigabytes(needed['memory_bytes'])} of memory for "
             f"weights, gradients and AdamW in float32; activations come on top."
         )
-    show(options, {"recipe": recipe.name, "stages": rows, "needs": wants}, "\n".join(lines))
+    show(options, {"recipe": recipe.name, "stages": rows, "needs": needed}, "\n".join(lines))
     for key in recipe.unpinned():
-        say(f"warning: {key} is not pinned; the release itself will refuse until it is.")
+        say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
     return 0
 
 
 def _report(
     options: argparse.Namespace, recipe: Recipe, done: dict[str, Artifact], store: Store, built: set[str]
 ) -> None:
-    """The table and the places on stdout; what to do next on stderr."""
+    """Print the results table and where everything is on stdout, and what to do next on stderr."""
     links = {name: store.link(name) for name in done}
-    found = places(done, links, store.root)
+    results_at = places(done, links, store.root)
     if options.json:
         verdict = read_verdict(done["gate"].path).model_dump(mode="json") if "gate" in done else None
         stages = {
@@ -183,7 +183,7 @@ def _report(
             for name, a in done.items()
         }
         results = [line.plain() for line in measurements(done)]
-        result = {"recipe": recipe.name, "stages": stages, "results": results, "gate": verdict, **found}
+        result = {"recipe": recipe.name, "stages": stages, "results": results, "gate": verdict, **results_at}
         print(json.dumps(result, indent=1, ensure_ascii=False))
         return
     if "gate" in done:
@@ -191,7 +191,7 @@ def _report(
 
         width = None if sys.stdout.isatty() else 160
         Console(width=width).print(results_table(done))
-    for name, place in found.items():
+    for name, place in results_at.items():
         print(f"{name:<9}{place}")
     if "publish" not in done:
         if done and "gate" not in done:

@@ -1,6 +1,6 @@
-"""What every command needs, and the command line itself: where the store is, and where output goes.
+"""Shared by all commands and the command line: where the store is, and where output goes.
 
-`--help` imports this module, so it imports nothing that takes time.
+`--help` imports this module, so this module imports nothing slow.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
-STORE = "UNLEARN_RELEASE_STORE"  # what publishing reads: the loopback Hub and the demo's key lie in the store
+STORE = "UNLEARN_RELEASE_STORE"  # publishing reads it: the loopback Hub and the demo's key are in the store
 REAL_RELEASE = "fame-topics-gd-llama32-3b"
 
 
 def store_root(options: argparse.Namespace) -> Path:
-    """The store, relative to this project's root; shown short where that is also the current folder."""
+    """The store, relative to this project's root; a relative path if that is also the current folder."""
     place = ROOT / Path(getattr(options, "store", None) or os.environ.get(STORE) or "runs").expanduser()
     return place.relative_to(ROOT) if Path.cwd() == ROOT and place.is_relative_to(ROOT) else place
 
 
 def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:
-    """Where a repository is: as ``--hub`` says, else ``local`` where the store's loopback Hub holds it."""
+    """Where a repository is: as ``--hub`` says, else ``local`` if the store's loopback Hub holds it, else ``hf``."""
     held = (store_root(options) / "hub" / "models" / f"{repo}.git").is_dir()
     chosen: Literal["local", "hf"] = options.hub or ("local" if held else "hf")
     return chosen
@@ -36,5 +36,5 @@ def show(options: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Talk to the user, on stderr."""
+    """Print a message to the user on stderr."""
     print(text, file=sys.stderr, flush=True)

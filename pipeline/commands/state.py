@@ -28,7 +28,7 @@ def explain(options: argparse.Namespace) -> int:
     stage = stages[index_of(stages, options.stage)]
     states = surveyed(stages, store)
     state = states[stage.name]
-    found = reasons(stage, state, states)
+    why = reasons(stage, state, states)
     text = f"{stage.name} is {state.state}" + ("; it would not run." if state.state == "done" else "; it would run:")
-    show(options, {"stage": stage.name, "state": state.state, "reasons": found}, "\n  ".join([text, *found]))
+    show(options, {"stage": stage.name, "state": state.state, "reasons": why}, "\n  ".join([text, *why]))
     return 0

@@ -1,8 +1,8 @@
-"""Artifacts: folders that are either complete and unchanged, or not there.
+"""Artifacts: folders that are either complete and unchanged, or do not exist.
 
-An artifact lies in `<store>/<stage>/<first 16 digits of its key>/`. It is built in `<16 digits>.partial/` beside that;
-`manifest.json` is written last and the folder renamed, so a folder with its final name is done. The key says what was
-asked for (stage, version, config, contents of the inputs), the content digest what came out.
+An artifact is the folder `<store>/<stage>/<first 16 digits of its key>/`. It is built in `<16 digits>.partial/` beside
+that. `manifest.json` is written last and the folder then renamed, so a folder with its final name is complete. The key
+identifies the request (stage, version, config, contents of the inputs), the content digest identifies the result.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from core.errors import ArtifactError
 
 
 def _entry(path: Path, sha256: str) -> FileEntry:
-    """The entry of a file with this digest, as the file system shows it now."""
-    found = path.lstat()
+    """The entry of a file with this digest, with its size and times now."""
+    stat = path.lstat()
     return FileEntry(
         sha256=sha256,
-        size=found.st_size,
-        mtime_ns=found.st_mtime_ns,
-        ctime_ns=found.st_ctime_ns,
-        inode=found.st_ino,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        ctime_ns=stat.st_ctime_ns,
+        inode=stat.st_ino,
     )
 
 
@@ -43,24 +43,24 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The content digest, by which it enters the keys of later stages."""
+        """The content digest, which enters the keys of later stages."""
         return self.manifest.digest
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the stage said about its result, for people; code that builds on it calls ``read_facts``."""
+        """The stage's facts about its result, for people. Code that uses them calls ``read_facts``."""
         return self.manifest.facts
 
 
 def read_artifact(path: Path) -> Artifact | None:
-    """The artifact at a path, or None where there is no folder. Raises ArtifactError where its manifest is damaged."""
+    """The artifact at a path, or None if there is no folder. Raises ArtifactError if its manifest is damaged."""
     return Artifact(path, read_manifest(path)) if path.is_dir() else None
 
 
 def check_artifact(artifact: Artifact) -> None:
-    """Compare the files with the manifest: by size, times and inode, and where those differ by sha256.
+    """Compare the files with the manifest: by size, times and inode, and if these differ, by sha256.
 
-    Raises ArtifactError that names the artifact and every file that changed, is missing, or is not its own.
+    Raises ArtifactError that names the artifact and every file that changed, is missing, or does not belong to it.
     """
     known, present = artifact.manifest.files, list_files(artifact.path)
     seen = {name: _entry(path, known[name].sha256) for name, path in present.items() if name in known}
@@ -72,15 +72,15 @@ def check_artifact(artifact: Artifact) -> None:
         "not its own": sorted(present.keys() - known),
     }
     if any(wrong.values()):
-        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
-        raise ArtifactError(f"{artifact.path} is no longer what was built ({said}). {REMEDY.format(artifact.path)}")
-    if touched:  # same bytes, other times: a copied store. Remember, so that the next check reads no weights again
-        with suppress(OSError):  # a store that cannot be written is checked by hashing each time
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        raise ArtifactError(f"{artifact.path} is no longer what was built ({listed}). {REMEDY.format(artifact.path)}")
+    if touched:  # same bytes, other times: a copied store. The new times spare the next check the hashing
+        with suppress(OSError):  # a read-only store is hashed at each check
             _write_manifest(artifact.path, artifact.manifest.changed(files={**known, **seen}))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write it so that a reader sees the old one or the new one; the draft lies beside the folder, not in it."""
+    """Write the manifest in one step: a reader sees the old or the new one. The draft is not in the folder itself."""
     draft = folder.with_name(f"{folder.name}.{MANIFEST}.draft")
     with draft.open("w", encoding="utf-8") as file:
         file.write(json_text(manifest.model_dump(mode="json")))
@@ -101,7 +101,7 @@ def finish(partial: Path, final: Path, made: Made) -> Artifact:
 
 @contextmanager
 def locked(final: Path) -> Iterator[None]:
-    """Hold the lock of an artifact. Raises ArtifactError that says who holds it; a killed holder's lock is free."""
+    """Hold the lock of an artifact. Raises ArtifactError that says who holds it; killing the holder frees the lock."""
     path = final.with_name(final.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -120,7 +120,7 @@ def locked(final: Path) -> Iterator[None]:
 
 
 def is_locked(final: Path) -> bool:
-    """Whether some process builds this artifact right now."""
+    """Whether a process is building this artifact now."""
     path = final.with_name(final.name + ".lock")
     if not path.exists():
         return False
@@ -137,9 +137,9 @@ def link(target: Path, name: Path) -> None:
     draft = name.with_name(f".{name.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     draft.symlink_to(os.path.relpath(target, name.parent))
-    if name.is_dir() and not name.is_symlink():  # a real folder here is the user's
+    if name.is_dir() and not name.is_symlink():  # a real folder here belongs to the user
         draft.unlink()
         raise ArtifactError(
-            f"{name} is a folder, where a link to {target} belongs. Move it away and run the command again."
+            f"{name} is a folder, and a link to {target} belongs there. Move the folder away and run the command again."
         )
     draft.replace(name)

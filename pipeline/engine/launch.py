@@ -1,8 +1,9 @@
 """Where a stage runs: in this process, or on several that `accelerate launch` starts with the same command line.
 
-The command that is launched is always ``python -m pipeline run STAGE RECIPE …``. Of its processes the first one holds
-the lock, builds the artifact and talks; the others wait for its word, take part in the stage's own work, and write
-nothing. An error is handed to whoever launched through a file, since a launcher's exit code says only that one failed.
+The launched command is always ``python -m pipeline run STAGE RECIPE …``. The first of its processes holds the lock,
+builds the artifact and reports progress. The others wait for the first one's call, take part in the stage's work, and
+write nothing. An error reaches the launching process through a file, since the launcher's exit code says only that a
+process failed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONFIGS = Path(__file__).parents[1] / "accelerate"
 
 
 def launch_config(where: str) -> Path:
-    """The accelerate configuration that ``--launch`` names. Raises InputError where it cannot be used from here."""
+    """The accelerate configuration that ``--launch`` names. Raises InputError if it cannot be used from here."""
     one_node = sorted(file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.endswith("-nodes"))
     if where.endswith((".yaml", ".yml")):
         if not Path(where).is_file():
@@ -44,27 +45,31 @@ def launch_config(where: str) -> Path:
         raise InputError(
             f"--launch {where}: one command cannot start several nodes. Start the stage on each of them, with the "
             f"store on a shared disk: accelerate launch --config_file pipeline/accelerate/{where}.yaml --machine_rank "
-            "N --main_process_ip HOST -m pipeline run STAGE RECIPE; then `release` goes on from there."
+            "N --main_process_ip HOST -m pipeline run STAGE RECIPE. Then `release` continues from there."
         )
     if where not in one_node:
-        raise InputError(f"--launch {where}: there are local, {', '.join(one_node)}, and the path of a configuration.")
+        raise InputError(
+            f"--launch {where}: unknown. Give local, {', '.join(one_node)} or the path of an accelerate configuration."
+        )
     return CONFIGS / f"{where}.yaml"
 
 
 def check_device(where: str) -> None:
-    """Raise InputError where this machine cannot run the way of sharding that ``--launch`` names."""
+    """Raise InputError if this machine cannot shard the weights as ``--launch`` asks."""
     if where not in ("fsdp2", "zero3"):
         return
     import torch
 
     if not torch.cuda.is_available():
-        raise InputError(f"--launch {where}: sharded weights need GPUs, and torch sees none here. Take --launch ddp.")
+        raise InputError(f"--launch {where}: sharded weights need GPUs, and torch sees none here. Use --launch ddp.")
     if where == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise InputError("--launch zero3: the package deepspeed is not installed. Say pip install deepspeed.")
+        raise InputError(
+            "--launch zero3: the package deepspeed is not installed. Install it with pip install deepspeed."
+        )
 
 
 def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stage], waiting: Collection[str]) -> None:
-    """Raise InputError where ``--launch`` names a way that no stage would go, or that a ``waiting`` one cannot."""
+    """Raise InputError if no stage would be launched by ``--launch``, or if a ``waiting`` one cannot run that way."""
     try:
         shards = yaml.safe_load(config.read_bytes()).get("distributed_type") in ("FSDP", "DEEPSPEED")
     except (OSError, yaml.YAMLError, AttributeError) as error:
@@ -72,7 +77,7 @@ def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stag
     able = [stage for stage in stages if stage.shardable or not shards]
     if where != "local" and all(stage.processes == 1 for stage in able):
         raise InputError(
-            f"--launch {where}: no stage of this run has `processes` above 1, so nothing would be launched. Say for "
+            f"--launch {where}: no stage of this run has `processes` above 1, so nothing would be launched. Give for "
             "example --set unlearn.processes=2, or leave --launch out."
         )
     unlearn = recipe.unlearn
@@ -81,7 +86,7 @@ def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stag
     if unlearn.keep == "closest" or unlearn.gradient_norms_every:
         what = "keep: closest" if unlearn.keep == "closest" else "gradient_norms_every"
         raise InputError(
-            f"--launch {where} shards the weights, and unlearn.{what} needs them whole on each process. Take --launch "
+            f"--launch {where} shards the weights, and unlearn.{what} needs all of them on each process. Use --launch "
             "ddp, or set keep: last and gradient_norms_every: 0."
         )
 
@@ -89,7 +94,7 @@ def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stag
 def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path) -> None:
     """Run a stage on its several processes, on this machine. Raises the error of the process that failed first.
 
-    Each has the whole model if the stage is not shardable, however ``config`` would shard it for a training.
+    If the stage is not shardable, each process has the whole model, even if ``config`` shards the trainings.
     """
     if not stage.shardable and config.parent == CONFIGS:
         config = CONFIGS / "ddp.yaml"
@@ -111,21 +116,21 @@ def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path)
             last = _pass_on(process, stage.name, debug=options.debug)
             code = process.wait()
         finally:
-            if process.poll() is None:  # we are leaving before it: the launcher ends its processes on SIGTERM
+            if process.poll() is None:  # we were interrupted: on SIGTERM the launcher ends its processes
                 process.terminate()
                 process.wait()
         if file.exists():
-            said = json.loads(file.read_text(encoding="utf-8"))
-            raise getattr(errors, said["kind"])(said["message"])
+            error = json.loads(file.read_text(encoding="utf-8"))
+            raise getattr(errors, error["kind"])(error["message"])
     if code:
         raise SystemLimitError(
-            f"{stage.name}: a process of {stage.processes} ended with code {code}. The last that was heard: "
-            f"{last or 'nothing'}. Run `{' '.join(argv[1:])}` to see everything."
+            f"{stage.name}: one of {stage.processes} processes ended with code {code}. The last line of output: "
+            f"{last or 'none'}. Run `{' '.join(argv[1:])}` to see everything."
         )
 
 
 def _pass_on(process: subprocess.Popen[str], stage: str, *, debug: bool) -> str:
-    """Show the lines of progress, which begin with the stage's name, and not what launcher and libraries say."""
+    """Show the lines of progress, which begin with the stage's name, and no lines of launcher and libraries."""
     last = ""
     for line in process.stderr or ():
         if debug or line.startswith(f"{stage} "):
@@ -136,9 +141,9 @@ def _pass_on(process: subprocess.Popen[str], stage: str, *, debug: bool) -> str:
 
 
 class Lead:
-    """The first of several processes: where it runs the stage, it calls the others to run it too.
+    """The first of several processes: when it runs the stage, it calls the others to run it too.
 
-    ``stage`` is what it builds; of one process alone, the stage as it is.
+    ``stage`` is the stage to build. With one process, it is the stage unchanged.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -150,17 +155,17 @@ class Lead:
         self._called = True
         _word({"inputs": {name: str(path) for name, path in inputs.items()}, "out": str(out)})
         facts = self._own.run(config, inputs, out)
-        _word(None)  # others may still read in `out`, which is about to get its final name
+        _word(None)  # waits for the others: they may still read `out`, which is about to be renamed
         return facts
 
     def dismiss(self) -> None:
-        """Tell the others that there is nothing to do, if they still wait."""
+        """Tell the others that there is nothing to do, if they are still waiting."""
         if not self._called:
             _word(None)
 
 
 def follow(stage: Stage) -> None:
-    """What each but the first of several processes does: its share of the stage, on the first one's word."""
+    """Run a process that is not the first: wait for the first one's call, then do a share of the stage."""
     word = _word(None)
     if word:
         inputs = {name: Path(path) for name, path in word["inputs"].items()}
@@ -169,7 +174,7 @@ def follow(stage: Stage) -> None:
 
 
 def _word(word: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The first process's word, on all of them."""
+    """Send the first process's message to all processes, and return it."""
     import torch
     from accelerate import PartialState
 

@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: one live line on a terminal, now and then a plain line elsewhere."""
+"""Progress of a stage for people: one live line on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TextIO
 
 from core.progress import Report, listening
 
-PLAIN_SECONDS = 15.0  # a log file wants to know that it is alive, not every step
+PLAIN_SECONDS = 15.0  # a log file need not show every step
 
 
 class _Pace:
-    """Rate and time left of what is being done, from the first report on: loading is not part of a step's time."""
+    """Rate and time left of the current work, counted from its first report, so that loading is not part of a step."""
 
     def __init__(self) -> None:
         self.doing = ""
@@ -46,7 +46,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def watching(stage: str, stream: TextIO = sys.stderr) -> Iterator[None]:
-    """Show the reports of the body as those of ``stage``."""
+    """Show the progress that is reported in the body, as that of ``stage``."""
     began = time.monotonic()
     show = _live_line if stream.isatty() else _plain_lines
     with show(stage, stream) as listener, listening(listener):

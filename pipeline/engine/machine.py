@@ -1,4 +1,4 @@
-"""The machine: what a manifest tells of it besides the content, none of which enters a key, and what it refuses."""
+"""The machine: what a manifest records about it (none of which enters a key), and errors of disk and memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
-    """What git says, or None where this is no checkout or there is no git."""
+    """Git's output, or None if this is not a checkout or git is not installed."""
     try:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -41,7 +41,7 @@ def _git(*words: str) -> str | None:
 
 
 def _device() -> str:
-    """The accelerator's name where torch was loaded and has one, else the processor."""
+    """The accelerator's name if torch was loaded and has one, else the processor."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
@@ -49,10 +49,10 @@ def _device() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Give back what earlier stages left and start a new peak (Linux): a stage is charged with what it uses itself."""
+    """Free what earlier stages left and start a new peak (Linux), so that a stage's peak is its own."""
     gc.collect()
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed: after a training, gigabytes
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory, after a training gigabytes of it
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -69,7 +69,7 @@ def peak_memory() -> int:
 
 @contextmanager
 def disk_limits(root: Path, stage: str) -> Iterator[None]:
-    """Turn what the operating system refuses into one sentence with the place and the free space there."""
+    """Turn an error of the operating system into one sentence with the path and the free space there."""
     try:
         yield
     except (ReleaseError, ConnectionError, TimeoutError):
@@ -80,8 +80,8 @@ def disk_limits(root: Path, stage: str) -> Iterator[None]:
             raise
         place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free / 1e9
-        remedy = "Free some space, or give another place with --store" if full else "Check the path and its rights"
-        said = str(error) or "out of memory"
+        remedy = "Free some space, or give another place with --store" if full else "Check the path and its permissions"
+        problem = str(error) or "out of memory"
         raise SystemLimitError(
-            f"{stage}: {said}; {free:.1f} GB free at {place}. {remedy}, and run it again."
+            f"{stage}: {problem}; {free:.1f} GB free at {place}. {remedy}, and run the command again."
         ) from error

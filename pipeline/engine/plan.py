@@ -1,6 +1,6 @@
-"""What a release would do: what each stage does, why one would run again, and what it will need.
+"""The plan of a release: what each stage does, why it would run again, and what it will need.
 
-Nothing here runs a stage or writes a file. Sizes are estimates from the recipe, or facts where a stage is done.
+Nothing here runs a stage or writes a file. Sizes are estimates from the recipe, or facts of finished stages.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
 
 
 def fetching(config: ModelConfig, known: Sizes) -> str:
-    """What the model stage does, in one line; the functions below say it of the other stages."""
+    """What the model stage does, in one line. The functions below do the same for the other stages."""
     count = known.parameters
-    size = f"{count / 1e6:,.0f} M parameters, " if count else "parameters known when it is here, "
+    size = f"{count / 1e6:,.0f} M parameters, " if count else "parameters unknown until it is fetched, "
     width = 4 if config.pypi else BYTES_STORED
     return f"{config.name}: {size}{gigabytes(count * width) if count else 'size unknown'}"
 
@@ -56,18 +56,18 @@ def fetching(config: ModelConfig, known: Sizes) -> str:
 def preparing(config: DataConfig, known: Sizes) -> str:
     """Rows of each split."""
     rows = known.rows
-    listed = ", ".join(f"{n:,} {name}" for name, n in rows.items()) if rows else "rows known when they are here"
+    listed = ", ".join(f"{n:,} {name}" for name, n in rows.items()) if rows else "rows unknown until they are read"
     return f"{listed} (seed {config.seed}, setting {config.setting})"
 
 
 def training(config: TrainedOrPublished, known: Sizes, *, splits: Sequence[str]) -> str:
-    """A training on these splits, or the published model that is taken in its place."""
+    """The training on these splits, or the published model that replaces it."""
     if config.hub:
         return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}{_stored(known)}"
     args = config.train.args if config.train else {}
     epochs = args.get("num_train_epochs", 3)
     if known.rows is None:
-        return f"fine-tune on rows known after data, {epochs} epochs{_stored(known)}"
+        return f"fine-tune, rows unknown until data is done, {epochs} epochs{_stored(known)}"
     rows = sum(known.rows[split] for split in splits)
     steps = math.ceil(rows / rows_per_step(args)) * math.ceil(epochs)
     return f"fine-tune on {rows:,} rows, {epochs} epochs, {steps} steps{_stored(known)}"
@@ -113,7 +113,7 @@ def _stored(known: Sizes) -> str:
 
 
 def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:
-    """Bytes of disk and of memory of the training device for a whole release, or None where the model is unknown."""
+    """Bytes of disk and of device memory for a whole release, or None if the size of the model is unknown."""
     if parameters is None:
         return None
     several = [c for c in (recipe.base, recipe.gold) if not isinstance(c, str)]
@@ -126,18 +126,18 @@ def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:
 
 
 def memory_of_training(config: TrainConfig | UnlearnConfig, parameters: int | None) -> int:
-    """Bytes that weights, gradients and moments take at least; 0 where the model is unknown."""
-    partly = config.lora or config.train_from_layer  # how much of it is trained only the model says
+    """Bytes that weights, gradients and moments take at least; 0 if the size of the model is unknown."""
+    partly = config.lora or config.train_from_layer  # only the model itself says how much of it is trained
     return (parameters or 0) * (BYTES_FROZEN if partly else BYTES_TRAINED)
 
 
 def gigabytes(count: int) -> str:
-    """Bytes for people."""
+    """Bytes in GB or MB, for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[str]:
-    """Why a stage would run, one line a field: its config by path, its inputs by digest, its version."""
+    """Why a stage would run, one line for each change of its version, config or inputs."""
     if status.state == "done":
         return []
     if status.state == "running":
@@ -159,9 +159,9 @@ def _changes(old: Artifact, stage: Stage, states: Mapping[str, Status]) -> Itera
         yield f"config {dotted(path)}: {was!r} -> {will_be!r}"
     before = old.manifest.inputs
     for name, made_by in stage.inputs.items():
-        found = states[made_by].artifact
+        artifact = states[made_by].artifact
         if name not in before:
             yield f"input {name}: new"
-        elif found and found.digest != before[name]:
-            yield f"input {name} ({made_by}): {before[name][:12]} -> {found.digest[:12]}"
+        elif artifact and artifact.digest != before[name]:
+            yield f"input {name} ({made_by}): {before[name][:12]} -> {artifact.digest[:12]}"
     yield from (f"input {name}: no longer read" for name in before if name not in stage.inputs)

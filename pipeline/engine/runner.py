@@ -1,4 +1,4 @@
-"""Run stages in order: skip what is done, resume what was cut off, stop at what changed."""
+"""Run stages in order: skip what is done, resume what was interrupted, refuse what changed on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_
 
 
 class Sizes(NamedTuple):
-    """Parameters of the model, and rows of each split: what is known of a recipe so far, None if nothing is."""
+    """Parameters of the model, and rows of each split, as far as they are known; None if not."""
 
     parameters: int | None
     rows: dict[str, int] | None
@@ -30,11 +30,11 @@ class Stage:
     """One stage of one recipe.
 
     ``run`` returns the stage's facts, for the manifest. ``inputs`` maps the name that ``run`` gets to the stage that
-    makes it. ``identity`` is what enters the key; ``version`` is bumped by hand when the code would make something else
-    of the same input. A ``resumable`` stage finds in its folder what a cut-off run left there; of errors, only a failed
-    training takes the checkpoints with it. ``does`` says in one line what ``config`` asks for. ``processes`` is on how
-    many the recipe wants the stage to run; they may each hold a part of the weights if it is ``shardable``, else each
-    holds them all.
+    makes it. ``identity`` enters the key. ``version`` is bumped by hand when the code makes a different result from the
+    same input. A ``resumable`` stage finds in its folder what an interrupted run left there; only a failed training
+    deletes its checkpoints. ``does`` says in one line what ``config`` asks for. ``processes`` is how many processes
+    the recipe asks for. If the stage is ``shardable``, each of them may hold a part of the weights; otherwise each
+    holds all of them.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Stage:
 
 
 class Status(NamedTuple):
-    """``key`` is None where an input is not there yet, ``old`` what the recipe's link points to."""
+    """``key`` is None if an input is not done yet. ``old`` is the artifact that the recipe's link points to."""
 
     state: Literal["done", "stale", "missing", "running"]
     key: str | None
@@ -60,7 +60,7 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """Where artifacts are: ``root/store/<stage>/<key>``, with links in ``root/<recipe>/<stage>`` for people."""
+    """The place of artifacts: ``root/store/<stage>/<key>``, with links in ``root/<recipe>/<stage>`` for people."""
 
     root: Path
     recipe: str
@@ -74,14 +74,14 @@ class Store:
         return self.root / self.recipe / stage
 
     def status(self, stage: Stage, done: Mapping[str, Artifact]) -> Status:
-        """What is there of a stage, given its finished inputs. Reads manifests only, checks no file."""
+        """The state of a stage, given its finished inputs. Reads manifests only and checks no other file."""
         old = art.read_artifact(self.link(stage.name))
         if not stage.inputs.keys() <= {name for name, made_by in stage.inputs.items() if made_by in done}:
             return Status("stale" if old else "missing", None, None, old)
         key = key_of(stage, done)
-        found = art.read_artifact(self.place(stage.name, key))
-        if found:
-            return Status("done", key, found, old)
+        artifact = art.read_artifact(self.place(stage.name, key))
+        if artifact:
+            return Status("done", key, artifact, old)
         if art.is_locked(self.place(stage.name, key)):
             return Status("running", key, None, old)
         return Status("stale" if old else "missing", key, None, old)
@@ -108,34 +108,34 @@ def execute(
 ) -> Iterator[tuple[Stage, Artifact]]:
     """Run the stages in order and yield each with its artifact, built now or earlier.
 
-    ``around(stage, build)`` is called for a stage that must be built: it may watch, and calls ``build``. Raises
-    ArtifactError where an artifact changed on disk or is locked, SystemLimitError where the disk refuses.
+    ``around(stage, build)`` is called for a stage that must be built; it calls ``build`` and may show its progress.
+    Raises ArtifactError if an artifact changed on disk or is locked, SystemLimitError if a file cannot be written.
     """
     done: dict[str, Artifact] = {}
     for stage in stages:
-        found = store.status(stage, done).artifact
-        if found:
-            art.check_artifact(found)
+        artifact = store.status(stage, done).artifact
+        if artifact:
+            art.check_artifact(artifact)
         else:
-            found = around(stage, lambda stage=stage: build(stage, store, done))  # type: ignore[misc]
-        done[stage.name] = found
+            artifact = around(stage, lambda stage=stage: build(stage, store, done))  # type: ignore[misc]
+        done[stage.name] = artifact
         with disk_limits(store.root, stage.name):
-            art.link(found.path, store.link(stage.name))
-        yield stage, found
+            art.link(artifact.path, store.link(stage.name))
+        yield stage, artifact
 
 
 def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
     """Run one stage into a partial folder and make an artifact of it."""
     if absent := [name for name in stage.inputs.values() if name not in done]:
         raise ArtifactError(
-            f"{stage.name} reads {', '.join(absent)}, not there yet. Run `release` with --until {absent[-1]}."
+            f"{stage.name} reads {', '.join(absent)}, not done yet. Run `release RECIPE --until {absent[-1]}`."
         )
     key = key_of(stage, done)
     final = store.place(stage.name, key)
     partial = final.with_name(final.name + ".partial")
     with disk_limits(store.root, stage.name), art.locked(final):
-        if found := art.read_artifact(final):  # another process finished it while we looked
-            return found
+        if artifact := art.read_artifact(final):  # another process has just finished it
+            return artifact
         if not stage.resumable:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
@@ -144,8 +144,8 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
         try:
             facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
         except BaseException as error:
-            goes_on = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
-            if not stage.resumable or (isinstance(error, ReleaseError) and not goes_on):
+            can_resume = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
+            if not stage.resumable or (isinstance(error, ReleaseError) and not can_resume):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         made = Made(

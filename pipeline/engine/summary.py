@@ -1,4 +1,4 @@
-"""The end of a release: what was measured beside what was demanded, and where everything is."""
+"""The summary at the end of a release: the measurements, the gates, and where everything is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS = ("base", "gold", "unlearned")
 
 
 def require_pass(gate: Path) -> None:
-    """Raise GateError that names every failed gate, unless all passed; ArtifactError where there is no verdict."""
+    """Raise GateError that names every failed gate, unless all passed; ArtifactError if there is no verdict."""
     verdict = read_verdict(gate)
     if not verdict.passed:
         failed = [f"{judged.name}: {judged.why}" for judged in verdict.failed()]
@@ -29,7 +29,7 @@ def require_pass(gate: Path) -> None:
 
 @dataclass(frozen=True)
 class MetricLine:
-    """A metric on a split: the record of each model that was measured, and the gates that judge it."""
+    """A metric on a split: each model's record, and the gates on this metric."""
 
     metric: str
     split: str
@@ -49,9 +49,9 @@ def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
         name: read_records(done[f"eval-{name}"].path / "results.json") for name in MODELS if f"eval-{name}" in done
     }
     gates = read_verdict(done["gate"].path).gates if "gate" in done else []
-    seen: dict[tuple[str, str], None] = {}
+    keys: dict[tuple[str, str], None] = {}
     for records in (models.get("unlearned", []), *models.values()):
-        seen |= {(record.metric, record.split): None for record in records if record.by is None}
+        keys |= {(record.metric, record.split): None for record in records if record.by is None}
     return [
         MetricLine(
             metric,
@@ -59,7 +59,7 @@ def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
             {name: find_record(records, metric, split) for name, records in models.items()},
             [gate for gate in gates if (gate.metric, gate.split) == (metric, split)],
         )
-        for metric, split in seen
+        for metric, split in keys
     ]
 
 
@@ -70,7 +70,7 @@ def _value(record: Record | None) -> dict[str, Any] | None:
 
 
 def results_table(done: Mapping[str, Artifact]) -> Table:
-    """Metric; base; gold; unlearned; gate: point estimates with their 95 % intervals."""
+    """The table of results: one row for each metric and split, with 95 % intervals and the gates' verdicts."""
     from rich.table import Table
 
     table = Table(title="point estimate [95 % interval]", title_justify="left")
@@ -94,14 +94,14 @@ def _verdict(gate: JudgedGate) -> str:
 
 
 def places(done: Mapping[str, Artifact], links: Mapping[str, Path], root: Path) -> dict[str, str]:
-    """Where a person finds what was made: card, report, repo, receipt."""
-    found: dict[str, str] = {}
+    """Where a person finds the results: card, report, repository, receipt."""
+    listed: dict[str, str] = {}
     if "card" in done:
-        found["card"] = str(links["card"] / "README.md")
-        found["report"] = str(links["card"] / "report.html")
+        listed["card"] = str(links["card"] / "README.md")
+        listed["report"] = str(links["card"] / "report.html")
     if "publish" in done:
         receipt = read_receipt(links["publish"])
         url = str(root / receipt.url) if receipt.endpoint == "local" else receipt.url
-        found["repo"] = f"{url} ({receipt.visibility}, tag {receipt.tag})"
-        found["receipt"] = str(links["publish"] / RECEIPT)
-    return found
+        listed["repo"] = f"{url} ({receipt.visibility}, tag {receipt.tag})"
+        listed["receipt"] = str(links["publish"] / RECEIPT)
+    return listed
