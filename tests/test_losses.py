@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from core.errors import ModelError
 from datasets_prep.schema import Encoded
 from pipeline.train.trainer import COLUMNS, collate, counts_of
 from pipeline.unlearn import losses
-from pipeline.unlearn.counterfactual import Counterfactual, Levels
+from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.trainer import UnlearnTrainer
 from tests.conftest import build_tiny_model
-from tests.unlearning import SGD, plain_log_probs, plain_logits, some_rows, unlearn_trainer
+from tests.unlearning import SGD, plain_log_probs, plain_logits, some_levels, some_rows, unlearn_trainer
 
 Model = Any
 FORGET, RETAIN = some_rows(8, 1), some_rows(8, 2)
@@ -59,16 +58,6 @@ def npo(model: Model, base: Model) -> torch.Tensor:
 def simnpo(model: Model) -> torch.Tensor:
     means = torch.stack([v.mean() for v in plain_log_probs(model, FORGET)])
     return -2 / 2.5 * logsigmoid(-2.5 * means - GAMMA).mean()
-
-
-def some_levels(rows: list[Encoded], seed: int) -> list[Levels]:
-    """About half of the tokens are content, with levels from 0.02 to 3 nats below certainty; one row has none."""
-    rng = random.Random(seed)
-    found = []
-    for place, row in enumerate(rows):
-        content = [place > 0 and rng.random() < 0.5 for _ in row.input_ids[row.completion_start :]]
-        found.append(Levels(tuple(content), tuple(-rng.uniform(0.02, 3.0) if c else 0.0 for c in content)))
-    return found
 
 
 LEVELS = some_levels(FORGET, 4)

@@ -99,7 +99,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "npo": {**_BOTH, **_LOSS, "beta": 0.1},
     "simnpo": {**_BOTH, **_LOSS, "beta": 2.5, "gamma": 0.0},
     "wga": {**_BOTH, **_LOSS, "forget_cap": None, "beta": 1.0},
-    "csd": {**_BOTH, "retain_weight": 16.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0},
+    "csd": {**_BOTH, "retain_weight": 16.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0, "temper": 1.0},
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
 
@@ -159,6 +159,13 @@ class UnlearnConfig(TrainConfig):
         ge=0,
         description="Weight of the pull that brings true answers to their levels, beside the KL of the forget term. "
         f"{_readers('pull_weight')}",
+    )
+    temper: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Power of base's probabilities of all tokens but the true one of a fact, before they are rescaled: "
+        f"below 1 they are more alike. {_readers('temper')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."

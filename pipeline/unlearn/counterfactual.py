@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import NamedTuple
@@ -37,28 +37,29 @@ class Levels(NamedTuple):
 
 
 def answer_levels(
-    forget: Sequence[Encoded],
+    forget: Mapping[str, Encoded],
     guides: Sequence[Sequence[Encoded]],
     guide_log_probs: Sequence[Sequence[Sequence[float]]],
     *,
     seed: str,
 ) -> list[Levels]:
-    """The levels of each forget row, from one of its false answers, drawn by ``seed``.
+    """The levels of each forget row (by its name), from one of its false answers, drawn by ``seed``.
 
     One and not their mean: gold's rows differ from each other, and levels without that spread show. ``guide_log_probs``
     are base's, of each token of each false answer. A place that the drawn answer leaves empty gets the mean level of
-    first or of later tokens of such places. Raises InputError if no answer differs from its false ones.
+    first or of later tokens of such places. Raises InputError if false answers do not tell what is to be forgotten.
     """
     rng = random.Random(seed)
-    gaps: list[list[tuple[int, list[float]]]] = []  # of each row: the places of content, and the drawn answer's log p
+    gaps: list[list[tuple[int, list[float]]]] = []  # of each row: where content begins, and the drawn answer's log p
     contents: list[list[bool]] = []
-    for row, false, log_probs in zip(forget, guides, guide_log_probs, strict=True):
+    for row, false, log_probs in zip(forget.values(), guides, guide_log_probs, strict=True):
         drawn = rng.randrange(len(false))
         form, paired = _form(_answer(row), [_answer(other) for other in false], drawn)
         contents.append([not is_form for is_form in form])
-        gaps.append(list(_gaps(form, paired, log_probs[drawn])))
+        gaps.append(_gaps(form, paired, log_probs[drawn]))
+    _refuse_form_alone([name for name, content in zip(forget, contents, strict=True) if not any(content)])
     means = _means(gaps)
-    found = []
+    levels = []
     for content, of_row in zip(contents, gaps, strict=True):
         nats = [0.0] * len(content)
         for start, values in of_row:
@@ -66,8 +67,17 @@ def answer_levels(
             for i in range(length):
                 level = values[min(i, len(values) - 1)] if values else means[min(i, 1)]
                 nats[start + i] = min(level, HIGHEST)
-        found.append(Levels(tuple(content), tuple(nats)))
-    return found
+        levels.append(Levels(tuple(content), tuple(nats)))
+    return levels
+
+
+def _refuse_form_alone(rows: Sequence[str]) -> None:
+    if rows:
+        raise InputError(
+            f"unlearn: the false answers to {len(rows)} forget rows (first {rows[0]}) hold every word of the true "
+            "answer, so they do not tell what is to be forgotten. Give false answers with other facts (a column "
+            "`perturbed_answers`), or take another method."
+        )
 
 
 def _answer(row: Encoded) -> tuple[int, ...]:
@@ -103,8 +113,8 @@ def _means(gaps: Sequence[Sequence[tuple[int, list[float]]]]) -> tuple[float, fl
     values = [values for of_row in gaps for _, values in of_row if values]
     if not values:
         raise InputError(
-            "unlearn: no forget row's answer differs from its false answers, so nothing says what is to be forgotten. "
-            "Give false answers with other facts (data.perturbed, or a column `perturbed_answers`)."
+            "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
+            "Give false answers of the same form (a column `perturbed_answers`), or take another method."
         )
     first = [of_gap[0] for of_gap in values]
     later = [value for of_gap in values for value in of_gap[1:]] or first
@@ -114,9 +124,10 @@ def _means(gaps: Sequence[Sequence[tuple[int, list[float]]]]) -> tuple[float, fl
 class Counterfactual:
     """The distributions that forget rows are to match: base's, with the true tokens at their levels."""
 
-    def __init__(self, base: BaseDistribution, levels: Sequence[Levels]) -> None:
+    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], temper: float = 1.0) -> None:
         self.base = base
         self.levels = levels
+        self.temper = temper
 
     def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the answer tokens of ``rows``: log-probabilities (N, V), which are content (N,), and their levels (N,).
@@ -128,7 +139,8 @@ class Counterfactual:
         content = torch.tensor([c for row in rows for c in self.levels[row].content], device=device)
         levels = torch.tensor([n for row in rows for n in self.levels[row].nats], device=device)
         place, true, level = content.nonzero()[:, 0], targets[content], levels[content]
-        rest = torch.log1p(-log_probs[place, true].exp().clamp(max=1 - 1e-6))
-        log_probs[place] += (torch.log1p(-level.exp()) - rest)[:, None]
+        others = self.temper * log_probs[place]
+        others[torch.arange(len(place), device=device), true] = -math.inf
+        log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level
         return log_probs, content, levels

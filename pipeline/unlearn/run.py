@@ -234,9 +234,10 @@ def _measure_base(
         false = [row for guides in rows.guides for row in guides]
         log_probs = iter(token_log_probs(base, false))
         by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
-        levels = answer_levels(encoded["forget"], rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
+        named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], encoded["forget"], strict=True)}
+        levels = answer_levels(named, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
         forget = BaseDistribution(base, dict(enumerate(encoded["forget"])), precision)
-        trainer.counterfactual = Counterfactual(forget, levels)
+        trainer.counterfactual = Counterfactual(forget, levels, config.temper or 1.0)
     if config.dual:
         retain = encoded["retain"]
         tokens = [len(row.input_ids) - row.completion_start for row in retain]
