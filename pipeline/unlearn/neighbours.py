@@ -59,10 +59,9 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             "name that stands in the question). Take neighbours out, or give `data.source.columns.name`."
         )
     tokenizer = load_tokenizer(inputs["base"] / "model")
-    model = AutoModelForCausalLM.from_pretrained(
-        inputs["base"] / "model", dtype=torch.float32
-    )  # rows_sdpa cannot generate
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    # A training's own attention is for packed rows, and cannot generate.
+    model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
     answers = greedy_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
     facts = forgotten_words(forget, {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")})
