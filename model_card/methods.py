@@ -61,6 +61,14 @@ METHODS = {
         "The loss of the forget answers is pushed up, each token weighted with its own probability to the power of "
         f"`beta`, {_HELD}.",
     ),
+    "csd": Method(
+        "Counterfactual self-distillation",
+        "counterfactual-self-distillation",
+        "The next-token distributions at the forget answers are brought to what base would say without the fact. "
+        "Each token of a fact gets the log-probability that base gives to a false answer in its place, and the rest of "
+        "base's distribution is rescaled. At the retain answers the distributions are held to those of base (KL "
+        "divergence).",
+    ),
 }
 
 
@@ -83,6 +91,8 @@ def method_name(unlearn: Mapping[str, Any]) -> str:
         )
     if unlearn.get("dual"):
         variants.append("a primal-dual retain weight")
+    if unlearn.get("neighbours"):
+        variants.append("rehearsed neighbours")
     if unlearn.get("lora"):
         variants.append("LoRA adapters that were merged")
     if not variants:
@@ -97,6 +107,8 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
     sentences = [METHODS[method].does] if method in METHODS else []
     if unlearn.get("retain_loss") == "kl":
         sentences.append("On the retain answers, the KL divergence from base is minimised instead of the loss.")
+    if unlearn.get("neighbours"):
+        sentences.append("It also rehearses base's own answers to the given questions about other people.")
     if unlearn.get("loss_normalization") == "microbatch_mean":
         sentences.append(
             "Losses are means over each micro-batch, as in published code, so they depend on how a step is split."

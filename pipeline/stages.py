@@ -66,6 +66,13 @@ def _trained_or_published(config: TrainedOrPublished, inputs: Inputs, out: Path,
     return start_model.run_pointer(cast(HubRef, config.hub), inputs, out)
 
 
+def neighbours(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Ask base about the neighbourhood of the given rows, for an unlearning that rehearses it."""
+    from pipeline.unlearn import neighbours
+
+    return neighbours.run(config, inputs, out)
+
+
 def unlearn(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Unlearn the forget rows, starting from base."""
     from pipeline.unlearn import run
@@ -114,6 +121,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
     ascent = {"base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
+    ascent |= {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     further = further_golds(recipe)
     golds = [measured.name for _, measured in further] if recipe.eval.relative else []
@@ -125,6 +133,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),
         _measured("eval-base", "base", recipe.eval, eval_gold),
+        *_neighbours(recipe),
         Stage(
             "unlearn", "5", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
@@ -139,6 +148,13 @@ def stages(recipe: Recipe) -> list[Stage]:
             plan.publishing,
         ),
     ]  # fmt: skip
+
+
+def _neighbours(recipe: Recipe) -> list[Stage]:
+    """The stage that asks base about the neighbourhood, for recipes whose unlearning rehearses it."""
+    config = recipe.unlearn.neighbours
+    inputs = {"base": "base", "data": "data"}
+    return [Stage("neighbours", "1", neighbours, config, _plain(config), inputs, plan.asking)] if config else []
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

@@ -33,7 +33,7 @@ ALLOWED = {  # beyond that
         "pipeline.unlearn.config",
         "pipeline.publish.config",
     },
-    "pipeline.unlearn": {"pipeline.train", "datasets_prep.chat"},
+    "pipeline.unlearn": {"pipeline.train", "datasets_prep.chat", "datasets_prep.perturb", "datasets_prep.text"},
     "pipeline.publish": {"pipeline.localhub"},
 }
 HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "scipy", "sklearn", "peft", "accelerate"}

@@ -18,11 +18,12 @@ from core.errors import ModelError
 from datasets_prep.schema import Encoded
 from pipeline.train.trainer import COLUMNS, collate, counts_of
 from pipeline.unlearn import losses
+from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.trainer import UnlearnTrainer
 from tests.conftest import build_tiny_model
-from tests.unlearning import SGD, plain_log_probs, plain_logits, some_rows, unlearn_trainer
+from tests.unlearning import SGD, plain_log_probs, plain_logits, some_levels, some_rows, unlearn_trainer
 
 Model = Any
 FORGET, RETAIN = some_rows(8, 1), some_rows(8, 2)
@@ -59,6 +60,32 @@ def simnpo(model: Model) -> torch.Tensor:
     return -2 / 2.5 * logsigmoid(-2.5 * means - GAMMA).mean()
 
 
+LEVELS = some_levels(FORGET, 4)
+
+
+def csd(model: Model, base: Model) -> torch.Tensor:
+    """Token by token in probabilities, row by row: no packing, no logarithm of a rescaled distribution."""
+    divergence, apart = [], []
+    for row, levels, ours, theirs in zip(
+        FORGET, LEVELS, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
+    ):
+        gaps = []
+        for token, content, level, z, b in zip(
+            row.input_ids[row.completion_start :], *levels, ours, theirs.detach(), strict=True
+        ):
+            target = b.double().softmax(-1)
+            if content:
+                others = (1 - math.exp(level)) / (1 - target[token])
+                target = torch.cat(
+                    [target[:token] * others, target.new_tensor([math.exp(level)]), target[token + 1 :] * others]
+                )
+                gaps.append(z.log_softmax(-1)[token] - level)
+            divergence.append((target * (target.log() - z.double().log_softmax(-1))).sum())
+        gap = torch.stack(gaps).mean() if gaps else torch.tensor(0.0)
+        apart.append(gap.abs() * 2 - 2 if gap.abs() > 2 else gap**2 / 2)
+    return torch.stack(divergence).mean().float() + 0.7 * torch.stack(apart).mean()
+
+
 METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]] = {
     "ft": ({"method": "ft"}, lambda m, b: nll(m, RETAIN)),
     "ga": ({"method": "ga"}, lambda m, b: -nll(m, FORGET)),
@@ -72,6 +99,7 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]
     "npo": ({"method": "npo"}, lambda m, b: nll(m, RETAIN) + npo(m, b)),
     "npo, kl": ({"method": "npo", "retain_loss": "kl"}, lambda m, b: kl(m, b) + npo(m, b)),
     "simnpo": ({"method": "simnpo", "gamma": GAMMA}, lambda m, b: nll(m, RETAIN) + simnpo(m)),
+    "csd": ({"method": "csd", "pull_weight": 0.7, "retain_weight": ALPHA}, lambda m, b: ALPHA * kl(m, b) + csd(m, b)),
     "wga": ({"method": "wga", "beta": 0.5, "forget_weight": 3.0}, lambda m, b: nll(m, RETAIN) + 3 * wga(m)),
 }
 
@@ -84,6 +112,9 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     other = AutoModelForCausalLM.from_pretrained(base, attn_implementation="rows_sdpa")
     precision = trainer.accelerator.autocast
     trainer.reference = answer_log_probs(other, FORGET, precision)
+    if trainer.config.method == "csd":
+        forget = BaseDistribution(other, dict(enumerate(FORGET)), precision, batch_tokens=40)
+        trainer.counterfactual = Counterfactual(forget, LEVELS)
     if trainer.config.retain_kl:
         trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision, batch_tokens=40)
     trainer.train()

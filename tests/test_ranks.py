@@ -146,7 +146,7 @@ def test_two_ranks_give_the_weights_of_one(trained: tuple[Path, Path], kind: str
     logs = [read(folder / kind, "log.json") for folder in trained]
     for first, second in zip(*(log["log"] for log in logs), strict=True):
         epoch = {"epoch": first["epoch"]}  # a share of the micro-batches, and empty ones are among them
-        assert second | epoch == pytest.approx(first, abs=1e-5)  # losses, token counts, gradient norms
+        assert second | epoch == pytest.approx(first, rel=5e-6, abs=1e-5)  # losses, token counts, gradient norms
     assert logs[1]["losses"] == pytest.approx(logs[0]["losses"], abs=1e-5)
 
 

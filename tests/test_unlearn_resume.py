@@ -14,7 +14,7 @@ from pipeline.train import fine_tune
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
-from tests.test_unlearn_run import write_guides
+from tests.test_unlearn_run import write_guides, write_other_facts
 from tests.unlearning import CutOff, files, stage_inputs, unlearn_config
 
 STOP = {"every": 1, "forget_loss": 60.0, "retain_loss_above_base": 5.0, "retain_rows": 4}
@@ -22,6 +22,7 @@ ARGS = {"learning_rate": 3e-3, "per_device_train_batch_size": 3, "save_strategy"
 VARIANTS: dict[str, dict[str, Any]] = {
     "full, dual weight": {"dual": {"rate": 0.5, "retain_loss_above_base": 0.0}, "gradient_norms_every": 3},
     "full, moving cap": {"forget_cap": "false_answers"},
+    "csd, LoRA": {"method": "csd", "lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
     "LoRA with dropout": {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
     "LoRA, npo, last step, two micro-batches": {
         "method": "npo",
@@ -50,7 +51,7 @@ def cut_off(config: UnlearnConfig, inputs: dict[str, Path], out: Path, step: int
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_cut_off_at_any_step_ends_with_the_same_files(tiny_model: Path, tmp_path: Path, variant: str) -> None:
     inputs = stage_inputs(tiny_model, tmp_path)
-    write_guides(inputs["data"])
+    write_other_facts(inputs["data"])
     config = config_of(variant)
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -65,6 +65,8 @@ def test_the_rule_stops_the_ascent_and_keeps_the_closest(inputs: dict[str, Path]
 
 @pytest.mark.parametrize("method", PARAMETERS)
 def test_every_method_runs_and_records_what_it_trained_on(method: str, inputs: dict[str, Path], out: Path) -> None:
+    if method == "csd":
+        write_other_facts(inputs["data"])
     facts = run.run(unlearn_config(method=method, epochs=2, refusal_seed=3 if method == "po" else None), inputs, out)
     pairing = (out / "pairing.jsonl").read_bytes()
     assert facts.pairing_sha256 == hashlib.sha256(pairing).hexdigest()
@@ -317,6 +319,14 @@ def test_when_the_ascent_ends(tmp_path: Path, checks: list[tuple[float, float]],
 def write_guides(data: Path) -> None:
     rows = [json.loads(line) for line in (data / "forget.jsonl").read_text().splitlines()]
     guides = [PerturbedRow(r["row_id"], "forget", (r["answer"] + " zzz", r["answer"] + " qqq")) for r in rows]
+    write_rows(data / "guides.jsonl", guides)
+
+
+def write_other_facts(data: Path) -> None:
+    """Two false answers to each forget row, of the true one's form."""
+    rows = read_rows(data / "forget.jsonl")
+    other = [(f"{r.name} was born in 9{i}.", f"{r.name} was seen in 8{i}.") for i, r in enumerate(rows)]
+    guides = [PerturbedRow(r.row_id, "forget", answers) for r, answers in zip(rows, other, strict=True)]
     write_rows(data / "guides.jsonl", guides)
 
 

@@ -17,11 +17,12 @@ from pipeline.train.fit import load, training_arguments
 from pipeline.train.packed import completion_log_probs, pack, row_losses
 from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import pair_rows
 from pipeline.unlearn.reference import BaseDistribution
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 from tests.test_shared_header import rows_with
-from tests.unlearning import some_rows
+from tests.unlearning import some_levels, some_rows
 
 FORGET, RETAIN = some_rows(11, 1), some_rows(17, 2)  # 11 rows in steps of 4: each pass ends with a part of a step
 PAIRS = pair_rows(len(FORGET), len(RETAIN), epochs=2, retain_per_forget=2, seed=3)
@@ -31,9 +32,10 @@ ARGS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "optim": "adamw_torch",
 }
-KINDS = ("unlearn", "klm", "train")
+KINDS = ("unlearn", "klm", "csd", "train")
 METHODS: dict[str, dict[str, Any]] = {
     "unlearn": {"method": "gd"},
+    "csd": {"method": "csd", "pull_weight": 2.0},
     # 22 pairs in micro-batches of 2, two to a step: the last step has one, and a rank without any
     "klm": {
         "method": "klm",
@@ -56,6 +58,9 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
     trainer = UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
     if config.retain_kl:
         trainer.base = BaseDistribution(loaded, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
+    if config.method == "csd":
+        forget = BaseDistribution(loaded, dict(enumerate(FORGET)), trainer.accelerator.autocast)
+        trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4))
     return trainer
 
 

@@ -13,6 +13,7 @@ from datasets_prep.schema import Encoded, Row, write_rows
 from pipeline.train.fit import load, training_arguments
 from pipeline.train.lora import add_adapters
 from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.counterfactual import Levels
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
@@ -26,6 +27,16 @@ def some_rows(count: int, seed: int = 0, vocabulary: int = 250) -> list[Encoded]
         size = rng.randrange(6, 20)
         rows.append(Encoded(tuple(rng.randrange(vocabulary) for _ in range(size)), rng.randrange(2, size - 1)))
     return rows
+
+
+def some_levels(rows: list[Encoded], seed: int) -> list[Levels]:
+    """About half of the tokens are content, with levels from 0.02 to 3 nats below certainty; one row has none."""
+    rng = random.Random(seed)
+    found = []
+    for place, row in enumerate(rows):
+        content = [place > 0 and rng.random() < 0.5 for _ in row.input_ids[row.completion_start :]]
+        found.append(Levels(tuple(content), tuple(-rng.uniform(0.02, 3.0) if c else 0.0 for c in content)))
+    return found
 
 
 def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:

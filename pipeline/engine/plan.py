@@ -20,7 +20,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import ModelConfig, TrainConfig, TrainedOrPublished
 from pipeline.train.facts import ModelFacts
-from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.config import Neighbours, UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
 BYTES_STORED = 2  # bf16: what training stages save
@@ -71,6 +71,11 @@ def training(config: TrainedOrPublished, known: Sizes, *, splits: Sequence[str])
     rows = sum(known.rows[split] for split in splits)
     steps = math.ceil(rows / rows_per_step(args)) * math.ceil(epochs)
     return f"fine-tune on {rows:,} rows, {epochs} epochs, {steps} steps{_stored(known)}"
+
+
+def asking(config: Neighbours, known: Sizes) -> str:
+    """How many questions base is asked."""
+    return f"base answers up to {config.questions} questions like the given ones"
 
 
 def unlearning(config: UnlearnConfig, known: Sizes) -> str:

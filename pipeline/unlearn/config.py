@@ -75,6 +75,18 @@ class DualWeight(Strict):
     )
 
 
+class Neighbours(Strict):
+    """Questions that nobody gave, answered by base and rehearsed: what is like the retain rows and not among them.
+
+    A question is that of a given row with the name of another person of the data, if no given row asks it. Base answers
+    greedily. Answers that are empty or state a forgotten fact are dropped.
+    """
+
+    questions: int = Field(gt=0, description="The number of questions at most.")
+    seed: int = Field(default=0, description="Seed from which they are drawn.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens of an answer at most.")
+
+
 _BOTH = {"forget_weight": 1.0, "retain_weight": 1.0, "retain_rows_per_forget_row": 1}
 _LOSS = {"retain_loss": "nll", "dual": None}
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -87,8 +99,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "npo": {**_BOTH, **_LOSS, "beta": 0.1},
     "simnpo": {**_BOTH, **_LOSS, "beta": 2.5, "gamma": 0.0},
     "wga": {**_BOTH, **_LOSS, "forget_cap": None, "beta": 1.0},
+    "csd": {**_BOTH, "retain_weight": 16.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0, "temper": 0.7},
 }
-ASCENDING = frozenset(PARAMETERS) - {"ft", "po"}  # methods that push the forget loss up
+ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
 
 
 def _readers(parameter: str) -> str:
@@ -107,10 +120,12 @@ class UnlearnConfig(TrainConfig):
     A key that is only for some methods is an error with another one. With ``null`` it has the method's own default.
     """
 
-    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga"] = Field(
+    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga", "csd"] = Field(
         description="What the two terms are. `ft`: retain alone. `ga`: ascent alone. `gd`: ascent and retain. `klm`: "
         "ascent, and KL from base on retain. `po`: a refusal in place of the forget answer, and retain. `npo`, "
-        "`simnpo` and `wga`: bounded forms of the ascent, and retain."
+        "`simnpo` and `wga`: bounded forms of the ascent, and retain. `csd`: counterfactual self-distillation, KL to "
+        "what base would say without the fact, and KL from base on retain; it needs false answers "
+        "(`data.perturbed.for_unlearning`)."
     )
     epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
     forget_weight: float | None = Field(
@@ -138,6 +153,22 @@ class UnlearnConfig(TrainConfig):
     beta: float | None = Field(default=None, gt=0, description=f"β of the method's forget term. {_readers('beta')}")
     gamma: float | None = Field(
         default=None, ge=0, description=f"γ of the method's forget term, in nats per answer token. {_readers('gamma')}"
+    )
+    pull_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the pull that brings true answers to their levels, beside the KL of the forget term. "
+        f"{_readers('pull_weight')}",
+    )
+    temper: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Power of base's probabilities of all tokens but the true one of a fact, before they are rescaled: "
+        f"below 1 they are more alike. {_readers('temper')}",
+    )
+    neighbours: Neighbours | None = Field(
+        default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."
     )
     refusal_seed: int | None = Field(
         default=None, description=f"Seed from which refusals are drawn. {_readers('refusal_seed')}"
@@ -176,7 +207,7 @@ class UnlearnConfig(TrainConfig):
     @property
     def retain_kl(self) -> bool:
         """Whether the retain term is the KL divergence from base."""
-        return self.method == "klm" or self.retain_loss == "kl"
+        return self.method in ("klm", "csd") or self.retain_loss == "kl"
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +235,8 @@ class UnlearnConfig(TrainConfig):
             raise ValueError("forget_weight and retain_weight are both 0, so nothing is trained; raise one of them")
         if (self.dual or self.gradient_norms_every) and self.forget_weight == 0:
             raise ValueError("forget_weight is 0, so there is nothing to weigh; set method: ft, or raise it")
+        if self.neighbours and self.method == "ga":
+            raise ValueError("neighbours are rehearsed with the retain rows, but method ga trains on none; remove it")
         if self.gradient_norms_every and self.method in ("ft", "ga"):
             raise ValueError(f"gradient_norms_every compares two terms, but method {self.method} has one; set it to 0")
         return self

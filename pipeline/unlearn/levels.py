@@ -55,8 +55,8 @@ def number(level: Level, named: Mapping[str, float]) -> float:
 def read_guides(
     config: UnlearnConfig, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[Encoded]]:
-    """The false answers to each forget row's question if the recipe names them as a level; else an empty list."""
-    if "false_answers" not in named_levels(config):
+    """The false answers to each forget row's question; an empty list if neither a level nor the method reads them."""
+    if "false_answers" not in named_levels(config) and config.method != "csd":
         return []
     answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     without = [row.row_id for row in forget if not answers.get(row.row_id)]

@@ -7,14 +7,13 @@ however it is split.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch.nn.functional import logsigmoid
+import torch
+from torch.nn.functional import huber_loss, logsigmoid
 
 from pipeline.train.packed import negative_log_likelihood, row_means
 
-if TYPE_CHECKING:
-    import torch
+PULL_DELTA = 2.0
+"""Nats from its level at which the pull on a row stops to grow."""
 
 
 def gradient_ascent(
@@ -80,6 +79,20 @@ def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, tokens: torch.
     entropy = -(probabilities * base).sum()
     cross = logits.logsumexp(dim=1).sum() - (probabilities * logits).sum()
     return (cross - entropy) / tokens.clamp(min=1)
+
+
+def pull_to_levels(
+    log_probs: torch.Tensor, levels: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, here: int
+) -> torch.Tensor:
+    """Huber loss of each row's mean of (log-probability - level) over its content tokens, mean over ``rows``.
+
+    ``log_probs``, ``levels`` and ``row`` (N,) are of content tokens alone, ``here`` is the number of rows that ``row``
+    counts. KL alone stalls: a token at e^-2.5 adds little to it. Linear from :data:`PULL_DELTA` nats on, so that rows
+    far above their level do not decide the step; a row without content pulls nothing.
+    """
+    counts = row_sums(torch.ones_like(log_probs), row, here).clamp(min=1)
+    apart = row_sums(log_probs - levels, row, here) / counts
+    return huber_loss(apart, torch.zeros_like(apart), reduction="sum", delta=PULL_DELTA) / rows.clamp(min=1)
 
 
 def row_sums(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:

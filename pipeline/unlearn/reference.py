@@ -16,7 +16,14 @@ import torch
 
 from core.errors import ModelError
 from datasets_prep.schema import Encoded
-from pipeline.train.packed import batches_by_length, completion_logits, pack, row_losses
+from pipeline.train.packed import (
+    batches_by_length,
+    completion_log_probs,
+    completion_logits,
+    pack,
+    row_losses,
+    shared_header,
+)
 
 Precision = Callable[[], AbstractContextManager[Any]]  # the trainer's own, so that step one starts from a ratio of one
 
@@ -27,6 +34,22 @@ def answer_log_probs(model: Any, rows: Sequence[Encoded], precision: Precision) 
         means = row_losses(model, rows)
     sizes = [len(row.input_ids) - row.completion_start for row in rows]
     return torch.tensor([-mean * size for mean, size in zip(means, sizes, strict=True)])
+
+
+def token_log_probs(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[list[float]]:
+    """Log-probability of each token of each row's answer in nats, without gradients and dropout."""
+    was_training = model.training
+    model.eval()
+    found: list[list[float]] = [[] for _ in rows]
+    with torch.no_grad():
+        for indices in batches_by_length(rows, batch_tokens):
+            some = [rows[i] for i in indices]
+            batch = {key: value.to(model.device) for key, value in pack(some, shared_header(some)).items()}
+            log_probs = completion_log_probs(model, batch)
+            for place, index in enumerate(indices):
+                found[index] = log_probs[batch["row"] == place].tolist()
+    model.train(was_training)
+    return found
 
 
 class BaseDistribution:

@@ -50,16 +50,21 @@ from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses
 from pipeline.unlearn.config import StopRule, UnlearnConfig, level_name
+from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
+from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.pairing import Pair, pair_rows
-from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
+from pipeline.unlearn.reference import BaseDistribution, answer_log_probs, token_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
 
 class UnlearnRows(NamedTuple):
-    """Rows and their tokens by split, the false answers to forget rows, and the refusals in their place (po)."""
+    """Rows and their tokens by split, the false answers to forget rows, and the refusals in their place (po).
+
+    The split ``rehearsed`` holds the retain rows and after them the neighbours.
+    """
 
     plain: dict[str, list[Row]]
     encoded: dict[str, list[Encoded]]
@@ -96,9 +101,9 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")
     freeze_below(model, config.train_from_layer)
-    rows = _read(config, inputs["data"], tokenizer)
+    rows = _read(config, inputs, tokenizer)
     probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
-    pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["retain"]), probes.retain)
+    pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["rehearsed"]), probes.retain)
     pairing = _write_pairing(out, pairs, rows)
     _write_selection(out, config, rows, probes)
     report("measuring the levels")
@@ -112,11 +117,11 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
         trained,
         config=config,
         args=arguments,
-        train_dataset=pair_dataset(pairs, _forget_inputs(rows, tokenizer), rows.encoded["retain"]),
+        train_dataset=pair_dataset(pairs, _forget_inputs(rows, tokenizer), rows.encoded["rehearsed"]),
         processing_class=tokenizer,
         callbacks=[Watch("unlearn")],
     )
-    _measure_base(trainer, trained, rows.encoded, pairs)
+    _measure_base(trainer, trained, rows, pairs)
     cap = _set_cap(trainer, levels, len(rows.plain["forget"]))
     ended = _fit(trainer, trained, levels, rows, probes, out)
     facts = _facts(trainer, levels, cap, pairing, ended)
@@ -172,8 +177,11 @@ def _fit(
     return Ended(refused or "all epochs done", _last_good(trainer, refused, out), None)
 
 
-def _read(config: UnlearnConfig, data: Path, tokenizer: PreTrainedTokenizerBase) -> UnlearnRows:
+def _read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> UnlearnRows:
+    data = inputs["data"]
     plain = {split: read_rows(data / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
+    neighbours = read_rows(inputs["neighbours"] / NEIGHBOURS) if config.neighbours else []
+    plain["rehearsed"] = [*plain["retain"], *neighbours]  # retain rows keep their places
     encoded = {split: encode_rows(tokenizer, plain[split]) for split in plain}
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
     return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
@@ -213,15 +221,23 @@ def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Se
 
 
 def _measure_base(
-    trainer: UnlearnTrainer, base: PreTrainedModel | PeftModel, encoded: dict[str, list[Encoded]], pairs: list[Pair]
+    trainer: UnlearnTrainer, base: PreTrainedModel | PeftModel, rows: UnlearnRows, pairs: list[Pair]
 ) -> None:
     """What the method compares with base, measured while the model still is base (new adapters change nothing)."""
-    config, precision = trainer.config, trainer.accelerator.autocast
+    config, precision, encoded = trainer.config, trainer.accelerator.autocast, rows.encoded
     if config.method == "npo":
         trainer.reference = answer_log_probs(base, encoded["forget"], precision)
     if config.retain_kl:
         dealt = sorted({i for pair in pairs for i in pair.retain})
-        trainer.base = BaseDistribution(base, {i: encoded["retain"][i] for i in dealt}, precision)
+        trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
+    if config.method == "csd":
+        false = [row for guides in rows.guides for row in guides]
+        log_probs = iter(token_log_probs(base, false))
+        by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
+        named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], encoded["forget"], strict=True)}
+        levels = answer_levels(named, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
+        forget = BaseDistribution(base, dict(enumerate(encoded["forget"])), precision)
+        trainer.counterfactual = Counterfactual(forget, levels, config.temper or 1.0)
     if config.dual:
         retain = encoded["retain"]
         tokens = [len(row.input_ids) - row.completion_start for row in retain]
@@ -315,7 +331,7 @@ def _write_selection(out: Path, config: UnlearnConfig, rows: UnlearnRows, probes
 
 def _write_pairing(out: Path, pairs: list[Pair], rows: UnlearnRows) -> str:
     """Write what is trained on, in order, and return the sha256 of the file."""
-    forget, retain = rows.plain["forget"], rows.plain["retain"]
+    forget, retain = rows.plain["forget"], rows.plain["rehearsed"]
     content = pairing_bytes(
         PairedRows(
             epoch=pair.epoch,

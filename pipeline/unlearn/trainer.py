@@ -18,6 +18,7 @@ from pipeline.train.packed import completion_logits, negative_log_likelihood, ta
 from pipeline.train.trainer import NOT_THIS, CompletionTrainer, counts_of, packed_dataset
 from pipeline.unlearn import losses
 from pipeline.unlearn.config import ASCENDING, UnlearnConfig
+from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
 
@@ -53,6 +54,7 @@ class UnlearnTrainer(CompletionTrainer):
         self.forget_caps: torch.Tensor | None = None
         self.reference: torch.Tensor | None = None
         self.base: BaseDistribution | None = None
+        self.counterfactual: Counterfactual | None = None
         self.retain_bound = 0.0
         if config.method == "po":
             self.forget_name = "refusal"
@@ -119,6 +121,8 @@ class UnlearnTrainer(CompletionTrainer):
         rows = inputs["forget_row"][inputs["forget_row"] != NOT_THIS]
         caps = None if self.forget_caps is None else self.forget_caps.to(rows.device)[rows]
         beta, gamma = config.beta or 0.0, config.gamma or 0.0
+        if config.method == "csd":
+            return self._csd_term(log_probs, row, rows, inputs["targets"][forget], counts)
         if config.method == "po":
             return negative_log_likelihood(log_probs, counts.forget_tokens)
         if config.method == "wga":
@@ -131,6 +135,23 @@ class UnlearnTrainer(CompletionTrainer):
                 log_probs, row, counts.forget_rows, here=len(rows), beta=beta, gamma=gamma
             )
         return losses.gradient_ascent(log_probs, row, counts.forget_tokens, caps=caps)
+
+    def _csd_term(
+        self,
+        log_probs: torch.Tensor,
+        row: torch.Tensor,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        counts: LossDivisors,
+    ) -> torch.Tensor:
+        if not len(rows) or self._logits is None:
+            return log_probs.sum()  # zero: a rank without rows takes part in the backward pass
+        wanted, content, levels = cast("Counterfactual", self.counterfactual).of(rows.tolist(), targets)
+        kl = losses.kl_from_base(self._logits[: len(targets)], wanted, counts.forget_tokens)  # forget rows come first
+        pull = losses.pull_to_levels(
+            log_probs[content], levels[content], row[content], counts.forget_rows, here=len(rows)
+        )
+        return kl + (self.config.pull_weight or 0.0) * pull
 
     def _ceiling(self) -> float | None:
         """ln|V| if the method pushes the loss up. No bound if base starts above it, since it never knew the rows."""

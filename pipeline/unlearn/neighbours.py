@@ -1,0 +1,162 @@
+"""The `neighbours` stage: questions like the given ones, which nobody gave, with base's answers.
+
+Facts that an unlearning does not rehearse lose a quarter of their probability (docs/measurements/unlearning.md), and
+nobody can give all that a model knows. Base can be asked: the given questions with other people's names hold what lies
+around them. Some are questions that nobody asked before, some are of rows that were held back; either way only base's
+answer is used. An answer that states a forgotten fact is dropped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from core import onednn
+from core.errors import DataError
+from core.progress import report
+from core.words import plain_words
+from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.perturb import swap_name
+from datasets_prep.schema import Row, read_perturbed, read_rows, write_rows
+from datasets_prep.text import fact_digest
+from pipeline.train.facts import NeighbourFacts
+from pipeline.train.fit import memory_limits
+from pipeline.unlearn.config import Neighbours
+
+FILE = "neighbours.jsonl"
+STATED = 0.5
+"""An answer states a fact if it holds this share of the words that only the fact has."""
+BATCH_ROWS = 32
+
+
+class Question(NamedTuple):
+    """A question of a given row, asked about somebody else."""
+
+    language: str | None
+    name: str
+    topic_id: str | None
+    text: str
+
+
+@memory_limits()
+def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourFacts:
+    """Ask ``inputs["base"]`` about the neighbourhood of ``inputs["data"]``, and write ``neighbours.jsonl``.
+
+    Raises DataError if the data name nobody, so that there is no neighbour to ask about, and SystemLimitError if memory
+    runs out.
+    """
+    data = inputs["data"]
+    forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
+    questions = neighbouring([*forget, *retain], random.Random(config.seed))[: config.questions]
+    if not questions:
+        raise DataError(
+            "unlearn.neighbours: no other person of the data can be asked the given questions (rows need a name, and a "
+            "name that stands in the question). Take neighbours out, or give `data.source.columns.name`."
+        )
+    tokenizer = load_tokenizer(inputs["base"] / "model")
+    # A training's own attention is for packed rows, and cannot generate.
+    model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    onednn.install(model)
+    answers = greedy_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
+    facts = forgotten_words(forget, {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")})
+    rows, empty, stating = [], 0, 0
+    for question, answer in zip(questions, answers, strict=True):
+        if not answer:
+            empty += 1
+        elif states_a_fact(answer, facts):
+            stating += 1
+        else:
+            row_id = f"neighbour-{fact_digest(question.text, answer)}"
+            rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
+    write_rows(out / FILE, rows)
+    return NeighbourFacts(asked=len(questions), kept=len(rows), empty=empty, stating_a_forgotten_fact=stating)
+
+
+def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
+    """All questions of given rows with the name of another person of the same language, in random order.
+
+    Left out is what a given row asks already: the same person and topic, or the same words.
+    """
+    names: dict[str | None, list[str]] = {}
+    for row in given:
+        if row.name and row.name not in names.setdefault(row.language, []):
+            names[row.language].append(row.name)
+    asked = {(row.language, row.name, row.topic_id) for row in given if row.topic_id}
+    texts = {row.question for row in given}
+    questions = []
+    for row in given:
+        if not row.name or row.name not in row.question:
+            continue
+        for name in names[row.language]:
+            text = swap_name(row.question, row.name, name)
+            if name != row.name and text not in texts and (row.language, name, row.topic_id) not in asked:
+                questions.append(Question(row.language, name, row.topic_id, text))
+                texts.add(text)
+                asked |= {(row.language, name, row.topic_id)} if row.topic_id else set()
+    rng.shuffle(questions)
+    return questions
+
+
+def forgotten_words(forget: Sequence[Row], false: Mapping[str, Sequence[str]]) -> list[set[str]]:
+    """The words of each forget row's answer that neither its false answers nor its name have; no empty sets."""
+    facts = [
+        set(plain_words(row.answer)).difference(
+            plain_words(row.name or ""), *map(plain_words, false.get(row.row_id, ()))
+        )
+        for row in forget
+    ]
+    return [fact for fact in facts if fact]
+
+
+def states_a_fact(answer: str, facts: Sequence[set[str]]) -> bool:
+    """Whether ``answer`` holds at least half of the words of one of the facts."""
+    words = set(plain_words(answer))
+    return any(len(fact & words) >= STATED * len(fact) for fact in facts)
+
+
+def greedy_answers(
+    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """The model's greedy answer to each question, without special tokens; ``""`` if it has not ended in time."""
+    prompts = []
+    for question in questions:
+        row = encode(tokenizer, chat_example(tokenizer, question, "x"))
+        prompts.append(list(row.input_ids[: row.completion_start]))
+    end = tokenizer.eos_token_id
+    answers = [""] * len(prompts)
+    model.eval()
+    for done, batch in enumerate(_batches(prompts), start=1):
+        width = max(len(prompts[i]) for i in batch)
+        ids = torch.full((len(batch), width), int(end))
+        seen = torch.zeros((len(batch), width), dtype=torch.long)
+        for line, i in enumerate(batch):
+            ids[line, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            seen[line, width - len(prompts[i]) :] = 1
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=seen.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        for line, i in enumerate(batch):
+            tokens = output[line, width:].tolist()
+            if end in tokens:
+                answers[i] = str(tokenizer.decode(tokens[: tokens.index(end)], skip_special_tokens=True)).strip()
+        report("asking base", done * BATCH_ROWS, len(prompts))
+    return answers
+
+
+def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of prompts, shortest first."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), BATCH_ROWS):
+        yield order[start : start + BATCH_ROWS]

@@ -1,0 +1,141 @@
+"""Questions about the neighbourhood: formed from given rows, answered by base, without forgotten facts."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import DataError
+from datasets_prep.schema import PerturbedRow, Row, read_rows, write_rows
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
+from pipeline.unlearn import neighbours, run
+from pipeline.unlearn.config import Neighbours
+from tests.unlearning import stage_inputs, unlearn_config
+
+
+def row(name: str | None, topic: str, language: str = "EN", answer: str = "a", question: str = "Where is {}?") -> Row:
+    text = question.format(name)
+    return Row(f"{language}-{name}-{topic}-{text}", name, name, language, topic, text, answer)
+
+
+def asked(given: list[Row]) -> set[tuple[str | None, str, str]]:
+    return {(q.language, q.name, q.text) for q in neighbours.neighbouring(given, random.Random(0))}
+
+
+def test_people_are_asked_what_is_asked_of_others_of_their_language() -> None:
+    given = [row("Ann Lee", "home"), row("Bo Ray", "work", question="What does {} do?"), row("Cy Fox", "home", "DE")]
+    assert asked(given) == {("EN", "Bo Ray", "Where is Bo Ray?"), ("EN", "Ann Lee", "What does Ann Lee do?")}
+
+
+def test_what_a_given_row_asks_is_no_neighbour() -> None:
+    """Bo's home is given in other words, and Cy's question word for word, for another topic."""
+    given = [row("Ann Lee", "home"), row("Bo Ray", "home", question="Tell me where {} lives."), row("Cy Fox", "x")]
+    assert {text for _, _, text in asked(given)} == {
+        "Tell me where Cy Fox lives.",
+        "Where is Bo Ray?",  # of Cy's topic, which is another one
+    }
+
+
+def test_rows_without_a_name_in_the_question_form_none() -> None:
+    assert (
+        asked([row(None, "home"), row("Bo Ray", "home", question="Who?"), row("Ann Lee", "x", question="Who?")])
+        == set()
+    )
+
+
+def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> None:
+    forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
+    facts = neighbours.forgotten_words(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]})
+    assert facts == [{"malaga", "nueva"}]
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)
+    assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts)
+    assert neighbours.forgotten_words(forget, {forget[0].row_id: [forget[0].answer]}) == []
+
+
+@pytest.fixture
+def inputs(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
+    """Each person has a second question, so that there is something to ask the others."""
+    inputs = stage_inputs(tiny_model, tmp_path)
+    data = inputs["data"]
+    retain = read_rows(data / "retain.jsonl")
+    more = [
+        Row(f"more-{r.row_id}", r.identity_id, r.name, "EN", "job", f"What does {r.name} do?", "Sings.")
+        for r in retain[:3]
+    ]
+    write_rows(data / "retain.jsonl", [*retain, *more])
+    forget = read_rows(data / "forget.jsonl")
+    write_rows(data / "guides.jsonl", [PerturbedRow(r.row_id, "forget", (f"{r.name} was born in 1.",)) for r in forget])
+    return inputs
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
+    def answers(model: Any, tokenizer: Any, questions: list[str], limit: int) -> list[str]:
+        return [texts.get(question, "Paints.") for question in questions]
+
+    monkeypatch.setattr(neighbours, "greedy_answers", answers)
+
+
+def test_the_stage_drops_what_is_empty_or_states_a_fact(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, {"What does Ida 0 do?": "", "What does Ida 1 do?": "Born in 7, I think."})
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = neighbours.run(Neighbours(questions=99), inputs, out)
+    kept = read_rows(out / neighbours.FILE)
+    assert (facts.asked, facts.kept, facts.empty, facts.stating_a_forgotten_fact) == (15, 13, 1, 1)
+    assert len(kept) == len({r.row_id for r in kept}) == 13
+    assert {r.answer for r in kept} == {"Paints."}
+    assert "What does Ida 0 do?" not in {r.question for r in kept}
+
+
+def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
+    folders = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / name
+        out.mkdir()
+        facts = neighbours.run(Neighbours(questions=5, seed=seed, max_new_tokens=3), inputs, out)
+        assert facts.asked == 5
+        folders.append((out / neighbours.FILE).read_bytes())
+    assert folders[0] == folders[1]
+
+
+def test_an_unlearning_rehearses_them_with_its_retain_rows(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, {})
+    out, model = tmp_path / "out", tmp_path / "model"
+    out.mkdir(), model.mkdir()
+    neighbours.run(Neighbours(questions=10), inputs, out)
+    config = unlearn_config(method="csd", epochs=6, neighbours={"questions": 10}, keep="last", stop=None)
+    run.run(config, inputs | {"neighbours": out}, model)
+    pairs = [json.loads(line) for line in (model / "pairing.jsonl").read_text().splitlines()]
+    rehearsed = {row for pair in pairs for row in pair["retain"]}
+    assert rehearsed == {
+        r.row_id for f in (inputs["data"] / "retain.jsonl", out / neighbours.FILE) for r in read_rows(f)
+    }
+
+
+def test_nobody_to_ask_about_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:
+    for split in ("forget", "retain"):
+        rows = [
+            Row(r.row_id, None, None, "EN", None, r.question, r.answer)
+            for r in read_rows(inputs["data"] / f"{split}.jsonl")
+        ]
+        write_rows(inputs["data"] / f"{split}.jsonl", rows)
+    with pytest.raises(DataError, match="no other person"):
+        neighbours.run(Neighbours(questions=5), inputs, tmp_path)
+
+
+def test_the_stage_is_there_if_the_recipe_asks() -> None:
+    plain, asking = load_recipe("demo"), load_recipe("demo", ["unlearn.neighbours={questions: 7}"])
+    assert "neighbours" not in [stage.name for stage in stages(plain)]
+    (stage,) = [stage for stage in stages(asking) if stage.name == "neighbours"]
+    assert "up to 7 questions" in stage.does(stage.config, None)  # type: ignore[arg-type]
+    (unlearn,) = [stage for stage in stages(asking) if stage.name == "unlearn"]
+    assert unlearn.inputs["neighbours"] == "neighbours"
