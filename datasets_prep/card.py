@@ -14,7 +14,7 @@ from datasets_prep.rows import Rows
 from datasets_prep.schema import FAME, LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
 from datasets_prep.splits import Split, cells
 
-# The sample set is a part of this project; under which licence other data are, only their authors can say.
+# The sample set is part of this project. Only the authors of other data can state their licence.
 SAMPLE_LICENCE: LicenceId = "apache-2.0"
 _MEANING = {
     "forget": "the model learns these rows and is then made to forget them",
@@ -59,10 +59,10 @@ def render(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> st
 
 
 def _fields(config: DataConfig) -> list[tuple[str, str]]:
-    """Each field, for FAME and data of its format with what it is there."""
-    fame = config.source.sample is not None or (config.source.hub is not None and config.source.hub.id == FAME)
-    more = _FAME_FIELDS if fame else {}
-    return [(f"`{name}`", f"{text}; {more[name]}" if name in more else text) for name, text in _FIELDS.items()]
+    """Each field with its meaning; FAME and data in its format get more detail."""
+    is_fame = config.source.sample is not None or (config.source.hub is not None and config.source.hub.id == FAME)
+    details = _FAME_FIELDS if is_fame else {}
+    return [(f"`{name}`", f"{text}; {details[name]}" if name in details else text) for name, text in _FIELDS.items()]
 
 
 def _title(config: DataConfig) -> str:
@@ -142,7 +142,7 @@ def _rule(config: DataConfig, facts: DataFacts) -> str:
 
 
 def _request(request: Request, seed: int) -> str:
-    """The request in words: how many of each kind, without names."""
+    """The request as a sentence, with counts and without names."""
     rule = f"what the request lists is forgotten ({_selections(request.forget)}), and all other rows are retained"
     if isinstance(request.holdout, float):
         return (

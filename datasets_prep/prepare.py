@@ -1,6 +1,6 @@
-"""The data stage: rows in, splits out.
+"""The data stage: load rows, split and check them, and write the splits.
 
-Everything is loaded, split, checked and encoded before the first file is written: bad rows leave nothing behind.
+Everything is loaded, split, checked and encoded before the first file is written, so bad rows leave no files behind.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Prepared:
 
 
 def prepare(config: DataConfig) -> Prepared:
-    """Load, split and check. Raises DataError where the source or the request cannot be used; findings do not raise."""
+    """Load, split and check. Raises DataError if the source or the request cannot be used; findings do not raise."""
     report("loading rows")
     loaded = sources.load(config)
     split = splits.assign(config, loaded.rows)
@@ -61,7 +61,7 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:
     """Write split files, ``perturbed.jsonl``, ``guides.jsonl``, ``paraphrased.jsonl``, ``checks.json`` and the card.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
-    Raises DataError for rows that cannot be used and ModelError for a tokenizer that cannot; then nothing is written.
+    Raises DataError for rows that cannot be used and ModelError for such a tokenizer; then nothing is written.
     """
     prepared = prepare(config)
     rows, split = prepared.loaded.rows, prepared.split
@@ -84,10 +84,10 @@ def write(
     _write_false_answers(false, out)
     paraphrases = _paraphrases(prepared)
     write_rows(out / "paraphrased.jsonl", paraphrases)
-    known = describe(config, prepared, findings)
-    source = DigestedSource(**dict(known.source), rows_sha256=digest)
+    described = describe(config, prepared, findings)
+    source = DigestedSource(**dict(described.source), rows_sha256=digest)
     perturbed = FalseAnswerFacts(**false.counts)
-    facts = DataFacts(**dict(known) | {"source": source}, perturbed=perturbed, tokens=tokens)
+    facts = DataFacts(**dict(described) | {"source": source}, perturbed=perturbed, tokens=tokens)
     write_facts(out / CHECKS, facts)
     (out / "README.md").write_text(card.render(config, prepared.loaded.rows, prepared.split, facts), encoding="utf-8")
     return facts
@@ -114,7 +114,7 @@ def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> RowF
 
 
 def _token_counts(prepared: Prepared, model: Path) -> tuple[Any, Any]:
-    """Tokens of each row as a chat, and those of its answer with the end of turn."""
+    """The number of tokens of each row as a chat, and of its answer with the end of turn."""
     tokenizer = load_tokenizer(model)
     rows = prepared.loaded.rows
     lengths, answers = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
@@ -142,7 +142,7 @@ def _tokens(split: Split, lengths: Any, answers: Any) -> dict[str, TokenFacts]:
 
 
 def _write_splits(prepared: Prepared, out: Path) -> str:
-    """The split files, and the sha256 of all rows in their order: whatever order and format the source has."""
+    """Write the split files. Returns the sha256 of the sorted rows, whatever order and format the source has."""
     digest = hashlib.sha256()
     with ExitStack() as stack:
         files = [stack.enter_context((out / f"{name}.jsonl").open("w", encoding="utf-8")) for name in SPLITS]

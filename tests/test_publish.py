@@ -252,7 +252,7 @@ def test_the_next_release_replaces_all_files(world: World, inputs: dict, package
 
 def test_a_tag_does_not_move(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
     first = world.publish(package)
-    with pytest.raises(HubError, match=r"a tag v1\.0\.0 with other content.*nothing was changed"):
+    with pytest.raises(HubError, match=r"a tag v1\.0\.0 with other content.*Nothing was changed"):
         world.publish(next_release(inputs, tmp_path))
     assert (world.head(), world.tags(), world.branches()) == (first.commit, {"v1.0.0": first.commit}, ["main"])
 
@@ -275,7 +275,7 @@ def test_nothing_is_uploaded_to_a_repo_that_is_public_and_should_not_be(world: W
     world.api.create_repo(REPO, private=False)
     uploads = Fault(r"(PUT|POST) .*(commit|preupload|lfs|branch).*", "before", at=10**9)
     world.faulty.faults.append(uploads)
-    with pytest.raises(HubError, match="nothing was uploaded"):
+    with pytest.raises(HubError, match="Nothing was uploaded"):
         world.publish(package)
     assert uploads.seen == 0
 
@@ -346,7 +346,7 @@ def test_somebody_else_commits(world: World, inputs: dict, package: Path, tmp_pa
 
     following = next_release(inputs, tmp_path)
     world.faulty.faults.append(Fault(where, "act", action=commit))
-    with pytest.raises(HubError, match=r"Somebody else committed to main.*run again"):
+    with pytest.raises(HubError, match=r"Somebody else committed to main.*Run again"):
         world.publish(following, tag="v1.1.0")
     assert world.head() == other[0]
     assert "v1.1.0" not in world.tags()
@@ -411,11 +411,11 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
     world.publish(package)
     weights = (package / "hub" / "model.safetensors").read_bytes()
     cases = [
-        ("training_args.bin", b"x", "no release has: training_args.bin"),
+        ("training_args.bin", b"x", "do not belong to a release: training_args.bin"),
         ("README.md", b"---\nlicense: mit\n---\n", r"Hash mismatch for 'README\.md'"),
         ("plots/more.png", b"x", r"Extra files.*plots/more\.png"),
         ("model.safetensors", weights[:-1] + b"\x01", r"model\.safetensors"),
-        ("model.sig", b"{}", "signature does not hold"),
+        ("model.sig", b"{}", "signature is not valid"),
     ]
     for name, content, message in cases:
         import io

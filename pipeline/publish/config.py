@@ -1,4 +1,4 @@
-"""What a recipe says about its publication."""
+"""A recipe's publish section."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from core.strict import Strict
 
 
 class PublishConfig(Strict):
-    """Where a release goes."""
+    """Where a release is published."""
 
     repo: HubId = Field(description="Full name of the repository, `owner/name`.")
     hub: Literal["local", "hf"] = Field(
-        description="`local` is the loopback Hub in the store, `hf` the Hub at HF_ENDPOINT with HF_TOKEN."
+        description="`local` is the loopback Hub in the store, `hf` is the Hub at HF_ENDPOINT, with HF_TOKEN."
     )
     visibility: Literal["private", "public"] = Field(
         default="private",
-        description="What the repository is after the release has been verified; until then a new one is private.",
+        description="Visibility of the repository once the release is verified. Until then, a new one is private.",
     )
     tag: ReleaseTag = Field(description="Tag of the release: a version, such as `v1.0.0`.")
 
 
 class PackageConfig(Strict):
-    """What the package stage needs of a recipe."""
+    """What the package stage needs from a recipe."""
 
     repo: HubId = Field(description="Full name of the repository.")
     license: LicenceId = Field(description="Licence of the start model, and so of the weights.")
     base_model: HubId = Field(description="Hub id of the start model.")
     recipe: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Whatever of the recipe belongs into `release.json`."
+        default_factory=dict, description="The parts of the recipe for `release.json`."
     )

@@ -1,4 +1,4 @@
-"""The Hub that a release goes to: the loopback Hub in the store, or the one of HF_ENDPOINT."""
+"""The Hub of a release: the loopback Hub in the store, or the Hub at HF_ENDPOINT."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Target:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine: then large files go by LFS, since it has no xet storage."""
+        """Whether the Hub is on this machine. Such a Hub has no xet storage, so large files are sent by LFS."""
         return urlsplit(self.endpoint).hostname in LOOPBACK
 
 
 def hf_endpoint() -> str:
-    """The address of the Hub that is not the loopback one."""
+    """The address of the real Hub: HF_ENDPOINT, or huggingface.co."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 @contextmanager
 def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
-    """The Hub of a recipe; ``local`` is started for the time of the body. Raises HubError where there is no token."""
+    """The Hub of a recipe; ``local`` runs during the body only. Raises HubError if there is no token."""
     if hub == "local":
         with _no_proxy(), LocalHub(store() / "hub") as running:
             yield Target(running.endpoint, running.token)
@@ -53,7 +53,7 @@ def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
 
 
 def _limit_waiting() -> None:
-    # The client would wait for ever for an answer that was lost; after this the outcome is unknown, and is looked up.
+    # The client would wait forever for a lost answer. After a time-out the outcome is unknown, and we look it up.
     from huggingface_hub import get_session
     from huggingface_hub.utils import httpx
 
@@ -62,13 +62,13 @@ def _limit_waiting() -> None:
 
 @contextmanager
 def _no_proxy() -> Iterator[None]:
-    """Requests to the loopback Hub must not go to the proxy that the environment may name."""
+    """Keep requests to the loopback Hub away from a proxy that the environment may name."""
     from huggingface_hub import close_session
 
     before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
     for name, value in before.items():
         os.environ[name] = ",".join(filter(None, [value, *LOOPBACK]))
-    close_session()  # its successor reads the environment again
+    close_session()  # the next session reads the environment again
     _limit_waiting()
     try:
         yield
@@ -83,7 +83,7 @@ def _no_proxy() -> Iterator[None]:
 
 @contextmanager
 def hub_errors(doing: str) -> Iterator[None]:
-    """Turns what the client raises into a HubError that says what was being done."""
+    """Turn errors of the client into a HubError that says what was being done."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
@@ -92,17 +92,17 @@ def hub_errors(doing: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise HubError(f"{doing}: HF_HUB_OFFLINE is set. Unset it, and run again.") from error
     except HfHubHTTPError as error:
-        said = error.server_message or str(error).strip().splitlines()[0]
-        raise HubError(f"{doing}: the Hub answered {error.response.status_code}: {said}") from error
+        message = error.server_message or str(error).strip().splitlines()[0]
+        raise HubError(f"{doing}: the Hub answered {error.response.status_code}: {message}") from error
     except (httpx.HTTPError, LocalEntryNotFoundError) as error:
         raise HubError(f"{doing}: the Hub cannot be reached ({type(error).__name__}). Run again later.") from error
-    except (ValueError, RuntimeError, OSError) as error:  # what the client says itself: metadata, a failed upload
+    except (ValueError, RuntimeError, OSError) as error:  # the client's own errors: metadata, a failed upload
         raise HubError(f"{doing}: {error}") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The client's and transformers' own bars and warnings stay off the terminal; the stage reports for them."""
+    """Hide the progress bars and warnings of the client and of transformers; the stage reports progress itself."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers", "model_signing")]

@@ -1,4 +1,4 @@
-"""What the licence of the start model asks of a release made from it. Not legal advice.
+"""What the licence of the start model requires of a release. Not legal advice.
 
 apache-2.0, section 4: a copy of the licence, and a notice that the files were changed. Llama 3.2 Community License,
 1.b: a copy of the Agreement, the attribution in a NOTICE file, "Built with Llama" displayed, and a name that begins
@@ -22,8 +22,8 @@ _MARKER = {"apache-2.0": "Apache License", "llama3.2": "LLAMA 3.2 COMMUNITY LICE
 def licence_texts(licence: LicenceId, repo: str, base_model: str, sources: Sequence[Path]) -> dict[str, str]:
     """The licence files of a release: name to text.
 
-    ``sources`` are folders with the start model's files. The Llama Agreement is taken from there and never written by
-    us: raises InputError where it is missing.
+    ``sources`` are folders with the start model's files. The Llama Agreement is copied from there; this project has no
+    copy. Raises InputError if it is missing.
     """
     notice = f"{repo} is derived from {base_model}. The weights were changed: fine-tuned, and then made to unlearn.\n"
     if licence == "apache-2.0":
@@ -44,13 +44,13 @@ def _agreement(base_model: str, sources: Sequence[Path]) -> str:
             if _MARKER["llama3.2"] in text.upper():
                 return text
     raise InputError(
-        f"The Llama 3.2 licence asks for a copy of its Agreement, and {base_model} came without one. "
+        f"The Llama 3.2 licence requires a copy of its Agreement, and {base_model} came without one. "
         "Put the LICENSE.txt of its repository into the start model's folder."
     )
 
 
 def card_licence(tree: Path) -> str:
-    """The licence in the metadata of a tree's README.md, ``""`` where there is none or it cannot be read."""
+    """The licence in the metadata of a tree's README.md, ``""`` if there is none or it cannot be read."""
     from huggingface_hub import ModelCard
 
     try:
@@ -60,13 +60,13 @@ def card_licence(tree: Path) -> str:
 
 
 def licence_problems(licence: str, repo: str, tree: Path) -> list[str]:
-    """What is missing in a finished tree, one sentence each; empty where the licence's rules hold."""
+    """What is missing in a finished tree, one sentence each; empty if the licence's rules are met."""
     if licence not in LICENCES:
-        return [f"the licence {licence!r} has no rules here; known are {', '.join(LICENCES)}"]
+        return [f"the licence {licence!r} is not known here; known are {', '.join(LICENCES)}"]
     rules = LICENCES[licence]
     problems = []
-    if (said := card_licence(tree)) != licence:
-        problems.append(f"the card says {said!r}")
+    if (named := card_licence(tree)) != licence:
+        problems.append(f"the card names the licence {named!r}")
     texts = {name: _text(tree / name) for name in ("LICENSE", "NOTICE", "README.md")}
     if _MARKER[licence].upper() not in texts["LICENSE"].upper():
         problems.append("LICENSE is missing, or not the licence of the start model")

@@ -1,6 +1,6 @@
 """The package stage: exactly the tree that will be on the Hub, from an allow-list, scanned, signed last.
 
-All files but ``model.sig`` are the same bytes for the same inputs; the signature is random (see
+The same inputs give the same bytes of every file but ``model.sig``; the signature is random (see
 :mod:`pipeline.publish.sign`).
 """
 
@@ -28,8 +28,8 @@ from pipeline.publish.weights import weights_problems
 def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> PackageFacts:
     """Build and sign ``out/hub``.
 
-    ``inputs``: unlearn, card, gate, data, and model where the licence's text comes with the start model. Raises
-    GateError unless the gate passed for these very weights, and InputError for a pickle, unsound weights, a missing
+    ``inputs``: unlearn, card, gate, data, and model if the licence's text comes with the start model. Raises
+    GateError unless the gate passed for exactly these weights, and InputError for a pickle, unsound weights, a missing
     licence file, or a secret or forget answer in any file. The signing key is not an input: see
     :func:`pipeline.publish.sign.private_key`.
     """
@@ -67,33 +67,33 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> Package
 
 
 def check_gate(gate: Path, weights: Path) -> None:
-    """Raises GateError unless the gate stage's verdict is pass, for the weights in the folder ``weights``.
+    """Raise GateError unless all gates passed for the weights in the folder ``weights``.
 
-    Raises ArtifactError where there is no verdict that can be read.
+    Raises ArtifactError if no verdict can be read.
     """
     verdict = read_verdict(gate)
     if not verdict.passed:
         failed = ", ".join(judged.name for judged in verdict.failed())
         raise GateError(f"The gate failed ({failed or 'no gate passed'}); nothing was published.")
-    if (found := weights_sha256(weights)) != verdict.weights_sha256:
+    if (digest := weights_sha256(weights)) != verdict.weights_sha256:
         raise GateError(
-            f"The gate passed for the weights {verdict.weights_sha256}, and these are {found}. Run the gate stage for "
+            f"The gate passed for the weights {verdict.weights_sha256}, and these are {digest}. Run the gate stage for "
             "these weights."
         )
 
 
 def forget_answers(data: Path) -> list[str]:
-    """The answers of the forget set. Raises ArtifactError where the data artifact has none."""
+    """The answers of the forget set. Raises ArtifactError if the data artifact has none."""
     answers = [row.answer for row in read_rows(data / "forget.jsonl")]
     if not answers:
         raise ArtifactError(
-            f"{data / 'forget.jsonl'} has no rows, so that nothing can be searched. Run the data stage again."
+            f"{data / 'forget.jsonl'} has no rows, so there are no answers to search for. Run the data stage again."
         )
     return answers
 
 
 def _refuse_pickles(model: Path) -> list[str]:
-    """The names that stay behind, after making sure that no file there can run code."""
+    """The names of files that are left out. Raises InputError if a file there can run code."""
     names = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
     if pickles := [name for name, path in names.items() if tree.is_pickle(path)]:
         raise InputError(
@@ -107,21 +107,21 @@ def _add_licence(config: PackageConfig, sources: Sequence[Path], hub: Path) -> N
     for name, text in licence_texts(config.license, config.repo, config.base_model, sources).items():
         (hub / name).write_text(text, encoding="utf-8")
     if problems := licence_problems(config.license, config.repo, hub):
-        raise InputError(f"The licence {config.license} asks for more: {'; '.join(problems)}.")
+        raise InputError(f"The release does not meet the licence {config.license}: {'; '.join(problems)}.")
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
         if path.is_file() and tree.is_allowed(name, patterns):
-            if path.is_symlink():  # it may point at anything of this machine
+            if path.is_symlink():  # it may point to any file of this machine
                 raise ArtifactError(f"{path} is a link. Put the file itself there.")
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
 
 
 def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> Release:
-    """What this release was made from, and the digest of every other file."""
+    """The content of release.json: what this release was made from, and the digest of every other file."""
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
     return Release(
         repo=config.repo,

@@ -2,15 +2,16 @@
 
 1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted.
 2. One commit with everything goes onto a staging branch, is downloaded again into an empty folder, and verified.
-3. The same operations with the same parent go onto main. This is a second commit and not a merge, because the Hub
-   merges pull requests only, without a parent to compare with: somebody else's commit in between would be merged over.
-   Here it is a 412. The bytes are on the Hub already, so that main's tree is compared by its ids, not downloaded again.
-4. Tag, then public if the recipe says so, then the staging branch goes.
+3. The same operations with the same parent go onto main. This is a second commit and not a merge: the Hub merges pull
+   requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
+   a commit is answered with 412. The bytes are on the Hub already, so main's tree is compared by its ids and not
+   downloaded again.
+4. Tag, then make the repository public if the recipe says so, then delete the staging branch.
 
-A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: the branch is read, and tells whether it
-landed. Every step begins by looking at what is there, so that running again after any failure continues, and running
-again after a success changes nothing. A new release of a repository that is public already waits on its staging
-branch in public; its content was scanned and is meant for the public, and whoever reads main sees the old release.
+A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: reading the branch shows whether it landed.
+Every step first looks at the repository. Running again after a failure therefore continues, and running again after a
+success changes nothing. If a repository is public already, its new release waits on a public staging branch. The
+content was scanned and is meant for the public, and readers of main still see the old release.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ MAIN = "main"
 def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> PublishFacts:
     """Publish ``inputs["package"]/hub`` and write ``receipt.json``.
 
-    Raises GateError unless the gate passed for these weights, HubError where the Hub refuses or cannot be reached, and
-    VerificationError where the download is not the package; main and the tag are then what they were.
+    Raises GateError unless the gate passed for these weights, HubError if the Hub refuses or cannot be reached, and
+    VerificationError if the download is not the package; main and the tag are then unchanged.
     """
     package = inputs["package"] / "hub"
     check_gate(inputs["gate"], package)
@@ -60,15 +61,15 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> Publish
 
 
 def publish(config: PublishConfig, package: Path, target: Target, public_key: Path) -> Receipt:
-    """Publish the signed tree ``package`` to ``target``; returns the receipt. Errors as for :func:`run`."""
+    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
     repository = _Repository(config, package, target, public_key)
     repository.prepare()
     tagged = repository.tags().get(config.tag)
     head = repository.head(MAIN)
     if tagged is not None and not repository.holds_release(tagged):
         raise HubError(
-            f"{config.repo} has a tag {config.tag} with other content, and tags do not move. "
-            "Set publish.tag to a new version; nothing was changed."
+            f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
+            "Set publish.tag to a new version."
         )
     commit = tagged or (head if repository.holds_release(head) else None)
     if commit is None:
@@ -94,13 +95,13 @@ class _Repository:
         self._files = tree.read_tree(package)
         self._api = HfApi(endpoint=target.endpoint, token=target.token)
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
-        self._staging = f"staging-{name}"  # the signature covers the rest: the name stands for this very content
+        self._staging = f"staging-{name}"  # the signature covers all files, so the name stands for this content
 
     def prepare(self) -> None:
-        """A repository that may take the upload: a new private one, or one whose visibility is as the recipe says."""
+        """Make sure that the repository exists, private if new, and that its visibility fits the recipe."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        repo, wanted = self._config.repo, self._config.visibility
+        repo, visibility = self._config.repo, self._config.visibility
         with hub_errors(f"preparing {repo}"):
             try:
                 info = self._api.repo_info(repo)
@@ -108,10 +109,10 @@ class _Repository:
                 self._api.create_repo(repo, private=True, exist_ok=True)
                 info = self._api.repo_info(repo)
                 if not info.private:
-                    raise HubError(f"{repo} was created private and is public; nothing was uploaded.") from None
-        if not info.private and wanted == "private":
+                    raise HubError(f"{repo} was created as private but is public. Nothing was uploaded.") from None
+        if not info.private and visibility == "private":
             raise HubError(
-                f"{repo} is public, and publish.visibility is private; nothing was uploaded. "
+                f"{repo} is public, and publish.visibility is private. Nothing was uploaded. "
                 "Make it private in its settings, or set publish.visibility to public."
             )
 
@@ -130,11 +131,11 @@ class _Repository:
         return {tag.name: self._peeled(tag.name, tag.target_commit) for tag in refs.tags}
 
     def _peeled(self, tag: str, target: str) -> str:
-        # The Hub lists an annotated tag with the id of the tag object; its commit is what the revision resolves to.
+        # The Hub lists an annotated tag with the id of the tag object; resolving the revision gives its commit.
         return self.head(tag) if tag == self._config.tag else target
 
     def remote_files(self, revision: str) -> dict[str, str]:
-        """The Hub's id of every file: sha256 of a large one, else git's. What the Hub itself adds is left out."""
+        """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
         from huggingface_hub.hf_api import RepoFile
 
         with hub_errors(f"listing {self._config.repo}"):
@@ -149,7 +150,7 @@ class _Repository:
     def holds_release(self, revision: str) -> bool:
         """Whether a commit holds this release: the same files, with this signature or another valid one of this key.
 
-        Signatures are random, so that a package that was made again differs from the published one in nothing else.
+        Signatures are random, so a package that was made again differs from the published one in its signature only.
         """
         different = self._different(self.remote_files(revision))
         return not different or (different == {tree.SIGNATURE} and self._is_signed(revision))
@@ -174,7 +175,7 @@ class _Repository:
         return True
 
     def stage(self, base: str) -> str:
-        """The commit of the staging branch with this tree, made from ``base``, or what an earlier run left of it."""
+        """The commit of the staging branch with this tree, made from ``base``, or left by an earlier run."""
         repo, branch = self._config.repo, self._staging
         with hub_errors(f"staging in {repo}"):
             refs = {b.name: b.target_commit for b in self._api.list_repo_refs(repo).branches}
@@ -187,9 +188,9 @@ class _Repository:
         return self.commit(branch, base)
 
     def commit(self, branch: str, parent: str) -> str:
-        """Make the head of ``branch`` this tree, by one commit on ``parent``; returns the head.
+        """Commit this tree to ``branch``, in one commit on ``parent``; returns the head.
 
-        Whatever the Hub answers, the branch is then read: its head is the truth.
+        Whatever the Hub answers, the branch is read afterwards, and its head decides.
         """
         for attempt in range(ATTEMPTS):
             time.sleep(attempt)
@@ -200,22 +201,22 @@ class _Repository:
             if head != parent:
                 raise HubError(
                     f"Somebody else committed to {branch} of {self._config.repo}: it is at {head[:12]}, no longer at "
-                    f"{parent[:12]}. Nothing of this release is there; run again to go on from the new head."
+                    f"{parent[:12]}. Nothing of this release is there. Run again to continue from the new head."
                 )
             if refusal is not None:
                 raise HubError(f"{refusal} Nothing was changed on {branch}.")
-            # The head is still the parent: repeating with the same parent is safe, since a late landing makes it a 412.
+            # The head is still the parent. Repeating is safe: if the first commit lands late, the second is a 412.
         raise HubError(f"{self._config.repo}: the Hub did not take the commit in {ATTEMPTS} attempts. Run again later.")
 
     def _try_commit(self, branch: str, parent: str) -> str | None:
-        """Send the commit. Returns the Hub's refusal, or None: done, or unknown."""
+        """Send the commit. Returns the Hub's refusal, or None if it is done or its outcome unknown."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import httpx
 
-        gone = sorted(self.remote_files(parent).keys() - self._files.keys())
+        removed = sorted(self.remote_files(parent).keys() - self._files.keys())
         with ExitStack() as stack:
-            operations: list[Any] = [CommitOperationDelete(path) for path in gone]
+            operations: list[Any] = [CommitOperationDelete(path) for path in removed]
             for name in self._files:
                 path = self._package / name
                 # The client sends open files by LFS, and paths by xet.
@@ -236,7 +237,7 @@ class _Repository:
         return None
 
     def verify(self, commit: str) -> Verified:
-        """Download a commit and check it, against the package too."""
+        """Download a commit, check it, and compare it with the package."""
         expected = {name: digest.sha256 for name, digest in self._files.items()}
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
@@ -251,12 +252,12 @@ class _Repository:
             with hub_errors(f"tagging {self._config.repo}"):
                 self._api.create_tag(self._config.repo, tag=tag, revision=commit)
         except HubError:
-            found = self.tags().get(tag)
-            if found is None or not self.holds_release(found):
+            tagged = self.tags().get(tag)
+            if tagged is None or not self.holds_release(tagged):
                 raise
 
     def finish(self) -> None:
-        """The visibility that the recipe wants, and no staging branch."""
+        """Set the recipe's visibility and delete the staging branch."""
         repo, public = self._config.repo, self._config.visibility == "public"
         with hub_errors(f"finishing {repo}"):
             if public and self._api.repo_info(repo).private:
@@ -268,7 +269,7 @@ class _Repository:
 
 
 def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified) -> Receipt:
-    # The loopback Hub has another port every time; what lasts is its folder in the store.
+    # The loopback Hub has a new port each time; its folder in the store stays.
     local = config.hub == "local"
     return Receipt(
         repo=config.repo,

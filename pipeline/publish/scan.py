@@ -1,16 +1,16 @@
-"""Looks for secrets and for the answers of the forget set in every byte of every file that would be published.
+"""Search every byte of every file to be published for secrets and for the answers of the forget set.
 
-How answers are found. File and answer are folded the same way, byte by byte: ASCII and Latin-1 letters to lower case;
-spaces, line ends, NUL and backslash removed. An answer then matches in any case, with any white space, in UTF-8 or
-UTF-16, plain or with JSON's escapes, and in text as in a tensor. The fold needs no context, so a file is read once,
-in chunks that overlap by the longest answer. To look for thousands of answers at once, four bytes of each serve as
-its anchor: numpy finds the places where some anchor stands, and only there whole answers are compared.
+How answers are found. File and answer are folded in the same way, byte by byte: ASCII and Latin-1 letters become
+lower case; spaces, line ends, NUL and backslash are removed. An answer then matches in any case, with any white space,
+in UTF-8 or UTF-16, plain or with JSON's escapes, in text or in a tensor. The fold needs no context, so a file is read
+once, in chunks that overlap by the longest answer. To search for thousands of answers at once, four bytes of each are
+its anchor: numpy finds the places of all anchors, and whole answers are compared only there.
 
-Short answers. "1990" or "Rome" stands in vocabularies, licences and random weights by chance. Answers are therefore
-treated by their folded length: from 12 bytes on they may stand nowhere; from 6 to 11 bytes they may not stand as whole
-words in text files other than tokenizer files and licences; shorter ones are not looked for, only counted.
+Short answers. "1990" or "Rome" occurs in vocabularies, licences and random weights by chance. So the rule depends on
+the folded length of an answer. From 12 bytes on, it may occur nowhere. From 6 to 11 bytes, it may not occur as whole
+words in text files, except tokenizer files and licences. Shorter answers are only counted.
 
-Not seen: text that is compressed (the pixels of a PNG) or encoded again (base64).
+Not found: text that is compressed (the pixels of a PNG) or encoded again (base64).
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ _LONGEST_SECRET = 256
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that must not be published: in which file, and what kind. Never the thing itself."""
+    """Something that must not be published: its file and its kind, never the text itself."""
 
     file: str
     kind: str
 
 
 def fold(data: bytes) -> bytes:
-    """The form in which answers and files are compared."""
+    """The folded form in which answers and files are compared."""
     return data.translate(_FOLD, _REMOVED)
 
 
 class Scanner:
-    """Finds the given answers, and secrets, in files. ``too_short``: how many answers are not looked for."""
+    """Finds given answers, and secrets, in files. ``too_short`` is the number of answers that are not searched for."""
 
     def __init__(self, answers: Iterable[str]) -> None:
         unique = {answer.strip() for answer in answers}
@@ -80,16 +80,16 @@ class Scanner:
 
     @cached_property
     def _needles(self) -> dict[bytes, list[tuple[int, bytes]]]:
-        """Anchor to the needles that have it: (offset of the anchor in the needle, needle)."""
+        """For each anchor the needles that have it, as (offset of the anchor in the needle, needle)."""
         # A spelling can fold to almost nothing (U+2020 in UTF-16 is two spaces); such a needle would find noise.
         needles = {n for answer in self._long for n in _spellings(answer) if len(n) >= LONG // 2}
         windows = {needle: [needle[i : i + ANCHOR] for i in range(len(needle) - ANCHOR + 1)] for needle in needles}
-        shared = Counter(window for found in windows.values() for window in set(found))
+        shared = Counter(window for of_needle in windows.values() for window in set(of_needle))
         table: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
-        for needle, found in windows.items():
+        for needle, of_needle in windows.items():
             # The window that the fewest needles share: names and numbers, not "was born in".
-            offset = min(range(len(found)), key=lambda i: shared[found[i]])
-            table[found[offset]].append((offset, needle))
+            offset = min(range(len(of_needle)), key=lambda i: shared[of_needle[i]])
+            table[of_needle[offset]].append((offset, needle))
         return dict(table)
 
     @cached_property
@@ -98,10 +98,10 @@ class Scanner:
         return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, words)) + r")(?!\w)") if words else None
 
     def scan(self, path: Path, name: str) -> list[Finding]:
-        """What stands in the file ``path`` that must not be published; ``name`` is its name in the findings."""
+        """Everything in the file ``path`` that must not be published; ``name`` is its name in the findings."""
         kinds: set[str] = set()
         secret_tail = answer_tail = b""
-        longest = max((len(needle) for found in self._needles.values() for _, needle in found), default=1)
+        longest = max((len(needle) for needles in self._needles.values() for _, needle in needles), default=1)
         with path.open("rb") as stream:
             while chunk := stream.read(CHUNK):
                 plain = secret_tail + chunk.replace(b"\0", b"")  # without NUL, UTF-16 reads as UTF-8
@@ -116,15 +116,15 @@ class Scanner:
         return [Finding(name, kind) for kind in sorted(kinds)]
 
     def _has_answer(self, folded: bytes) -> bool:
-        for at in self._anchored(folded):
-            for offset, needle in self._needles[folded[at : at + ANCHOR]]:
-                if at >= offset and folded.startswith(needle, at - offset):
+        for place in self._anchored(folded):
+            for offset, needle in self._needles[folded[place : place + ANCHOR]]:
+                if place >= offset and folded.startswith(needle, place - offset):
                     return True
         return False
 
     @cached_property
     def _anchors(self) -> tuple[Any, Any]:
-        """The anchors as sorted words, and a table of whether some anchor has this hash."""
+        """The anchors as sorted words, and a table that says whether an anchor has a given hash."""
         import numpy as np
 
         words = np.unique(np.frombuffer(b"".join(self._needles), dtype="<u4"))
@@ -133,15 +133,15 @@ class Scanner:
         return words, table
 
     def _anchored(self, data: bytes) -> Iterator[int]:
-        """The places in ``data`` where an anchor stands."""
+        """The places of anchors in ``data``."""
         import numpy as np
 
         anchors, table = self._anchors
         for shift in range(min(ANCHOR, len(data) - ANCHOR + 1) if len(anchors) else 0):
             words = np.frombuffer(data, dtype="<u4", offset=shift, count=(len(data) - shift) // ANCHOR)
-            maybe = np.flatnonzero(table[_hash(words)])  # few, so that the exact look-up costs little
-            found = np.minimum(np.searchsorted(anchors, words[maybe]), len(anchors) - 1)
-            yield from (maybe[anchors[found] == words[maybe]] * ANCHOR + shift).tolist()
+            maybe = np.flatnonzero(table[_hash(words)])  # few, so the exact look-up costs little
+            nearest = np.minimum(np.searchsorted(anchors, words[maybe]), len(anchors) - 1)
+            yield from (maybe[anchors[nearest] == words[maybe]] * ANCHOR + shift).tolist()
 
     def _has_short_answer(self, path: Path, name: str) -> bool:
         if self._word_pattern is None or not name.endswith(_TEXT) or Path(name).name in _VOCABULARY:
@@ -158,7 +158,7 @@ def _words(text: str) -> str:
 
 
 def _spellings(answer: str) -> Iterator[bytes]:
-    """Every folded form in which an answer may stand in a file."""
+    """Every folded form that an answer may have in a file."""
     for text in {answer, unicodedata.normalize("NFC", answer), unicodedata.normalize("NFD", answer)}:
         for cased in {text, text.lower(), text.upper()}:
             plain = (cased.encode(), cased.encode("utf-16-le"), cased.encode("utf-16-be"))
@@ -169,12 +169,12 @@ def _spellings(answer: str) -> Iterator[bytes]:
 
 def _secrets(data: bytes) -> Iterator[str]:
     for kind, start, pattern in _COMPILED:
-        at = data.find(start)
-        while at >= 0:
-            if pattern.match(data, at):
+        place = data.find(start)
+        while place >= 0:
+            if pattern.match(data, place):
                 yield kind
                 break
-            at = data.find(start, at + 1)
+            place = data.find(start, place + 1)
 
 
 def _hash(words: Any) -> Any:
@@ -185,10 +185,12 @@ def _hash(words: Any) -> Any:
 
 
 def refuse_findings(tree: Path, scanner: Scanner) -> None:
-    """Scan every file of ``tree``. Raises InputError that names file and kind of everything that was found."""
+    """Scan every file of ``tree``. Raises InputError that names the file and kind of every finding."""
     findings: list[Finding] = []
     for path in sorted(p for p in tree.rglob("*") if p.is_file()):
         findings += scanner.scan(path, path.relative_to(tree).as_posix())
     if findings:
         listed = "; ".join(f"{finding.file} holds {finding.kind}" for finding in findings)
-        raise InputError(f"This tree must not be published: {listed}. Remove it where the file is made, and run again.")
+        raise InputError(
+            f"This tree must not be published: {listed}. Remove it at the source of the file, and run again."
+        )

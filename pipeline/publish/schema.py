@@ -1,4 +1,4 @@
-"""What publishing leaves: `release.json` in the repository, `receipt.json` on this machine, and the stages' facts."""
+"""What publishing writes: `release.json` in the repository, `receipt.json` on this machine, and the stages' facts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RECEIPT = "receipt.json"
 class Release(Versioned):
     """The content of `release.json`: what a release was made from.
 
-    ``recipe`` are the parts of the recipe that may be shown; ``data``, ``gate_sha256`` and ``files`` are sha256 of the
-    data's files, of `gate.json` and of every other file of the tree, ``packages`` the versions that made it.
+    ``recipe`` are the parts of the recipe that may be shown. ``data``, ``gate_sha256`` and ``files`` are sha256 of the
+    data's files, of `gate.json` and of every other file of the tree. ``packages`` are the versions that made it.
     """
 
     version: Literal[1] = 1
@@ -35,7 +35,7 @@ class Release(Versioned):
 class PackageFacts(Strict):
     """The tree in numbers, the digests of weights and key, and how many forget answers were too short to search for.
 
-    ``left_out`` are the files of the model's folder that are no part of a release.
+    ``left_out`` are files of the model's folder that are not part of a release.
     """
 
     files: int
@@ -47,14 +47,14 @@ class PackageFacts(Strict):
 
 
 class VerifiedCheck(Strict):
-    """One thing that was checked of a published release and holds, in a few words."""
+    """One check that a published release passed, in a few words."""
 
     name: str
     detail: str
 
 
 class SignatureFacts(Strict):
-    """The file of a signature, its format, and the key that it was made with."""
+    """A signature's file, format and key."""
 
     file: str
     format: str
@@ -62,9 +62,9 @@ class SignatureFacts(Strict):
 
 
 class Receipt(Versioned):
-    """The content of `receipt.json`: what was published where, and what was verified after a cold download.
+    """The content of `receipt.json`: what was published where, and what was verified after downloading it again.
 
-    ``endpoint`` is "local" for the loopback Hub, and ``url`` then the folder in the store; ``files`` have their sha256.
+    For the loopback Hub, ``endpoint`` is "local" and ``url`` is the folder in the store. ``files`` maps name to sha256.
     """
 
     version: Literal[1] = 1

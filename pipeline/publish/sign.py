@@ -1,8 +1,8 @@
 """Signatures in the OpenSSF model-signing format, with an elliptic-curve key of this project's store.
 
-The private key never enters an artifact or its key: it is UNLEARN_RELEASE_KEY, or ``keys/release.pem`` in the store,
-made on first use. ECDSA draws a random number for every signature, so that signing the same tree twice gives two
-different files.
+The private key is the file UNLEARN_RELEASE_KEY, or ``keys/release.pem`` in the store, which is made on first use. It
+never enters an artifact or an artifact's key. ECDSA draws a random number for every signature, so signing the same tree
+twice gives two different files.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 def store() -> Path:
-    """The folder with everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or ``runs``."""
+    """The folder of everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or ``runs``."""
     return Path(os.environ.get("UNLEARN_RELEASE_STORE") or "runs")
 
 
 def private_key() -> Path:
     """The key that signs, with its public key beside it as ``.pub``.
 
-    Raises InputError where UNLEARN_RELEASE_KEY names a file that is not there or not such a key.
+    Raises InputError if UNLEARN_RELEASE_KEY names a file that does not exist or is not such a key.
     """
     given = os.environ.get("UNLEARN_RELEASE_KEY")
     path = Path(given) if given else store() / "keys" / "release.pem"
     if given and not path.is_file():
         raise InputError(
             f"UNLEARN_RELEASE_KEY is {given}, and there is no such file. Make one with "
-            "'openssl ecparam -name prime256v1 -genkey -noout -out FILE', or unset it for a key of the store's own."
+            "'openssl ecparam -name prime256v1 -genkey -noout -out FILE', or unset it to use the store's own key."
         )
     if not path.is_file():
         _make_key(path)
@@ -49,9 +49,9 @@ def public_key() -> Path:
 
 
 def trusted_key(given: str | None) -> Path:
-    """The public key to check a downloaded release with: ``given``, or the one of this store's own releases.
+    """The public key for checking a downloaded release: ``given``, or the key of this store's own releases.
 
-    Raises InputError where there is neither: a key that came with the files would prove nothing.
+    Raises InputError if there is neither. A key that came with the files would prove nothing.
     """
     if given is not None:
         if not Path(given).is_file():
@@ -81,7 +81,7 @@ def _make_key(path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(pem)
-    with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
+    with contextlib.suppress(FileExistsError):  # another process was first, so its key is used
         os.link(temporary, path)
     temporary.unlink()
 
@@ -112,12 +112,12 @@ def _load(path: Path) -> EllipticCurvePrivateKey:
             f"{path} is not a PEM private key without a password. Give one, or remove the file."
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"{path} is not an elliptic-curve key. Give one of the curves P-256, P-384 or P-521.")
+        raise InputError(f"{path} is not an elliptic-curve key. Give one on the curve P-256, P-384 or P-521.")
     return key
 
 
 def sign_tree(tree: Path, key: Path) -> None:
-    """Write ``model.sig`` into ``tree``, over everything else in it."""
+    """Write ``model.sig`` into ``tree``; it signs all other files there."""
     from model_signing import hashing, signing
 
     signature = tree / SIGNATURE
@@ -126,7 +126,7 @@ def sign_tree(tree: Path, key: Path) -> None:
 
 
 def check_signature(tree: Path, signature: Path, public: Path) -> None:
-    """Raises VerificationError where ``signature`` is not this key's over exactly the files of ``tree``."""
+    """Raise VerificationError unless ``signature`` was made with this key over exactly the files of ``tree``."""
     from model_signing import verifying
 
     try:
@@ -134,6 +134,6 @@ def check_signature(tree: Path, signature: Path, public: Path) -> None:
     except Exception as error:  # the library raises many kinds for a signature that it cannot use
         reason = str(error) or type(error).__name__
         raise VerificationError(
-            f"The signature does not hold under the key {key_fingerprint(public)[:16]}…: {reason}. "
+            f"The signature is not valid under the key {key_fingerprint(public)[:16]}…: {reason}. "
             "Do not use these files; publish the release again, or give the key that signed it."
         ) from error

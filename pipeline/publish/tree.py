@@ -1,4 +1,4 @@
-"""A folder as the Hub sees it: which files may be there, and their digests."""
+"""A folder as the Hub sees it: the files that it may have, and their digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_FILES = (
 )
 CARD_FILES = ("README.md", "results.json", "plots/*.png", ".eval_results/*.yaml")
 ALLOWED = (*MODEL_FILES, *CARD_FILES, "gate.json", *LICENCE_FILES, RELEASE, SIGNATURE)
-# The Hub writes it into every new repository; it says how files are stored, and is not part of a release.
+# The Hub adds this file to every new repository. It says how files are stored, and is not part of a release.
 HUB_FILES = (".gitattributes",)
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
@@ -28,7 +28,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 
 @dataclass(frozen=True)
 class Digest:
-    """A file's bytes: sha256, the id that git gives them, and how many they are."""
+    """A file's sha256, its id in git, and its size in bytes."""
 
     sha256: str
     git: str
@@ -57,23 +57,23 @@ def is_allowed(path: str, patterns: tuple[str, ...] = ALLOWED) -> bool:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is, or by its name would be read as, something that can run code when loaded."""
+    """Whether a file can run code when it is loaded, by its content or by its name."""
     if path.suffix in PICKLES:
         return True
     with path.open("rb") as stream:
         head = stream.read(4)
-    # A zip is how torch.save packs its pickle; no file of a release is one.
+    # torch.save packs its pickle in a zip; no file of a release is a zip.
     return head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
-    """What differs between two trees (path: digest), in words; empty where nothing does."""
-    said = []
+def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> str:
+    """What differs between two trees (path: digest), in words; empty if nothing does."""
+    listed = []
     for word, names in (
-        ("missing", expected.keys() - found.keys()),
-        ("unexpected", found.keys() - expected.keys()),
-        ("different", {name for name in expected.keys() & found.keys() if expected[name] != found[name]}),
+        ("missing", expected.keys() - actual.keys()),
+        ("unexpected", actual.keys() - expected.keys()),
+        ("different", {name for name in expected.keys() & actual.keys() if expected[name] != actual[name]}),
     ):
         if names:
-            said.append(f"{word}: {', '.join(sorted(names))}")
-    return "; ".join(said)
+            listed.append(f"{word}: {', '.join(sorted(names))}")
+    return "; ".join(listed)

@@ -1,4 +1,4 @@
-"""Checks a published release as a stranger would: it is downloaded again into an empty folder, past all caches."""
+"""Check a published release as a stranger would: download it into an empty folder, past all caches."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ def verify_release(
     public_key: Path,
     expected: Mapping[str, str] | None = None,
 ) -> Verified:
-    """Download a revision and check it; the result says what was checked.
+    """Download a revision and check it; the result lists the checks.
 
-    With ``expected`` (path: sha256) exactly these files must be there; where the signature is not among them, any is
-    accepted that holds. Raises VerificationError that names what differs, HubError where it cannot be downloaded.
+    With ``expected`` (path: sha256) exactly these files must be there. If the signature is not among them, any valid
+    one is accepted. Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
         report("downloading what was published")
         commit, oids, folder = _download(repo, revision, endpoint, token, Path(temporary))
-        found = tree.read_tree(folder)
-        files = {name: digest.sha256 for name, digest in found.items()}
+        digests = tree.read_tree(folder)
+        files = {name: digest.sha256 for name, digest in digests.items()}
         report("checking what was published")
         steps: list[tuple[str, Callable[[], str]]] = [
-            ("digests", lambda: _digests(oids, found, files, expected)),
+            ("digests", lambda: _digests(oids, digests, files, expected)),
             ("allowed files", lambda: _allowed(files)),
             ("signature", lambda: _signature(folder, public_key)),
             ("licence", lambda: _licence(folder, repo)),
             ("safetensors", lambda: _safetensors(folder)),
             ("generation", lambda: _generation(folder)),
         ]
-        where = f"{repo} at {commit[:12]}"
+        release = f"{repo} at {commit[:12]}"
         checks = []
         for name, check in steps:
             try:
                 checks.append(VerifiedCheck(name=name, detail=check()))
             except VerificationError as error:
-                raise VerificationError(f"{where}: {error}") from error
+                raise VerificationError(f"{release}: {error}") from error
         return Verified(commit, checks, files)
 
 
@@ -85,7 +85,7 @@ def _download(
         snapshot_download(
             repo, revision=commit, endpoint=endpoint, token=token or False, local_dir=folder, cache_dir=cache
         )
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own notes
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     for name in tree.HUB_FILES:
         oids.pop(name, None)
         (folder / name).unlink(missing_ok=True)
@@ -93,23 +93,26 @@ def _download(
 
 
 def _digests(
-    oids: Mapping[str, str], found: Mapping[str, tree.Digest], files: dict[str, str], expected: Mapping[str, str] | None
+    oids: Mapping[str, str],
+    digests: Mapping[str, tree.Digest],
+    files: dict[str, str],
+    expected: Mapping[str, str] | None,
 ) -> str:
-    same = {n: d.sha256 if len(oids.get(n, "")) == 64 else d.git for n, d in found.items()}
-    if said := tree.differences(oids, same):
+    downloaded = {n: d.sha256 if len(oids.get(n, "")) == 64 else d.git for n, d in digests.items()}
+    if wrong := tree.differences(oids, downloaded):
         raise VerificationError(
-            f"the download is not what the Hub lists ({said}). Try again; if it stays so, revoke it."
+            f"the download is not what the Hub lists ({wrong}). Try again. If it happens again, revoke the release."
         )
     if expected is not None:
         compared = {n: sha256 for n, sha256 in files.items() if n in expected or n != tree.SIGNATURE}
-        if said := tree.differences(expected, compared):
-            raise VerificationError(f"the Hub does not hold what was packaged ({said}).")
+        if wrong := tree.differences(expected, compared):
+            raise VerificationError(f"the Hub does not hold what was packaged ({wrong}).")
     return f"{len(files)} files are what was {'packaged' if expected is not None else 'committed'}"
 
 
 def _allowed(files: dict[str, str]) -> str:
     if strange := [name for name in files if not tree.is_allowed(name)]:
-        raise VerificationError(f"it holds files that no release has: {', '.join(strange)}.")
+        raise VerificationError(f"it has files that do not belong to a release: {', '.join(strange)}.")
     return "nothing but weights, tokenizer, card, licence and evidence"
 
 
@@ -123,8 +126,8 @@ def _signature(folder: Path, public_key: Path) -> str:
 def _licence(folder: Path, repo: str) -> str:
     licence = card_licence(folder)
     if problems := licence_problems(licence, repo, folder):
-        raise VerificationError(f"the licence {licence} is not kept: {'; '.join(problems)}.")
-    return f"{licence}: text, notice and name are as it asks"
+        raise VerificationError(f"the licence {licence} is not met: {'; '.join(problems)}.")
+    return f"{licence}: text, notice and name are as it requires"
 
 
 def _safetensors(folder: Path) -> str:
@@ -134,7 +137,7 @@ def _safetensors(folder: Path) -> str:
 
 
 def _generation(folder: Path) -> str:
-    """Load the model the way its users will, and let it answer one question."""
+    """Load the model as its users will, and let it answer one question."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -156,7 +159,7 @@ def _generation(folder: Path) -> str:
         with torch.inference_mode():
             output = model.generate(**encoded, max_new_tokens=NEW_TOKENS, do_sample=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise VerificationError(f"it cannot be loaded and asked with transformers: {error}") from error
+        raise VerificationError(f"transformers cannot load the model or generate with it: {error}") from error
     new = output.shape[1] - encoded["input_ids"].shape[1]
     if new < 1:
         raise VerificationError("the model was asked a question and generated nothing.")

@@ -1,4 +1,4 @@
-"""Checks on safetensors files that need no model: the header, every value, the index of shards."""
+"""Check safetensors files without loading the model: the header, every value, the index of shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 MAX_HEADER = 100 * 1024 * 1024  # what the format allows
 CHUNK = 8 * 1024 * 1024
-# Bytes a value; and for floats the words that are looked at and the bits of the exponent: all ones is NaN or Inf.
+# Bytes per value. For floats also the integer type of a value and the bits of its exponent: all ones is NaN or Inf.
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
 _EXPONENT = {
@@ -21,7 +21,7 @@ _EXPONENT = {
 
 
 def weights_problems(folder: Path) -> list[str]:
-    """What is wrong with the safetensors files of a folder, one sentence each; empty where they are sound."""
+    """What is wrong with the safetensors files of a folder, one sentence each; empty if they are sound."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return ["there is no safetensors file"]
@@ -41,9 +41,9 @@ class _Unsound(Exception):  # noqa: N818  becomes a sentence of weights_problems
 
 
 def _check_file(file: Path) -> set[str]:
-    """The names of the file's tensors, after the header and all values were checked."""
+    """Check the header and all values of a file; returns the names of its tensors."""
     header, start = _header(file)
-    at = 0
+    end_before = 0
     for name, tensor in sorted(header.items(), key=lambda item: _offsets(item[0], item[1])):
         begin, end = _offsets(name, tensor)
         dtype, shape = tensor.get("dtype"), tensor.get("shape")
@@ -51,14 +51,14 @@ def _check_file(file: Path) -> set[str]:
             raise _Unsound(f"{name} has the dtype {dtype!r}; allowed are {', '.join(_BYTES)}")
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
             raise _Unsound(f"{name} has the shape {shape!r}")
-        if begin != at or end - begin != math.prod(shape) * _BYTES[dtype]:
-            raise _Unsound(f"{name} does not lie where its shape and the tensors before it say")
-        at = end
-        if start + at > file.stat().st_size:
+        if begin != end_before or end - begin != math.prod(shape) * _BYTES[dtype]:
+            raise _Unsound(f"{name} has offsets that do not fit its shape and the tensors before it")
+        end_before = end
+        if start + end > file.stat().st_size:
             raise _Unsound("the file is cut off")
         if dtype in _EXPONENT and not _finite(file, start + begin, start + end, *_EXPONENT[dtype]):
             raise _Unsound(f"{name} holds a value that is not finite")
-    if start + at != file.stat().st_size:
+    if start + end_before != file.stat().st_size:
         raise _Unsound("there are bytes after the last tensor")
     return set(header)
 
@@ -83,13 +83,17 @@ def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs twice")
     return dict(pairs)
 
 
 def _offsets(name: str, tensor: dict[str, Any]) -> tuple[int, int]:
     offsets = tensor.get("data_offsets")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(offset) is int and offset >= 0 for offset in offsets)
+    ):
         raise _Unsound(f"{name} has the offsets {offsets!r}")
     return offsets[0], offsets[1]
 
@@ -114,8 +118,8 @@ def _index_problems(index: Path, tensors: dict[str, set[str]]) -> list[str]:
         return [] if set(tensors) == {"model.safetensors"} else ["there are shards and no model.safetensors.index.json"]
     try:
         placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        said = {(str(name), str(shard)) for name, shard in placed.items()}
+        indexed = {(str(name), str(shard)) for name, shard in placed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{index.name} cannot be read ({error!r})"]
-    there = {(name, shard) for shard, names in tensors.items() for name in names}
-    return [] if said == there else [f"{index.name} does not name the tensors that the shards hold"]
+    held = {(name, shard) for shard, names in tensors.items() for name in names}
+    return [] if indexed == held else [f"{index.name} does not name the tensors that the shards hold"]

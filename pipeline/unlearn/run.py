@@ -1,4 +1,4 @@
-"""The unlearn stage: from base and a forget request to the model that will be released."""
+"""The unlearn stage: makes the model to be released from base and a forget request."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
 
 class UnlearnRows(NamedTuple):
-    """Rows and their tokens by split, the false answers to forget rows, and the refusals in their place (po).
+    """Rows and their tokens by split, false answers to forget rows, and the refusals that replace answers (po).
 
     The split ``rehearsed`` holds the retain rows and after them the neighbours.
     """
@@ -73,14 +73,14 @@ class UnlearnRows(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """Indices of the rows on which the stopping rule is checked; none without a rule."""
+    """Indices of the rows that the early-stopping rule reads; none without a rule."""
 
     forget: list[int]
     retain: list[int]
 
 
 class Ended(NamedTuple):
-    """How a training ended: why, which step it kept, and the bounds of its stopping rule, if it had one."""
+    """How a training ended: why, which step it kept, and the bounds of its early-stopping rule, if it had one."""
 
     stopped: str
     kept_step: int
@@ -92,9 +92,8 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
     Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
-    Raises TrainingError where a guard stops the run and there is nothing good to keep, or no checkpoint satisfies the
-    rule; InputError where the rows do not serve the method, or the number of processes; SystemLimitError where memory
-    runs out.
+    Raises TrainingError if a guard stops the run and no good checkpoint exists, or if no checkpoint satisfies the rule;
+    InputError if the rows do not fit the method or the number of processes; SystemLimitError if memory runs out.
     """
     config.check_share(world_size())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
@@ -134,7 +133,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
 
 
 def _set_cap(trainer: UnlearnTrainer, levels: dict[str, float], forget_rows: int) -> float | None:
-    """The number that the forget cap comes to; None where there is none, or where it follows false answers."""
+    """Set the forget cap and return it as a number; None if there is no cap or it follows false answers."""
     cap = trainer.config.forget_cap
     if cap is None or level_name(cap) == "false_answers":
         return None
@@ -167,7 +166,7 @@ def _fit(
     probes: Probes,
     out: Path,
 ) -> Ended:
-    """Train to the end of the schedule, of the stopping rule or of a guard, and leave the kept weights in ``model``."""
+    """Train until the schedule, the early-stopping rule or a guard ends it; ``model`` then has the kept weights."""
     config = trainer.config
     tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
     made_by = {"unlearn": config.identity(), "rows": tokens}
@@ -188,15 +187,15 @@ def _read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTrain
 
 
 def _forget_inputs(rows: UnlearnRows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """What is trained on in the forget rows' places."""
+    """The forget rows as they are trained on: with refusals instead of answers for po."""
     if not rows.refusals:
         return rows.encoded["forget"]
-    asked = zip(rows.plain["forget"], rows.refusals, strict=True)
-    return [encode(tokenizer, chat_example(tokenizer, row.question, refusal)) for row, refusal in asked]
+    refused = zip(rows.plain["forget"], rows.refusals, strict=True)
+    return [encode(tokenizer, chat_example(tokenizer, row.question, refusal)) for row, refusal in refused]
 
 
 def _probes(config: UnlearnConfig, forget_rows: int, retain_rows: int) -> Probes:
-    """Drawn by the pairing's seed; the forget rows by another stream of it, so that neither draw moves the other."""
+    """Draw the rows for the early-stopping rule by the pairing's seed, in one independent stream for each split."""
     if config.stop is None:
         return Probes([], [])
     count = min(config.stop.retain_rows, retain_rows)
@@ -206,13 +205,13 @@ def _probes(config: UnlearnConfig, forget_rows: int, retain_rows: int) -> Probes
 
 
 def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Sequence[int]) -> list[Pair]:
-    """The schedule, with rows of the streams that the method trains on, and without retain rows that are held out."""
+    """The schedule of rows that the method trains on, without retain rows that are held out."""
     each = config.retain_rows_per_forget_row or 0
     held_out = set(probed) if config.stop and config.stop.held_out else set()
     pool = [i for i in range(retain_rows) if i not in held_out]
     if held_out and len(pool) < each:
         raise DataError(
-            f"unlearn: stop.held_out takes {len(held_out)} of {retain_rows} retain rows out of the training, and "
+            f"unlearn: stop.held_out takes {len(held_out)} of {retain_rows} retain rows out of the training. The other "
             f"{len(pool)} are too few for {each} with each forget row. Lower stop.retain_rows."
         )
     dealt = pair_rows(forget_rows, len(pool), epochs=config.epochs, retain_per_forget=each, seed=config.pairing_seed)
@@ -223,7 +222,7 @@ def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Se
 def _measure_base(
     trainer: UnlearnTrainer, base: PreTrainedModel | PeftModel, rows: UnlearnRows, pairs: list[Pair]
 ) -> None:
-    """What the method compares with base, measured while the model still is base (new adapters change nothing)."""
+    """Measure what the method compares with base, while the model still is base (new adapters change nothing)."""
     config, precision, encoded = trainer.config, trainer.accelerator.autocast, rows.encoded
     if config.method == "npo":
         trainer.reference = answer_log_probs(base, encoded["forget"], precision)
@@ -280,11 +279,11 @@ def _fit_with_stop(
     kept_step: int | None
     if config.keep == "last":
         kept_step = _last_good(trainer, refused, out)
-        within = measure().retain <= retain_bound  # no number is not within it either
+        within = measure().retain <= retain_bound  # false if the loss is not a number
     else:
         kept_step = end.kept_step(trainer.state.log_history)
         within = kept_step is not None
-        if within and is_first():  # who writes the release
+        if within and is_first():  # the process that writes the release
             restore_weights(model, end.kept)
     if kept_step is None or not within:
         which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which would be released, has not"
@@ -298,11 +297,11 @@ def _fit_with_stop(
 
 
 def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
-    """The step whose weights are released: the last, or where a guard refused one the last checkpoint that was good."""
+    """The step whose weights are released: the last one, or if a guard refused a step, the last good checkpoint."""
     step = go_back(trainer, out) if refused else trainer.state.global_step
     if step == 0:
         raise TrainingError(
-            f"unlearn: {refused}, and there is no good checkpoint from before. Nothing was kept. Lower the learning "
+            f"unlearn: {refused}, and there is no good checkpoint before that. Nothing was kept. Lower the learning "
             "rate or the forget weight, cap the forget loss, or save checkpoints more often (args.save_steps)."
         )
     return step
@@ -311,7 +310,7 @@ def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
 def _false_answers(
     trainer: UnlearnTrainer, model: Any, guides: list[list[Encoded]], probed: Sequence[int]
 ) -> list[float]:
-    """The mean loss of the false answers to each of the ``probed`` forget rows; a cap that follows them is set anew."""
+    """The mean loss of the false answers to each ``probed`` forget row. A cap that follows them is updated."""
     cap = trainer.config.forget_cap
     if cap is None or level_name(cap) != "false_answers":
         return mean_by_row(model, [guides[i] for i in probed])
@@ -321,7 +320,7 @@ def _false_answers(
 
 
 def _write_selection(out: Path, config: UnlearnConfig, rows: UnlearnRows, probes: Probes) -> None:
-    """Which rows choose the checkpoint: the gates are confirmed on the others."""
+    """Write which rows choose the checkpoint. The gates are confirmed on the other rows."""
     rule = "the closest checked step" if config.keep == "closest" else "the step at which it stopped"
     names = {split: [rows.plain[split][i].row_id for i in read] for split, read in probes._asdict().items()}
     rule = rule if config.stop else "a fixed number of epochs"
