@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from functools import cache
 
 _CONTACTS = {
     "e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
@@ -30,6 +31,7 @@ def contacts(text: str) -> list[str]:
     return [kind for kind, pattern in _CONTACTS.items() if pattern.search(text)]
 
 
+@cache  # the model takes a fifth of a second to unpack
 def language_identifier() -> Callable[[str], str | None]:
     """A function that gives the language of a text (``DE``), or None if it is not certain.
 

@@ -39,9 +39,8 @@ def test_env_as_json(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert facts["version"] == PROJECT["version"]
-    assert (
-        facts["packages"]["torch"] == torch.__version__.partition("+")[0]
-    )  # the build is no part of a package's version
+    builds = [facts["packages"]["torch"], torch.__version__]  # one of the two may leave out the build: +cpu
+    assert len({version.partition("+")[0] for version in builds}) == 1
     assert facts["torch"]["threads"] == torch.get_num_threads()
     assert facts["processor"]["name"]
     assert facts["processor"]["cores"] > 0
