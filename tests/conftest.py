@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -33,6 +34,12 @@ def shared_data(name: str) -> Path:
     if os.environ.get(NEEDS_SHARED_DATA, "0") not in ("", "0"):
         pytest.fail(f"{missing}, and {NEEDS_SHARED_DATA} says that it must be")
     pytest.skip(missing)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no later collection looks at it: the runner makes one before each stage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
