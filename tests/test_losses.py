@@ -114,7 +114,7 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     trainer.reference = answer_log_probs(other, FORGET, precision)
     if trainer.config.method == "csd":
         forget = BaseDistribution(other, dict(enumerate(FORGET)), precision, batch_tokens=40)
-        trainer.counterfactual = Counterfactual(forget, LEVELS)
+        trainer.counterfactual = Counterfactual(forget, LEVELS, temper=1.0)
     if trainer.config.retain_kl:
         trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision, batch_tokens=40)
     trainer.train()

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
-import math
 import os
 import re
 from dataclasses import replace
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core.artifacts import read_facts, read_manifest
@@ -23,10 +20,11 @@ from eval.schema import OnOtherRows, OnUnrehearsedRows, Record, read_verdict, wr
 from model_card import claims, lint
 from model_card.config import CardConfig, CardInputs
 from model_card.facts import Evidence, collect
-from model_card.markdown import escape, read
+from model_card.markdown import read
 from model_card.render import render, run
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
 from tests.artifacts import Place, fields, judged_gate, renamed, unlearn_facts, verdict_of, write_manifest
+from tests.test_card_markdown import MARKUP
 
 GOLDENS = Path(__file__).parent / "goldens"
 UPDATE = "UPDATE_GOLDENS"  # set this in the environment to write the golden again, and look at the difference
@@ -463,32 +461,6 @@ def test_impossible_configurations_are_refused(changes: dict[str, dict[str, obje
         config(**changes)
 
 
-MARKUP = st.text(alphabet=st.sampled_from(list("ab1 |\\`*_[]<>&#-+=.)(~!$:/\"'\n\té{}%")), min_size=1, max_size=40)
-
-
-def words(markdown: str) -> str:
-    from markdown_it import MarkdownIt
-
-    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
-
-
-@given(MARKUP)
-@settings(max_examples=300, deadline=None)
-def test_escaped_text_reads_as_it_was_typed(text: str) -> None:
-    plain = " ".join(text.split())
-    assert words(escape(text)) == plain
-    assert words(f"# {escape(text)}") == plain
-
-
-@given(MARKUP, MARKUP)
-@settings(max_examples=200, deadline=None)
-def test_escaped_text_stays_in_its_table_cell(left: str, right: str) -> None:
-    text = claims.table(["A", "B"], [[escape(left), escape(right)]])
-    rows = read(text)[0].tables[0]
-    assert rows == [{"A": " ".join(left.split()), "B": " ".join(right.split())}]
-
-
 @given(title=MARKUP, limitation=MARKUP, reason=MARKUP)
 @settings(max_examples=50, deadline=None)
 def test_no_text_breaks_the_card(title: str, limitation: str, reason: str, evidence: Evidence) -> None:
@@ -505,15 +477,6 @@ def test_no_text_breaks_the_card(title: str, limitation: str, reason: str, evide
         "The number",
     )  # text that the lint may refuse, but that changed nothing else
     assert [p for p in lint.problems(card, values, changed) if not p.startswith(allowed)] == []
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False, width=64))
-@settings(max_examples=300, deadline=None)
-def test_a_printed_number_shows_its_value_and_no_other(value: float) -> None:
-    printed = claims.number(value)
-    assert lint.shows(printed, value)
-    if 1e-300 < abs(value) < 1e9:
-        assert not lint.shows(printed, value * 1.2 + math.copysign(0.002 if abs(value) >= 0.001 else 0, value))
 
 
 def test_text_config_has_no_default_prose() -> None:

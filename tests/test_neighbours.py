@@ -96,10 +96,10 @@ def test_the_stage_drops_what_is_empty_or_states_a_fact(
 
 def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
     folders = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+    for name in ("a", "b"):
         out = tmp_path / name
         out.mkdir()
-        facts = neighbours.run(Neighbours(questions=5, seed=seed, max_new_tokens=3), inputs, out)
+        facts = neighbours.run(Neighbours(questions=5, seed=1, max_new_tokens=3), inputs, out)
         assert facts.asked == 5
         folders.append((out / neighbours.FILE).read_bytes())
     assert folders[0] == folders[1]

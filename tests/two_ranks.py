@@ -60,7 +60,7 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
         trainer.base = BaseDistribution(loaded, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
     if config.method == "csd":
         forget = BaseDistribution(loaded, dict(enumerate(FORGET)), trainer.accelerator.autocast)
-        trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4))
+        trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4), temper=1.0)
     return trainer
 
 

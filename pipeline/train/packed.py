@@ -8,7 +8,7 @@ by layout, any other attention of transformers by the block-diagonal mask that i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,10 +16,6 @@ from core.ranks import my_share, sum_over_ranks
 from datasets_prep.schema import Encoded
 from pipeline.train.attention import row_layout
 from pipeline.train.head import TargetLogProbs, head_in_tiles
-
-if TYPE_CHECKING:
-    import torch
-
 
 HEADER_FROM = 8
 """A shared prefix of fewer tokens is computed in every row; see docs/measurements/time-and-memory.md."""

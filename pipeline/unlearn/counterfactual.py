@@ -124,7 +124,7 @@ def _means(gaps: Sequence[Sequence[tuple[int, list[float]]]]) -> tuple[float, fl
 class Counterfactual:
     """The distributions that forget rows are to match: base's, with the true tokens at their levels."""
 
-    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], temper: float = 1.0) -> None:
+    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], temper: float) -> None:
         self.base = base
         self.levels = levels
         self.temper = temper

@@ -229,14 +229,14 @@ def _measure_base(
     if config.retain_kl:
         dealt = sorted({i for pair in pairs for i in pair.retain})
         trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
-    if config.method == "csd":
+    if config.temper is not None:  # csd, the one method that has it
         false = [row for guides in rows.guides for row in guides]
         log_probs = iter(token_log_probs(base, false))
         by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
         named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], encoded["forget"], strict=True)}
         levels = answer_levels(named, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
         forget = BaseDistribution(base, dict(enumerate(encoded["forget"])), precision)
-        trainer.counterfactual = Counterfactual(forget, levels, config.temper or 1.0)
+        trainer.counterfactual = Counterfactual(forget, levels, config.temper)
     if config.dual:
         retain = encoded["retain"]
         tokens = [len(row.input_ids) - row.completion_start for row in retain]
