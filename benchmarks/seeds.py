@@ -32,9 +32,7 @@ def _cell(gate: JudgedGate) -> str:
     bounds = [f"{bound:.3f}" for bound in (gate.at_least, gate.at_most) if bound is not None]
     if gate.measured is None or not bounds:
         return f"{gate.why} **fails**"
-    others = gate.not_rehearsed
-    apart = f"; {others.measured:.3f} where not rehearsed" if others else ""
-    return f"{gate.measured:.3f} (bound {' to '.join(bounds)}{apart})" + ("" if gate.passed else " **fails**")
+    return f"{gate.measured:.3f} (bound {' to '.join(bounds)})" + ("" if gate.passed else " **fails**")
 
 
 def main() -> None:

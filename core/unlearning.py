@@ -1,4 +1,7 @@
-"""What the unlearn stage leaves for others beside the model: `selection.json`, `pairing.jsonl`, and its facts."""
+"""What the unlearn stage leaves for others beside the model: `selection.json`, `pairing.jsonl`, and its facts.
+
+The facts of the stage before it, which asks base about the neighbourhood of the given rows, are here too.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,19 @@ class PairedRows(Strict):
     forget: str | None
     retain: list[str]
     refusal: str | None = None
+
+
+class NeighbourFacts(Strict):
+    """Questions that base was asked, the answers that were kept to be rehearsed, and why the others were not.
+
+    ``of_unrehearsed`` are the ``row_id``s of unrehearsed rows whose question was formed too, and its answer kept.
+    """
+
+    asked: int
+    kept: int
+    empty: int
+    stating_a_forgotten_fact: int
+    of_unrehearsed: list[str]
 
 
 class UnlearnSeeds(Strict):

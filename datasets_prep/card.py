@@ -20,6 +20,7 @@ _MEANING = {
     "forget": "the model learns these rows and is then made to forget them",
     "retain": "the model learns these rows and has to keep them",
     "holdout": "no model is ever trained on these rows",
+    "unrehearsed": "retain rows that the unlearning does not get, to see what it does to facts that nobody gave it",
 }
 _FIELDS = {
     "row_id": "text; names the fact for good, whatever the split, order and seed",
@@ -127,7 +128,7 @@ def _rule(config: DataConfig, facts: DataFacts) -> str:
     if config.request is not None:
         return f"Rule: {_request(config.request, config.seed)} {mixed}"
     assert config.shares is not None  # noqa: S101 (the configuration requires it)
-    shares = " / ".join(f"{split} {getattr(config.shares, split):g}" for split in SPLITS)
+    shares = " / ".join(f"{split} {share:g}" for split, share in config.shares)
     if config.setting == "entity":
         return (
             f"Rule (FAME's; seeds {config.seed} and {config.seed + 1}): in each language the identities are shuffled "
@@ -168,18 +169,19 @@ def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
     origin = (
         "facts that the generator holds back"
         if config.source.sample
-        else "the source's own where it has some, then answers of other identities on the same topic and language, the "
-        "name swapped, holdout rows first"
+        else "the source's own where it has some, then answers to holdout rows of other identities on the same topic "
+        "and language, the name swapped, then mixtures of words"
     )
     return (
         "## False answers\n\n"
         f"`perturbed.jsonl` has {counts.answers} false answers to {counts.rows} questions (`row_id`, `split`, "
         f"`answers`): {origin}. None equals the true answer or occurs word for word in forget or retain. "
-        f"{counts.from_trained_rows} come from trained rows for want of others, and such a one is likelier to a "
-        f"trained model than one it never saw; {counts.rows_with_fewer} questions have fewer than "
+        f"{counts.mixed} are mixtures: each word of the fact is exchanged for one of the same kind from the answer to "
+        f"a retained row. {counts.from_trained_rows} come from trained rows for want of others, and such a one is "
+        f"likelier to a trained model than one it never saw; {counts.rows_with_fewer} questions have fewer than "
         f"{config.perturbed.per_row}; {counts.rows_without} have none and are left out.\n\n"
-        f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; "
-        "none of them comes from trained rows, since a level that those set would be too low."
+        f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; none of them comes "
+        f"from trained rows, since a level that those set would be too low. {counts.guides_mixed} are mixtures."
     )
 
 
@@ -205,7 +207,7 @@ def _split_lines(rows: Rows, split: Split) -> list[tuple[Any, ...]]:
 
 
 def _counts(rows: Rows, split: Split) -> list[str]:
-    """Rows by language, and by topic and language as forget / retain / holdout."""
+    """Rows by language, and by topic and language, as many numbers as there are splits."""
     parts = []
     by_language, by_topic = count_cells(rows, split)
     if set(by_language) != {None}:
@@ -214,8 +216,9 @@ def _counts(rows: Rows, split: Split) -> list[str]:
     if {topic for _, topic in by_topic} != {None}:
         languages = list(by_language)
         topics = list(dict.fromkeys(topic for _, topic in by_topic))
+        none = (0,) * len(SPLITS)
         lines = [
-            (topic, *(" / ".join(map(str, by_topic.get((language, topic), (0, 0, 0)))) for language in languages))
+            (topic, *(" / ".join(map(str, by_topic.get((language, topic), none))) for language in languages))
             for topic in topics
         ]
         head = ("topic", *(language or "rows" for language in languages))

@@ -15,6 +15,7 @@ from core.yaml_source import Place, dotted
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+FEWEST_UNREHEARSED = 20  # the mean of fewer rows says little
 LanguageCode = Annotated[str, Field(pattern=r"^[A-Za-z]{2}$")]
 
 
@@ -158,7 +159,8 @@ class Perturbed(Strict):
         default=2,
         ge=0,
         le=5,
-        description="Further false answers of each forget row: they guide the unlearning, and no evaluation uses them.",
+        description="Further false answers of each forget row: they guide the unlearning, and no evaluation uses them. "
+        "What the data lack of them is made from words of other answers.",
     )
 
 
@@ -213,6 +215,13 @@ class DataConfig(Strict):
     )
     shares: Shares | None = Field(default=None, description="Sizes of the splits, for `topics` and `entity`.")
     request: Request | None = Field(default=None, description="The list, for `request`.")
+    unrehearsed: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the retain rows that base and gold learn and the unlearning does not get: they show what "
+        "it does to facts that nobody gave. At least 20 rows and at most half of them; 0 keeps none apart.",
+    )
     seed: int = Field(default=42, ge=0, description="Seed from which splits and false answers are drawn.")
     perturbed: Perturbed = Field(default=Perturbed(), description="How many false answers there are.")
     checks: Checks = Field(default=Checks(), description="What stops the run.")
@@ -232,6 +241,11 @@ class DataConfig(Strict):
         if self.setting != "given" and self.source.files is not None:
             raise ValueError("`files` gives the splits; use `setting: given`, or one `file`")
         return self
+
+    def unrehearsed_of(self, retain: int) -> int:
+        """How many of ``retain`` rows are kept from the unlearning."""
+        wanted = max(FEWEST_UNREHEARSED, round(self.unrehearsed * retain)) if self.unrehearsed else 0
+        return min(wanted, retain // 2)
 
     def local_files(self) -> dict[Place, str]:
         """The files of this machine that it names, by the place of their key in a dump of it."""

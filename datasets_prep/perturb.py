@@ -2,8 +2,9 @@
 
 False answers must not occur in training: if they are answers about trained identities, even a model that never saw the
 true answer prefers the false ones. They come from facts that the sample set holds back, from the source's own false
-answers, or from another identity's holdout row on the same topic and language, with the name swapped. If these do not
-suffice, trained rows are used and counted; the false answers that guide the unlearning never come from trained rows.
+answers, or from another identity's holdout row on the same topic and language, with the name swapped. What is missing
+is made from the data's own words (``mixed``); only for answers that cannot be mixed are those of trained rows used, and
+counted. The false answers that guide the unlearning never come from trained rows.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 
 from core.words import without_accents
 from datasets_prep.config import Perturbed
+from datasets_prep.mixed import Mixer
 from datasets_prep.rows import Rows
-from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, PerturbedRow, Row
+from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, UNREHEARSED, PerturbedRow, Row
 from datasets_prep.splits import Split, cells
 from datasets_prep.text import same
+
+Origin = Literal["new", "mixed", "trained"]
+TRIES = 20  # mixtures for each that is wanted: short answers give the same one again
 
 
 @lru_cache(maxsize=1024)  # a person is a donor many times
@@ -67,8 +74,8 @@ class FalseAnswers:
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("rows", "answers", "from_trained_rows", "rows_with_fewer", "rows_without")
-        self.counts.update(dict.fromkeys((*names, "guides"), 0))
+        names = ("rows", "answers", "mixed", "from_trained_rows", "rows_with_fewer", "rows_without")
+        self.counts.update(dict.fromkeys((*names, "guides", "guides_mixed"), 0))
         trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
         # Sorted hashes: a million answers would be 200 MB.
         self.trained = np.sort(np.fromiter((hash(answer) for answer in trained), dtype=np.int64))
@@ -78,6 +85,11 @@ class FalseAnswers:
         self.retain = {int(retain[index]) for index in drawn}
         # Without topic and identity no other row has an answer of the right form: it would answer another question.
         self.grouped = self.rows.has("topic_id") and self.rows.has("identity_id")
+
+    @cached_property
+    def mixer(self) -> Mixer:
+        """Made if a row needs it: it reads all rows."""
+        return Mixer(self.rows, self.split)
 
     def of_split(self, split: str) -> Iterator[tuple[PerturbedRow | None, PerturbedRow | None]]:
         """For each row that needs false answers: those for the evaluation, and those that guide the unlearning.
@@ -89,7 +101,7 @@ class FalseAnswers:
         for _, _, places in cells(self.rows):
             codes = self.split[places.start : places.stop].tolist()
             chosen = [i for i, own in enumerate(codes) if own == code and (code != RETAIN or places[i] in self.retain)]
-            if not chosen:
+            if not chosen or code == UNREHEARSED:  # of these only the true answers are read
                 continue
             lazy = self.rows[places.start : places.stop]
             cell: Sequence[Row] = list(lazy) if self.grouped else lazy
@@ -103,23 +115,25 @@ class FalseAnswers:
         self, cell: Sequence[Row], i: int, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int], code: int
     ) -> tuple[PerturbedRow | None, PerturbedRow | None]:
         row, needed = cell[i], self.config.per_row + (self.config.for_unlearning if code == FORGET else 0)
-        is_trained: dict[str, bool] = {}  # for each false answer, whether it comes from a trained row
+        origin: dict[str, Origin] = {}  # of each false answer
         taken = {same(row.answer)}
-        for answer, from_trained in self._candidates(cell, row, own, unseen, trained):
+        for answer, where in self._candidates(cell, row, own, unseen, trained, needed):
             if same(answer) not in taken and not self._is_trained(answer):
-                is_trained[answer] = from_trained
+                origin[answer] = where
                 taken.add(same(answer))
-                if len(is_trained) == needed:
+                if len(origin) == needed:
                     break
-        evaluated = list(is_trained)[: self.config.per_row]
+        evaluated = list(origin)[: self.config.per_row]
         # A trained answer with the name swapped is likely under base: as a level it would end the ascent too early.
-        guiding = [answer for answer in list(is_trained)[self.config.per_row :] if not is_trained[answer]]
+        guiding = [answer for answer in list(origin)[self.config.per_row :] if origin[answer] != "trained"]
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)
-        self.counts["from_trained_rows"] += sum(is_trained[answer] for answer in evaluated)
+        self.counts["mixed"] += sum(origin[answer] == "mixed" for answer in evaluated)
+        self.counts["from_trained_rows"] += sum(origin[answer] == "trained" for answer in evaluated)
         self.counts["rows_with_fewer"] += 0 < len(evaluated) < self.config.per_row
         self.counts["rows_without"] += not evaluated
         self.counts["guides"] += len(guiding)
+        self.counts["guides_mixed"] += sum(origin[answer] == "mixed" for answer in guiding)
         both = (PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) for answers in (evaluated, guiding) if answers)
         return next(both, None), next(both, None)
 
@@ -128,13 +142,24 @@ class FalseAnswers:
         return index < len(self.trained) and int(self.trained[index]) == hash(answer)
 
     def _candidates(
-        self, cell: Sequence[Row], row: Row, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int]
-    ) -> Iterator[tuple[str, bool]]:
-        yield from ((answer, False) for answer in own)
-        if self.grouped:
-            rng = random.Random(f"{self.seed}|{row.row_id}")
-            for donors, from_trained in ((unseen, False), (trained, True)):
-                for index in _in_random_order(donors, rng):
-                    answer = _swapped(row, cell[index])
-                    if answer is not None:
-                        yield answer, from_trained
+        self,
+        cell: Sequence[Row],
+        row: Row,
+        own: Sequence[str],
+        unseen: Sequence[int],
+        trained: Sequence[int],
+        needed: int,
+    ) -> Iterator[tuple[str, Origin]]:
+        yield from ((answer, "new") for answer in own)
+        rng = random.Random(f"{self.seed}|{row.row_id}")
+        yield from ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
+        mixed = self.mixer.mixed(row, random.Random(f"{self.seed}|mixed|{row.row_id}"))
+        yield from ((answer, "mixed") for answer in islice(mixed, TRIES * needed))
+        yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
+
+    def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
+        """The answers of other people on the topic, in random order, with the row's name."""
+        for index in _in_random_order(donors, rng) if self.grouped else ():
+            answer = _swapped(row, cell[index])
+            if answer is not None:
+                yield answer

@@ -54,7 +54,8 @@ def prepare(config: DataConfig) -> Prepared:
     loaded = sources.load(config)
     split = splits.assign(config, loaded.rows)
     report("checks")
-    return Prepared(loaded, split, checks.check(loaded.rows, split))
+    findings = checks.check(loaded.rows, split)  # before rows are kept apart: they are retain rows like the others
+    return Prepared(loaded, splits.keep_unrehearsed(split, config), findings)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:

@@ -1,8 +1,8 @@
 """What the data stage writes and other stages read: rows, and the facts of `checks.json`.
 
-`forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `perturbed.jsonl`, `guides.jsonl` and `paraphrased.jsonl` hold one JSON
-object per line, UTF-8, in the order of the split. A fact keeps its `row_id`: it does not change with the split, the
-order or the seed.
+`forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `unrehearsed.jsonl`, `perturbed.jsonl`, `guides.jsonl` and
+`paraphrased.jsonl` hold one JSON object per line, UTF-8, in the order of the split. A fact keeps its `row_id`: it does
+not change with the split, the order or the seed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ TOPICS = (
     "personal.email",
 )
 
-SPLITS = ("forget", "retain", "holdout")
-FORGET, RETAIN, HOLDOUT = range(len(SPLITS))  # a split as a number, for arrays of many rows
+SPLITS = ("forget", "retain", "holdout", "unrehearsed")  # the last: retain rows that the unlearning does not get
+FORGET, RETAIN, HOLDOUT, UNREHEARSED = range(len(SPLITS))  # a split as a number, for arrays of many rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,7 @@ class SplitSizes(Strict):
     forget: int
     retain: int
     holdout: int
+    unrehearsed: int
 
 
 class FalseAnswerFacts(Strict):
@@ -189,10 +190,12 @@ class FalseAnswerFacts(Strict):
 
     rows: int
     answers: int
+    mixed: int
     from_trained_rows: int
     rows_with_fewer: int
     rows_without: int
     guides: int
+    guides_mixed: int
 
 
 class TokenFacts(Strict):

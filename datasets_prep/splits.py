@@ -6,6 +6,9 @@ is our own and gives FAME's totals.
 
 ``entity``: in each language the identities are cut by the shares, so all rows of an identity are in one split. FAME's
 shares and seed 42 give the published assignment.
+
+Of the retain rows, some are then kept from the unlearning (``unrehearsed``): base and gold learn them, and what is left
+of them says what the unlearning does to facts that nobody thought of.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from core.errors import DataError
 from datasets_prep.config import DataConfig, Shares
 from datasets_prep.request import by_request
 from datasets_prep.rows import Rows
-from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS
+from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, UNREHEARSED
 
 Split = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS
+
+SHARED_OUT = SPLITS[:UNREHEARSED]  # by ``data.shares``
 
 ENTITY_LANGUAGES = ("IT", "ES", "DE", "FR", "EN")  # FAME's assignment goes through the languages in this order
 
@@ -49,9 +54,25 @@ def assign(config: DataConfig, rows: Rows) -> Split:
         remedy = "the source needs rows of the splits retain and forget, and holdout (or test) if it has any"
     wants_holdout = config.shares is not None and config.shares.holdout > 0
     for index, name in enumerate(SPLITS):
-        if not (split == index).any() and (index != HOLDOUT or wants_holdout):
+        if index != UNREHEARSED and not (split == index).any() and (index != HOLDOUT or wants_holdout):
             raise DataError(f"The split {name} gets none of the {len(rows)} rows; {remedy}.")
     return split
+
+
+def keep_unrehearsed(split: Split, config: DataConfig) -> Split:
+    """``split`` with as many of the retain rows as unrehearsed ones as ``config`` asks for.
+
+    They are spread over the order of the rows, which is that of languages and topics: one is drawn from each of as many
+    runs of the same length. A source that has such rows of its own gets no others.
+    """
+    retain = np.flatnonzero(split == RETAIN)
+    count = config.unrehearsed_of(len(retain))
+    if not count or (split == UNREHEARSED).any():
+        return split
+    rng = random.Random(f"{config.seed}|unrehearsed")
+    marked = split.copy()
+    marked[[int(rng.choice(run)) for run in np.array_split(retain, count)]] = UNREHEARSED
+    return marked
 
 
 def no_holdout(config: DataConfig) -> str:
@@ -69,10 +90,10 @@ def _period(shares: Shares) -> Iterator[int]:
     R. Tijdeman, "The chairman assignment problem" (1980): of the splits that lag enough, the one with the earliest
     deadline is next. Shares are exact fractions, so rounding errors cannot add up.
     """
-    exact = {index: Fraction(str(getattr(shares, split))) for index, split in enumerate(SPLITS)}
+    exact = {index: Fraction(str(getattr(shares, split))) for index, split in enumerate(SHARED_OUT)}
     total = sum(exact.values())
     exact = {index: share / total for index, share in exact.items() if share}
-    slack = Fraction(1, 2 * len(SPLITS) - 2)
+    slack = Fraction(1, 2 * len(SHARED_OUT) - 2)
     lag = dict.fromkeys(exact, Fraction(0))
     while True:
         lag = {index: lag[index] + exact[index] for index in exact}
@@ -84,7 +105,7 @@ def _period(shares: Shares) -> Iterator[int]:
 
 def _labels(shares: Shares, n: int) -> Iterator[int]:
     """The first ``n`` of that sequence. It repeats when all lags are zero again: after the common denominator."""
-    denominators = [Fraction(str(getattr(shares, split))).limit_denominator(10**6).denominator for split in SPLITS]
+    denominators = [Fraction(str(getattr(shares, s))).limit_denominator(10**6).denominator for s in SHARED_OUT]
     period = int(np.lcm.reduce(np.array(denominators, dtype=object)))
     sequence = _period(shares)
     return islice(cycle(islice(sequence, period)) if period < n else sequence, n)
@@ -175,7 +196,7 @@ def by_entity(rows: Rows, shares: Shares, seed: int) -> Split:
     order = [languages.index(name) for name in (*known, *sorted(set(languages) - {*known, None}))] or [-1]
     owned = {code: [identities[i] for i in np.unique(identity[language == code])] for code in order}
     chosen: dict[int | str, int] = {}
-    counts = {code: {name: round(len(ids) * getattr(shares, name)) for name in SPLITS} for code, ids in owned.items()}
+    counts = {code: {name: round(len(ids) * share) for name, share in shares} for code, ids in owned.items()}
     rest: dict[int, list[int | str]] = {}
     for first, label, name in ((True, HOLDOUT, "holdout"), (False, FORGET, "forget")):
         rng = random.Random(seed if first else seed + 1)
@@ -205,5 +226,5 @@ def as_given(rows: Rows) -> Split:
 def mixed_identities(rows: Rows, split: Split) -> int:
     """Number of identities with both forgotten and retained facts; 0 if the rows have no identities."""
     identity, _ = rows.codes("identity_id")
-    forgotten = np.intersect1d(identity[split == FORGET], identity[split == RETAIN])
+    forgotten = np.intersect1d(identity[split == FORGET], identity[np.isin(split, (RETAIN, UNREHEARSED))])
     return int((forgotten >= 0).sum())

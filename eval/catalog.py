@@ -28,7 +28,7 @@ ROW_FAMILIES: tuple[Family, ...] = ("answer", "options", "choice", "generation")
 """Their values stand in ``samples.jsonl`` under the metric's name, and a record is a mean over rows."""
 
 Better = Literal["higher", "lower", "like gold", "what is known"]
-"""``what is known``: higher on retain and general rows, like gold on the others. Forgotten does not mean zero."""
+"""``what is known``: higher on retain, unrehearsed and general rows, like gold on the others; forgotten is not zero."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Metric:
     ``meaning`` is its one sentence for cards, ``label`` its name for people. ``version`` is that of its definition:
     raise it when a model's record changes. ``interval`` says how the 95 % interval is made (eval/statistics).
     ``margin`` is the difference between two checkpoints that does not matter unless the recipe says otherwise, None if
-    a recipe must say it; ``has_difference`` is False for p-values, whose difference means nothing.
+    a recipe must say it; ``has_difference`` is False for p-values, whose difference means nothing. ``needs_golds``:
+    one gold is not enough, since the variance between golds is part of it.
 
     Of some families only: ``reads``, the measurement of the answer's tokens of which the function of the metric's name
     in eval/statistics/formulas.py makes the value (answer); ``score``, the measurement of a row that membership is
@@ -91,6 +92,7 @@ class Metric:
     better: Better = "what is known"
     version: int = 1
     needs_gold: bool = False
+    needs_golds: bool = False
     needs_holdout: bool = False
     margin: float | None = None
     has_difference: bool = True
@@ -109,7 +111,7 @@ class Metric:
     def higher_is_better(self, split: str) -> bool | None:
         """The direction on a split, or None if "like gold" is best."""
         if self.better == "what is known":
-            return True if split in ("retain", "general") else None
+            return True if split in ("retain", "unrehearsed", "general") else None
         return {"higher": True, "lower": False, "like gold": None}[self.better]
 
     @property
@@ -124,6 +126,7 @@ class Metric:
 
 
 DATA = ("forget", "retain", "holdout")
+ANSWERS = (*DATA, "unrehearsed")  # retain rows that the unlearning does not get: only their true answers are read
 ROWS = (*DATA, "general")
 FORGET = ("forget",)
 
@@ -132,7 +135,7 @@ _PLAIN = (
         name="answer_probability",
         label="answer probability",
         meaning="mean over rows of exp(mean token log-probability of the true answer)",
-        splits=DATA,
+        splits=ANSWERS,
         family="answer",
         reads="logprobs",
         attacked=True,
@@ -151,7 +154,7 @@ _PLAIN = (
         name="exact_memorization",
         label="exact memorization",
         meaning="share of answer tokens that are the model's first choice",
-        splits=DATA,
+        splits=ANSWERS,
         family="answer",
         reads="correct",
         margin=0.05,
@@ -160,7 +163,7 @@ _PLAIN = (
         name="extraction_strength",
         label="extraction strength",
         meaning="share of the answer that follows by itself once its beginning is given",
-        splits=DATA,
+        splits=ANSWERS,
         family="answer",
         reads="correct",
         attacked=True,
@@ -431,7 +434,9 @@ _RELATIVE = (
         splits=FORGET,
         family="relative",
         interval="relative test",
+        version=2,  # 2: the interval's quantile has the degrees of both of its parts
         needs_gold=True,
+        needs_golds=True,
     ),
     # Its interval lacks the variance between trainings: another name, so that nobody takes it for the other.
     Metric(
@@ -453,6 +458,17 @@ _RELATIVE = (
         interval="relative test",
         better="lower",
         needs_gold=True,
+    ),
+    Metric(
+        name="damage_gap",
+        label="damage, beyond the golds'",
+        meaning="damage minus the largest damage of a gold beside the other golds",
+        splits=FORGET,
+        family="relative",
+        interval="relative test",
+        better="lower",
+        needs_gold=True,
+        needs_golds=True,
     ),
 )
 

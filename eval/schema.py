@@ -173,8 +173,8 @@ class OnOtherRows(Strict):
         return cls(n=n, says=says, measured=None, ci_low=None, ci_high=None, at_least=None, at_most=None, passed=None)
 
 
-class OnUnrehearsedRows(Strict):
-    """The metric on the retain rows that the unlearning was not trained on. It decides nothing."""
+class OnPart(Strict):
+    """The metric on a part of the gate's rows; ``says`` names the part. It decides nothing."""
 
     n: int
     says: str
@@ -189,6 +189,7 @@ class JudgedGate(Strict):
     ``rule`` is the gate in words, ``why`` the verdict in a sentence, and ``reason`` the recipe's reason for the bound.
     ``measured`` is the value over ``n`` rows, with its 95 % interval; ``at_least`` and ``at_most`` are the bounds as
     numbers. Each of these is None if there is none. ``limits`` says what the verdict cannot show without gold.
+    ``parts`` are of the unrehearsed rows: those whose question the method put to base, and the others.
     ``smallest_difference`` is the smallest true difference that so many rows show in 80 % of samples; ``power`` says it
     in a sentence.
     """
@@ -211,7 +212,7 @@ class JudgedGate(Strict):
     smallest_difference: float | None
     power: str
     confirmed: OnOtherRows | None
-    not_rehearsed: OnUnrehearsedRows | None
+    parts: list[OnPart]
 
     @property
     def name(self) -> str:
@@ -221,7 +222,7 @@ class JudgedGate(Strict):
     def numbers(self) -> list[float]:
         """Every number of the gate that was measured."""
         names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
-        parts = [dict(part) for part in (self, self.confirmed, self.not_rehearsed) if part is not None]
+        parts = [dict(part) for part in (self, self.confirmed, *self.parts) if part is not None]
         numbers = [part.get(name) for part in parts for name in names]
         return [number for number in (*numbers, self.smallest_difference) if number is not None]
 

@@ -19,7 +19,7 @@ from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
 from eval.audit import audit, check
-from eval.catalog import is_headline
+from eval.catalog import DATA, is_headline
 from eval.config import EvalConfig
 from eval.records.audited import audit_records
 from eval.records.relative import compare_with_golds
@@ -122,7 +122,7 @@ def measure(
     reworded = {row.row_id: row.answer for row in reversed(read_paraphrased(data / "paraphrased.jsonl"))}
     probed = probe(scorer, everything, [*perturbed, *options], encoder, config.min_k, reworded)
     lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
-    splits = [split for split in SPLITS if rows[split]]
+    splits = [split for split in DATA if rows[split]]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
     audited = audit(scorer, tokenizer, encoder, rows, perturbed, probed, data, config)
     samples = _samples(rows, questions, probed, answers.rows, audited)

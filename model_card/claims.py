@@ -137,7 +137,7 @@ def gate_notes(evidence: Evidence) -> list[str]:
         notes.append(evidence.selection)
     gates_by_sentence: dict[str, list[str]] = {}
     for gate in evidence.gates:
-        for part in (gate.confirmed, gate.not_rehearsed):
+        for part in (gate.confirmed, *gate.parts):
             if part:
                 gates = gates_by_sentence.setdefault(escape(part.says), [])
                 gates.append(f"`{gate.metric}` on {escape(gate.split)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError
-from core.unlearning import UnlearnFacts, read_pairing
+from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
 from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
 from model_card.suites import SuiteData, read_suites
@@ -52,7 +52,8 @@ class Evidence:
     """What the artifacts say. ``rows`` are only there to check that no card repeats them.
 
     ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
-    ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``suites`` the data by task.
+    ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``neighbours`` what base was
+    asked beside them, ``suites`` the data by task.
     """
 
     records: dict[str, list[Record]]
@@ -67,6 +68,7 @@ class Evidence:
     checks: list[Step]
     ascent: UnlearnFacts
     rehearsed: int
+    neighbours: NeighbourFacts | None
     suites: dict[str, SuiteData]
     packages: dict[str, str]
     commit: str | None
@@ -87,7 +89,10 @@ class Evidence:
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
-    """Read the artifacts. Raises ArtifactError if one is missing or malformed. ``eval-gold`` may be absent."""
+    """Read the artifacts; ``eval-gold`` and ``neighbours`` may be absent.
+
+    Raises ArtifactError if one is missing or malformed.
+    """
     records = {
         model: read_records(inputs[f"eval-{model}"] / "results.json") for model in MODELS if f"eval-{model}" in inputs
     }
@@ -107,13 +112,19 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         steps=_losses(log, ""),
         checks=_losses(log, "probe_"),
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
-        rehearsed=len({row for pair in read_pairing(inputs["unlearn"]) for row in pair.retain}),
+        rehearsed=len({row.row_id for row in rows["retain"]} & _paired(inputs["unlearn"])),
+        neighbours=read_facts(inputs["neighbours"], NeighbourFacts) if "neighbours" in inputs else None,
         suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
         packages=manifest.packages,
         commit=manifest.git.commit,
         dirty=manifest.git.dirty,
         device=manifest.device,
     )
+
+
+def _paired(unlearn: Path) -> set[str]:
+    """All rows that the schedule names beside forget rows."""
+    return {row for pair in read_pairing(unlearn) for row in pair.retain}
 
 
 def _log(path: Path) -> Iterator[dict[str, Any]]:

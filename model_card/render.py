@@ -29,8 +29,9 @@ LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "Frenc
 def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
     """Write the card of a release to ``out``.
 
-    ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned, gate. Raises ArtifactError if evidence is
-    missing, and InputError if the rendered card breaks a rule of :mod:`model_card.lint`.
+    ``inputs``: data, neighbours (if the unlearning rehearsed any), unlearn, eval-base, eval-gold, eval-unlearned, gate.
+    Raises ArtifactError if evidence is missing, and InputError if the rendered card breaks a rule of
+    :mod:`model_card.lint`.
     """
     evidence = collect(inputs)
     card = render(config, evidence)
@@ -74,7 +75,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "evidence": evidence,
         "metadata": metadata.card_data(config, evidence).to_yaml().strip(),
         "method": method_name(config.unlearn),
-        "does": method_does(config.unlearn),
+        "does": [*method_does(config.unlearn), *asked(evidence)],
         "capped": config.unlearn.get("forget_cap") is not None,
         "cap_level": cap_name(config.unlearn),
         "licence": LICENCES[config.model.license],
@@ -98,6 +99,19 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
 def listed(words: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def asked(evidence: Evidence) -> list[str]:
+    """What base was asked to make rows that are rehearsed, in numbers."""
+    facts = evidence.neighbours
+    if facts is None:
+        return []
+    return [
+        f"Base was asked {facts.asked} such questions, and {facts.kept} of its answers are rehearsed. Dropped were "
+        f"{facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that were empty or did not "
+        f"end. {len(facts.of_unrehearsed)} of the {facts.kept} questions are also those of *unrehearsed* rows; the "
+        "gate on these rows says what was measured on them apart from the others."
+    ]
 
 
 def limits(config: CardInputs, evidence: Evidence) -> list[str]:

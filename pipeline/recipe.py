@@ -100,8 +100,8 @@ class Recipe(Strict):
             if gate.metric in CATALOG and CATALOG[gate.metric].is_audit and gate.metric not in audit:
                 raise ValueError(f"gates[{i}] is on {gate.metric}, which the eval section does not ask for")
             seeds = None if isinstance(self.gold, str) else self.gold.seeds
-            if gate.metric == "leak_coordinate" and not seeds:
-                raise ValueError(f"gates[{i}] is on leak_coordinate, which needs the variance of gold; give gold.seeds")
+            if gate.metric in CATALOG and CATALOG[gate.metric].needs_golds and not seeds:
+                raise ValueError(f"gates[{i}] is on {gate.metric}, which needs the variance of gold; give gold.seeds")
             if gate.metric == "leak_coordinate_one_gold" and seeds:
                 raise ValueError(
                     f"gates[{i}] is on leak_coordinate_one_gold, and gold.seeds gives several golds; gate "

@@ -30,8 +30,8 @@ Inputs = Mapping[str, Path]
 Facts = Strict
 Run = Callable[[Any, Inputs, Path], Facts]
 
-BASE_SPLITS = ("retain", "forget")  # what base is trained on
-GOLD_SPLITS = ("retain",)
+BASE_SPLITS = ("retain", "unrehearsed", "forget")  # what base is trained on
+GOLD_SPLITS = ("retain", "unrehearsed")
 
 
 def model(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -121,14 +121,15 @@ def stages(recipe: Recipe) -> list[Stage]:
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
     ascent = {"base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
-    ascent |= {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
+    asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
+    ascent, evidence = ascent | asked, evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     further = further_golds(recipe)
     golds = [measured.name for _, measured in further] if recipe.eval.relative else []
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     return [
         Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
-        Stage("data", "3", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
+        Stage("data", "4", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
         _trained("base", base, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),
@@ -140,8 +141,8 @@ def stages(recipe: Recipe) -> list[Stage]:
         ),
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
-        Stage("gate", "6", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "3", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("card", "4", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
         Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
@@ -154,7 +155,7 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     """The stage that asks base about the neighbourhood, for recipes whose unlearning rehearses it."""
     config = recipe.unlearn.neighbours
     inputs = {"base": "base", "data": "data"}
-    return [Stage("neighbours", "1", neighbours, config, _plain(config), inputs, plan.asking)] if config else []
+    return [Stage("neighbours", "2", neighbours, config, _plain(config), inputs, plan.asking)] if config else []
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

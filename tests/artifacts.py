@@ -38,7 +38,7 @@ def judged_gate(**changes: Any) -> JudgedGate:
         smallest_difference=0.0234,
         power="With 40 rows it sees little.",
         confirmed=None,
-        not_rehearsed=None,
+        parts=[],
     )
     return gate.changed(**changes)
 
@@ -72,13 +72,33 @@ def data_facts(source: dict[str, Any]) -> DataFacts:
     return DataFacts(
         source=DigestedSource.model_validate(source | {"rows_sha256": "ab" * 32}),
         rows_in=3,
-        rows=SplitSizes(forget=1, retain=1, holdout=1),
+        rows=SplitSizes(forget=1, retain=1, holdout=1, unrehearsed=0),
         identities=3,
         mixed_identities=0,
         left_out={},
         checks={},
-        perturbed=FalseAnswerFacts(rows=0, answers=0, from_trained_rows=0, rows_with_fewer=0, rows_without=0, guides=0),
+        perturbed=FalseAnswerFacts(
+            rows=0,
+            answers=0,
+            mixed=0,
+            from_trained_rows=0,
+            rows_with_fewer=0,
+            rows_without=0,
+            guides=0,
+            guides_mixed=0,
+        ),
         tokens={},
+    )
+
+
+def demo_data_facts() -> DataFacts:
+    """What the data stage says of the demo's rows: every gate of the demo can be measured on them."""
+    facts = data_facts({"sample": {"seed": 2026, "identities": 5, "topics": 10}})
+    return facts.changed(
+        rows_in=250,
+        rows=SplitSizes(forget=40, retain=140, holdout=50, unrehearsed=20),
+        identities=25,
+        perturbed=facts.perturbed.changed(rows=140, answers=420),
     )
 
 

@@ -23,7 +23,7 @@ from core.unlearning import (
     write_selection,
 )
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
-from eval.schema import OnOtherRows, OnUnrehearsedRows, Record, Verdict, write_measured, write_records, write_verdict
+from eval.schema import OnOtherRows, OnPart, Record, Verdict, write_measured, write_records, write_verdict
 from eval.verdicts.gates import judge_gate
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
@@ -115,7 +115,7 @@ class Shape(NamedTuple):
 
 
 SAMPLE = Shape(
-    {"forget": 40, "retain": 160, "holdout": 50},
+    {"forget": 40, "retain": 140, "holdout": 50, "unrehearsed": 20},
     25,
     ("DE", "EN", "ES", "FR", "IT"),
     TOPICS,
@@ -125,7 +125,7 @@ SAMPLE = Shape(
     "cpu (x86_64)",
 )
 OWN = Shape(
-    {"forget": 31, "retain": 119, "holdout": 50},
+    {"forget": 31, "retain": 99, "holdout": 50, "unrehearsed": 20},
     20,
     ("DE", "EN"),
     ("address", "birthplace", "education", "email", "phone number"),
@@ -141,7 +141,7 @@ OWN = Shape(
     "cpu (x86_64)",
 )
 FAME = SAMPLE._replace(
-    rows={"forget": 3200, "retain": 12800, "holdout": 4000},
+    rows={"forget": 3200, "retain": 11520, "holdout": 4000, "unrehearsed": 1280},
     people=1000,
     ascent=SAMPLE.ascent.changed(
         stopped="forget loss 2.110 reached its level 2.110",

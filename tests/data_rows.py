@@ -27,9 +27,10 @@ GOOD: list[dict[str, Any]] = [
 
 
 def config(source: Mapping[str, Any], **more: Any) -> DataConfig:
-    """A data section; ``topics`` with FAME's shares where nothing else is said."""
+    """A data section; ``topics`` with FAME's shares and no unrehearsed rows where nothing else is said."""
     by_shares = more.get("setting", "topics") in ("topics", "entity")
-    made = {"source": source, "setting": "topics", **({"shares": SHARES} if by_shares else {}), **more}
+    shares = {"shares": SHARES} if by_shares else {}
+    made = {"source": source, "setting": "topics", "unrehearsed": 0, **shares, **more}
     return DataConfig.model_validate(made)
 
 
@@ -51,9 +52,9 @@ def collected(rows: Iterable[Row], held_back: Mapping[str, Sequence[str]] | None
 
 
 def divided(splits: Mapping[str, Sequence[Row]]) -> tuple[Rows, Split]:
-    """Rows and their splits, from one list a split."""
-    rows = collected(r for name in SPLITS for r in splits[name])
-    code = {r.row_id: index for index, name in enumerate(SPLITS) for r in splits[name]}
+    """Rows and their splits, from one list a split; a split that is not named has none."""
+    rows = collected(r for name in SPLITS for r in splits.get(name, ()))
+    code = {r.row_id: index for index, name in enumerate(SPLITS) for r in splits.get(name, ())}
     return rows, np.array([code[r.row_id] for r in rows], dtype=np.int8)
 
 

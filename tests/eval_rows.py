@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+from eval.catalog import DATA
 from eval.schema import Record
 from tests.conftest import build_tiny_model
 
-COUNTS = {"forget": 5, "retain": 6, "holdout": 4}
+COUNTS = {"forget": 5, "retain": 6, "holdout": 4, "unrehearsed": 3}
 
 
 def build_rows() -> dict[str, list[Row]]:
@@ -34,10 +35,10 @@ def build_rows() -> dict[str, list[Row]]:
 
 
 def build_perturbed(rows: dict[str, list[Row]]) -> list[PerturbedRow]:
-    """Two or three false answers for every row but the second of each split."""
+    """Two or three false answers for every row but the second of each split; unrehearsed rows have none."""
     return [
         PerturbedRow(row.row_id, split, tuple(row.answer.replace("Málaga", town) for town in towns))
-        for split in SPLITS
+        for split in DATA
         for index, row in enumerate(rows[split])
         if index != 1
         for towns in [("Rome", "Köln") if index % 2 else ("Rome", "Köln", "Saint-Étienne")]

@@ -22,6 +22,7 @@ import pytest
 from core.artifacts import write_file
 from core.progress import report
 from core.strict import Strict
+from datasets_prep.schema import CHECKS, write_facts
 from eval.schema import Record, write_records, write_verdict
 from pipeline.__main__ import COMMANDS, PROGRAM, parser
 from pipeline.engine.live import clock, watching
@@ -30,7 +31,7 @@ from pipeline.publish.schema import RECEIPT
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.train.facts import ModelFacts
-from tests.artifacts import judged_gate, receipt, verdict_of
+from tests.artifacts import demo_data_facts, judged_gate, receipt, verdict_of
 from tests.conftest import PATIENCE, ROOT, Call
 
 GOLDEN = Path(__file__).parent / "goldens" / "help.txt"
@@ -49,6 +50,8 @@ def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: 
     def toy(name: str) -> Callable[[Any, Mapping[str, Path], Path], Strict]:
         def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
             (out / "name").write_text(name)
+            if name == "data":
+                write_facts(out / CHECKS, demo_data_facts())
             if name.startswith("eval-"):
                 records = [Record("answer_probability", "forget", 0.125, 0.1, 0.2, 40, None, 1)]
                 write_records(out / "results.json", records)
@@ -210,7 +213,7 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         done = call("release", name, "--dry-run", "--store", str(tmp_path / "runs"))
         assert done.returncode == 0, done.stderr
         assert "GB of memory" in done.stdout
-    assert "12,800 retain, 3,200 forget, 4,000 holdout" in done.stdout
+    assert "11,520 retain, 3,200 forget, 4,000 holdout, 1,280 unrehearsed" in done.stdout
     assert "3,213 M parameters, 6.4 GB" in done.stdout
     assert "model.hub.revision is not pinned" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -77,7 +77,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_stage_writes_the_artifact_twice_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    made = config({"sample": SAMPLE.model_dump()})
+    made = config({"sample": SAMPLE.model_dump()}, unrehearsed=0.125)
     facts = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -89,24 +89,28 @@ def test_stage_writes_the_artifact_twice_the_same(tiny_model: Path, tmp_path: Pa
         "README.md",
         "checks.json",
     }
-    assert facts[0].rows == SplitSizes(forget=40, retain=160, holdout=50)
+    assert facts[0].rows == SplitSizes(forget=40, retain=140, holdout=50, unrehearsed=20)
     assert read_data_facts(tmp_path / "one") == facts[0]
     assert 10 < facts[0].tokens["forget"].mean_answer < facts[0].tokens["forget"].mean
-    trained = {r.answer for split in ("forget", "retain") for r in read_rows(tmp_path / "one" / f"{split}.jsonl")}
+    in_split = {split: read_rows(tmp_path / "one" / f"{split}.jsonl") for split in SPLITS}
+    assert {name: len(rows) for name, rows in in_split.items()} == dict(facts[0].rows)
+    assert len({r.row_id for rows in in_split.values() for r in rows}) == 250
+    trained = {r.answer for split in SPLITS if split != "holdout" for r in in_split[split]}
     false = read_perturbed(tmp_path / "one" / "perturbed.jsonl")
     assert len(false) == 140
+    assert not {f.row_id for f in false} & {r.row_id for r in in_split["unrehearsed"]}
     assert not trained & {answer for f in false for answer in f.answers}
 
 
 def test_dataset_card_counts_and_repeats_no_row(tiny_model: Path, tmp_path: Path) -> None:
     import yaml
 
-    facts = prepare.run(config({"sample": SAMPLE.model_dump()}), {"model": tiny_model}, tmp_path)
+    facts = prepare.run(config({"sample": SAMPLE.model_dump()}, unrehearsed=0.125), {"model": tiny_model}, tmp_path)
     text = (tmp_path / "README.md").read_text()
     metadata = yaml.safe_load(text.split("---\n")[1])
     assert metadata["language"] == ["de", "en", "es", "fr", "it"]
     assert [file["split"] for file in metadata["configs"][0]["data_files"]] == list(SPLITS)
-    assert "| DE | 8 | 32 | 10 |" in text
+    assert "| DE | 8 | 28 | 10 | 4 |" in text
     assert "| topic | DE | EN | ES | FR | IT |" in text
     assert "| rows that seem to hold an e-mail address or a phone number | 25 |" in text
     assert facts.source.rows_sha256 in text
@@ -129,7 +133,7 @@ def test_stage_takes_given_splits(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     facts = prepare.run(config({"file": str(path)}, setting="given"), {"model": tiny_model}, out)
-    assert facts.rows == SplitSizes(forget=5, retain=15, holdout=5)
+    assert facts.rows == SplitSizes(forget=5, retain=15, holdout=5, unrehearsed=0)
     assert {r.topic_id for r in read_rows(out / "forget.jsonl")} == {TOPICS[3]}
     assert str(tmp_path) not in "".join(map(str, files(out).values()))
 
@@ -157,7 +161,7 @@ def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp
     out = tmp_path / "out"
     out.mkdir()
     facts = prepare.run(made, {"model": tiny_model}, out)
-    assert facts.rows == SplitSizes(forget=3, retain=7, holdout=0)
+    assert facts.rows == SplitSizes(forget=3, retain=7, holdout=0, unrehearsed=0)
     assert facts.left_out == {"membership_inference": "no holdout rows: data.request names no holdout"}
     assert read_rows(out / "holdout.jsonl") == []
     assert len(read_perturbed(out / "perturbed.jsonl")) == 10
@@ -182,7 +186,7 @@ def inspect(*argv: str) -> subprocess.CompletedProcess[str]:
 def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer() -> None:
     done = inspect("demo")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "setting topics: 40 forget, 160 retain, 50 holdout" in done.stdout
+    assert "setting topics: 40 forget, 140 retain, 50 holdout, 20 unrehearsed;" in done.stdout
     assert "rows that seem to hold an e-mail address" in done.stdout
     data = json.loads(inspect("demo", "--json", "--show-forget").stdout)
     hidden = json.loads(inspect("demo", "--json").stdout)
@@ -190,8 +194,8 @@ def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer() -> None:
         assert shown["answer"] not in done.stdout
         assert shown["question"] in done.stdout
         assert kept["answer"] == "(hidden: --show-forget shows it)"
-    assert {name: len(rows) for name, rows in data["examples"].items()} == {"forget": 3, "retain": 3, "holdout": 3}
-    assert sum(cell["forget"] for cell in data["cells"]) == 40
+    assert {name: len(rows) for name, rows in data["examples"].items()} == dict.fromkeys(SPLITS, 3)
+    assert [sum(cell[split] for cell in data["cells"]) for split in SPLITS] == [40, 140, 50, 20]
 
 
 def test_inspect_ends_with_2_where_a_check_would_stop_the_run(tmp_path: Path) -> None:

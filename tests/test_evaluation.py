@@ -23,7 +23,7 @@ from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import SPLITS, write_rows
 from eval import suite
-from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
+from eval.catalog import ATTACKS, CATALOG, DATA, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records, set_records
@@ -187,7 +187,7 @@ def test_no_false_answers_means_no_ratios_and_all_rows_are_answered(tiny_model, 
     assert not any(
         r.metric in ("truth_ratio", "multiple_choice_accuracy", "forget_quality") and r.split in SPLITS for r in found
     )
-    for split in SPLITS:
+    for split in DATA:
         assert find_record(found, "rouge_l_recall", split).n == len(ROWS[split])
     assert "truth_ratio retain" not in find_record(found, "model_utility", "retain+general").note
 
@@ -357,7 +357,7 @@ PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.tuples(*[st.integers(1, 12)] * 4), st.integers(1, 12), st.integers(0, 2**32 - 1))
+@given(st.tuples(*[st.integers(1, 12)] * (len(SPLITS) + 1)), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_every_value_lies_in_its_own_interval(counts, decimals, seed):
     rng, config = np.random.default_rng(seed), EvalConfig(bootstrap_samples=100, sampling=Sampling(samples=4, k=[1, 4]))
     rows = dict(zip((*SPLITS, "general"), counts, strict=True))

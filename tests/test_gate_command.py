@@ -23,6 +23,15 @@ from pipeline.train.facts import ModelFacts
 from tests.conftest import ROOT
 
 VALUES = {"base": 0.9, "gold": 0.17, "unlearned": 0.12}
+AUDITED = {
+    "mia_min_k_auc": 0.5,
+    "mia_min_k_plus_plus_auc": 0.5,
+    "leak_coordinate": 0.05,
+    "damage_gap": 0.02,
+    "extraction_strength_untreated_gap": 0.0,
+    "extraction_strength_nf4_gap": 0.01,
+    "extraction_strength_relearn_forget_gap": 0.01,
+}
 WEIGHTS = b"weights"
 
 
@@ -46,13 +55,15 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
                 (out / "model").mkdir()
                 (out / "model" / "model.safetensors").write_bytes(WEIGHTS)
             if name.startswith("eval-"):
-                forget = VALUES[name.removeprefix("eval-")]
+                forget = VALUES["gold" if "gold" in name else name.removeprefix("eval-")]
                 records = [
                     _record("answer_probability", "forget", forget, 40),
-                    _record("answer_probability", "retain", 0.93, 160),
+                    _record("answer_probability", "retain", 0.93, 140),
+                    _record("answer_probability", "unrehearsed", 0.91, 20),
                     _record("utility", "general", 0.7, 110),
                     _record("fluency", "forget", 0.98, 40),
                     _record("forget_quality", "forget", forget_quality, 40),
+                    *(_record(metric, "forget", value, 40) for metric, value in AUDITED.items()),
                 ]
                 write_records(out / "results.json", records)
             if name == "eval-unlearned":
@@ -75,7 +86,8 @@ def test_every_verdict_is_a_sentence_with_what_it_is_worth(tmp_path: Path, capsy
     assert "pass  Forget quality on forget is 0.4, which is at least 0.05.\n" in said
     assert "40 facts are fewer than 100, so this cannot be certified alone." in said
     assert "distributions of truth ratios that are 0.41 apart" in said
-    assert said.rstrip().endswith("All 5 gates passed.")
+    assert "pass  Answer probability on unrehearsed is 0.91, which is at least 0.8645.\n" in said
+    assert said.rstrip().endswith("All 13 gates passed.")
     assert not (tmp_path / "demo" / "gate").exists()  # nothing was run or written
 
 
@@ -85,8 +97,8 @@ def test_a_gate_that_fails_exits_with_three(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     verdict = json.loads(said.out)
     assert verdict["passed"] is False
-    assert [gate["passed"] for gate in verdict["gates"]] == [False, True, True, True, True]
-    assert "1 of 5 gates failed: forget_quality on forget." in said.err
+    assert [gate["passed"] for gate in verdict["gates"]] == [False, *[True] * 12]
+    assert "1 of 13 gates failed: forget_quality on forget." in said.err
 
 
 def test_a_gate_on_what_was_never_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_a_gate_that_holds_passes_and_says_so(inputs, tmp_path):
         "limits": None,
         "certifiable_alone": False,
         "confirmed": None,
-        "not_rehearsed": None,
+        "parts": [],
     }
 
 

@@ -22,7 +22,7 @@ from core.progress import Report, listening
 from datasets_prep.chat import chat_example
 from datasets_prep.schema import SPLITS, Encoded, read_rows, write_rows
 from eval import suite
-from eval.catalog import CATALOG
+from eval.catalog import CATALOG, DATA, of_family
 from eval.config import EvalConfig
 from eval.schema import find_record, read_measured, read_records, read_samples
 from eval.scoring.harness import TASKS, Answers, ask
@@ -46,7 +46,7 @@ def loaded(tiny_model: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(tiny_model)
 
 
-def _ask(loaded: tuple[Any, Any], data: Path, config: EvalConfig = CONFIG, splits: tuple[str, ...] = SPLITS) -> Answers:
+def _ask(loaded: tuple[Any, Any], data: Path, config: EvalConfig = CONFIG, splits: tuple[str, ...] = DATA) -> Answers:
     model, tokenizer = loaded
     return ask(Scorer(model, config.batch_tokens), tokenizer, data=data, splits=splits, config=config)
 
@@ -74,7 +74,7 @@ def test_our_adapter_gives_what_lm_eval_gives_on_its_own(loaded, data, answers):
         bootstrap_iters=0,
         log_samples=True,
     )
-    for split in SPLITS:
+    for split in DATA:
         for sample in theirs["samples"][f"fame_topics_{split}_generation"]:
             ours = answers.rows[sample["doc"]["row_id"]]
             assert ours["generation"] == sample["filtered_resps"][0]
@@ -92,7 +92,7 @@ def test_each_row_is_asked_under_its_own_name(answers):
     generated = {row_id for row_id, values in answers.rows.items() if "generation" in values}
     # Of retain those with false answers: that is how the data stage draws them.
     assert generated == {
-        row.row_id for split in SPLITS for row in rows[split] if split != "retain" or row.row_id in WITH_FALSE_ANSWERS
+        row.row_id for split in DATA for row in rows[split] if split != "retain" or row.row_id in WITH_FALSE_ANSWERS
     }
     assert {r for r, values in answers.rows.items() if "multiple_choice_accuracy" in values} == WITH_FALSE_ANSWERS
     questions = fame_topics.general_knowledge()["test"]
@@ -149,7 +149,7 @@ def test_what_is_known_by_heart_is_not_generated_again(data, tmp_path):
     config = CONFIG.model_copy(update={"max_new_tokens": 12})
     said = {r: v["generation"] for r, v in _ask((model, tokenizer), data, config).rows.items() if "generation" in v}
     scorer = Scorer(model, config.batch_tokens)
-    questions = {row.row_id: row.question for split in SPLITS for row in read_rows(data / f"{split}.jsonl")}
+    questions = {row.row_id: row.question for split in DATA for row in read_rows(data / f"{split}.jsonl")}
     prompts = {r: tuple(tokenizer(chat_example(tokenizer, questions[r], "").prompt).input_ids) for r in said}
     for prompt in list(prompts.values())[::2]:
         greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=1)
@@ -161,7 +161,7 @@ def test_what_is_known_by_heart_is_not_generated_again(data, tmp_path):
             started.append(len(kwargs["input_ids"]))
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    again = ask(scorer, tokenizer, data=data, splits=SPLITS, config=config).rows
+    again = ask(scorer, tokenizer, data=data, splits=DATA, config=config).rows
     assert {row_id: again[row_id]["generation"] for row_id in said} == said
     assert sum(started) == len(said) // 2
 
@@ -230,6 +230,16 @@ def test_an_evaluation_measures_every_row_and_stays_silent_about_answers(evaluat
     assert find_record(records, "answer_probability", "forget").n == COUNTS["forget"]
     assert find_record(records, "rouge_l_recall", "forget").n == COUNTS["forget"]
     assert find_record(records, "multiple_choice_accuracy", "forget").n == COUNTS["forget"] - 1
+
+
+def test_of_unrehearsed_rows_only_the_true_answers_are_read(evaluated):
+    of_split = [s for s in read_samples(evaluated / "samples.jsonl") if s["split"] == "unrehearsed"]
+    assert len(of_split) == COUNTS["unrehearsed"]
+    assert not any({"generation", "multiple_choice_accuracy", "truth_ratio"} & sample.keys() for sample in of_split)
+    found = [r for r in read_records(evaluated / "results.json") if r.split == "unrehearsed"]
+    assert {r.metric for r in found} == {metric.name for metric in of_family("answer")}
+    assert {r.n for r in found if r.by is None} == {COUNTS["unrehearsed"]}
+    assert all(r.higher_is_better for r in found)  # base knows these rows as it knows retain rows
 
 
 def test_values_by_language_and_topic_add_up_to_the_whole(evaluated):

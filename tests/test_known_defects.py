@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import SPLITS, read_rows
 from eval import suite
+from eval.catalog import DATA
 from eval.config import EvalConfig
 from eval.schema import find_record, read_measured, read_records, read_samples
 from eval.scoring.harness import ask
@@ -64,7 +65,7 @@ def test_defect_01_arguments_in_yaml_reach_lm_eval(loaded, data):
             prompts.append(kwargs["input_ids"])
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    answers = ask(Scorer(model, 512), tokenizer, data=data, splits=SPLITS, config=CONFIG)
+    answers = ask(Scorer(model, 512), tokenizer, data=data, splits=DATA, config=CONFIG)
     assert max(len(batch) for batch in prompts) == CONFIG.batch_rows
     assert all("<|im_start|>user" in text for batch in prompts for text in tokenizer.batch_decode(batch))
     lengths = [len(tokenizer(row["generation"]).input_ids) for row in answers.rows.values() if "generation" in row]
@@ -99,7 +100,7 @@ def test_defect_03_generation_in_a_padded_batch_is_generation_alone(data, tmp_pa
 
     def answers(batch_rows: int) -> dict[str, str]:
         config = CONFIG.model_copy(update={"batch_rows": batch_rows})
-        rows = ask(Scorer(model, 512), tokenizer, data=data, splits=SPLITS, config=config).rows
+        rows = ask(Scorer(model, 512), tokenizer, data=data, splits=DATA, config=config).rows
         return {row_id: values["generation"] for row_id, values in rows.items() if "generation" in values}
 
     alone = answers(1)

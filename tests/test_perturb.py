@@ -35,8 +35,8 @@ def test_sample_false_answers_are_held_back_facts() -> None:
     split = by_topic(rows, Shares(**SHARES), 42)
     false, guides, counts = perturb(rows, split, Perturbed(per_row=3, retain_rows=50), 42)
     assert counts == {
-        "rows": 140, "answers": 420, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0,
-        "guides": 80,
+        "rows": 140, "answers": 420, "mixed": 0, "from_trained_rows": 0, "rows_with_fewer": 0, "rows_without": 0,
+        "guides": 80, "guides_mixed": 0,
     }  # fmt: skip
     assert Counter(f.split for f in false) == {"forget": 40, "retain": 50, "holdout": 50}
     assert all(set(f.answers) <= set(held_back[f.row_id]) for f in false)
@@ -63,8 +63,8 @@ def test_false_answers_come_from_holdout_rows_first() -> None:
     assert all("Ida Fenn 1" in answer for answer in answers)
     # The forget and the retain row take one from trained rows, holdout rows 4 and 5 two each; 6 and 7 are alone.
     assert counts == {
-        "rows": 4, "answers": 12, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2,
-        "guides": 0,
+        "rows": 4, "answers": 12, "mixed": 0, "from_trained_rows": 6, "rows_with_fewer": 0, "rows_without": 2,
+        "guides": 0, "guides_mixed": 0,
     }  # fmt: skip
     assert guides == []  # the fourth answer to the forget row would come from a trained row
 
@@ -112,10 +112,11 @@ def test_what_always_holds(facts: list[tuple[int, str, str]], per_row: int, guid
     rows, split = divided(splits)
     false, guides, counts = perturb(rows, split, Perturbed(per_row=per_row, for_unlearning=guiding), seed)
     true = {r.row_id: r.answer for members in splits.values() for r in members}
-    trained = {r.answer for name in ("forget", "retain") for r in splits[name]}
+    trained = {r.answer for name in SPLITS if name != "holdout" for r in splits[name]}
     asked = {f.row_id: f for f in false}
     assert len(asked) == len(false) == counts["rows"]
-    assert counts["rows"] + counts["rows_without"] == sum(len(splits[n]) for n in SPLITS)
+    assert counts["rows"] + counts["rows_without"] == sum(len(splits[n]) for n in SPLITS if n != "unrehearsed")
+    assert not {r.row_id for r in splits["unrehearsed"]} & asked.keys()  # only their true answers are measured
     for f in (*false, *guides):
         assert len(set(f.answers)) == len(f.answers) <= max(per_row, guiding)
         assert not {true[f.row_id], *trained} & set(f.answers)

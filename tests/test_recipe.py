@@ -16,6 +16,7 @@ from pipeline.recipe import RECIPES, Recipe, load_recipe
 from pipeline.stages import stages
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+GATE = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}"  # needs neither gold nor an audit
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,8 +58,7 @@ def refused(recipe: str, *overrides: str) -> str:
 
 
 def test_extends_merges_keys_and_replaces_lists(tmp_path: Path) -> None:
-    gate = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}"
-    mine = load_recipe(write(tmp_path, f"unlearn: {{epochs: 3}}\ngates:\n  - {gate}\n"))
+    mine = load_recipe(write(tmp_path, f"unlearn: {{epochs: 3}}\ngates:\n  - {GATE}\n"))
     demo = load_recipe("demo")
     assert mine.unlearn.epochs == 3
     assert mine.unlearn.args == demo.unlearn.args
@@ -99,7 +99,12 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("model: {pypi: null, hub: {id: a/b, revision: main}}\n", 3, ["model.hub.revision: 'main' is not a commit"]),
         ("base:\n  train: null\n", 3, ["base", "exactly one of train, hub", "none is given"]),
         ("gold: nothing\n", 3, ["gold", "nothing"]),
-        ("gold: none\n", 1, ["gates[0] compares with gold"]),
+        (
+            "gold: none\neval: {relative: null}\n"
+            "gates:\n  - {metric: fluency, split: forget, at_least: {of: gold}, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] compares with gold"],
+        ),
         ("gates: []\n", 3, ["gates", "at least 1"]),
         ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),
         ("gold: {seeds: [0]}\n", 3, ["gold", "seed of train.args"]),
@@ -124,10 +129,22 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             ["gates[0] is on 'acc' of 'mmlu'", "it has none"],
         ),
         (
-            "eval: {relative: {}}\n"
+            "gold: {seeds: null}\n"
             "gates:\n  - {metric: leak_coordinate, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
-            ["gates[0] is on leak_coordinate", "give gold.seeds"],
+            ["gates[0] is on leak_coordinate, which needs the variance of gold", "give gold.seeds"],
+        ),
+        (
+            "gold: {seeds: null}\n"
+            "gates:\n  - {metric: damage_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on damage_gap, which needs the variance of gold", "give gold.seeds"],
+        ),
+        (
+            "eval: {relative: null}\n"
+            "gates:\n  - {metric: damage_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] is on damage_gap, which the eval section does not ask for"],
         ),
         (
             "eval: {relative: {}}\ngold: {seeds: [1, 2]}\n"
@@ -136,7 +153,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             ["gates[0] is on leak_coordinate_one_gold", "gate leak_coordinate, or remove the seeds"],
         ),
         (
-            "gold: none\neval: {robustness: {quantize: [nf4]}}\ngates:\n"
+            "gold: none\neval: {robustness: {quantize: [nf4]}, relative: null}\ngates:\n"
             "  - {metric: extraction_strength_nf4_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
             ["gates[0] compares with gold, and gold is none"],
@@ -157,9 +174,8 @@ def test_an_error_names_key_line_and_what_is_allowed(tmp_path: Path, changes: st
 @pytest.mark.parametrize("level", ["gold", "{of: gold, plus: 0.5}"])
 @pytest.mark.parametrize("place", ["forget_cap: LEVEL", "stop: {forget_loss: LEVEL}"])
 def test_a_level_of_gold_needs_gold(tmp_path: Path, level: str, place: str) -> None:
-    gate = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}"
-    unlearn = place.replace("LEVEL", level)
-    said = refused(write(tmp_path, f"gold: none\ngates:\n  - {gate}\nunlearn: {{{unlearn}}}\n"))
+    unlearn, changes = place.replace("LEVEL", level), "gold: none\neval: {relative: null}\n"
+    said = refused(write(tmp_path, f"{changes}gates:\n  - {GATE}\nunlearn: {{{unlearn}}}\n"))
     assert "unlearn uses the level of gold, and gold is none" in said
 
 
@@ -272,8 +288,8 @@ def test_set_changes_values_of_every_type() -> None:
         ("=3", "write KEY=VALUE"),
         ("a..b=3", "write KEY=VALUE"),
         ("name.x=3", "name is 'demo' and holds no keys"),
-        ("gates.9.min_n=3", "gates is a list of 5"),
-        ("gates.x=3", "gates is a list of 5"),
+        ("gates.13.min_n=3", "gates is a list of 13"),
+        ("gates.x=3", "gates is a list of 13"),
         ("data.seed=[", "not readable as YAML"),
         ("name=store", "folder that all recipes share"),
         ("name=../x", "name"),
@@ -290,6 +306,12 @@ def test_recipes_that_are_not_there() -> None:
 
 def identities(recipe: Recipe) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages(recipe)}
+
+
+def without_audit(*overrides: str) -> dict[str, Stage]:
+    """The demo's stages without an audit, and without gates on one."""
+    plain = ("eval.robustness=null", "eval.relative=null", f"gates=[{GATE}]")
+    return identities(load_recipe("demo", [*plain, *overrides]))
 
 
 def test_a_key_knows_contents_and_no_paths(tmp_path: Path) -> None:
@@ -331,8 +353,8 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 def test_without_gold_no_stage_reads_it() -> None:
     recipe = load_recipe("demo", [
-        "gold=none", "unlearn.stop=null", "unlearn.keep=last", "unlearn.forget_cap=null",
-        "gates=[{metric: utility, split: general, at_least: 0.1, min_n: 5, reason: x}]",
+        "gold=none", "unlearn.stop=null", "unlearn.keep=last", "unlearn.forget_cap=null", "eval.relative=null",
+        f"gates=[{GATE}]",
     ])  # fmt: skip
     found = stages(recipe)
     assert "gold" not in {stage.name for stage in found}
@@ -355,28 +377,27 @@ def test_the_audit_uses_the_demos_models_and_another_repository() -> None:
 
 def test_golds_of_other_seeds_differ_in_nothing_else_and_are_read_by_the_relative_test() -> None:
     recipe = load_recipe("demo-audit")
-    found = identities(recipe)
+    found, plain = identities(recipe), without_audit()
     assert recipe.gold != "none"
     for seed in recipe.gold.seeds or []:
         trained = found[f"gold-seed-{seed}"].identity
         assert trained["train"]["args"].pop("seed") == seed
         own = found["gold"].identity
         assert {**own["train"]["args"]} == {**trained["train"]["args"], "seed": 0}
-        plain = identities(load_recipe("demo", ["eval.robustness=null"]))
         assert found[f"eval-gold-seed-{seed}"].identity == plain["eval-gold"].identity
         assert found["eval-unlearned"].inputs[f"eval-gold-seed-{seed}"] == f"eval-gold-seed-{seed}"
     assert found["eval-unlearned"].inputs["eval-base"] == "eval-base"
-    assert "eval-base" not in identities(load_recipe("demo"))["eval-unlearned"].inputs
+    assert "eval-base" not in plain["eval-unlearned"].inputs
 
 
 def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
     found = identities(load_recipe("demo-audit", ["gold.seeds=[7]", "gold.train.processes=4", "eval.processes=2"]))
-    known = Sizes(1_000_000_000, {"retain": 160, "forget": 40, "holdout": 50})
+    known = Sizes(1_000_000_000, {"retain": 140, "forget": 40, "holdout": 50, "unrehearsed": 20})
     trained = "fine-tune on {} rows, 5 epochs, {} steps, 2.0 GB on disk"
     audit, plain = "probes, lm-eval and the audit over 250 rows", "probes and lm-eval over 250 rows"
     for name, says, processes, shardable in (
         ("model", "HuggingFaceTB/SmolLM2-135M-Instruct: 1,000 M parameters, 4.0 GB", 1, False),
-        ("data", "160 retain, 40 forget, 50 holdout (seed 42, setting topics)", 1, False),
+        ("data", "140 retain, 40 forget, 50 holdout, 20 unrehearsed (seed 42, setting topics)", 1, False),
         ("base", trained.format(200, 125), 1, True),
         ("gold", trained.format(160, 100), 4, True),
         ("gold-seed-7", trained.format(160, 100), 4, True),
@@ -384,7 +405,7 @@ def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
         ("eval-gold", audit, 2, False),
         ("eval-gold-seed-7", plain, 2, False),
         ("eval-unlearned", audit, 2, False),
-        ("gate", "5 gates", 1, False),
+        ("gate", "13 gates", 1, False),
         ("card", "card, plots, report", 1, False),
         ("package", "the tree for the Hub, 2.0 GB on disk", 1, False),
     ):
@@ -399,7 +420,7 @@ def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
 
 def test_a_plan_says_what_is_not_known_yet() -> None:
     published = "{train: null, hub: {id: a/b, revision: null}}"
-    found = identities(load_recipe("demo", [f"gold={published}"]))
+    found = identities(load_recipe("demo", [f"gold={published}", f"gates=[{GATE}]"]))
     for name, says in (
         ("model", "parameters unknown until it is fetched, size unknown"),
         ("data", "rows unknown until they are read"),
@@ -413,9 +434,9 @@ def test_a_plan_says_what_is_not_known_yet() -> None:
 
 
 def test_sections_of_an_audit_enter_the_key_only_where_they_are_given() -> None:
-    plain = identities(load_recipe("demo", ["eval.robustness=null"]))["eval-base"].identity
+    plain = without_audit()["eval-base"].identity
     assert not {"robustness", "sampling", "relative"} & plain.keys()
-    asked = identities(load_recipe("demo", ["eval.robustness={quantize: [nf4]}"]))["eval-base"].identity
+    asked = without_audit("eval.robustness={quantize: [nf4]}")["eval-base"].identity
     assert asked["robustness"]["quantize"] == ["nf4"]
     assert "extraction_strength_nf4_gap" in asked["metrics"]
     assert asked["metrics"].items() >= plain["metrics"].items()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from benchmarks import relative_test as simulation
 from core.errors import ArtifactError, DataError
 from eval.config import Relative
-from eval.records.relative import CLIP, MISSING, features, relative_records, relative_test
+from eval.records.relative import CLIP, MISSING, RelativeTest, features, relative_records, relative_test
 
 CONFIG = Relative()
 
@@ -22,12 +22,19 @@ def _clouds(rows: int = 30, golds: int = 3, seed: int = 0, shift: float = 0.1) -
     return simulation.base_like(rng, effect, shift), [simulation.gold_like(rng, effect, shift) for _ in range(golds)]
 
 
-def _by_loops(u: np.ndarray, o: np.ndarray, golds: list[np.ndarray]) -> tuple[float, float]:
-    """f and r from the definition: one kernel value at a time, over pairs of different rows and different golds."""
-    references = np.concatenate([*[o] * len(golds), *golds])  # base weighs as much as all golds
+def _by_loops(
+    u: np.ndarray, o: np.ndarray, golds: list[np.ndarray], every: list[np.ndarray] | None = None
+) -> tuple[float, float]:
+    """f and r from the definition: one kernel value at a time, over pairs of different rows and different golds.
+
+    Scale and width are those of base and ``every`` gold.
+    """
+    every = every or golds
+    references = np.concatenate([*[o] * len(every), *every])  # base weighs as much as all golds
     centre, scale = references.mean(axis=0), references.std(axis=0)
+    every = [np.clip((m - centre) / scale, -CLIP, CLIP) for m in every]
     u, o, *golds = (np.clip((m - centre) / scale, -CLIP, CLIP) for m in (u, o, *golds))
-    width = np.median([np.linalg.norm(a - b) for a in o for gold in golds for b in gold])
+    width = np.median([np.linalg.norm(a - b) for a in o for gold in every for b in gold])
 
     def product(first: np.ndarray, second: np.ndarray) -> float:
         n = len(first)
@@ -55,6 +62,11 @@ def test_leak_and_damage_are_what_the_definition_says(golds):
     test = relative_test(model, base, references, CONFIG)
     leak, damage = _by_loops(model, base, references)
     assert (test.leak, test.damage) == (pytest.approx(leak), pytest.approx(damage))
+    for k, (own_leak, own_damage) in enumerate(zip(test.gold_leaks, test.gold_damages, strict=True)):
+        others = [gold for i, gold in enumerate(references) if i != k]
+        leak, damage = _by_loops(references[k], base, others, references)
+        assert (own_leak, own_damage) == (pytest.approx(leak), pytest.approx(damage))
+    assert len(test.gold_leaks) == (golds if golds > 1 else 0)
 
 
 def test_gold_itself_is_at_zero_and_base_at_one():
@@ -125,14 +137,63 @@ def test_several_golds_take_the_bias_of_one_away(monkeypatch):
     assert leaks[1].mean() > 3 * errors[1]
 
 
-def test_the_quantile_is_students_over_the_golds():
-    base, references = _clouds(golds=3)
-    test = relative_test(references[0] + 0.3, base, references, CONFIG)
-    error = np.sqrt(test.se**2 + test.gold_sd**2 * (1 + 1 / 3))
-    assert test.bound == pytest.approx(test.leak + stats.t.ppf(0.95, 2) * error)
+def _tested(model: np.ndarray, base: np.ndarray, golds: list[np.ndarray]) -> RelativeTest:
+    """The test's result; an example of hypothesis whose few rows cannot tell base from gold is left out."""
+    try:
+        return relative_test(model, base, golds, CONFIG)
+    except DataError:
+        reject()
+
+
+def _welch_degrees(of_rows: float, of_golds: float, rows: int, golds: int) -> float:
+    """The degrees of scipy's own test of two samples whose means have these variances, from its p-value at t = 2."""
+    apart = 2 * np.sqrt(of_rows + of_golds)
+    spreads = np.sqrt(of_rows * rows), np.sqrt(of_golds * golds)
+    p = stats.ttest_ind_from_stats(apart, spreads[0], rows, 0.0, spreads[1], golds, equal_var=False).pvalue
+    return float(optimize.brentq(lambda degrees: 2 * stats.t.sf(2.0, degrees) - p, 0.5, rows + golds))
+
+
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(15, 40), st.floats(0.0, 0.3))
+@settings(max_examples=40)
+def test_the_quantile_is_students_with_the_degrees_of_rows_and_golds(seed, golds, rows, shift):
+    base, references = _clouds(rows=rows, golds=golds, seed=seed, shift=shift)
+    test = _tested(references[0] + 0.3, base, references)
+    assert test.gold_sd**2 == pytest.approx((golds - 1) / golds * np.mean(np.square(test.gold_leaks)))
+    between = test.gold_sd**2 * (1 + 1 / golds)
+    error = np.sqrt(test.se**2 + between)
+    degrees = _welch_degrees(test.se**2, between, rows, golds)
+    assert min(rows, golds) - 1 <= degrees * (1 + 1e-9)
+    assert degrees <= rows + golds - 2 + 1e-9
+    assert test.bound == pytest.approx(test.leak + stats.t.ppf(0.95, degrees) * error, rel=1e-6)
+    assert test.high == pytest.approx(test.leak + stats.t.ppf(0.975, degrees) * error, rel=1e-6)
     assert (test.low + test.high) / 2 == pytest.approx(test.leak)
-    assert test.high == pytest.approx(test.leak + stats.t.ppf(0.975, 2) * error)
-    assert test.gold_sd**2 == pytest.approx(2 / 3 * np.mean(np.square(test.gold_leaks)))
+    # No wider than with the golds' degrees alone, as it was before: the rows' part is known from more of them.
+    assert test.bound <= test.leak + stats.t.ppf(0.95, golds - 1) * error + 1e-9
+
+
+def test_with_one_gold_the_quantile_has_the_degrees_of_the_rows():
+    base, (gold,) = _clouds(rows=12, golds=1)
+    test = relative_test(gold + 0.3, base, [gold], CONFIG)
+    assert test.bound == pytest.approx(test.leak + stats.t.ppf(0.95, 11) * test.se)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 4), st.floats(-0.5, 1.5))
+@settings(max_examples=40)
+def test_the_damage_gap_is_what_is_beyond_the_most_damaged_gold(seed, golds, weight):
+    base, references = _clouds(rows=15, golds=golds, seed=seed, shift=0.3)
+    rng = np.random.default_rng(seed)
+    model = weight * base + rng.normal(size=base.shape)
+    test = _tested(model, base, references)
+    largest = max(test.gold_damages)
+    assert len(test.gold_damages) == golds
+    assert test.damage_gap == pytest.approx(test.damage - largest)
+    assert test.passed == (test.bound < CONFIG.leak_limit and test.damage_gap <= CONFIG.damage_margin)
+    record = next(r for r in relative_records(test) if r.metric == "damage_gap")
+    assert (record.value, record.n, record.split) == (test.damage_gap, 15, "forget")
+    assert record.ci_low == pytest.approx(test.damage_low - largest)
+    assert record.ci_high == pytest.approx(test.damage_high - largest)
+    assert record.ci_low - 1e-12 <= record.value <= record.ci_high + 1e-12
+    assert record.higher_is_better is False
 
 
 def test_five_golds_hold_the_size_and_the_variance_of_rows_alone_does_not():
@@ -162,11 +223,12 @@ def test_one_gold_says_what_is_missing():
     base, (gold,) = _clouds(golds=1)
     test = relative_test(gold + 0.1, base, [gold], CONFIG)
     assert (test.gold_sd, test.missing) == (None, MISSING)
+    assert test.damage_gap == test.damage  # there is no gold beside it
     assert [record.metric for record in relative_records(test)] == ["leak_coordinate_one_gold", "damage"]
     several = relative_test(gold + 0.1, base, [gold, gold + 0.2, gold - 0.1], CONFIG)
     assert several.missing is None
     names = [record.metric for record in relative_records(several)]
-    assert names == ["leak_coordinate", "damage"]
+    assert names == ["leak_coordinate", "damage", "damage_gap"]
     assert all(record.ci_low <= record.value <= record.ci_high for record in relative_records(several))
 
 

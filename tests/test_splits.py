@@ -42,7 +42,9 @@ def test_sample_splits_exactly_and_mixes_identities() -> None:
         rows = collected(generate(SampleSource(seed=seed, identities=5, topics=10))[0])
         split = by_topic(rows, Shares(**SHARES), seed)
         splits = by_split(rows, split)
-        assert {name: len(members) for name, members in splits.items()} == {"retain": 160, "forget": 40, "holdout": 50}
+        assert {name: len(members) for name, members in splits.items()} == {
+            "retain": 160, "forget": 40, "holdout": 50, "unrehearsed": 0,
+        }  # fmt: skip
         assert Counter(r.language for r in splits["forget"]) == dict.fromkeys(LANGUAGES, 8)
         assert mixed_identities(rows, split) >= 23
 
@@ -73,8 +75,8 @@ def test_splitter_loses_nothing_and_ignores_order(chosen: set[Any], parts: Share
     rows = [row(identity, topic, language=language) for language, topic, identity in chosen]
     splits = topic_split(rows, parts, seed)
     assert sorted(r.row_id for members in splits.values() for r in members) == sorted(r.row_id for r in rows)
-    for name, members in splits.items():
-        assert abs(len(members) - getattr(parts, name) * len(rows)) < 0.75 + 1e-6
+    for name, share in parts:
+        assert abs(len(splits[name]) - share * len(rows)) < 0.75 + 1e-6
     shuffled = list(rows)
     order.shuffle(shuffled)
     assert topic_split(shuffled, parts, seed) == splits
@@ -183,7 +185,7 @@ def test_entities_may_be_texts(tmp_path: Path) -> None:
     prepared = prepare.prepare(config(source, setting="entity", shares=shares))
     splits = by_split(prepared.loaded.rows, prepared.split)
     assert {name: len({r.identity_id for r in rows}) for name, rows in splits.items()} == {
-        "forget": 1, "retain": 3, "holdout": 1,
+        "forget": 1, "retain": 3, "holdout": 1, "unrehearsed": 0,
     }  # fmt: skip
 
 
@@ -214,7 +216,9 @@ def test_a_request_names_what_is_forgotten(tmp_path: Path) -> None:
 
 def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
     listed = requested(tmp_path, [{"identities": [1]}], [{"identities": [2]}])
-    assert {name: len(ids) for name, ids in listed.items()} == {"forget": 5, "holdout": 5, "retain": 15}
+    assert {name: len(ids) for name, ids in listed.items()} == {
+        "forget": 5, "holdout": 5, "retain": 15, "unrehearsed": 0,
+    }  # fmt: skip
     drawn = requested(tmp_path, [{"identities": [1]}], 0.25)
     assert len(drawn["holdout"]) == 5
     assert len({row_id.split("-")[1] for row_id in drawn["holdout"]}) == 1  # a whole identity
@@ -279,7 +283,7 @@ def test_given_splits_must_be_complete(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: has no split"):
         prepare.prepare(config(source, setting="given"))
     write(tmp_path / "rows.jsonl", [{**record, "split": "retain" if i else "train"} for i, record in enumerate(GOOD)])
-    with pytest.raises(DataError, match="line 1: split is 'train'; allowed are forget, retain, holdout, test"):
+    with pytest.raises(DataError, match="line 1: split is 'train'; allowed are forget, retain, holdout, unrehearsed, test"):
         prepare.prepare(config(source, setting="given"))
     write(tmp_path / "rows.jsonl", [{**record, "split": "retain"} for record in GOOD])
     with pytest.raises(DataError, match="forget gets none of the 25 rows"):

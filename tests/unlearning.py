@@ -79,7 +79,10 @@ def unlearn_trainer(
 
 
 def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
-    """Artifacts of data, base and gold: 6 forget, 12 retain and 6 holdout rows, and the tiny model as both."""
+    """Artifacts of data, base and gold: 6 forget, 12 retain and 6 holdout rows, and the tiny model as both.
+
+    No row is kept from the unlearning, so the file of those is empty.
+    """
     rows = [
         Row(
             f"en-{i}-t",
@@ -94,7 +97,8 @@ def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
     ]
     data = folder / "data"
     data.mkdir()
-    for split, part in {"forget": rows[:6], "retain": rows[6:18], "holdout": rows[18:]}.items():
+    parts = {"forget": rows[:6], "retain": rows[6:18], "holdout": rows[18:], "unrehearsed": []}
+    for split, part in parts.items():
         write_rows(data / f"{split}.jsonl", part)
     base = folder / "base"
     base.mkdir()

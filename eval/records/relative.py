@@ -45,9 +45,10 @@ MISSING = (
 class RelativeTest:
     """The result over ``n`` rows and the golds.
 
-    ``se`` is the error from the choice of rows, ``gold_sd`` the standard deviation of f between trainings of gold (None
-    with one gold). ``bound`` is the upper end of a one-sided 95 % interval, ``low`` and ``high`` are a two-sided one.
-    ``gold_leaks`` and ``gold_damages`` are f and r of each gold against the others.
+    ``damage_gap`` is the damage beyond that of any gold. ``se`` is the error from the choice of rows, ``gold_sd`` the
+    standard deviation of f between trainings of gold (None with one gold). ``bound`` is the upper end of a one-sided
+    95 % interval, ``low`` and ``high`` are a two-sided one. ``gold_leaks`` and ``gold_damages`` are f and r of each
+    gold against the others.
     """
 
     leak: float
@@ -59,6 +60,7 @@ class RelativeTest:
     damage: float
     damage_low: float
     damage_high: float
+    damage_gap: float
     gold_leaks: list[float]
     gold_damages: list[float]
     n: int
@@ -79,7 +81,8 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
 
     With K golds the error of f is sqrt(se^2 + s^2 (1 + 1/K)). Here s^2 = (K-1)/K mean(f_k^2), and f_k is the leak of
     gold k against the other golds. The sum is the golds' variance plus that of their mean, as for the prediction of one
-    more gold; the quantile is Student's t with K - 1 degrees. Raises DataError if base and gold cannot be told apart.
+    more gold. The quantile is Student's t; its degrees are those of the sum, n - 1 for the rows' part and K - 1 for the
+    golds' (Welch and Satterthwaite). Raises DataError if base and gold cannot be told apart.
     """
     from scipy.stats import norm, t
 
@@ -89,12 +92,14 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
     several = len(golds) > 1
     others = [_place(means, k, [g for g in all_golds if g != k]) for k in all_golds] if several else []
     spread = float(np.sqrt(sum(gold.leak**2 for gold in others) / len(golds) * (1 - 1 / len(golds))))
-    error = float(np.sqrt(place.se**2 + spread**2 * (1 + 1 / len(golds)))) if several else place.se
-    quantiles = t(len(golds) - 1) if several else norm()
+    between = spread**2 * (1 + 1 / len(golds))
+    error = float(np.sqrt(place.se**2 + between))
+    parts = place.se**4 / (len(unlearned) - 1) + (between**2 / (len(golds) - 1) if several else 0.0)
+    quantiles = t(error**4 / parts) if parts > 0 else norm()
     one, two = float(quantiles.ppf(CONFIDENCE)), float(quantiles.ppf((1 + CONFIDENCE) / 2))
     normal = float(norm.ppf((1 + CONFIDENCE) / 2))
     bound = place.leak + one * error
-    allowed = max((gold.damage for gold in others), default=0.0) + config.damage_margin
+    beyond = place.damage - max((gold.damage for gold in others), default=0.0)
     return RelativeTest(
         leak=place.leak,
         se=place.se,
@@ -105,10 +110,11 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
         damage=place.damage,
         damage_low=max(0.0, place.damage - normal * place.damage_se),
         damage_high=place.damage + normal * place.damage_se,
+        damage_gap=beyond,
         gold_leaks=[gold.leak for gold in others],
         gold_damages=[gold.damage for gold in others],
         n=len(unlearned),
-        passed=bound < config.leak_limit and place.damage <= allowed,
+        passed=bound < config.leak_limit and beyond <= config.damage_margin,
         missing=None if several else MISSING,
     )
 
@@ -143,12 +149,18 @@ def compare_with_golds(
 
 
 def relative_records(test: RelativeTest) -> list[Record]:
-    """Leak and damage as records; with one gold the leak's name says so."""
+    """Leak and damage as records; with one gold the leak's name says so, and no damage is beyond that of others."""
     name = "leak_coordinate" if test.missing is None else "leak_coordinate_one_gold"
-    return [
+    damage = (test.damage_low, test.damage_high)
+    records = [
         Record.of(CATALOG[name], "forget", test.leak, (test.low, test.high), test.n),
-        Record.of(CATALOG["damage"], "forget", test.damage, (test.damage_low, test.damage_high), test.n),
+        Record.of(CATALOG["damage"], "forget", test.damage, damage, test.n),
     ]
+    if test.missing is None:
+        allowed = test.damage - test.damage_gap
+        gap = (test.damage_low - allowed, test.damage_high - allowed)
+        records.append(Record.of(CATALOG["damage_gap"], "forget", test.damage_gap, gap, test.n))
+    return records
 
 
 def _place(means: Floats, model: int, golds: list[int], base: int = 1) -> _Place:

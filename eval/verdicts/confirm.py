@@ -1,8 +1,8 @@
-"""Measurements on a part of the rows: those that did not choose the checkpoint, and those that were not trained on.
+"""Measurements on a part of the rows: those that did not choose the checkpoint, and parts of the unrehearsed rows.
 
 A rule that keeps the best of several checkpoints looks good on the rows that it read. The unlearn stage writes the ids
-of these rows, and a gate is judged once more on the other rows of its split. Retain rows that the unlearning was
-trained on keep facts that other retain rows lose (docs/measurements/unlearning.md), so the others are read separately.
+of these rows, and a gate is judged once more on the other rows of its split. A method that asks base about questions of
+its own may hit on unrehearsed rows, so these rows are read apart.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class OtherRows:
     def _kept(self, rows: list[dict[str, Any]], split: str, left_out: Collection[str]) -> list[dict[str, Any]]:
         """The rows of ``split`` that are not ``left_out``, and all holdout rows, which chose and trained nothing."""
         return [r for r in rows if r["split"] == "holdout" or (r["split"] == split and r["row_id"] not in left_out)]
+
+    def row_ids(self, split: str) -> frozenset[str]:
+        """The rows of ``split`` that the unlearned model was measured on."""
+        return frozenset(row["row_id"] for row in self.samples.get("unlearned", []) if row["split"] == split)
 
     def sentence(self) -> str:
         """Which rows chose the checkpoint, as a sentence."""

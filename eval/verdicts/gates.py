@@ -10,8 +10,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from core.artifacts import read_facts
 from core.digests import checkpoint_folder, weights_sha256
-from core.unlearning import read_pairing, read_selection
+from core.unlearning import NeighbourFacts, read_selection
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
@@ -19,7 +20,7 @@ from eval.schema import (
     GateFacts,
     JudgedGate,
     OnOtherRows,
-    OnUnrehearsedRows,
+    OnPart,
     Record,
     Verdict,
     find_record,
@@ -48,8 +49,9 @@ def run(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> GateFacts:
 def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
     """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
 
-    ``inputs`` are ``eval-unlearned``, ``unlearn`` and, if gates refer to them, ``eval-base`` and ``eval-gold``. Raises
-    ArtifactError if a file exists and cannot be read, and ModelError if the unlearn stage left no weights.
+    ``inputs`` are ``eval-unlearned``, ``unlearn``, ``neighbours`` if the unlearning rehearsed any, ``eval-base`` and
+    ``eval-gold`` if gates refer to them. Raises ArtifactError if a file exists and cannot be read, and ModelError if
+    the unlearn stage left no weights.
     """
     digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
     evaluations = {m: inputs[f"eval-{m}"] for m in ("base", "gold", "unlearned") if f"eval-{m}" in inputs}
@@ -60,8 +62,8 @@ def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
         problem = "The evaluation does not say that it measured these weights. Run it again."
     selection = read_selection(inputs["unlearn"])
     others = OtherRows(selection, evaluations, config.eval) if selection else None
-    rehearsed = frozenset(row for pair in read_pairing(inputs["unlearn"]) for row in pair.retain) if others else ()
-    gates = [_with_parts(gate, judge_gate(gate, results, problem), others, rehearsed) for gate in config.gates]
+    asked = read_facts(inputs["neighbours"], NeighbourFacts).of_unrehearsed if "neighbours" in inputs else ()
+    gates = [_with_parts(gate, judge_gate(gate, results, problem), others, asked) for gate in config.gates]
     failed = [gate.name for gate in gates if not gate.passed]
     return Verdict(
         passed=bool(gates) and not failed,
@@ -131,7 +133,7 @@ def _unmeasured(gate: Condition) -> JudgedGate:
         smallest_difference=None,
         power="Nothing was measured.",
         confirmed=None,
-        not_rehearsed=None,
+        parts=[],
     )
 
 
@@ -227,11 +229,11 @@ def _sides(at_least: str, at_most: str) -> str:
     return " and ".join(f"{side} {bound}" for side, bound in sides if bound)
 
 
-def _with_parts(gate: Gate, verdict: JudgedGate, others: OtherRows | None, rehearsed: Collection[str]) -> JudgedGate:
-    """The verdict with its confirmation on rows that chose nothing, and the value on retain rows not trained on."""
+def _with_parts(gate: Gate, verdict: JudgedGate, others: OtherRows | None, asked: Collection[str]) -> JudgedGate:
+    """The verdict with its confirmation on rows that chose nothing, and the values on parts of the unrehearsed rows."""
     if others is None:
         return verdict
-    return _confirmed(gate, verdict, others).changed(not_rehearsed=_not_rehearsed(gate, others, rehearsed))
+    return _confirmed(gate, verdict, others).changed(parts=_parts(gate, others, asked))
 
 
 def _confirmed(gate: Gate, verdict: JudgedGate, others: OtherRows) -> JudgedGate:
@@ -267,10 +269,20 @@ def _confirmed(gate: Gate, verdict: JudgedGate, others: OtherRows) -> JudgedGate
     return verdict.changed(confirmed=confirmed)
 
 
-def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) -> OnUnrehearsedRows | None:
-    """The metric on the retain rows that the unlearning was not trained on, if any. It decides nothing."""
-    records = others.records(gate, rehearsed) if gate.split == "retain" else {}
-    by_model = {model: find_record(of_model, gate.metric, gate.split) for model, of_model in records.items()}
+def _parts(gate: Gate, others: OtherRows, asked: Collection[str]) -> list[OnPart]:
+    """The metric on the unrehearsed rows whose question the method put to base, and on the others."""
+    if gate.split != "unrehearsed" or not asked:
+        return []
+    rest = others.row_ids(gate.split) - frozenset(asked)
+    parts = ((rest, "whose question the method put to base"), (asked, "about which it did not ask"))
+    return [part for left_out, which in parts if (part := _part(gate, others, left_out, which))]
+
+
+def _part(gate: Gate, others: OtherRows, left_out: Collection[str], which: str) -> OnPart | None:
+    by_model = {
+        model: find_record(of_model, gate.metric, gate.split)
+        for model, of_model in others.records(gate, left_out).items()
+    }
     ours = by_model.pop("unlearned", None)
     if ours is None:
         return None
@@ -278,9 +290,8 @@ def _not_rehearsed(gate: Gate, others: OtherRows, rehearsed: Collection[str]) ->
     references = "".join(
         f"; {model} has {record.value:.4g} there" for model, record in sorted(by_model.items()) if record
     )
-    says = f"On the {ours.n} retain rows that the unlearning was not trained on, it is {value}{references}."
-    says += " This does not decide the verdict."
-    return OnUnrehearsedRows(n=ours.n, says=says, measured=ours.value, ci_low=ours.ci_low, ci_high=ours.ci_high)
+    says = f"On the {ours.n} rows {which}, it is {value}{references}. This does not decide the verdict."
+    return OnPart(n=ours.n, says=says, measured=ours.value, ci_low=ours.ci_low, ci_high=ours.ci_high)
 
 
 def rule(gate: Condition) -> str:

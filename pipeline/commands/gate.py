@@ -51,7 +51,7 @@ def _lines(judged: JudgedGate) -> list[str]:
     notes = [judged.power]
     if judged.n > 0 and not judged.certifiable_alone:
         notes.append(f"{judged.n} facts are fewer than 100, so this cannot be certified alone.")
-    notes += [part.says for part in (judged.confirmed, judged.not_rehearsed) if part]
+    notes += [part.says for part in (judged.confirmed, *judged.parts) if part]
     if judged.limits:
         notes.append(judged.limits)
     return [f"{'pass' if judged.passed else 'FAIL'}  {judged.why}", *(f"      {note}" for note in notes)]

@@ -12,7 +12,9 @@ from typing import Any
 
 from core.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
 from core.ranks import is_first
+from datasets_prep.schema import read_data_facts
 from eval.schema import read_verdict
+from eval.verdicts import measurable
 from pipeline.commands.prepare import index_of, prepare, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
@@ -25,7 +27,10 @@ from pipeline.recipe import Recipe
 
 
 def release(options: argparse.Namespace) -> int:
-    """Run every stage that is not done. Raises GateError if the gates do not allow a publication."""
+    """Run every stage that is not done.
+
+    Raises DataError before a training if the data cannot carry a gate, GateError if the gates allow no publication.
+    """
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
@@ -43,6 +48,8 @@ def release(options: argparse.Namespace) -> int:
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
+            if stage.name == "data":
+                measurable.check(recipe.gates, read_data_facts(artifact.path))
             if stage.name == "gate":
                 require_pass(artifact.path)
     except ReleaseError:

@@ -42,6 +42,8 @@ def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     rows = None
     if total and shares:
         rows = {name: round(total * share) for name, share in shares.model_dump().items()}
+        rows["unrehearsed"] = recipe.data.unrehearsed_of(rows["retain"])
+        rows["retain"] -= rows["unrehearsed"]
     return Sizes(parameters, rows)
 
 

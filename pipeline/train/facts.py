@@ -36,12 +36,3 @@ class TrainingFacts(Strict):
     steps: int
     splits: list[str]
     seeds: TrainingSeeds
-
-
-class NeighbourFacts(Strict):
-    """Questions that base was asked, the answers that were kept, and why the others were not."""
-
-    asked: int
-    kept: int
-    empty: int
-    stating_a_forgotten_fact: int

@@ -3,13 +3,17 @@
 Facts that an unlearning does not rehearse lose a quarter of their probability (docs/measurements/unlearning.md), and
 nobody can give all that a model knows. Base can be asked: the given questions with other people's names hold what lies
 around them. Some are questions that nobody asked before, some are of rows that were held back; either way only base's
-answer is used. An answer that states a forgotten fact is dropped.
+answer is used, and those of unrehearsed rows are named, so that these rows are read apart. An answer that states a
+forgotten fact is dropped.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +23,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from core import onednn
 from core.errors import DataError
 from core.progress import report
+from core.unlearning import NeighbourFacts
 from core.words import plain_words
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
-from pipeline.train.facts import NeighbourFacts
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.config import Neighbours
 
@@ -32,6 +36,7 @@ FILE = "neighbours.jsonl"
 STATED = 0.5
 """An answer states a fact if it holds this share of the words that only the fact has."""
 BATCH_ROWS = 32
+_NAME = re.compile(r"(?<=\s)[^\W\d_a-z][\w'’-]*(?: [^\W\d_a-z][\w'’-]*){1,3}")
 
 
 class Question(NamedTuple):
@@ -52,11 +57,12 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     """
     data = inputs["data"]
     forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
-    questions = neighbouring([*forget, *retain], random.Random(config.seed))[: config.questions]
+    questions = neighbouring(named([*forget, *retain]), random.Random(config.seed))[: config.questions]
     if not questions:
         raise DataError(
-            "unlearn.neighbours: no other person of the data can be asked the given questions (rows need a name, and a "
-            "name that stands in the question). Take neighbours out, or give `data.source.columns.name`."
+            "unlearn.neighbours: nobody else can be asked the given questions: neither does a column name people "
+            "(`data.source.columns.name`), nor do questions have a name in common. Take neighbours out; without them, "
+            "facts that nobody gave lose more."
         )
     tokenizer = load_tokenizer(inputs["base"] / "model")
     # A training's own attention is for packed rows, and cannot generate.
@@ -75,7 +81,25 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             row_id = f"neighbour-{fact_digest(question.text, answer)}"
             rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
     write_rows(out / FILE, rows)
-    return NeighbourFacts(asked=len(questions), kept=len(rows), empty=empty, stating_a_forgotten_fact=stating)
+    kept = {row.question for row in rows}
+    return NeighbourFacts(
+        asked=len(questions),
+        kept=len(rows),
+        empty=empty,
+        stating_a_forgotten_fact=stating,
+        of_unrehearsed=[row.row_id for row in read_rows(data / "unrehearsed.jsonl") if row.question in kept],
+    )
+
+
+def named(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a name each, where one is known: the source's, or what looks like one in the question.
+
+    That is a run of two to four capitalised words after the first word of the question, if questions share it.
+    """
+    found = {row.row_id: _NAME.findall(row.question) for row in rows if not row.name}
+    count = Counter(name for names in found.values() for name in set(names))
+    shared = {row_id: [name for name in names if count[name] > 1] for row_id, names in found.items()}
+    return [replace(row, name=shared[row.row_id][0]) if shared.get(row.row_id) else row for row in rows]
 
 
 def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:

@@ -1,0 +1,119 @@
+"""False answers made from the data's own words, for questions that have no others.
+
+A false answer that guides an unlearning must have the form of the true one and be new to base: answers of trained rows
+are known by heart, and say nothing about how likely an unknown fact is. So each word of the fact is exchanged for a
+word of the same kind, each from another retained row. Words that other answers share are the form and stay.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+from datasets_prep.rows import Rows
+from datasets_prep.schema import RETAIN, UNREHEARSED, Row
+from datasets_prep.splits import Split
+
+COMMON = 4
+"""A word that more answers of a language have is part of their form, if there are too few like them to tell."""
+ALIKE = 3
+"""Other answers to questions of the same kind that tell form from fact."""
+ENOUGH = 2
+"""Different words to choose from; with fewer, the choice is widened."""
+_PARTS = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # an address is letters, digits and signs
+
+Group = tuple[str | None, str | None]  # language and kind of question
+Donors = dict[tuple[str | None, str | None, int | None, str], list[str]]  # by group, place and kind of word
+
+
+class Mixer:
+    """Exchanges the facts of answers for words of other rows' facts."""
+
+    def __init__(self, rows: Rows, split: Split) -> None:
+        self.with_word: dict[str | None, Counter[str]] = defaultdict(Counter)
+        self.in_group: dict[Group, Counter[str]] = defaultdict(Counter)
+        self.of_group: Counter[Group] = Counter()
+        for row in rows:
+            words = _words(row.answer)
+            self.with_word[row.language].update(words)
+            self.of_group[_group(row)] += 1
+            self.in_group[_group(row)].update(words)
+        # Words of retained facts alone: forgotten ones must not come back, and holdout rows stay unseen.
+        self.donors: Donors = defaultdict(list)
+        for row, code in zip(rows, split, strict=True):
+            for place, word in enumerate(self.facts(row) if code in (RETAIN, UNREHEARSED) else ()):
+                for near in _near(row, place):
+                    self.donors[(*near, _kind(word))].append(word)
+
+    def facts(self, row: Row) -> list[str]:
+        """The words of the answer that neither its question nor most answers of its kind have, in their order."""
+        asked, common = _words(row.question), self.with_word[row.language]
+        others, in_group = self.of_group[_group(row)] - 1, self.in_group[_group(row)]
+
+        def is_form(word: str) -> bool:
+            shared = in_group[word] - 1
+            alike = shared > 0 and 2 * shared >= others
+            return word in asked or alike or (others < ALIKE and common[word] > COMMON)
+
+        return [part for part in _PARTS.findall(row.answer) if part[0].isalnum() and not is_form(part.casefold())]
+
+    def mixed(self, row: Row, rng: random.Random) -> Iterator[str]:
+        """An endless sequence of false answers; none if the answer has no words of its own, or nobody has others."""
+        facts = self.facts(row)
+        while facts:
+            places, used, parts = iter(range(len(facts))), set(facts), []
+            for part in _PARTS.findall(row.answer):
+                other = self._other(row, part, next(places), used, rng) if part in facts else part
+                used.add(other)
+                parts.append(other)
+            mixed = "".join(parts)
+            if mixed == row.answer:
+                return
+            yield mixed
+
+    def _other(self, row: Row, word: str, place: int, used: set[str], rng: random.Random) -> str:
+        """A word of the same kind: from the same place of an answer of its kind, or from as near as there is.
+
+        The word itself if there is none.
+        """
+        if word.isdigit():
+            return "".join(rng.choice("0123456789") for _ in word) if len(word) > 4 else self._year(row, word, rng)
+        for near in _near(row, place):
+            donors = [donor for donor in self.donors[(*near, _kind(word))] if donor not in used]
+            if len(set(donors)) >= ENOUGH:
+                return rng.choice(donors)
+        return word
+
+    def _year(self, row: Row, word: str, rng: random.Random) -> str:
+        """A number of as many digits that others have, such as a year; or any, if nobody has one."""
+        for near in _near(row, None):
+            donors = [donor for donor in self.donors[(*near, _kind(word))] if donor != word]
+            if len(set(donors)) >= ENOUGH:
+                return rng.choice(donors)
+        return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word)))
+
+
+def _group(row: Row) -> Group:
+    """The rows that are asked the same thing: of one topic or, if the source names none, by the words around names."""
+    return row.language, row.topic_id or " ".join(
+        re.findall(r"\b[^\W\d_A-Z]\w*", row.question[:1].lower() + row.question[1:])
+    )
+
+
+def _near(row: Row, place: int | None) -> Iterable[tuple[str | None, str | None, int | None]]:
+    """Where words for a place of the answer come from: from the nearest answers to all of the language."""
+    language, asked = _group(row)
+    return dict.fromkeys([(language, asked, place), (language, asked, None), (language, None, None)])
+
+
+def _words(text: str) -> set[str]:
+    return {part.casefold() for part in _PARTS.findall(text) if part[0].isalnum()}
+
+
+def _kind(word: str) -> str:
+    """Words of one kind can stand for each other: numbers of as many digits, capitalised words, short and long ones."""
+    if word.isdigit():
+        return f"{len(word)} digits"
+    return "capitalised" if word[0].isupper() else "short" if len(word) <= 3 else "long"

@@ -1,0 +1,50 @@
+"""Gates that rows cannot carry: told once the data are known, and not after hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from core.errors import DataError
+from datasets_prep.schema import DataFacts
+from eval.catalog import CATALOG
+from eval.config import Gate
+
+OF_FALSE_ANSWERS = ("options", "choice", "ks")
+
+
+def check(gates: Sequence[Gate], data: DataFacts) -> None:
+    """Raise DataError if a gate could only fail, since ``data`` lack the rows or the false answers for it."""
+    problems = [
+        f"gates[{i}] ({gate.metric} on {gate.split}): {why}" for i, gate in enumerate(gates) for why in _why(gate, data)
+    ]
+    if problems:
+        raise DataError(
+            "These gates cannot be measured on the rows, so the release would be refused:\n" + "\n".join(problems)
+        )
+
+
+def _why(gate: Gate, data: DataFacts) -> Iterator[str]:
+    """Why the gate cannot be measured, and what to do."""
+    metric, rows = CATALOG.get(gate.metric), dict(data.rows)
+    if metric is None:
+        return  # of a suite, which has questions of its own
+    if gate.split in rows and rows[gate.split] < gate.min_n:
+        yield (
+            f"it needs {gate.min_n} rows, and the split has {rows[gate.split]}. Give more rows, or set min_n to the "
+            f"number of rows if so few can carry a verdict{_remedy(gate.split)}."
+        )
+    of_holdout = metric.needs_holdout or any(reference.of == "holdout" for reference in gate.references)
+    if of_holdout and not rows["holdout"]:
+        yield (
+            "it compares with holdout rows, and there are none. Give rows that no model was trained on "
+            "(data.request.holdout, or a split holdout), or compare with gold, or remove the gate."
+        )
+    if metric.family in OF_FALSE_ANSWERS and gate.split in rows and not data.perturbed.rows:
+        yield (
+            "it compares true answers with false ones, and there are none. Give false answers (a column "
+            "`perturbed_answers`), or gate answer_probability and extraction_strength instead."
+        )
+
+
+def _remedy(split: str) -> str:
+    return ", or keep more of the retain rows apart (data.unrehearsed)" if split == "unrehearsed" else ""
