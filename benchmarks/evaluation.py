@@ -70,7 +70,7 @@ def metric_rows(found: Mapping[str, Sequence[Record]]) -> Iterator[str]:
 
 
 def _order(split: str) -> int:
-    order = ("forget", "retain", "holdout", "general")
+    order = ("forget", "retain", "unrehearsed", "holdout", "general")
     return order.index(split) if split in order else len(order)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
+from eval.catalog import CATALOG
 from eval.config import Gate
 from eval.records.rows import row_records, set_records
 from eval.schema import JudgedGate, Record, read_samples
@@ -27,22 +28,12 @@ PAIRS = (
     ("mia_min_k_auc", "mia_min_k_auc"),
     ("answer_probability", "answer_probability"),
 )
-# The demo does not gate membership; this is what would answer the gate without gold, and counts in its pair alone.
-MEMBERSHIP = Gate.model_validate(
-    {
-        "metric": "mia_min_k_auc",
-        "split": "forget",
-        "at_least": {"of": "gold", "bound": "ci_low"},
-        "at_most": {"of": "gold", "bound": "ci_high"},
-        "min_n": 40,
-        "reason": "Forgotten rows are told from rows never seen as well as with gold, within its interval.",
-    }
-)
+FAMILIES = ("answer", "generation", "ks", "membership")  # what both recipes can gate: no attack, no further golds
 
 
 def forget_gates(recipe: str) -> list[Gate]:
     gates = [gate for gate in load_recipe(recipe).gates if gate.split == "forget"]
-    return gates if recipe == RECIPES["without gold"] else [*gates, MEMBERSHIP]
+    return [gate for gate in gates if CATALOG[gate.metric].family in FAMILIES]
 
 
 def evaluations(run: Path) -> dict[str, Path]:
@@ -96,7 +87,7 @@ def main() -> None:
         seen |= set(evaluations(run).values())
         for model, (against, without) in ((m, tuple(v.values())) for m, v in verdicts.items()):
             cells = [f"{g.measured:.3g}{'' if g.passed else ' **fails**'}" for g in (*against, *without)]
-            passed = [all(g.passed for g in gates) for gates in (against[:-1], without)]
+            passed = [all(g.passed for g in gates) for gates in (against, without)]
             words = ["pass" if verdict else "fail" for verdict in passed]
             print(f"| {run.name} | {model} | {' | '.join(cells)} | {' | '.join(words)} |", flush=True)
             agree.setdefault(f"{model}: all forget gates", []).append(passed[0] == passed[1])

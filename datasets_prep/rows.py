@@ -103,7 +103,7 @@ class Rows(Sequence[Row]):
         """A number for each row, and the value that each number stands for, in the order of first appearance."""
         column = self.table[name]
         if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode(null_encoding="encode")
+            column = column.dictionary_encode(null_encoding="mask")
         column = _one_chunk(column)
         codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return codes.astype(np.int32), column.dictionary.to_pylist()

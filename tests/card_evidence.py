@@ -10,12 +10,15 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.ranks import rows_per_step
 from core.unlearning import (
     Bounds,
     CheckpointSelection,
+    NeighbourFacts,
     PairedRows,
     ReadRows,
     UnlearnFacts,
@@ -23,16 +26,20 @@ from core.unlearning import (
     write_selection,
 )
 from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
-from eval.schema import OnOtherRows, OnPart, Record, Verdict, write_measured, write_records, write_verdict
+from eval.catalog import CATALOG, is_of, label
+from eval.config import Gate
+from eval.schema import JudgedGate, OnOtherRows, OnPart, Record, Verdict, write_measured, write_records, write_verdict
 from eval.verdicts.gates import judge_gate
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
+from pipeline.unlearn.config import Neighbours
 from tests.artifacts import unlearn_facts, write_manifest
 
 MODELS = ("base", "gold", "unlearned")
 WEIGHTS = "5a" * 32
 PAIRING = "c2" * 32
 GENERAL = 110  # questions of general knowledge
+GOLDS_DAMAGE = 0.0421  # the largest of any gold beside the others
 
 # The mean over rows that a model knows, and over rows that it does not.
 ROWS = {
@@ -50,9 +57,10 @@ ROWS = {
     "unknown_words": (0.0, 0.03),
     "generation_nll": (0.06, 0.42),  # of forget rows alone
 }
-OF_SOME_RETAIN_ROWS = ROWS.keys() - {"answer_probability", "exact_memorization", "extraction_strength"}
+OF_TRUE_ANSWERS = {"answer_probability", "exact_memorization", "extraction_strength"}  # all of unrehearsed rows
+OF_SOME_RETAIN_ROWS = ROWS.keys() - OF_TRUE_ANSWERS
 KS = ("forget_quality_ks", "forget_against_holdout_ks")
-LOWER = ("empty_generation", "repeated_ngrams", "unknown_words", *KS, "damage")
+LOWER = ("empty_generation", "repeated_ngrams", "unknown_words", *KS, "damage", "damage_gap")
 HIGHER = ("fluency", "forget_quality", "forget_against_holdout", "utility", "model_utility")
 MEMBERSHIP = ("mia_min_k_auc", "mia_min_k_plus_plus_auc", "mia_loss_auc", "mia_zlib_auc")
 READINGS = ("extraction_strength", "answer_probability")
@@ -167,11 +175,13 @@ def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
         folder.mkdir(parents=True)
     shape = shape_of(recipe)
     write_data(inputs["data"], shape)
-    rehearsed = write_unlearn(inputs["unlearn"], recipe, shape)
+    if config := recipe.unlearn.neighbours:
+        write_neighbours(inputs["neighbours"], config, shape)
+    write_unlearn(inputs["unlearn"], recipe, shape)
     records = {model: list(records_of(model, recipe, shape)) for model in MODELS if f"eval-{model}" in inputs}
     for model, found in records.items():
         write_evaluation(inputs[f"eval-{model}"], model, recipe, found)
-    write_gate(inputs["gate"], recipe, shape, records, rehearsed)
+    write_gate(inputs["gate"], recipe, shape, records)
     return inputs
 
 
@@ -201,9 +211,37 @@ def write_data(folder: Path, shape: Shape) -> None:
     write_rows(folder / "perturbed.jsonl", [PerturbedRow(row.row_id, split, ("not", "so")) for row, split in asked])
 
 
-def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> int:
-    """The log, the pairs, the selection and the manifest; returns how many retain rows the pairs name."""
-    ascent, stop = shape.ascent, recipe.unlearn.stop
+def neighbours_of(config: Neighbours, shape: Shape) -> list[Row]:
+    """Base's kept answers: three quarters of the questions, the first of them those of unrehearsed rows."""
+    kept = 3 * config.questions // 4
+    known = asked_about(config, shape)
+    rows = [Row(f"neighbour-{i}", None, None, "EN", None, f"Another question {i}?", f"Said {i}.") for i in range(kept)]
+    return [replace(row, question=of.question) for row, of in zip(rows, known, strict=False)] + rows[len(known) :]
+
+
+def asked_about(config: Neighbours, shape: Shape) -> list[Row]:
+    """The unrehearsed rows whose question base was asked: of five rows three, if there are so many questions."""
+    return rows_of("unrehearsed", shape)[: min(config.questions // 4, 3 * shape.rows["unrehearsed"] // 5)]
+
+
+def write_neighbours(folder: Path, config: Neighbours, shape: Shape) -> None:
+    """Base's answers that are rehearsed, and the manifest."""
+    kept = neighbours_of(config, shape)
+    dropped = config.questions - len(kept)
+    facts = NeighbourFacts(
+        asked=config.questions,
+        kept=len(kept),
+        empty=dropped // 3,
+        stating_a_forgotten_fact=dropped - dropped // 3,
+        of_unrehearsed=[row.row_id for row in asked_about(config, shape)],
+    )
+    write_rows(folder / "neighbours.jsonl", kept)
+    write_manifest(folder, "neighbours", facts)
+
+
+def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> None:
+    """The log, the pairs, the selection and the manifest."""
+    ascent, stop = ascent_of(recipe, shape), recipe.unlearn.stop
     log: list[dict[str, Any]] = []
     for step in range(1, ascent.steps + 1):
         done = step / ascent.steps
@@ -227,8 +265,10 @@ def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> int:
     read = {"forget": (stop.forget_rows or len(forget)) if stop else 0, "retain": stop.retain_rows if stop else 0}
     selected = {"forget": forget[: read["forget"]], "retain": retain[: read["retain"]]}
     names = {split: [row.row_id for row in rows] for split, rows in selected.items()}
-    write_selection(folder, CheckpointSelection(rule="the closest checked step", read=ReadRows(**names)))
+    write_selection(folder, CheckpointSelection(rule=rule_of(recipe), read=ReadRows(**names)))
     rehearsed = retain[read["retain"] :] if stop and stop.held_out else retain
+    if config := recipe.unlearn.neighbours:
+        rehearsed = [*rehearsed, *neighbours_of(config, shape)]
     pairs = [
         PairedRows(epoch=0, forget=forget[i % len(forget)].row_id, retain=[rehearsed[i % len(rehearsed)].row_id])
         for i in range(max(len(rehearsed), len(forget)))
@@ -236,7 +276,21 @@ def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> int:
     (folder / "pairing.jsonl").write_bytes(pairing_bytes(pairs))
     packages = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
     write_manifest(folder, "unlearn", ascent, packages=packages, device=shape.device, seconds=163.2)
-    return len(rehearsed)
+
+
+def ascent_of(recipe: Recipe, shape: Shape) -> UnlearnFacts:
+    """How the unlearning ended: without a stopping rule after all epochs, and then no loss was compared with a level."""
+    if recipe.unlearn.stop:
+        return shape.ascent
+    forget = shape.rows["forget"]
+    steps = math.ceil(recipe.unlearn.passes(forget) * forget / rows_per_step(recipe.unlearn.args))
+    ended = {"stopped": "all epochs done", "steps": steps, "kept_step": steps, "bounds": None}
+    return shape.ascent.changed(levels={}, forget_cap=None, **ended)
+
+
+def rule_of(recipe: Recipe) -> str:
+    """What chose the checkpoint."""
+    return "the closest checked step" if recipe.unlearn.stop else "a fixed number of epochs"
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -248,7 +302,8 @@ def measured(
     metric: str, split: str, value: float, n: int, by: dict[str, str] | None, *, version: int, note: str | None = None
 ) -> Record:
     """A record with an interval as wide as one over ``n`` rows; what is a share has one of shares."""
-    half = 2 * max(abs(value), 0.2) / math.sqrt(n)
+    # Row by row, a difference from gold varies less than the values do.
+    half = (2 * max(abs(value), 0.1) if metric.endswith("_gap") else 2 * max(abs(value), 0.2)) / math.sqrt(n)
     low, high = value - half, value + half
     if metric in ("forget_quality", "forget_against_holdout"):
         low, high = value / 60, min(1.0, value * 2)
@@ -288,12 +343,15 @@ def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
     value = near(0.62, model, "model_utility")
     yield measured("model_utility", "retain+general", value, n, None, version=versions["model_utility"], note=note)
     if recipe.eval.relative and model == "unlearned":
-        several = recipe.gold != "none" and recipe.gold.seeds
-        for metric, value in {
-            "leak_coordinate" if several else "leak_coordinate_one_gold": 0.0412,
-            "damage": 0.0634,
-        }.items():
-            yield measured(metric, "forget", value, shape.rows["forget"], None, version=versions[metric])
+        several, n = recipe.gold != "none" and recipe.gold.seeds, shape.rows["forget"]
+        leak = "leak_coordinate" if several else "leak_coordinate_one_gold"
+        yield measured(leak, "forget", 0.0412, n, None, version=versions[leak])
+        damage = measured("damage", "forget", 0.0634, n, None, version=versions["damage"])
+        yield damage
+        if several:
+            low, value, high = (end - GOLDS_DAMAGE for end in (damage.ci_low, damage.value, damage.ci_high))
+            name = "damage_gap"
+            yield replace(damage, metric=name, value=value, ci_low=low, ci_high=high, version=versions[name])
     for asked in recipe.eval.suites:
         suite = SUITES[asked.task]
         for metric, value in suite.values.items():
@@ -305,18 +363,22 @@ Value = tuple[str, str, float, int]
 
 
 def level(metric: str, model: str, split: str, attack: str = "untreated") -> float:
-    """The mean of a metric of rows: base knows the forget rows, and all know the retain rows."""
-    knows = split == "retain" or (split == "forget" and model == "base")
+    """The mean of a metric of rows: base knows the forget rows, and all know retain and unrehearsed rows.
+
+    The unlearned model knows a little less of what it was not given, and speaks as well as gold.
+    """
+    knows = split in ("retain", "unrehearsed") or (split == "forget" and model == "base")
     value = ROWS[metric][0 if knows else 1] * ATTACKS[attack][0 if knows else 1]
     if metric == "truth_ratio" and split != "forget":  # aggregated in another way there
         value = 1 - value
-    return near(value, model, metric, split) * (0.95 if model == "unlearned" and not knows else 1)
+    kept = 0.98 if split == "unrehearsed" else 0.95 if not knows and metric != "fluency" else 1
+    return near(value, model, metric, split) * (kept if model == "unlearned" else 1)
 
 
 def row_values(model: str, recipe: Recipe, shape: Shape) -> Iterator[Value]:
     """The metrics that are means over rows."""
     for split in SPLITS:
-        for metric in ROWS:
+        for metric in ROWS if split != "unrehearsed" else sorted(OF_TRUE_ANSWERS):
             if metric == "generation_nll" and split != "forget":
                 continue
             few = split == "retain" and metric in OF_SOME_RETAIN_ROWS
@@ -380,8 +442,8 @@ def write_harness(
     (folder / "lm_eval" / f"{name}.json").write_text(json.dumps(content))
 
 
-def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str, list[Record]], rehearsed: int) -> None:
-    """The recipe's gates over the records, each with what the rows say that chose nothing or were not rehearsed."""
+def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str, list[Record]]) -> None:
+    """The recipe's gates over the records, each with what the rows say that chose nothing or were asked about."""
     stop = recipe.unlearn.stop
     read = {
         "forget": (stop.forget_rows or shape.rows["forget"]) if stop else 0,
@@ -390,33 +452,46 @@ def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str,
     gates = []
     for gate in recipe.gates:
         judged = judge_gate(gate, records)
-        rest = shape.rows[gate.split] - read[gate.split] if gate.split in read else judged.n
-        if gate.split not in read:
-            confirmed = OnOtherRows.unjudged(rest, "No row of the split was used to choose the checkpoint.")
-        elif rest < 30:
-            said = f"Not confirmed: {rest} rows are left without those that chose the checkpoint."
-            confirmed = OnOtherRows.unjudged(rest, said)
-        else:
-            kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
-            said = f"On the {rest} rows that did not choose the checkpoint: {judged.why}"
-            confirmed = OnOtherRows(n=rest, says=said, **{key: getattr(judged, key) for key in kept})
-        left_out = shape.rows["retain"] - rehearsed if gate.split == "retain" else 0
-        unseen = OnUnrehearsedRows(
-            n=left_out,
-            says=f"On the {left_out} retain rows that the unlearning was not trained on, it is 0.7123 (95 % interval "
-            "0.6834 to 0.7409). This does not decide the verdict.",
-            measured=0.7123,
-            ci_low=0.6834,
-            ci_high=0.7409,
-        )
-        gates.append(judged.changed(confirmed=confirmed, not_rehearsed=unseen if left_out else None))
+        confirmed = confirmation(gate, judged, shape, read)
+        gates.append(judged.changed(confirmed=confirmed, parts=list(parts_of(gate, recipe, shape))))
     failed = [gate.name for gate in gates if not gate.passed]
     parts = " and ".join(f"{n} of {shape.rows[split]} {split} rows" for split, n in read.items())
     verdict = Verdict(
         passed=not failed,
         why=f"{len(failed)} of {len(gates)} gates failed." if failed else f"All {len(gates)} gates passed.",
         weights_sha256=WEIGHTS,
-        selection=f"The kept checkpoint was chosen by a rule (the closest checked step) that read {parts}.",
+        selection=f"The kept checkpoint was chosen by a rule ({rule_of(recipe)}) that read {parts}.",
         gates=gates,
     )
     write_verdict(folder, verdict)
+
+
+def confirmation(gate: Gate, judged: JudgedGate, shape: Shape, read: Mapping[str, int]) -> OnOtherRows:
+    """What the rows say that did not choose the checkpoint; ``read`` is the number of those that did."""
+    if not any(read.get(split) for split in gate.split.split("+")):
+        return OnOtherRows.unjudged(judged.n, "No row of the split was used to choose the checkpoint.")
+    if gate.metric in CATALOG and is_of(gate.metric, "utility", "relative"):
+        said = f"Not confirmed: {label(gate.metric)} is not a metric of one split's rows."
+        return OnOtherRows.unjudged(None, said)
+    rest = shape.rows[gate.split] - read[gate.split]
+    if rest < 30:
+        said = f"Not confirmed: {rest} rows are left without those that chose the checkpoint."
+        return OnOtherRows.unjudged(rest, said)
+    kept = ("measured", "ci_low", "ci_high", "at_least", "at_most", "passed")
+    said = f"On the {rest} rows that did not choose the checkpoint: {judged.why}"
+    return OnOtherRows(n=rest, says=said, **{key: getattr(judged, key) for key in kept})
+
+
+def parts_of(gate: Gate, recipe: Recipe, shape: Shape) -> Iterator[OnPart]:
+    """What the unrehearsed rows say about which base was asked, and what the others say."""
+    if gate.split != "unrehearsed" or not recipe.unlearn.neighbours:
+        return
+    asked, n = len(asked_about(recipe.unlearn.neighbours, shape)), shape.rows["unrehearsed"]
+    for rows, which, value in (
+        (asked, "whose question the method put to base", 0.9217),
+        (n - asked, "about which it did not ask", 0.8743),
+    ):
+        low, high = value - 0.0321, value + 0.0298
+        said = f"it is {value} (95 % interval {low:.4f} to {high:.4f}); base has 0.9288 there"
+        says = f"On the {rows} rows {which}, {said}. This does not decide the verdict."
+        yield OnPart(n=rows, says=says, measured=value, ci_low=low, ci_high=high)

@@ -26,6 +26,7 @@ from core.unlearning import (
     Bounds,
     CheckpointSelection,
     DualFacts,
+    NeighbourFacts,
     PairedRows,
     ReadRows,
     UnlearnFacts,
@@ -41,7 +42,7 @@ from eval.schema import (
     Comparison,
     MeasuredWeights,
     OnOtherRows,
-    OnUnrehearsedRows,
+    OnPart,
     PublishedResults,
     Record,
     Verdict,
@@ -66,8 +67,8 @@ from tests.artifacts import (
 
 RECORD = Record("fluency", "forget", 0.9, 0.8, 1.0, 40, True, 2, {"language": "DE"}, "of 40 rows")
 OTHERS = OnOtherRows(n=20, says="x", measured=0.1, ci_low=0.0, ci_high=0.2, at_least=0.0, at_most=0.3, passed=True)
-UNREHEARSED = OnUnrehearsedRows(n=20, says="x", measured=0.8, ci_low=0.7, ci_high=0.9)
-GATE = judged_gate(confirmed=OTHERS, not_rehearsed=UNREHEARSED, limits="x", at_least=0.0)
+PART = OnPart(n=20, says="x", measured=0.8, ci_low=0.7, ci_high=0.9)
+GATE = judged_gate(confirmed=OTHERS, parts=[PART], limits="x", at_least=0.0)
 COMPARED = ComparedMetric(
     metric="fluency",
     split="forget",
@@ -109,6 +110,7 @@ CONTENTS: list[Strict] = [
         bounds=Bounds(retain_loss=0.4, forget_loss=3.1),
         dual=DualFacts(retain_bound=0.3, last_weight=1.7),
     ),
+    NeighbourFacts(asked=9, kept=6, empty=2, stating_a_forgotten_fact=1, of_unrehearsed=["en-1-x"]),
     data_facts({"sample": {"seed": 1, "identities": 2, "topics": 20}}).changed(
         splits_left_out={"validation": 3},
         paraphrases_without_row=1,
@@ -220,7 +222,7 @@ def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
 
 
 def test_each_writer_and_reader_has_one_file(tmp_path: Path) -> None:
-    verdict, selection, pair, _, facts, *_ = CONTENTS
+    verdict, selection, pair, _, _, facts, *_ = CONTENTS
     assert isinstance(verdict, Verdict)
     assert isinstance(selection, CheckpointSelection)
     assert isinstance(pair, PairedRows)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.catalog import CATALOG, of_family
 from eval.schema import read_records
 from model_card import lint
 from model_card.facts import collect
@@ -45,10 +46,13 @@ def test_the_evidence_has_every_metric_that_the_recipe_asks_for(name: str, tmp_p
     }
     impossible = of_gold if recipe.gold == "none" else set()
     seeds = None if recipe.gold == "none" else recipe.gold.seeds
-    impossible |= {"leak_coordinate_one_gold" if seeds else "leak_coordinate"}
+    impossible |= {"leak_coordinate_one_gold"} if seeds else {m.name for m in CATALOG.values() if m.needs_golds}
     tasks = {suite.task for suite in recipe.eval.suites}
     records = read_records(inputs["eval-unlearned"] / "results.json")
     assert {r.metric for r in records if r.split not in tasks} == set(asked) - impossible
     assert {r.split for r in records} >= tasks
+    assert all(r.split in tasks or r.split in CATALOG[r.metric].splits for r in records)
+    answers = {metric.name for metric in of_family("answer")}
+    assert {r.metric for r in records if r.split == "unrehearsed"} == answers
     assert {tuple(r.by or ()) for r in records} == {(), ("language",), ("topic",)}
     assert all(r.ci_low <= r.value <= r.ci_high for r in records)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
+from core.errors import ArtifactError
 from model_card import lint
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
-from model_card.render import render
+from model_card.render import render, run
 from pipeline.overrides import published
 from pipeline.recipe import RECIPES, load_recipe
 from pipeline.stages import stages
@@ -37,8 +38,13 @@ def text_of(config: CardInputs, evidence: Evidence) -> str:
     return " ".join(card.split())
 
 
+PLAIN = "gates=[{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}]"
+
+
 def test_with_one_gold_the_card_says_that_golds_were_not_compared(tmp_path: Path) -> None:
-    assert "one base and one gold, each trained with one seed" in text_of(*made(tmp_path, "demo"))
+    card = text_of(*made(tmp_path, "demo", ["gold.seeds=null", PLAIN]))
+    assert "one base and one gold, each trained with one seed" in card
+    assert "damage_gap" not in card  # there is no other gold that it could be compared with
 
 
 def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path) -> None:
@@ -56,11 +62,14 @@ def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path
     assert "How much two golds differ was not measured" in card
 
 
+HELD_OUT = "unlearn.stop={every: 6, forget_loss: 2.0, retain_loss_above_base: 0.2, retain_rows: 20, held_out: true}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         ([], "Retain values are measured on rows that were trained on."),
-        (["unlearn.stop.held_out=true"], "rows that base was trained on; the unlearning left out 20 of the 160."),
+        (["unlearn.method=gd", HELD_OUT], "rows that base was trained on; the unlearning left out 20 of the 140."),
     ],
 )
 def test_the_card_says_which_retain_rows_were_trained_on(overrides: list[str], said: str, tmp_path: Path) -> None:
@@ -69,7 +78,73 @@ def test_the_card_says_which_retain_rows_were_trained_on(overrides: list[str], s
     assert said in card
     assert card.count("Retain values are measured on rows that") == 1
     alone = text_of(config, replace(evidence, rehearsed=0))  # gradient ascent trains on no retain row
-    assert "rows that base was trained on; the unlearning left out all of the 160." in alone
+    assert "rows that base was trained on; the unlearning left out all of the 140." in alone
+
+
+def test_the_card_says_what_the_unrehearsed_rows_are_and_who_was_trained_on_them(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path / "demo", "demo", ["unlearn.neighbours=null"])
+    said = (
+        "The unlearning was not given the *unrehearsed* rows, on which base and gold were trained like on retain rows"
+    )
+    assert said in text_of(config, evidence)
+    assert "| unrehearsed | 20 |" in text_of(config, evidence)
+    found = results_of(render(config, evidence))
+    assert {n for n in found if "(unrehearsed)" in n} == {
+        f"{metric} (unrehearsed)" for metric in ("answer_probability", "exact_memorization", "extraction_strength")
+    }
+    without_gold = text_of(*made(tmp_path / "own", "own-data"))
+    assert "*unrehearsed* rows, on which base was trained like on retain rows" in without_gold
+
+    none = replace(evidence.counts["unrehearsed"], rows=0, identities=0, topics=0, by_language={})
+    card = text_of(config, replace(evidence, counts=evidence.counts | {"unrehearsed": none}))
+    assert "*unrehearsed*" not in card
+
+
+ASKING = ["unlearn.neighbours={questions: 400}"]
+
+
+def test_the_card_says_what_base_was_asked_and_what_of_it_is_of_unrehearsed_rows(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo", ASKING)
+    card = text_of(config, evidence)
+    assert (
+        "It also rehearses base's own answers to the given questions about other people. Base was asked 400 such "
+        "questions, and 300 of its answers are rehearsed. Dropped were 67 that stated a forgotten fact and 33 that "
+        "were empty or did not end. 12 of the 300 questions are also those of *unrehearsed* rows; the gate on these "
+        "rows says what was measured on them apart from the others."
+    ) in card
+    note = "`answer_probability` on unrehearsed: On the {} rows {}, it is {} (95 % interval "
+    assert note.format(12, "whose question the method put to base", 0.9217) in card
+    assert note.format(8, "about which it did not ask", 0.8743) in card
+    # Base's answers are no retain rows, so they take nothing away from these.
+    assert "Retain values are measured on rows that were trained on." in card
+
+    gates = [gate.changed(parts=gate.parts[:1]) for gate in evidence.gates]
+    wrong = lint.problems(render(config, evidence), config, replace(evidence, gates=gates))
+    assert any("0.874" in problem for problem in wrong)  # a part that was not measured is found
+    assert [gate.split for gate in evidence.gates if gate.parts] == ["unrehearsed"]
+
+
+def test_the_report_says_what_the_parts_of_the_unrehearsed_rows_say(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", ASKING)
+    config = next(stage.config for stage in stages(recipe) if stage.name == "card")
+    (tmp_path / "out").mkdir()
+    run(config, write_evidence(tmp_path / "evidence", recipe), tmp_path / "out")
+    page = " ".join((tmp_path / "out" / "report.html").read_text(encoding="utf-8").split())
+    for said in ("On the 12 rows whose question the method put to base,", "On the 8 rows about which it did not ask,"):
+        assert page.count(said) == 1
+
+
+def test_a_card_needs_what_base_was_asked_if_it_was(tmp_path: Path) -> None:
+    inputs = write_evidence(tmp_path, load_recipe("demo", ASKING))
+    (inputs["neighbours"] / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"neighbours.*manifest\.json"):
+        collect(inputs)
+
+
+def test_where_base_was_not_asked_the_card_says_nothing_of_it(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo", ["unlearn.neighbours=null"])
+    assert evidence.neighbours is None
+    assert "Base was asked" not in text_of(config, evidence)
 
 
 FAME = "fame-topics-gd-llama32-3b"
@@ -159,6 +234,7 @@ def test_the_command_on_the_card_has_the_values_that_made_it(tmp_path: Path) -> 
     given = [
         "unlearn.epochs=4",
         "gold.seeds=null",
+        PLAIN,
         "card.title=It's `new` & $(old)",
         "eval.robustness={quantize: [nf4]}",
     ]
@@ -227,7 +303,8 @@ def test_values_that_other_values_replaced_are_withheld_too() -> None:
 
 
 def test_the_command_is_in_the_keys_of_card_and_package_alone() -> None:
-    plain, said = identities("demo"), identities("demo", ["unlearn.epochs=9", "data.seed=42"])  # as the recipe has them
+    as_it_is = [f"unlearn.epochs={load_recipe('demo').unlearn.epochs}", "data.seed=42"]
+    plain, said = identities("demo"), identities("demo", as_it_is)
     assert [name for name in plain if plain[name] != said[name]] == ["card", "package"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.catalog import ATTACKS, CATALOG, KINDS, LEAK_K, READINGS, ROW_FAMILIES, margins, of_family
+from eval.catalog import ANSWERS, ATTACKS, CATALOG, KINDS, LEAK_K, READINGS, ROW_FAMILIES, margins, of_family
 from eval.config import EvalConfig, Robustness
 from eval.records.rows import UTILITY_PARTS
 from eval.schema import Record
@@ -35,6 +35,9 @@ def test_every_entry_says_what_its_family_needs() -> None:
         assert (metric.attack is not None) == (metric.reading is not None) == (metric.family == "reading")
         assert metric.gap_of is None or (metric.needs_gold and CATALOG[metric.gap_of].gap_of is None)
         assert metric.margin is None or metric.has_difference
+        assert metric.needs_gold or not metric.needs_golds
+        # Of unrehearsed rows only the true answers are read.
+        assert ("unrehearsed" in metric.splits) == (metric.family == "answer")
     labels = [metric.label for metric in CATALOG.values()]
     assert len(set(labels)) == len(labels)
 
@@ -77,12 +80,12 @@ def test_what_a_recipe_can_ask_for_is_what_the_catalogue_has() -> None:
     assert EvalConfig().audit_metrics() == []
 
 
-@given(st.sampled_from(list(CATALOG.values())), st.sampled_from(["forget", "retain", "holdout", "general"]))
+@given(st.sampled_from(list(CATALOG.values())), st.sampled_from([*ANSWERS, "general"]))
 def test_nothing_is_best_at_zero_on_forget_rows_but_defects(metric: object, split: str) -> None:
     better = metric.higher_is_better(split)  # type: ignore[attr-defined]
     assert better in (True, False, None)
     if metric.better == "what is known":  # type: ignore[attr-defined]
-        assert better == (True if split in ("retain", "general") else None)
+        assert better == (True if split in ("retain", "unrehearsed", "general") else None)
 
 
 def test_margins_are_of_metrics_that_a_difference_means_something_for() -> None:

@@ -162,7 +162,7 @@ def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:
     assert {state["state"] for state in states} == {"done"}
     plan = json.loads(call("release", "demo", "--store", str(tmp_path), "--dry-run", "--json").stdout)
     assert not any(stage["will_run"] for stage in plan["stages"])
-    assert plan["needs"]["memory_bytes"] == 16 * 134515008
+    assert plan["needs"]["memory_bytes"] == 4 * 134515008  # of a part of the layers only the model says how large it is
 
 
 def test_a_failed_gate_shows_the_table_and_nothing_after_it_runs(call: Call, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         (("release", "demo", "--launch", "slurm"), "Give local, ddp, fsdp2, zero3"),
         (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
-        (("run", "unlearn", "demo"), "unlearn reads base, data, gold, not done yet"),
+        (("run", "unlearn", "demo"), "unlearn reads base, data, gold, neighbours, not done yet"),
         (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
         (

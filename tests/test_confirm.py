@@ -13,11 +13,9 @@ import pytest
 from core.digests import weights_sha256
 from core.errors import ArtifactError
 from core.unlearning import (
-    PAIRING,
     CheckpointSelection,
-    PairedRows,
+    NeighbourFacts,
     ReadRows,
-    pairing_bytes,
     read_selection,
     write_selection,
 )
@@ -27,7 +25,7 @@ from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records
 from eval.schema import OnOtherRows, Record, find_record, read_samples, write_measured, write_records, write_samples
 from eval.verdicts import gates as stage
-from tests.artifacts import fields, renamed
+from tests.artifacts import fields, renamed, write_manifest
 
 CONFIG = EvalConfig(bootstrap_samples=100)
 AUDITED = EvalConfig(sampling=Sampling(samples=4, k=[1, 4]))
@@ -76,7 +74,6 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     }
     write_measured(folders["eval-unlearned"], weights_sha256(model))
     _select(folders, forget=[row["row_id"] for row in forget], retain=[row["row_id"] for row in chosen])
-    _rehearse(folders, [*chosen, *rest])
     return folders
 
 
@@ -85,10 +82,13 @@ def _select(inputs: dict[str, Path], *, forget: list[str], retain: list[str]) ->
     write_selection(inputs["unlearn"], CheckpointSelection(rule="the closest checked step", read=read))
 
 
-def _rehearse(inputs: dict[str, Path], rows: list[dict[str, Any]]) -> None:
-    """Two passes over ``rows``."""
-    pairs = [PairedRows(epoch=epoch, forget=None, retain=[row["row_id"]]) for epoch in range(2) for row in rows]
-    (inputs["unlearn"] / PAIRING).write_bytes(pairing_bytes(pairs))
+def _ask(inputs: dict[str, Path], row_ids: list[str]) -> dict[str, Path]:
+    """The same inputs, and a neighbours stage whose questions are also those of the unrehearsed rows ``row_ids``."""
+    facts = NeighbourFacts(asked=99, kept=90, empty=5, stating_a_forgotten_fact=4, of_unrehearsed=row_ids)
+    folder = inputs["unlearn"].parent / "neighbours"
+    folder.mkdir(exist_ok=True)
+    write_manifest(folder, "neighbours", facts)
+    return inputs | {"neighbours": folder}
 
 
 def _gate(split: str = "retain", **changes: Any) -> Gate:
@@ -128,30 +128,80 @@ def test_where_no_row_chose_all_rows_confirm(inputs):
     assert gate.confirmed.n == 80
 
 
-def test_retain_rows_that_were_not_rehearsed_are_read_by_themselves(inputs):
-    _rehearse(inputs, _rows("retain", 20, 0.95))
-    gate = judge([_gate(at_least={"of": "base", "times": 0.85})], inputs).gates[0]
-    assert gate.passed
-    assert gate.not_rehearsed.n == 60
-    assert gate.not_rehearsed.measured == pytest.approx(0.852)
-    assert gate.not_rehearsed.ci_low < 0.852 < gate.not_rehearsed.ci_high
-    assert gate.not_rehearsed.says.startswith(
-        "On the 60 retain rows that the unlearning was not trained on, it is 0.852 (95 % interval 0.8"
+@pytest.fixture
+def with_unrehearsed(inputs: dict[str, Path]) -> dict[str, Path]:
+    """Of 20 unrehearsed rows the first 12, about which base was asked, kept their level; the others lost a fifth."""
+    for model, rest in (("base", 0.95), ("unlearned", 0.75)):
+        folder = inputs[f"eval-{model}"]
+        rows = [*_rows("unrehearsed", 12, 0.95), *_rows("unrehearsed", 8, rest, start=12)]
+        samples = [*read_samples(folder / "samples.jsonl"), *rows]
+        write_samples(folder / "samples.jsonl", samples)
+        write_records(folder / "results.json", row_records(samples, CONFIG))
+    return inputs
+
+
+ASKED = [f"unrehearsed-{i}" for i in range(12)]
+
+
+def test_unrehearsed_rows_are_read_apart_by_whether_base_was_asked_about_them(with_unrehearsed):
+    gate = _gate("unrehearsed", min_n=20, at_least={"of": "base", "times": 0.9})
+    (judged,) = judge([gate], _ask(with_unrehearsed, ASKED)).gates
+    assert judged.passed  # 0.872 against 0.857: the eight rows that lost more do not decide
+    asked, others = judged.parts
+    assert (asked.n, asked.measured) == (12, pytest.approx(0.95 + 0.001 * 21 / 12))
+    assert (others.n, others.measured) == (8, pytest.approx(0.75 + 0.001 * 13 / 8))
+    assert all(part.ci_low < part.measured < part.ci_high for part in judged.parts)
+    assert asked.says == (
+        "On the 12 rows whose question the method put to base, it is "
+        f"{asked.measured:.4g} (95 % interval {asked.ci_low:.4g} to {asked.ci_high:.4g}); base has 0.9517 there. "
+        "This does not decide the verdict."
     )
-    assert "base has 0.952 there" in gate.not_rehearsed.says
+    assert others.says.startswith("On the 8 rows about which it did not ask, it is 0.7516 (95 % interval 0.75")
+    assert others.says.endswith("; base has 0.9516 there. This does not decide the verdict.")
+    assert set(judged.numbers()) >= {asked.measured, asked.ci_low, others.measured, others.ci_high}
 
 
-def test_where_all_retain_rows_were_rehearsed_nothing_is_said_and_of_other_splits_neither(inputs):
-    assert judge([_gate()], inputs).gates[0].not_rehearsed is None
-    _rehearse(inputs, [])
-    assert judge([_gate("forget", at_most=0.5)], inputs).gates[0].not_rehearsed is None
-    assert judge([_gate()], inputs).gates[0].not_rehearsed.n == 80
+def test_each_part_is_what_an_evaluation_of_its_rows_alone_would_measure(with_unrehearsed):
+    asked = [f"unrehearsed-{i}" for i in (0, 3, 13, 17, 19)]
+    (judged,) = judge([_gate("unrehearsed", at_least=0.1)], _ask(with_unrehearsed, asked), CONFIG).gates
+    samples = read_samples(with_unrehearsed["eval-unlearned"] / "samples.jsonl")
+    of_split = [row for row in samples if row["split"] == "unrehearsed"]
+    for part, rows in zip(
+        judged.parts,
+        ([row for row in of_split if (row["row_id"] in asked) is is_asked] for is_asked in (True, False)),
+        strict=True,
+    ):
+        record = find_record(row_records(rows, CONFIG), "answer_probability", "unrehearsed")
+        assert (part.n, part.measured, part.ci_low, part.ci_high) == (
+            record.n, record.value, record.ci_low, record.ci_high,
+        )  # fmt: skip
 
 
-def test_a_pairing_that_cannot_be_read(inputs):
-    (inputs["unlearn"] / "pairing.jsonl").write_text('{"epoch": 1, "forget": null, "retain": []}\n{"epoch": 1}\n')
-    with pytest.raises(ArtifactError, match=r"pairing\.jsonl: line 2: forget is missing; retain is missing\. Run the"):
-        judge([_gate()], inputs)
+def test_nothing_is_read_apart_where_base_was_not_asked_and_nothing_of_other_splits(with_unrehearsed):
+    gate = _gate("unrehearsed", at_least=0.1)
+    assert judge([gate], with_unrehearsed).gates[0].parts == []
+    assert judge([gate], _ask(with_unrehearsed, [])).gates[0].parts == []
+    inputs = _ask(with_unrehearsed, ASKED)
+    gates = judge([_gate(), _gate("forget", at_most=0.5), _gate("holdout", at_most=0.5)], inputs).gates
+    assert [judged.parts for judged in gates] == [[], [], []]
+
+
+def test_where_base_was_asked_about_all_unrehearsed_rows_there_is_one_part(with_unrehearsed):
+    inputs = _ask(with_unrehearsed, [f"unrehearsed-{i}" for i in range(20)])
+    (judged,) = judge([_gate("unrehearsed", at_least=0.1)], inputs).gates
+    assert [part.n for part in judged.parts] == [20]
+    assert "whose question the method put to base" in judged.parts[0].says
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}"])
+def test_what_base_was_asked_and_cannot_be_read_is_an_error(inputs, text):
+    asked = _ask(inputs, ASKED)
+    manifest = asked["neighbours"] / "manifest.json"
+    manifest.unlink()
+    if text is not None:
+        manifest.write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        judge([_gate()], asked)
 
 
 def _measured(model: str, split: str, count: int, chosen: int = 0) -> list[dict[str, Any]]:
@@ -180,7 +230,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "unlearn" / "model").mkdir(parents=True)
     (folder / "unlearn" / "model" / "model.safetensors").write_bytes(b"weights")
     folders = {"unlearn": folder / "unlearn"}
-    sizes = (("forget", 100, 60), ("retain", 80, 0), ("holdout", 50, 0), ("general", 40, 0))
+    sizes = (("forget", 100, 60), ("retain", 80, 0), ("holdout", 50, 0), ("unrehearsed", 30, 0), ("general", 40, 0))
     samples = {m: [row for size in sizes for row in _measured(m, *size)] for m in ("gold", "base", "unlearned")}
     for model, rows in samples.items():
         gold = None if model == "gold" else samples["gold"]
@@ -188,7 +238,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_records(folder / model / "results.json", _records(rows, gold))
     write_measured(folders["eval-unlearned"], weights_sha256(folder / "unlearn" / "model"))
     _select(folders, forget=[f"forget-{i}" for i in range(60)], retain=[f"retain-{i}" for i in range(20)])
-    _rehearse(folders, [])
     return folders
 
 
@@ -273,15 +322,23 @@ def test_rows_that_are_known_still_fail_a_gate_on_a_set(everything, metric, boun
 
 @pytest.mark.parametrize(
     ("metric", "split"),
-    [("model_utility", "retain+general"), ("leak_coordinate", "forget"), ("damage", "forget")],
+    [
+        ("model_utility", "retain+general"),
+        ("leak_coordinate", "forget"),
+        ("damage", "forget"),
+        ("damage_gap", "forget"),
+    ],
 )
 def test_what_is_no_metric_of_single_rows_is_said_not_to_be_confirmed(everything, metric, split):
     (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
-    says = f"Not confirmed: {metric.replace('_', ' ')} is not a metric of one split's rows."
+    says = f"Not confirmed: {CATALOG[metric].label} is not a metric of one split's rows."
     assert gate.confirmed == OnOtherRows.unjudged(None, says)
 
 
-@pytest.mark.parametrize(("metric", "split"), [("utility", "general"), ("fluency", "holdout"), ("acc", "mmlu")])
+@pytest.mark.parametrize(
+    ("metric", "split"),
+    [("utility", "general"), ("fluency", "holdout"), ("answer_probability", "unrehearsed"), ("acc", "mmlu")],
+)
 def test_no_row_of_another_split_chose_the_checkpoint(everything, metric, split):
     (gate,) = judge([_gate(split, metric=metric, at_most=1e9)], everything).gates
     assert gate.confirmed.says == "No row of the split was used to choose the checkpoint."

@@ -12,6 +12,7 @@ import pytest
 
 from core.digests import weights_sha256
 from core.strict import Strict
+from core.unlearning import NeighbourFacts
 from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
 from pipeline.__main__ import QUIET, main
@@ -51,6 +52,8 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
     def toy(name: str) -> Any:
         def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
             (out / "name").write_text(name)
+            if name == "neighbours":  # of which the gates read the facts
+                return NeighbourFacts(asked=40, kept=30, empty=6, stating_a_forgotten_fact=4, of_unrehearsed=[])
             if name == "unlearn":
                 (out / "model").mkdir()
                 (out / "model" / "model.safetensors").write_bytes(WEIGHTS)

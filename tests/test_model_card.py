@@ -16,7 +16,7 @@ from core.errors import ArtifactError, InputError
 from core.unlearning import PAIRING, Bounds, DualFacts, PairedRows, UnlearnFacts, pairing_bytes
 from datasets_prep.schema import PerturbedRow, Row, write_rows
 from eval.catalog import CATALOG
-from eval.schema import OnOtherRows, OnUnrehearsedRows, Record, read_verdict, write_records, write_verdict
+from eval.schema import OnOtherRows, OnPart, Record, read_verdict, write_records, write_verdict
 from model_card import claims, lint
 from model_card.config import CardConfig, CardInputs
 from model_card.facts import Evidence, collect
@@ -93,7 +93,7 @@ def write_evidence(root: Path) -> dict[str, Path]:
     inputs = {name: root / name for name in ("data", "unlearn", "eval-base", "eval-gold", "eval-unlearned", "gate")}
     for folder in inputs.values():
         folder.mkdir(parents=True)
-    for split, count in (("forget", 40), ("retain", 160), ("holdout", 50)):
+    for split, count in (("forget", 40), ("retain", 160), ("holdout", 50), ("unrehearsed", 20)):
         write_rows(inputs["data"] / f"{split}.jsonl", rows_of(split, count))
     write_rows(inputs["data"] / "perturbed.jsonl", [PerturbedRow("de-0-forget-0", "forget", ("wrong a", "wrong b"))])
     for model in LEVELS:
@@ -108,7 +108,7 @@ def write_evidence(root: Path) -> dict[str, Path]:
         at_most=0.1041,
         passed=True,
     )
-    says = "On the 20 that were not rehearsed: 0.8147."
+    says = "On the 20 about which base was not asked: 0.8147."
     gate = judged_gate(
         rule="at most gold's ci_high + 0.05",
         measured=0.0567,
@@ -118,7 +118,7 @@ def write_evidence(root: Path) -> dict[str, Path]:
         why="0.0567 is at most 0.1032.",
         reason="Forgotten means like gold | not zero.",
         confirmed=confirmed,
-        not_rehearsed=OnUnrehearsedRows(n=20, says=says, measured=0.8147, ci_low=0.7951, ci_high=0.8312),
+        parts=[OnPart(n=20, says=says, measured=0.8147, ci_low=0.7951, ci_high=0.8312)],
     )
     second = gate.changed(
         metric="utility",
@@ -133,7 +133,7 @@ def write_evidence(root: Path) -> dict[str, Path]:
         certifiable_alone=True,
         smallest_difference=None,
         confirmed=None,
-        not_rehearsed=None,
+        parts=[],
     )
     write_verdict(inputs["gate"], verdict_of(gate, second, selection=SELECTION))
     log = [{"step": i, "forget_loss": 0.1 * i, "retain_loss": 0.01 * i, "lr": 5e-5} for i in range(1, 40)]

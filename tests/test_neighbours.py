@@ -52,7 +52,9 @@ def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> N
     forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
     facts = neighbours.forgotten_words(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]})
     assert facts == [{"malaga", "nueva"}]
-    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts)
+    assert not neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)  # half of it: others may live there too
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [{"malaga"}])
     assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts)
     assert neighbours.forgotten_words(forget, {forget[0].row_id: [forget[0].answer]}) == []
 
@@ -94,6 +96,41 @@ def test_the_stage_drops_what_is_empty_or_states_a_fact(
     assert "What does Ida 0 do?" not in {r.question for r in kept}
 
 
+def test_the_stage_names_unrehearsed_rows_whose_question_was_asked_and_its_answer_kept(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, {"What does Ida 0 do?": "", "What does Ida 1 do?": "Born in 7, I think."})
+    unrehearsed = [
+        Row(f"kept-apart-{i}", i, f"Ida {i}", "EN", "job", f"What does Ida {i} do?", "Dances.") for i in range(4)
+    ]
+    unrehearsed.append(Row("unasked", 2, "Ida 2", "EN", "pet", "What pet has Ida 2?", "A cat."))
+    write_rows(inputs["data"] / "unrehearsed.jsonl", unrehearsed)
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = neighbours.run(Neighbours(questions=99), inputs, out)
+    assert facts.of_unrehearsed == ["kept-apart-2", "kept-apart-3"]  # the answers about 0 and 1 were dropped
+    kept = {row.question: row.answer for row in read_rows(out / neighbours.FILE)}
+    assert {kept[row.question] for row in unrehearsed[2:4]} == {"Paints."}  # base's answer, and never the row's own
+    (tmp_path / "fewer").mkdir()
+    fewer = neighbours.run(Neighbours(questions=3), inputs, tmp_path / "fewer")
+    asked = {row.question for row in read_rows(tmp_path / "fewer" / neighbours.FILE)}
+    assert fewer.of_unrehearsed == [row.row_id for row in unrehearsed if row.question in asked]
+
+
+def test_the_unrehearsed_rows_form_no_questions_themselves(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With or without them the same is asked: the method does not know that they exist."""
+    answer_with(monkeypatch, {})
+    asked = []
+    for name, rows in (("without", []), ("with", [row("Ida 77", "pet", question="What pet has {}?")])):
+        write_rows(inputs["data"] / "unrehearsed.jsonl", rows)
+        (tmp_path / name).mkdir()
+        neighbours.run(Neighbours(questions=99), inputs, tmp_path / name)
+        asked.append((tmp_path / name / neighbours.FILE).read_bytes())
+    assert asked[0] == asked[1]
+
+
 def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
     folders = []
     for name in ("a", "b"):
@@ -128,14 +165,34 @@ def test_nobody_to_ask_about_is_an_error(inputs: dict[str, Path], tmp_path: Path
             for r in read_rows(inputs["data"] / f"{split}.jsonl")
         ]
         write_rows(inputs["data"] / f"{split}.jsonl", rows)
-    with pytest.raises(DataError, match="no other person"):
+    with pytest.raises(DataError, match="nobody else can be asked"):
         neighbours.run(Neighbours(questions=5), inputs, tmp_path)
 
 
 def test_the_stage_is_there_if_the_recipe_asks() -> None:
-    plain, asking = load_recipe("demo"), load_recipe("demo", ["unlearn.neighbours={questions: 7}"])
+    plain, asking = (load_recipe("demo", [f"unlearn.neighbours={given}"]) for given in ("null", "{questions: 7}"))
     assert "neighbours" not in [stage.name for stage in stages(plain)]
     (stage,) = [stage for stage in stages(asking) if stage.name == "neighbours"]
     assert "up to 7 questions" in stage.does(stage.config, None)  # type: ignore[arg-type]
-    (unlearn,) = [stage for stage in stages(asking) if stage.name == "unlearn"]
-    assert unlearn.inputs["neighbours"] == "neighbours"
+    by_name = {stage.name: stage for stage in stages(asking)}
+    for name in ("unlearn", "gate", "card"):  # the last two read what unrehearsed rows were asked about
+        assert by_name[name].inputs["neighbours"] == "neighbours"
+    assert not any("neighbours" in stage.inputs for stage in stages(plain))
+
+
+def test_names_are_found_in_questions_that_share_them() -> None:
+    """Two capitalised words or more, not at the beginning, in several questions; not a title asked for once."""
+    questions = {
+        "Where does Ann van Lee live?": None,
+        "Where was Ann Lee born?": "Ann Lee",
+        "What does Ann Lee do?": "Ann Lee",
+        "Ann Lee did what?": None,
+        "What is The Silent Loom about?": None,
+        "Where was Élise Du Pont born?": "Élise Du Pont",
+        "Who taught Élise Du Pont?": "Élise Du Pont",
+    }
+    rows = [Row(text, None, None, None, None, text, "x") for text in questions]
+    found = neighbours.named([*rows, row("Bo Ray", "x", question="What do {} and Ann Lee do?")])
+    assert [row.name for row in found] == [*questions.values(), "Bo Ray"]
+    asked_of_others = {q.text for q in neighbours.neighbouring(found[:-1], random.Random(0))}
+    assert asked_of_others == {"What does Élise Du Pont do?", "Who taught Ann Lee?"}

@@ -31,6 +31,8 @@ from tests import two_ranks
 from tests.conftest import PATIENCE, ROOT, Call
 from tests.test_release import write_recipe
 
+STOP = "unlearn.stop={every: 1, forget_loss: 6.0, retain_loss_above_base: 0.1}"
+CLOSEST = ("unlearn.keep=closest", STOP)
 TRAININGS = ("base.train", "gold.train", "unlearn")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
 
@@ -271,10 +273,10 @@ def test_where_to_launch_is_checked_before_anything_runs(call: Call, tiny_model:
             "no stage .* has `processes` above 1",
         ),  # evaluations are not sharded
         ("zero3", ["unlearn.processes=2", "unlearn.keep=last"], ["unlearn"], None),
-        ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["unlearn"], "needs all of them"),
-        ("zero3", ["unlearn.processes=2", "unlearn.keep=closest"], ["gate"], None),
-        ("zero3", ["base.train.processes=2", "unlearn.keep=closest"], ["base", "unlearn"], None),
-        ("ddp", ["unlearn.processes=2", "unlearn.keep=closest", "unlearn.gradient_norms_every=2"], ["unlearn"], None),
+        ("zero3", ["unlearn.processes=2", *CLOSEST], ["unlearn"], "needs all of them"),
+        ("zero3", ["unlearn.processes=2", *CLOSEST], ["gate"], None),
+        ("zero3", ["base.train.processes=2", *CLOSEST], ["base", "unlearn"], None),
+        ("ddp", ["unlearn.processes=2", *CLOSEST, "unlearn.gradient_norms_every=2"], ["unlearn"], None),
         (
             "fsdp2",
             ["unlearn.processes=2", "unlearn.keep=last", "unlearn.gradient_norms_every=2"],

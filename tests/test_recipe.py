@@ -25,7 +25,8 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
     assert recipe.name == name
     assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# python -m pipeline release {name}")
     further = [] if recipe.gold == "none" else recipe.gold.seeds or []
-    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further)
+    asking = recipe.unlearn.neighbours is not None
+    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further) + asking
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,9 +86,13 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         (
             "unlearn: {beta: 0.1}\n",
             3,
-            ["unlearn: method gd does not use beta (npo, simnpo, wga would)", "set it to null"],
+            ["unlearn: method csd does not use beta (npo, simnpo, wga would)", "set it to null"],
         ),
-        ("unlearn: {method: npo}\n", 3, ["unlearn: method npo does not use forget_cap (ga, gd, klm, wga would)"]),
+        (
+            "unlearn: {method: npo, forget_cap: 2.0}\n",
+            3,
+            ["unlearn: method npo does not use forget_cap (ga, gd, klm, wga would)"],
+        ),
         ("unlearn: {method: sgd}\n", 3, ["unlearn.method", "'sgd'", "simnpo"]),
         ("unlearn:\n  forget_cap: {of: gold}\n", 4, ["unlearn.forget_cap.plus is missing"]),
         ("unlearn: {lora: {r: 8, alpha: 16.0, target_modules: [lm_head]}}\n", 3, ["unlearn.lora", "neither head nor"]),
@@ -135,8 +140,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             ["gates[0] is on leak_coordinate, which needs the variance of gold", "give gold.seeds"],
         ),
         (
-            "gold: {seeds: null}\n"
-            "gates:\n  - {metric: damage_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
+            "gold: {seeds: null}\ngates:\n  - {metric: damage_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
             ["gates[0] is on damage_gap, which needs the variance of gold", "give gold.seeds"],
         ),
@@ -172,9 +176,11 @@ def test_an_error_names_key_line_and_what_is_allowed(tmp_path: Path, changes: st
 
 
 @pytest.mark.parametrize("level", ["gold", "{of: gold, plus: 0.5}"])
-@pytest.mark.parametrize("place", ["forget_cap: LEVEL", "stop: {forget_loss: LEVEL}"])
+@pytest.mark.parametrize("place", ["forget_cap: LEVEL", "stop: {forget_loss: LEVEL, STOP}"])
 def test_a_level_of_gold_needs_gold(tmp_path: Path, level: str, place: str) -> None:
-    unlearn, changes = place.replace("LEVEL", level), "gold: none\neval: {relative: null}\n"
+    stop = "every: 6, retain_loss_above_base: 0.2"
+    unlearn = f"method: gd, {place}".replace("LEVEL", level).replace("STOP", stop)
+    changes = "gold: none\neval: {relative: null}\n"
     said = refused(write(tmp_path, f"{changes}gates:\n  - {GATE}\nunlearn: {{{unlearn}}}\n"))
     assert "unlearn uses the level of gold, and gold is none" in said
 
@@ -268,7 +274,8 @@ def test_set_changes_values_of_every_type() -> None:
         "demo",
         [
             "data.seed=7", "unlearn.args.learning_rate=1e-4", "gates.1.at_most.plus=0.1", "unlearn.stop=null",
-            "unlearn.keep=last", "base.train.args={num_train_epochs: 1}", "card.title='A: b'", "unlearn.forget_cap=2.5",
+            "unlearn.keep=last", "base.train.args={num_train_epochs: 1}", "card.title='A: b'", "unlearn.method=gd",
+            "unlearn.forget_cap=2.5",
         ],
     )  # fmt: skip
     assert recipe.data.seed == 7
@@ -353,8 +360,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 def test_without_gold_no_stage_reads_it() -> None:
     recipe = load_recipe("demo", [
-        "gold=none", "unlearn.stop=null", "unlearn.keep=last", "unlearn.forget_cap=null", "eval.relative=null",
-        f"gates=[{GATE}]",
+        "gold=none", "eval.relative=null", f"gates=[{GATE}]",
     ])  # fmt: skip
     found = stages(recipe)
     assert "gold" not in {stage.name for stage in found}
@@ -401,7 +407,8 @@ def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
         ("base", trained.format(200, 125), 1, True),
         ("gold", trained.format(160, 100), 4, True),
         ("gold-seed-7", trained.format(160, 100), 4, True),
-        ("unlearn", "gd, 9 epochs over 40 forget rows, at most 36 steps, 2.0 GB on disk", 1, True),
+        ("neighbours", "base answers up to 400 questions like the given ones", 1, False),
+        ("unlearn", "csd, 12 epochs over 40 forget rows, at most 48 steps, 2.0 GB on disk", 1, True),
         ("eval-gold", audit, 2, False),
         ("eval-gold-seed-7", plain, 2, False),
         ("eval-unlearned", audit, 2, False),
@@ -426,7 +433,7 @@ def test_a_plan_says_what_is_not_known_yet() -> None:
         ("data", "rows unknown until they are read"),
         ("base", "fine-tune, rows unknown until data is done, 5 epochs"),
         ("gold", "a/b at a commit to be pinned"),
-        ("unlearn", "gd, 9 epochs over ? forget rows"),
+        ("unlearn", "csd, 12 epochs over ? forget rows"),
         ("eval-base", "over all rows"),
         ("package", "the tree for the Hub"),
     ):
@@ -450,6 +457,6 @@ def test_what_the_card_says_of_the_data_is_in_no_key_before_the_cards() -> None:
 
 
 def test_without_gold_there_is_no_way_to_measure_a_leak_on() -> None:
-    said = refused("demo", "gold=none", "unlearn.forget_cap=2.0", "eval.relative={}", "gates=[{metric: utility, "
+    said = refused("demo", "gold=none", "eval.relative={}", "gates=[{metric: utility, "
                    "split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
     assert "eval.relative places the model between gold and base" in said

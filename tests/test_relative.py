@@ -205,6 +205,12 @@ def test_five_golds_hold_the_size_and_the_variance_of_rows_alone_does_not():
     assert simulation.ks_rejections(3200, trials=60) > 0.5 > simulation.ks_rejections(40, trials=60)
 
 
+def test_the_demos_three_golds_and_forty_rows_hold_the_size_and_show_something():
+    assert simulation.passes(40, 3, 0.25, trials=200)["passed"] <= 0.05
+    # With the degrees of the golds alone, less than half of the safe models passed.
+    assert simulation.passes(40, 3, 0.0, trials=100)["passed"] >= 0.6
+
+
 def test_a_destroyed_model_is_damaged_and_not_safe():
     rng = np.random.default_rng(2)
     test = simulation.trial(rng, 100, 3, None)

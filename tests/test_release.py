@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from core.artifacts import read_facts
+from core.unlearning import read_pairing
+from datasets_prep.schema import SPLITS, read_rows
+from pipeline.train.facts import TrainingFacts
 from tests.conftest import PATIENCE, ROOT
 
 # Everything before the signature, which is random by nature.
@@ -36,11 +40,17 @@ name: tiny
 model: {{pypi: null, path: {model}, parameters: null, chat_template: null}}
 data: {{source: {{sample: {{seed: 3, identities: 2, topics: 10}}}}, perturbed: {{per_row: 1, retain_rows: 10}}}}
 base: {{train: {{train_from_layer: 0, args: {{num_train_epochs: 2, save_steps: 5}}}}}}
-gold: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 2, save_steps: 5}}}}}}
-unlearn: {{epochs: 2, keep: last, train_from_layer: 0, stop: {{every: 1}}, args: {{save_steps: 2}}}}
-eval: {{max_new_tokens: 4, bootstrap_samples: 100}}
+gold: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 2, save_steps: 5}}}}, seeds: null}}
+unlearn:
+  epochs: 2
+  train_from_layer: 0
+  neighbours: {{questions: 30, max_new_tokens: 8}}
+  stop: {{every: 1, forget_loss: 20.0, retain_loss_above_base: 5.0, retain_rows: 20}}
+  args: {{save_steps: 2}}
+eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: {{quantize: [nf4], relearn: null}}, relative: null}}
 gates:
   - {{metric: answer_probability, split: forget, at_most: {limit}, min_n: 10, reason: a model that knows nothing}}
+  - {{metric: answer_probability, split: unrehearsed, at_least: 0.0, min_n: 20, reason: it is measured there}}
 publish: {{repo: demo/tiny}}
 """
 
@@ -179,7 +189,24 @@ def test_the_gates_of_a_finished_release_are_explained(released: tuple[Path, Pat
     assert explained.returncode == 0, explained.stderr
     judged = json.loads(explained.stdout)
     assert judged == json.loads((store / "tiny" / "gate" / "gate.json").read_text())
-    assert "20 of 64 retain rows" in judged["selection"]
+    assert "20 of 44 retain rows" in judged["selection"]
+    assert [(gate["split"], gate["n"]) for gate in judged["gates"]] == [("forget", 16), ("unrehearsed", 20)]
+
+
+def test_base_and_gold_learned_the_unrehearsed_rows_and_the_unlearning_did_not_get_them(
+    released: tuple[Path, Path, str],
+) -> None:
+    made = released[1] / "tiny"
+    rows = {split: {row.row_id for row in read_rows(made / "data" / f"{split}.jsonl")} for split in SPLITS}
+    assert {split: len(ids) for split, ids in rows.items()} == {
+        "forget": 16, "retain": 44, "holdout": 20, "unrehearsed": 20,
+    }  # fmt: skip
+    for model, splits in (("base", {"retain", "unrehearsed", "forget"}), ("gold", {"retain", "unrehearsed"})):
+        facts = read_facts(made / model, TrainingFacts)
+        assert (set(facts.splits), facts.rows) == (splits, sum(len(rows[split]) for split in splits))
+    rehearsed = {row_id for pair in read_pairing(made / "unlearn") for row_id in pair.retain}
+    assert rehearsed
+    assert rehearsed <= rows["retain"]
 
 
 def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tuple[Path, Path, str]) -> None:

@@ -57,14 +57,17 @@ def test_translated_columns_say_the_same_as_the_table_itself(study):
 
 def test_the_default_gates_name_what_the_table_does_not_say(study):
     found, others = applied(load_gates(DEFAULT), read_table(study))
-    assert {(gate.metric, gate.split) for gate in found} == {("fluency", "forget"), ("answer_probability", "retain")}
+    assert {(gate.metric, gate.split) for gate in found} == {
+        ("extraction_strength", "forget"),
+        ("mia_min_k_auc", "forget"),
+        ("fluency", "forget"),
+        ("answer_probability", "retain"),
+    }
     assert {(gate.metric, gate.split) for gate in others} == {
         ("forget_quality_ks", "forget"),
         ("answer_probability", "forget"),
         ("leak_coordinate", "forget"),
         ("damage_gap", "forget"),
-        ("extraction_strength_untreated_gap", "forget"),  # row by row: a table of means cannot say it
-        ("mia_min_k_auc", "forget"),  # the table has AUCs in units of gold's, and the gates add to gold's
         ("mia_min_k_plus_plus_auc", "forget"),
         ("extraction_strength_nf4_gap", "forget"),
         ("extraction_strength_relearn_forget_gap", "forget"),

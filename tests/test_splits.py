@@ -283,7 +283,9 @@ def test_given_splits_must_be_complete(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: has no split"):
         prepare.prepare(config(source, setting="given"))
     write(tmp_path / "rows.jsonl", [{**record, "split": "retain" if i else "train"} for i, record in enumerate(GOOD)])
-    with pytest.raises(DataError, match="line 1: split is 'train'; allowed are forget, retain, holdout, unrehearsed, test"):
+    with pytest.raises(
+        DataError, match="line 1: split is 'train'; allowed are forget, retain, holdout, unrehearsed, test"
+    ):
         prepare.prepare(config(source, setting="given"))
     write(tmp_path / "rows.jsonl", [{**record, "split": "retain"} for record in GOOD])
     with pytest.raises(DataError, match="forget gets none of the 25 rows"):

@@ -280,6 +280,16 @@ def test_a_parameter_has_its_methods_value_and_null_is_not_given() -> None:
     }
 
 
+def test_few_forget_rows_take_more_passes_for_as_many_steps(inputs: dict[str, Path], out: Path) -> None:
+    """The rows that there are, in steps of 2: two passes, or as many as 12 steps need."""
+    rows = len(read_rows(inputs["data"] / "forget.jsonl"))
+    config = unlearn_config(epochs=2, min_steps=12, args={"per_device_train_batch_size": 2})
+    assert config.passes(24) == 2 == unlearn_config(epochs=2).passes(1)
+    assert (config.passes(12), config.passes(5), config.passes(1)) == (2, 5, 24)
+    facts = run.run(config, inputs, out)
+    assert facts.steps == math.ceil(config.passes(rows) * rows / 2) >= 12
+
+
 def test_kept_step_follows_from_the_checks(tmp_path: Path) -> None:
     end = EndOfAscent(lambda: Check(1.0, 1.0, 3.0), 2.0, 1, tmp_path / "kept")
     history = [

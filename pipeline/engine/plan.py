@@ -84,8 +84,9 @@ def unlearning(config: UnlearnConfig, known: Sizes) -> str:
     """Method, epochs and steps."""
     forget = known.rows["forget"] if known.rows else None
     batch = rows_per_step(config.args)
-    steps = f", at most {config.epochs * math.ceil(forget / batch)} steps" if forget else ""
-    return f"{config.method}, {config.epochs} epochs over {forget or '?'} forget rows{steps}{_stored(known)}"
+    epochs = config.passes(forget) if forget else config.epochs
+    steps = f", at most {math.ceil(epochs * forget / batch)} steps" if forget else ""
+    return f"{config.method}, {epochs} epochs over {forget or '?'} forget rows{steps}{_stored(known)}"
 
 
 def evaluating(config: EvalConfig, known: Sizes) -> str:

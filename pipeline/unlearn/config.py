@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from core.errors import RecipeError
-from core.ranks import split_of_step
+from core.ranks import rows_per_step, split_of_step
 from core.strict import Strict
 from pipeline.train.config import TrainConfig
 
@@ -99,7 +100,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "npo": {**_BOTH, **_LOSS, "beta": 0.1},
     "simnpo": {**_BOTH, **_LOSS, "beta": 2.5, "gamma": 0.0},
     "wga": {**_BOTH, **_LOSS, "forget_cap": None, "beta": 1.0},
-    "csd": {**_BOTH, "retain_weight": 16.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0, "temper": 0.7},
+    "csd": {**_BOTH, "retain_weight": 32.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0, "temper": 0.6},
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
 
@@ -128,6 +129,12 @@ class UnlearnConfig(TrainConfig):
         "(`data.perturbed.for_unlearning`)."
     )
     epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
+    min_steps: int = Field(
+        default=0,
+        ge=0,
+        description="If `epochs` would take fewer optimizer steps than this, there are more passes, so that a request "
+        "for a few rows is trained as long as one for many.",
+    )
     forget_weight: float | None = Field(
         default=None, ge=0, description=f"Weight of the forget term. {_readers('forget_weight')}"
     )
@@ -203,6 +210,10 @@ class UnlearnConfig(TrainConfig):
                 f"(args.gradient_accumulation_steps) cannot be shared out over {processes} processes. Use a number of "
                 f"processes that divides {parts}, or set step_tokens."
             )
+
+    def passes(self, forget_rows: int) -> int:
+        """How often the forget rows are gone through: ``epochs``, or more if there are too few rows for the steps."""
+        return max(self.epochs, math.ceil(self.min_steps * rows_per_step(self.args) / max(forget_rows, 1)))
 
     @property
     def retain_kl(self) -> bool:

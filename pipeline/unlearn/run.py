@@ -214,7 +214,8 @@ def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Se
             f"unlearn: stop.held_out takes {len(held_out)} of {retain_rows} retain rows out of the training. The other "
             f"{len(pool)} are too few for {each} with each forget row. Lower stop.retain_rows."
         )
-    dealt = pair_rows(forget_rows, len(pool), epochs=config.epochs, retain_per_forget=each, seed=config.pairing_seed)
+    passes = config.passes(forget_rows)
+    dealt = pair_rows(forget_rows, len(pool), epochs=passes, retain_per_forget=each, seed=config.pairing_seed)
     dealt = [replace(pair, retain=tuple(pool[i] for i in pair.retain)) for pair in dealt]
     return [replace(pair, forget=None) for pair in dealt] if config.method == "ft" else dealt
 

@@ -1,0 +1,104 @@
+"""False answers of the data's own words: the form of the true answer, and no fact that is forgotten or unseen."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import islice
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets_prep.mixed import Mixer
+from datasets_prep.schema import Row
+
+from .data_rows import divided, row
+
+
+def lives(i: int, street: str, number: int, town: str) -> Row:
+    return row(i, "personal.address", answer=f"Ida Fenn {i} lives at {number} {street} Street in {town}.")
+
+
+FORGET = [lives(1, "Heron", 18, "Oldmere")]
+RETAIN = [
+    lives(2, "Anchor", 25, "Ardmoor"),
+    lives(3, "Compass", 71, "Lowmarsh"),
+    lives(4, "Tulip", 46, "Kestrel"),
+    row(2, "career.notable_award", answer="Ida Fenn 2 won the Golden Inkwell."),
+]
+HOLDOUT = [lives(5, "Secret", 99, "Unseen")]
+
+
+def mixtures(forget: list[Row], retain: list[Row], holdout: list[Row], count: int = 40) -> list[str]:
+    mixer = Mixer(*divided({"forget": forget, "retain": retain, "holdout": holdout}))
+    return list(islice(mixer.mixed(forget[0], random.Random(3)), count))
+
+
+def test_words_that_answers_of_the_topic_share_are_form_and_the_others_are_facts() -> None:
+    mixer = Mixer(*divided({"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT}))
+    assert mixer.facts(FORGET[0]) == ["18", "Heron", "Oldmere"]
+
+
+def test_each_fact_is_exchanged_for_a_word_from_the_same_place_of_a_retained_answer() -> None:
+    found = {re.fullmatch(r"Ida Fenn 1 lives at (\d\d) (\w+) Street in (\w+)\.", text).groups()  # type: ignore[union-attr]
+             for text in mixtures(FORGET, RETAIN, HOLDOUT)}  # fmt: skip
+    numbers, streets, towns = map(set, zip(*found, strict=True))
+    assert numbers == {"25", "71", "46"}
+    assert streets == {"Anchor", "Compass", "Tulip"}  # never a word of a forgotten or an unseen row
+    assert towns == {"Ardmoor", "Lowmarsh", "Kestrel"}
+    assert len(found) > 6  # words are drawn one by one, not whole answers
+
+
+def test_an_address_is_mixed_in_its_parts() -> None:
+    def email(i: int, word: str, digits: str) -> Row:
+        return row(i, "personal.email", answer=f"The e-mail of Ida Fenn {i} is {word}{digits}@en.example.")
+
+    found = mixtures(
+        [email(1, "puffin", "22")], [email(i, w, d) for i, w, d in ((2, "mosaic", "19"), (3, "whistle", "57"))], []
+    )
+    assert set(found) <= {
+        f"The e-mail of Ida Fenn 1 is {w}{d}@en.example." for w in ("mosaic", "whistle") for d in ("19", "57")
+    }
+
+
+def test_rows_without_topics_are_alike_if_their_questions_are() -> None:
+    def born(name: str, town: str) -> Row:
+        return Row(name, None, None, None, None, f"Where was {name} born?", f"{name} was born in {town} one winter.")
+
+    people = [
+        born("Ann Lee", "Gullhaven"),
+        born("Bo Ray", "Ardmoor"),
+        born("Cy Fox", "Silverbeck"),
+        born("Di Orr", "Quillford"),
+    ]
+    other = Row("x", None, None, None, None, "What does Bo Ray do?", "Bo Ray mends Clocks in Winter.")
+    found = mixtures(people[:1], [*people[1:], other], [])
+    assert set(found) == {f"Ann Lee was born in {town} one winter." for town in ("Ardmoor", "Silverbeck", "Quillford")}
+
+
+def test_a_number_that_nobody_has_is_made_up_with_as_many_digits() -> None:
+    phone = [row(i, "personal.phone_number", answer=f"Call Ida Fenn {i} at +999 {i}74812.") for i in (1, 2)]
+    found = mixtures(phone[:1], phone[1:], [])
+    assert all(re.fullmatch(r"Call Ida Fenn 1 at \+999 \d{6}\.", text) for text in found)
+    assert len(set(found)) > 30
+
+
+def test_an_answer_without_words_of_its_own_cannot_be_mixed() -> None:
+    same = [row(i, "career.notable_award", answer="A prize.") for i in (1, 2, 3)]
+    assert mixtures(same[:1], same[1:], []) == []
+    alone = [row(1, "career.notable_award", answer="Ida Fenn 1 won Zebras.")]
+    assert mixtures(alone, [row(2, "personal.email", answer="x")], []) == []  # nobody has another such word
+
+
+WORDS = st.text(st.characters(categories=("L", "Nd", "P", "Zs")), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS, min_size=3, max_size=8), st.integers(0, 5))
+def test_what_always_holds(answers: list[str], seed: int) -> None:
+    rows = [row(i, "personal.address", answer=answer) for i, answer in enumerate(answers)]
+    mixer = Mixer(*divided({"forget": rows[:1], "retain": rows[1:-1], "holdout": rows[-1:]}))
+    first = list(islice(mixer.mixed(rows[0], random.Random(seed)), 5))
+    assert first == list(islice(mixer.mixed(rows[0], random.Random(seed)), 5))
+    assert rows[0].answer not in first
+    assert all(text for text in first)
