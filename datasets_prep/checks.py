@@ -17,7 +17,7 @@ from core.errors import DataError
 from core.words import plain_words
 from datasets_prep.config import Checks
 from datasets_prep.rows import Rows
-from datasets_prep.schema import FORGET, RETAIN, SPLITS
+from datasets_prep.schema import FORGET, RETAIN, SPLITS, UNREHEARSED
 from datasets_prep.text import contacts, language_identifier, same
 
 NAMED = 5  # cases of a check that are named
@@ -158,7 +158,7 @@ def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int
             lengths.add(min(len(words), _PIECE))
     retained_in: dict[int, str] = {}
     for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
-        if code != RETAIN:
+        if code not in (RETAIN, UNREHEARSED):
             continue
         for text in (plain_words(question), plain_words(answer)):
             pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}

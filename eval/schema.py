@@ -174,13 +174,16 @@ class OnOtherRows(Strict):
 
 
 class OnPart(Strict):
-    """The metric on a part of the gate's rows; ``says`` names the part. It decides nothing."""
+    """The metric on a part of the gate's rows; ``says`` names the part. It decides nothing.
+
+    A few rows have no interval: resampling one row gives one of no width.
+    """
 
     n: int
     says: str
     measured: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
 
 
 class JudgedGate(Strict):

@@ -107,10 +107,9 @@ def asked(evidence: Evidence) -> list[str]:
     if facts is None:
         return []
     return [
-        f"Base was asked {facts.asked} such questions, and {facts.kept} of its answers are rehearsed. Dropped were "
-        f"{facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that were empty or did not "
-        f"end. {len(facts.of_unrehearsed)} of the {facts.kept} questions are also those of *unrehearsed* rows; the "
-        "gate on these rows says what was measured on them apart from the others."
+        f"Base was asked {facts.asked} questions about other people, and {facts.kept} of its answers are rehearsed. "
+        f"Dropped were {facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that were empty "
+        f"or did not end. {len(facts.of_unrehearsed)} of the {facts.kept} are about the facts of *unrehearsed* rows."
     ]
 
 
@@ -140,8 +139,8 @@ def _of_golds(config: CardInputs, evidence: Evidence) -> str:
     if evidence.record("unlearned", "leak_coordinate", "forget") is None:
         return f"{golds} All values are compared with one of them. How much two golds differ was not measured."
     return (
-        f"{golds} `leak_coordinate` and `damage` compare with all of them. All other values are compared with one "
-        "gold; how much two golds differ in these was not measured."
+        f"{golds} `leak_coordinate`, `damage` and `damage_gap` compare with all of them. All other values are compared "
+        "with one gold; how much two golds differ in these was not measured."
     )
 
 

@@ -79,20 +79,23 @@ class Recipe(Strict):
             raise ValueError("base.seeds: only gold can be trained with several seeds; remove them")
         if self.card.dataset and self.data.source.sample:
             raise ValueError("card.dataset is for data of your own, and the sample set has its own name; remove it")
+        self._has_the_gold_that_it_reads()  # first: without gold, other messages would ask for more of it
         self._can_be_audited()
         self._suites_are_asked_for()
         self._margins_are_of_metrics()
-        if self.gold == "none":
-            for i, gate in enumerate(self.gates):
-                if gate.needs_gold:
-                    raise ValueError(
-                        f"gates[{i}] compares with gold, and gold is none; compare with a number, with base or with "
-                        "holdout"
-                    )
-            stop = self.unlearn.stop
-            if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
-                raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
         return self
+
+    def _has_the_gold_that_it_reads(self) -> None:
+        if self.gold != "none":
+            return
+        for i, gate in enumerate(self.gates):
+            if gate.needs_gold:
+                raise ValueError(
+                    f"gates[{i}] compares with gold, and gold is none; compare with a number, with base or with holdout"
+                )
+        stop = self.unlearn.stop
+        if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
+            raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
 
     def _can_be_audited(self) -> None:
         audit = self.eval.audit_metrics()

@@ -42,19 +42,19 @@ def model(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 
 def data(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """Split the rows into forget, retain and holdout, and make false answers for the probes."""
+    """Split the rows into forget, retain, holdout and unrehearsed, and make false answers for the probes."""
     from datasets_prep import prepare
 
     return prepare.run(config, inputs, out)
 
 
 def base(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """The model trained on forget and retain: here, or a published one at a pinned commit."""
+    """The model trained on forget, retain and unrehearsed: here, or a published one at a pinned commit."""
     return _trained_or_published(config, inputs, out, BASE_SPLITS)
 
 
 def gold(config: Any, inputs: Inputs, out: Path) -> Facts:
-    """The reference that never saw forget: trained here on retain only, or a published one at a pinned commit."""
+    """The reference that never saw forget: trained here on base's other rows, or a published one at a pinned commit."""
     return _trained_or_published(config, inputs, out, GOLD_SPLITS)
 
 

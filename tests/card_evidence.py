@@ -279,7 +279,7 @@ def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> None:
 
 
 def ascent_of(recipe: Recipe, shape: Shape) -> UnlearnFacts:
-    """How the unlearning ended: without a stopping rule after all epochs, and then no loss was compared with a level."""
+    """How the unlearning ended: without a stopping rule after all epochs, and no loss was compared with a level."""
     if recipe.unlearn.stop:
         return shape.ascent
     forget = shape.rows["forget"]

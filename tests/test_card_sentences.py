@@ -51,7 +51,10 @@ def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path
     config, evidence = made(tmp_path, "demo-audit")
     card = text_of(config, evidence)
     assert "each trained with one seed" not in card
-    assert "there are 5 golds, each with its own seed. `leak_coordinate` and `damage` compare with all of them." in card
+    assert (
+        "5 golds, each with its own seed. `leak_coordinate`, `damage` and `damage_gap` compare with all of them."
+        in card
+    )
     assert "| `gold.seeds` | \\[1, 2, 3, 4\\] |" in card
     assert card.count("| `train.args.seed` | 0 |") == 1  # base and gold are still one table
 
@@ -107,10 +110,9 @@ def test_the_card_says_what_base_was_asked_and_what_of_it_is_of_unrehearsed_rows
     config, evidence = made(tmp_path, "demo", ASKING)
     card = text_of(config, evidence)
     assert (
-        "It also rehearses base's own answers to the given questions about other people. Base was asked 400 such "
-        "questions, and 300 of its answers are rehearsed. Dropped were 67 that stated a forgotten fact and 33 that "
-        "were empty or did not end. 12 of the 300 questions are also those of *unrehearsed* rows; the gate on these "
-        "rows says what was measured on them apart from the others."
+        "It also rehearses base's own answers to the given questions about other people. Base was asked 400 questions "
+        "about other people, and 300 of its answers are rehearsed. Dropped were 67 that stated a forgotten fact and 33 "
+        "that were empty or did not end. 12 of the 300 are about the facts of *unrehearsed* rows."
     ) in card
     note = "`answer_probability` on unrehearsed: On the {} rows {}, it is {} (95 % interval "
     assert note.format(12, "whose question the method put to base", 0.9217) in card

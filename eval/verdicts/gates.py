@@ -31,6 +31,9 @@ from eval.schema import (
 from eval.statistics import power
 from eval.verdicts.confirm import ROWS, OtherRows
 
+FEW = 5
+"""Rows of a part below which its interval would be made up by chance."""
+
 Results = Mapping[str, Sequence[Record]]
 """The records of ``base``, ``gold`` and ``unlearned``, as far as they were measured."""
 
@@ -286,12 +289,14 @@ def _part(gate: Gate, others: OtherRows, left_out: Collection[str], which: str) 
     ours = by_model.pop("unlearned", None)
     if ours is None:
         return None
-    value = f"{ours.value:.4g} (95 % interval {ours.ci_low:.4g} to {ours.ci_high:.4g})"
+    low, high = (ours.ci_low, ours.ci_high) if ours.n >= FEW else (None, None)
+    value = f"{ours.value:.4g}"
+    value += f" (95 % interval {low:.4g} to {high:.4g})" if low is not None else " (too few for an interval)"
     references = "".join(
         f"; {model} has {record.value:.4g} there" for model, record in sorted(by_model.items()) if record
     )
     says = f"On the {ours.n} rows {which}, it is {value}{references}. This does not decide the verdict."
-    return OnPart(n=ours.n, says=says, measured=ours.value, ci_low=ours.ci_low, ci_high=ours.ci_high)
+    return OnPart(n=ours.n, says=says, measured=ours.value, ci_low=low, ci_high=high)
 
 
 def rule(gate: Condition) -> str:

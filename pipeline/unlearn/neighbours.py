@@ -84,14 +84,21 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             row_id = f"neighbour-{fact_digest(question.text, answer)}"
             rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
     write_rows(out / FILE, rows)
-    kept = {row.question for row in rows}
+    kept = {row.question for row in rows} | {_fact(row) for row in rows if row.topic_id}
     return NeighbourFacts(
         asked=len(questions),
         kept=len(rows),
         empty=empty,
         stating_a_forgotten_fact=stating,
-        of_unrehearsed=[row.row_id for row in read_rows(data / "unrehearsed.jsonl") if row.question in kept],
+        of_unrehearsed=[
+            row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row)}
+        ],
     )
+
+
+def _fact(row: Row) -> tuple[str | None, str | None, str | None]:
+    """What a row is about, in whatever words it is asked."""
+    return row.language, row.name, row.topic_id
 
 
 def named(rows: Sequence[Row]) -> list[Row]:
