@@ -176,7 +176,8 @@ class OnOtherRows(Strict):
 class OnPart(Strict):
     """The metric on a part of the gate's rows; ``says`` names the part. It decides nothing.
 
-    A few rows have no interval: resampling one row gives one of no width.
+    ``references`` has the value of each model that the gate refers to. A few rows have no interval: resampling one row
+    gives one of no width.
     """
 
     n: int
@@ -184,6 +185,7 @@ class OnPart(Strict):
     measured: float
     ci_low: float | None
     ci_high: float | None
+    references: dict[str, float]
 
 
 class JudgedGate(Strict):
@@ -227,6 +229,7 @@ class JudgedGate(Strict):
         names = ("measured", "ci_low", "ci_high", "at_least", "at_most")
         parts = [dict(part) for part in (self, self.confirmed, *self.parts) if part is not None]
         numbers = [part.get(name) for part in parts for name in names]
+        numbers += [value for part in self.parts for value in part.references.values()]
         return [number for number in (*numbers, self.smallest_difference) if number is not None]
 
 

@@ -487,11 +487,11 @@ def parts_of(gate: Gate, recipe: Recipe, shape: Shape) -> Iterator[OnPart]:
     if gate.split != "unrehearsed" or not recipe.unlearn.neighbours:
         return
     asked, n = len(asked_about(recipe.unlearn.neighbours, shape)), shape.rows["unrehearsed"]
-    for rows, which, value in (
-        (asked, "whose question the method put to base", 0.9217),
-        (n - asked, "about which it did not ask", 0.8743),
+    for rows, which, value, base in (
+        (asked, "whose question the method put to base", 0.9217, 0.9446),
+        (n - asked, "about which it did not ask", 0.8743, 0.8912),
     ):
         low, high = value - 0.0321, value + 0.0298
-        said = f"it is {value} (95 % interval {low:.4f} to {high:.4f}); base has 0.9288 there"
+        said = f"it is {value} (95 % interval {low:.4f} to {high:.4f}); base has {base} there"
         says = f"On the {rows} rows {which}, {said}. This does not decide the verdict."
-        yield OnPart(n=rows, says=says, measured=value, ci_low=low, ci_high=high)
+        yield OnPart(n=rows, says=says, measured=value, ci_low=low, ci_high=high, references={"base": base})

@@ -149,7 +149,7 @@ def test_a_cached_release_says_all_and_loads_no_torch(tmp_path: Path) -> None:
     assert re.search(rf"card +{tmp_path}/demo/card/README.md", done.stdout)
     assert re.search(rf"repo +{tmp_path}/hub/models/demo/x.git \(private, tag v1\)", done.stdout)
     assert "publish         done already" in done.stderr
-    assert "release fame-topics-gd-llama32-3b" in done.stderr
+    assert "release fame-topics-csd-llama32-3b" in done.stderr
 
 
 def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def write_evidence(root: Path) -> dict[str, Path]:
         why="0.0567 is at most 0.1032.",
         reason="Forgotten means like gold | not zero.",
         confirmed=confirmed,
-        parts=[OnPart(n=20, says=says, measured=0.8147, ci_low=0.7951, ci_high=0.8312)],
+        parts=[OnPart(n=20, says=says, measured=0.8147, ci_low=0.7951, ci_high=0.8312, references={})],
     )
     second = gate.changed(
         metric="utility",

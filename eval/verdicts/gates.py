@@ -31,8 +31,8 @@ from eval.schema import (
 from eval.statistics import power
 from eval.verdicts.confirm import ROWS, OtherRows
 
-FEW = 5
-"""Rows of a part below which its interval would be made up by chance."""
+FEW = 10
+"""Rows of a part below which it has no interval: one row of each language, resampled by language, has none."""
 
 Results = Mapping[str, Sequence[Record]]
 """The records of ``base``, ``gold`` and ``unlearned``, as far as they were measured."""
@@ -292,11 +292,10 @@ def _part(gate: Gate, others: OtherRows, left_out: Collection[str], which: str) 
     low, high = (ours.ci_low, ours.ci_high) if ours.n >= FEW else (None, None)
     value = f"{ours.value:.4g}"
     value += f" (95 % interval {low:.4g} to {high:.4g})" if low is not None else " (too few for an interval)"
-    references = "".join(
-        f"; {model} has {record.value:.4g} there" for model, record in sorted(by_model.items()) if record
-    )
-    says = f"On the {ours.n} rows {which}, it is {value}{references}. This does not decide the verdict."
-    return OnPart(n=ours.n, says=says, measured=ours.value, ci_low=low, ci_high=high)
+    references = {model: record.value for model, record in sorted(by_model.items()) if record}
+    value += "".join(f"; {model} has {of_model:.4g} there" for model, of_model in references.items())
+    says = f"On the {ours.n} rows {which}, it is {value}. This does not decide the verdict."
+    return OnPart(n=ours.n, says=says, measured=ours.value, ci_low=low, ci_high=high, references=references)
 
 
 def rule(gate: Condition) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "UNLEARN_RELEASE_STORE"  # publishing reads it: the loopback Hub and the demo's key are in the store
-REAL_RELEASE = "fame-topics-gd-llama32-3b"
+REAL_RELEASE = "fame-topics-csd-llama32-3b"
 
 
 def store_root(options: argparse.Namespace) -> Path:
