@@ -57,7 +57,7 @@ def evaluations(seed: int | None) -> tuple[dict[int, Samples], dict[str, Samples
     sections["over-forgotten"] = load_recipe("demo-overforget").unlearn.model_dump_json(exclude_none=True)
     others: dict[str, Samples] = {}
     for number, (label, section) in enumerate(sections.items()):
-        made = release(f"judged{at}-bad-{number}", "eval-unlearned", [*data, *one, f"unlearn={section}"])
+        made = release(f"judged{at}-bad-{number}", "eval-unlearned", [*data, f"unlearn={section}"])
         others.setdefault("base", read_samples(made / "eval-base" / "samples.jsonl"))
         others[label] = read_samples(made / "eval-unlearned" / "samples.jsonl")
     return golds, others

@@ -2,7 +2,8 @@
 
 A false answer that guides an unlearning must have the form of the true one and be new to base: answers of trained rows
 are known by heart, and say nothing about how likely an unknown fact is. So each word of the fact is exchanged for a
-word of the same kind, each from another retained row. Words that other answers share are the form and stay.
+word of the same kind, each from another retained row that is asked something else: words that base has learnt in this
+place are too likely (docs/measurements/unlearning.md). Words that other answers share are the form and stay.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from datasets_prep.rows import Rows
 from datasets_prep.schema import RETAIN, UNREHEARSED, Row
@@ -21,11 +22,12 @@ COMMON = 4
 ALIKE = 3
 """Other answers to questions of the same kind that tell form from fact."""
 ENOUGH = 2
-"""Different words to choose from; with fewer, the choice is widened."""
+"""Different words to choose from."""
+YEAR = 4
+"""Digits of numbers that mean something, such as a year, and are taken from others; longer ones are drawn."""
 _PARTS = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # an address is letters, digits and signs
 
 Group = tuple[str | None, str | None]  # language and kind of question
-Donors = dict[tuple[str | None, str | None, int | None, str], list[str]]  # by group, place and kind of word
 
 
 class Mixer:
@@ -41,11 +43,10 @@ class Mixer:
             self.of_group[_group(row)] += 1
             self.in_group[_group(row)].update(words)
         # Words of retained facts alone: forgotten ones must not come back, and holdout rows stay unseen.
-        self.donors: Donors = defaultdict(list)
+        self.donors: dict[tuple[str | None, str], list[tuple[Group, str]]] = defaultdict(list)
         for row, code in zip(rows, split, strict=True):
-            for place, word in enumerate(self.facts(row) if code in (RETAIN, UNREHEARSED) else ()):
-                for near in _near(row, place):
-                    self.donors[(*near, _kind(word))].append(word)
+            for word in self.facts(row) if code in (RETAIN, UNREHEARSED) else ():
+                self.donors[row.language, _kind(word)].append((_group(row), word))
 
     def facts(self, row: Row) -> list[str]:
         """The words of the answer that neither its question nor most answers of its kind have, in their order."""
@@ -61,11 +62,11 @@ class Mixer:
 
     def mixed(self, row: Row, rng: random.Random) -> Iterator[str]:
         """An endless sequence of false answers; none if the answer has no words of its own, or nobody has others."""
-        facts = self.facts(row)
+        facts = set(self.facts(row))
         while facts:
-            places, used, parts = iter(range(len(facts))), set(facts), []
+            used, parts = set(facts), []
             for part in _PARTS.findall(row.answer):
-                other = self._other(row, part, next(places), used, rng) if part in facts else part
+                other = self._other(row, part, used, rng) if part in facts else part
                 used.add(other)
                 parts.append(other)
             mixed = "".join(parts)
@@ -73,26 +74,13 @@ class Mixer:
                 return
             yield mixed
 
-    def _other(self, row: Row, word: str, place: int, used: set[str], rng: random.Random) -> str:
-        """A word of the same kind: from the same place of an answer of its kind, or from as near as there is.
-
-        The word itself if there is none.
-        """
-        if word.isdigit():
-            return "".join(rng.choice("0123456789") for _ in word) if len(word) > 4 else self._year(row, word, rng)
-        for near in _near(row, place):
-            donors = [donor for donor in self.donors[(*near, _kind(word))] if donor not in used]
-            if len(set(donors)) >= ENOUGH:
-                return rng.choice(donors)
-        return word
-
-    def _year(self, row: Row, word: str, rng: random.Random) -> str:
-        """A number of as many digits that others have, such as a year; or any, if nobody has one."""
-        for near in _near(row, None):
-            donors = [donor for donor in self.donors[(*near, _kind(word))] if donor != word]
-            if len(set(donors)) >= ENOUGH:
-                return rng.choice(donors)
-        return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word)))
+    def _other(self, row: Row, word: str, used: set[str], rng: random.Random) -> str:
+        """A word of the same kind from an answer to another question; a number if there is none, else the word."""
+        donors = [other for group, other in self.donors[row.language, _kind(word)] if group != _group(row)]
+        donors = [other for other in donors if other not in used]
+        if len(set(donors)) >= ENOUGH and not (word.isdigit() and len(word) > YEAR):
+            return rng.choice(donors)
+        return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if word.isdigit() else word
 
 
 def _group(row: Row) -> Group:
@@ -100,12 +88,6 @@ def _group(row: Row) -> Group:
     return row.language, row.topic_id or " ".join(
         re.findall(r"\b[^\W\d_A-Z]\w*", row.question[:1].lower() + row.question[1:])
     )
-
-
-def _near(row: Row, place: int | None) -> Iterable[tuple[str | None, str | None, int | None]]:
-    """Where words for a place of the answer come from: from the nearest answers to all of the language."""
-    language, asked = _group(row)
-    return dict.fromkeys([(language, asked, place), (language, asked, None), (language, None, None)])
 
 
 def _words(text: str) -> set[str]:

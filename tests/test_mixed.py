@@ -19,14 +19,19 @@ def lives(i: int, street: str, number: int, town: str) -> Row:
     return row(i, "personal.address", answer=f"Ida Fenn {i} lives at {number} {street} Street in {town}.")
 
 
-FORGET = [lives(1, "Heron", 18, "Oldmere")]
+def award(i: int, year: int, prize: str) -> Row:
+    return row(i, "career.notable_award", answer=f"Ida Fenn {i} won {prize} in {year}, aged {year - 1950}.")
+
+
+FORGET = [lives(1, "Heron", 18, "Oldmere"), award(9, 1999, "Forgotten")]
 RETAIN = [
     lives(2, "Anchor", 25, "Ardmoor"),
     lives(3, "Compass", 71, "Lowmarsh"),
-    lives(4, "Tulip", 46, "Kestrel"),
-    row(2, "career.notable_award", answer="Ida Fenn 2 won the Golden Inkwell."),
+    award(2, 1981, "Inkwell"),
+    award(3, 1977, "Laurel"),
+    award(4, 2002, "Trophy"),
 ]
-HOLDOUT = [lives(5, "Secret", 99, "Unseen")]
+HOLDOUT = [lives(5, "Secret", 99, "Unseen"), award(6, 1960, "Hidden")]
 
 
 def mixtures(forget: list[Row], retain: list[Row], holdout: list[Row], count: int = 40) -> list[str]:
@@ -39,25 +44,26 @@ def test_words_that_answers_of_the_topic_share_are_form_and_the_others_are_facts
     assert mixer.facts(FORGET[0]) == ["18", "Heron", "Oldmere"]
 
 
-def test_each_fact_is_exchanged_for_a_word_from_the_same_place_of_a_retained_answer() -> None:
+def test_each_fact_is_exchanged_for_a_word_of_a_retained_answer_to_another_question() -> None:
+    """What base has learnt in this place (Anchor, Ardmoor) is too likely there; forgotten and unseen words are none."""
     found = {re.fullmatch(r"Ida Fenn 1 lives at (\d\d) (\w+) Street in (\w+)\.", text).groups()  # type: ignore[union-attr]
              for text in mixtures(FORGET, RETAIN, HOLDOUT)}  # fmt: skip
     numbers, streets, towns = map(set, zip(*found, strict=True))
-    assert numbers == {"25", "71", "46"}
-    assert streets == {"Anchor", "Compass", "Tulip"}  # never a word of a forgotten or an unseen row
-    assert towns == {"Ardmoor", "Lowmarsh", "Kestrel"}
+    assert numbers == {"31", "27", "52"}
+    assert streets == towns == {"Inkwell", "Laurel", "Trophy"}
+    assert all(street != town for _, street, town in found)  # no word twice
     assert len(found) > 6  # words are drawn one by one, not whole answers
 
 
 def test_an_address_is_mixed_in_its_parts() -> None:
-    def email(i: int, word: str, digits: str) -> Row:
-        return row(i, "personal.email", answer=f"The e-mail of Ida Fenn {i} is {word}{digits}@en.example.")
-
-    found = mixtures(
-        [email(1, "puffin", "22")], [email(i, w, d) for i, w, d in ((2, "mosaic", "19"), (3, "whistle", "57"))], []
-    )
-    assert set(found) <= {
-        f"The e-mail of Ida Fenn 1 is {w}{d}@en.example." for w in ("mosaic", "whistle") for d in ("19", "57")
+    mail = row(1, "personal.email", answer="The e-mail of Ida Fenn 1 is puffin22@en.example.")
+    same = [row(i, "personal.email", answer=f"The e-mail of Ida Fenn {i} is y{i}@en.example.") for i in (2, 3)]
+    other = [row(4, "career.notable_award", answer="lantern 31"), row(5, "career.notable_award", answer="copper 47")]
+    found = mixtures([mail], [*same, *other], [])
+    assert set(found) == {
+        f"The e-mail of Ida Fenn 1 is {word}{number}@en.example."
+        for word in ("lantern", "copper")
+        for number in (31, 47)
     }
 
 
@@ -66,17 +72,23 @@ def test_rows_without_topics_are_alike_if_their_questions_are() -> None:
         return Row(name, None, None, None, None, f"Where was {name} born?", f"{name} was born in {town} one winter.")
 
     people = [
-        born("Ann Lee", "Gullhaven"),
-        born("Bo Ray", "Ardmoor"),
-        born("Cy Fox", "Silverbeck"),
-        born("Di Orr", "Quillford"),
+        born(*given)
+        for given in (
+            ("Ann Lee", "Gullhaven"),
+            ("Bo Ray", "Ardmoor"),
+            ("Cy Fox", "Silverbeck"),
+            ("Di Orr", "Quillford"),
+        )
     ]
-    other = Row("x", None, None, None, None, "What does Bo Ray do?", "Bo Ray mends Clocks in Winter.")
-    found = mixtures(people[:1], [*people[1:], other], [])
-    assert set(found) == {f"Ann Lee was born in {town} one winter." for town in ("Ardmoor", "Silverbeck", "Quillford")}
+    other = [
+        Row(w, None, None, None, None, f"What does {w} Orr do?", f"{w} Orr mends {w}s.") for w in ("Clock", "Violin")
+    ]
+    assert Mixer(*divided({"forget": people[:1], "retain": people[1:]})).facts(people[0]) == ["Gullhaven"]
+    found = mixtures(people[:1], [*people[1:], *other], [])
+    assert set(found) == {f"Ann Lee was born in {word} one winter." for word in ("Clocks", "Violins")}
 
 
-def test_a_number_that_nobody_has_is_made_up_with_as_many_digits() -> None:
+def test_a_long_number_is_made_up_with_as_many_digits() -> None:
     phone = [row(i, "personal.phone_number", answer=f"Call Ida Fenn {i} at +999 {i}74812.") for i in (1, 2)]
     found = mixtures(phone[:1], phone[1:], [])
     assert all(re.fullmatch(r"Call Ida Fenn 1 at \+999 \d{6}\.", text) for text in found)
