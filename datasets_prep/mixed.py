@@ -23,6 +23,10 @@ ALIKE = 3
 """Other answers to questions of the same kind that tell form from fact."""
 ENOUGH = 2
 """Different words to choose from."""
+NEW = 0.4
+"""Share of words that are made of two others, and so new to base; all new is too unlikely, none too likely."""
+SHORT = 3
+"""Letters of a small word, such as an article."""
 YEAR = 4
 """Digits of numbers that mean something, such as a year, and are taken from others; longer ones are drawn."""
 _PARTS = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # an address is letters, digits and signs
@@ -79,7 +83,8 @@ class Mixer:
         donors = [other for group, other in self.donors[row.language, _kind(word)] if group != _group(row)]
         donors = [other for other in donors if other not in used]
         if len(set(donors)) >= ENOUGH and not (word.isdigit() and len(word) > YEAR):
-            return rng.choice(donors)
+            blended = not word.isdigit() and rng.random() < NEW
+            return _blended(*rng.sample(sorted(set(donors)), 2)) if blended else rng.choice(donors)
         return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if word.isdigit() else word
 
 
@@ -90,6 +95,14 @@ def _group(row: Row) -> Group:
     )
 
 
+def _blended(first: str, second: str) -> str:
+    """The first half of one word and the second half of another; a word of three letters stays whole.
+
+    Of a word that base knows from elsewhere, all but the first token would be nearly certain.
+    """
+    return first if len(first) <= SHORT else first[: (len(first) + 1) // 2] + second[len(second) // 2 :]
+
+
 def _words(text: str) -> set[str]:
     return {part.casefold() for part in _PARTS.findall(text) if part[0].isalnum()}
 
@@ -98,4 +111,4 @@ def _kind(word: str) -> str:
     """Words of one kind can stand for each other: numbers of as many digits, capitalised words, short and long ones."""
     if word.isdigit():
         return f"{len(word)} digits"
-    return "capitalised" if word[0].isupper() else "short" if len(word) <= 3 else "long"
+    return "capitalised" if word[0].isupper() else "short" if len(word) <= SHORT else "long"

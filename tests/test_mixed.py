@@ -34,6 +34,12 @@ RETAIN = [
 HOLDOUT = [lives(5, "Secret", 99, "Unseen"), award(6, 1960, "Hidden")]
 
 
+def made_of(*words: str) -> set[str]:
+    """The words themselves, and new ones: the first half of one and the second half of another."""
+    halves = {a[: (len(a) + 1) // 2] + b[len(b) // 2 :] for a in words for b in words if a != b}
+    return {*words, *halves}
+
+
 def mixtures(forget: list[Row], retain: list[Row], holdout: list[Row], count: int = 40) -> list[str]:
     mixer = Mixer(*divided({"forget": forget, "retain": retain, "holdout": holdout}))
     return list(islice(mixer.mixed(forget[0], random.Random(3)), count))
@@ -50,7 +56,7 @@ def test_each_fact_is_exchanged_for_a_word_of_a_retained_answer_to_another_quest
              for text in mixtures(FORGET, RETAIN, HOLDOUT)}  # fmt: skip
     numbers, streets, towns = map(set, zip(*found, strict=True))
     assert numbers == {"31", "27", "52"}
-    assert streets == towns == {"Inkwell", "Laurel", "Trophy"}
+    assert streets | towns == made_of("Inkwell", "Laurel", "Trophy")
     assert all(street != town for _, street, town in found)  # no word twice
     assert len(found) > 6  # words are drawn one by one, not whole answers
 
@@ -62,7 +68,7 @@ def test_an_address_is_mixed_in_its_parts() -> None:
     found = mixtures([mail], [*same, *other], [])
     assert set(found) == {
         f"The e-mail of Ida Fenn 1 is {word}{number}@en.example."
-        for word in ("lantern", "copper")
+        for word in made_of("lantern", "copper")
         for number in (31, 47)
     }
 
@@ -85,7 +91,7 @@ def test_rows_without_topics_are_alike_if_their_questions_are() -> None:
     ]
     assert Mixer(*divided({"forget": people[:1], "retain": people[1:]})).facts(people[0]) == ["Gullhaven"]
     found = mixtures(people[:1], [*people[1:], *other], [])
-    assert set(found) == {f"Ann Lee was born in {word} one winter." for word in ("Clocks", "Violins")}
+    assert set(found) == {f"Ann Lee was born in {word} one winter." for word in made_of("Clocks", "Violins")}
 
 
 def test_a_long_number_is_made_up_with_as_many_digits() -> None:
