@@ -7,16 +7,12 @@ model, and the gates' verdicts. Four further golds are trained for it; about hal
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
+from benchmarks.releases import STORE, release
 from eval.schema import JudgedGate, Record, Verdict, find_record, read_records, read_verdict
 from pipeline.recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
-STORE = ROOT / "runs"
 GOOD, BAD = "demo-audit", "demo-overforget-audit"
 MODELS = {
     "base": (GOOD, "eval-base"),
@@ -30,16 +26,6 @@ def overrides() -> list[str]:
     """What makes `demo-audit` the same audit of what `demo-overforget` unlearns."""
     destroyed = load_recipe("demo-overforget").unlearn.model_dump_json(exclude_none=True)
     return [f"name={BAD}", f"unlearn={destroyed}"]
-
-
-def release() -> None:
-    """Both recipes to their gates, which may refuse."""
-    for sets in ([], overrides()):
-        argv = [sys.executable, "-m", "pipeline", "release", GOOD, "--store", str(STORE), "--until", "gate"]
-        argv += [word for value in sets for word in ("--set", value)]
-        code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
-        if code not in (0, 3):
-            raise SystemExit(code)
 
 
 def cell(record: Record | None, digits: int = 3) -> str:
@@ -89,7 +75,8 @@ def _measured(gate: JudgedGate) -> str:
 
 def main() -> None:
     """Make what is missing, and print."""
-    release()
+    for sets in ([], overrides()):
+        release(GOOD, "gate", sets)
     found = {model: read_records(STORE / name / stage / "results.json") for model, (name, stage) in MODELS.items()}
     print("\n".join(metric_rows(found)))
     print()

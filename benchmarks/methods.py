@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from benchmarks.releases import ROOT, STORE, of_seed, release
 from core.artifacts import read_facts, read_manifest
 from core.unlearning import UnlearnFacts
 from eval.schema import read_records, read_verdict
 
-ROOT = Path(__file__).resolve().parents[1]
-STORE = ROOT / "runs"
 OUT = ROOT / "docs" / "measurements"
 SEEDS = (11, 12, 13)
 
@@ -47,7 +45,7 @@ def read_methods() -> list[dict[str, Any]]:
 
 def overrides(method: dict[str, Any], seed: int) -> list[str]:
     """What makes the demo's recipe this method on this data seed."""
-    sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={recipe_name(method, seed)}"]
+    sets = [*of_seed(seed), f"name={recipe_name(method, seed)}"]
     if "unlearn" in method:
         sets.append(f"unlearn={json.dumps(method['unlearn'])}")
     return sets
@@ -56,15 +54,6 @@ def overrides(method: dict[str, Any], seed: int) -> list[str]:
 def recipe_name(method: dict[str, Any], seed: int) -> str:
     """Where the artifacts of this run are linked."""
     return f"methods-{seed}-{method['name']}"
-
-
-def release(method: dict[str, Any], seed: int) -> None:
-    """Run the recipe to its gate, which may fail; base, gold and their evaluations are the seed's own, made once."""
-    argv = [sys.executable, "-m", "pipeline", "release", "demo", "--store", str(STORE), "--until", "gate"]
-    argv += [word for value in overrides(method, seed) for word in ("--set", value)]
-    code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
-    if code not in (0, 3):
-        raise SystemExit(code)
 
 
 def read_run(folder: Path, model: str) -> Run:
@@ -153,7 +142,7 @@ def main() -> None:
     for seed in options.seeds:
         for method in methods:
             print(f"seed {seed}: {method['label']}", file=sys.stderr, flush=True)
-            release(method, seed)
+            release("demo", "gate", overrides(method, seed))
             runs[method["label"]].append(read_run(STORE / recipe_name(method, seed), "unlearned"))
         for model in ("base", "gold"):
             runs[model].append(read_run(STORE / recipe_name(methods[0], seed), model))

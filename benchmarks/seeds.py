@@ -7,25 +7,16 @@ seed; the verdicts are those of the recipe's own gates. The artifacts stay in th
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-from pathlib import Path
 
+from benchmarks.releases import STORE, of_seed, release
 from eval.schema import JudgedGate, Verdict, read_verdict
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-def release(seed: int) -> Verdict:
+def verdict_of(seed: int) -> Verdict:
     """Run the demo with this data seed to its gate and return the verdict."""
     name = f"demo-seed-{seed}"
-    sets = [f"data.source.sample.seed={seed}", f"data.seed={seed}", f"name={name}"]
-    argv = [sys.executable, "-m", "pipeline", "release", "demo", "--until", "gate"]
-    argv += [word for value in sets for word in ("--set", value)]
-    code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
-    if code not in (0, 3):
-        raise SystemExit(code)
-    return read_verdict(ROOT / "runs" / name / "gate")
+    release("demo", "gate", [*of_seed(seed), f"name={name}"])
+    return read_verdict(STORE / name / "gate")
 
 
 def _cell(gate: JudgedGate) -> str:
@@ -41,7 +32,7 @@ def main() -> None:
     options.add_argument("seeds", type=int, nargs="+")
     head = False
     for seed in options.parse_args().seeds:
-        verdict = release(seed)
+        verdict = verdict_of(seed)
         if not head:
             columns = [f"{gate.metric} {gate.split}" for gate in verdict.gates]
             print(f"| seed | {' | '.join(columns)} | verdict |\n|--:|{'--:|' * len(columns)}---|")

@@ -21,14 +21,14 @@ COMMON = 4
 """A word that more answers of a language have is part of their form, if there are too few like them to tell."""
 ALIKE = 3
 """Other answers to questions of the same kind that tell form from fact."""
-ENOUGH = 2
-"""Different words to choose from."""
 NEW = 0.4
 """Share of words that are made of two others, and so new to base; all new is too unlikely, none too likely."""
 SHORT = 3
 """Letters of a small word, such as an article."""
 YEAR = 4
 """Digits of numbers that mean something, such as a year, and are taken from others; longer ones are drawn."""
+DRAWS = 50
+"""Words that are drawn for one place before it keeps its own: a scan of all words would take minutes at 10,000 rows."""
 _PARTS = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # an address is letters, digits and signs
 
 Group = tuple[str | None, str | None]  # language and kind of question
@@ -49,13 +49,14 @@ class Mixer:
         # Words of retained facts alone: forgotten ones must not come back, and holdout rows stay unseen.
         self.donors: dict[tuple[str | None, str], list[tuple[Group, str]]] = defaultdict(list)
         for row, code in zip(rows, split, strict=True):
+            group = _group(row)
             for word in self.facts(row) if code in (RETAIN, UNREHEARSED) else ():
-                self.donors[row.language, _kind(word)].append((_group(row), word))
+                self.donors[row.language, _kind(word)].append((group, word))
 
     def facts(self, row: Row) -> list[str]:
         """The words of the answer that neither its question nor most answers of its kind have, in their order."""
-        asked, common = _words(row.question), self.with_word[row.language]
-        others, in_group = self.of_group[_group(row)] - 1, self.in_group[_group(row)]
+        asked, common, group = _words(row.question), self.with_word[row.language], _group(row)
+        others, in_group = self.of_group[group] - 1, self.in_group[group]
 
         def is_form(word: str) -> bool:
             shared = in_group[word] - 1
@@ -79,13 +80,23 @@ class Mixer:
             yield mixed
 
     def _other(self, row: Row, word: str, used: set[str], rng: random.Random) -> str:
-        """A word of the same kind from an answer to another question; a number if there is none, else the word."""
-        donors = [other for group, other in self.donors[row.language, _kind(word)] if group != _group(row)]
-        donors = [other for other in donors if other not in used]
-        if len(set(donors)) >= ENOUGH and not (word.isdigit() and len(word) > YEAR):
-            blended = not word.isdigit() and rng.random() < NEW
-            return _blended(*rng.sample(sorted(set(donors)), 2)) if blended else rng.choice(donors)
-        return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if word.isdigit() else word
+        """A word in the place of ``word``: another of its kind, or one made of two; a number if there is none."""
+        is_number = word.isdigit()
+        first = None if is_number and len(word) > YEAR else self._drawn(row, word, used, rng)
+        if first is None:
+            return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if is_number else word
+        if is_number or rng.random() >= NEW:
+            return first
+        return _blended(first, self._drawn(row, word, used | {first}, rng) or first)
+
+    def _drawn(self, row: Row, word: str, used: set[str], rng: random.Random) -> str | None:
+        """A word of the kind of ``word`` from an answer to another question, or None if none is found."""
+        donors, own = self.donors[row.language, _kind(word)], _group(row)
+        for _ in range(DRAWS if donors else 0):
+            group, other = rng.choice(donors)
+            if group != own and other not in used:
+                return other
+        return None
 
 
 def _group(row: Row) -> Group:

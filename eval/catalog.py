@@ -426,48 +426,43 @@ def _leaks() -> Iterator[Metric]:
         )
 
 
+_LEAK = Metric(
+    name="leak_coordinate",
+    label="leak coordinate",
+    meaning="place of the forget rows between gold (0) and base (1), with the variance between golds",
+    splits=FORGET,
+    family="relative",
+    interval="relative test",
+    version=2,  # 2: the interval's quantile has the degrees of both of its parts
+    needs_gold=True,
+    needs_golds=True,
+)
+_DAMAGE = replace(
+    _LEAK,
+    name="damage",
+    label="damage",
+    meaning="distance of the forget rows from the line between gold and base, in units of its length",
+    better="lower",
+    version=1,
+    needs_golds=False,
+)
 _RELATIVE = (
-    Metric(
-        name="leak_coordinate",
-        label="leak coordinate",
-        meaning="place of the forget rows between gold (0) and base (1), with the variance between golds",
-        splits=FORGET,
-        family="relative",
-        interval="relative test",
-        version=2,  # 2: the interval's quantile has the degrees of both of its parts
-        needs_gold=True,
-        needs_golds=True,
-    ),
+    _LEAK,
     # Its interval lacks the variance between trainings: another name, so that nobody takes it for the other.
-    Metric(
+    replace(
+        _LEAK,
         name="leak_coordinate_one_gold",
         label="leak coordinate against one gold",
         meaning="place of the forget rows between one gold (0) and base (1): the variance between two trainings of "
         "gold is not in it",
-        splits=FORGET,
-        family="relative",
-        interval="relative test",
-        needs_gold=True,
+        needs_golds=False,
     ),
-    Metric(
-        name="damage",
-        label="damage",
-        meaning="distance of the forget rows from the line between gold and base, in units of its length",
-        splits=FORGET,
-        family="relative",
-        interval="relative test",
-        better="lower",
-        needs_gold=True,
-    ),
-    Metric(
+    _DAMAGE,
+    replace(
+        _DAMAGE,
         name="damage_gap",
         label="damage, beyond the golds'",
         meaning="damage minus the largest damage of a gold beside the other golds",
-        splits=FORGET,
-        family="relative",
-        interval="relative test",
-        better="lower",
-        needs_gold=True,
         needs_golds=True,
     ),
 )

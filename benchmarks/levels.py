@@ -1,0 +1,82 @@
+"""`python -m benchmarks.levels`: how likely mixed false answers make the demo's facts, beside the data's own.
+
+Reads the demo's data, base and gold (`make release` leaves them) and trains nothing. A line for each kind of guides:
+the answer tokens that count as content, their mean level and gold's log-probability there, and the mean answer
+probability that rows would have with every content token at its level and form tokens at -0.02 nats, as base has them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from statistics import fmean
+
+from benchmarks.releases import STORE
+from datasets_prep import mixed, prepare
+from datasets_prep.chat import chat_example, encode, encode_rows
+from datasets_prep.schema import Row, read_perturbed, read_rows
+from pipeline.recipe import load_recipe
+from pipeline.train.fit import load
+from pipeline.unlearn.counterfactual import Levels, answer_levels
+from pipeline.unlearn.reference import token_log_probs
+
+FORM = -0.02  # nats: base's mean at tokens of the form
+RUN = STORE / "demo"
+MIXTURES = ((0.0, 2), (0.0, 5), (0.25, 4), (0.4, 4), (1.0, 2))  # share of new words, guides of a row
+TRIES = 100
+
+
+def mixtures(forget: Sequence[Row], share: float, count: int) -> list[list[str]]:
+    """So many mixed false answers to each row, with a share of new words."""
+    recipe = load_recipe("demo")
+    prepared = prepare.prepare(recipe.data)
+    mixer = mixed.Mixer(prepared.loaded.rows, prepared.split)
+    mixed.NEW = share
+    found = (mixer.mixed(row, random.Random(f"{recipe.data.seed}|mixed|{row.row_id}")) for row in forget)
+    return [list(dict.fromkeys(islice(answers, TRIES)))[:count] for answers in found]
+
+
+def line(name: str, levels: Sequence[Levels], gold: Sequence[Sequence[float]]) -> str:
+    """One line of the table."""
+    rows = [list(zip(row.content, row.nats, there, strict=True)) for row, there in zip(levels, gold, strict=True)]
+    content = [(nats, there) for row in rows for is_content, nats, there in row if is_content]
+    at_levels = [math.exp(fmean(nats if is_content else FORM for is_content, nats, _ in row)) for row in rows]
+    nats, there = (fmean(values) for values in zip(*content, strict=True))
+    return f"| {name} | {len(content)} | {nats:.2f} ({there:.2f}) | {fmean(at_levels):.3f} |"
+
+
+def table() -> Iterator[str]:
+    """The data's own guides, then mixtures."""
+    forget = read_rows(RUN / "data" / "forget.jsonl")
+    base, tokenizer = load(RUN / "base" / "model")
+    encoded = encode_rows(tokenizer, forget)
+    gold = token_log_probs(load(RUN / "gold" / "model")[0], encoded)
+    named = {row.row_id: tokens for row, tokens in zip(forget, encoded, strict=True)}
+    own = {row.row_id: row.answers for row in read_perturbed(RUN / "data" / "guides.jsonl")}
+    kinds = {"the data's own": [list(own[row.row_id]) for row in forget]}
+    kinds |= {f"{share:.0%} new words, {n} a row": mixtures(forget, share, n) for share, n in MIXTURES}
+    total = sum(len(row.input_ids) - row.completion_start for row in encoded)
+    yield f"| guides | content tokens of {total} | mean level (gold there), nats | if at its levels |"
+    yield "|---|--:|--:|--:|"
+    for name, answers in kinds.items():
+        guides = [
+            [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in of_row]
+            for row, of_row in zip(forget, answers, strict=True)
+        ]
+        log_probs = iter(token_log_probs(base, [guide for of_row in guides for guide in of_row]))
+        by_row = [[next(log_probs) for _ in of_row] for of_row in guides]
+        yield line(name, answer_levels(named, guides, by_row, seed="0|levels"), gold)
+    at_gold = fmean(math.exp(fmean(row)) for row in gold)
+    yield f"\nGold's mean answer probability is {at_gold:.3f}."
+
+
+def main() -> None:
+    """Print the table."""
+    for text in table():
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
