@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
@@ -152,10 +152,18 @@ class FalseAnswers:
     ) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
         rng = random.Random(f"{self.seed}|{row.row_id}")
-        yield from ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
-        mixed = self.mixer.mixed(row, random.Random(f"{self.seed}|mixed|{row.row_id}"))
-        yield from ((answer, "mixed") for answer in islice(mixed, TRIES * needed))
+        others: Iterator[tuple[str, Origin]] = ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
+        words = random.Random(f"{self.seed}|mixed|{row.row_id}")
+        mixed: Iterator[tuple[str, Origin]] = (
+            (answer, "mixed") for answer in islice(self._mixed(row, words), TRIES * needed)
+        )
+        # Others' answers for one row and mixtures for the next would tell the rows apart, however well they are known.
+        enough = len(unseen) > self.config.per_row + self.config.for_unlearning  # a holdout row is no donor of itself
+        yield from chain(others, mixed) if enough else chain(mixed, others)
         yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
+
+    def _mixed(self, row: Row, rng: random.Random) -> Iterator[str]:
+        yield from self.mixer.mixed(row, rng)  # made when the first mixture is taken
 
     def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
         """The answers of other people on the topic, in random order, with the row's name."""

@@ -6,11 +6,14 @@ import random
 import re
 from itertools import islice
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_prep.config import Perturbed
 from datasets_prep.mixed import Mixer
-from datasets_prep.schema import Row
+from datasets_prep.perturb import FalseAnswers
+from datasets_prep.schema import SPLITS, Row
 
 from .data_rows import divided, row
 
@@ -120,3 +123,14 @@ def test_what_always_holds(answers: list[str], seed: int) -> None:
     assert first == list(islice(mixer.mixed(rows[0], random.Random(seed)), 5))
     assert rows[0].answer not in first
     assert all(text for text in first)
+
+
+@pytest.mark.parametrize(("donors", "mixed"), [(2, True), (3, False)])
+def test_rows_of_a_topic_have_false_answers_of_one_kind(donors: int, mixed: bool) -> None:
+    """If some got other people's answers and the rest mixtures, their truth ratios would differ for that alone."""
+    unseen = [lives(10 + i, f"Secret{i}", 90 + i, f"Unseen{i}") for i in range(donors)]
+    rows, split = divided({"forget": FORGET, "retain": RETAIN, "holdout": unseen})
+    false = FalseAnswers(rows, split, Perturbed(per_row=2, for_unlearning=0, retain_rows=len(RETAIN)), 0)
+    found = [one for name in SPLITS for one, _ in false.of_split(name) if one and one.row_id.endswith("address")]
+    assert {one.split for one in found} == {"forget", "retain", "holdout"}
+    assert {"Unseen" not in answer for one in found for answer in one.answers} == {mixed}
