@@ -55,20 +55,22 @@ def _holdout(rows: Rows, requested: Sequence[Selection] | float, forget: Mask, c
 
 
 def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
-    """A share of the free rows: whole identities that have only free rows, or single rows if there are no ids."""
-    identity, _ = rows.codes("identity_id")
-    units = identity if rows.has("identity_id") else np.arange(len(rows), dtype=np.int32)
-    whole = np.setdiff1d(units[free], units[~free])
+    """A share of the free rows: whole identities that have only free rows or, if these do not suffice, single rows."""
     goal = round(share * int(free.sum()))
-    sizes = np.bincount(units, minlength=int(units.max()) + 1)
-    held, order = [], whole.tolist()
+    identity, _ = rows.codes("identity_id")
+    whole = np.setdiff1d(identity[free], identity[~free]) if rows.has("identity_id") else identity[:0]
+    by_identity = int(np.isin(identity, whole).sum()) > goal  # a request for a topic touches everybody
+    units = identity if by_identity else np.arange(len(rows), dtype=np.int32)
+    order = (whole if by_identity else np.flatnonzero(free)).tolist()
     random.Random(f"{seed}|holdout").shuffle(order)
+    sizes = np.bincount(units, minlength=int(units.max()) + 1)
+    held = []
     for unit in order:
         if goal <= 0:
             break
         held.append(unit)
         goal -= int(sizes[unit])
-    if not held or len(held) == len(whole) == len(np.unique(units[free])):
+    if not held or int(sizes[held].sum()) == int(free.sum()):
         raise DataError(
             f"data.request.holdout: a share of {share:g} of the {int(free.sum())} rows that are not forgotten leaves "
             "no rows for holdout or for retain. Give another share or selections, or remove the key."

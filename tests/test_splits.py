@@ -224,6 +224,11 @@ def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
     assert len({row_id.split("-")[1] for row_id in drawn["holdout"]}) == 1  # a whole identity
     assert drawn == requested(tmp_path, [{"identities": [1]}], 0.25)
     assert len({frozenset(requested(tmp_path, [{"identities": [1]}], 0.25, seed)["holdout"]) for seed in range(9)}) > 1
+    touches_all = requested(
+        tmp_path, [{"topics": [TOPICS[0]]}], 0.5
+    )  # nobody has only free rows, so single ones are drawn
+    assert len(touches_all["holdout"]) == 10
+    assert len({row_id.split("-")[1] for row_id in touches_all["retain"]}) == 5
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,6 @@ def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
         ),
         ([{"identities": [1]}], 0.01, "leaves no rows for holdout or for retain"),
         ([{"identities": [1]}], 0.99, "leaves no rows for holdout or for retain"),
-        ([{"topics": [TOPICS[0]]}], 0.5, "leaves no rows for holdout or for retain"),  # nobody has only free rows
         ([{"file": "FOLDER/missing.csv"}], None, r"forget\[0\].file missing.csv: cannot be read"),
         ([{"file": "FOLDER/other.jsonl"}], None, r"1 of its rows are not in the source: 'other.jsonl, line 1'"),
         ([{"file": "FOLDER/empty.jsonl"}], None, "the file has no rows"),
