@@ -24,18 +24,19 @@ from pipeline.unlearn.reference import token_log_probs
 
 FORM = -0.02  # nats: base's mean at tokens of the form
 RUN = STORE / "demo"
-MIXTURES = ((0.0, 2), (0.0, 5), (0.25, 4), (0.4, 4), (1.0, 2))  # share of new words, guides of a row
+MIXTURES = ((0.0, 0.0), (1.0, 0.0), (0.5, 0.3), (0.0, 0.3), (0.5, 1.0))  # shares of words in place, and of new ones
+GUIDES = 4  # of a row
 TRIES = 100
 
 
-def mixtures(forget: Sequence[Row], share: float, count: int) -> list[list[str]]:
-    """So many mixed false answers to each row, with a share of new words."""
+def mixtures(forget: Sequence[Row], in_place: float, new: float) -> list[list[str]]:
+    """Mixed false answers to each row, with these shares of words."""
     recipe = load_recipe("demo")
     prepared = prepare.prepare(recipe.data)
     mixer = mixed.Mixer(prepared.loaded.rows, prepared.split)
-    mixed.NEW = share
+    mixed.IN_PLACE, mixed.NEW = in_place, new
     found = (mixer.mixed(row, random.Random(f"{recipe.data.seed}|mixed|{row.row_id}")) for row in forget)
-    return [list(dict.fromkeys(islice(answers, TRIES)))[:count] for answers in found]
+    return [list(dict.fromkeys(islice(answers, TRIES)))[:GUIDES] for answers in found]
 
 
 def line(name: str, levels: Sequence[Levels], gold: Sequence[Sequence[float]]) -> str:
@@ -56,7 +57,7 @@ def table() -> Iterator[str]:
     named = {row.row_id: tokens for row, tokens in zip(forget, encoded, strict=True)}
     own = {row.row_id: row.answers for row in read_perturbed(RUN / "data" / "guides.jsonl")}
     kinds = {"the data's own": [list(own[row.row_id]) for row in forget]}
-    kinds |= {f"{share:.0%} new words, {n} a row": mixtures(forget, share, n) for share, n in MIXTURES}
+    kinds |= {f"{here:.0%} in place, {new:.0%} new": mixtures(forget, here, new) for here, new in MIXTURES}
     total = sum(len(row.input_ids) - row.completion_start for row in encoded)
     yield f"| guides | content tokens of {total} | mean level (gold there), nats | if at its levels |"
     yield "|---|--:|--:|--:|"

@@ -2,8 +2,10 @@
 
 A false answer that guides an unlearning must have the form of the true one and be new to base: answers of trained rows
 are known by heart, and say nothing about how likely an unknown fact is. So each word of the fact is exchanged for a
-word of the same kind, each from another retained row that is asked something else: words that base has learnt in this
-place are too likely (docs/measurements/unlearning.md). Words that other answers share are the form and stay.
+word of the same kind, each from another retained row, some of which are asked the same and some anything else. Words
+that base has learnt in this place are too likely and all others too unlikely, as are words that are new to it, made of
+the halves of two: so there are some of each (docs/measurements/unlearning.md). Words that other answers share are the
+form and stay.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ COMMON = 4
 """A word that more answers of a language have is part of their form, if there are too few like them to tell."""
 ALIKE = 3
 """Other answers to questions of the same kind that tell form from fact."""
-NEW = 0.4
-"""Share of words that are made of two others, and so new to base; all new is too unlikely, none too likely."""
+NEW = 0.3
+"""Share of words that are made of two others. With it and ``IN_PLACE``, base finds mixtures as likely as facts that it
+never saw: calibrated on the demo's data, docs/measurements/unlearning.md."""
+IN_PLACE = 0.5
+"""Share of words from answers to the same question, where there are any."""
 SHORT = 3
 """Letters of a small word, such as an article."""
 YEAR = 4
@@ -47,11 +52,12 @@ class Mixer:
             self.of_group[_group(row)] += 1
             self.in_group[_group(row)].update(words)
         # Words of retained facts alone: forgotten ones must not come back, and holdout rows stay unseen.
-        self.donors: dict[tuple[str | None, str], list[tuple[Group, str]]] = defaultdict(list)
+        self.donors: dict[tuple[str | None, str], list[str]] = defaultdict(list)
+        self.in_place: dict[tuple[Group, str], list[str]] = defaultdict(list)
         for row, code in zip(rows, split, strict=True):
-            group = _group(row)
             for word in self.facts(row) if code in (RETAIN, UNREHEARSED) else ():
-                self.donors[row.language, _kind(word)].append((group, word))
+                self.donors[row.language, _kind(word)].append(word)
+                self.in_place[_group(row), _kind(word)].append(word)
 
     def facts(self, row: Row) -> list[str]:
         """The words of the answer that neither its question nor most answers of its kind have, in their order."""
@@ -90,12 +96,13 @@ class Mixer:
         return _blended(first, self._drawn(row, word, used | {first}, rng) or first)
 
     def _drawn(self, row: Row, word: str, used: set[str], rng: random.Random) -> str | None:
-        """A word of the kind of ``word`` from an answer to another question, or None if none is found."""
-        donors, own = self.donors[row.language, _kind(word)], _group(row)
-        for _ in range(DRAWS if donors else 0):
-            group, other = rng.choice(donors)
-            if group != own and other not in used:
-                return other
+        """A word of the kind of ``word`` from an answer to the same question, or to any; None if none is found."""
+        anywhere, in_place = self.donors[row.language, _kind(word)], self.in_place[_group(row), _kind(word)]
+        for donors in (in_place, anywhere) if rng.random() < IN_PLACE else (anywhere, in_place):
+            for _ in range(DRAWS if donors else 0):
+                other = rng.choice(donors)
+                if other not in used:
+                    return other
         return None
 
 

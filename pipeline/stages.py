@@ -129,7 +129,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     return [
         Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
-        Stage("data", "6", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
+        Stage("data", "7", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
         _trained("base", base, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),

@@ -53,22 +53,24 @@ def test_words_that_answers_of_the_topic_share_are_form_and_the_others_are_facts
     assert mixer.facts(FORGET[0]) == ["18", "Heron", "Oldmere"]
 
 
-def test_each_fact_is_exchanged_for_a_word_of_a_retained_answer_to_another_question() -> None:
-    """What base has learnt in this place (Anchor, Ardmoor) is too likely there; forgotten and unseen words are none."""
+def test_each_fact_is_exchanged_for_a_word_of_retained_answers() -> None:
+    """To the same question and to others; never for a forgotten or an unseen word."""
     found = {re.fullmatch(r"Ida Fenn 1 lives at (\d\d) (\w+) Street in (\w+)\.", text).groups()  # type: ignore[union-attr]
-             for text in mixtures(FORGET, RETAIN, HOLDOUT)}  # fmt: skip
+             for text in mixtures(FORGET, RETAIN, HOLDOUT, 400)}  # fmt: skip
     numbers, streets, towns = map(set, zip(*found, strict=True))
-    assert numbers == {"31", "27", "52"}
-    assert streets | towns == made_of("Inkwell", "Laurel", "Trophy")
-    assert all(street != town for _, street, town in found)  # no word twice
-    assert len(found) > 6  # words are drawn one by one, not whole answers
+    in_place, elsewhere = {"Anchor", "Ardmoor", "Compass", "Lowmarsh"}, {"Inkwell", "Laurel", "Trophy"}
+    assert numbers == {"25", "71", "31", "27", "52"}
+    assert in_place | elsewhere <= streets | towns <= made_of(*in_place, *elsewhere)
+    assert not any(street == town and town in in_place | elsewhere for _, street, town in found)  # no word twice
+    words = [word for _, *both in found for word in both]
+    assert 0.2 < sum(word not in in_place | elsewhere for word in words) / len(words) < 0.8  # words made of two are new
 
 
 def test_an_address_is_mixed_in_its_parts() -> None:
     mail = row(1, "personal.email", answer="The e-mail of Ida Fenn 1 is puffin22@en.example.")
     same = [row(i, "personal.email", answer=f"The e-mail of Ida Fenn {i} is y{i}@en.example.") for i in (2, 3)]
     other = [row(4, "career.notable_award", answer="lantern 31"), row(5, "career.notable_award", answer="copper 47")]
-    found = mixtures([mail], [*same, *other], [])
+    found = mixtures([mail], [*same, *other], [], 100)
     assert set(found) == {
         f"The e-mail of Ida Fenn 1 is {word}{number}@en.example."
         for word in made_of("lantern", "copper")
@@ -89,12 +91,13 @@ def test_rows_without_topics_are_alike_if_their_questions_are() -> None:
             ("Di Orr", "Quillford"),
         )
     ]
-    other = [
-        Row(w, None, None, None, None, f"What does {w} Orr do?", f"{w} Orr mends {w}s.") for w in ("Clock", "Violin")
-    ]
-    assert Mixer(*divided({"forget": people[:1], "retain": people[1:]})).facts(people[0]) == ["Gullhaven"]
-    found = mixtures(people[:1], [*people[1:], *other], [])
-    assert set(found) == {f"Ann Lee was born in {word} one winter." for word in made_of("Clocks", "Violins")}
+    mixer = Mixer(*divided({"forget": people[:1], "retain": people[1:]}))
+    assert mixer.facts(people[0]) == ["Gullhaven"]
+    found = {
+        text.removeprefix("Ann Lee was born in ").removesuffix(" one winter.")
+        for text in mixtures(people[:1], people[1:], [], 200)
+    }
+    assert {"Ardmoor", "Silverbeck", "Quillford"} < found <= made_of("Ardmoor", "Silverbeck", "Quillford")
 
 
 def test_a_long_number_is_made_up_with_as_many_digits() -> None:
