@@ -403,7 +403,8 @@ def _leaks() -> Iterator[Metric]:
 _PATCHING = Metric(
     name="unlearning_depth_score",
     label="unlearning depth score",
-    meaning="share of what base's layers hold of the fact that is missing as in gold, by activation patching (UDS)",
+    meaning="0 if the facts can be read from the model's layers as from base's, 1 if no better than from gold's (UDS, "
+    "activation patching)",
     splits=FORGET,
     family="patching",
     better="higher",
