@@ -58,7 +58,8 @@ def left_out(config: EvalConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str,
     without = len(rows["forget"]) - len(chained(rows["forget"], rows["retain"])) if robustness.chained else 0
     if without:
         found[f"chained questions of {without} of {len(rows['forget'])} forget rows"] = (
-            "no retain row of the person tells an e-mail address or phone number, or the question names nobody"
+            "no retain row tells an e-mail address or phone number of the person alone, or the question does not name "
+            "the person, or it is in none of the five languages"
         )
     return found
 
@@ -76,7 +77,8 @@ def audit(
     """The audit's additions to the sample of each forget row, by ``row_id``.
 
     They are ``attacked``, {attack: {reading: value}}, and ``sampled``, {"n", "hits"}. A row has them if the recipe asks
-    for them and the row has what they need: a paraphrase, a known language, a word that its false answers lack.
+    for them and the row has what they need: a paraphrase, a known language, a person with a known address, a word that
+    its false answers lack.
     """
     additions: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:

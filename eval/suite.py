@@ -143,6 +143,8 @@ def measure(
             for sample in samples:
                 if sample["row_id"] in depths:
                     sample["unlearning_depth_score"] = depths[sample["row_id"]]
+            del models
+        del base_scorer  # the suites need the memory
     records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
     return Measurements(samples, records, {"fame_topics": answers.results, **results})
 
