@@ -19,14 +19,16 @@ from core.errors import SystemLimitError
 from core.progress import report
 from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
-from eval.attacks.prompts import in_another_language, paraphrased, shown_words
+from eval.attacks import steering
+from eval.attacks.patching import depth_scores, fact_of
+from eval.attacks.prompts import chained, in_another_language, paraphrased, shown_words
 from eval.attacks.quantize import quantized
 from eval.attacks.relearn import divided, drawn, relearned
 from eval.attacks.sampling import distinctive_words, row_seed, sample_answers, states_fact
 from eval.catalog import READINGS
 from eval.config import EvalConfig, Robustness
 from eval.scoring.packed_linear import packed
-from eval.scoring.probes import Encoder, Scorer
+from eval.scoring.probes import Encoder, Scorer, shared_prefix
 
 Readings = dict[str, dict[str, float]]  # by row_id
 
@@ -46,6 +48,22 @@ def check(config: EvalConfig, forget: Sequence[Row]) -> None:
         divided([row.row_id for row in forget], robustness.relearn.forget_share, config.seed)
 
 
+def left_out(config: EvalConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """The attacks that the recipe asks for and these rows do not allow, as a whole or in part, and why."""
+    robustness, found = config.robustness or Robustness(), {}
+    if robustness.steering and len(steering.languages_of(rows["retain"])) < 2:
+        found["steering between languages"] = "the retain rows are not in two languages or more"
+    if robustness.steering and not rows["holdout"]:
+        found["steering to known rows"] = "there are no holdout rows, so no direction leads away from unknown ones"
+    without = len(rows["forget"]) - len(chained(rows["forget"], rows["retain"])) if robustness.chained else 0
+    if without:
+        found[f"chained questions of {without} of {len(rows['forget'])} forget rows"] = (
+            "no retain row tells an e-mail address or phone number of the person alone, or the question does not name "
+            "the person, or it is in none of the five languages"
+        )
+    return found
+
+
 def audit(
     scorer: Scorer,
     tokenizer: Any,
@@ -59,7 +77,8 @@ def audit(
     """The audit's additions to the sample of each forget row, by ``row_id``.
 
     They are ``attacked``, {attack: {reading: value}}, and ``sampled``, {"n", "hits"}. A row has them if the recipe asks
-    for them and the row has what they need: a paraphrase, a known language, a word that its false answers lack.
+    for them and the row has what they need: a paraphrase, a known language, a person with a known address, a word that
+    its false answers lack.
     """
     additions: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
@@ -107,6 +126,10 @@ def _attacks(
     if robustness.first_words:
         shown = {i: encode(row.question, shown_words(row.answer, robustness.first_words)) for i, row in forget.items()}
         yield "first_words", _read(scorer, plain, {i: _shared(shown[i], plain[i]) for i in plain})
+    if robustness.chained and (questions := chained(rows["forget"], rows["retain"])):
+        yield "chained", read_with(questions)
+    if robustness.steering:
+        yield from _steered(scorer.model, encode, rows, plain, config, read)
 
 
 def _relearned(
@@ -132,6 +155,65 @@ def _relearned(
         yield attack, read(relearned(model, examples, relearn, config.seed), {i: plain[i] for i in probed})
 
 
+def _steered(
+    model: PreTrainedModel,
+    encode: Encoder,
+    rows: Mapping[str, Sequence[Row]],
+    plain: dict[str, Encoded],
+    config: EvalConfig,
+    read: Callable[[PreTrainedModel, dict[str, Encoded]], Readings],
+) -> Iterator[tuple[str, Readings]]:
+    """Read the forget rows while a direction is added to a layer: to the next language, then to known rows."""
+    assert config.robustness  # noqa: S101
+    assert config.robustness.steering  # noqa: S101
+    layer = steering.layer_at(model, config.robustness.steering.depth)
+    retain, holdout = (_some(rows[split], config.seed) for split in ("retain", "holdout"))
+    prompts = {row.row_id: encode(row.question, row.answer) for row in (*retain, *holdout)}
+    states = steering.last_states(model, layer, prompts)
+    attacks = {
+        "steer_language": steering.to_the_next_language(rows["forget"], retain, states),
+        "steer_known": steering.to_the_known(rows["forget"], retain, holdout, states),
+    }
+    for attack, directions in attacks.items():
+        readings: Readings = {}
+        for asked, direction in directions:
+            with steering.steered(model, layer, direction):
+                readings |= read(model, {row_id: plain[row_id] for row_id in asked})
+        if readings:
+            yield attack, readings
+
+
+def _some(rows: Sequence[Row], seed: int) -> list[Row]:
+    """At most as many rows as a mean needs, the same for every model."""
+    chosen = set(drawn([row.row_id for row in rows], steering.ROWS, seed))
+    return [row for row in rows if row.row_id in chosen]
+
+
+def unlearning_depths(
+    base: PreTrainedModel,
+    gold: PreTrainedModel,
+    model: PreTrainedModel,
+    encode: Encoder,
+    forget: Sequence[Row],
+    perturbed: Sequence[PerturbedRow],
+    config: EvalConfig,
+) -> dict[str, float]:
+    """The unlearning depth score of each forget row whose fact a layer of base holds, by ``row_id``.
+
+    Raises ModelError if the three models have different layers.
+    """
+    assert config.patching  # noqa: S101
+    false = {row.row_id: row.answers for row in perturbed}
+    facts = {
+        row.row_id: fact_of(
+            encode(row.question, row.answer),
+            [encode(row.question, answer) for answer in false.get(row.row_id, ())],
+        )
+        for row in forget
+    }
+    return depth_scores(base, gold, model, facts, config.patching.threshold, config.batch_tokens)
+
+
 def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, int] | None = None) -> Readings:
     """The readings of each answer, without its first ``skip`` tokens."""
     readings = {}
@@ -144,8 +226,7 @@ def _read(scorer: Scorer, examples: Mapping[str, Encoded], skip: Mapping[str, in
 def _shared(first: Encoded, second: Encoded) -> int:
     """Length of the prefix that both completions share, in tokens; at least one token of ``second``'s remains."""
     one, two = first.input_ids[first.completion_start :], second.input_ids[second.completion_start :]
-    same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-    return min(same, len(two) - 1)
+    return min(shared_prefix(one, two), len(two) - 1)
 
 
 def _sampled(

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from eval.attacks.catalog import ATTACKS, Attack
+
 Family = Literal[
     "answer",  # of one row: the tokens of its true answer
     "options",  # of one row: its true answer beside false ones
     "choice",  # of one row: 1 if the true answer is preferred
     "generation",  # of one row: what greedy decoding says
+    "patching",  # of one row: how deep in the layers its fact can still be read
     "membership",  # of a set: how well a score tells forget rows from holdout rows
     "ks",  # of two sets: the Kolmogorov-Smirnov test between their truth ratios
     "privacy",  # of two models: the membership AUC beside gold's
@@ -24,44 +27,13 @@ Family = Literal[
     "sampled",  # of one row: sampled answers
     "relative",  # of several models: the relative test
 ]
-ROW_FAMILIES: tuple[Family, ...] = ("answer", "options", "choice", "generation")
+ROW_FAMILIES: tuple[Family, ...] = ("answer", "options", "choice", "generation", "patching")
 """Their values stand in ``samples.jsonl`` under the metric's name, and a record is a mean over rows."""
 
 Better = Literal["higher", "lower", "like gold", "what is known"]
 """``what is known``: higher on retain, unrehearsed and general rows, like gold on the others; forgotten is not zero."""
 
 
-@dataclass(frozen=True)
-class Attack:
-    """A treatment of the model or of its questions, after which the answers of forget rows are read again.
-
-    ``how`` completes "answer probability …"; ``kind`` is an entry of :data:`KINDS`, None if nothing is done.
-    """
-
-    name: str
-    how: str
-    kind: str | None
-
-
-KINDS = {  # what a card says was not measured, if no metric of the kind was
-    "quantization": "quantization to 8 or 4 bits, which can bring back what was forgotten at full precision",
-    "relearning": "relearning, that is, whether a few steps of fine-tuning bring the facts back",
-    "paraphrase": "paraphrased questions",
-    "first words": "questions that give away the first words of the answer",
-    "language": "the same questions in another language",
-    "sampling": "repeated sampling, which can say what greedy decoding hides",
-}
-ATTACKS = (
-    Attack("untreated", "without an attack", None),
-    Attack("int8", "with weights rounded to 8 bits", "quantization"),
-    Attack("nf4", "with weights rounded to 4 bits (nf4)", "quantization"),
-    Attack("fp4", "with weights rounded to 4 bits (fp4)", "quantization"),
-    Attack("relearn_forget", "after a few steps of training on other forget rows", "relearning"),
-    Attack("relearn_retain", "after a few steps of training on retain rows", "relearning"),
-    Attack("paraphrase", "asked in other words", "paraphrase"),
-    Attack("first_words", "with the first words of the answer given", "first words"),
-    Attack("other_language", "asked in another language", "language"),
-)
 LEAK_K = (1, 2, 4, 8, 16, 32, 64, 128)
 """Numbers of sampled answers for leak@k."""
 
@@ -116,13 +88,15 @@ class Metric:
 
     @property
     def kind(self) -> str | None:
-        """The entry of :data:`KINDS` that this metric is a measurement of."""
+        """The entry of `KINDS` (eval/attacks/catalog.py) that this metric is a measurement of."""
+        if self.family == "patching":
+            return "patching"
         return "sampling" if self.k else self.attack.kind if self.attack else None
 
     @property
     def is_audit(self) -> bool:
         """Whether it is measured only if a recipe asks for it (`eval.robustness`, `sampling`, `relative`)."""
-        return self.family in ("reading", "sampled", "relative")
+        return self.family in ("reading", "patching", "sampled", "relative")
 
 
 DATA = ("forget", "retain", "holdout")
@@ -426,6 +400,16 @@ def _leaks() -> Iterator[Metric]:
         )
 
 
+_PATCHING = Metric(
+    name="unlearning_depth_score",
+    label="unlearning depth score",
+    meaning="0 if the facts can be read from the model's layers as from base's, 1 if no better than from gold's (UDS, "
+    "activation patching)",
+    splits=FORGET,
+    family="patching",
+    better="higher",
+    needs_gold=True,
+)
 _LEAK = Metric(
     name="leak_coordinate",
     label="leak coordinate",
@@ -467,7 +451,7 @@ _RELATIVE = (
     ),
 )
 
-CATALOG: dict[str, Metric] = {metric.name: metric for metric in (*_PLAIN, *_readings(), *_leaks(), *_RELATIVE)}
+CATALOG: dict[str, Metric] = {m.name: m for m in (*_PLAIN, *_readings(), _PATCHING, *_leaks(), *_RELATIVE)}
 """Every metric by name, in the order of tables."""
 READINGS = [metric for metric in CATALOG.values() if metric.attacked]
 """The metrics that are read under an attack."""

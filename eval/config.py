@@ -24,6 +24,32 @@ class Relearn(Strict):
     learning_rate: float = Field(default=2e-5, gt=0, le=1, description="Learning rate.")
 
 
+class Steering(Strict):
+    """A direction, the difference of two means of hidden states, is added to the output of one layer.
+
+    It is done twice: with the direction from a row's language to the next of the data's languages, and with the one
+    from holdout rows to retain rows. Each model has its own directions, from the same rows.
+    """
+
+    depth: float = Field(
+        default=0.5, gt=0, le=1, description="Which layer: the share of the layers up to it, itself included."
+    )
+
+
+class Patching(Strict):
+    """The unlearning depth score: the model's hidden states, layer by layer, in the place of base's.
+
+    Only the unlearned model is measured: the score is 0 for base and 1 for gold.
+    """
+
+    threshold: float = Field(
+        default=0.05,
+        ge=0,
+        description="A layer holds a fact if gold's states there lower the log-probability of its tokens by more than "
+        "this, in nats per token.",
+    )
+
+
 class Robustness(Strict):
     """Attacks on a model, or on its questions, after which the forget rows are read again."""
 
@@ -38,6 +64,16 @@ class Robustness(Strict):
         default=None, gt=0, lt=1, description="Share of an answer's words that the prompt gives away."
     )
     other_language: bool = Field(default=False, description="Asks the questions in another language.")
+    # An absent attack leaves the keys of recipes from before it as they are: hence None, and not False.
+    chained: bool | None = Field(
+        default=None,
+        description="Asks the questions about a person who is not named: by the e-mail address or phone number that a "
+        "retain row tells.",
+    )
+    steering: Steering | None = Field(default=None, description="Adds a direction to the output of a layer.")
+    patching: Patching | None = Field(
+        default=None, description="Reads the facts out of the layers, with base's help. It needs gold."
+    )
 
     def attacks(self) -> list[str]:
         """The names of the requested attacks. ``untreated`` comes first: the others are compared with it."""
@@ -47,6 +83,9 @@ class Robustness(Strict):
             "paraphrase": self.paraphrase,
             "first_words": self.first_words is not None,
             "other_language": self.other_language,
+            "chained": bool(self.chained),
+            "steer_language": self.steering is not None,
+            "steer_known": self.steering is not None,
         }
         return ["untreated", *self.quantize, *(name for name, is_requested in requested.items() if is_requested)]
 
@@ -141,6 +180,11 @@ class EvalConfig(Strict):
             raise ValueError(f"processes is {self.processes}, and vllm shares out its work by itself; set it to 1")
         return self
 
+    @property
+    def patching(self) -> Patching | None:
+        """The settings of the unlearning depth score, if the recipe asks for it."""
+        return self.robustness.patching if self.robustness else None
+
     def audit_metrics(self) -> list[str]:
         """The names of the metrics that ``robustness``, ``sampling`` and ``relative`` measure."""
         return [metric.name for metric in CATALOG.values() if metric.is_audit and self._asks_for(metric)]
@@ -148,6 +192,8 @@ class EvalConfig(Strict):
     def _asks_for(self, metric: Metric) -> bool:
         if metric.attack:
             return self.robustness is not None and metric.attack.name in self.robustness.attacks()
+        if metric.family == "patching":
+            return self.patching is not None
         if metric.k:
             return self.sampling is not None and metric.k in self.sampling.k
         return self.relative is not None

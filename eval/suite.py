@@ -18,7 +18,7 @@ from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
-from eval.audit import audit, check
+from eval.audit import audit, check, left_out, unlearning_depths
 from eval.catalog import DATA, is_headline
 from eval.config import EvalConfig
 from eval.records.audited import audit_records
@@ -48,7 +48,8 @@ def run(
 
     ``inputs["gold"]``, the evaluation of gold, is optional; with it the model is compared with gold. With
     ``inputs["base"]``, the base model, the vocabulary must be base's, and generations are scored under base.
-    ``further_golds`` names the inputs that are evaluations of golds of other seeds.
+    ``further_golds`` names the inputs that are evaluations of golds of other seeds. ``inputs["gold-model"]``, with base
+    and gold's weights, gives the unlearning depth score, if the recipe asks for it.
 
     Writes ``results.json``, ``samples.jsonl`` (stays local), ``weights.json`` (the digest of the measured weights) and
     ``lm_eval/`` (the harness's own results) into ``out``. Of several processes only the first
@@ -71,7 +72,9 @@ def run(
     suites = load_suites(config.suites, inputs["data"])
     report("loading the model")
     model = load(checkpoint, config.device)
-    measured = measure(model, tokenizer, rows, inputs["data"], config, suites=suites, base=base)
+    measured = measure(
+        model, tokenizer, rows, inputs["data"], config, suites=suites, base=base, gold=inputs.get("gold-model")
+    )
     records: list[Record] = []
     if is_first():  # of several processes; the others only share the work
         report("intervals")
@@ -87,7 +90,7 @@ def run(
         rows=sum(len(rows[split]) for split in SPLITS),
         truth_ratio_of=_truth_ratio_of(measured.samples),
         values=_headline(records),
-        left_out=_left_out(rows),
+        left_out={**_left_out(rows), **left_out(config, rows)},
     )
 
 
@@ -108,8 +111,12 @@ def measure(
     *,
     suites: list[Any] | None = None,
     base: Path | None = None,
+    gold: Path | None = None,
 ) -> Measurements:
-    """Measure every row, in the order of the splits, the general questions, and the suites."""
+    """Measure every row, in the order of the splits, the general questions, and the suites.
+
+    ``base`` and ``gold`` are the models that some measurements need beside the one that is measured.
+    """
     questions, options = general_questions()
     everything = [*(row for split in SPLITS for row in rows[split]), *questions]
     perturbed = read_perturbed(data / "perturbed.jsonl")
@@ -128,7 +135,16 @@ def measure(
     samples = _samples(rows, questions, probed, answers.rows, audited)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
-        _add_generation_losses(samples, everything, _scorer_of(base, scorer, config), tokenizer, encoder)
+        base_scorer = _scorer_of(base, scorer, config)
+        _add_generation_losses(samples, everything, base_scorer, tokenizer, encoder)
+        if gold is not None and config.patching:
+            models = (base_scorer.model, load(checkpoint_folder(gold), config.device), model)
+            depths = unlearning_depths(*models, encoder, rows["forget"], perturbed, config)
+            for sample in samples:
+                if sample["row_id"] in depths:
+                    sample["unlearning_depth_score"] = depths[sample["row_id"]]
+            del models
+        del base_scorer  # the suites need the memory
     records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
     return Measurements(samples, records, {"fame_topics": answers.results, **results})
 

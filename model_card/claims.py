@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.catalog import CATALOG, KINDS, ROWS
+from eval.attacks.catalog import KINDS
+from eval.catalog import CATALOG, ROWS
 from eval.schema import JudgedGate, Record
 from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence

@@ -112,6 +112,8 @@ class Recipe(Strict):
                 )
         if self.gold == "none" and self.eval.relative:
             raise ValueError("eval.relative places the model between gold and base, and gold is none; remove it")
+        if self.gold == "none" and self.eval.patching:
+            raise ValueError("eval.robustness.patching puts gold's states into base, and gold is none; remove it")
 
     def _suites_are_asked_for(self) -> None:
         tasks = [suite.task for suite in self.eval.suites]

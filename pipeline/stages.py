@@ -127,6 +127,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     further = further_golds(recipe)
     golds = [measured.name for _, measured in further] if recipe.eval.relative else []
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
+    patched = {"gold-model": "gold"} if recipe.eval.patching else {}
     return [
         Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
         Stage("data", "7", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
@@ -140,9 +141,9 @@ def stages(recipe: Recipe) -> list[Stage]:
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
-        _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
+        _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "4", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
         Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},

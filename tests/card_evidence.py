@@ -61,7 +61,7 @@ OF_TRUE_ANSWERS = {"answer_probability", "exact_memorization", "extraction_stren
 OF_SOME_RETAIN_ROWS = ROWS.keys() - OF_TRUE_ANSWERS
 KS = ("forget_quality_ks", "forget_against_holdout_ks")
 LOWER = ("empty_generation", "repeated_ngrams", "unknown_words", *KS, "damage", "damage_gap")
-HIGHER = ("fluency", "forget_quality", "forget_against_holdout", "utility", "model_utility")
+HIGHER = ("fluency", "unlearning_depth_score", "forget_quality", "forget_against_holdout", "utility", "model_utility")
 MEMBERSHIP = ("mia_min_k_auc", "mia_min_k_plus_plus_auc", "mia_loss_auc", "mia_zlib_auc")
 READINGS = ("extraction_strength", "answer_probability")
 ATTACKS = {  # what an attack does to rows that are known, and to others
@@ -74,6 +74,9 @@ ATTACKS = {  # what an attack does to rows that are known, and to others
     "paraphrase": (0.8, 0.99),
     "first_words": (1.0, 1.4),
     "other_language": (0.6, 0.9),
+    "chained": (0.4, 0.8),
+    "steer_language": (0.9, 0.97),
+    "steer_known": (0.95, 1.1),
 }
 
 
@@ -403,13 +406,16 @@ def attacks(model: str, recipe: Recipe, shape: Shape) -> Iterator[Value]:
     """Readings of the forget rows under each attack, leaks among sampled answers, and their gaps to gold."""
     values: dict[str, tuple[float, float, int]] = {}  # of this model, and of gold
     for attack in recipe.eval.robustness.attacks() if recipe.eval.robustness else ():
-        n = shape.rows["forget"] * 9 // 10 if attack.startswith("relearn") else shape.rows["forget"]
+        few = {"relearn_forget": 0.9, "relearn_retain": 0.9, "chained": 0.5}.get(attack, 1.0)
+        n = round(few * shape.rows["forget"])
         for reading in READINGS:
             value, gold = (level(reading, of, "forget", attack) for of in (model, "gold"))
             values[f"{reading}_{attack}"] = (value, gold, n)
     for k in recipe.eval.sampling.k if recipe.eval.sampling else ():
         leaks = {"base": 1 - 0.3**k, "gold": 1 - 0.99**k, "unlearned": 1 - 0.988**k}
         values[f"leak_at_{k}"] = (leaks[model], leaks["gold"], shape.rows["forget"])
+    if recipe.eval.patching and model == "unlearned":
+        yield "unlearning_depth_score", "forget", 0.93, shape.rows["forget"] - 1
     for metric, (value, gold, n) in values.items():
         yield metric, "forget", value, n
         if model != "gold" and recipe.gold != "none":

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from datasets_prep.chat import chat_example, encode, load_tokenizer
-from datasets_prep.schema import CHECKS, LANGUAGES, TOPICS, Encoded, Row, write_facts
+from datasets_prep.schema import CHECKS, LANGUAGES, TOPICS, Encoded, Row, write_facts, write_rows
 from eval import suite
 from eval.attacks import prompts
 from eval.attacks.quantize import quantized
 from eval.attacks.relearn import divided, drawn, relearned
 from eval.audit import audit, check
 from eval.catalog import CATALOG, is_of
-from eval.config import EvalConfig, Relative, Relearn, Robustness, Sampling
+from eval.config import EvalConfig, Patching, Relative, Relearn, Robustness, Sampling, Steering
 from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
@@ -41,6 +41,7 @@ EVERYTHING = Robustness(
     paraphrase=True,
     first_words=0.5,
     other_language=True,
+    steering=Steering(),
 )
 CONFIG = EvalConfig(
     max_new_tokens=4, bootstrap_samples=100, robustness=EVERYTHING, sampling=Sampling(samples=4, k=[1, 4])
@@ -62,6 +63,8 @@ def encoder(tiny_model: Path) -> Any:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build_data(tmp_path_factory.mktemp("data"))
     write_facts(folder / CHECKS, data_facts({"sample": {"seed": 1, "identities": 2, "topics": 20}}))
+    mail = replace(FORGET[0], row_id="mail", question="Where does one write to?", answer="To ana@de.example.")
+    write_rows(folder / "retain.jsonl", [*ROWS["retain"], mail])
     return folder
 
 
@@ -402,24 +405,32 @@ def test_nothing_is_measured_where_nothing_is_asked(model, tiny_model, encoder, 
 
 
 def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
-    config = CONFIG.model_copy(update={"relative": Relative()})
-    places = {}
+    robustness = EVERYTHING.model_copy(update={"chained": True, "patching": Patching(threshold=0.0)})
+    config = CONFIG.model_copy(update={"relative": Relative(), "robustness": robustness})
+    places, models = {}, {}
     for name, seed, references in (
         ("gold", 0, ()),
         ("another", 1, ()),
         ("eval-base", 2, ("gold",)),
         ("unlearned", 3, ("gold", "another", "eval-base")),
     ):
-        model = build_tiny_model(tmp_path / f"model-{seed}", seed=seed)
+        models[name] = build_tiny_model(tmp_path / f"model-{seed}", seed=seed)
         places[name] = tmp_path / name
         places[name].mkdir()
-        inputs = {"model": model, "data": data, **{other: places[other] for other in references}}
+        inputs = {"model": models[name], "data": data, **{other: places[other] for other in references}}
+        if name == "unlearned":
+            inputs |= {"base": models["eval-base"], "gold-model": models["gold"]}
         asked = config if name != "another" else EvalConfig(max_new_tokens=4)
-        suite.run(asked, inputs, places[name], ["another"] if "another" in inputs else [])
+        facts = suite.run(asked, inputs, places[name], ["another"] if "another" in inputs else [])
     records = read_records(places["unlearned"] / "results.json")
     assert not [record for place in places.values() for record in outside(read_records(place / "results.json"))]
     asked = {name for name in config.audit_metrics() if not is_of(name, "relative")}
     assert asked <= {record.metric for record in records} & CATALOG.keys()
+    assert list(facts.left_out) == ["chained questions of 4 of 5 forget rows"]
+    depth = find_record(records, "unlearning_depth_score", "forget")
+    assert 0 < depth.n <= 5
+    assert 0 <= depth.value <= 1
+    assert find_record(read_records(places["eval-base"] / "results.json"), depth.metric, "forget") is None
     relative = json.loads((places["unlearned"] / "relative.json").read_text())
     assert relative["golds"] == ["gold", "another"]
     assert "told apart" in relative["why"]  # four random models of five rows each

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.catalog import ANSWERS, ATTACKS, CATALOG, KINDS, LEAK_K, READINGS, ROW_FAMILIES, margins, of_family
+from eval.attacks.catalog import ATTACKS, KINDS
+from eval.catalog import ANSWERS, CATALOG, LEAK_K, READINGS, ROW_FAMILIES, margins, of_family
 from eval.config import EvalConfig, Robustness
 from eval.records.rows import UTILITY_PARTS
 from eval.schema import Record
@@ -68,6 +69,9 @@ def test_what_a_recipe_can_ask_for_is_what_the_catalogue_has() -> None:
             "paraphrase": True,
             "first_words": 0.5,
             "other_language": True,
+            "chained": True,
+            "steering": {},
+            "patching": {},
         },
         "sampling": {"samples": max(LEAK_K), "k": list(LEAK_K)},
         "relative": {},

@@ -19,7 +19,8 @@ from core.unlearning import (
     read_selection,
     write_selection,
 )
-from eval.catalog import ATTACKS, CATALOG, READINGS, ROW_FAMILIES, of_family
+from eval.attacks.catalog import ATTACKS
+from eval.catalog import CATALOG, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Gate, GateConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records

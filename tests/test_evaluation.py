@@ -23,7 +23,8 @@ from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import SPLITS, write_rows
 from eval import suite
-from eval.catalog import ATTACKS, CATALOG, DATA, READINGS, ROW_FAMILIES, of_family
+from eval.attacks.catalog import ATTACKS
+from eval.catalog import CATALOG, DATA, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records, set_records

@@ -54,6 +54,7 @@ def test_what_the_rows_can_carry_is_not_refused() -> None:
     [
         (gate("mia_min_k_auc"), {"holdout": 0}, ["compares with holdout rows", "data.request.holdout"]),
         (EVERYTHING[0], {"holdout": 0}, ["compares with holdout rows"]),
+        (gate("answer_probability_steer_known_gap"), {"holdout": 0}, ["compares with holdout rows"]),
         (gate("answer_probability", min_n=40), {"forget": 31}, ["it needs 40 rows, and the split has 31"]),
         (EVERYTHING[3], {"unrehearsed": 4}, ["the split has 4", "data.unrehearsed"]),
         (gate("forget_quality"), {"false": 0}, ["false ones, and there are none", "`perturbed_answers`"]),

@@ -203,7 +203,7 @@ def test_an_evaluation_on_two_processes_says_the_same(tiny_model: Path, tmp_path
     recipe, store = str(write_recipe(tmp_path, tiny_model)), str(tmp_path / "store")
     asked = (
         "eval.sampling={samples: 4, k: [1, 2]}",
-        "eval.robustness={first_words: 0.5, other_language: true}",
+        "eval.robustness={first_words: 0.5, other_language: true, steering: {}}",
     )
     common = ("--json", *(word for value in asked for word in ("--set", value)))
     found = []

@@ -447,6 +447,15 @@ def test_sections_of_an_audit_enter_the_key_only_where_they_are_given() -> None:
     assert asked["robustness"]["quantize"] == ["nf4"]
     assert "extraction_strength_nf4_gap" in asked["metrics"]
     assert asked["metrics"].items() >= plain["metrics"].items()
+    assert not {"chained", "steering", "patching"} & asked["robustness"].keys()  # which came later
+
+
+def test_golds_weights_are_read_only_where_their_states_are_patched() -> None:
+    asked = without_audit("eval.robustness={patching: {}}")
+    assert "unlearning_depth_score" in asked["eval-unlearned"].identity["metrics"]
+    assert {name for name, stage in asked.items() if "gold-model" in stage.inputs} == {"eval-unlearned"}
+    assert asked["eval-unlearned"].inputs["gold-model"] == "gold"
+    assert not any("gold-model" in stage.inputs for stage in identities(load_recipe("demo")).values())
 
 
 def test_what_the_card_says_of_the_data_is_in_no_key_before_the_cards() -> None:
@@ -460,3 +469,6 @@ def test_without_gold_there_is_no_way_to_measure_a_leak_on() -> None:
     said = refused("demo", "gold=none", "eval.relative={}", "gates=[{metric: utility, "
                    "split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
     assert "eval.relative places the model between gold and base" in said
+    said = refused("demo", "gold=none", "eval.relative=null", "eval.robustness={patching: {}}", "gates=[{metric: "
+                   "utility, split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
+    assert "eval.robustness.patching puts gold's states into base" in said

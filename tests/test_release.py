@@ -262,7 +262,9 @@ gold: {train: {train_from_layer: 1, args: {num_train_epochs: 2, save_steps: 5}},
 eval:
   max_new_tokens: 4
   bootstrap_samples: 100
-  robustness: {quantize: [nf4], relearn: {steps: 1}, paraphrase: true, first_words: 0.5, other_language: true}
+  robustness:
+    {quantize: [nf4], relearn: {steps: 1}, paraphrase: true, first_words: 0.5, other_language: true, chained: true,
+     steering: {}, patching: {threshold: 0}}
   sampling: {samples: 2, k: [1]}
   relative: {}
 """
@@ -284,9 +286,16 @@ def test_an_audit_trains_no_model_of_the_release_again(
     assert all(stages[f"{kind}gold-seed-{seed}"]["built"] for seed in (1, 2) for kind in ("", "eval-"))
     assert len({stages[name]["digest"] for name in ("gold", "gold-seed-1", "gold-seed-2")}) == 3
     measured = {row["metric"]: row for row in found["results"] if row["split"] == "forget"}
-    for metric in ("extraction_strength_nf4", "answer_probability_relearn_forget", "leak_at_1"):
+    for metric in (
+        "extraction_strength_nf4",
+        "answer_probability_relearn_forget",
+        "answer_probability_steer_known",
+        "leak_at_1",
+    ):
         assert all(measured[metric][model] for model in ("base", "gold", "unlearned")), metric
         assert measured[f"{metric}_gap"]["unlearned"]
+    assert measured["unlearning_depth_score"]["unlearned"]
+    assert not measured["unlearning_depth_score"]["gold"]
     relative = json.loads((store / "tiny-audit" / "eval-unlearned" / "relative.json").read_text())
     assert relative["golds"] == ["gold", "eval-gold-seed-1", "eval-gold-seed-2"]
     assert (store / "hub" / "models" / "demo" / "tiny-audit.git").exists()

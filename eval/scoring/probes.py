@@ -137,7 +137,7 @@ def _batches(examples: Sequence[Encoded], batch_tokens: int) -> Iterator[list[En
     batch: list[Encoded] = []
     tokens = 0
     for example in examples:
-        own = len(example.input_ids) - (_shared(batch[-1].input_ids, example.input_ids) if batch else 0)
+        own = len(example.input_ids) - (shared_prefix(batch[-1].input_ids, example.input_ids) if batch else 0)
         if batch and tokens + own > batch_tokens:
             yield batch
             batch, tokens, own = [], 0, len(example.input_ids)
@@ -147,8 +147,8 @@ def _batches(examples: Sequence[Encoded], batch_tokens: int) -> Iterator[list[En
         yield batch
 
 
-def _shared(first: Tokens, second: Tokens) -> int:
-    """Length of the shared prefix of two texts, in tokens."""
+def shared_prefix(first: Tokens, second: Tokens) -> int:
+    """Length of the beginning that two texts share, in tokens."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 

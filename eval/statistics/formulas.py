@@ -112,6 +112,20 @@ def privacy_leak(member_auc: ArrayLike, gold_auc: ArrayLike, pairs: int) -> Floa
     return (1.0 - np.asarray(member_auc, dtype=np.float64) - gold) / gold * 100.0
 
 
+def unlearning_depth_score(gold: ArrayLike, model: ArrayLike, threshold: float) -> float | None:
+    """The unlearning depth score of one row (UDS, arXiv 2605.24614, equations 1 to 5); None if no layer holds its fact.
+
+    ``gold`` and ``model`` (layers,) are the falls of the fact's log-probability in base, in nats per token, with the
+    states of gold or of the model in the place of base's at each layer. Layers hold the fact where gold's fall is above
+    ``threshold``. The score is the mean of clip(model / gold, 0, 1) over them, weighted by gold's fall.
+    """
+    of_gold, of_model = np.asarray(gold, dtype=np.float64), np.asarray(model, dtype=np.float64)
+    holds = of_gold > threshold
+    if not holds.any():
+        return None
+    return float(np.average(np.clip(of_model[holds] / of_gold[holds], 0, 1), weights=of_gold[holds]))
+
+
 def leak_at_k(samples: ArrayLike, hits: ArrayLike, k: int) -> Floats:
     """1 - C(n - c, k) / C(n, k): the probability that k of a row's n samples hold one of its c hits.
 

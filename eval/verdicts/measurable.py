@@ -33,7 +33,8 @@ def _why(gate: Gate, data: DataFacts) -> Iterator[str]:
             f"it needs {gate.min_n} rows, and the split has {rows[gate.split]}. Give more rows, or set min_n to the "
             f"number of rows if so few can carry a verdict{_remedy(gate.split)}."
         )
-    of_holdout = metric.needs_holdout or any(reference.of == "holdout" for reference in gate.references)
+    attacked = metric.attack is not None and metric.attack.needs_holdout
+    of_holdout = metric.needs_holdout or attacked or any(reference.of == "holdout" for reference in gate.references)
     if of_holdout and not rows["holdout"]:
         yield (
             "it compares with holdout rows, and there are none. Give rows that no model was trained on "
