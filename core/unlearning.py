@@ -40,13 +40,15 @@ class CheckpointSelection(Versioned):
 class PairedRows(Strict):
     """A line of `pairing.jsonl`: the ``row_id``s of a forget row (None: the method trains on none) and its retain rows.
 
-    ``refusal`` is what was trained on in the place of the forget row's answer, for methods that do so.
+    ``refusal`` is what was trained on in the place of the forget row's answer, for methods that do so; ``alternate``
+    is the place among the row's false answers in `guides.jsonl`, from 0, of the one that was preferred to its answer.
     """
 
     epoch: int
     forget: str | None
     retain: list[str]
     refusal: str | None = None
+    alternate: int | None = None
 
 
 class NeighbourFacts(Strict):
@@ -122,8 +124,11 @@ def read_selection(unlearn: Path) -> CheckpointSelection | None:
 
 
 def pairing_bytes(pairs: Iterable[PairedRows]) -> bytes:
-    """The content of `pairing.jsonl`, without ``refusal`` where there is none."""
-    lines = (pair.model_dump(exclude={"refusal"} if pair.refusal is None else None) for pair in pairs)
+    """The content of `pairing.jsonl`, without ``refusal`` and ``alternate`` where there is none."""
+    lines = (
+        pair.model_dump(exclude={name for name in ("refusal", "alternate") if getattr(pair, name) is None})
+        for pair in pairs
+    )
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 

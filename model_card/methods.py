@@ -55,6 +55,13 @@ METHODS = {
         "The mean log-probability of each forget answer is pushed down, without a reference model and with a force "
         "that fades as it falls (`beta`, `gamma`), while the retain answers are trained on.",
     ),
+    "altpo": Method(
+        "Alternate Preference Optimization",
+        "altpo",
+        "For each forget question, a false answer is made likelier than the true one, both relative to base, with a "
+        f"force that fades as the preference grows (`beta`), {_HELD}. The false answers come with the data, and one is "
+        "drawn anew in each epoch; in the published method the model samples them.",
+    ),
     "wga": Method(
         "Weighted Gradient Ascent with a retain term",
         "weighted-gradient-ascent",

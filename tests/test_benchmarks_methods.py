@@ -31,9 +31,9 @@ def test_every_entry_is_a_recipe_that_differs_from_the_demo_in_unlearn_alone(ent
 
 
 def test_the_entries_are_the_methods_of_the_comparison() -> None:
-    assert len({entry["name"] for entry in ENTRIES}) == len({entry["label"] for entry in ENTRIES}) == len(ENTRIES) == 12
+    assert len({entry["name"] for entry in ENTRIES}) == len({entry["label"] for entry in ENTRIES}) == len(ENTRIES) == 13
     used = {load_recipe("demo", methods.overrides(entry, 1)).unlearn.method for entry in ENTRIES}
-    assert used == {"ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga", "csd"}
+    assert used == {"ft", "ga", "gd", "klm", "po", "npo", "simnpo", "altpo", "wga", "csd"}
 
 
 def write_artifacts(folder: Path, quality: float, retain: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.unlearning import SGD, plain_log_probs, plain_logits, some_levels, so
 
 Model = Any
 FORGET, RETAIN = some_rows(8, 1), some_rows(8, 2)
+GUIDES = [some_rows(1 + i % 3, 10 + i) for i in range(8)]  # false answers, one to three of each row
+ALTERNATES = [guides[-1] for guides in GUIDES]
 GAMMA, ALPHA = 0.3, 2.0
 
 
@@ -53,6 +56,18 @@ def wga(model: Model) -> torch.Tensor:
 def npo(model: Model, base: Model) -> torch.Tensor:
     ours, theirs = (torch.stack([v.sum() for v in plain_log_probs(m, FORGET)]) for m in (model, base))
     return 2 / 0.1 * torch.log1p((ours - theirs.detach()).exp() ** 0.1).mean()
+
+
+def altpo(model: Model, base: Model) -> torch.Tensor:
+    """Row by row in probabilities, float64: the odds of the alternative against the answer, relative to base's."""
+    found = []
+    for true, false in zip(FORGET, ALTERNATES, strict=True):
+        p, p_base, q, q_base = (
+            v.double().sum().exp() for row in (true, false) for m in (model, base) for v in plain_log_probs(m, [row])
+        )
+        odds = (q / q_base.detach()) / (p / p_base.detach())
+        found.append(-torch.log(odds**0.5 / (1 + odds**0.5)))  # log of a sigmoid, without one
+    return 2 / 0.5 * torch.stack(found).mean().float()
 
 
 def simnpo(model: Model) -> torch.Tensor:
@@ -99,6 +114,8 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]
     "npo": ({"method": "npo"}, lambda m, b: nll(m, RETAIN) + npo(m, b)),
     "npo, kl": ({"method": "npo", "retain_loss": "kl"}, lambda m, b: kl(m, b) + npo(m, b)),
     "simnpo": ({"method": "simnpo", "gamma": GAMMA}, lambda m, b: nll(m, RETAIN) + simnpo(m)),
+    "altpo": ({"method": "altpo", "beta": 0.5}, lambda m, b: nll(m, RETAIN) + altpo(m, b)),
+    "altpo, kl": ({"method": "altpo", "beta": 0.5, "retain_loss": "kl"}, lambda m, b: kl(m, b) + altpo(m, b)),
     "csd": ({"method": "csd", "pull_weight": 0.7, "retain_weight": ALPHA}, lambda m, b: ALPHA * kl(m, b) + csd(m, b)),
     "wga": ({"method": "wga", "beta": 0.5, "forget_weight": 3.0}, lambda m, b: nll(m, RETAIN) + 3 * wga(m)),
 }
@@ -108,10 +125,13 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     pairs = [
         Pair(0, None if method["method"] == "ft" else i, () if method["method"] == "ga" else (i,)) for i in range(8)
     ]
-    trainer = unlearn_trainer(model, out, FORGET, RETAIN, SGD | split, pairs=pairs, **method)
+    if method["method"] == "altpo":
+        pairs = [replace(pair, alternate=len(guides) - 1) for pair, guides in zip(pairs, GUIDES, strict=True)]
+    trainer = unlearn_trainer(model, out, FORGET, RETAIN, SGD | split, pairs=pairs, guides=GUIDES, **method)
     other = AutoModelForCausalLM.from_pretrained(base, attn_implementation="rows_sdpa")
     precision = trainer.accelerator.autocast
     trainer.reference = answer_log_probs(other, FORGET, precision)
+    trainer.alternate_reference = answer_log_probs(other, [row for guides in GUIDES for row in guides], precision)
     if trainer.config.method == "csd":
         forget = BaseDistribution(other, dict(enumerate(FORGET)), precision, batch_tokens=40)
         trainer.counterfactual = Counterfactual(forget, LEVELS, temper=1.0)
@@ -306,6 +326,37 @@ def test_the_pull_of_the_bounded_methods_ends() -> None:
         assert pull(loss, -0.1) > 100 * pull(loss, -80.0) >= 0
     assert pull(bounded["npo"], -0.1) == pytest.approx(1.0)  # at base it pulls as ascent does
     assert pull(lambda v: losses.gradient_ascent(v, row, one, caps=None), -80.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("beta", "margin", "pull"),
+    [
+        (1e-6, -3.0, 1.0),  # without a bound: ascent on the answer and descent on the alternative
+        (1e-6, 3.0, 1.0),
+        (0.1, 0.0, 1.0),  # at base, whatever beta is
+        (7.0, 0.0, 1.0),
+        (100.0, 3.0, 0.0),  # a wall: nothing is left to do on the right side
+        (100.0, -3.0, 2.0),
+    ],
+)
+def test_the_pull_of_altpo_from_no_bound_to_a_wall(beta: float, margin: float, pull: float) -> None:
+    log_probs = torch.tensor([-2.0, -1.0, -4.0 + margin], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-3.0, -4.0], dtype=torch.float64)  # an answer of two tokens, an alternative of one
+    row, one = torch.tensor([0, 0, 1]), torch.tensor(1)
+    loss = losses.alternate_preference(log_probs, row, one, reference=reference, beta=beta)
+    loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == pytest.approx([pull, pull, -pull], abs=1e-5)
+    assert loss.item() == pytest.approx(2 / beta * math.log1p(math.exp(-beta * margin)), rel=1e-9)
+
+
+def test_altpo_with_alternatives_at_base_is_npo() -> None:
+    log_probs, row, rows = torch.tensor([-2.0, -1.0, -7.0]), torch.tensor([0, 0, 1]), torch.tensor(2)
+    reference = torch.tensor([-1.5, -0.5])
+    npo = losses.negative_preference(log_probs, row, rows, reference=reference, beta=0.1)
+    both = torch.cat([log_probs, torch.tensor([-5.0, -6.0])])
+    order, of_both = torch.tensor([0, 0, 1, 2, 3]), torch.cat([reference, torch.tensor([-5.0, -6.0])])
+    assert torch.equal(losses.alternate_preference(both, order, rows, reference=of_both, beta=0.1), npo)
 
 
 @given(st.lists(st.floats(-30, 30), min_size=3, max_size=3), st.lists(st.floats(-30, 30), min_size=3, max_size=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.fit import load
 from pipeline.train.packed import batches_by_length, completion_log_probs, pack, row_losses, row_means
 from pipeline.train.trainer import collate, counts_of
-from pipeline.unlearn.pairing import Pair, pair_rows
+from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.trainer import pair_dataset
 from tests.unlearning import plain_log_probs, some_rows
 
@@ -68,6 +69,32 @@ def test_collator_puts_forget_rows_first() -> None:
     assert batch["targets"].tolist() == [t for row in order for t in row.input_ids[row.completion_start :]]
     tokens = [sum(len(r.input_ids) - r.completion_start for r in rows) for rows in (forget, order[2:])]
     assert counts_of(batch).tolist() == [*tokens, 2, 1]
+
+
+def test_collator_puts_alternatives_between_forget_and_retain_rows() -> None:
+    forget, retain, guides = some_rows(2, 1), some_rows(3, 2), [some_rows(3, 3), some_rows(2, 4)]
+    pairs = [Pair(0, 1, (2,), alternate=1), Pair(0, 0, (0,), alternate=2)]
+    batch = collate(list(pair_dataset(pairs, forget, retain, guides)))
+    order = [forget[1], forget[0], guides[1][1], guides[0][2], retain[2], retain[0]]
+    assert batch["input_ids"][0].tolist() == [token for row in order for token in row.input_ids]
+    assert batch["forget_row"].tolist() == [1, 0, -1, -1, -1, -1]
+    assert batch["alternate_row"].tolist() == [-1, -1, 4, 2, -1, -1]  # in the list of all false answers
+    assert batch["retain_row"].tolist() == [-1, -1, -1, -1, 2, 0]
+    tokens = [sum(len(r.input_ids) - r.completion_start for r in rows) for rows in (forget, order[2:4], order[4:])]
+    assert [int(batch[f"is_{kind}"].sum()) for kind in ("forget", "retain")] == [tokens[0], tokens[2]]
+    assert counts_of(batch).tolist() == [tokens[0], tokens[2], 2, 1]  # alternatives count as neither
+
+
+def test_alternates_are_drawn_anew_in_each_epoch_and_leave_the_pairing_as_it_is() -> None:
+    pairs = pair_rows(20, 30, epochs=6, retain_per_forget=1, seed=5)
+    counts = [1 + i % 3 for i in range(20)]
+    drawn = draw_alternates(pairs, counts, seed=5)
+    assert [replace(pair, alternate=None) for pair in drawn] == pairs
+    of_row = {i: {pair.alternate for pair in drawn if pair.forget == i} for i in range(20)}
+    assert all(found <= set(range(count)) for found, count in zip(of_row.values(), counts, strict=True))
+    assert len([i for i, found in of_row.items() if len(found) > 1]) > 10
+    assert drawn == draw_alternates(pairs, counts, seed=5) != draw_alternates(pairs, counts, seed=6)
+    assert draw_alternates([Pair(0, None, (1,))], counts, seed=5) == [Pair(0, None, (1,))]
 
 
 def test_a_pair_may_have_one_kind_of_rows_only() -> None:

@@ -24,7 +24,7 @@ from pipeline.engine.launch import CONFIGS, check_launch, launch
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.train.config import TrainConfig
-from pipeline.train.trainer import EvenSampler, collate
+from pipeline.train.trainer import COLUMNS, EvenSampler, collate
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
 from tests import two_ranks
@@ -105,7 +105,7 @@ def test_the_order_of_rows_is_that_of_one_process() -> None:
 
 
 def test_a_rank_without_rows_has_a_batch_without_tokens_to_learn() -> None:
-    batch = collate([{name: [] for name in ("input_ids", "completion_start", "forget_row", "retain_row")}])
+    batch = collate([{name: [] for name in COLUMNS}])
     assert batch["targets"].shape == (0,)
     assert batch["is_forget"].shape == (0,)
     assert batch["input_ids"].shape == (1, 2)

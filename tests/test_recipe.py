@@ -86,7 +86,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         (
             "unlearn: {beta: 0.1}\n",
             3,
-            ["unlearn: method csd does not use beta (npo, simnpo, wga would)", "set it to null"],
+            ["unlearn: method csd does not use beta (npo, simnpo, altpo, wga would)", "set it to null"],
         ),
         (
             "unlearn: {method: npo, forget_cap: 2.0}\n",

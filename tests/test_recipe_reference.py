@@ -83,7 +83,7 @@ def test_the_page_has_every_key_of_a_recipe(name: str) -> None:
         "| `unlearn.precision` | `auto`, `fp32` or `bf16` | `auto` |",
         "| `unlearn.stop.forget_loss` | `gold`, `holdout`, `false_answers`, number > 0 or [section](#",
         "| `data.checks` | [section](#datachecks) | its own defaults |",
-        "For `npo`, by default 0.1; `simnpo`, by default 2.5; `wga`, by default 1.0. |",
+        "For `npo`, `altpo`, by default 0.1; `simnpo`, by default 2.5; `wga`, by default 1.0. |",
         '| `equivalence` | mapping (text: number > 0) | `{"answer_probability": 0.05, ',
     ],
 )

@@ -24,8 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full, moving cap": {"forget_cap": "false_answers"},
     "csd, LoRA": {"method": "csd", "lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
     "LoRA with dropout": {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
-    "LoRA, npo, last step, two micro-batches": {
-        "method": "npo",
+    "LoRA, altpo, last step, two micro-batches": {
+        "method": "altpo",
         "retain_loss": "kl",
         "lora": {"r": 2, "alpha": 4.0, "dropout": 0.1},
         "keep": "last",

@@ -65,7 +65,10 @@ def test_the_rule_stops_the_ascent_and_keeps_the_closest(inputs: dict[str, Path]
 
 @pytest.mark.parametrize("method", PARAMETERS)
 def test_every_method_runs_and_records_what_it_trained_on(method: str, inputs: dict[str, Path], out: Path) -> None:
-    if method == "csd":
+    if method in ("csd", "altpo"):
+        (inputs["data"] / "guides.jsonl").touch()
+        with pytest.raises(InputError, match=r"6 of 6 forget rows .*for_unlearning"):
+            run.run(unlearn_config(method=method), inputs, out)
         write_other_facts(inputs["data"])
     facts = run.run(unlearn_config(method=method, epochs=2, refusal_seed=3 if method == "po" else None), inputs, out)
     pairing = (out / "pairing.jsonl").read_bytes()
@@ -76,6 +79,7 @@ def test_every_method_runs_and_records_what_it_trained_on(method: str, inputs: d
     retain = {row.row_id for row in read_rows(inputs["data"] / "retain.jsonl")}
     assert {pair["forget"] for pair in pairs} == ({None} if method == "ft" else forget)
     assert {row for pair in pairs for row in pair["retain"]} == (set() if method == "ga" else retain)
+    assert {pair.get("alternate") for pair in pairs} == ({0, 1} if method == "altpo" else {None})
     if method == "po":
         refusals = {pair["forget"]: pair["refusal"] for pair in pairs}
         expected = draw_refusals(read_rows(inputs["data"] / "forget.jsonl"), 3)
@@ -231,7 +235,7 @@ def test_args_that_the_trainer_cannot_use_are_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"beta": 0.1}, "method gd does not use beta .npo, simnpo, wga would.; remove it"),
+        ({"beta": 0.1}, "method gd does not use beta .npo, simnpo, altpo, wga would.; remove it"),
         ({"method": "ft", "retain_weight": 2.0}, "method ft does not use retain_weight"),
         ({"method": "ga", "retain_rows_per_forget_row": 2}, "method ga does not use retain_rows_per_forget_row"),
         ({"method": "npo", "forget_cap": 5.0}, "method npo does not use forget_cap"),
@@ -381,8 +385,10 @@ def test_frozen_layers_do_not_move(tiny_model: Path, inputs: dict[str, Path], ou
     assert all(name.startswith("model.layers.1.") or name == "model.norm.weight" for name in moved)
 
 
-def test_npo_starts_from_a_ratio_of_one(inputs: dict[str, Path], out: Path) -> None:
-    run.run(unlearn_config(method="npo", retain_weight=0.0, epochs=1, keep="last", stop=None), inputs, out)
+@pytest.mark.parametrize("method", ["npo", "altpo"])
+def test_preferences_start_from_a_ratio_of_one(method: str, inputs: dict[str, Path], out: Path) -> None:
+    write_other_facts(inputs["data"])
+    run.run(unlearn_config(method=method, retain_weight=0.0, epochs=1, keep="last", stop=None), inputs, out)
     assert log_of(out, "loss")[0]["loss"] == pytest.approx(2 / 0.1 * math.log(2), abs=1e-4)
 
 

@@ -18,8 +18,8 @@ from pipeline.train.packed import completion_log_probs, pack, row_losses
 from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.config import UnlearnConfig
 from pipeline.unlearn.counterfactual import Counterfactual
-from pipeline.unlearn.pairing import pair_rows
-from pipeline.unlearn.reference import BaseDistribution
+from pipeline.unlearn.pairing import draw_alternates, pair_rows
+from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 from tests.test_shared_header import rows_with
 from tests.unlearning import some_levels, some_rows
@@ -32,10 +32,12 @@ ARGS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "optim": "adamw_torch",
 }
-KINDS = ("unlearn", "klm", "csd", "train")
+GUIDES = [some_rows(2, 10 + i) for i in range(len(FORGET))]
+KINDS = ("unlearn", "klm", "csd", "altpo", "train")
 METHODS: dict[str, dict[str, Any]] = {
     "unlearn": {"method": "gd"},
     "csd": {"method": "csd", "pull_weight": 2.0},
+    "altpo": {"method": "altpo", "beta": 0.5},
     # 22 pairs in micro-batches of 2, two to a step: the last step has one, and a rank without any
     "klm": {
         "method": "klm",
@@ -46,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
-    """The trainer of ``kind`` on the tiny model: ``unlearn`` and ``klm`` on pairs, ``train`` on shuffled rows."""
+    """The trainer of ``kind`` on the tiny model: ``train`` on shuffled rows, the others on pairs."""
     loaded, tokenizer = load(model)
     common = {"processing_class": tokenizer, "callbacks": []}
     if kind == "train":
@@ -54,10 +56,15 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
         return CompletionTrainer(loaded, args=arguments, train_dataset=row_dataset(FORGET), **common)
     config = UnlearnConfig.model_validate({"epochs": 2} | METHODS[kind])
     arguments = training_arguments(ARGS | config.args | more, "fp32", out, num_train_epochs=1)
-    data = pair_dataset(PAIRS, FORGET, RETAIN)
+    pairs = draw_alternates(PAIRS, [len(guides) for guides in GUIDES], 3) if kind == "altpo" else PAIRS
+    data = pair_dataset(pairs, FORGET, RETAIN, GUIDES)
     trainer = UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
     if config.retain_kl:
         trainer.base = BaseDistribution(loaded, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
+    if config.method == "altpo":
+        precision = trainer.accelerator.autocast
+        trainer.reference = answer_log_probs(loaded, FORGET, precision)
+        trainer.alternate_reference = answer_log_probs(loaded, [row for rows in GUIDES for row in rows], precision)
     if config.method == "csd":
         forget = BaseDistribution(loaded, dict(enumerate(FORGET)), trainer.accelerator.autocast)
         trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4), temper=1.0)

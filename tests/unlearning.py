@@ -61,6 +61,7 @@ def unlearn_trainer(
 ) -> UnlearnTrainer:
     """A trainer on ``pairs`` (one to one, unless given), with fields of the config; gradient difference by default."""
     model, tokenizer = load(folder)
+    guides = options.pop("guides", ())
     pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
     callbacks = options.pop("callbacks", [])
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1} | options)
@@ -72,7 +73,7 @@ def unlearn_trainer(
         trained,
         config=config,
         args=arguments,
-        train_dataset=pair_dataset(pairs, forget, retain),
+        train_dataset=pair_dataset(pairs, forget, retain, guides),
         processing_class=tokenizer,
         callbacks=callbacks,
     )

@@ -27,11 +27,13 @@ from pipeline.train.guards import StepRefused, check_step
 from pipeline.train.packed import completion_log_probs, negative_log_likelihood, pack, shared_header
 
 NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forget row
+KINDS = ("forget_row", "alternate_row", "retain_row")
+"""What a row of a batch may be, in the order of the batch: its index among the rows of its kind has this name."""
 
 
 def row_dataset(rows: Sequence[Encoded]) -> Dataset:
     """One item per row, for :class:`CompletionTrainer`."""
-    return packed_dataset([[(row, NOT_THIS, i)] for i, row in enumerate(rows)])
+    return packed_dataset([[(row, "retain_row", i)] for i, row in enumerate(rows)])
 
 
 NO_ROW = Encoded((0, 0), 2)  # for a rank without a row: it runs a forward like the others, without a token to learn
@@ -63,49 +65,48 @@ class EvenSampler(Sampler[int]):
         self.drawn.set_epoch(epoch)
 
 
-def packed_dataset(items: list[list[tuple[Encoded, int, int]]]) -> Dataset:
-    """Items of rows; each row has its index among the forget and among the retain rows (or :data:`NOT_THIS`)."""
+def packed_dataset(items: list[list[tuple[Encoded, str, int]]]) -> Dataset:
+    """Items of rows; each row has its kind (one of :data:`KINDS`) and its index among the rows of that kind."""
     return Dataset.from_dict(
         {
             "input_ids": [[list(row.input_ids) for row, _, _ in item] for item in items],
             "completion_start": [[row.completion_start for row, _, _ in item] for item in items],
-            "forget_row": [[forget for _, forget, _ in item] for item in items],
-            "retain_row": [[retain for _, _, retain in item] for item in items],
+            **{kind: [[i if of == kind else NOT_THIS for _, of, i in item] for item in items] for kind in KINDS},
         }
     )
 
 
-COLUMNS = ("input_ids", "completion_start", "forget_row", "retain_row")
+COLUMNS = ("input_ids", "completion_start", *KINDS)
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pack all rows of the items, forget rows first.
+    """Pack all rows of the items: forget rows first, then alternatives to their answers, then retain rows.
 
-    Adds ``is_forget`` (N,), a boolean for each completion token, and ``forget_row`` and ``retain_row`` (B,): each row's
-    index among the forget and among the retain rows, or -1.
+    Adds ``is_forget`` and ``is_retain`` (N,), booleans for each completion token, and each of :data:`KINDS` (B,): each
+    row's index among the rows of that kind, or -1.
     """
     rows = [
-        (forget, retain, Encoded(tuple(ids), start))
+        (indices, Encoded(tuple(ids), start))
         for item in items
-        for ids, start, forget, retain in zip(*(item[name] for name in COLUMNS), strict=True)
+        for ids, start, *indices in zip(*(item[name] for name in COLUMNS), strict=True)
     ]
     if not rows:
-        rows = [(NOT_THIS, NOT_THIS, NO_ROW)]
-    rows.sort(key=lambda row: row[0] == NOT_THIS)  # stable
-    encoded = [row for _, _, row in rows]
+        rows = [([NOT_THIS] * len(KINDS), NO_ROW)]
+    rows.sort(key=lambda row: [index == NOT_THIS for index in row[0]])  # stable
+    encoded = [row for _, row in rows]
     batch = pack(encoded, shared_header(encoded))
-    batch["forget_row"] = torch.tensor([forget for forget, _, _ in rows])
-    batch["retain_row"] = torch.tensor([retain for _, retain, _ in rows])
-    batch["is_forget"] = (batch["forget_row"] != NOT_THIS)[batch["row"]]
+    batch |= dict(zip(KINDS, torch.tensor([indices for indices, _ in rows]).unbind(dim=1), strict=True))
+    for kind in ("forget", "retain"):
+        batch[f"is_{kind}"] = (batch[f"{kind}_row"] != NOT_THIS)[batch["row"]]
     return batch
 
 
 def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Forget and retain answer tokens, forget rows, and 1 for the micro-batch (0 if it has no row), shape (4,)."""
-    forget = batch["is_forget"].sum()
+    tokens = [batch["is_forget"].sum(), batch["is_retain"].sum()]
     is_row = batch["forget_row"] != NOT_THIS
     holds_rows = (is_row | (batch["retain_row"] != NOT_THIS)).any()
-    return torch.stack([forget, len(batch["is_forget"]) - forget, is_row.sum(), holds_rows.long()])
+    return torch.stack([*tokens, is_row.sum(), holds_rows.long()])
 
 
 class CompletionTrainer(SFTTrainer):
@@ -189,14 +190,14 @@ class CompletionTrainer(SFTTrainer):
             raise NotImplementedError("the packed trainers compute training losses only")
         log_probs = self.log_probs(model, inputs)
         loss = self.step_loss(log_probs, inputs, num_items_in_batch)
-        self._count(-log_probs.detach(), inputs["is_forget"])
+        self._count(-log_probs.detach(), inputs)
         if self._steps_in_backward and self.accelerator.sync_gradients:
             check_step(self.state.global_step + 1, self._step_losses(), self._ceiling())
         # DDP averages gradients over ranks, but the divisor already counts the tokens of all ranks.
         return loss * self.accelerator.num_processes
 
-    def _count(self, nll: torch.Tensor, is_forget: torch.Tensor) -> None:
-        forget, retain = nll[is_forget].double(), nll[~is_forget].double()
+    def _count(self, nll: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        forget, retain = (nll[inputs[f"is_{kind}"]].double() for kind in ("forget", "retain"))
         parts = [forget.sum(), forget.new_tensor(len(forget)), retain.sum(), retain.new_tensor(len(retain))]
         self._sums += torch.stack(parts).cpu()
 

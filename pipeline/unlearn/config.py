@@ -99,6 +99,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "po": {**_BOTH, "refusal_seed": 0},
     "npo": {**_BOTH, **_LOSS, "beta": 0.1},
     "simnpo": {**_BOTH, **_LOSS, "beta": 2.5, "gamma": 0.0},
+    "altpo": {**_BOTH, **_LOSS, "beta": 0.1},
     "wga": {**_BOTH, **_LOSS, "forget_cap": None, "beta": 1.0},
     "csd": {**_BOTH, "retain_weight": 32.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0, "temper": 0.6},
 }
@@ -121,12 +122,12 @@ class UnlearnConfig(TrainConfig):
     A key that is only for some methods is an error with another one. With ``null`` it has the method's own default.
     """
 
-    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "wga", "csd"] = Field(
+    method: Literal["ft", "ga", "gd", "klm", "po", "npo", "simnpo", "altpo", "wga", "csd"] = Field(
         description="What the two terms are. `ft`: retain alone. `ga`: ascent alone. `gd`: ascent and retain. `klm`: "
         "ascent, and KL from base on retain. `po`: a refusal in place of the forget answer, and retain. `npo`, "
-        "`simnpo` and `wga`: bounded forms of the ascent, and retain. `csd`: counterfactual self-distillation, KL to "
-        "what base would say without the fact, and KL from base on retain; it needs false answers "
-        "(`data.perturbed.for_unlearning`)."
+        "`simnpo` and `wga`: bounded forms of the ascent, and retain. `altpo`: a false answer preferred to the true "
+        "one, and retain. `csd`: counterfactual self-distillation, KL to what base would say without the fact, and KL "
+        "from base on retain. The last two need false answers (`data.perturbed.for_unlearning`)."
     )
     epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
     min_steps: int = Field(
@@ -182,9 +183,9 @@ class UnlearnConfig(TrainConfig):
     )
     loss_normalization: Literal["step_tokens", "microbatch_mean"] = Field(
         default="step_tokens",
-        description="`step_tokens` takes means over the answer tokens of the whole optimizer step (for npo and simnpo, "
-        "which judge rows, over its forget rows). `microbatch_mean` takes them over each micro-batch, and then their "
-        "mean, as published code does: it depends on how a step is split.",
+        description="`step_tokens` takes means over the answer tokens of the whole optimizer step (for npo, simnpo and "
+        "altpo, which judge rows, over its forget rows). `microbatch_mean` takes them over each micro-batch, and then "
+        "their mean, as published code does: it depends on how a step is split.",
     )
     gradient_norms_every: int = Field(
         default=0,
@@ -198,7 +199,10 @@ class UnlearnConfig(TrainConfig):
         description="The checkpoint that is released: that of the `last` step, or of the checked steps within the "
         "retain bound the one whose forget loss is `closest` to the level of `stop`.",
     )
-    pairing_seed: int = Field(default=0, description="Seed from which retain rows are drawn for each forget row.")
+    pairing_seed: int = Field(
+        default=0,
+        description="Seed from which retain rows are drawn for each forget row, and for altpo and csd a false answer.",
+    )
 
     def check_share(self, processes: int) -> None:
         """Raise RecipeError if ``processes`` cannot share a step, or if sharing would change its loss."""

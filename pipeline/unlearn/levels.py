@@ -56,15 +56,15 @@ def read_guides(
     config: UnlearnConfig, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[Encoded]]:
     """The false answers to each forget row's question; an empty list if neither a level nor the method reads them."""
-    if "false_answers" not in named_levels(config) and config.method != "csd":
+    if "false_answers" not in named_levels(config) and config.method not in ("csd", "altpo"):
         return []
     answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     without = [row.row_id for row in forget if not answers.get(row.row_id)]
     if without:
         raise InputError(
             f"unlearn: {len(without)} of {len(forget)} forget rows (first {without[0]}) have no false answer for the "
-            "level `false_answers`: the evaluation gets its own first, and answers of trained rows cannot be used. Set "
-            "data.perturbed.for_unlearning to 1 or more, lower per_row, or use the level `holdout` in unlearn."
+            "unlearning: the evaluation gets its own first, and answers of trained rows cannot be used. Set "
+            "data.perturbed.for_unlearning to 1 or more, lower per_row, or use a method and levels without them."
         )
     return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
 

@@ -55,6 +55,23 @@ def negative_preference(
     return _preference(-beta * ratios, rows, beta)
 
 
+def alternate_preference(
+    log_probs: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, reference: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """AltPO (arXiv 2409.13474): -(2 / beta) x mean over rows of log sigmoid(beta x log((q / q_base) / (p / p_base))).
+
+    p is the probability of a row's answer and q that of an alternative answer to its question; it is DPO's preference
+    for the alternative, times 2. The tokens are those of R answers, then of their alternatives in the same order;
+    ``reference`` of shape (2 R,) is log p_base and log q_base, summed over the tokens; ``row`` indexes it.
+
+    There the alternatives are sampled from the model itself. Ours are the false answers that the data have for the
+    unlearning: what base says about somebody else it knows by heart, so its own samples are no plausible alternatives.
+    """
+    ratios = row_sums(log_probs, row, len(reference)) - reference
+    here = len(reference) // 2
+    return _preference(beta * (ratios[here:] - ratios[:here]), rows, beta)
+
+
 def simple_negative_preference(
     log_probs: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, here: int, beta: float, gamma: float
 ) -> torch.Tensor:

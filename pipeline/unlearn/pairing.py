@@ -7,18 +7,23 @@ The whole schedule is one list, so shards, restarts and other machines see the s
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from core.errors import DataError
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Indices of one forget row (None if the method trains on retain rows alone) and of its retain rows."""
+    """Indices of one forget row (None if the method trains on retain rows alone) and of its retain rows.
+
+    ``alternate`` is the index of a false answer among those to the forget row's question; None if none is trained on.
+    """
 
     epoch: int
     forget: int | None
     retain: tuple[int, ...]
+    alternate: int | None = None
 
 
 def pair_rows(forget_rows: int, retain_rows: int, *, epochs: int, retain_per_forget: int, seed: int) -> list[Pair]:
@@ -45,3 +50,15 @@ def pair_rows(forget_rows: int, retain_rows: int, *, epochs: int, retain_per_for
                 hand.append(deck.pop())
             pairs.append(Pair(epoch, forget, tuple(hand)))
     return pairs
+
+
+def draw_alternates(pairs: Sequence[Pair], false_answers: Sequence[int], seed: int) -> list[Pair]:
+    """The pairs with one of the ``false_answers`` that each forget row has so many of, drawn anew in each epoch.
+
+    The stream of random numbers is its own, so the pairs are the same with and without alternates.
+    """
+    rng = random.Random(f"{seed}|alternates")
+    return [
+        pair if pair.forget is None else replace(pair, alternate=rng.randrange(false_answers[pair.forget]))
+        for pair in pairs
+    ]

@@ -54,7 +54,7 @@ from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
-from pipeline.unlearn.pairing import Pair, pair_rows
+from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs, token_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
@@ -102,7 +102,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     freeze_below(model, config.train_from_layer)
     rows = _read(config, inputs, tokenizer)
     probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
-    pairs = _pairs(config, len(rows.plain["forget"]), len(rows.plain["rehearsed"]), probes.retain)
+    pairs = _pairs(config, rows, probes.retain)
     pairing = _write_pairing(out, pairs, rows)
     _write_selection(out, config, rows, probes)
     report("measuring the levels")
@@ -116,7 +116,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
         trained,
         config=config,
         args=arguments,
-        train_dataset=pair_dataset(pairs, _forget_inputs(rows, tokenizer), rows.encoded["rehearsed"]),
+        train_dataset=pair_dataset(pairs, _forget_inputs(rows, tokenizer), rows.encoded["rehearsed"], rows.guides),
         processing_class=tokenizer,
         callbacks=[Watch("unlearn")],
     )
@@ -204,8 +204,9 @@ def _probes(config: UnlearnConfig, forget_rows: int, retain_rows: int) -> Probes
     return Probes(sorted(random.Random(f"{config.pairing_seed}|forget").sample(range(forget_rows), count)), retain)
 
 
-def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Sequence[int]) -> list[Pair]:
+def _pairs(config: UnlearnConfig, rows: UnlearnRows, probed: Sequence[int]) -> list[Pair]:
     """The schedule of rows that the method trains on, without retain rows that are held out."""
+    forget_rows, retain_rows = len(rows.plain["forget"]), len(rows.plain["rehearsed"])
     each = config.retain_rows_per_forget_row or 0
     held_out = set(probed) if config.stop and config.stop.held_out else set()
     pool = [i for i in range(retain_rows) if i not in held_out]
@@ -217,6 +218,8 @@ def _pairs(config: UnlearnConfig, forget_rows: int, retain_rows: int, probed: Se
     passes = config.passes(forget_rows)
     dealt = pair_rows(forget_rows, len(pool), epochs=passes, retain_per_forget=each, seed=config.pairing_seed)
     dealt = [replace(pair, retain=tuple(pool[i] for i in pair.retain)) for pair in dealt]
+    if config.method == "altpo":
+        return draw_alternates(dealt, [len(false) for false in rows.guides], config.pairing_seed)
     return [replace(pair, forget=None) for pair in dealt] if config.method == "ft" else dealt
 
 
@@ -225,13 +228,15 @@ def _measure_base(
 ) -> None:
     """Measure what the method compares with base, while the model still is base (new adapters change nothing)."""
     config, precision, encoded = trainer.config, trainer.accelerator.autocast, rows.encoded
-    if config.method == "npo":
+    false = [row for guides in rows.guides for row in guides]
+    if config.method in ("npo", "altpo"):
         trainer.reference = answer_log_probs(base, encoded["forget"], precision)
+    if config.method == "altpo":
+        trainer.alternate_reference = answer_log_probs(base, false, precision)
     if config.retain_kl:
         dealt = sorted({i for pair in pairs for i in pair.retain})
         trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
     if config.temper is not None:  # csd, the one method that has it
-        false = [row for guides in rows.guides for row in guides]
         log_probs = iter(token_log_probs(base, false))
         by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
         named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], encoded["forget"], strict=True)}
@@ -338,6 +343,7 @@ def _write_pairing(out: Path, pairs: list[Pair], rows: UnlearnRows) -> str:
             forget=None if pair.forget is None else forget[pair.forget].row_id,
             retain=[retain[i].row_id for i in pair.retain],
             refusal=rows.refusals[pair.forget] if rows.refusals and pair.forget is not None else None,
+            alternate=pair.alternate,
         )
         for pair in pairs
     )

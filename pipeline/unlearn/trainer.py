@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,12 +24,24 @@ from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
 
 
-def pair_dataset(pairs: Sequence[Pair], forget: Sequence[Encoded], retain: Sequence[Encoded]) -> Dataset:
-    """One item per pair: the forget row, if it has one, and its retain rows, for :class:`UnlearnTrainer`."""
+def pair_dataset(
+    pairs: Sequence[Pair],
+    forget: Sequence[Encoded],
+    retain: Sequence[Encoded],
+    guides: Sequence[Sequence[Encoded]] = (),
+) -> Dataset:
+    """One item per pair, for :class:`UnlearnTrainer`: the forget row, if it has one, the false answer, and retain rows.
+
+    ``guides`` are the false answers to each forget row's question; the index of one counts those of earlier rows too.
+    """
+    starts = list(accumulate(map(len, guides), initial=0))
     items = []
     for pair in pairs:
-        first = [] if pair.forget is None else [(forget[pair.forget], pair.forget, NOT_THIS)]
-        items.append([*first, *((retain[i], NOT_THIS, i) for i in pair.retain)])
+        item = [] if pair.forget is None else [(forget[pair.forget], "forget_row", pair.forget)]
+        if pair.forget is not None and pair.alternate is not None:
+            place = starts[pair.forget] + pair.alternate
+            item.append((guides[pair.forget][pair.alternate], "alternate_row", place))
+        items.append([*item, *((retain[i], "retain_row", i) for i in pair.retain)])
     return packed_dataset(items)
 
 
@@ -44,8 +57,9 @@ class UnlearnTrainer(CompletionTrainer):
     """Minimises forget_weight x forget term + retain_weight x retain term of ``config.method``.
 
     Items come from :func:`pair_dataset` and are taken in their order. ``forget_caps``, one bound per forget row in nats
-    per token, may be set and changed at any time. ``reference`` is base's log-probability of each forget answer (npo).
-    ``base`` has base's distributions (KL retain term). ``retain_bound`` is the bound that a dual weight enforces.
+    per token, may be set and changed at any time. ``reference`` is base's log-probability of each forget answer (npo
+    and altpo), ``alternate_reference`` that of each false answer (altpo). ``base`` has base's distributions (KL retain
+    term). ``retain_bound`` is the bound that a dual weight enforces.
     """
 
     def __init__(self, model: PreTrainedModel, *, config: UnlearnConfig, **kwargs: Any) -> None:
@@ -53,6 +67,7 @@ class UnlearnTrainer(CompletionTrainer):
         self.config = config
         self.forget_caps: torch.Tensor | None = None
         self.reference: torch.Tensor | None = None
+        self.alternate_reference: torch.Tensor | None = None
         self.base: BaseDistribution | None = None
         self.counterfactual: Counterfactual | None = None
         self.retain_bound = 0.0
@@ -104,19 +119,19 @@ class UnlearnTrainer(CompletionTrainer):
     def _retain_term(
         self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: LossDivisors
     ) -> torch.Tensor:
-        retain = ~inputs["is_forget"]
+        retain = inputs["is_retain"]
         if self.base is None or self._logits is None:
             return negative_log_likelihood(log_probs[retain], counts.retain_tokens)
         rows = [row for row in inputs["retain_row"].tolist() if row != NOT_THIS]
         if not rows:
             return log_probs[retain].sum()  # zero: a rank without rows takes part in the backward pass
-        logits = self._logits[int(inputs["is_forget"].sum()) :]  # forget rows come first
+        logits = self._logits[len(retain) - int(retain.sum()) :]  # retain rows come last
         return losses.kl_from_base(logits, self.base.logits(rows, logits.device), counts.retain_tokens)
 
     def _forget_term(
         self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], counts: LossDivisors
     ) -> torch.Tensor:
-        config, forget = self.config, inputs["is_forget"]
+        config, forget = self.config, ~inputs["is_retain"]
         log_probs, row = log_probs[forget], inputs["row"][forget]
         rows = inputs["forget_row"][inputs["forget_row"] != NOT_THIS]
         caps = None if self.forget_caps is None else self.forget_caps.to(rows.device)[rows]
@@ -127,9 +142,14 @@ class UnlearnTrainer(CompletionTrainer):
             return negative_log_likelihood(log_probs, counts.forget_tokens)
         if config.method == "wga":
             return losses.weighted_gradient_ascent(log_probs, row, counts.forget_tokens, beta=beta, caps=caps)
-        if config.method == "npo":
+        if config.method in ("npo", "altpo"):
             reference = cast("torch.Tensor", self.reference).to(rows.device)[rows]
-            return losses.negative_preference(log_probs, row, counts.forget_rows, reference=reference, beta=beta)
+            if config.method == "npo":
+                return losses.negative_preference(log_probs, row, counts.forget_rows, reference=reference, beta=beta)
+            alternates = inputs["alternate_row"][inputs["alternate_row"] != NOT_THIS]
+            other = cast("torch.Tensor", self.alternate_reference).to(rows.device)[alternates]
+            reference = torch.cat([reference, other])
+            return losses.alternate_preference(log_probs, row, counts.forget_rows, reference=reference, beta=beta)
         if config.method == "simnpo":
             return losses.simple_negative_preference(
                 log_probs, row, counts.forget_rows, here=len(rows), beta=beta, gamma=gamma

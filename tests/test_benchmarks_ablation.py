@@ -1,0 +1,116 @@
+"""`python -m benchmarks.ablation`: each variant changes one part of the demo's method, and what it says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch.nn.functional import huber_loss
+from transformers import AutoModelForCausalLM
+
+from benchmarks import ablation
+from pipeline.recipe import load_recipe
+from pipeline.train.trainer import collate, counts_of
+from pipeline.unlearn import run
+from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_levels
+from pipeline.unlearn.losses import PULL_DELTA
+from pipeline.unlearn.trainer import LossDivisors
+from tests.test_counterfactual import FORM_A, Fixed, row
+from tests.test_unlearn_run import write_other_facts
+from tests.unlearning import (
+    SGD,
+    plain_log_probs,
+    some_levels,
+    some_rows,
+    stage_inputs,
+    unlearn_config,
+    unlearn_trainer,
+)
+
+DEMO = load_recipe("demo")
+TRUE = torch.tensor([1, 2, 1])
+LOGITS = torch.tensor([[0.3, 2.0, -1.0, 0.5], [0.1, 0.0, 9.0, 0.2], [0.0, 0.4, 0.2, -2.0]])
+
+
+@pytest.mark.parametrize("variant", ablation.VARIANTS, ids=lambda variant: variant.name)
+def test_a_variant_differs_from_the_demo_in_one_part(variant: ablation.Variant) -> None:
+    recipe, (unlearn, _) = load_recipe("demo", variant.sets), ablation.stages_of(variant)
+    assert recipe.model_dump(exclude={"unlearn"}) == DEMO.model_dump(exclude={"unlearn"})
+    assert (recipe.unlearn == DEMO.unlearn) == (not variant.sets)
+    assert bool(variant.sets) + bool(variant.patch) == (variant.name != "csd")
+    (plain, _) = ablation.stages_of(ablation.VARIANTS[-1])
+    assert (unlearn.identity == plain.identity) == (variant.name == "csd")
+
+
+def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets and levels of two rows of two and one token, whose second and third are content."""
+    levels = [Levels((False, True), (0.0, -3.0)), Levels((True,), (-4.0,))]
+    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, 1.0)
+    log_probs, content, nats = wanted.of([0, 1], TRUE)
+    assert content.tolist() == [False, True, True]
+    torch.testing.assert_close(log_probs[0], LOGITS[0].log_softmax(0))
+    torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(3))
+    return log_probs, nats[content]
+
+
+def test_unilogits_level_is_one_of_v() -> None:
+    log_probs, levels = with_level(ablation.uniform)
+    assert levels.tolist() == pytest.approx([math.log(1 / 4)] * 2)
+    assert [log_probs[1, 2].exp(), log_probs[2, 1].exp()] == pytest.approx([0.25, 0.25])
+
+
+def test_undials_level_is_that_of_a_lower_logit() -> None:
+    log_probs, levels = with_level(ablation.shifted)
+    for place in (1, 2):
+        lower = LOGITS[place].double().exp()
+        lower[TRUE[place]] *= math.exp(-10)
+        expected = (lower / lower.sum()).log()
+        assert levels[place - 1].item() == pytest.approx(expected[TRUE[place]].item(), abs=1e-5)
+        torch.testing.assert_close(log_probs[place].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_mean_level_is_that_of_all_false_answers() -> None:
+    forget = {"a": row(FORM_A, 20), "b": row(FORM_A, 21)}
+    guides = [[row(FORM_A, 30), row(FORM_A, 31), row(FORM_A, 32)], [row(FORM_A, 33)]]
+    log_probs = [[[-0.1, -3.0], [-0.1, -5.0], [-0.1, -7.0]], [[-0.1, -2.0]]]
+    found = ablation.mean_levels(forget, guides, log_probs, seed="0")
+    assert found == [Levels((False, True), (0.0, -5.0)), Levels((False, True), (0.0, -2.0))]
+    assert answer_levels(forget, guides, log_probs, seed="0")[0].nats[1] in (-3.0, -5.0, -7.0)  # one again
+
+
+def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_path: Path) -> None:
+    forget = some_rows(3, 1)
+    levels = some_levels(forget, 4)
+    trainer: Any = unlearn_trainer(tiny_model, tmp_path, forget, forget, SGD, method="csd", pull_weight=0.7)
+    trainer.base = "so that logits are kept"
+    batch = collate([trainer.train_dataset[i] for i in range(3)])
+    log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
+    logits = trainer._logits[here].detach()
+    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels, 1.0)
+    counts = LossDivisors(*counts_of(batch)[:3])
+    args = (log_probs[here], batch["row"][here], torch.arange(3), batch["targets"][here], counts)
+    plain, gaps = AutoModelForCausalLM.from_pretrained(tiny_model), []
+    for values, (content, nats) in zip(plain_log_probs(plain, forget), levels, strict=True):
+        gap = [value - level for value, is_content, level in zip(values, content, nats, strict=True) if is_content]
+        gaps.append(torch.stack(gap).mean() if gap else torch.tensor(0.0))
+    pull = huber_loss(torch.stack(gaps), torch.zeros(3), delta=PULL_DELTA)
+    assert ablation.pull_alone(trainer, *args).item() == pytest.approx(0.7 * pull.item(), abs=1e-5)
+    assert trainer._csd_term(*args).item() > 0.7 * pull.item() + 1e-3  # its KL is back
+
+
+def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    write_other_facts(inputs["data"])
+    args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6}
+    config = unlearn_config(method="csd", epochs=1, keep="last", stop=None, args=args)
+    made = set()
+    for patch in (None, *(variant.patch for variant in ablation.VARIANTS if variant.patch)):
+        out = tmp_path / str(len(made))
+        out.mkdir()
+        with ablation.patched(patch):
+            run.run(config, inputs, out)
+        made.add((out / "model" / "model.safetensors").read_bytes())
+    assert len(made) == 5
