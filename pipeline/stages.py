@@ -142,8 +142,8 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "4", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
+        Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
+        Stage("package", "3", package, *_package(recipe), tree, plan.packaging),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing,
@@ -277,6 +277,7 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         repo=recipe.publish.repo,
         license=recipe.model.license,
         base_model=recipe.model.name,
+        search_for=recipe.publish.search_for,
         recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"}),
     )
     return config, _plain(config)
