@@ -101,7 +101,7 @@ FORMS: dict[str, Callable[[str], str | bytes]] = {
     "png tEXt": lambda a: png(b"tEXt", b"Title\0" + a.encode("latin-1")),
     "png zTXt": lambda a: png(b"zTXt", b"Title\0\0" + zlib.compress(a.encode("latin-1"))),
     "png iTXt": lambda a: png(b"iTXt", b"Title\0\1\0\0\0" + zlib.compress(a.encode())),
-    "png pixels": lambda a: png(b"IDAT", zlib.compress(os.urandom(1 << 17) + a.encode() + os.urandom(99))),
+    "png pixels": lambda a: png(b"IDAT", zlib.compress(bytes(range(256)) * 512 + a.encode() + b"\xff" * 99)),
 }
 
 
@@ -161,6 +161,12 @@ def test_the_header_of_weights_is_read_as_text(tmp_path: Path) -> None:
         text = FORMS[form](ANSWER)
         content = safetensors(b"\0" * 64, {"note": text if isinstance(text, str) else text.decode()})
         assert found(scanner, tmp_path, "model.safetensors", content) == {FOUND}
+
+
+def test_weights_that_are_none_are_searched_too(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 5, b"\xff" * 30 + ANSWER.encode(), b"\xff" * (1 << 17) + ANSWER.encode()):
+        expected = {FOUND} if ANSWER.encode() in content else set()
+        assert found(Scanner([ANSWER]), tmp_path, "model.safetensors", content) == expected
 
 
 letters = st.characters(categories=["L", "M", "N", "P", "Zs"], exclude_characters="&%\\")  # no escapes by chance

@@ -34,6 +34,7 @@ from pipeline.publish.licence import LICENCE_FILES
 from pipeline.publish.matcher import Matcher, Pattern, literal
 from pipeline.publish.readings import TooMuchPackedError, readings
 from pipeline.publish.secrets import BEGINNINGS, secrets
+from pipeline.publish.weights import MAX_HEADER
 
 LONG, LONG_IN_VOCABULARIES = 12, 24  # letters and digits
 COMPARED = 256  # letters and digits of a longer text that are compared
@@ -103,8 +104,8 @@ class Scanner:
         try:
             with path.open("rb") as file:
                 if path.suffix == ".safetensors":
-                    head = file.read(8)
-                    kinds |= self._read(file.read(int.from_bytes(head, "little")), name) | self._search(file, name)
+                    header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER))
+                    kinds |= self._read(header, name) | self._search(file, name)
                 else:
                     kinds |= self._read(file.read(), name)
         except TooMuchPackedError:
