@@ -143,10 +143,10 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "3", package, *_package(recipe), tree, plan.packaging),
+        Stage("package", "3", package, *_package(recipe), tree, plan.packaging, publishes=True),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
-            plan.publishing,
+            plan.publishing, publishes=True,
         ),
     ]  # fmt: skip
 
@@ -275,6 +275,7 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
     card, _ = _card(recipe)
     config = PackageConfig(
         repo=recipe.publish.repo,
+        tag=recipe.publish.tag,
         license=recipe.model.license,
         base_model=recipe.model.name,
         search_for=recipe.publish.search_for,
