@@ -24,7 +24,7 @@ tags: [unlearning]
 
 A model that forgot.
 """
-CONFIG = PackageConfig(repo=REPO, license="apache-2.0", base_model="demo/base", recipe={"name": "tiny"})
+CONFIG = PackageConfig(repo=REPO, tag="v1.0.0", license="apache-2.0", base_model="demo/base", recipe={"name": "tiny"})
 
 
 def make_inputs(folder: Path, model: Path) -> dict[str, Path]:

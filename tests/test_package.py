@@ -26,7 +26,7 @@ from pipeline.publish.schema import Release
 from pipeline.publish.weights import weights_problems
 from tests.publishing import ANSWER, CARD, CONFIG, REPO, build, make_inputs, write_gate
 
-LLAMA = PackageConfig(repo="demo/Llama-tiny", license="llama3.2", base_model="meta-llama/Llama-3.2-1B")
+LLAMA = PackageConfig(repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B")
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ class PackageConfig(Strict):
     """What the package stage needs from a recipe."""
 
     repo: HubId = Field(description="Full name of the repository.")
+    tag: ReleaseTag = Field(description="Tag of the release.")
     license: LicenceId = Field(description="Licence of the start model, and so of the weights.")
     base_model: HubId = Field(description="Hub id of the start model.")
     search_for: list[Searched] = Field(default_factory=list, description="The recipe's `publish.search_for`.")

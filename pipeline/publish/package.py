@@ -135,6 +135,7 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
     return Release(
         repo=config.repo,
+        tag=config.tag,
         base_model=config.base_model,
         license=config.license,
         weights_sha256=weights,
