@@ -103,16 +103,18 @@ def card(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 def package(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Make exactly the tree that will be on the Hub, scanned and signed."""
+    from pipeline import recheck
     from pipeline.publish import package
 
-    return package.run(config, inputs, out)
+    return package.run(config, inputs, out, recheck.problems)
 
 
 def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Push to a staging branch, download again, verify, commit to main, tag."""
+    from pipeline import recheck
     from pipeline.publish import push
 
-    return push.run(config, inputs, out)
+    return push.run(config, inputs, out, recheck.problems)
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -279,6 +281,7 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         license=recipe.model.license,
         base_model=recipe.model.name,
         search_for=recipe.publish.search_for,
-        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"}),
+        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"})
+        | {"gates": [_plain(item) for item in recipe.gates]},
     )
     return config, _plain(config)

@@ -53,7 +53,7 @@ def test_a_canary_in_any_file_is_caught(inputs: dict[str, Path], tmp_path: Path,
             path.parent.mkdir(exist_ok=True)
             path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"\n {canary}\n".encode())
     (inputs["card"] / "plots" / f"{ANSWER}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
-    recipe = CONFIG.model_copy(update={"recipe": {"name": {"a": ["x", canary]}}})
+    recipe = CONFIG.model_copy(update={"recipe": CONFIG.recipe | {"name": {"a": ["x", canary]}}})
     with pytest.raises(InputError, match="must not be published") as error:
         build(inputs, tmp_path / "out", recipe)
     expected = [name.removeprefix("model/") for names in FILES.values() for name in names]

@@ -26,6 +26,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, Receipt, read_receipt
 from pipeline.publish.verify import verify_release
+from pipeline.recheck import problems
 from tests.publishing import CARD, REPO, build, make_inputs, write_gate
 from tests.publishing import CONFIG as PACKAGE
 
@@ -131,7 +132,9 @@ class World:
     target: Target
 
     def publish(self, package: Path, **changes: object) -> Receipt:
-        return push.publish(CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key())
+        return push.publish(
+            CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key(), problems
+        )
 
     def head(self, revision: str = "main") -> str:
         return str(self.api.repo_info(REPO, revision=revision).sha)
@@ -174,7 +177,7 @@ def next_release(inputs: dict[str, Path], tmp_path: Path, name: str = "next", ta
 def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    facts = push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, out)
+    facts = push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, out, problems)
     receipt = read_receipt(out)
     assert facts == PublishFacts(**{key: getattr(receipt, key) for key in PublishFacts.model_fields})
     assert receipt.files == {n: d.sha256 for n, d in tree.read_tree(package / "hub").items()}
@@ -184,12 +187,12 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     assert str(tmp_path) not in (out / "receipt.json").read_text()
     assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key())
+        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key(), problems)
         assert [c.name for c in found.checks] == [c.name for c in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"
     again.mkdir()
-    push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, again)
+    push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, again, problems)
     assert (again / "receipt.json").read_text() == (out / "receipt.json").read_text()
 
 
@@ -286,11 +289,11 @@ def test_nothing_is_uploaded_to_a_repo_that_is_public_and_should_not_be(world: W
 def test_gate_is_checked_again(inputs: dict, package: Path, tmp_path: Path, store: Path) -> None:
     write_gate(inputs, weights_sha256="0" * 64)
     with pytest.raises(GateError):
-        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path)
+        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path, problems)
     write_gate(inputs)
     (package / "hub" / "README.md").write_text(CARD + "changed after it was signed")
     with pytest.raises(VerificationError, match=r"README\.md"):
-        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path)
+        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path, problems)
     assert not (store / "hub").exists()
 
 
@@ -374,12 +377,12 @@ def test_a_corrupt_download(world: World, inputs: dict, package: Path, tmp_path:
 
 def test_a_hub_that_is_not_there(package: Path) -> None:
     with pytest.raises(HubError, match="cannot be reached"):
-        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), sign.public_key())
+        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), sign.public_key(), problems)
 
 
 def test_a_token_that_is_wrong(world: World, package: Path) -> None:
     with pytest.raises(HubError, match="401"):
-        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), sign.public_key())
+        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), sign.public_key(), problems)
 
 
 def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +401,7 @@ def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.Mo
 
     close_session()
     with connect("local") as target:
-        push.publish(CONFIG, package / "hub", target, sign.public_key())
+        push.publish(CONFIG, package / "hub", target, sign.public_key(), problems)
     close_session()
 
 
@@ -429,7 +432,7 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
         ):
             verified(world, commit)
     with pytest.raises(HubError, match="404"):
-        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key())
+        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key(), problems)
     with pytest.raises(RevisionNotFoundError):
         world.head("never-was")
 
@@ -446,7 +449,7 @@ def test_a_release_that_does_not_load(world: World, inputs: dict, tmp_path: Path
 
 
 def verified(world: World, revision: str = "main", repo: str = REPO) -> list[str]:
-    found = verify_release(repo, revision, world.target.endpoint, world.target.token, sign.public_key())
+    found = verify_release(repo, revision, world.target.endpoint, world.target.token, sign.public_key(), problems)
     return [check.name for check in found.checks]
 
 

@@ -7,7 +7,7 @@ The same inputs give the same bytes of every file but ``model.sig``; the signatu
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from core.artifacts import write_file
@@ -24,14 +24,17 @@ from pipeline.publish.licence import licence_problems, licence_texts
 from pipeline.publish.schema import PackageFacts, Release
 from pipeline.publish.weights import weights_problems
 
+Recheck = Callable[[Path], list[str]]
+"""Says what in a tree's verdict does not follow from the rest of the tree; empty if all does."""
 
-def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> PackageFacts:
+
+def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PackageFacts:
     """Build and sign ``out/hub``.
 
     ``inputs``: unlearn, card, gate, data, and model if the licence's text comes with the start model. Raises
-    GateError unless the gate passed for exactly these weights, and InputError for a pickle, unsound weights, a missing
-    licence file, or a secret or forget answer in any file. The signing key is not an input: see
-    :func:`pipeline.publish.sign.private_key`.
+    GateError unless the gate passed for exactly these weights and follows from recipe and results, and InputError
+    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. The signing key
+    is not an input: see :func:`pipeline.publish.sign.private_key`.
     """
     model = inputs["unlearn"] / "model"
     report("checking the gate")
@@ -53,6 +56,8 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> Package
     scanner = forget_scanner(inputs["data"], config.search_for)
     report("scanning for secrets and forget answers")
     scan.refuse_findings(hub, scanner)
+    if wrong := recheck(hub):
+        raise GateError(f"The verdict does not follow from recipe and results: {' '.join(wrong)} Nothing was packaged.")
     report("signing")
     sign.sign_tree(hub, key)
     files = [path for path in hub.rglob("*") if path.is_file()]

@@ -32,7 +32,7 @@ from core.progress import report
 from pipeline.publish import sign, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
-from pipeline.publish.package import check_gate
+from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
@@ -40,7 +40,7 @@ ATTEMPTS = 3
 _STAGING = re.compile(r"staging-[0-9a-f]{12}")
 
 
-def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> PublishFacts:
+def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PublishFacts:
     """Publish ``inputs["package"]/hub`` and write ``receipt.json``.
 
     Raises GateError unless the gate passed for these weights, HubError if the Hub refuses or cannot be reached, and
@@ -51,7 +51,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> Publish
     public_key = sign.public_key()
     sign.check_signature(package, package / tree.SIGNATURE, public_key)
     with connect(config.hub) as target, quiet():
-        receipt = publish(config, package, target, public_key)
+        receipt = publish(config, package, target, public_key, recheck)
     write_file(out / RECEIPT, receipt)
     return PublishFacts(
         repo=receipt.repo,
@@ -62,7 +62,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> Publish
     )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, public_key: Path) -> Receipt:
+def publish(config: PublishConfig, package: Path, target: Target, public_key: Path, recheck: Recheck) -> Receipt:
     """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
     release = read_release(package)
     if (release.repo, release.tag) != (config.repo, config.tag):
@@ -87,11 +87,11 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
     commit = tagged or (head if repository.holds_release(head) else None)
     if commit is None:
         staged = repository.stage(head)
-        verified = repository.verify(staged)
+        verified = repository.verify(staged, recheck)
         report("landing")
         commit = repository.commit(MAIN, head)
     else:  # published before, wholly or up to the tag
-        verified = repository.verify(commit)
+        verified = repository.verify(commit, recheck)
     if tagged is None:
         repository.tag(commit)
     repository.finish()
@@ -253,13 +253,13 @@ class _Repository:
                     raise
         return None
 
-    def verify(self, commit: str) -> Verified:
+    def verify(self, commit: str, recheck: Recheck) -> Verified:
         """Download a commit, check it, and compare it with the package."""
         expected = {name: digest.sha256 for name, digest in self._files.items()}
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
-            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, expected
+            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, recheck, expected
         )
 
     def tag(self, commit: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from core.artifacts import Versioned, read_file
 from core.strict import Strict
 
+RELEASE = "release.json"
 RECEIPT = "receipt.json"
 
 

@@ -19,7 +19,7 @@ from eval.schema import GATE
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import hub_errors, quiet
 from pipeline.publish.licence import card_licence, licence_problems
-from pipeline.publish.package import check_gate
+from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import Release, VerifiedCheck
 from pipeline.publish.weights import weights_problems
 
@@ -44,12 +44,14 @@ def verify_release(
     endpoint: str,
     token: str | None,
     public_key: Path,
+    recheck: Recheck,
     expected: Mapping[str, str] | None = None,
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
-    With ``expected`` (path: sha256) exactly these files must be there. If the signature is not among them, any valid
-    one is accepted. Raises VerificationError that names what differs, HubError if it cannot be downloaded.
+    ``recheck`` judges the verdict again. With ``expected`` (path: sha256) exactly these files must be there. If the
+    signature is not among them, any valid one is accepted. Raises VerificationError that names what differs,
+    HubError if it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
         report("downloading what was published")
@@ -65,7 +67,7 @@ def verify_release(
             ("signature", lambda: _signature(folder, public_key)),
             ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
             ("contents", lambda: _contents(read_release(folder), files, folder)),
-            ("gate", lambda: _gate(folder)),
+            ("gate", lambda: _gate(folder, recheck)),
             ("licence", lambda: _licence(folder, repo)),
             ("safetensors", lambda: _safetensors(folder)),
             ("generation", lambda: _generation(folder)),
@@ -190,12 +192,14 @@ def _contents(release: Release, files: Mapping[str, str], folder: Path) -> str:
     return f"digests of {len(signed)} files, weights and gate are those of {tree.RELEASE}"
 
 
-def _gate(folder: Path) -> str:
+def _gate(folder: Path, recheck: Recheck) -> str:
     try:
         check_gate(folder, folder)
     except (GateError, ArtifactError) as error:
         raise VerificationError(f"no gate allows this release: {error}") from error
-    return "passed, for these weights"
+    if wrong := recheck(folder):
+        raise VerificationError(f"its verdict does not follow from its recipe and results: {' '.join(wrong)}")
+    return "passed for these weights, by the recipe's thresholds and the published values"
 
 
 def _licence(folder: Path, repo: str) -> str:
