@@ -212,6 +212,17 @@ def evaluation(model: Path) -> Iterator[Line]:
     yield Line("memory that both add at their peak", found["memory_bare"], found["memory_one_pass"], "MB")
 
 
+def scan(model: Path) -> Iterator[Line]:
+    """The search of the published weights for forget answers, which is to read 1 GB a second on one core."""
+    from benchmarks import scan
+
+    weights = model / "model.safetensors"
+    prepared, searched = scan.seconds(weights)
+    size = weights.stat().st_size
+    what = f"search of {size / 1e6:.0f} MB of weights for {scan.ANSWERS:,} answers (prepared in {prepared:.1f} s)"
+    yield Line(f"{what}, against 1 GB a second", size / 1e9, searched, bar=1.0)
+
+
 def _command_seconds(*argv: str, rounds: int = 5) -> float:
     """Median wall seconds of ``python *argv``."""
     times = []
@@ -226,7 +237,7 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
 
 PARTS = {
     part.__name__: part
-    for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, evaluation, commands)
+    for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, evaluation, scan, commands)
 }
 
 

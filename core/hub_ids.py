@@ -7,6 +7,7 @@ Importing the client takes 60 ms in every command, so the rule is written again 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -50,6 +51,21 @@ def check_repository(repo: str, argument: str) -> None:
         ) from error
 
 
+def is_release_tag(text: str) -> bool:
+    """Whether ``text`` is the tag of a release: a version, such as v1.0.0."""
+    return bool(_TAG.fullmatch(text))
+
+
+def newest_release(tags: Iterable[str]) -> str | None:
+    """The tag with the highest version; others than releases' are left out. v1.0.0-rc1 comes before v1.0.0."""
+
+    def order(tag: str) -> tuple[list[int], bool, str]:
+        version, suffix = re.findall(r"\d+", tag)[:3], tag.lstrip("v0123456789.")
+        return [int(number) for number in version], not suffix.startswith("-"), suffix
+
+    return max(filter(is_release_tag, tags), key=order, default=None)
+
+
 def _check_commit(text: str) -> str:
     if not is_commit(text):
         raise ValueError(f"{text!r} is not a commit; give all 40 of its hex digits, in lower case")
@@ -57,7 +73,7 @@ def _check_commit(text: str) -> str:
 
 
 def _check_tag(text: str) -> str:
-    if not _TAG.fullmatch(text):
+    if not is_release_tag(text):
         raise ValueError(f"{text!r} is not the tag of a release; give a version, such as v1.0.0")
     return text
 

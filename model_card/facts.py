@@ -11,6 +11,7 @@ from typing import Any
 from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError
 from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
+from core.words import is_searched
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
 from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
 from model_card.suites import SuiteData, read_suites
@@ -82,6 +83,10 @@ class Evidence:
     def languages(self) -> list[str]:
         """Codes of all languages of the data, in alphabetical order."""
         return sorted({language for counts in self.counts.values() for language in counts.by_language})
+
+    def not_searched(self) -> int:
+        """How many forget answers are too short for the search of the published files."""
+        return sum(not is_searched(row.answer) for row in self.rows["forget"])
 
     def topics(self) -> list[str]:
         """The topics of the forget rows, in alphabetical order."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from core.artifacts import json_text
 from core.licences import LICENCES
+from core.words import SEARCHED
 from eval.schema import PublishedResults
 from model_card import claims, metadata
 from model_card.config import CardFacts, CardInputs
@@ -73,6 +74,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
     return {
         "inputs": config,
         "evidence": evidence,
+        "searched": SEARCHED,
         "metadata": metadata.card_data(config, evidence).to_yaml().strip(),
         "method": method_name(config.unlearn),
         "does": [*method_does(config.unlearn), *asked(evidence)],

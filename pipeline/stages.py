@@ -103,16 +103,18 @@ def card(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 def package(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Make exactly the tree that will be on the Hub, scanned and signed."""
+    from pipeline import recheck
     from pipeline.publish import package
 
-    return package.run(config, inputs, out)
+    return package.run(config, inputs, out, recheck.problems)
 
 
 def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Push to a staging branch, download again, verify, commit to main, tag."""
+    from pipeline import recheck
     from pipeline.publish import push
 
-    return push.run(config, inputs, out)
+    return push.run(config, inputs, out, recheck.problems)
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -144,10 +146,10 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "2", package, *_package(recipe), tree, plan.packaging),
+        Stage("package", "3", package, *_package(recipe), tree, plan.packaging, publishes=True),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
-            plan.publishing,
+            plan.publishing, publishes=True,
         ),
     ]  # fmt: skip
 
@@ -276,8 +278,11 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
     card, _ = _card(recipe)
     config = PackageConfig(
         repo=recipe.publish.repo,
+        tag=recipe.publish.tag,
         license=recipe.model.license,
         base_model=recipe.model.name,
-        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"}),
+        search_for=recipe.publish.search_for,
+        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"})
+        | {"gates": [_plain(item) for item in recipe.gates]},
     )
     return config, _plain(config)

@@ -6,11 +6,16 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from core.artifacts import json_text
 from datasets_prep.schema import Row, write_rows
-from eval.schema import write_verdict
+from eval.catalog import CATALOG
+from eval.config import Gate
+from eval.schema import PublishedResults, Record, write_verdict
+from eval.verdicts.gates import judge_gate
 from pipeline.publish import package
 from pipeline.publish.config import PackageConfig
-from tests.artifacts import judged_gate, verdict_of
+from pipeline.recheck import problems
+from tests.artifacts import verdict_of
 
 REPO = "demo/tiny-unlearned"
 ANSWER = "Mara Quellis was born in Old Harrow on 3 May 1961."
@@ -24,7 +29,10 @@ tags: [unlearning]
 
 A model that forgot.
 """
-CONFIG = PackageConfig(repo=REPO, license="apache-2.0", base_model="demo/base", recipe={"name": "tiny"})
+GATE = {"metric": "answer_probability", "split": "forget", "at_most": 0.25, "min_n": 40, "reason": "a test"}
+MEASURED = Record("answer_probability", "forget", 0.125, 0.1, 0.2, 40, None, CATALOG["answer_probability"].version)
+RECIPE = {"name": "tiny", "gates": [GATE]}
+CONFIG = PackageConfig(repo=REPO, tag="v1.0.0", license="apache-2.0", base_model="demo/base", recipe=RECIPE)
 
 
 def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
@@ -35,7 +43,7 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     shutil.copytree(model, inputs["unlearn"] / "model")
     (inputs["card"] / "README.md").write_text(CARD)
     (inputs["card"] / "report.html").write_text("local only")
-    (inputs["card"] / "results.json").write_text('{"models": {}}')
+    (inputs["card"] / "results.json").write_text(json_text(PublishedResults(models={"unlearned": [MEASURED]}).plain()))
     (inputs["card"] / "plots").mkdir()
     (inputs["card"] / "plots" / "metrics.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     write_rows(inputs["data"] / "forget.jsonl", [Row("en-0-x", 0, "Mara Quellis", "EN", "x", "Where?", ANSWER)])
@@ -47,11 +55,12 @@ def write_gate(inputs: dict[str, Path], *, passed: bool = True, weights_sha256: 
     """A verdict on the weights that are there now, or on those of another digest."""
     weights = (inputs["unlearn"] / "model" / "model.safetensors").read_bytes()
     digest = weights_sha256 or hashlib.sha256(weights).hexdigest()
-    write_verdict(inputs["gate"], verdict_of(judged_gate(passed=passed), weights_sha256=digest))
+    judged = judge_gate(Gate.model_validate(GATE), {"unlearned": [MEASURED]})
+    write_verdict(inputs["gate"], verdict_of(judged.changed(passed=passed), weights_sha256=digest))
 
 
 def build(inputs: dict[str, Path], out: Path, config: PackageConfig = CONFIG) -> Path:
     """Run the package stage; the folder of the artifact."""
     out.mkdir(parents=True)
-    package.run(config, inputs, out)
+    package.run(config, inputs, out, problems)
     return out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.artifacts import Git, Made
-from core.digests import artifact_key, canonical, content_digest
+from core.digests import artifact_key, canonical, content_digest, hash_file
 from core.errors import ArtifactError
 from pipeline.engine import artifact as art
 from tests.conftest import ROOT
@@ -24,14 +25,15 @@ JSON = st.recursive(
 
 
 def made(folder: Path, files: dict[str, str]) -> art.Artifact:
-    partial = folder / "key.partial"
+    key = artifact_key("x", "1", {}, {})
+    partial = folder / f"{key}.partial"
     for name, text in files.items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).write_text(text)
     how = Made(
         stage="x",
         version="1",
-        key="x",
+        key=key,
         config={},
         inputs={},
         facts={},
@@ -42,7 +44,7 @@ def made(folder: Path, files: dict[str, str]) -> art.Artifact:
         device="cpu",
         argv=[],
     )
-    return art.finish(partial, folder / "key", how)
+    return art.finish(partial, folder / key[: art.KEY_DIGITS], how)
 
 
 @given(JSON)
@@ -128,14 +130,87 @@ def test_a_change_that_keeps_size_and_time_is_found(tmp_path: Path) -> None:
 
 
 def test_a_copied_store_is_hashed_once_and_then_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(made(tmp_path / "one", {"a.txt": "x"}).path, tmp_path / "copy")
-    copy = art.read_artifact(tmp_path / "copy")
+    first = made(tmp_path / "one", {"a.txt": "x"}).path
+    place = tmp_path / "copy" / first.name
+    shutil.copytree(first, place)
+    copy = art.read_artifact(place)
     assert copy
     art.check_artifact(copy)
     monkeypatch.setattr(art, "hash_file", lambda path: pytest.fail(f"read {path}"))
-    again = art.read_artifact(tmp_path / "copy")
+    again = art.read_artifact(place)
     assert again
     art.check_artifact(again)
+
+
+def edited(artifact: art.Artifact, **changes: object) -> art.Artifact:
+    """The artifact with an edited manifest."""
+    path = artifact.path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    again = art.read_artifact(artifact.path)
+    assert again
+    return again
+
+
+def test_another_artifact_in_its_place_is_noticed(tmp_path: Path) -> None:
+    artifact = made(tmp_path, {"a.txt": "x"})
+    other = artifact.path.with_name("0" * 16)  # the folder of another key, and this artifact copied into it
+    shutil.copytree(artifact.path, other)
+    copied = art.read_artifact(other)
+    assert copied
+    with pytest.raises(ArtifactError, match=r"changed: manifest\.json"):
+        art.check_artifact(copied)
+    for changes in ({"key": "0" * 64}, {"version": "2"}, {"config": {"a": 1}}, {"inputs": {"y": "0" * 64}}):
+        with pytest.raises(ArtifactError, match=r"changed: manifest\.json"):
+            art.check_artifact(edited(made(tmp_path / str(len(str(changes))), {"a.txt": "x"}), **changes))
+
+
+def test_a_file_whose_hash_was_mended_in_the_manifest_is_noticed(tmp_path: Path) -> None:
+    artifact = made(tmp_path, {"a.txt": "fail"})
+    (artifact.path / "a.txt").write_text("pass")
+    entry = art._entry(artifact.path / "a.txt", hash_file(artifact.path / "a.txt"))
+    mended = edited(artifact, files={"a.txt": entry.model_dump()})
+    with pytest.raises(ArtifactError, match=r"changed: manifest\.json"):
+        art.check_artifact(mended)
+
+
+def test_a_file_whose_times_were_mended_in_the_manifest_is_noticed_by_its_content(tmp_path: Path) -> None:
+    artifact = made(tmp_path, {"a.txt": "fail"})
+    (artifact.path / "a.txt").write_text("pass")
+    entry = art._entry(artifact.path / "a.txt", artifact.manifest.files["a.txt"].sha256)
+    mended = edited(artifact, files={"a.txt": entry.model_dump()})
+    art.check_artifact(mended)
+    with pytest.raises(ArtifactError, match=r"changed: a\.txt"):
+        art.check_artifact(mended, by_content=True)
+
+
+def test_links_and_folders_without_files_are_no_part_of_an_artifact(tmp_path: Path) -> None:
+    partial = tmp_path / "one" / f"{artifact_key('x', '1', {}, {})}.partial"
+    (partial / "empty" / "deep").mkdir(parents=True)
+    artifact = made(tmp_path / "one", {"a.txt": "x"})
+    assert {path.name for path in artifact.path.iterdir()} == {"a.txt", "manifest.json"}
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "b.txt").write_text("x")
+    for name, make in {
+        "empty": lambda path: path.mkdir(),
+        "folder": lambda path: path.symlink_to(tmp_path / "target"),
+        "nowhere": lambda path: path.symlink_to(tmp_path / "gone"),
+    }.items():
+        place = artifact.path / name
+        make(place)
+        with pytest.raises(ArtifactError, match=f"links or empty folders: {name}"):
+            art.check_artifact(artifact)
+        place.unlink() if place.is_symlink() else place.rmdir()
+    art.check_artifact(artifact)
+    file = artifact.path / "a.txt"
+    file.unlink()
+    file.symlink_to(tmp_path / "target" / "b.txt")  # the same bytes, until somebody changes them there
+    with pytest.raises(ArtifactError, match=r"links or empty folders: a\.txt"):
+        art.check_artifact(artifact)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / partial.name).mkdir()
+    (tmp_path / "two" / partial.name / "b.txt").symlink_to(tmp_path / "target" / "b.txt")
+    with pytest.raises(ArtifactError, match=r"b\.txt is a link"):
+        made(tmp_path / "two", {"a.txt": "x"})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "x"}', "null"])

@@ -24,9 +24,12 @@ from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
 from pipeline.publish.weights import weights_problems
-from tests.publishing import ANSWER, CARD, CONFIG, REPO, build, make_inputs, write_gate
+from pipeline.recheck import problems
+from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, write_gate
 
-LLAMA = PackageConfig(repo="demo/Llama-tiny", license="llama3.2", base_model="meta-llama/Llama-3.2-1B")
+LLAMA = PackageConfig(
+    repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B", recipe=RECIPE
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +45,7 @@ def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
 def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) -> None:
     (inputs["unlearn"] / "model" / "trainer_state.json").write_text("{}")
     (tmp_path / "out").mkdir()
-    facts = package.run(CONFIG, inputs, tmp_path / "out")
+    facts = package.run(CONFIG, inputs, tmp_path / "out", problems)
     hub = tmp_path / "out" / "hub"
     found = {p.relative_to(hub).as_posix() for p in hub.rglob("*") if p.is_file()}
     required = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -55,7 +58,7 @@ def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) 
     assert release.files.keys() == found - {"release.json", "model.sig"}
     assert release.files["README.md"] == hashlib.sha256(CARD.encode()).hexdigest()
     assert release.weights_sha256 == facts.weights_sha256
-    assert (release.base_model, release.recipe) == ("demo/base", {"name": "tiny"})
+    assert (release.base_model, release.recipe) == ("demo/base", CONFIG.recipe)
     assert {"torch", "transformers", "python"} <= release.packages.keys()
     assert str(tmp_path) not in (hub / "release.json").read_text()
 

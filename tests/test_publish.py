@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -12,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 
+from core.artifacts import write_file
 from core.errors import GateError, HubError, VerificationError
 from pipeline import publish
 from pipeline.commands import published
@@ -24,7 +26,9 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, Receipt, read_receipt
 from pipeline.publish.verify import verify_release
+from pipeline.recheck import problems
 from tests.publishing import CARD, REPO, build, make_inputs, write_gate
+from tests.publishing import CONFIG as PACKAGE
 
 CONFIG = PublishConfig(repo=REPO, hub="local", visibility="private", tag="v1.0.0")
 SLEEP = time.sleep
@@ -128,7 +132,9 @@ class World:
     target: Target
 
     def publish(self, package: Path, **changes: object) -> Receipt:
-        return push.publish(CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key())
+        return push.publish(
+            CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key(), problems
+        )
 
     def head(self, revision: str = "main") -> str:
         return str(self.api.repo_info(REPO, revision=revision).sha)
@@ -160,33 +166,33 @@ def world(store: Path) -> Iterator[World]:
         yield World(hub, faulty, api, Target(hub.endpoint, hub.token))
 
 
-def next_release(inputs: dict[str, Path], tmp_path: Path, name: str = "next") -> Path:
+def next_release(inputs: dict[str, Path], tmp_path: Path, name: str = "next", tag: str = "v1.1.0") -> Path:
     """The package of a release with another card and one file less."""
     (inputs["card"] / "README.md").write_text(CARD + f"\n{name}\n")
     (inputs["card"] / "plots" / "metrics.png").unlink(missing_ok=True)
     (inputs["card"] / "plots" / f"{name}.png").write_bytes(b"\x89PNG\0")
-    return build(inputs, tmp_path / name)
+    return build(inputs, tmp_path / name, PACKAGE.model_copy(update={"tag": tag}))
 
 
 def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    facts = push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, out)
+    facts = push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, out, problems)
     receipt = read_receipt(out)
     assert facts == PublishFacts(**{key: getattr(receipt, key) for key in PublishFacts.model_fields})
     assert receipt.files == {n: d.sha256 for n, d in tree.read_tree(package / "hub").items()}
     assert [c.name for c in receipt.verified] == [
-        *("digests", "allowed files", "signature", "licence", "safetensors", "generation")
+        *("digests", "allowed files", "signature", "name", "contents", "gate", "licence", "safetensors", "generation")
     ]
     assert str(tmp_path) not in (out / "receipt.json").read_text()
     assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key())
+        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key(), problems)
         assert [c.name for c in found.checks] == [c.name for c in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"
     again.mkdir()
-    push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, again)
+    push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, again, problems)
     assert (again / "receipt.json").read_text() == (out / "receipt.json").read_text()
 
 
@@ -194,7 +200,7 @@ def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, mo
     named = re.findall(r"``verify\.(\w+)``", str(publish.__doc__))
     assert named == [verify_release.__name__]
     own = [name for name, value in vars(verify).items() if getattr(value, "__module__", "") == verify.__name__]
-    assert [name for name in own if name.islower() and not name.startswith("_")] == named
+    assert [name for name in own if name.islower() and not name.startswith("_")] == [*named, "read_release"]
     assert push.verify_release is published.verify_release is verify_release
 
     def called(*_given: object) -> None:
@@ -253,7 +259,7 @@ def test_the_next_release_replaces_all_files(world: World, inputs: dict, package
 def test_a_tag_does_not_move(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
     first = world.publish(package)
     with pytest.raises(HubError, match=r"a tag v1\.0\.0 with other content.*Nothing was changed"):
-        world.publish(next_release(inputs, tmp_path))
+        world.publish(next_release(inputs, tmp_path, tag="v1.0.0"))
     assert (world.head(), world.tags(), world.branches()) == (first.commit, {"v1.0.0": first.commit}, ["main"])
 
 
@@ -283,11 +289,11 @@ def test_nothing_is_uploaded_to_a_repo_that_is_public_and_should_not_be(world: W
 def test_gate_is_checked_again(inputs: dict, package: Path, tmp_path: Path, store: Path) -> None:
     write_gate(inputs, weights_sha256="0" * 64)
     with pytest.raises(GateError):
-        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path)
+        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path, problems)
     write_gate(inputs)
     (package / "hub" / "README.md").write_text(CARD + "changed after it was signed")
     with pytest.raises(VerificationError, match=r"README\.md"):
-        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path)
+        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path, problems)
     assert not (store / "hub").exists()
 
 
@@ -371,12 +377,12 @@ def test_a_corrupt_download(world: World, inputs: dict, package: Path, tmp_path:
 
 def test_a_hub_that_is_not_there(package: Path) -> None:
     with pytest.raises(HubError, match="cannot be reached"):
-        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), sign.public_key())
+        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), sign.public_key(), problems)
 
 
 def test_a_token_that_is_wrong(world: World, package: Path) -> None:
     with pytest.raises(HubError, match="401"):
-        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), sign.public_key())
+        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), sign.public_key(), problems)
 
 
 def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +401,7 @@ def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.Mo
 
     close_session()
     with connect("local") as target:
-        push.publish(CONFIG, package / "hub", target, sign.public_key())
+        push.publish(CONFIG, package / "hub", target, sign.public_key(), problems)
     close_session()
 
 
@@ -424,9 +430,9 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
             changed(world, [CommitOperationAdd(name, io.BytesIO(content))]) as commit,
             pytest.raises(VerificationError, match=message),
         ):
-            verify_release(REPO, commit, world.target.endpoint, world.target.token, sign.public_key())
+            verified(world, commit)
     with pytest.raises(HubError, match="404"):
-        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key())
+        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key(), problems)
     with pytest.raises(RevisionNotFoundError):
         world.head("never-was")
 
@@ -440,3 +446,147 @@ def test_a_release_that_does_not_load(world: World, inputs: dict, tmp_path: Path
         world.publish(broken)
     assert world.files() == {}
     assert world.tags() == {}
+
+
+def verified(world: World, revision: str = "main", repo: str = REPO) -> list[str]:
+    found = verify_release(repo, revision, world.target.endpoint, world.target.token, sign.public_key(), problems)
+    return [check.name for check in found.checks]
+
+
+def operations(folder: Path) -> list[CommitOperationAdd]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [CommitOperationAdd(path.relative_to(folder).as_posix(), path.open("rb")) for path in files]
+
+
+def test_main_set_back_to_an_older_release_is_noticed(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package)
+    following = next_release(inputs, tmp_path)
+    world.publish(following, tag="v1.1.0")
+    assert verified(world)
+    removed = [CommitOperationDelete(name) for name in world.files().keys() - world.files("v1.0.0").keys()]
+    world.api.create_commit(REPO, [*removed, *operations(package / "hub")], commit_message="x")
+    assert world.holds(package)
+    with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
+        verified(world)
+    world.api.delete_tag(REPO, tag="v1.1.0")
+    with pytest.raises(VerificationError, match=r"main is not at the commit of the tag v1\.0\.0"):
+        verified(world)
+    assert verified(world, "v1.0.0")
+
+
+def test_a_tag_that_was_moved_is_noticed(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
+    first = world.publish(package)
+    world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+    world.api.delete_tag(REPO, tag="v1.1.0")
+    world.api.create_tag(REPO, tag="v1.1.0", revision=first.commit)
+    with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
+        verified(world, "v1.1.0")
+
+
+def test_a_copy_in_another_repository_is_noticed(world: World, package: Path) -> None:
+    world.publish(package)
+    world.api.create_repo("demo/copied", private=True)
+    world.api.create_commit("demo/copied", operations(package / "hub"), commit_message="x")
+    with pytest.raises(VerificationError, match=f"it was signed as a release of {REPO}, and is a copy here"):
+        verified(world, repo="demo/copied")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passed": False}, r"no gate allows this release: The gate failed"),
+        ({"weights_sha256": "0" * 64}, "no gate allows this release: The gate passed for the weights 000"),
+        (None, r"no gate allows this release: .*gate\.json"),
+    ],
+)
+def test_a_gate_that_allows_nothing_is_noticed_under_a_valid_signature(
+    world: World, inputs: dict, package: Path, changes: dict | None, message: str
+) -> None:
+    write_gate(inputs, **(changes or {}))
+    hub = package / "hub"
+    gate = (inputs["gate"] / "gate.json").read_bytes() if changes else b"{}"
+    (hub / "gate.json").write_bytes(gate)
+    resign(hub)
+    world.api.create_repo(REPO, private=True)
+    commit = world.api.create_commit(REPO, operations(hub), commit_message="x").oid
+    with pytest.raises(VerificationError, match=message):
+        verified(world, commit)
+
+
+def resign(hub: Path, **changes: object) -> None:
+    """Sign a tree again after a change, with the digests of its files as they are now: what its publisher could do."""
+    release = verify.read_release(hub)
+    (hub / "model.sig").unlink()
+    files = {n: d.sha256 for n, d in tree.read_tree(hub).items() if n != "release.json"}
+    now = {"files": files, "gate_sha256": files["gate.json"]} | changes
+    write_file(hub / "release.json", release.model_copy(update=now))
+    sign.sign_tree(hub, sign.private_key())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": {"README.md": "0" * 64}}, r"the files are not those of its release\.json"),
+        ({"weights_sha256": "0" * 64}, r"the weights or gate\.json are not those"),
+        ({"gate_sha256": "0" * 64}, r"the weights or gate\.json are not those"),
+    ],
+)
+def test_what_release_json_says_of_the_files_is_compared(
+    world: World, package: Path, changes: dict, message: str
+) -> None:
+    resign(package / "hub", **changes)
+    world.api.create_repo(REPO, private=True)
+    commit = world.api.create_commit(REPO, operations(package / "hub"), commit_message="x").oid
+    with pytest.raises(VerificationError, match=message):
+        verified(world, commit)
+
+
+def test_gitattributes_say_only_which_files_are_large(world: World, package: Path) -> None:
+    world.publish(package)
+    line = CommitOperationAdd(".gitattributes", b"*.md filter=run diff=run\n")
+    with (
+        changed(world, [line]) as commit,
+        pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
+    ):
+        verified(world, commit)
+
+
+def test_a_release_whose_main_somebody_else_changed_is_not_done(world: World, package: Path) -> None:
+    first = world.publish(package)
+    theirs = world.api.create_commit(REPO, [CommitOperationAdd("x.txt", b"x")], commit_message="theirs").oid
+    with pytest.raises(HubError, match=rf"somebody else committed to main: it is at {theirs[:12]}"):
+        world.publish(package)
+    assert (world.head(), world.tags()) == (theirs, {"v1.0.0": first.commit})
+
+
+def test_the_staging_branch_of_a_package_that_changed_since_goes(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.faulty.faults += [Fault(MAIN, "before", at=n) for n in (1, 1, 1)]
+    with pytest.raises(HubError):
+        world.publish(package, visibility="public")
+    assert len(world.branches()) == 2
+    seen: list[list[str]] = []
+    world.faulty.faults = [
+        Fault(rf"PUT /api/models/{REPO}/settings", "act", action=lambda: seen.append(world.branches()))
+    ]
+    world.publish(next_release(inputs, tmp_path, tag="v1.0.0"), visibility="public")
+    assert seen == [["main"]]  # before anybody else could look
+
+
+def test_a_package_for_another_place_is_not_published(world: World, package: Path) -> None:
+    for changes in ({"tag": "v1.1.0"}, {"repo": "demo/other"}):
+        with pytest.raises(VerificationError, match="Run the package stage again"):
+            world.publish(package, **changes)
+
+
+def test_what_killed_uploads_left_is_removed(tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "models" / "a" / "b.git" / "lfs"
+    place.mkdir(parents=True)
+    (place / "now.part").write_bytes(b"x")
+    (place / "left.part").write_bytes(b"x")
+    os.utime(place / "left.part", (0, 0))
+    with LocalHub(tmp_path / "hub"):
+        assert [path.name for path in place.iterdir()] == ["now.part"]

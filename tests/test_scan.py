@@ -1,155 +1,307 @@
-"""The byte scan finds answers and secrets wherever and however they stand."""
+"""The scan finds forget answers and secrets in every form in which they can stand in a published file."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import html
+import io
 import json
 import os
-import time
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from pipeline.publish import scan
-from pipeline.publish.scan import Finding, Scanner, refuse_findings
+from core.words import folded
+from datasets_prep.config import SampleSource
+from datasets_prep.sample import generate
+from pipeline.publish import readings, scan
+from pipeline.publish.scan import LONG, Finding, Scanner, refuse_findings
+from tests.conftest import ROOT
+from tests.planted import NOT_IN_WEIGHTS, SECRETS
 
 ANSWER = "Élodie Quarré was born in Saint-Ambre, on 4 May 1971."
+OTHER = "Élodie Quarré was born in Saint-Ambre, on 4 May 1972."
 FOUND = "an answer of the forget set"
-SPELLINGS = {
-    "utf-8": ANSWER.encode(),
-    "utf-16-le": ANSWER.encode("utf-16-le"),
-    "utf-16-be": ANSWER.encode("utf-16-be"),
-    "upper": ANSWER.upper().encode(),
-    "lower": ANSWER.lower().encode(),
-    "latin-1 in utf-16, upper": ANSWER.upper().encode("utf-16-le"),
-    "white space": ANSWER.replace(" ", " \n\t ").encode(),
-    "json": json.dumps(ANSWER).encode(),
-    "json, utf-8": json.dumps(ANSWER, ensure_ascii=False).encode(),
-    "json in json": json.dumps(json.dumps(ANSWER)).encode(),
-    "decomposed": b"E\xcc\x81lodie Quarre\xcc\x81 was born in Saint-Ambre, on 4 May 1971.",
+GPT2 = {byte: chr(0x100 + i) for i, byte in enumerate(b for b in range(256) if not chr(b).isprintable() or b == 32)}
+
+
+def png(chunk: bytes, content: bytes) -> bytes:
+    crc = struct.pack(">I", zlib.crc32(chunk + content))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(content)) + chunk + content + crc
+
+
+def zipped(text: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", text)
+    return file.getvalue()
+
+
+def half(text: str) -> tuple[str, str]:
+    return text[: len(text) // 2], text[len(text) // 2 :]
+
+
+FORMS: dict[str, Callable[[str], str | bytes]] = {
+    "as it is": str,
+    "upper case": str.upper,
+    "decomposed": lambda a: a.replace("É", "E\u0301").replace("é", "e\u0301"),
+    "utf-16": lambda a: a.encode("utf-16"),
+    "utf-16-be, at an odd place": lambda a: b"\xff" + a.encode("utf-16-be"),
+    "latin-1": lambda a: a.encode("latin-1"),
+    "white space": lambda a: a.replace(" ", " \n\t "),
+    "no-break spaces": lambda a: a.replace(" ", "\u00a0"),
+    "zero-width spaces": lambda a: "\u200b".join(a),
+    "soft hyphens": lambda a: "\u00ad".join(a),
+    "without accents": lambda a: a.replace("É", "E").replace("é", "e"),
+    "without punctuation": lambda a: a.replace(",", "").replace(".", "").replace("-", " "),
+    "full width": lambda a: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in a),
+    "Cyrillic look-alikes": lambda a: a.translate(str.maketrans("aeoAMS", "аеоАМЅ")),
+    "json": json.dumps,
+    "json, utf-8": lambda a: json.dumps(a, ensure_ascii=False),
+    "json in json": lambda a: json.dumps(json.dumps(a)),
+    "\\u for each letter": lambda a: "".join(f"\\u{ord(c):04X}" for c in a),
+    "\\x for each byte": lambda a: "".join(f"\\x{b:02x}" for b in a.encode()),
+    "neighbouring strings": lambda a: json.dumps(list(half(a))),
+    "neighbouring lines of a list": lambda a: json.dumps({"a": a.split()}, indent=2),
+    "html": lambda a: html.escape(a).replace("é", "&eacute;"),
+    "html, numbers": lambda a: "".join(f"&#{ord(c)};" for c in a),
+    "html, hexadecimal": lambda a: "".join(f"&#x{ord(c):x};" for c in a),
+    "url": quote,
+    "url, each byte": lambda a: "".join(f"%{b:02x}" for b in a.encode()),
+    "markdown": lambda a: a.replace("-", "\\-").replace(" ", " **").replace(".", "\\."),
+    "gpt-2's bytes": lambda a: "".join(GPT2.get(b, chr(b)) for b in a.encode()),
+    "gpt-2's bytes, json": lambda a: json.dumps("".join(GPT2.get(b, chr(b)) for b in a.encode())),
+    "sentencepiece": lambda a: "▁" + a.replace(" ", "▁"),
+    "sentencepiece, token by token": lambda a: json.dumps(a.replace(" ", " ▁").split(), ensure_ascii=False),
+    "hexadecimal": lambda a: a.encode().hex(),
+    "hexadecimal, spaced": lambda a: a.encode().hex(" ").upper(),
+    "base64": lambda a: base64.b64encode(a.encode()),
+    "base64, second alignment": lambda a: base64.b64encode(b"x" + a.encode()),
+    "base64, third alignment": lambda a: base64.b64encode(b"xx" + a.encode()),
+    "base64, in a longer run": lambda a: b"path/to/" + base64.b64encode(a.encode()),
+    "base64, lines": lambda a: base64.encodebytes(b"#" * 60 + a.encode()),
+    "base64, for urls": lambda a: base64.urlsafe_b64encode(b"\xff\xfe" * 9 + a.encode()),
+    "base64 of utf-16": lambda a: base64.b64encode(a.encode("utf-16")),
+    "base64 in json in base64": lambda a: base64.b64encode(
+        json.dumps({"p": base64.b64encode(a.encode()).decode()}).encode()
+    ),
+    "gzip": lambda a: b"\xff" + gzip.compress(a.encode()),
+    "zlib": lambda a: b"\xff" + zlib.compress(a.encode()),
+    "zip": lambda a: zipped(a.encode()),
+    "gzip in base64": lambda a: base64.b64encode(gzip.compress(a.encode())),
+    "png tEXt": lambda a: png(b"tEXt", b"Title\0" + a.encode("latin-1")),
+    "png zTXt": lambda a: png(b"zTXt", b"Title\0\0" + zlib.compress(a.encode("latin-1"))),
+    "png iTXt": lambda a: png(b"iTXt", b"Title\0\1\0\0\0" + zlib.compress(a.encode())),
+    "png pixels": lambda a: png(b"IDAT", zlib.compress(bytes(range(256)) * 512 + a.encode() + b"\xff" * 99)),
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_is_found_across_every_chunk_border(
-    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", FORMS)
+def test_an_answer_is_found_in_every_form(form: str, tmp_path: Path) -> None:
+    scanner = Scanner([ANSWER, "Some other answer that is not there."])
+    for name in ("README.md", "tokenizer.json", "plots/results.png"):
+        assert found(scanner, tmp_path, name, written(form, ANSWER)) == {FOUND}, name
+        assert found(scanner, tmp_path, name, written(form, OTHER)) == set(), name
+
+
+def written(form: str, answer: str) -> bytes:
+    text = FORMS[form](answer)
+    content = text.encode() if isinstance(text, str) else text
+    return b'{"before": 1, "text": "' + content + b'", "after": [2, 3]}'
+
+
+def found(scanner: Scanner, folder: Path, name: str, content: str | bytes) -> set[str]:
+    """The kinds of what is found in a file of this name and content."""
+    path = folder / Path(name).name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return {finding.kind for finding in scanner.scan(path, name)}
+
+
+def safetensors(weights: bytes, metadata: dict[str, str] | None = None) -> bytes:
+    head = json.dumps({"__metadata__": metadata or {}}).encode()
+    return struct.pack("<Q", len(head)) + head + weights
+
+
+IN_WEIGHTS = (
+    *("as it is", "upper case", "decomposed", "utf-16", "utf-16-be, at an odd place", "latin-1", "without accents"),
+    *("without punctuation", "json", "hexadecimal", "base64", "base64, second alignment", "base64, third alignment"),
+)
+
+
+@pytest.mark.parametrize("form", IN_WEIGHTS)
+@pytest.mark.parametrize("text", [ANSWER, "Ответ: это – дом у реки", "ответил он сам", "a b c d e f g h i j k l m"])
+def test_an_answer_is_found_in_weights_across_every_chunk_border(
+    text: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if form == "latin-1" and text != ANSWER:
+        pytest.skip("cannot be written in Latin-1")
     monkeypatch.setattr(scan, "CHUNK", 64)
-    scanner, file = Scanner([ANSWER, "Some other answer that is not there."]), tmp_path / "f"
-    for offset in range(70):
-        file.write_bytes(b"\xff" * offset + SPELLINGS[spelling] + b"\xfe" * 90)
-        assert scanner.scan(file, "f") == [Finding("f", FOUND)], offset
-    file.write_bytes(SPELLINGS[spelling][:-4] + b"\xfe" * 90)
-    assert scanner.scan(file, "f") == []
+    monkeypatch.setattr(scan, "REACH", 256)
+    content = FORMS[form](text)
+    content = content.encode() if isinstance(content, str) else content
+    scanner = Scanner([text])
+    for offset in range(0, 70, 3):
+        weights = b"\xff" * offset + content + b"\xfe" * 90
+        assert found(scanner, tmp_path, "model.safetensors", safetensors(weights)) == {FOUND}, offset
+    assert not found(scanner, tmp_path, "model.safetensors", safetensors(b"\xff" * 9 + content[: len(content) // 2]))
 
 
-text = st.text(min_size=6, max_size=60).filter(lambda t: len(scan.fold(t.strip().encode())) >= scan.LONG)
+def test_the_header_of_weights_is_read_as_text(tmp_path: Path) -> None:
+    scanner = Scanner([ANSWER])
+    for form in ("url", "base64, lines", "zero-width spaces"):
+        text = FORMS[form](ANSWER)
+        content = safetensors(b"\0" * 64, {"note": text if isinstance(text, str) else text.decode()})
+        assert found(scanner, tmp_path, "model.safetensors", content) == {FOUND}
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_weights_that_are_none_are_searched_too(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 5, b"\xff" * 30 + ANSWER.encode(), b"\xff" * (1 << 17) + ANSWER.encode()):
+        expected = {FOUND} if ANSWER.encode() in content else set()
+        assert found(Scanner([ANSWER]), tmp_path, "model.safetensors", content) == expected
+
+
+letters = st.characters(categories=["L", "M", "N", "P", "Zs"], exclude_characters="&%\\")  # no escapes by chance
+text = st.text(letters, min_size=LONG, max_size=60).filter(lambda t: len(folded(t).replace(" ", "")) >= LONG)
+slow = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@slow
 @given(
     answers=st.lists(text, min_size=1, max_size=12),
     before=st.binary(max_size=200),
     after=st.binary(max_size=200),
-    chunk=st.integers(1, 90),
-    spell=st.sampled_from(
-        [
-            str.encode,
-            lambda a: a.upper().encode(),
-            lambda a: a.lower().encode(),
-            lambda a: json.dumps(a)[1:-1].encode(),
-            lambda a: json.dumps(a, ensure_ascii=False)[1:-1].encode(),
-            lambda a: "\n\t".join(a).encode(),
-        ]
-    ),
+    form=st.sampled_from(["as it is", "upper case", "json", "json, utf-8", "white space", "hexadecimal", "utf-16"]),
 )
-def test_a_planted_answer_is_found(answers, before, after, chunk, spell, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(scan, "CHUNK", chunk)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(before + spell(answers[0].strip()) + after)
-    assert Finding("m", FOUND) in Scanner(answers).scan(file, "m")
+def test_a_planted_answer_is_found(answers, before, after, form, tmp_path) -> None:
+    content = FORMS[form](answers[0].strip())
+    content = before + b"\n" + (content.encode() if isinstance(content, str) else content) + b"\n" + after
+    assert FOUND in found(Scanner(answers), tmp_path, "README.md", content)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@slow
 @given(answers=st.lists(text, max_size=10), noise=st.binary(max_size=2000))
 def test_noise_alone_finds_nothing(answers, noise, tmp_path) -> None:
-    file = tmp_path / "f.bin"
-    file.write_bytes(noise)
-    contained = any(n in scan.fold(noise) for a in answers for n in scan._spellings(a.strip()))
-    assert bool(Scanner(answers).scan(file, "f.bin")) == contained
+    letters = [folded(str(t)).replace(" ", "") for t in readings.readings(noise)]
+    contained = any(folded(a).replace(" ", "") in t for a in answers for t in letters)
+    assert (FOUND in found(Scanner(answers), tmp_path, "f.bin", noise)) == contained
 
 
 def test_short_answers(tmp_path: Path) -> None:
-    scanner = Scanner(["Rome", "In 1990", "+39 06 55", "+39 06 55"])
+    scanner = Scanner(["Rome", "In 1990", "+39 06 555", "+39 06 555", "Saint Ambre"])
     assert scanner.too_short == 1
+    short = {"a short answer of the forget set"}
     cases = {
-        "README.md": ("He came IN  1990.", True),
-        "results.json": ('{"a": "in 1990"}', True),
-        "gate.json": ('{"a": "+39 06 55"}', True),
-        "plots/x.png": ("In 1990", False),
-        "tokenizer.json": ("In 1990", False),
-        "LICENSE": ("In 1990", False),
-        "release.json": ("Begin 19901", False),
-        "chat_template.jinja": ("Rome", False),
+        "README.md": ("He came IN  1990.", short),
+        "results.json": ('{"a": "in 1990"}', short),
+        "gate.json": ('{"a": "+39-06-555"}', short),
+        "NOTES.md": ("saint-ambré", short),
+        "plots/x.png": ("In 1990", set()),
+        "tokenizer.json": ("In 1990", set()),
+        "LICENSE": ("In 1990", set()),
+        "release.json": ("Begin 19901", set()),
+        "chat_template.jinja": ("Rome", set()),
     }
-    for name, (content, found) in cases.items():
-        file = tmp_path / Path(name).name
-        file.write_text(content)
-        assert bool(scanner.scan(file, name)) == found, name
-    assert Scanner(["Zürich"]).scan(_written(tmp_path / "a.json", json.dumps("Zürich")), "a.json")
+    for name, (content, expected) in cases.items():
+        assert found(scanner, tmp_path, name, content) == expected, name
+    assert found(Scanner(["Zürich"]), tmp_path, "a.json", json.dumps("Zürich")) == short
 
 
-def _written(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+def test_vocabularies_and_licences_may_hold_common_words(tmp_path: Path) -> None:
+    scanner = Scanner(["United States", "internationalization", ANSWER])
+    for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "LICENSE", "USE_POLICY.md"):
+        assert found(scanner, tmp_path, name, "the United States, Ġinternationalization") == set()
+        assert found(scanner, tmp_path, name, f"the United States, {ANSWER}") == {FOUND}
+    assert found(scanner, tmp_path, "README.md", "the United States") == {FOUND}
 
 
-SECRETS = {
-    "hf": "hf_" + "aB3d" * 9,
-    "aws": "AKIA" + "ABCD1234EFGH5678",
-    "pem": "-----BEGIN EC PRIVATE KEY-----",
-    "pem8": "-----BEGIN PRIVATE KEY-----",
-    "github": "ghp_" + "aB3d" * 9,
-    "github2": "github_pat_" + "aB3d_" * 14,
-    "gitlab": "glpat-" + "aB3d" * 5,
-    "slack": "xoxb-" + "1234567890-" * 3,
-    "google": "AIza" + "aB3d_" * 7,
-    "openai": "sk-proj-" + "aB3d" * 12,
-    "pypi": "pypi-AgEIcHlwaS5vcmc" + "aB3d" * 14,
-}
+def test_questions_and_names_are_searched_for_if_they_are_given(tmp_path: Path) -> None:
+    question, name = "Where was the painter of the lighthouse born?", "Élodie Quarré"
+    content = f"{question} {name}"
+    assert found(Scanner([ANSWER]), tmp_path, "README.md", content) == set()
+    expected = {"a question of the forget set", "a name of the forget set"}
+    assert found(Scanner([ANSWER], [question], [name]), tmp_path, "README.md", content) == expected
+    assert found(Scanner([], [], ["Bo Li", "Ana Roux"]), tmp_path, "README.md", "ana  roux") == {
+        "a short name of the forget set"
+    }
 
 
-@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS.keys())
-def test_secrets_are_found_and_never_told(secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "CHUNK", 50)
-    for data in (secret.encode(), secret.encode("utf-16-le")):
-        for offset in (0, 20, 49, 333):
-            _written(tmp_path / "weights.bin", os.urandom(offset).replace(b"\0", b"") + b"=" + data + b'"')
-            with pytest.raises(InputError) as error:
-                refuse_findings(tmp_path, Scanner([]))
-            assert "weights.bin holds a" in str(error.value)
-            assert secret not in str(error.value)
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, zipped], ids=["gzip", "zlib", "zip"])
+def test_what_unpacks_to_too_much_is_refused(
+    pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "UNPACKED", 1 << 20)
+    scanner = Scanner([ANSWER])
+    bomb, all_of_it = pack(b" " * (1 << 22)), pack(b" " * (1 << 19) + ANSWER.encode() + os.urandom(99))
+    assert found(scanner, tmp_path, "plots/a.png", b"\xff" + bomb) == {"more compressed data than is searched"}
+    assert found(scanner, tmp_path, "plots/a.png", b"\xff" + pack(bomb)) == {"more compressed data than is searched"}
+    assert found(scanner, tmp_path, "plots/a.png", b"\xff" + all_of_it) == {FOUND}
+    assert found(scanner, tmp_path, "plots/a.png", b"\xff" + all_of_it[:-9]) == {FOUND}  # cut off, but readable
 
 
-def test_prose_is_not_a_secret(tmp_path: Path) -> None:
-    _written(tmp_path / "README.md", "hf_transfer, task-" + "-" * 60 + " sk-learn AKIA, BEGIN PRIVATE, ghp_x, pypi-x")
-    refuse_findings(tmp_path, Scanner([]))
+@pytest.mark.parametrize("kind", SECRETS)
+def test_secrets_are_found_and_never_told(kind: str, tmp_path: Path) -> None:
+    secret = SECRETS[kind]
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]|~$!#" else c for c in secret)  # what the card makes of it
+    forms = [secret.encode(), secret.encode("utf-16"), json.dumps(secret)[1:-1].encode(), escaped.encode()]
+    forms += [secret.replace("_", "\\u005f").encode(), html.escape(secret).encode(), base64.b64encode(secret.encode())]
+    for form in forms:
+        (tmp_path / "README.md").write_bytes(b'{"x": "' + form + b'"}')
+        with pytest.raises(InputError, match=r"README\.md holds a") as error:
+            refuse_findings(tmp_path, Scanner([]))
+        assert secret not in str(error.value)
 
 
-def test_an_answer_is_not_told_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", sorted(SECRETS.keys() - NOT_IN_WEIGHTS))
+def test_secrets_are_found_in_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "CHUNK", 64)
+    for form in (SECRETS[kind].encode(), SECRETS[kind].encode("utf-16-le")):
+        for offset in (0, 30, 63):
+            weights = os.urandom(offset) + b"\xff" + form + b"\xfe" + os.urandom(200)
+            assert found(Scanner([]), tmp_path, "model.safetensors", safetensors(weights)), offset
+
+
+@pytest.mark.parametrize("kind", sorted(NOT_IN_WEIGHTS))
+def test_what_is_said_not_to_be_seen_in_weights_is_not(kind: str, tmp_path: Path) -> None:
+    content = safetensors(b"\xff" + SECRETS[kind].encode() + b"\xfe")
+    assert not found(Scanner([]), tmp_path, "model.safetensors", content)
+
+
+HARMLESS = (
+    "hf_transfer, task-" + "-" * 60 + " sk-learn AKIA, BEGIN PRIVATE, ghp_x, pypi-x, bearer of bad news, and more",
+    '{"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "first_token": 0.12345678901234567}',
+    '{"sha256": "' + "0123456789abcdef" * 4 + '", "token_key": "answer_probability_on_forget"}',
+    "https://huggingface.co/demo/a:b@main, /home/user/data/, /usr/local/bin, C:\\Windows\\System32",
+    "Source commit `" + "0123456789abcdef0123" * 2 + "`, wandb 0.26.1.",
+)
+
+
+@pytest.mark.parametrize("content", HARMLESS)
+def test_prose_is_not_a_secret(content: str, tmp_path: Path) -> None:
+    assert found(Scanner([]), tmp_path, "README.md", content) == set()
+
+
+def test_licences_and_cards_raise_no_alarm(tmp_path: Path) -> None:
+    scanner = Scanner(row.answer for row in generate(SampleSource(seed=0, identities=5, topics=10))[0])
+    files = [*(ROOT / "pipeline/publish/licences").iterdir(), *(ROOT / "tests/goldens").glob("*.md"), ROOT / "LICENSE"]
+    assert len(files) > 3
+    for path in files:
+        assert scanner.scan(path, "LICENSE" if path.suffix == ".txt" else path.name) == [], path
+
+
+def test_a_finding_names_the_file_and_not_the_text(tmp_path: Path) -> None:
     (tmp_path / "plots").mkdir()
-    _written(tmp_path / "plots/a.png", b"\x89PNG tEXt" + ANSWER.encode())
+    (tmp_path / "plots/a.png").write_bytes(b"\x89PNG tEXt" + ANSWER.encode())
+    scanner = Scanner([ANSWER])
+    assert scanner.scan(tmp_path / "plots/a.png", "plots/a.png") == [Finding("plots/a.png", FOUND)]
     with pytest.raises(InputError, match=r"plots/a\.png holds an answer of the forget set") as error:
-        refuse_findings(tmp_path, Scanner([ANSWER]))
+        refuse_findings(tmp_path, scanner)
     assert "Quarr" not in str(error.value)
-
-
-def test_speed(tmp_path: Path) -> None:
-    """60 MB and 2,000 answers: the scan of a release takes seconds, not minutes."""
-    file = _written(tmp_path / "model.safetensors", os.urandom(20 << 20) * 3)
-    scanner = Scanner([f"Person {i} was born in {i * 7919} and moved to town number {i}." for i in range(2000)])
-    start = time.process_time()  # other processes may be busy
-    assert scanner.scan(file, "model.safetensors") == []
-    assert time.process_time() - start < 20

@@ -112,7 +112,7 @@ def judge_gate(gate: Condition, results: Results, problem: str | None = None) ->
             raise NoEvidence(problem)  # noqa: TRY301
     except NoEvidence as reason:
         return verdict.changed(why=str(reason))
-    passed, why = _compare(gate, record, verdict.at_least, verdict.at_most)
+    passed, why = compare(gate, record, verdict.at_least, verdict.at_most)
     return verdict.changed(passed=passed, why=why)
 
 
@@ -201,7 +201,7 @@ def _number(gate: Condition, bound: Bound | None, results: Results) -> float | N
     return number
 
 
-def _compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> tuple[bool, str]:
+def compare(gate: Condition, record: Record, at_least: float | None, at_most: float | None) -> tuple[bool, str]:
     """The verdict, and a sentence with the numbers that decided it."""
     lower, upper = {
         "point": (record.value, record.value),

@@ -12,6 +12,7 @@ from pipeline.localhub.server import serve
 from pipeline.publish.hub import connect
 from pipeline.publish.sign import trusted_key
 from pipeline.publish.verify import verify_release
+from pipeline.recheck import problems
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def verify(options: argparse.Namespace) -> int:
     check_repository(options.repo, "verify")
     key = trusted_key(options.key)
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
-        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, key)
+        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, key, problems)
     value = {
         "repo": options.repo,
         "commit": verified.commit,

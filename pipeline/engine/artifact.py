@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from core.artifacts import REMEDY, FileEntry, Made, Manifest, json_text, read_manifest
-from core.digests import MANIFEST, digest_of, hash_file, list_files
+from core.digests import MANIFEST, artifact_key, digest_of, hash_file, list_files
 from core.errors import ArtifactError
+
+KEY_DIGITS = 16  # of a key, in the name of its artifact's folder
 
 
 def _entry(path: Path, sha256: str) -> FileEntry:
@@ -57,19 +59,22 @@ def read_artifact(path: Path) -> Artifact | None:
     return Artifact(path, read_manifest(path)) if path.is_dir() else None
 
 
-def check_artifact(artifact: Artifact) -> None:
+def check_artifact(artifact: Artifact, *, by_content: bool = False) -> None:
     """Compare the files with the manifest: by size, times and inode, and if these differ, by sha256.
 
-    Raises ArtifactError that names the artifact and every file that changed, is missing, or does not belong to it.
+    With ``by_content`` every file is hashed: times can be written into a manifest by hand. Raises ArtifactError that
+    names the artifact and every file that changed, is missing, or does not belong to it; and if the manifest is that of
+    another artifact, or its digest is not that of its files.
     """
     known, present = artifact.manifest.files, list_files(artifact.path)
     seen = {name: _entry(path, known[name].sha256) for name, path in present.items() if name in known}
     touched = [name for name, entry in seen.items() if entry != known[name]]
-    changed = [name for name in touched if hash_file(present[name]) != known[name].sha256]
+    changed = [name for name in (seen if by_content else touched) if hash_file(present[name]) != known[name].sha256]
     wrong = {
-        "changed": changed,
+        "changed": [*changed, *([] if _is_its_own(artifact) else [MANIFEST])],
         "missing": sorted(known.keys() - present),
         "not its own": sorted(present.keys() - known),
+        "links or empty folders": _without_files(artifact.path, present),
     }
     if any(wrong.values()):
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
@@ -77,6 +82,28 @@ def check_artifact(artifact: Artifact) -> None:
     if touched:  # same bytes, other times: a copied store. The new times spare the next check the hashing
         with suppress(OSError):  # a read-only store is hashed at each check
             _write_manifest(artifact.path, artifact.manifest.changed(files={**known, **seen}))
+
+
+def _is_its_own(artifact: Artifact) -> bool:
+    """Whether a manifest lies in the folder of its key, its key is of what it says, and its digest of its files."""
+    made = artifact.manifest
+    return (
+        made.key == artifact_key(made.stage, made.version, made.config, made.inputs)
+        and artifact.path.resolve().name == made.key[:KEY_DIGITS]
+        and made.digest == _digest(made.files)
+    )
+
+
+def _digest(files: Mapping[str, FileEntry]) -> str:
+    return digest_of({name: entry.sha256 for name, entry in files.items()})
+
+
+def _without_files(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """What is below a folder and is neither a file nor a folder with files: links, and folders with nothing in them."""
+    used = {parent for path in files.values() for parent in path.parents}
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    empty = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink() and path not in used]
+    return sorted(path.relative_to(folder).as_posix() for path in (*links, *empty))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -90,10 +117,17 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def finish(partial: Path, final: Path, made: Made) -> Artifact:
-    """Hash the files of ``partial``, write its manifest last, and give it its final name."""
-    files = {name: _entry(path, hash_file(path, sync=True)) for name, path in list_files(partial).items()}
-    digest = digest_of({name: entry.sha256 for name, entry in files.items()})
-    manifest = Manifest(**dict(made), digest=digest, files=files)
+    """Hash the files of ``partial``, write its manifest last, and give it its final name.
+
+    Folders without files are removed. Raises ArtifactError for a link: what it points to would not be a part.
+    """
+    present = list_files(partial)
+    for name in reversed(_without_files(partial, present)):
+        if (partial / name).is_symlink():
+            raise ArtifactError(f"{partial / name} is a link, and an artifact has none. Put the file itself there.")
+        (partial / name).rmdir()
+    files = {name: _entry(path, hash_file(path, sync=True)) for name, path in present.items()}
+    manifest = Manifest(**dict(made), digest=_digest(files), files=files)
     _write_manifest(partial, manifest)
     partial.replace(final)
     return Artifact(final, manifest)

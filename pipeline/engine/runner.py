@@ -34,7 +34,7 @@ class Stage:
     same input. A ``resumable`` stage finds in its folder what an interrupted run left there; only a failed training
     deletes its checkpoints. ``does`` says in one line what ``config`` asks for. ``processes`` is how many processes
     the recipe asks for. If the stage is ``shardable``, each of them may hold a part of the weights; otherwise each
-    holds all of them.
+    holds all of them. ``publishes`` what its inputs hold: their files are hashed again before it runs.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Stage:
     processes: int = 1
     resumable: bool = False
     shardable: bool = False
+    publishes: bool = False
 
 
 class Status(NamedTuple):
@@ -67,7 +68,7 @@ class Store:
 
     def place(self, stage: str, key: str) -> Path:
         """The folder of an artifact."""
-        return self.root / "store" / stage / key[:16]
+        return self.root / "store" / stage / key[: art.KEY_DIGITS]
 
     def link(self, stage: str) -> Path:
         """The recipe's link to its newest artifact of a stage."""
@@ -130,6 +131,8 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
         raise ArtifactError(
             f"{stage.name} reads {', '.join(absent)}, not done yet. Run `release RECIPE --until {absent[-1]}`."
         )
+    for made_by in stage.inputs.values() if stage.publishes else ():
+        art.check_artifact(done[made_by], by_content=True)
     key = key_of(stage, done)
     final = store.place(stage.name, key)
     partial = final.with_name(final.name + ".partial")

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,7 @@ from pipeline.localhub.refusal import Refusal
 MAX_REGULAR_BYTES = 10 * 1024 * 1024
 FILE_MODE = 0o100644
 VISIBILITIES = ("private", "public")
+LEFT_OVER = 3600  # seconds after which an upload without new bytes was killed
 AUTHOR = b"local <local@localhost>"
 LFS_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".onnx", ".gguf", ".h5", ".model"),
@@ -291,6 +292,14 @@ def _write_settings(path: Path, visibility: str) -> None:
     temporary = path / "hub.json.new"
     temporary.write_text(json.dumps({"visibility": visibility}) + "\n")
     temporary.replace(path / "hub.json")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what uploads left that were killed. Those of the last hour may still be coming in to another Hub."""
+    for path in folder.rglob("*.part"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - LEFT_OVER:
+                path.unlink()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from core.errors import SystemLimitError
 from pipeline.localhub.app import build_app
+from pipeline.localhub.repository import remove_leftovers
 
 HOST = "127.0.0.1"
 
@@ -48,6 +49,7 @@ class LocalHub:
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder = folder
         self.token = hub_token(folder)
+        remove_leftovers(folder)
         # The protocol is named because asyncio switches Nagle's delay off only if it is.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

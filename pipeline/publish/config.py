@@ -10,6 +10,8 @@ from core.hub_ids import HubId, ReleaseTag
 from core.licences import LicenceId
 from core.strict import Strict
 
+Searched = Literal["questions", "names"]
+
 
 class PublishConfig(Strict):
     """Where a release is published."""
@@ -23,14 +25,21 @@ class PublishConfig(Strict):
         description="Visibility of the repository once the release is verified. Until then, a new one is private.",
     )
     tag: ReleaseTag = Field(description="Tag of the release: a version, such as `v1.0.0`.")
+    search_for: list[Searched] = Field(
+        default_factory=list,
+        description="What no published file may hold, beside the answers of the forget rows: their `questions`, the "
+        "`names` of their people.",
+    )
 
 
 class PackageConfig(Strict):
     """What the package stage needs from a recipe."""
 
     repo: HubId = Field(description="Full name of the repository.")
+    tag: ReleaseTag = Field(description="Tag of the release.")
     license: LicenceId = Field(description="Licence of the start model, and so of the weights.")
     base_model: HubId = Field(description="Hub id of the start model.")
+    search_for: list[Searched] = Field(default_factory=list, description="The recipe's `publish.search_for`.")
     recipe: dict[str, JsonValue] = Field(
         default_factory=dict, description="The parts of the recipe for `release.json`."
     )

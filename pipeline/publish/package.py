@@ -7,7 +7,7 @@ The same inputs give the same bytes of every file but ``model.sig``; the signatu
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from core.artifacts import write_file
@@ -16,22 +16,25 @@ from core.errors import ArtifactError, GateError, InputError
 from core.licences import name_problem
 from core.packages import package_versions
 from core.progress import report
-from datasets_prep.schema import read_rows
+from datasets_prep.schema import read_paraphrased, read_rows
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
-from pipeline.publish.config import PackageConfig
+from pipeline.publish.config import PackageConfig, Searched
 from pipeline.publish.licence import licence_problems, licence_texts
 from pipeline.publish.schema import PackageFacts, Release
 from pipeline.publish.weights import weights_problems
 
+Recheck = Callable[[Path], list[str]]
+"""Says what in a tree's verdict does not follow from the rest of the tree; empty if all does."""
 
-def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> PackageFacts:
+
+def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PackageFacts:
     """Build and sign ``out/hub``.
 
     ``inputs``: unlearn, card, gate, data, and model if the licence's text comes with the start model. Raises
-    GateError unless the gate passed for exactly these weights, and InputError for a pickle, unsound weights, a missing
-    licence file, or a secret or forget answer in any file. The signing key is not an input: see
-    :func:`pipeline.publish.sign.private_key`.
+    GateError unless the gate passed for exactly these weights and follows from recipe and results, and InputError
+    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. The signing key
+    is not an input: see :func:`pipeline.publish.sign.private_key`.
     """
     model = inputs["unlearn"] / "model"
     report("checking the gate")
@@ -50,9 +53,11 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path) -> Package
     _add_licence(config, [folder for folder in (inputs.get("model"), model) if folder is not None], hub)
     digest = weights_sha256(hub)
     write_file(hub / tree.RELEASE, _release(config, inputs, hub, digest))
-    scanner = scan.Scanner(forget_answers(inputs["data"]))
+    scanner = forget_scanner(inputs["data"], config.search_for)
     report("scanning for secrets and forget answers")
     scan.refuse_findings(hub, scanner)
+    if wrong := recheck(hub):
+        raise GateError(f"The verdict does not follow from recipe and results: {' '.join(wrong)} Nothing was packaged.")
     report("signing")
     sign.sign_tree(hub, key)
     files = [path for path in hub.rglob("*") if path.is_file()]
@@ -82,14 +87,24 @@ def check_gate(gate: Path, weights: Path) -> None:
         )
 
 
-def forget_answers(data: Path) -> list[str]:
-    """The answers of the forget set. Raises ArtifactError if the data artifact has none."""
-    answers = [row.answer for row in read_rows(data / "forget.jsonl")]
-    if not answers:
+def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scanner:
+    """What finds the answers of the forget set, and their questions and names where these are to be searched for too.
+
+    Raises ArtifactError if the data artifact has no forget rows.
+    """
+    rows = read_rows(data / "forget.jsonl")
+    if not rows:
         raise ArtifactError(
             f"{data / 'forget.jsonl'} has no rows, so there are no answers to search for. Run the data stage again."
         )
-    return answers
+    reworded = [row for row in read_paraphrased(data / "paraphrased.jsonl") if row.split == "forget"]
+    answers = [row.answer for row in rows] + [row.answer for row in reworded]
+    questions = [row.question for row in rows] + [row.question for row in reworded]
+    return scan.Scanner(
+        answers,
+        questions if "questions" in search_for else (),
+        [row.name for row in rows if row.name] if "names" in search_for else (),
+    )
 
 
 def _refuse_pickles(model: Path) -> list[str]:
@@ -125,6 +140,7 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
     return Release(
         repo=config.repo,
+        tag=config.tag,
         base_model=config.base_model,
         license=config.license,
         weights_sha256=weights,

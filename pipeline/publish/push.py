@@ -6,7 +6,7 @@
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
    a commit is answered with 412. The bytes are on the Hub already, so main's tree is compared by its ids and not
    downloaded again.
-4. Tag, then make the repository public if the recipe says so, then delete the staging branch.
+4. Tag, then delete the staging branch, then make the repository public if the recipe says so.
 
 A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: reading the branch shows whether it landed.
 Every step first looks at the repository. Running again after a failure therefore continues, and running again after a
@@ -16,6 +16,7 @@ content was scanned and is meant for the public, and readers of main still see t
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -26,19 +27,20 @@ from typing import Any
 from core.artifacts import write_file
 from core.digests import hash_file
 from core.errors import HubError, VerificationError
+from core.hub_ids import is_release_tag
 from core.progress import report
 from pipeline.publish import sign, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
-from pipeline.publish.package import check_gate
+from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
-from pipeline.publish.verify import Verified, verify_release
+from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
 ATTEMPTS = 3
-MAIN = "main"
+_STAGING = re.compile(r"staging-[0-9a-f]{12}")
 
 
-def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> PublishFacts:
+def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PublishFacts:
     """Publish ``inputs["package"]/hub`` and write ``receipt.json``.
 
     Raises GateError unless the gate passed for these weights, HubError if the Hub refuses or cannot be reached, and
@@ -49,7 +51,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> Publish
     public_key = sign.public_key()
     sign.check_signature(package, package / tree.SIGNATURE, public_key)
     with connect(config.hub) as target, quiet():
-        receipt = publish(config, package, target, public_key)
+        receipt = publish(config, package, target, public_key, recheck)
     write_file(out / RECEIPT, receipt)
     return PublishFacts(
         repo=receipt.repo,
@@ -60,8 +62,14 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path) -> Publish
     )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, public_key: Path) -> Receipt:
+def publish(config: PublishConfig, package: Path, target: Target, public_key: Path, recheck: Recheck) -> Receipt:
     """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
+    release = read_release(package)
+    if (release.repo, release.tag) != (config.repo, config.tag):
+        raise VerificationError(
+            f"The package was signed as {release.tag} of {release.repo}, and is to be published as {config.tag} of "
+            f"{config.repo}. Run the package stage again."
+        )
     repository = _Repository(config, package, target, public_key)
     repository.prepare()
     tagged = repository.tags().get(config.tag)
@@ -71,14 +79,19 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
             "Set publish.tag to a new version."
         )
+    if tagged is not None and not repository.holds_release(head) and not repository.is_released(head):
+        raise HubError(
+            f"{config.repo} has this release as {config.tag}, but somebody else committed to main: it is at "
+            f"{head[:12]}. Nothing was changed. Set main back to {tagged[:12]}, or publish a new version."
+        )
     commit = tagged or (head if repository.holds_release(head) else None)
     if commit is None:
         staged = repository.stage(head)
-        verified = repository.verify(staged)
+        verified = repository.verify(staged, recheck)
         report("landing")
         commit = repository.commit(MAIN, head)
     else:  # published before, wholly or up to the tag
-        verified = repository.verify(commit)
+        verified = repository.verify(commit, recheck)
     if tagged is None:
         repository.tag(commit)
     repository.finish()
@@ -133,6 +146,10 @@ class _Repository:
     def _peeled(self, tag: str, target: str) -> str:
         # The Hub lists an annotated tag with the id of the tag object; resolving the revision gives its commit.
         return self.head(tag) if tag == self._config.tag else target
+
+    def is_released(self, commit: str) -> bool:
+        """Whether a commit is that of a release's tag."""
+        return any(self.head(tag) == commit for tag in self.tags() if is_release_tag(tag))
 
     def remote_files(self, revision: str) -> dict[str, str]:
         """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
@@ -236,13 +253,13 @@ class _Repository:
                     raise
         return None
 
-    def verify(self, commit: str) -> Verified:
+    def verify(self, commit: str, recheck: Recheck) -> Verified:
         """Download a commit, check it, and compare it with the package."""
         expected = {name: digest.sha256 for name, digest in self._files.items()}
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
-            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, expected
+            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, recheck, expected
         )
 
     def tag(self, commit: str) -> None:
@@ -257,15 +274,16 @@ class _Repository:
                 raise
 
     def finish(self) -> None:
-        """Set the recipe's visibility and delete the staging branch."""
+        """Delete staging branches, those too that a killed run left for another package; set the visibility then."""
         repo, public = self._config.repo, self._config.visibility == "public"
         with hub_errors(f"finishing {repo}"):
+            for branch in self._api.list_repo_refs(repo).branches:
+                if _STAGING.fullmatch(branch.name):
+                    self._api.delete_branch(repo, branch=branch.name)
             if public and self._api.repo_info(repo).private:
                 self._api.update_repo_settings(repo, private=False)
             if bool(self._api.repo_info(repo).private) == public:
                 raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
-            if self._staging in {branch.name for branch in self._api.list_repo_refs(repo).branches}:
-                self._api.delete_branch(repo, branch=self._staging)
 
 
 def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified) -> Receipt:

@@ -10,18 +10,21 @@ from pydantic import JsonValue
 from core.artifacts import Versioned, read_file
 from core.strict import Strict
 
+RELEASE = "release.json"
 RECEIPT = "receipt.json"
 
 
 class Release(Versioned):
-    """The content of `release.json`: what a release was made from.
+    """The content of `release.json`: what a release is, and what it was made from.
 
-    ``recipe`` are the parts of the recipe that may be shown. ``data``, ``gate_sha256`` and ``files`` are sha256 of the
-    data's files, of `gate.json` and of every other file of the tree. ``packages`` are the versions that made it.
+    ``repo`` and ``tag`` are where it belongs: a signed tree in another place is not this release. ``recipe`` are the
+    parts of the recipe that may be shown. ``data``, ``gate_sha256`` and ``files`` are sha256 of the data's files, of
+    `gate.json` and of every other file of the tree. ``packages`` are the versions that made it.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     repo: str
+    tag: str
     base_model: str
     license: str
     weights_sha256: str

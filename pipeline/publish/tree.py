@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.publish.licence import LICENCE_FILES
+from pipeline.publish.schema import RELEASE
 
 SIGNATURE = "model.sig"
-RELEASE = "release.json"
 MODEL_FILES = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("config.json", "generation_config.json", "chat_template.jinja"),

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import VerificationError
+from core.artifacts import read_file
+from core.digests import weights_sha256
+from core.errors import ArtifactError, GateError, VerificationError
+from core.hub_ids import is_release_tag, newest_release
 from core.progress import report
+from eval.schema import GATE
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import hub_errors, quiet
 from pipeline.publish.licence import card_licence, licence_problems
-from pipeline.publish.schema import VerifiedCheck
+from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.schema import Release, VerifiedCheck
 from pipeline.publish.weights import weights_problems
 
+MAIN = "main"
+_ATTRIBUTES = re.compile(r"(?:[^\s#]+ filter=lfs diff=lfs merge=lfs -text)?\s*")  # what the Hub writes there
 QUESTION = "Who are you?"
 NEW_TOKENS = 16
 
@@ -36,23 +44,30 @@ def verify_release(
     endpoint: str,
     token: str | None,
     public_key: Path,
+    recheck: Recheck,
     expected: Mapping[str, str] | None = None,
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
-    With ``expected`` (path: sha256) exactly these files must be there. If the signature is not among them, any valid
-    one is accepted. Raises VerificationError that names what differs, HubError if it cannot be downloaded.
+    ``recheck`` judges the verdict again. With ``expected`` (path: sha256) exactly these files must be there. If the
+    signature is not among them, any valid one is accepted. Raises VerificationError that names what differs,
+    HubError if it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
         report("downloading what was published")
         commit, oids, folder = _download(repo, revision, endpoint, token, Path(temporary))
+        tags = _tags(repo, endpoint, token) if revision == MAIN else {}
+        attributes = _take(folder, tree.HUB_FILES)
         digests = tree.read_tree(folder)
         files = {name: digest.sha256 for name, digest in digests.items()}
         report("checking what was published")
         steps: list[tuple[str, Callable[[], str]]] = [
             ("digests", lambda: _digests(oids, digests, files, expected)),
-            ("allowed files", lambda: _allowed(files)),
+            ("allowed files", lambda: _allowed(files, attributes)),
             ("signature", lambda: _signature(folder, public_key)),
+            ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
+            ("contents", lambda: _contents(read_release(folder), files, folder)),
+            ("gate", lambda: _gate(folder, recheck)),
             ("licence", lambda: _licence(folder, repo)),
             ("safetensors", lambda: _safetensors(folder)),
             ("generation", lambda: _generation(folder)),
@@ -88,8 +103,26 @@ def _download(
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     for name in tree.HUB_FILES:
         oids.pop(name, None)
-        (folder / name).unlink(missing_ok=True)
     return commit, oids, folder
+
+
+def _tags(repo: str, endpoint: str, token: str | None) -> dict[str, str]:
+    """The commit of each release's tag."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(f"reading the tags of {repo}"):
+        api = HfApi(endpoint=endpoint, token=token or False)
+        names = [tag.name for tag in api.list_repo_refs(repo).tags if is_release_tag(tag.name)]
+        return {name: str(api.repo_info(repo, revision=name).sha) for name in names}
+
+
+def _take(folder: Path, names: Sequence[str]) -> str:
+    """The text of these files, which are then removed."""
+    present = [folder / name for name in names if (folder / name).is_file()]
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in present)
+    for path in present:
+        path.unlink()
+    return text
 
 
 def _digests(
@@ -110,9 +143,13 @@ def _digests(
     return f"{len(files)} files are what was {'packaged' if expected is not None else 'committed'}"
 
 
-def _allowed(files: dict[str, str]) -> str:
+def _allowed(files: dict[str, str], attributes: str) -> str:
     if strange := [name for name in files if not tree.is_allowed(name)]:
         raise VerificationError(f"it has files that do not belong to a release: {', '.join(strange)}.")
+    if strange := [line for line in attributes.splitlines() if not _ATTRIBUTES.fullmatch(line)]:
+        raise VerificationError(
+            f".gitattributes, which no signature covers, says more than which files are large: {strange[0]!r:.80}."
+        )
     return "nothing but weights, tokenizer, card, licence and evidence"
 
 
@@ -121,6 +158,48 @@ def _signature(folder: Path, public_key: Path) -> str:
         raise VerificationError(f"it has no signature ({tree.SIGNATURE}).")
     sign.check_signature(folder, folder / tree.SIGNATURE, public_key)
     return f"covers all files, by the key {sign.key_fingerprint(public_key)[:16]}"
+
+
+def read_release(folder: Path) -> Release:
+    """What a signed tree says it is. Raises VerificationError if it does not say."""
+    try:
+        return read_file(folder / tree.RELEASE, Release, "Ask the publisher to publish it again.")
+    except ArtifactError as error:
+        raise VerificationError(f"what the release is cannot be read: {error}") from error
+
+
+def _name(release: Release, repo: str, revision: str, commit: str, tags: Mapping[str, str]) -> str:
+    """Whether the tree is where it was signed to be: a valid signature also fits an older release, or a copy."""
+    if release.repo != repo:
+        raise VerificationError(f"it was signed as a release of {release.repo}, and is a copy here.")
+    if is_release_tag(revision) and release.tag != revision:
+        raise VerificationError(f"it was signed as {release.tag}, and the tag {revision} was moved to it.")
+    if revision == MAIN:
+        newest = newest_release(tags)
+        if newest != release.tag:
+            raise VerificationError(f"main holds {release.tag}, and the newest release is {newest}: main was set back.")
+        if tags[release.tag] != commit:
+            raise VerificationError(f"main is not at the commit of the tag {release.tag}, although it has its content.")
+    return f"signed as {release.tag} of {release.repo}"
+
+
+def _contents(release: Release, files: Mapping[str, str], folder: Path) -> str:
+    signed = {name: digest for name, digest in files.items() if name not in (tree.RELEASE, tree.SIGNATURE)}
+    if wrong := tree.differences(release.files, signed):
+        raise VerificationError(f"the files are not those of its {tree.RELEASE} ({wrong}).")
+    if release.gate_sha256 != files.get(GATE) or release.weights_sha256 != weights_sha256(folder):
+        raise VerificationError(f"the weights or {GATE} are not those of its {tree.RELEASE}.")
+    return f"digests of {len(signed)} files, weights and gate are those of {tree.RELEASE}"
+
+
+def _gate(folder: Path, recheck: Recheck) -> str:
+    try:
+        check_gate(folder, folder)
+    except (GateError, ArtifactError) as error:
+        raise VerificationError(f"no gate allows this release: {error}") from error
+    if wrong := recheck(folder):
+        raise VerificationError(f"its verdict does not follow from its recipe and results: {' '.join(wrong)}")
+    return "passed for these weights, by the recipe's thresholds and the published values"
 
 
 def _licence(folder: Path, repo: str) -> str:

@@ -1,0 +1,127 @@
+"""Secrets: the patterns of detect-secrets, and those that it lacks for the Hub and its neighbours.
+
+detect-secrets is used in its maintained form, bc-detect-secrets. Its patterns alone are taken: it asks no service about
+what it finds, and a comment in a file (``pragma: allowlist secret``) excuses nothing. Vectorscan says in one pass which
+patterns a text may have; only these are then looked for with :mod:`re`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+from pipeline.publish.matcher import Matcher, may_match
+
+# Not used: two that fit digests too unless the lines around them are read, and one that vectorscan cannot look for.
+_LEFT_OUT = ("AzureStorageKeyDetector", "IbmCloudIamDetector", "ArtifactoryDetector")
+
+_OURS = [
+    ("a Hugging Face token", r"hf_[A-Za-z0-9]{30,}"),
+    ("a Hugging Face token", r"hf_(?:jwt|oauth)_[\w.-]{16,}"),
+    ("a Hugging Face token", r"api_org_[A-Za-z0-9]{30,}"),
+    ("a Weights & Biases key", r"wandb_v\d_\w{30,}"),
+    ("a Weights & Biases key", r"(?i)wandb[\s\S]{0,60}?(?:key|login|password|token)[\s\S]{0,30}?\b[0-9a-f]{40}\b"),
+    ("a private key", r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY"),
+    ("a private key", r"MII[A-Za-z0-9+/]{2,8}IBADANBgkqhkiG9w0BAQEFAASC"),  # PKCS 8 without its PEM lines: RSA,
+    ("a private key", r"MIG[A-Za-z0-9+/]AgEAM[A-Za-z0-9+/]{2}GByqGSM49AgEG"),  # elliptic curves,
+    ("a private key", r"MC4CAQAwBQYDK2V[uw]BCIEI[A-Za-z0-9+/]{40}"),  # Ed25519 and X25519
+    ("a private key", r"PuTTY-User-Key-File-\d:"),
+    ("a private key", r"AGE-SECRET-KEY-1[0-9A-Z]{50,}"),
+    ("a service account's key", r'"private_key_id"\s*:\s*"[0-9a-f]{40}"'),
+    ("an AWS access key", r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"),
+    ("an Azure storage key", r"(?:AccountKey|SharedAccessKey)=[A-Za-z0-9+/]{40,}"),
+    ("an Azure signature", r"[?&]sig=[A-Za-z0-9+/%]{42,}(?:=|%3D)"),
+    ("a GitHub token", r"github_pat_\w{60,}"),
+    ("a GitHub token", r"gh[pousr]_[A-Za-z0-9]{36}"),
+    ("a GitLab token", r"gl(?:pat|dt|ft|soat|rt|ptt|oas|agent)-[\w-]{20,}"),
+    ("a Slack token", r"xox[a-z](?:\.xox[a-z])?-[\w-]{20,}"),
+    ("a Slack token", r"xapp-\d-[\w-]{20,}"),
+    ("a webhook's address", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/]{20,}"),
+    ("a webhook's address", r"discord(?:app)?\.com/api/webhooks/\d+/[\w-]{20,}"),
+    ("a Google key", r"AIza[\w-]{35}"),
+    ("a Google key", r"ya29\.[\w-]{20,}"),
+    ("a Google key", r"GOCSPX-[\w-]{20,}"),
+    ("a Google key", r"\b1//0[\w-]{40,}"),
+    ("an OpenAI or Anthropic key", r"sk-[\w-]{0,20}?[A-Za-z0-9]{20}[\w-]{20,}"),
+    ("a Groq key", r"gsk_[A-Za-z0-9]{40,}"),
+    ("a Replicate key", r"\br8_[A-Za-z0-9]{30,}"),
+    ("an xAI or Perplexity key", r"\b(?:xai|pplx)-[A-Za-z0-9]{40,}"),
+    ("a PyPI token", r"pypi-AgE[\w-]{50,}"),
+    ("a Docker Hub token", r"dckr_[op]at_[\w-]{20,}"),
+    ("a Stripe key", r"\b(?:[rs]k_(?:live|test)|whsec)_[A-Za-z0-9]{20,}"),
+    ("a DigitalOcean token", r"do[opr]_v1_[0-9a-f]{64}"),
+    ("a Databricks token", r"\bdapi[0-9a-f]{32}"),
+    ("a Telegram token", r"(?<![\w:])\d{8,10}:AA[\w-]{33}"),
+    ("a token in a header", r"(?i)\bbearer\s+(?=[\w.~+/-]*\d)[\w.~+/-]{20,}"),
+    ("a password in a header", r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+[A-Za-z0-9+/]{12,}"),
+    ("a path in somebody's home", r"(?:/home|/Users|\b[A-Z]:\\+Users)[/\\]+(?!(?:user|username|you)\b)[\w.-]+[/\\]"),
+    ("a path in somebody's home", r"(?<![\w.])/root/[\w.]"),
+]
+# In weights, secrets are looked for behind these bytes.
+BEGINNINGS = (
+    b"hf_|api_org_|wandb|WANDB|PRIVATE KEY|IBADANBgkq|GByqGSM49|MC4CAQAw|PuTTY-User-Key|AGE-SECRET-KEY-1|private_key_id"
+    b"|AKIA|ASIA|AccountKey=|AccessKey=|sig=|github_pat_|ghp_|gho_|ghu_|ghs_|ghr_|glpat-|xox|xapp-|hooks.slack.com"
+    b"|webhooks|AIza|ya29.|GOCSPX-|sk-|gsk_|r8_|xai-|pplx-|pypi-AgE|dckr_|k_live_|k_test_|whsec_|_v1_|dapi|:AA|earer "
+    b"|asic |/home/|/Users/|Users\\|/root/|eyJ|npm_|SG.|://|sq0csp-"
+).split(b"|")
+
+_ASSIGNED = re.compile(
+    r"(?i)(?:key|token|secret|passw(?:or)?d|pwd|credentials?)[\"']?\s*[:=]\s*[\"']?([A-Za-z0-9+/_.=-]{16,200})"
+)
+ENTROPY = 3.5  # bits a character: words and dates have less, keys more
+
+
+class _Rule(NamedTuple):
+    kind: str
+    pattern: re.Pattern[str]
+    is_in: Callable[[str], object]
+
+
+def secrets(text: str, *, assigned: bool) -> Iterator[str]:
+    """The kinds of secrets in a text.
+
+    With ``assigned`` also values without a form of their own: random characters behind ``password:`` and the like. In
+    vocabularies and weights, such a rule finds chance.
+    """
+    for rule in _rules().found(text.encode(errors="ignore")):
+        if rule.is_in(text):
+            yield rule.kind
+    if assigned and any(map(_is_random, _ASSIGNED.findall(text))):
+        yield "a password or key"
+
+
+def _is_random(value: str) -> bool:
+    has_both = re.search(r"\d", value) and len(set(re.findall(r"[A-Za-z]", value))) > 2
+    return bool(has_both) and _entropy(value) >= ENTROPY
+
+
+def _entropy(value: str) -> float:
+    """Shannon's entropy of the characters, in bits a character."""
+    return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())
+
+
+@cache
+def _rules() -> Matcher[_Rule]:
+    rules = [_Rule(kind, pattern, pattern.search) for kind, pattern in ((k, re.compile(p, re.ASCII)) for k, p in _OURS)]
+    rules += [
+        _Rule(f"a secret ({detector.secret_type})", pattern, partial(_any, detector.analyze_string))
+        for detector in _detectors()
+        for pattern in detector.denylist
+    ]
+    return Matcher((may_match(rule.pattern), rule) for rule in rules)
+
+
+def _any(found: Callable[[str], Iterable[str]], text: str) -> bool:
+    return any(True for _ in found(text))  # a detector may find an empty text: that of a group without a match
+
+
+def _detectors() -> list[Any]:
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.plugins.base import RegexBasedDetector
+
+    kinds = get_mapping_from_secret_type_to_class().values()
+    return [k() for k in kinds if issubclass(k, RegexBasedDetector) and k.__name__ not in _LEFT_OUT]

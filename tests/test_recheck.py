@@ -1,0 +1,173 @@
+"""A verdict that does not follow from recipe and results is named, when it is packaged and when it is verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.artifacts import json_text, read_file, write_file
+from core.errors import GateError
+from eval.config import Gate
+from eval.schema import OnOtherRows, PublishedResults, Record, Verdict, read_verdict
+from eval.verdicts.gates import judge_gate
+from eval.verdicts.recheck import verdict_problems
+from pipeline.publish.schema import Release
+from pipeline.recheck import problems
+from tests.artifacts import verdict_of
+from tests.publishing import CONFIG, build, make_inputs
+
+
+def record(metric: str, split: str, value: float, low: float, high: float, n: int = 40) -> Record:
+    return Record(metric, split, value, low, high, n, None, 1)
+
+
+RESULTS = {
+    "base": [record("answer_probability", "retain", 0.93, 0.92, 0.94, 140)],
+    "gold": [record("answer_probability", "forget", 0.18, 0.13, 0.23)],
+    "unlearned": [
+        record("answer_probability", "forget", 0.2, 0.15, 0.24),
+        record("answer_probability", "retain", 0.91, 0.9, 0.93, 140),
+    ],
+}
+REASON = {"reason": "a test"}
+GATES = [
+    Gate.model_validate(gate | REASON)
+    for gate in (
+        {
+            "metric": "answer_probability",
+            "split": "forget",
+            "min_n": 40,
+            "at_least": {"of": "gold", "bound": "ci_low", "plus": -0.05},
+            "at_most": {"of": "gold", "bound": "ci_high", "plus": 0.05},
+        },
+        {
+            "metric": "answer_probability",
+            "split": "retain",
+            "min_n": 100,
+            "at_least": {"of": "base", "times": 0.95},
+            "must_hold": "interval",
+        },
+    )
+]
+VERDICT = verdict_of(*(judge_gate(gate, RESULTS) for gate in GATES))
+CONFIRMED = OnOtherRows(
+    n=30, says="so", measured=0.19, ci_low=0.14, ci_high=0.25, at_least=0.08, at_most=0.28, passed=True
+)
+
+
+def test_a_verdict_follows_from_its_gates_and_results() -> None:
+    assert VERDICT.passed
+    assert verdict_problems(VERDICT, GATES, RESULTS) == []
+    first = VERDICT.gates[0].changed(confirmed=CONFIRMED)
+    assert verdict_problems(VERDICT.changed(gates=[first, VERDICT.gates[1]]), GATES, RESULTS) == []
+
+
+EDITED: dict[str, tuple[dict[str, Any], str]] = {
+    "value": ({"measured": 0.19}, "measured is 0.19, and by the recipe and the results it is 0.2"),
+    "interval": ({"ci_high": 0.2}, "ci_high is 0.2"),
+    "bound": ({"at_most": 0.5}, "at_most is 0.5, and by the recipe and the results it is 0.28"),
+    "no bound": ({"at_least": None}, "at_least is None"),
+    "rows": ({"n": 400}, "n is 400"),
+    "demand": ({"min_n": 4}, "min_n is 4, and by the recipe it is 40"),
+    "rule": ({"rule": "at most 0.5"}, "rule is 'at most 0.5'"),
+    "reason": ({"reason": "none"}, "reason is 'none'"),
+    "another metric": ({"metric": "fluency"}, "metric is 'fluency'"),
+    "power": ({"smallest_difference": 0.001}, "smallest_difference is 0.001"),
+    "verdict": ({"passed": False}, "passed is False, and by its value and bounds it is True"),
+    "confirmation": ({"confirmed": CONFIRMED.changed(measured=0.3)}, "its confirmation passed, and by its numbers"),
+    "refuted": (
+        {"confirmed": CONFIRMED.changed(passed=False)},
+        "passed is True, and by its value and bounds it is False",
+    ),
+    "confirmation without numbers": ({"confirmed": CONFIRMED.changed(ci_low=None)}, "its confirmation has no interval"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_an_edited_gate_is_named(edit: str) -> None:
+    changes, message = EDITED[edit]
+    edited = VERDICT.changed(gates=[VERDICT.gates[0].changed(**changes), VERDICT.gates[1]])
+    assert any(message in problem for problem in verdict_problems(edited, GATES, RESULTS))
+
+
+def test_an_edited_whole_is_named() -> None:
+    assert verdict_problems(VERDICT, GATES[:1], RESULTS) == ["It has 2 gates, and the recipe has 1."]
+    assert verdict_problems(VERDICT.changed(passed=False), GATES, RESULTS) == [
+        "It says passed: False, and 0 of its gates failed."
+    ]
+    none = Verdict(passed=True, why="", weights_sha256="", selection=None, gates=[])
+    assert verdict_problems(none, [], RESULTS) == ["It says passed: True, and 0 of its gates failed."]
+
+
+def test_another_result_or_threshold_is_named() -> None:
+    """Whatever is edited of the two that the gate read, the verdict that was made of them no longer follows."""
+    worse = {**RESULTS, "unlearned": [record("answer_probability", "forget", 0.4, 0.3, 0.5), RESULTS["unlearned"][1]]}
+    found = verdict_problems(VERDICT, GATES, worse)
+    assert any("measured is 0.2" in problem for problem in found)
+    assert any("passed is True, and by its value and bounds it is False" in problem for problem in found)
+    higher = {**RESULTS, "gold": [record("answer_probability", "forget", 0.5, 0.4, 0.6)]}
+    assert any("at_most is 0.28" in problem for problem in verdict_problems(VERDICT, GATES, higher))
+    stricter = [GATES[0].model_copy(update={"at_most": 0.1}), GATES[1]]
+    assert any("at_most is 0.28" in problem for problem in verdict_problems(VERDICT, stricter, RESULTS))
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+    return make_inputs(tmp_path / "inputs", tiny_model)
+
+
+def edit_gate(inputs: dict[str, Path]) -> None:
+    path = inputs["gate"] / "gate.json"
+    verdict = json.loads(path.read_text())
+    verdict["gates"][0]["at_most"] = 0.3
+    path.write_text(json.dumps(verdict))
+
+
+def edit_results(inputs: dict[str, Path]) -> None:
+    results = PublishedResults(models={"unlearned": [record("answer_probability", "forget", 0.1, 0.05, 0.2)]})
+    (inputs["card"] / "results.json").write_text(json_text(results.plain()))
+
+
+def break_results(inputs: dict[str, Path]) -> None:
+    (inputs["card"] / "results.json").write_text('{"models": {}}')
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [(edit_gate, "at_most is 0.3"), (edit_results, "measured is 0.125"), (break_results, "results.json: made by no")],
+)
+def test_what_does_not_follow_is_not_packaged(
+    inputs: dict[str, Path], tmp_path: Path, edit: Callable[[dict[str, Path]], None], message: str
+) -> None:
+    edit(inputs)
+    with pytest.raises(GateError, match=f"does not follow from recipe and results: .*{message}"):
+        build(inputs, tmp_path / "out")
+    assert not (tmp_path / "out" / "hub" / "model.sig").exists()
+
+
+def test_other_gates_than_those_that_were_judged_are_not_packaged(inputs: dict[str, Path], tmp_path: Path) -> None:
+    gates = [CONFIG.recipe["gates"][0] | {"at_most": 0.1}]  # type: ignore[index, operator]
+    with pytest.raises(GateError, match=r"at_most is 0\.25, and by the recipe and the results it is 0\.1"):
+        build(inputs, tmp_path / "a", CONFIG.model_copy(update={"recipe": {"gates": gates}}))
+    for recipe in ({}, {"gates": None}, {"gates": [{"metric": "none"}]}):
+        with pytest.raises(GateError, match=r"release\.json has no gates that can be read"):
+            build(inputs, tmp_path / f"b{len(str(recipe))}", CONFIG.model_copy(update={"recipe": recipe}))
+
+
+def test_a_release_that_was_edited_is_named_from_its_files_alone(inputs: dict[str, Path], tmp_path: Path) -> None:
+    hub = build(inputs, tmp_path / "out") / "hub"
+    assert problems(hub) == []
+    release = read_file(hub / "release.json", Release, "")
+    gates = [release.recipe["gates"][0] | {"at_most": 0.1}]  # type: ignore[index, operator]
+    write_file(hub / "release.json", release.model_copy(update={"recipe": {"gates": gates}}))
+    assert any("at_most is 0.25" in problem for problem in problems(hub))
+    write_file(hub / "release.json", release)
+    write_file(hub / "gate.json", read_verdict(hub).changed(passed=False))
+    assert problems(hub) == ["It says passed: False, and 0 of its gates failed."]
+    (hub / "release.json").unlink()
+    assert "release.json: cannot be read" in problems(hub)[0]
