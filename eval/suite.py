@@ -18,6 +18,7 @@ from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
+from eval.attacks.copies import aside
 from eval.audit import audit, check, left_out, unlearning_depths
 from eval.catalog import DATA, is_headline
 from eval.config import EvalConfig
@@ -135,16 +136,14 @@ def measure(
     samples = _samples(rows, questions, probed, answers.rows, audited)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
-        base_scorer = _scorer_of(base, scorer, config)
-        _add_generation_losses(samples, everything, base_scorer, tokenizer, encoder)
+        _add_generation_losses(samples, everything, scorer, base, tokenizer, encoder, config)
         if gold is not None and config.patching:
-            models = (base_scorer.model, load(checkpoint_folder(gold), config.device), model)
+            models = (_base_of(base, scorer, config), load(checkpoint_folder(gold), config.device), model)
             depths = unlearning_depths(*models, encoder, rows["forget"], perturbed, config)
             for sample in samples:
                 if sample["row_id"] in depths:
                     sample["unlearning_depth_score"] = depths[sample["row_id"]]
-            del models
-        del base_scorer  # the suites need the memory
+            del models  # the suites need the memory
     records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
     return Measurements(samples, records, {"fame_topics": answers.results, **results})
 
@@ -193,22 +192,32 @@ def _add_generation_losses(
     samples: list[dict[str, Any]],
     rows: list[Row],
     scorer: Scorer,
+    base: Path,
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
+    config: EvalConfig,
 ) -> None:
     report("generations under base")
     forget = [sample for sample in samples if sample["split"] == "forget"]
-    losses = fluency.generation_losses(forget, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
+    questions = {row.row_id: row.question for row in rows}
+    if _is_measured(base, scorer):
+        losses = fluency.generation_losses(forget, questions, scorer, tokenizer, encoder)
+    else:
+        with aside(scorer.model):
+            of_base = Scorer(load(base, config.device), config.batch_tokens)
+            losses = fluency.generation_losses(forget, questions, of_base, tokenizer, encoder)
+            del of_base  # before the measured model is back
     for sample in samples:
         if sample["row_id"] in losses:
             sample["generation_nll"] = losses[sample["row_id"]]
 
 
-def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
-    """A scorer of base; ``scorer`` itself if base is the model being measured."""
-    if weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path))):
-        return scorer
-    return Scorer(load(base, config.device), config.batch_tokens)
+def _is_measured(base: Path, scorer: Scorer) -> bool:
+    return weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path)))
+
+
+def _base_of(base: Path, scorer: Scorer, config: EvalConfig) -> PreTrainedModel:
+    return scorer.model if _is_measured(base, scorer) else load(base, config.device)
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
