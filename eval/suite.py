@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, ModelError, SystemLimitError
+from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
@@ -58,8 +60,26 @@ def run(
 
     Raises ModelError if the checkpoint cannot be loaded, has another vocabulary than base or logits that are not
     finite, DataError if forget or retain is empty, InputError if lm-eval has no such suite, ArtifactError if data or
-    gold cannot be read.
+    gold cannot be read, SystemLimitError if memory runs out.
     """
+    with limits(partial(_memory_advice, config)):
+        return _run(config, inputs, out, further_golds)
+
+
+def _memory_advice(config: EvalConfig, has: str) -> str:
+    levers = [
+        f"eval.batch_tokens: {max(16, config.batch_tokens // 2)} (now {config.batch_tokens}; log-probabilities)",
+        f"eval.batch_rows: {max(1, config.batch_rows // 2)} (now {config.batch_rows}; generations and suites)",
+    ]
+    if config.robustness and config.robustness.relearn:
+        levers.append("eval.robustness.relearn: null (it needs 12 bytes a parameter)")
+    return (
+        f"in an evaluation: {has}. What helps: {'; '.join(levers)}; a device with more memory. Finished stages are "
+        "kept, and this evaluation starts again."
+    )
+
+
+def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str]) -> EvaluationFacts:
     check_backend(config)
     checkpoint = checkpoint_folder(inputs["model"])
     base = checkpoint_folder(inputs["base"]) if "base" in inputs else None

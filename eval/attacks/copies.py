@@ -7,12 +7,12 @@ the host's memory anyway.
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from transformers import PreTrainedModel
+
+from core.memory import give_back
 
 
 @contextmanager
@@ -38,10 +38,3 @@ def stand_in(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             yield copied.to(device)  # type: ignore[arg-type]
         finally:
             copied.to("meta")  # type: ignore[arg-type]  # whoever still holds it, its memory is free
-
-
-def give_back() -> None:
-    """Free what nobody uses, so that the next model finds the device's memory whole."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
