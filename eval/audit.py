@@ -20,10 +20,11 @@ from core.progress import report
 from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.attacks import steering
+from eval.attacks.copies import stand_in
 from eval.attacks.patching import depth_scores, fact_of
 from eval.attacks.prompts import chained, in_another_language, paraphrased, shown_words
-from eval.attacks.quantize import quantized
-from eval.attacks.relearn import divided, drawn, relearned
+from eval.attacks.quantize import quantize
+from eval.attacks.relearn import divided, drawn, relearn
 from eval.attacks.sampling import distinctive_words, row_seed, sample_answers, states_fact
 from eval.catalog import READINGS
 from eval.config import EvalConfig, Robustness
@@ -116,7 +117,10 @@ def _attacks(
 
     for form in robustness.quantize:
         report(f"quantizing to {form}")
-        yield form, read(quantized(scorer.model, form), plain)
+        with stand_in(scorer.model) as model:
+            quantize(model, form)
+            readings = read(model, plain)
+        yield form, readings
     if robustness.relearn:
         yield from _relearned(scorer.model, encode, rows, plain, config, read)
     if robustness.paraphrase:
@@ -133,7 +137,7 @@ def _attacks(
 
 
 def _relearned(
-    model: PreTrainedModel,
+    measured: PreTrainedModel,
     encode: Encoder,
     rows: Mapping[str, Sequence[Row]],
     plain: dict[str, Encoded],
@@ -143,8 +147,8 @@ def _relearned(
     """Relearn a part of the forget rows, then as many retain rows; read the other forget rows both times."""
     assert config.robustness  # noqa: S101
     assert config.robustness.relearn  # noqa: S101
-    relearn = config.robustness.relearn
-    taught, probed = divided(list(plain), relearn.forget_share, config.seed)
+    settings = config.robustness.relearn
+    taught, probed = divided(list(plain), settings.forget_share, config.seed)
     retain = {row.row_id: row for row in rows["retain"]}
     unrelated = drawn(list(retain), len(taught), config.seed)
     sources = {
@@ -152,7 +156,10 @@ def _relearned(
         "relearn_retain": [encode(retain[i].question, retain[i].answer) for i in unrelated],
     }
     for attack, examples in sources.items():
-        yield attack, read(relearned(model, examples, relearn, config.seed), {i: plain[i] for i in probed})
+        with stand_in(measured) as model:
+            relearn(model, examples, settings, config.seed)
+            readings = read(model, {i: plain[i] for i in probed})
+        yield attack, readings
 
 
 def _steered(

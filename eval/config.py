@@ -150,7 +150,12 @@ class EvalConfig(Strict):
     """
 
     batch_tokens: int = Field(default=512, ge=16, description="Tokens of one packed forward, at most.")
-    batch_rows: int = Field(default=32, ge=1, description="Rows of a batch of generations.")
+    batch_rows: int = Field(
+        default=32,
+        ge=1,
+        description="Rows of a batch of generations or of a suite's questions, at most: a batch has fewer if its keys "
+        "and values, or its logits, would take more than 2 GiB.",
+    )
     max_new_tokens: int = Field(default=64, ge=1, description="Tokens of a generated answer, at most.")
     min_k: float = Field(
         default=0.4, gt=0, le=1, description="Share of the least likely tokens that the membership score averages."

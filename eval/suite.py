@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, ModelError, SystemLimitError
+from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
+from eval.attacks.copies import aside
 from eval.audit import audit, check, left_out, unlearning_depths
 from eval.catalog import DATA, is_headline
 from eval.config import EvalConfig
@@ -57,8 +60,26 @@ def run(
 
     Raises ModelError if the checkpoint cannot be loaded, has another vocabulary than base or logits that are not
     finite, DataError if forget or retain is empty, InputError if lm-eval has no such suite, ArtifactError if data or
-    gold cannot be read.
+    gold cannot be read, SystemLimitError if memory runs out.
     """
+    with limits(partial(_memory_advice, config)):
+        return _run(config, inputs, out, further_golds)
+
+
+def _memory_advice(config: EvalConfig, has: str) -> str:
+    levers = [
+        f"eval.batch_tokens: {max(16, config.batch_tokens // 2)} (now {config.batch_tokens}; log-probabilities)",
+        f"eval.batch_rows: {max(1, config.batch_rows // 2)} (now {config.batch_rows}; generations and suites)",
+    ]
+    if config.robustness and config.robustness.relearn:
+        levers.append("eval.robustness.relearn: null (it needs 12 bytes a parameter)")
+    return (
+        f"in an evaluation: {has}. What helps: {'; '.join(levers)}; a device with more memory. Finished stages are "
+        "kept, and this evaluation starts again."
+    )
+
+
+def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str]) -> EvaluationFacts:
     check_backend(config)
     checkpoint = checkpoint_folder(inputs["model"])
     base = checkpoint_folder(inputs["base"]) if "base" in inputs else None
@@ -135,16 +156,14 @@ def measure(
     samples = _samples(rows, questions, probed, answers.rows, audited)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
-        base_scorer = _scorer_of(base, scorer, config)
-        _add_generation_losses(samples, everything, base_scorer, tokenizer, encoder)
+        _add_generation_losses(samples, everything, scorer, base, tokenizer, encoder, config)
         if gold is not None and config.patching:
-            models = (base_scorer.model, load(checkpoint_folder(gold), config.device), model)
+            models = (_base_of(base, scorer, config), load(checkpoint_folder(gold), config.device), model)
             depths = unlearning_depths(*models, encoder, rows["forget"], perturbed, config)
             for sample in samples:
                 if sample["row_id"] in depths:
                     sample["unlearning_depth_score"] = depths[sample["row_id"]]
-            del models
-        del base_scorer  # the suites need the memory
+            del models  # the suites need the memory
     records, results = run_suites(suites or [], scorer, tokenizer, config, lm)
     return Measurements(samples, records, {"fame_topics": answers.results, **results})
 
@@ -193,22 +212,32 @@ def _add_generation_losses(
     samples: list[dict[str, Any]],
     rows: list[Row],
     scorer: Scorer,
+    base: Path,
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
+    config: EvalConfig,
 ) -> None:
     report("generations under base")
     forget = [sample for sample in samples if sample["split"] == "forget"]
-    losses = fluency.generation_losses(forget, {row.row_id: row.question for row in rows}, scorer, tokenizer, encoder)
+    questions = {row.row_id: row.question for row in rows}
+    if _is_measured(base, scorer):
+        losses = fluency.generation_losses(forget, questions, scorer, tokenizer, encoder)
+    else:
+        with aside(scorer.model):
+            of_base = Scorer(load(base, config.device), config.batch_tokens)
+            losses = fluency.generation_losses(forget, questions, of_base, tokenizer, encoder)
+            del of_base  # before the measured model is back
     for sample in samples:
         if sample["row_id"] in losses:
             sample["generation_nll"] = losses[sample["row_id"]]
 
 
-def _scorer_of(base: Path, scorer: Scorer, config: EvalConfig) -> Scorer:
-    """A scorer of base; ``scorer`` itself if base is the model being measured."""
-    if weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path))):
-        return scorer
-    return Scorer(load(base, config.device), config.batch_tokens)
+def _is_measured(base: Path, scorer: Scorer) -> bool:
+    return weights_sha256(base) == weights_sha256(Path(str(scorer.model.name_or_path)))
+
+
+def _base_of(base: Path, scorer: Scorer, config: EvalConfig) -> PreTrainedModel:
+    return scorer.model if _is_measured(base, scorer) else load(base, config.device)
 
 
 def load(checkpoint: Path, device: str) -> PreTrainedModel:

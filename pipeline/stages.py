@@ -139,7 +139,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-base", "base", recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
-            "unlearn", "5", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
+            "unlearn", "6", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
@@ -192,7 +192,7 @@ def _measured(
     """
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
-    return Stage(name, "5", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
+    return Stage(name, "6", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.

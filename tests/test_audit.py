@@ -16,19 +16,22 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import onednn
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import CHECKS, LANGUAGES, TOPICS, Encoded, Row, write_facts, write_rows
 from eval import suite
 from eval.attacks import prompts
-from eval.attacks.quantize import quantized
-from eval.attacks.relearn import divided, drawn, relearned
+from eval.attacks.copies import aside, stand_in
+from eval.attacks.quantize import quantize
+from eval.attacks.relearn import _batches, divided, drawn, relearn
 from eval.audit import audit, check
 from eval.catalog import CATALOG, is_of
 from eval.config import EvalConfig, Patching, Relative, Relearn, Robustness, Sampling, Steering
 from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
+from pipeline.train.packed import completion_log_probs, pack
 from tests.artifacts import data_facts
 from tests.conftest import ROOT, build_tiny_model
 from tests.eval_rows import build_data, build_perturbed, build_rows, outside, sharpened
@@ -76,6 +79,41 @@ def audited(model: Any, tiny_model: Path, encoder: Any, data: Path) -> dict[str,
     found = audit(scorer, tokenizer, encoder, ROWS, perturbed, probed, data, CONFIG)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return found
+
+
+def quantized(model: Any, form: str) -> Any:
+    treated = copy.deepcopy(model)
+    quantize(treated, form)
+    return treated
+
+
+def relearned(model: Any, rows: list[Encoded], config: Relearn, seed: int = 0) -> Any:
+    treated = copy.deepcopy(model)
+    relearn(treated, rows, config, seed)
+    return treated
+
+
+# Copies
+
+
+def test_an_attacked_copy_is_gone_when_the_measured_model_is_back(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with stand_in(model) as copied:
+        copied.model.norm.weight.data.fill_(7.0)
+        assert copied.device == model.device
+    assert {parameter.device.type for parameter in copied.parameters()} == {"meta"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_model_that_waits_is_in_the_hosts_memory(model):
+    placed = copy.deepcopy(model).to("meta")  # a device that is here and is not the host
+    before = placed.device
+    moves: list[Any] = []
+    placed.to = moves.append  # its weights could not really come back
+    with aside(placed):
+        assert moves == ["cpu"]
+    assert moves == ["cpu", before]
 
 
 # Quantization
@@ -151,7 +189,7 @@ def test_a_set_too_small_to_divide_is_refused():
 def test_relearning_is_adamw_on_the_answers(model, encoder):
     rows = [encoder(row.question, row.answer) for row in FORGET[:2]]
     config = Relearn(steps=2, batch_rows=2, learning_rate=1e-3)
-    treated = relearned(model, rows, config, seed=0)
+    treated = relearned(model, rows, config)
     plain = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
     for _ in range(2):  # both rows in every step; padded on the right, with the labels of the answers
@@ -168,6 +206,27 @@ def test_relearning_is_adamw_on_the_answers(model, encoder):
     apart = [(a - b).abs().max() for a, b in zip(treated.parameters(), plain.parameters(), strict=True)]
     assert max(apart) < 1e-4  # of steps of 1e-3
     assert not treated.training
+
+
+def test_each_weight_is_stepped_as_by_one_optimizer_while_no_other_gradient_is_there(model, encoder):
+    rows = [encoder(row.question, row.answer) for row in FORGET]
+    treated, plain = copy.deepcopy(model), copy.deepcopy(model).train().requires_grad_(True)
+    at_once: list[int] = []
+    for parameter in treated.requires_grad_(True).parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda _: at_once.append(sum(p.grad is not None for p in treated.parameters()))
+        )
+    relearn(treated, rows, Relearn(steps=3, batch_rows=len(rows), learning_rate=1e-3), seed=0)
+    assert set(at_once) == {1}
+    assert len(at_once) == 3 * len(list(treated.parameters()))  # a tied weight counts once
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
+    onednn.install(plain)
+    for batch in _batches(rows, Relearn(steps=3, batch_rows=len(rows)), 0):
+        optimizer.zero_grad()
+        (-completion_log_probs(plain, pack(batch)).mean()).backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(treated.parameters(), plain.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in treated.parameters())
 
 
 def test_relearned_rows_are_known_and_the_same_seed_gives_the_same_model(model, encoder):

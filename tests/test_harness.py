@@ -23,7 +23,7 @@ from datasets_prep.chat import chat_example
 from datasets_prep.schema import SPLITS, Encoded, read_rows, write_rows
 from eval import suite
 from eval.catalog import CATALOG, DATA, of_family
-from eval.config import EvalConfig
+from eval.config import EvalConfig, Relearn, Robustness
 from eval.schema import find_record, read_measured, read_records, read_samples
 from eval.scoring.harness import TASKS, Answers, ask
 from eval.scoring.probes import Scorer
@@ -157,7 +157,7 @@ def test_what_is_known_by_heart_is_not_generated_again(data, tmp_path):
     started: list[int] = []
 
     def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        if kwargs["input_ids"].shape[1] > 1 and kwargs["attention_mask"].ndim == 2:  # prompts of a batch of generations
+        if kwargs["input_ids"].shape[1] > 1 and "attention_mask" in kwargs:  # prompts of a batch of generations
             started.append(len(kwargs["input_ids"]))
 
     model.register_forward_pre_hook(look, with_kwargs=True)
@@ -308,6 +308,18 @@ def test_unusable_inputs_are_errors_of_the_user(tiny_model, data, tmp_path):
 def test_a_gpu_that_is_not_there_is_an_error(tiny_model, data, tmp_path):
     with pytest.raises(SystemLimitError, match=r"eval\.device"):
         suite.run(EvalConfig(device="cuda"), {"model": tiny_model, "data": data}, tmp_path)
+
+
+def test_out_of_memory_says_what_to_lower_and_what_is_kept(tiny_model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "measure", lambda *_, **__: torch.empty(1 << 52))
+    config = CONFIG.model_copy(update={"robustness": Robustness(relearn=Relearn())})
+    with pytest.raises(SystemLimitError) as caught:
+        suite.run(config, {"model": tiny_model, "data": data}, tmp_path)
+    said = str(caught.value)
+    assert said.startswith("Out of memory in an evaluation: the device has ")
+    for words in ("batch_tokens: 256 (now 512", "batch_rows: 2 (now 4", "relearn: null", "Finished stages are kept"):
+        assert words in said
+    assert "allocate" in said
 
 
 def test_results_hold_numbers_only(evaluated):

@@ -19,7 +19,7 @@ SEALED = (
 EVERYBODY = ("core", "datasets_prep.schema", "eval.schema")  # what all may import; core itself imports nobody
 ALLOWED = {  # beyond that
     "model_card": {"eval.catalog", "eval.attacks.catalog"},
-    "eval": {"pipeline.train.packed", "datasets_prep.chat", "datasets_prep.text"},
+    "eval": {"pipeline.train.attention", "pipeline.train.packed", "datasets_prep.chat", "datasets_prep.text"},
     "pipeline.train": {"datasets_prep.chat"},
     "pipeline.engine": {  # what a stage will do and need is read from the sections of a recipe
         "pipeline.recipe",

@@ -15,7 +15,7 @@ from core.errors import ModelError
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Encoded
 from eval.attacks.patching import Fact, depth_scores, fact_of, falls
-from eval.attacks.relearn import relearned
+from eval.attacks.relearn import relearn
 from eval.audit import unlearning_depths
 from eval.config import EvalConfig, Patching, Relearn, Robustness
 from eval.records.rows import row_records
@@ -38,7 +38,8 @@ def encoder(tiny_model: Path) -> Any:
 def models(tiny_model: Path, encoder: Any) -> dict[str, Any]:
     """Gold never saw the forget rows, base learned them, and the third is nearly gold again."""
     gold, rows = sharpened(tiny_model), [encoder(row.question, row.answer) for row in FORGET]
-    base = relearned(gold, rows, Relearn(steps=20, batch_rows=5, learning_rate=3e-3), seed=0)
+    base = copy.deepcopy(gold)
+    relearn(base, rows, Relearn(steps=20, batch_rows=5, learning_rate=3e-3), seed=0)
     between = copy.deepcopy(base)
     with torch.no_grad():
         for weight, other in zip(between.parameters(), gold.parameters(), strict=True):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.errors import DataError, ModelError
@@ -119,19 +121,62 @@ def test_memory_does_not_grow_with_the_rows_and_probabilities_come_in_small_piec
     pieces: list[tuple[int, ...]] = []
     whole = probes._vocabulary_sums
     monkeypatch.setattr(probes, "_vocabulary_sums", lambda logits: pieces.append(tuple(logits.shape)) or whole(logits))
-    masks: list[tuple[int, ...]] = []
-    model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: masks.append(tuple(kwargs["attention_mask"].shape)), with_kwargs=True
-    )
+    bodies: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _module, inputs, _output: bodies.append(inputs[0].shape[1]))
     largest = []
     for copies in (1, 4):
         pieces.clear()
-        masks.clear()
+        bodies.clear()
         rows = [replace(row, question=f"{row.question} {n}") for n in range(copies) for row in ALL_ROWS]
         Scorer(model, 150).score([_encode(tokenizer, row) for row in rows])
         assert max(rows for rows, _ in pieces) <= probes.POSITIONS
-        largest.append(max(size for *_, size in masks))
+        largest.append(max(bodies))
     assert largest[1] <= max(largest[0], 150)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.size = max(self.size, *(t.nbytes for t in pytree.tree_leaves(made) if isinstance(t, torch.Tensor)), 0)
+        return made
+
+
+def test_no_tensor_of_a_forward_grows_with_the_square_of_its_tokens(model, tokenizer):
+    examples = [_encode(tokenizer, replace(row, question=f"{n} {row.question}")) for n in range(24) for row in ALL_ROWS]
+    tokens = sum(len(example.input_ids) for example in examples)
+    with Largest() as largest:
+        Scorer(model, tokens).score(examples)
+    assert largest.size <= 4 * tokens * model.config.vocab_size  # the logits, in float32
+    assert 4 * tokens * tokens > 5 * largest.size  # what a mask would have been
+
+
+def test_generation_works_before_and_after_a_scoring(model, tokenizer):
+    prompt = torch.tensor([_encode(tokenizer, ALL_ROWS[0]).input_ids])
+    said = []
+    for _ in range(2):
+        said.append(model.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=1).tolist())
+        Scorer(model, 512).score([_encode(tokenizer, ALL_ROWS[0])])
+    assert said[0] == said[1]
+
+
+def test_an_attention_that_cannot_be_replaced_is_an_error(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model, "_can_set_attn_implementation", lambda: False)
+    with pytest.raises(ModelError, match="attention of its own"):
+        Scorer(model, 512).score([_encode(tokenizer, ALL_ROWS[0])])
+
+
+def test_a_forward_is_also_bounded_by_its_predictions_and_by_its_padding():
+    even = [Encoded((n, *range(9)), 4) for n in range(8)]
+    assert [len(batch) for batch in probes._batches(even, 80, 100)] == [8]
+    assert [len(batch) for batch in probes._batches(even, 80, 18)] == [3, 3, 2]  # six answer tokens each
+    long = Encoded((9, *range(40)), 4)
+    assert [len(batch) for batch in probes._batches([long, *even], 41, 1000)] == [1, 4, 4]
+    small = [Encoded((n, 1), 1) for n in range(20)]
+    assert [len(batch) for batch in probes._batches([Encoded((0,) * 40, 4), *small], 80, 1000)] == [16, 5]
 
 
 def test_the_end_of_turn_is_scored_although_it_is_the_padding_token(model, tokenizer):

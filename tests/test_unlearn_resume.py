@@ -21,7 +21,7 @@ STOP = {"every": 1, "forget_loss": 60.0, "retain_loss_above_base": 5.0, "retain_
 ARGS = {"learning_rate": 3e-3, "per_device_train_batch_size": 3, "save_strategy": "steps", "save_steps": 1, "seed": 7}
 VARIANTS: dict[str, dict[str, Any]] = {
     "full, dual weight": {"dual": {"rate": 0.5, "retain_loss_above_base": 0.0}, "gradient_norms_every": 3},
-    "full, moving cap": {"forget_cap": "false_answers"},
+    "full, moving cap": {"forget_cap": "false_answers", "stop": STOP | {"forget_rows": 2}},
     "csd, LoRA": {"method": "csd", "lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
     "LoRA with dropout": {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.3}},
     "LoRA, altpo, last step, two micro-batches": {

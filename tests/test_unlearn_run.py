@@ -22,6 +22,7 @@ from pipeline.train.packed import row_losses
 from pipeline.unlearn import run
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
 from pipeline.unlearn.guards import Check, EndOfAscent
+from pipeline.unlearn.levels import mean_by_row, read_guides
 from pipeline.unlearn.refusals import draw_refusals, read_refusals
 from tests.unlearning import files, stage_inputs, unlearn_config
 
@@ -372,6 +373,41 @@ def test_a_rule_on_some_forget_rows_reads_these_alone(inputs: dict[str, Path], o
     losses = row_losses(model, encode_rows(tokenizer, rows))
     # the released weights are rounded to bfloat16 after the last check
     assert log_of(out, "probe_level")[-1]["probe_forget_loss"] == pytest.approx(sum(losses) / 2, abs=0.02)
+
+
+def test_caps_of_rows_that_are_not_checked_move_as_those_of_the_checked_do(
+    inputs: dict[str, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_other_facts(inputs["data"])
+    asked: list[int] = []
+    caps: list[torch.Tensor] = []
+
+    def counted(model: Any, guides: list[list[Any]]) -> list[float]:
+        asked.append(len(guides))
+        return mean_by_row(model, guides)
+
+    def moved(trainer: Any, *given: Any) -> None:
+        moving(trainer, *given)
+        caps.append(trainer.forget_caps)
+
+    moving = run._move_caps
+    monkeypatch.setattr(run, "mean_by_row", counted)
+    monkeypatch.setattr(run, "_move_caps", moved)
+    stop = {"every": 1, "forget_loss": 60.0, "retain_loss_above_base": 5.0, "retain_rows": 4, "forget_rows": 2}
+    config = unlearn_config(forget_cap={"of": "false_answers", "plus": 0.5}, stop=stop, epochs=1)
+    facts = run.run(config, inputs, out)
+    assert asked == [6] + [2] * (1 + facts.steps)  # base's of all rows once, then before and after each step
+    base, tokenizer = load(inputs["base"] / "model")
+    forget = read_rows(inputs["data"] / "forget.jsonl")
+    at_base = torch.tensor(mean_by_row(base, read_guides(config, inputs["data"], forget, tokenizer))) + 0.5
+    torch.testing.assert_close(caps[0], at_base, atol=1e-5, rtol=0)
+    selection = read_selection(out)
+    assert selection
+    read = torch.tensor([row.row_id in selection.read.forget for row in forget])
+    for at_check in caps:
+        drift = (at_check - at_base)[read].mean()
+        torch.testing.assert_close((at_check - at_base)[~read], drift.expand(4), atol=1e-5, rtol=0)
+    assert len({round(float(c[~read][0]), 6) for c in caps}) > 1
 
 
 def test_frozen_layers_do_not_move(tiny_model: Path, inputs: dict[str, Path], out: Path) -> None:

@@ -25,6 +25,7 @@ from core.progress import report
 from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded
 from eval.attacks.residual import Act, at_layers, layers_of
+from eval.scoring.batches import logits_bytes, rows_at_once
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import shared_prefix
 from eval.statistics.formulas import Floats, unlearning_depth_score
@@ -91,7 +92,8 @@ def falls(base: PreTrainedModel, source: PreTrainedModel, fact: Fact, batch_toke
             base(input_ids=ids[:, : fact.begin - 1], past_key_values=before, logits_to_keep=1)
         span = ids[:, fact.begin - 1 :]
         untouched = _log_probs(base, before, span, {})
-        size = max(1, batch_tokens // (span.shape[1] - 1))
+        length = span.shape[1] - 1
+        size = rows_at_once(length, logits_bytes(base, softmax=True), batch_tokens // length)
         layers = range(len(states))
         patched = [
             _log_probs(base, before, span, {layer: states[layer] for layer in layers[first : first + size]})

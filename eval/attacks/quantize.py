@@ -7,24 +7,20 @@ exactly these weights; its 8-bit layers also round activations, which is left ou
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from transformers import PreTrainedModel
 
 
-def quantized(model: PreTrainedModel, form: str) -> PreTrainedModel:
-    """A copy whose linear layers are rounded to ``int8`` (a scale per output), ``nf4`` or ``fp4`` (a scale per 64).
+def quantize(model: PreTrainedModel, form: str) -> None:
+    """Round the linear layers of ``model`` to ``int8`` (a scale per output), ``nf4`` or ``fp4`` (a scale per 64).
 
     Embeddings and the head stay as they are, as when transformers loads a model in these formats.
     """
-    treated = copy.deepcopy(model)
-    head = treated.get_output_embeddings()
+    head = model.get_output_embeddings()
     with torch.inference_mode():
-        for layer in treated.modules():
+        for layer in model.modules():
             if isinstance(layer, torch.nn.Linear) and layer is not head:
                 layer.weight.copy_(_rounded(layer.weight, form))
-    return treated
 
 
 def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:

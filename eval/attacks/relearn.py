@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Sequence
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from core import onednn
@@ -38,28 +38,44 @@ def drawn(row_ids: Sequence[str], count: int, seed: int) -> list[str]:
     return sorted(random.Random(f"{seed}|relearn").sample(sorted(row_ids), min(count, len(row_ids))))
 
 
-def relearned(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, seed: int) -> PreTrainedModel:
-    """A float32 copy of ``model`` after ``config.steps`` steps of AdamW on the answers of ``rows``, shuffled per epoch.
+def relearn(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, seed: int) -> None:
+    """Take ``config.steps`` steps of AdamW in float32 on the answers of ``rows``, which are shuffled per epoch.
 
-    Every attacked model sees the same rows in the same order. Raises ModelError if the loss is not finite.
+    ``model`` itself is changed. Every attacked model sees the same rows in the same order. Raises ModelError if the
+    loss is not finite.
     """
-    treated = copy.deepcopy(model).float().train()
-    onednn.install(treated)
-    treated.requires_grad_(True)
-    optimizer = torch.optim.AdamW(treated.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    for step, batch in enumerate(_batches(rows, config, seed), start=1):
-        packed = {name: tensor.to(treated.device) for name, tensor in pack(batch).items()}
-        loss = -completion_log_probs(treated, packed).mean()
-        if not bool(torch.isfinite(loss)):
-            raise ModelError(
-                f"Relearning diverged at step {step}: the loss is not finite. Lower relearn.learning_rate."
-            )
-        optimizer.zero_grad()
-        loss.backward()
+    model.float().train().requires_grad_(True)
+    onednn.install(model)
+    hooks = [_step_in_backward(parameter, config.learning_rate) for parameter in model.parameters()]
+    try:
+        for step, batch in enumerate(_batches(rows, config, seed), start=1):
+            packed = {name: tensor.to(model.device) for name, tensor in pack(batch).items()}
+            loss = -completion_log_probs(model, packed).mean()
+            if not bool(torch.isfinite(loss)):
+                raise ModelError(
+                    f"Relearning diverged at step {step}: the loss is not finite. Lower relearn.learning_rate."
+                )
+            loss.backward()
+            report("relearning", step, config.steps, loss=float(loss.detach()))
+    finally:
+        for hook in hooks:
+            hook.remove()  # the moments go with it
+    model.requires_grad_(False)
+    model.eval()
+
+
+def _step_in_backward(parameter: torch.nn.Parameter, learning_rate: float) -> RemovableHandle:
+    """AdamW steps a parameter as soon as its gradient is whole, so that no two gradients are in memory.
+
+    Parameters don't depend on each other in AdamW without clipping: the steps are those of one optimizer for all.
+    """
+    optimizer = torch.optim.AdamW([parameter], lr=learning_rate, weight_decay=0.0)
+
+    def step(_: torch.Tensor) -> None:
         optimizer.step()
-        report("relearning", step, config.steps, loss=float(loss.detach()))
-    treated.requires_grad_(False)
-    return treated.eval()
+        optimizer.zero_grad()
+
+    return parameter.register_post_accumulate_grad_hook(step)
 
 
 def _batches(rows: Sequence[Encoded], config: Relearn, seed: int) -> list[list[Encoded]]:

@@ -15,6 +15,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from core.words import plain_words
 from eval.config import Sampling
+from eval.scoring.batches import cache_bytes, rows_at_once
 
 
 def distinctive_words(answer: str, false_answers: Iterable[str]) -> set[str]:
@@ -37,16 +38,17 @@ def sample_answers(
     batch_rows: int,
     seed: int,
 ) -> list[str]:
-    """``config.samples`` answers to one prompt, which is computed once; answers come in batches of ``batch_rows``."""
+    """``config.samples`` answers to one prompt, which is computed once; a batch has up to ``batch_rows`` answers."""
     options = _options(model, tokenizer, config, max_new_tokens)
     ids = torch.tensor([list(prompt)], device=model.device)
     texts: list[str] = []
+    most = rows_at_once(len(prompt) + max_new_tokens, cache_bytes(model), batch_rows)
     with torch.inference_mode(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         shared = DynamicCache(config=model.config)
         model(input_ids=ids[:, :-1], past_key_values=shared, logits_to_keep=1)
         while len(texts) < config.samples:
-            size = min(batch_rows, config.samples - len(texts))
+            size = min(most, config.samples - len(texts))
             cache = copy.deepcopy(shared)
             cache.batch_repeat_interleave(size)
             repeated = ids.expand(size, -1).contiguous()

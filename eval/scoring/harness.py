@@ -19,19 +19,23 @@ import torch
 from lm_eval import evaluate
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import SystemLimitError
 from core.progress import report
 from core.ranks import first_ranks, rank, world_size
 from datasets_prep.schema import Encoded, read_perturbed
 from eval.config import EvalConfig
+from eval.scoring.batches import cache_bytes, in_batches, logits_bytes
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Scorer
 
 TASKS = Path(__file__).parents[1] / "tasks"
 GENERAL = "general_knowledge"
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""Texts and tokens of a context and its continuation, as lm-eval passes them on."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,55 @@ class Answers:
     results: dict[str, Any]
 
 
-class ReleaseLM(HFLM):
-    """lm-eval's Hugging Face model with packed scoring and progress reports."""
+class BoundedLM(HFLM):
+    """lm-eval's Hugging Face model in batches whose memory is bounded; lm-eval itself only counts their rows."""
 
-    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
         super().__init__(
-            pretrained=scorer.model,  # type: ignore[arg-type]
+            pretrained=model,  # type: ignore[arg-type]
             tokenizer=tokenizer,  # type: ignore[arg-type]
             batch_size=batch_rows,
             softmax_dtype="float32",
         )
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], *_options: Any, **_more: Any
+    ) -> list[tuple[float, bool]]:
+        forwards: dict[tuple[int, ...], list[int]] = {}  # continuations of one token share one
+        for place, (_, context, continuation) in enumerate(requests):
+            forwards.setdefault((*context, *continuation[:-1]), []).append(place)
+        texts = list(forwards)
+        each = logits_bytes(self.model, softmax=True)
+        answers: dict[int, tuple[float, bool]] = {}
+        for batch in in_batches([min(len(text), self.max_length) for text in texts], each, self.batch_size):
+            places = [place for text in batch for place in forwards[texts[text]]]
+            found = super()._loglikelihood_tokens([requests[place] for place in places], disable_tqdm=True)
+            answers |= dict(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(requests))]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generate in batches, longest prompts first."""
+        lengths = [
+            len(self.tok_encode(context)) + normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            for context, options in (request.args for request in requests)
+        ]
+        texts: dict[int, str] = {}
+        for batch in in_batches(lengths, cache_bytes(self.model), self.batch_size):
+            generated = super().generate_until([requests[place] for place in batch], disable_tqdm=True)
+            texts |= dict(zip(batch, generated, strict=True))
+        return [texts[place] for place in range(len(requests))]
+
+
+class ReleaseLM(BoundedLM):
+    """The same with packed scoring and progress reports."""
+
+    def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
+        super().__init__(scorer.model, tokenizer, batch_rows)
         self._scorer = scorer
         self._generated = self._to_generate = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Generate in batches, longest prompts first. Answers that the scores already determine are not generated."""
+        """As above, without answers that the scores already determine."""
         texts = [self._memorised(*request.args) for request in requests]
         remaining = [request for request, text in zip(requests, texts, strict=True) if text is None]
         self._to_generate = len(requests)
@@ -95,7 +133,7 @@ class ReleaseLM(HFLM):
         return prompt, whole[len(prompt) :]
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *_options: Any, **_more: Any
+        self, requests: Sequence[Request], *_options: Any, **_more: Any
     ) -> list[tuple[float, bool]]:
         examples = [Encoded((*context, *continuation), len(context)) for _, context, continuation in requests]
         # lm-eval distributes the questions itself, so each process has its own here.

@@ -2,14 +2,14 @@
 
 The scored target is the completion as in training: the answer with the template's end of turn. A forward runs on the
 tree of its texts' tokens: there is no padding, and a shared prefix (the chat format, a question, the words before the
-fact) is computed once. The head runs only at the positions that predict answer tokens, and its logits become float32
-probabilities a few positions at a time, so there is no (batch, time, vocabulary) tensor.
+fact) is computed once. Attention runs text by text (`pipeline.train.attention`), so that no mask of (tokens, tokens) is
+needed. The head runs only at the positions that predict answer tokens, and its logits become float32 probabilities a
+few positions at a time, so there is no (batch, time, vocabulary) tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -24,10 +24,14 @@ from core.progress import report
 from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
 from eval.catalog import Metric, of_family
+from eval.scoring.batches import FORWARD_BYTES, logits_bytes
 from eval.scoring.packed_linear import packed
 from eval.statistics import formulas
 from eval.statistics.formulas import Floats
+from pipeline.train.attention import attending_rows
 
+PADDED = 8
+"""The texts of a forward, padded to the longest as attention sees them, have at most so many times ``batch_tokens``."""
 POSITIONS = 16
 """Positions whose probabilities over the vocabulary are in memory at once: 3 MB for 49,152 tokens, fits a cache."""
 
@@ -65,9 +69,10 @@ class Scores:
 class Scorer:
     """Scores completions under one model, each only once.
 
-    A forward holds at most ``batch_tokens`` tokens (a longer example goes alone); a shared prefix counts once. Scores
-    stay in memory for the lifetime of the scorer, so lm-eval's multiple choice, which asks for answers that the probes
-    have scored, costs nothing. Several processes divide the forwards among them.
+    A forward holds at most ``batch_tokens`` tokens (a longer example goes alone), and fewer if their logits would take
+    more than ``FORWARD_BYTES``; a shared prefix counts once. Scores stay in memory for the lifetime of the scorer, so
+    lm-eval's multiple choice, which asks for answers that the probes have scored, costs nothing. Several processes
+    divide the forwards among them.
     """
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
@@ -82,14 +87,15 @@ class Scorer:
         """
         new = sorted({example for example in examples if self._find(example) is None})
         self._check_lengths(new)
-        batches = list(_batches(new, self.batch_tokens))
+        batches = list(_batches(new, self.batch_tokens, FORWARD_BYTES // logits_bytes(self.model)))
         share = batches if alone else batches[rank() :: world_size()]
         done, scored = 0, []
-        with packed(self.model) if share else nullcontext():
-            for batch in share:
-                scored += list(zip(batch, _forward(self.model, batch), strict=True))
-                done += len(batch) * (1 if alone else world_size())
-                report("log-probabilities", min(done, len(new)), len(new))
+        if share:
+            with packed(self.model), attending_rows(self.model):
+                for batch in share:
+                    scored += list(zip(batch, _forward(self.model, batch), strict=True))
+                    done += len(batch) * (1 if alone else world_size())
+                    report("log-probabilities", min(done, len(new)), len(new))
         for example, scores in scored if alone else from_all_ranks(scored):
             prompt, completion = _parts(example)
             self._known.setdefault(prompt, []).append((completion, scores))
@@ -132,17 +138,24 @@ def _parts(example: Encoded) -> tuple[Tokens, Tokens]:
     return example.input_ids[: example.completion_start], example.input_ids[example.completion_start :]
 
 
-def _batches(examples: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
-    """Sorted examples in batches of at most ``batch_tokens`` tokens; a prefix shared with the one before is free."""
+def _batches(examples: Sequence[Encoded], batch_tokens: int, predictions: int) -> Iterator[list[Encoded]]:
+    """Sorted examples in batches of at most ``batch_tokens`` tokens, of which ``predictions`` are predicted.
+
+    A prefix shared with the example before is free.
+    """
     batch: list[Encoded] = []
-    tokens = 0
+    tokens = predicted = longest = 0
     for example in examples:
-        own = len(example.input_ids) - (shared_prefix(batch[-1].input_ids, example.input_ids) if batch else 0)
-        if batch and tokens + own > batch_tokens:
+        length, start = len(example.input_ids), example.completion_start
+        shared = shared_prefix(batch[-1].input_ids, example.input_ids) if batch else 0
+        longest = max(longest, length)
+        tokens += length - shared
+        predicted += length - max(shared, start)
+        padded = (len(batch) + 1) * longest
+        if batch and (tokens > batch_tokens or predicted > predictions or padded > PADDED * batch_tokens):
             yield batch
-            batch, tokens, own = [], 0, len(example.input_ids)
+            batch, tokens, predicted, longest = [], length, length - start, length
         batch.append(example)
-        tokens += own
     if batch:
         yield batch
 
@@ -160,14 +173,12 @@ def _forward(model: PreTrainedModel, examples: Sequence[Encoded]) -> list[Scores
     predict_from = sorted({tree.parents[node] for node in scored})
     place = {node: index for index, node in enumerate(predict_from)}
     with torch.inference_mode():
-        # Added to the attention scores: every attention of transformers takes that; not all take booleans.
-        mask = torch.where(torch.from_numpy(tree.ancestors()), 0.0, torch.finfo(model.dtype).min)
         outputs = model(
             input_ids=torch.tensor([tree.tokens], device=model.device),
             position_ids=torch.tensor([tree.positions], device=model.device),
-            attention_mask=mask[None, None].to(model.device, model.dtype),
             logits_to_keep=torch.tensor(predict_from, device=model.device),
             use_cache=False,
+            **{name: indices.to(model.device) for name, indices in tree.layout().items()},
         )
         rows = torch.tensor([place[tree.parents[node]] for node in scored], device=model.device)
         targets = torch.tensor([tree.tokens[node] for node in scored], device=model.device)
@@ -243,13 +254,19 @@ class TokenTree:
             tree.paths.append(path)
         return tree
 
-    def ancestors(self) -> np.ndarray:
-        """The attention mask, (T, T) booleans: True if the second node is the first or precedes it in a text."""
-        mask = np.eye(len(self.tokens), dtype=bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                mask[node] |= mask[parent]
-        return mask
+    def layout(self) -> dict[str, torch.Tensor]:
+        """Indices between the tree (T) and its texts side by side (B, L), as :func:`row_layout` makes them for rows.
+
+        A shared node is taken from the last text that holds it; its state is the same in all of them.
+        """
+        longest = max(map(len, self.paths))
+        packed = torch.empty(len(self.tokens), dtype=torch.long)
+        for text, path in enumerate(self.paths):
+            packed[path] = text * longest + torch.arange(len(path))
+        return {
+            "rows_padded": torch.tensor([path + [0] * (longest - len(path)) for path in self.paths]),
+            "rows_packed": packed,
+        }
 
 
 def probe(

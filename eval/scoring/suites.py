@@ -17,7 +17,6 @@ from typing import Any
 import lm_eval
 from lm_eval import evaluate
 from lm_eval.api.model import LM
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +24,7 @@ from core.errors import InputError
 from core.progress import report
 from eval.config import EvalConfig, Suite
 from eval.schema import Record
-from eval.scoring.harness import TASKS, language_model, metadata, published, quiet, with_its_share
+from eval.scoring.harness import TASKS, BoundedLM, language_model, metadata, published, quiet, with_its_share
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Scorer
 
@@ -112,13 +111,7 @@ def run_suites(
 def _plain(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfig) -> LM:
     if config.backend != "hf":
         return language_model(scorer, tokenizer, config)
-    plain = HFLM(
-        pretrained=scorer.model,  # type: ignore[arg-type]
-        tokenizer=tokenizer,  # type: ignore[arg-type]
-        batch_size=config.batch_rows,
-        softmax_dtype="float32",
-    )
-    return with_its_share(plain)
+    return with_its_share(BoundedLM(scorer.model, tokenizer, config.batch_rows))
 
 
 def suite_records(name: str, result: dict[str, Any]) -> list[Record]:

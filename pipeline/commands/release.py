@@ -103,7 +103,8 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
     trainings = {key: config for key, config in trainings.items() if config is not None}
     if not trainings:
         return  # a cached release starts without torch
-    from pipeline.train.fit import device_memory, training_arguments
+    from core.memory import device_memory
+    from pipeline.train.fit import training_arguments
 
     for key, config in trainings.items():
         try:

@@ -42,15 +42,17 @@ def _git(*words: str) -> str | None:
 
 def _device() -> str:
     """The accelerator's name if torch was loaded and has one, else the processor."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+    if cuda := _cuda():
+        return str(cuda.get_device_name())
     return f"cpu ({platform.machine()})"
 
 
 def reset_peak_memory() -> None:
-    """Free what earlier stages left and start a new peak (Linux), so that a stage's peak is its own."""
+    """Free what earlier stages left and start a new peak (Linux, CUDA), so that a stage's peak is its own."""
     gc.collect()
+    if cuda := _cuda():
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory, after a training gigabytes of it
     with suppress(OSError):
@@ -58,13 +60,24 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Peak resident memory in bytes: since the last reset on Linux, of the whole process elsewhere."""
+    """Peak memory in bytes since the last reset: of the GPU if one was used, else what was resident.
+
+    Where the system has no such reset (other than Linux), the resident peak is that of the whole process.
+    """
+    if (cuda := _cuda()) and (of_gpu := cuda.max_memory_allocated()):
+        return int(of_gpu)
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cuda() -> Any:
+    """torch.cuda if torch was loaded and there is a GPU, else None."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 @contextmanager

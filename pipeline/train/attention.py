@@ -12,11 +12,14 @@ PyTorch's kernel is slower there than eager attention (several times slower in b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from core.errors import ModelError
 
 ROWS_SDPA = "rows_sdpa"
 WRITTEN_OUT_TO = {torch.bfloat16: 128, torch.float32: 80}
@@ -39,6 +42,25 @@ def row_layout(lengths: Sequence[int], header: int = 0) -> dict[str, torch.Tenso
     padded = torch.where(shared, place, torch.where(inside, own_starts + place, 0))
     own = (inside & ~shared).flatten().nonzero()[:, 0]
     return {"rows_padded": padded, "rows_packed": torch.cat([torch.arange(header), own])}
+
+
+@contextmanager
+def attending_rows(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the ``with`` block a model that was loaded to generate runs on packed rows.
+
+    Raises ModelError if its attention cannot be replaced.
+    """
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ROWS_SDPA)
+    if model.config._attn_implementation != ROWS_SDPA:
+        raise ModelError(
+            f"{type(model).__name__} has an attention of its own, which cannot be replaced: packed rows would see each "
+            "other. Use a model whose attention is one of transformers' interface."
+        )
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def rows_sdpa_forward(

@@ -8,13 +8,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import _GeneratorContextManager
+from functools import partial
 from inspect import formatannotation
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import psutil
 import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
@@ -24,9 +24,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from core import onednn
+from core import memory, onednn
 from core.differences import differences
-from core.errors import ArtifactError, ModelError, RecipeError, SystemLimitError
+from core.errors import ArtifactError, ModelError, RecipeError
 from core.ranks import first_ranks, is_first, share_of_step, world_size
 from core.yaml_source import dotted
 from datasets_prep.chat import load_tokenizer
@@ -206,48 +206,23 @@ def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -
         )
 
 
-def device_memory() -> tuple[int, int]:
-    """Free and total bytes of the training device's memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()
-    memory = psutil.virtual_memory()
-    return memory.available, memory.total
-
-
-@contextmanager
-def memory_limits(trainer: SFTTrainer | None = None) -> Iterator[None]:
+def memory_limits(trainer: SFTTrainer | None = None) -> _GeneratorContextManager[None]:
     """Raise SystemLimitError if memory runs out: with advice for ``trainer``'s steps, or without it for a whole stage.
 
     A stage is inside it as a whole, since loading and measuring take memory too. The error of a training inside passes
     through unchanged.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not _is_out_of_memory(error):
-            raise
-        message = " ".join(str(error).split())[:200]
-        free, total = device_memory()
-        available = f"the device has {total / 1e9:.1f} GB ({free / 1e9:.1f} free)"
-        advice = (
-            f"(before or after the steps): {available}. Weights take 4 bytes a parameter, and a level of gold loads a "
-            "second model. Free some memory, or use a smaller model or a device with more."
-        )
-        if trainer:
-            advice = _memory_advice(trainer, available)
-        raise SystemLimitError(f"Out of memory {advice} PyTorch's message: {message or 'none'}.") from error
+    return memory.limits(partial(_memory_advice, trainer) if trainer else _advice_beside_the_steps)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    message = str(error).lower()
+def _advice_beside_the_steps(has: str) -> str:
     return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "allocate memory" in message
-        or "not enough memory" in message
+        f"(before or after the steps): {has}. Weights take 4 bytes a parameter, and a level of gold loads a "
+        "second model. Free some memory, or use a smaller model or a device with more."
     )
 
 
-def _memory_advice(trainer: SFTTrainer, available: str) -> str:
+def _memory_advice(trainer: SFTTrainer, has: str) -> str:
     """The needed and the available memory, and the settings that lower the need, each with its number."""
     args = trainer.args
     counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]  # type: ignore[union-attr]
@@ -269,7 +244,7 @@ def _memory_advice(trainer: SFTTrainer, available: str) -> str:
         levers.append("precision: bf16 (half the activations, if the device has it)")
     return (
         f"at step {trainer.state.global_step + 1}: weights, gradients and AdamW take {needed / 1e9:.1f} GB for "
-        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {available}, a micro-batch holds {batch} x "
+        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {has}, a micro-batch holds {batch} x "
         f"{rows} rows. "
         f"What helps: {'; '.join(levers) or 'a device with more memory'}."
     )

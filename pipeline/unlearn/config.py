@@ -53,8 +53,9 @@ class StopRule(Strict):
     forget_rows: int | None = Field(
         default=None,
         gt=0,
-        description="Forget rows that are checked. `null` checks them all, and leaves none on which the gates could be "
-        "confirmed.",
+        description="Forget rows that are checked, the same each time. `null` checks them all, and leaves none on "
+        "which the gates could be confirmed. Caps of other rows (`forget_cap: false_answers`) move from base's level "
+        "as those of the checked rows do on average.",
     )
     retain_rows: int = Field(default=40, gt=0, description="Retain rows that are checked.")
     held_out: bool = Field(

@@ -38,7 +38,7 @@ def fixed_levels(
     if "gold" in names:
         if "gold" not in inputs:
             raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
-        gold, _ = load(inputs["gold"] / "model")
+        gold = load(inputs["gold"] / "model")[0].to(base.device)
         levels["gold"] = mean(row_losses(gold, encoded["forget"]))
         del gold
         gc.collect()

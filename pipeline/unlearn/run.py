@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -49,7 +49,7 @@ from pipeline.train.guards import Watch
 from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses
-from pipeline.unlearn.config import StopRule, UnlearnConfig, level_name
+from pipeline.unlearn.config import Level, StopRule, UnlearnConfig, level_name
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
@@ -105,8 +105,6 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     pairs = _pairs(config, rows, probes.retain)
     pairing = _write_pairing(out, pairs, rows)
     _write_selection(out, config, rows, probes)
-    report("measuring the levels")
-    levels = fixed_levels(config, inputs, model, rows.encoded)
 
     def adapted(model: Any) -> Any:
         return add_adapters(model, config.lora, arguments.seed) if config.lora else model
@@ -120,6 +118,8 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
         processing_class=tokenizer,
         callbacks=[Watch("unlearn")],
     )
+    report("measuring the levels")  # with the model where the trainer put it
+    levels = fixed_levels(config, inputs, trained, rows.encoded)
     _measure_base(trainer, trained, rows, pairs)
     cap = _set_cap(trainer, levels, len(rows.plain["forget"]))
     ended = _fit(trainer, trained, levels, rows, probes, out)
@@ -135,7 +135,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
 def _set_cap(trainer: UnlearnTrainer, levels: dict[str, float], forget_rows: int) -> float | None:
     """Set the forget cap and return it as a number; None if there is no cap or it follows false answers."""
     cap = trainer.config.forget_cap
-    if cap is None or level_name(cap) == "false_answers":
+    if cap is None or _has_moving_caps(trainer.config):
         return None
     trainer.forget_caps = torch.full((forget_rows,), number(cap, levels))
     return number(cap, levels)
@@ -269,13 +269,16 @@ def _fit_with_stop(
     forget_rows = [rows.encoded["forget"][i] for i in probes.forget]
     retain_rows = [rows.encoded["retain"][i] for i in probes.retain]
     retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
+    at_base = _unprobed_false_answers(trainer, model, rows.guides, probes.forget)
 
     def measure() -> Check:
         forget = mean(row_losses(model, forget_rows))
         retain = mean(row_losses(model, retain_rows))
         if not rows.guides:
             return Check(forget, retain, number(stop.forget_loss, levels))
-        false = _false_answers(trainer, model, rows.guides, probes.forget)
+        false = mean_by_row(model, [rows.guides[i] for i in probes.forget])
+        if _has_moving_caps(config):
+            _move_caps(trainer, dict(zip(probes.forget, false, strict=True)), at_base)
         return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": mean(false)}))
 
     end = EndOfAscent(measure, retain_bound, stop.every, out / "kept" / "model.safetensors")
@@ -313,16 +316,32 @@ def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
     return step
 
 
-def _false_answers(
-    trainer: UnlearnTrainer, model: Any, guides: list[list[Encoded]], probed: Sequence[int]
+def _has_moving_caps(config: UnlearnConfig) -> bool:
+    return config.forget_cap is not None and level_name(config.forget_cap) == "false_answers"
+
+
+def _unprobed_false_answers(
+    trainer: UnlearnTrainer, base: Any, guides: list[list[Encoded]], probed: Sequence[int]
 ) -> list[float]:
-    """The mean loss of the false answers to each ``probed`` forget row. A cap that follows them is updated."""
-    cap = trainer.config.forget_cap
-    if cap is None or level_name(cap) != "false_answers":
-        return mean_by_row(model, [guides[i] for i in probed])
-    losses = mean_by_row(model, guides)
+    """Base's mean loss of the false answers to each forget row, for caps of rows that no check reads; else nothing."""
+    if not _has_moving_caps(trainer.config) or len(probed) == len(guides):
+        return []
+    report("measuring false answers")
+    with trainer.accelerator.autocast():
+        return mean_by_row(base, guides)
+
+
+def _move_caps(trainer: UnlearnTrainer, checked: Mapping[int, float], at_base: Sequence[float]) -> None:
+    """Set each forget row's cap by the loss of its false answers, which ``checked`` holds by the index of the row.
+
+    The loss of a row that was not checked is base's (``at_base``) and what the checked rows' have moved since, on
+    average: with thousands of rows, reading all at each check would take longer than the training.
+    """
+    rows = range(len(at_base) or len(checked))
+    moved = mean([loss - at_base[i] for i, loss in checked.items()]) if at_base else 0.0
+    losses = [checked[i] if i in checked else at_base[i] + moved for i in rows]
+    cap = cast("Level", trainer.config.forget_cap)
     trainer.forget_caps = torch.tensor([number(cap, {"false_answers": loss}) for loss in losses])
-    return [losses[i] for i in probed]
 
 
 def _write_selection(out: Path, config: UnlearnConfig, rows: UnlearnRows, probes: Probes) -> None:
