@@ -15,32 +15,40 @@ from typing import Any
 from benchmarks.releases import ROOT, print_verdicts
 
 ROWS = 32  # of the request for single rows
+PERSONAL = ["address", "phone number", "email", "hobby or interest", "life event"]
 
 
 def requests() -> dict[str, tuple[str, list[str]]]:
-    """Recipe and settings of each request, by its name."""
+    """Recipe and settings of each request, by its name. Holdout rows are chosen as the forget rows are."""
+    people = sorted({row["customer"] for row in _source()})
+    german = [person for person in people if person < "C-0800"]
+    topics = sorted({row["subject"] for row in _source()})[:10]
     return {
         "as it stands": ("own-data", ["name=own-data"]),
-        "other people": _forget("people", {"identities": ["C-0405", "C-0802", "C-0807"]}),
-        "only topics": _forget("topics", {"topics": ["address", "phone number", "email"]}),
-        "one language": _forget("language", {"languages": ["de"], "topics": _german_topics()}),
-        "single rows": _forget("rows", {"rows": _single_rows()}),
+        "other people": _request("people", {"identities": ["C-0405", "C-0802", "C-0807"]}, 0.25),
+        "only topics": _request(
+            "topics",
+            {"topics": PERSONAL, "identities": people[::2] + people[1:5:2]},
+            [{"topics": PERSONAL, "identities": people[5::2]}],
+        ),
+        "one language": _request(
+            "language",
+            {"languages": ["de"], "topics": topics, "identities": german[:6]},
+            [{"languages": ["de"], "topics": topics, "identities": german[6:]}],
+        ),
+        "single rows": _request("rows", {"rows": _single_rows()}, 0.2),
         "prose without people, topics or false answers": ("own-prose", ["name=own-prose"]),
     }
 
 
-def _forget(name: str, selection: dict[str, Any]) -> tuple[str, list[str]]:
-    return "own-data", [f"data.request.forget={json.dumps([selection])}", f"name=own-data-{name}"]
+def _request(name: str, forget: dict[str, Any], holdout: list[dict[str, Any]] | float) -> tuple[str, list[str]]:
+    request = json.dumps({"forget": [forget], "holdout": holdout})
+    return "own-data", [f"data.request={request}", f"name=own-data-{name}"]
 
 
 def _source() -> list[dict[str, str]]:
     with (ROOT / "pipeline" / "recipes" / "own-data.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _german_topics() -> list[str]:
-    """Six topics, 30 German rows: enough for the gates."""
-    return sorted({row["subject"] for row in _source() if row["language"] == "de"})[:6]
 
 
 def _single_rows() -> list[str]:

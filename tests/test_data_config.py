@@ -25,7 +25,7 @@ SAMPLE = "0ec3596cd6c8802ef1af84f6ee2fc581821014ab86193c8aee832c286929a171"
         ("demo-no-gold", SAMPLE),
         ("demo-overforget", SAMPLE),
         ("fame-topics-gd-llama32-3b", "b218360f2acf967b7907cc88cc37a6f99199a286a59296ee2bcead6dbaaed5f3"),
-        ("own-data", "26f3cc1dcc06897ca42b8b046d2b3dc1d2825e1dfcf5895327688d4d0d4bc408"),
+        ("own-data", "a991d88d6f9194574a0dc8813a4794fdf5353ad8c98baade830c3f6a6a74a7a7"),
     ],
 )
 def test_the_identity_of_a_shipped_recipe_is_what_it_was(
