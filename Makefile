@@ -19,8 +19,9 @@ setup: $(READY)  ## install everything into .venv (once, and again when the depe
 release: $(READY)  ## make a release, from data to verified repository (RECIPE=demo)
 	$(BIN)/python -m pipeline release $(RECIPE)
 
+# By files, since the tests of a file share what they build.
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

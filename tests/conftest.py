@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -63,27 +65,28 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def command_line(*words: str) -> subprocess.CompletedProcess[str]:
     """The command line in this process, which is faster: for everything but imports, signals and pipes."""
     from pipeline.__main__ import QUIET, main
     from pipeline.commands.shared import STORE
 
-    for name in (*QUIET, STORE):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)  # so that what main sets is taken back
-    monkeypatch.chdir(ROOT)
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in (*QUIET, STORE):
+            patch.setenv(name, "")
+            patch.delenv(name)  # so that what main sets is taken back
+        patch.chdir(ROOT)
         try:
             code = main(words)
         except SystemExit as stopped:  # argparse
             code = int(str(stopped.code))
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(words, code, said.out, said.err)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
-    return run
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """:func:`command_line`, for tests and for fixtures of any scope."""
+    return command_line
 
 
 CHAT_TEMPLATE = (

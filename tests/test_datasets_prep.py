@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from datasets_prep.schema import (
 )
 
 from . import data_rows
-from .conftest import PATIENCE, ROOT
+from .conftest import Call
 from .data_rows import GOOD, SHARES, config, write
 
 SAMPLE = SampleSource(**data_rows.SAMPLE)
@@ -178,18 +176,13 @@ def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp
 # `data inspect`
 
 
-def inspect(*argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", "data", "inspect", *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-
-
-def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer() -> None:
-    done = inspect("demo")
+def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer(call: Call) -> None:
+    done = call("data", "inspect", "demo")
     assert (done.returncode, done.stderr) == (0, "")
     assert "setting topics: 40 forget, 140 retain, 50 holdout, 20 unrehearsed;" in done.stdout
     assert "rows that seem to hold an e-mail address" in done.stdout
-    data = json.loads(inspect("demo", "--json", "--show-forget").stdout)
-    hidden = json.loads(inspect("demo", "--json").stdout)
+    data = json.loads(call("data", "inspect", "demo", "--json", "--show-forget").stdout)
+    hidden = json.loads(call("data", "inspect", "demo", "--json").stdout)
     for shown, kept in zip(data["examples"]["forget"], hidden["examples"]["forget"], strict=True):
         assert shown["answer"] not in done.stdout
         assert shown["question"] in done.stdout
@@ -198,12 +191,11 @@ def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer() -> None:
     assert [sum(cell[split] for cell in data["cells"]) for split in SPLITS] == [40, 140, 50, 20]
 
 
-def test_inspect_ends_with_2_where_a_check_would_stop_the_run(tmp_path: Path) -> None:
+def test_inspect_ends_with_2_where_a_check_would_stop_the_run(call: Call, tmp_path: Path) -> None:
     both = [{**record, "split": split} for split in ("retain", "forget") for record in GOOD]
     path = write(tmp_path / "rows.jsonl", both)
-    done = inspect(
-        "demo", "--set", f"data.source={{file: {path}}}", "--set", "data.setting=given", "--set", "data.shares=null",
-    )  # fmt: skip
+    changes = (f"data.source={{file: {path}}}", "data.setting=given", "data.shares=null")
+    done = call("data", "inspect", "demo", *(word for change in changes for word in ("--set", change)))
     assert done.returncode == 2
     assert "25 facts that stand in two splits" in done.stderr
     assert "stop" in done.stdout  # the table is shown all the same

@@ -12,7 +12,8 @@ from datasets_prep.schema import DataFacts, FalseAnswerFacts, SplitSizes
 from eval.config import Gate
 from eval.verdicts import measurable
 from tests.artifacts import data_facts
-from tests.test_release import release, run, write_recipe
+from tests.conftest import Call
+from tests.test_release import release, write_recipe
 
 FALSE = {
     "answers": 0,
@@ -71,12 +72,12 @@ def test_a_gate_that_can_only_fail_is_refused_with_what_to_do(
     assert "gates[0]" not in str(error.value)
 
 
-def test_a_release_says_so_before_the_first_training(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_release_says_so_before_the_first_training(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     """The sample set of the tiny recipe has no holdout rows then, and the gate needs them."""
     recipe, store = write_recipe(tmp_path, tiny_model), tmp_path / "store"
     shares = "data.shares={retain: 0.8, forget: 0.2, holdout: 0}"
     membership = "gates=[{metric: mia_min_k_auc, split: forget, at_most: 0.6, min_n: 10, reason: x}]"
-    done = run(release(recipe, store, "--set", shares, "--set", membership))
+    done = call(*release(recipe, store, "--set", shares, "--set", membership))
     assert done.returncode == 2
     assert "gates[0] (mia_min_k_auc on forget): it compares with holdout rows" in done.stderr
     assert sorted(path.name for path in (store / "tiny").iterdir()) == ["data", "model"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from safetensors.torch import load_file
 
 from core import ranks
 from core.errors import InputError, RecipeError
+from eval import suite
+from eval.config import EvalConfig
 from pipeline.engine.launch import CONFIGS, check_launch, launch
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -28,13 +28,14 @@ from pipeline.train.trainer import COLUMNS, EvenSampler, collate
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
 from tests import two_ranks
-from tests.conftest import PATIENCE, ROOT, Call
+from tests.conftest import Call
+from tests.eval_rows import build_data, build_speaking_model
+from tests.processes import on_two_ranks
 from tests.test_release import write_recipe
 
 STOP = "unlearn.stop={every: 1, forget_loss: 6.0, retain_loss_above_base: 0.1}"
 CLOSEST = ("unlearn.keep=closest", STOP)
 TRAININGS = ("base.train", "gold.train", "unlearn")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp.yaml")]
 
 
 @given(st.integers(1, 16), st.integers(1, 8), st.integers(1, 8))
@@ -120,19 +121,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             (out / kind).mkdir()
     for kind in two_ranks.KINDS:
         two_ranks.train(kind, tiny_model, one / kind)
-    argv = [
-        *LAUNCH,
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        "-m",
-        "tests.two_ranks",
-        str(tiny_model),
-        str(two),
-    ]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks(two_ranks.train_and_compare, tiny_model, two, folder=two)
     return one, two
 
 
@@ -172,18 +161,14 @@ def test_sharded_weights_give_the_same_gradients(trained: tuple[Path, Path]) -> 
         assert gaps["losses"] <= 1e-5, form
 
 
-def pipeline(*words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "pipeline", *words]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-
-
-def test_a_stage_on_two_processes_is_the_same_artifact(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_stage_on_two_processes_is_the_same_artifact(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    """As a user starts it: `release` runs accelerate, which runs the stage on two processes."""
     recipe = str(write_recipe(tmp_path, tiny_model))
     common = ("--until", "base", "--json", "--set", "base.train.precision=fp32")
     found = {}
     for processes in ("2", "1"):
         store = tmp_path / processes
-        done = pipeline("release", recipe, "--store", str(store), *common, "--set", f"base.train.processes={processes}")
+        done = call("release", recipe, "--store", str(store), *common, "--set", f"base.train.processes={processes}")
         assert done.returncode == 0, done.stderr
         found[processes] = store / "tiny" / "base"
         assert sorted(path.name for path in found[processes].iterdir()) == ["log.jsonl", "manifest.json", "model"]
@@ -195,27 +180,29 @@ def test_a_stage_on_two_processes_is_the_same_artifact(tiny_model: Path, tmp_pat
         torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=2**-7)
     for two_line, one_line in zip(*((path / "log.jsonl").open() for path in found.values()), strict=True):
         assert json.loads(two_line) == pytest.approx(json.loads(one_line), abs=1e-5)
-    again = pipeline("release", recipe, "--store", str(tmp_path / "2"), *common)
+    again = call("release", recipe, "--store", str(tmp_path / "2"), *common)
     assert "done already" in again.stderr.splitlines()[-1]
 
 
-def test_an_evaluation_on_two_processes_says_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    recipe, store = str(write_recipe(tmp_path, tiny_model)), str(tmp_path / "store")
-    asked = (
-        "eval.sampling={samples: 4, k: [1, 2]}",
-        "eval.robustness={first_words: 0.5, other_language: true, steering: {}}",
-    )
-    common = ("--json", *(word for value in asked for word in ("--set", value)))
-    found = []
-    for processes in ("2", "1"):
-        sets = ("--set", f"eval.processes={processes}")
-        done = pipeline("release", recipe, "--store", store, "--until", "eval-gold", *common, *sets)
-        assert done.returncode == 0, done.stderr
-        place = (tmp_path / "store" / "tiny" / "eval-gold").resolve()
-        found.append(
-            [(place / name).read_text() for name in ("results.json", "samples.jsonl", "lm_eval/fame_topics.json")]
-        )
-        shutil.rmtree(place)  # the other number of processes has the same key
+@pytest.fixture
+def speaking(tmp_path: Path) -> dict[str, Path]:
+    """The inputs of an evaluation, of a model whose answers are words."""
+    return {"model": build_speaking_model(tmp_path / "speaking"), "data": build_data(tmp_path)}
+
+
+def test_an_evaluation_on_two_processes_says_the_same(speaking: dict[str, Path], tmp_path: Path) -> None:
+    attacks = {"first_words": 0.5, "other_language": True, "steering": {}}
+    asked = {"sampling": {"samples": 4, "k": [1, 2]}, "robustness": attacks}
+    config = EvalConfig.model_validate({"max_new_tokens": 4, "bootstrap_samples": 100, **asked})
+    places = {name: tmp_path / name for name in ("two", "one")}
+    for place in places.values():
+        place.mkdir()
+    on_two_ranks(suite.run, config, speaking, places["two"], folder=tmp_path)
+    suite.run(config, speaking, places["one"])
+    found = [
+        [(place / name).read_text() for name in ("results.json", "samples.jsonl", "lm_eval/fame_topics.json")]
+        for place in places.values()
+    ]
     two, one = found
     for ours, theirs in zip(*(json.loads(each[0]) for each in found), strict=True):
         numbers = {key: pytest.approx(theirs[key], abs=1e-5) for key in ("value", "ci_low", "ci_high")}
@@ -226,10 +213,10 @@ def test_an_evaluation_on_two_processes_says_the_same(tiny_model: Path, tmp_path
     assert json.loads(two[2])["results"].keys() == json.loads(one[2])["results"].keys()
 
 
-def test_an_error_on_several_processes_is_said_once(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_error_on_several_processes_is_said_once(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path, tiny_model))
     spoilt = ("--set", "base.train.args.learning_rate=1e30", "--set", "base.train.processes=2")
-    done = pipeline("release", recipe, "--store", str(tmp_path / "store"), "--until", "base", *spoilt)
+    done = call("release", recipe, "--store", str(tmp_path / "store"), "--until", "base", *spoilt)
     assert done.returncode == 3, done.stderr
     errors = [line for line in done.stderr.splitlines() if "rror" in line]
     assert len(errors) == 1

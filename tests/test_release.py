@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from core.artifacts import read_facts
 from core.unlearning import read_pairing
 from datasets_prep.schema import SPLITS, read_rows
 from pipeline.train.facts import TrainingFacts
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE, ROOT, Call
+from tests.processes import main, start
 
 # Everything before the signature, which is random by nature.
 DETERMINISTIC = (
@@ -62,11 +64,7 @@ def write_recipe(folder: Path, model: Path, *, limit: float = 0.5) -> Path:
 
 
 def release(recipe: Path, store: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "release", str(recipe), "--store", str(store), "--json", *more]
-
-
-def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return ["release", str(recipe), "--store", str(store), "--json", *more]
 
 
 def digests(output: str) -> dict[str, str]:
@@ -75,15 +73,15 @@ def digests(output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def released(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def released(call: Call, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     folder = tmp_path_factory.mktemp("released")
     recipe = write_recipe(folder, tiny_model)
-    done = run(release(recipe, folder / "store"))
+    done = call(*release(recipe, folder / "store"))
     assert done.returncode == 0, done.stderr[-3000:]
     return recipe, folder / "store", done.stdout
 
 
-def test_a_release_is_published_and_verified(released: tuple[Path, Path, str]) -> None:
+def test_a_release_is_published_and_verified(call: Call, released: tuple[Path, Path, str]) -> None:
     _, store, output = released
     receipt = json.loads((store / "tiny" / "publish" / "receipt.json").read_text())
     assert receipt["repo"] == "demo/tiny"
@@ -91,7 +89,7 @@ def test_a_release_is_published_and_verified(released: tuple[Path, Path, str]) -
     assert json.loads((store / "tiny" / "gate" / "gate.json").read_text())["passed"] is True
     assert json.loads(output)["results"]
 
-    verified = run([sys.executable, "-m", "pipeline", "verify", "demo/tiny", "--store", str(store)])
+    verified = call("verify", "demo/tiny", "--store", str(store))
     assert verified.returncode == 0, verified.stderr
     assert receipt["commit"] in verified.stdout
 
@@ -119,15 +117,8 @@ def test_the_unmodified_client_loads_it_from_the_served_hub(released: tuple[Path
             check=False,
         )
         assert loaded.stdout.split() == ["LlamaForCausalLM", "True"], loaded.stderr[-2000:]
-        stranger = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | reader | {"HF_TOKEN": "", "HF_HOME": str(tmp_path / "other")},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert stranger.returncode != 0  # the repository is private
+        with pytest.raises(RepositoryNotFoundError):  # the repository is private
+            snapshot_download("demo/tiny", revision="v1.0.0", endpoint=endpoint, token=False, cache_dir=tmp_path / "x")
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(PATIENCE)
@@ -143,49 +134,55 @@ def test_nothing_of_the_forget_set_is_published(released: tuple[Path, Path, str]
             assert not [answer for answer in answers if answer.encode() in content], file
 
 
-def test_a_second_run_builds_nothing(released: tuple[Path, Path, str]) -> None:
+def test_a_second_run_builds_nothing(call: Call, released: tuple[Path, Path, str]) -> None:
     recipe, store, output = released
-    again = run(release(recipe, store))
+    again = call(*release(recipe, store))
     assert again.returncode == 0, again.stderr
     stages = json.loads(again.stdout)["stages"]
     assert not [name for name, stage in stages.items() if stage["built"]]
     assert digests(again.stdout) == digests(output)
 
 
-def test_a_failed_gate_publishes_nothing(released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_failed_gate_publishes_nothing(
+    call: Call, released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path
+) -> None:
     _, store, _ = released
     recipe = write_recipe(tmp_path, tiny_model, limit=1e-12)
     recipe.write_text(recipe.read_text().replace("name: tiny", "name: refused").replace("demo/tiny", "demo/refused"))
-    done = run(release(recipe, store))
+    done = call(*release(recipe, store))
     assert done.returncode == 3, done.stderr
     assert "answer_probability" in done.stderr
     assert not (store / "hub" / "models" / "demo" / "refused.git").exists()
     assert not (store / "refused" / "package").exists()
 
 
-def test_kills_at_random_points_change_nothing(released: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_kills_at_random_points_change_nothing(call: Call, released: tuple[Path, Path, str], tmp_path: Path) -> None:
     recipe, _, output = released
     seed = int(os.environ.get("KILL_SEED", time.time()))
     print(f"KILL_SEED={seed}")  # shown where the test fails
     delays = random.Random(seed)
-    for _ in range(3):
-        with subprocess.Popen(
-            release(recipe, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stderr
-            begun = (line for line in process.stderr if line.rstrip().endswith("…"))  # a line for each stage
-            last = list(islice(begun, delays.randint(1, 3)))
-            assert last, "no stage was left to be killed"
-            time.sleep(delays.uniform(0, 2))
-            process.kill()
-    done = run(release(recipe, tmp_path))
+    for number in range(3):
+        said, wanted = tmp_path / f"said-{number}", delays.randint(1, 3)
+        process = start(main, release(recipe, tmp_path / "store"), said=said)
+        while process.is_alive() and len(stages_begun(said)) < wanted:
+            time.sleep(0.01)
+        assert stages_begun(said), "no stage was left to be killed"
+        time.sleep(delays.uniform(0, 2))
+        process.kill()
+        process.join(PATIENCE)
+    done = call(*release(recipe, tmp_path / "store"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(done.stdout) == digests(output)
 
 
-def test_the_gates_of_a_finished_release_are_explained(released: tuple[Path, Path, str]) -> None:
+def stages_begun(said: Path) -> list[str]:
+    """The lines that say so, one for each stage."""
+    return [line for line in said.read_text().splitlines() if line.endswith("…")] if said.exists() else []
+
+
+def test_the_gates_of_a_finished_release_are_explained(call: Call, released: tuple[Path, Path, str]) -> None:
     recipe, store, _ = released
-    explained = run([sys.executable, "-m", "pipeline", "gate", str(recipe), "--store", str(store), "--json"])
+    explained = call("gate", str(recipe), "--store", str(store), "--json")
     assert explained.returncode == 0, explained.stderr
     judged = json.loads(explained.stdout)
     assert judged == json.loads((store / "tiny" / "gate" / "gate.json").read_text())
@@ -210,10 +207,12 @@ def test_base_and_gold_learned_the_unrehearsed_rows_and_the_unlearning_did_not_g
     assert rehearsed <= rows["retain"] | asked
 
 
-def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tuple[Path, Path, str]) -> None:
+def test_the_published_checkpoint_equals_the_one_that_was_made_here(
+    call: Call, released: tuple[Path, Path, str]
+) -> None:
     recipe, store, _ = released
-    argv = [sys.executable, "-m", "pipeline", "compare", str(recipe), "--store", str(store), "--json", "--to"]
-    done = run([*argv, "demo/tiny@v1.0.0"])
+    words = ("compare", str(recipe), "--store", str(store), "--json", "--to")
+    done = call(*words, "demo/tiny@v1.0.0")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["commit"] == json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["commit"]
@@ -224,16 +223,16 @@ def test_the_published_checkpoint_equals_the_one_that_was_made_here(released: tu
     found = {(entry["metric"], entry["split"]): entry["verdict"] for entry in value["metrics"]}
     assert found["answer_probability", "retain"] == "equivalent"
     assert found["answer_probability", "forget"] == "not shown"  # 16 rows show nothing
-    again = run([*argv, "demo/tiny@v1.0.0"])
+    again = call(*words, "demo/tiny@v1.0.0")
     assert again.stdout == done.stdout
     assert "built in" not in again.stderr
-    unknown = run([*argv, "demo/tiny@v9"])
+    unknown = call(*words, "demo/tiny@v9")
     assert unknown.returncode == 4
     assert "v9" in unknown.stderr
 
 
 def test_another_checkpoint_is_measured_beside_the_released_one(
-    released: tuple[Path, Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, released: tuple[Path, Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import HfApi
 
@@ -245,8 +244,7 @@ def test_another_checkpoint_is_measured_beside_the_released_one(
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         api.create_repo("demo/start", private=True)
         commit = api.upload_folder(repo_id="demo/start", folder_path=tiny_model)
-    argv = [sys.executable, "-m", "pipeline", "compare", str(recipe), "--store", str(store), "--json", "--to"]
-    done = run([*argv, "demo/start"])
+    done = call("compare", str(recipe), "--store", str(store), "--json", "--to", "demo/start")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["commit"] == commit.oid
@@ -271,14 +269,14 @@ eval:
 
 
 def test_an_audit_trains_no_model_of_the_release_again(
-    released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path
+    call: Call, released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path
 ) -> None:
     _, store, _ = released
     recipe = write_recipe(tmp_path, tiny_model)
     lines = [line for line in recipe.read_text().splitlines() if not line.startswith(("gold:", "eval:"))]
     text = "\n".join(lines).replace("name: tiny", "name: tiny-audit").replace("demo/tiny", "demo/tiny-audit")
     recipe.write_text(f"{text}\n{AUDIT}")
-    done = run(release(recipe, store))
+    done = call(*release(recipe, store))
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     stages = found["stages"]

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from core.strict import Strict
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
 from pipeline.engine.runner import Stage, Store, execute, survey
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE
+from tests.processes import start
 
 RUNS: list[str] = []
 
@@ -223,68 +223,64 @@ def test_explain_names_the_field_the_input_and_the_version(store: Store) -> None
     assert why(stages, store, "a") == []
 
 
-WORKER = """
-import sys, time, pathlib
-from core.strict import Strict
-from pipeline.engine.runner import Stage, Store, execute
-def steps(config, inputs, out):
-    state = out / "state"
-    done = int(state.read_text()) if state.exists() else 0
-    with open(sys.argv[2], "a") as log: log.write(f"start {config} {done}\\n")
-    for step in range(done, 10):
-        time.sleep(0.01)
-        draft = out / "state.draft"
-        draft.write_text(str(step + 1)); draft.replace(state)
-    (out / "result").write_text(f"{config} {[(p / 'result').read_text() for p in inputs.values()]}")
-    state.unlink()
-    return Strict()
-stages = [Stage("a", "1", steps, "A", "A", {}, resumable=True), Stage("b", "1", steps, "B", "B", {"x": "a"})]
-for stage, artifact in execute(stages, Store(pathlib.Path(sys.argv[1]), "demo"), lambda s, build: build()):
-    print(stage.name, artifact.digest, flush=True)
-"""
+def work(root: Path, log: Path, said: Path) -> None:
+    """Two stages of ten steps, in a process of their own: what is begun goes to ``log``, what is made to ``said``."""
+
+    def steps(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
+        state = out / "state"
+        done = int(state.read_text()) if state.exists() else 0
+        with log.open("a") as file:
+            file.write(f"start {config} {done}\n")
+        for step in range(done, 10):
+            time.sleep(0.02)
+            draft = out / "state.draft"
+            draft.write_text(str(step + 1))
+            draft.replace(state)
+        (out / "result").write_text(f"{config} {[(p / 'result').read_text() for p in inputs.values()]}")
+        state.unlink()
+        return Strict()
+
+    two = [Stage("a", "1", steps, "A", "A", {}, resumable=True), Stage("b", "1", steps, "B", "B", {"x": "a"})]
+    made = [(stage.name, found.digest) for stage, found in execute(two, Store(root, "demo"), lambda s, build: build())]
+    said.write_text(str(made))
 
 
-def worker(root: Path, log: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(root), str(log)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+def starts(log: Path) -> list[list[str]]:
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def test_kill_at_random_points_and_the_same_command_ends_with_the_same_digests(tmp_path: Path) -> None:
-    clean = worker(tmp_path / "clean", tmp_path / "clean.log")
-    expected, _ = clean.communicate(timeout=PATIENCE)
+    work(tmp_path / "clean", tmp_path / "clean.log", tmp_path / "expected")
     chance = random.Random(7)
     root, log = tmp_path / "killed", tmp_path / "log"
     killed = 0
-    for _ in range(40):
-        begun = worker(root, log)
-        started = len(log.read_text().splitlines()) if log.exists() else 0
-        while begun.poll() is None and (len(log.read_text().splitlines()) if log.exists() else 0) == started:
+    for _ in range(12):
+        started = len(starts(log))
+        begun = start(work, root, log, tmp_path / "made", said=tmp_path / "said")
+        while begun.is_alive() and len(starts(log)) == started:
             time.sleep(0.002)  # until its first stage has begun
-        time.sleep(chance.uniform(0.0, 0.12))
-        if begun.poll() is None:
-            begun.send_signal(signal.SIGKILL)
-        killed += begun.wait() == -signal.SIGKILL
-        if begun.returncode == 0:
+        time.sleep(chance.uniform(0.0, 0.25))
+        begun.kill()
+        begun.join(PATIENCE)
+        killed += begun.exitcode == -signal.SIGKILL
+        if begun.exitcode == 0:
             break
-    last = worker(root, log)
-    assert last.communicate(timeout=PATIENCE)[0] == expected
+    work(root, log, tmp_path / "last")
+    assert (tmp_path / "last").read_text() == (tmp_path / "expected").read_text()
     assert killed >= 2
-    starts = [line.split() for line in log.read_text().splitlines()]
-    assert all(done == "0" for _, stage, done in starts if stage == "B")  # emptied, since it cannot resume
-    assert any(done != "0" for _, stage, done in starts if stage == "A")  # resumed
+    assert all(done == "0" for _, stage, done in starts(log) if stage == "B")  # emptied, since it cannot resume
+    assert any(done != "0" for _, stage, done in starts(log) if stage == "A")  # resumed
     assert not list(root.rglob("*.partial"))
 
 
 def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKER, str(tmp_path / "runs"), str(tmp_path / "log")]
-    started = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    ended = [process.communicate(timeout=PATIENCE) for process in started]
-    codes = [process.returncode for process in started]
+    root, log, files = tmp_path / "runs", tmp_path / "log", [tmp_path / f"said-{number}" for number in range(3)]
+    started = [start(work, root, log, tmp_path / "made", said=said) for said in files]
+    for process in started:
+        process.join(PATIENCE)
+    codes = [process.exitcode for process in started]
     assert 0 in codes
-    for code, (_, said) in zip(codes, ended, strict=True):
-        assert code == 0 or "ArtifactError" in said
-    assert (tmp_path / "log").read_text().count("start A") <= 2  # a third one found it locked or done
-    assert os.listdir(tmp_path / "runs" / "demo")  # noqa: PTH208
+    for code, said in zip(codes, files, strict=True):
+        assert code == 0 or "ArtifactError" in said.read_text()
+    assert log.read_text().count("start A") <= 2  # a third one found it locked or done
+    assert os.listdir(root / "demo")  # noqa: PTH208

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from lm_eval.api.task import TaskConfig
@@ -23,8 +23,9 @@ from eval.scoring.harness import TASKS
 from eval.scoring.probes import Scorer
 from model_card.suites import SuiteData, read_suites
 from pipeline.recipe import RECIPES, load_recipe
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE
 from tests.eval_rows import build_data, build_speaking_model
+from tests.processes import start
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=4, bootstrap_samples=100)
 # A task that needs no network, in the way a stock one is asked: examples, a limit, no chat template.
@@ -52,21 +53,28 @@ GROUP = ("--tasks", "fame_topics,general_knowledge", "--apply_chat_template", "-
 ALONE = ("--tasks", "general_knowledge", "--num_fewshot", "2", "--limit", "9")
 
 
+def lm_eval_command(words: list[str]) -> None:
+    """`python -m lm_eval`, in a child."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    sys.argv = ["lm_eval", *words]
+    runpy.run_module("lm_eval", run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def theirs(speaking: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results files of lm-eval's own command for ``GROUP`` and ``ALONE``, run side by side."""
-    argv = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "3"]
-    argv += ["--model_args", f"pretrained={speaking},dtype=float32,softmax_dtype=float32"]
-    argv += ["--include_path", str(TASKS), "--metadata", json.dumps({"data": str(data)}), "--output_path"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    words = ["run", "--model", "hf", "--device", "cpu", "--batch_size", "3"]
+    words += ["--model_args", f"pretrained={speaking},dtype=float32,softmax_dtype=float32"]
+    words += ["--include_path", str(TASKS), "--metadata", json.dumps({"data": str(data)}), "--output_path"]
     places = [tmp_path_factory.mktemp("lm_eval") for _ in range(2)]
+    said = tmp_path_factory.mktemp("said") / "stderr"
     started = [
-        subprocess.Popen([*argv, str(out), *options], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        start(lm_eval_command, [*words, str(out), *options], said=said)
         for out, options in zip(places, (GROUP, ALONE), strict=True)
     ]
     for process in started:
-        said = process.communicate()[1]
-        assert process.returncode == 0, said[-2000:]
+        process.join(PATIENCE)
+        assert process.exitcode == 0, said.read_text()[-2000:]
     return [json.loads(next(out.rglob("results_*.json")).read_text()) for out in places]
 
 
@@ -152,7 +160,6 @@ def test_a_suite_that_lm_eval_does_not_have_is_named_before_a_model_is_loaded(da
 
 def test_a_suite_whose_questions_cannot_be_fetched_is_an_error_of_the_user(data, tiny_model, tmp_path, monkeypatch):
     import datasets
-    import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -1,9 +1,8 @@
-"""What `tests/test_ranks.py` runs under `accelerate launch` and in one process: trainings in float32."""
+"""What `tests/test_ranks.py` runs on two processes and on one: trainings in float32."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,8 @@ def compare_sharded(model: Path, out: Path) -> None:
         Path(out, "sharded.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    for each in KINDS:
-        train(each, Path(sys.argv[1]), Path(sys.argv[2]) / each)
-    compare_sharded(Path(sys.argv[1]), Path(sys.argv[2]))
+def train_and_compare(model: Path, out: Path) -> None:
+    """Everything that the two processes do."""
+    for kind in KINDS:
+        train(kind, model, out / kind)
+    compare_sharded(model, out)

@@ -45,9 +45,9 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def watching(stage: str, stream: TextIO = sys.stderr) -> Iterator[None]:
-    """Show the progress that is reported in the body, as that of ``stage``."""
-    began = time.monotonic()
+def watching(stage: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Show the progress that is reported in the body, as that of ``stage``; on stderr unless a ``stream`` is given."""
+    began, stream = time.monotonic(), stream or sys.stderr
     show = _live_line if stream.isatty() else _plain_lines
     with show(stage, stream) as listener, listening(listener):
         yield
