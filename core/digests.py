@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from core.errors import InputError, ModelError
+from core.places import user_path
 
 MANIFEST = "manifest.json"  # the one file of an artifact that its content digest leaves out
 
@@ -76,7 +77,7 @@ def named_content(key: str, path: str) -> str:
 
     ``key`` is the recipe's key that names the path. Raises InputError if the path does not exist.
     """
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists():
         raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
     return f"sha256:{content_digest(place)}"

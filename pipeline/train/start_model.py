@@ -23,6 +23,7 @@ from typing import Any
 
 from core.digests import hash_file
 from core.errors import ModelError
+from core.places import user_path
 from core.progress import report
 from pipeline.train.config import HubRef, ModelConfig, PypiRef
 from pipeline.train.facts import ModelFacts, PublishedFacts
@@ -59,7 +60,7 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
     elif config.hub:
         _from_hub(config.hub, out)
     else:
-        _from_path(Path(str(config.path)).expanduser(), out)
+        _from_path(user_path(str(config.path)), out)
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
     parameters, dtypes = weight_facts(out)
