@@ -67,8 +67,15 @@ def hash_file(path: Path, *, sync: bool = False) -> str:
 
 
 def content_digest(folder: Path) -> str:
-    """The digest of a file's or folder's content, independent of its location: that of {relative path: sha256}."""
+    """The digest of a file's or folder's content, independent of its location: that of {relative path: sha256}.
+
+    Raises InputError for what is no file: a pipe would be read for ever, and a link may lead nowhere.
+    """
     files = list_files(folder) if folder.is_dir() else {folder.name: folder}
+    if others := [path for path in files.values() if not path.is_file()]:
+        raise InputError(
+            f"{others[0]} is no file that can be read, but a pipe or a link that leads nowhere. Remove it."
+        )
     return digest_of({name: hash_file(path) for name, path in files.items()})
 
 
