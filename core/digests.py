@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from core.errors import InputError, ModelError
+from core.places import user_path
 
 MANIFEST = "manifest.json"  # the one file of an artifact that its content digest leaves out
 
@@ -66,8 +67,15 @@ def hash_file(path: Path, *, sync: bool = False) -> str:
 
 
 def content_digest(folder: Path) -> str:
-    """The digest of a file's or folder's content, independent of its location: that of {relative path: sha256}."""
+    """The digest of a file's or folder's content, independent of its location: that of {relative path: sha256}.
+
+    Raises InputError for what is no file: a pipe would be read for ever, and a link may lead nowhere.
+    """
     files = list_files(folder) if folder.is_dir() else {folder.name: folder}
+    if others := [path for path in files.values() if not path.is_file()]:
+        raise InputError(
+            f"{others[0]} is no file that can be read, but a pipe or a link that leads nowhere. Remove it."
+        )
     return digest_of({name: hash_file(path) for name, path in files.items()})
 
 
@@ -76,7 +84,7 @@ def named_content(key: str, path: str) -> str:
 
     ``key`` is the recipe's key that names the path. Raises InputError if the path does not exist.
     """
-    place = Path(path).expanduser()
+    place = user_path(path)
     if not place.exists():
         raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
     return f"sha256:{content_digest(place)}"

@@ -7,6 +7,7 @@ dates are text.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -114,7 +115,15 @@ def _plain(loader: _Loader, node: yaml.Node, shown: str, path: Place, places: di
     if isinstance(node, yaml.SequenceNode):
         _refuse_tag(node, "seq", shown)
         return [_plain(loader, item, shown, (*path, i), places) for i, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    try:
+        value = loader.construct_object(node, deep=True)
+    except (KeyError, AttributeError) as error:  # a tag that does not fit the text behind it: `!!bool x`
+        raise RecipeError(
+            f"{shown}:{node.start_mark.line + 1}: {node.value!r:.60} is not of the tag {node.tag}."
+        ) from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{shown}:{node.start_mark.line + 1}: {dotted(path)} is {value}. Give a finite number.")
+    return value
 
 
 def _refuse_tag(node: yaml.Node, plain: str, shown: str) -> None:
@@ -153,7 +162,7 @@ def override(tree: Tree, assignment: str) -> Tree:
     for i, part in enumerate(parts):
         step: str | int = part
         if isinstance(target, list):
-            if not part.isdigit() or int(part) >= len(target):
+            if not part.isdecimal() or len(part) > 9 or int(part) >= len(target):
                 raise RecipeError(f"{shown}: {dotted(path)} is a list of {len(target)}; give an index below that.")
             step = int(part)
         elif not isinstance(target, dict):

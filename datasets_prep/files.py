@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import DataError
+from core.places import user_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +26,7 @@ BATCH = 8192
 
 def read_file(name: str, key: str) -> Iterator[NumberedRecord]:
     """The records of a file. Raises DataError, naming the recipe's ``key`` or the line, if it cannot be read."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     readers = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:

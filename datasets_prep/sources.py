@@ -14,6 +14,7 @@ from typing import Any
 
 from core.digests import hash_file
 from core.errors import DataError
+from core.places import user_path
 from datasets_prep.config import Columns, DataConfig, HubSource, Source
 from datasets_prep.files import BATCH, NumberedRecord, read_file, table_records
 from datasets_prep.rows import Placed, Rows
@@ -57,7 +58,7 @@ def load(config: DataConfig) -> Loaded:
     records = (record for split, name in named.items() for record in _of_split(read_file(name, key), split))
     loaded = _collect(records, source, given, SourceFacts(), {})
     names = [Path(name).name for name in named.values()]  # the card does not name this machine's folders
-    digests = [hash_file(Path(name).expanduser()) for name in named.values()]
+    digests = [hash_file(user_path(name)) for name in named.values()]
     return replace(loaded, description=SourceFacts(file=", ".join(names), file_sha256=", ".join(digests)))
 
 

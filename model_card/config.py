@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import Literal
+import unicodedata
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator
 
 from core.hub_ids import Commit, HubId, ReleaseTag
 from core.licences import LicenceId
@@ -14,23 +15,36 @@ from core.strict import Strict
 NONE_STATED = "none stated"
 WITHHELD = "WITHHELD"
 
+# They set the direction of what follows, so a reader would see another text than the one that is there.
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _check_text(text: str) -> str:
+    for character in text:
+        if character in _DIRECTIONS or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\r\t"):
+            raise ValueError(f"holds U+{ord(character):04X}, which no reader sees; remove it")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
 
 class CardDataset(Strict):
     """Name, licence and citation of data of your own. The sample set has its own."""
 
-    name: str | None = Field(
+    name: Text | None = Field(
         default=None,
         min_length=1,
         max_length=200,
         description="Name of the data. Default: the id, if they are on the Hub.",
     )
-    license: str | None = Field(
+    license: Text | None = Field(
         default=None,
         min_length=1,
         max_length=200,
         description="The licence that the data's own card states; `none stated` if it states none.",
     )
-    citation: str | None = Field(
+    citation: Text | None = Field(
         default=None, pattern=r"^\s*@\w+\s*\{", max_length=10_000, description="BibTeX entry to cite for the data."
     )
 
@@ -45,10 +59,10 @@ class CardDataset(Strict):
 class CardConfig(Strict):
     """The prose of a card: plain text, not Markdown. Measured numbers come from the evidence."""
 
-    title: str = Field(min_length=1, max_length=2000, description="Title of the card.")
-    summary: str = Field(min_length=1, max_length=2000, description="What the release is, in a few sentences.")
+    title: Text = Field(min_length=1, max_length=2000, description="Title of the card.")
+    summary: Text = Field(min_length=1, max_length=2000, description="What the release is, in a few sentences.")
     dataset: CardDataset | None = Field(default=None, description="What the card says about data of your own.")
-    limitations: list[str] = Field(
+    limitations: list[Text] = Field(
         default_factory=list, description="Limitations in addition to those that follow from the evidence."
     )
 

@@ -22,6 +22,7 @@ from core.errors import InputError, ReleaseError, leave_error
 from pipeline.commands.shared import REAL_RELEASE, ROOT, STORE, say, store_root
 
 PROGRAM = "python -m pipeline"
+LONGEST = 4000  # characters of an error message
 # Command: its module in pipeline.commands, imported when the command is chosen, and its function there.
 COMMANDS = {
     "release": ("release", "release"),
@@ -182,6 +183,11 @@ def check_root() -> None:
             )
 
 
+def _shortened(message: str) -> str:
+    """A message that quotes megabytes of a user's input, without its middle."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} […] {message[-LONGEST // 2 :]}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
@@ -197,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReleaseError as error:
         if options.debug:
             traceback.print_exc()
-        say(f"error: {error}")
+        say(f"error: {_shortened(str(error))}")
         leave_error(error)
         return error.exit_code
     except KeyboardInterrupt:

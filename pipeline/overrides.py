@@ -48,7 +48,7 @@ def _at(tree: Any, path: Sequence[str]) -> Any:
     """The value at a dotted key; its numbers are indices of lists."""
     for part in path:
         if isinstance(tree, list):
-            tree = tree[int(part)] if part.isdigit() and int(part) < len(tree) else _ABSENT
+            tree = tree[int(part)] if part.isdecimal() and int(part) < len(tree) else _ABSENT
         else:
             tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
     return tree

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from core.errors import RecipeError
 from core.licences import name_problem
+from core.places import user_path
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 from datasets_prep.config import DataConfig
@@ -37,7 +38,9 @@ class Recipe(Strict):
     """One release."""
 
     name: str = Field(
-        pattern=NAME, description="Name of the folder of results: small letters, digits, `.`, `_` and `-`."
+        pattern=NAME,
+        max_length=100,
+        description="Name of the folder of results: small letters, digits, `.`, `_` and `-`.",
     )
     model: ModelConfig = Field(description="The start model.")
     data: DataConfig = Field(description="The rows, and which of them are forgotten.")
@@ -67,7 +70,7 @@ class Recipe(Strict):
     @field_validator("name")
     @classmethod
     def _own_folder(cls, name: str) -> str:
-        if name in ("store", "hub"):
+        if name in ("store", "hub", "keys"):
             raise ValueError(f"{name} is the name of a folder that all recipes share; choose another name")
         return name
 
@@ -144,11 +147,11 @@ class Recipe(Strict):
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe, by its name in `pipeline/recipes` or its path. Raises RecipeError that lists the names."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
+        path = user_path(name_or_path)
         if not path.is_file():
             raise RecipeError(f"{name_or_path}: no such file. Give a recipe's name, or the path of a YAML file.")
         return path
-    path = RECIPES / f"{name_or_path}.yaml"
+    path = user_path(str(RECIPES / f"{name_or_path}.yaml"))
     if not path.is_file():
         names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
         hint = did_you_mean(name_or_path, names)

@@ -165,6 +165,16 @@ def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:
     assert plan["needs"]["memory_bytes"] == 4 * 134515008  # of a part of the layers only the model says how large it is
 
 
+def test_an_error_does_not_repeat_megabytes_of_input(call: Call, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"extends: demo\nname: mine\nunlearn: {{method: {'x' * 10**6}}}\n")
+    done = call("release", str(recipe), "--dry-run")
+    assert done.returncode == 2
+    assert "unlearn.method is 'xxx" in done.stderr
+    assert "input should be 'ft'" in done.stderr
+    assert len(done.stderr) < 5000
+
+
 def test_a_failed_gate_shows_the_table_and_nothing_after_it_runs(call: Call, tmp_path: Path) -> None:
     fill(tmp_path, passed=False, until="gate")
     done = call("release", "demo", "--store", str(tmp_path))

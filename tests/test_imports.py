@@ -60,7 +60,7 @@ LIGHT = (
     "pipeline.engine.runner",
     "pipeline.train.start_model",
 )
-HELP = {"pipeline", "pipeline.commands", "pipeline.commands.shared", "core", "core.errors"}
+HELP = {"pipeline", "pipeline.commands", "pipeline.commands.shared", "core", "core.errors", "core.places"}
 
 
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:

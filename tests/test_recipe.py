@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import InputError, RecipeError
 from core.yaml_source import Tree, merge, read_tree
+from pipeline.commands.prepare import refuse_other_gates
 from pipeline.engine.runner import Sizes, Stage
 from pipeline.recipe import RECIPES, Recipe, load_recipe
 from pipeline.stages import stages
@@ -297,9 +298,21 @@ def test_set_changes_values_of_every_type() -> None:
         ("name.x=3", "name is 'demo' and holds no keys"),
         ("gates.13.min_n=3", "gates is a list of 13"),
         ("gates.x=3", "gates is a list of 13"),
+        ("gates.².min_n=3", "gates is a list of 13"),
+        (f"gates.{'9' * 5000}.min_n=3", "gates is a list of 13"),
         ("data.seed=[", "not readable as YAML"),
         ("name=store", "folder that all recipes share"),
+        ("name=keys", "folder that all recipes share"),
         ("name=../x", "name"),
+        (f"name={'a' * 300}", "name is 'aaa"),
+        ("card.title=!!bool x", "'x' is not of the tag tag:yaml.org,2002:bool"),
+        ("card.title=!!timestamp x", "'x' is not of the tag tag:yaml.org,2002:timestamp"),
+        ("unlearn.args.learning_rate=.nan", "unlearn.args.learning_rate is nan. Give a finite number"),
+        ("base.train.args.learning_rate=-.inf", "base.train.args.learning_rate is -inf. Give a finite number"),
+        ("unlearn.method={a: b}", "unlearn.method is {'a': 'b'}: input should be 'ft'"),
+        ('card.title="a\\0b"', "card.title: holds U+0000"),
+        ('card.summary="a\\eb"', "card.summary: holds U+001B"),
+        ('card.limitations=["a\\u202eb"]', "card.limitations[0]: holds U+202E"),
     ],
 )
 def test_a_wrong_set_is_named(assignment: str, words: str) -> None:
@@ -309,6 +322,26 @@ def test_a_wrong_set_is_named(assignment: str, words: str) -> None:
 def test_recipes_that_are_not_there() -> None:
     assert "Did you mean demo?" in refused("dmo")
     assert "no such file" in refused("missing/demo.yaml")
+    for name, reason in (("a" * 300, "File name too long"), ("~nobody-of-this-name/x.yaml", "home directory")):
+        with pytest.raises(InputError, match=f"cannot be a path: .*{reason}"):
+            load_recipe(name)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a" * 300, "a\\0b"])
+def test_paths_that_no_file_can_have(path: str) -> None:
+    recipe = load_recipe("demo", ["model.pypi=null", f'model.path="{path}"'])
+    with pytest.raises(InputError, match=r"cannot be a path|there is no file"):
+        stages(recipe)
+
+
+def test_gates_of_the_command_line_reach_no_card() -> None:
+    recipe = load_recipe("demo", [f"gates=[{GATE}]"])
+    until = {stage.name: place for place, stage in enumerate(stages(recipe), 1)}
+    refuse_other_gates(recipe, stages(recipe)[: until["gate"]])
+    for last in ("card", "package", "publish"):
+        with pytest.raises(RecipeError, match="a release has the gates of its recipe"):
+            refuse_other_gates(recipe, stages(recipe)[: until[last]])
+    refuse_other_gates(load_recipe("demo", ["unlearn.epochs=2"]), stages(recipe))
 
 
 def identities(recipe: Recipe) -> dict[str, Stage]:

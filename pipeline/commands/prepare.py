@@ -40,3 +40,18 @@ def refuse_unpinned(recipe: Recipe) -> None:
             f"repository's page and write its 40 hex digits into the recipe, or give --set {keys[0]}=SHA. "
             f"`--dry-run` shows the plan without it."
         )
+
+
+def refuse_other_gates(recipe: Recipe, wanted: Sequence[Stage]) -> None:
+    """Raise RecipeError if a card, and what follows from it, is wanted for gates that the command line changed.
+
+    They may be tried out up to the gate stage. A release has those of its recipe, which were set before its results.
+    """
+    changed = [
+        assignment for assignment in recipe.origin.overrides if assignment.partition("=")[0].split(".")[0] == "gates"
+    ]
+    if changed and any(stage.name == "card" for stage in wanted):
+        raise RecipeError(
+            f"--set {changed[0]:.60}: a release has the gates of its recipe. Write them there; or try them out with "
+            "`--until gate`, `run gate` or `gate`."
+        )

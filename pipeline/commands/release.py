@@ -15,7 +15,7 @@ from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_verdict
 from eval.verdicts import measurable
-from pipeline.commands.prepare import index_of, prepare, refuse_unpinned, surveyed
+from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
 from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
@@ -37,6 +37,7 @@ def release(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
     refuse_unpinned(recipe)
+    refuse_other_gates(recipe, stages)
     waiting = [name for name, state in surveyed(stages, store).items() if state.artifact is None]
     _check_trainings(recipe, waiting, store)
     check_device(options.launch)
@@ -65,6 +66,7 @@ def run_one(options: argparse.Namespace) -> int:
     recipe, stages, store = prepare(options)
     chosen = stages[index_of(stages, options.stage)]
     refuse_unpinned(recipe)
+    refuse_other_gates(recipe, stages[: index_of(stages, options.stage) + 1])
     if not is_first():  # of several processes that were launched for this stage
         follow(chosen)
         return 0

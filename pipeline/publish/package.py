@@ -16,13 +16,13 @@ from core.errors import ArtifactError, GateError, InputError
 from core.licences import name_problem
 from core.packages import package_versions
 from core.progress import report
+from core.weights import weights_problems
 from datasets_prep.schema import read_paraphrased, read_rows
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.config import PackageConfig, Searched
 from pipeline.publish.licence import licence_problems, licence_texts
 from pipeline.publish.schema import PackageFacts, Release
-from pipeline.publish.weights import weights_problems
 
 Recheck = Callable[[Path], list[str]]
 """Says what in a tree's verdict does not follow from the rest of the tree; empty if all does."""

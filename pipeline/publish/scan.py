@@ -29,12 +29,12 @@ from typing import BinaryIO
 from unicodedata import normalize
 
 from core.errors import InputError
+from core.weights import MAX_HEADER
 from core.words import SEARCHED, folded
 from pipeline.publish.licence import LICENCE_FILES
 from pipeline.publish.matcher import Matcher, Pattern, literal
 from pipeline.publish.readings import TooMuchPackedError, readings
 from pipeline.publish.secrets import BEGINNINGS, secrets
-from pipeline.publish.weights import MAX_HEADER
 
 LONG, LONG_IN_VOCABULARIES = 12, 24  # letters and digits
 COMPARED = 256  # letters and digits of a longer text that are compared

@@ -15,13 +15,13 @@ from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, VerificationError
 from core.hub_ids import is_release_tag, newest_release
 from core.progress import report
+from core.weights import weights_problems
 from eval.schema import GATE
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import hub_errors, quiet
 from pipeline.publish.licence import card_licence, licence_problems
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import Release, VerifiedCheck
-from pipeline.publish.weights import weights_problems
 
 MAIN = "main"
 _ATTRIBUTES = re.compile(r"(?:[^\s#]+ filter=lfs diff=lfs merge=lfs -text)?\s*")  # what the Hub writes there

@@ -23,7 +23,9 @@ from typing import Any
 
 from core.digests import hash_file
 from core.errors import ModelError
+from core.places import user_path
 from core.progress import report
+from core.weights import file_problems
 from pipeline.train.config import HubRef, ModelConfig, PypiRef
 from pipeline.train.facts import ModelFacts, PublishedFacts
 
@@ -59,7 +61,7 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
     elif config.hub:
         _from_hub(config.hub, out)
     else:
-        _from_path(Path(str(config.path)).expanduser(), out)
+        _from_path(user_path(str(config.path)), out)
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
     parameters, dtypes = weight_facts(out)
@@ -269,8 +271,11 @@ def check_model_folder(folder: Path) -> None:
 def _absent_shards(folder: Path) -> list[str]:
     names: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):
-        names |= set(_json(index).get("weight_map", {}).values())
-    return sorted(name for name in names if not (folder / name).is_file())
+        placed = _json(index).get("weight_map", {})
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise ModelError(f"{index}: weight_map does not say which file holds which tensor. Fetch the model again.")
+        names |= set(placed.values())
+    return sorted(name for name in names if not user_path(str(folder / name)).is_file())
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -327,9 +332,14 @@ def _set_template(folder: Path, template: str | None, date: str | None) -> None:
 
 
 def weight_facts(folder: Path) -> tuple[int, list[str]]:
-    """Number of stored parameters and their dtypes, from the safetensors headers. Raises ModelError if corrupt."""
+    """Number of stored parameters and their dtypes, from the safetensors headers.
+
+    Raises ModelError if a file is corrupt or a value is not finite.
+    """
     from safetensors import SafetensorError, safe_open
 
+    if problems := file_problems(folder):
+        raise ModelError(f"{'; '.join(problems)}. Fetch the model again, or give another one.")
     parameters, dtypes = 0, set()
     for file in sorted(folder.glob("*.safetensors")):
         try:

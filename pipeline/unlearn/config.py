@@ -229,7 +229,7 @@ class UnlearnConfig(TrainConfig):
     @classmethod
     def _defaults_of_the_method(cls, values: Any) -> Any:
         """Fill in the method's own defaults, so that the card and the key show the values that are used."""
-        if not isinstance(values, dict) or values.get("method") not in PARAMETERS:
+        if not isinstance(values, dict) or str(values.get("method")) not in PARAMETERS:
             return values
         own = PARAMETERS[values["method"]]
         return values | {name: value for name, value in own.items() if values.get(name) is None}

@@ -22,18 +22,26 @@ _EXPONENT = {
 
 def weights_problems(folder: Path) -> list[str]:
     """What is wrong with the safetensors files of a folder, one sentence each; empty if they are sound."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    tensors, problems = _tensors(folder)
+    if not tensors and not problems:
         return ["there is no safetensors file"]
-    problems, tensors = [], {}
-    for file in files:
+    return problems or _index_problems(folder / "model.safetensors.index.json", tensors)
+
+
+def file_problems(folder: Path) -> list[str]:
+    """As :func:`weights_problems`, of each file alone: whether the files belong together is not asked."""
+    return _tensors(folder)[1]
+
+
+def _tensors(folder: Path) -> tuple[dict[str, set[str]], list[str]]:
+    """The names of the tensors in each sound file, and what is wrong with the others."""
+    tensors, problems = {}, []
+    for file in sorted(folder.glob("*.safetensors")):
         try:
             tensors[file.name] = _check_file(file)
         except _Unsound as error:
             problems.append(f"{file.name}: {error}")
-    if not problems:
-        problems += _index_problems(folder / "model.safetensors.index.json", tensors)
-    return problems
+    return tensors, problems
 
 
 class _Unsound(Exception):  # noqa: N818  becomes a sentence of weights_problems

@@ -1,0 +1,22 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.errors import InputError
+
+
+def user_path(text: str) -> Path:
+    """The path of a file or folder that may exist; ``~`` is a home folder.
+
+    Raises InputError if no file can have this path: a home folder of nobody, a name that is too long.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(
+            f"{text!r:.200} cannot be a path: {str(error)[:200].rstrip('.')}. Give another one."
+        ) from error
+    return path
