@@ -192,7 +192,7 @@ def test_a_gguf_that_is_none_is_a_model_error(registry: Path, out: Path) -> None
 )
 def test_an_index_that_places_nothing_is_refused(folder: Path, placed: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
-    with pytest.raises(InputError, match="weight_map|cannot be a path|lacks"):
+    with pytest.raises(InputError, match=r"weight_map|cannot be a path|lacks"):
         check_model_folder(folder)
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_file_is_refused_before_it_is_read(folder: Path, tmp_path: Pa
     for name, made in make.items():
         made(folder / name)
         for path in (folder, folder / name):
-            with pytest.raises(InputError, match="no file that can be read|there is no file"):
+            with pytest.raises(InputError, match=r"no file that can be read|there is no file"):
                 named_content("model.path", str(path))
         (folder / name).unlink()
     assert named_content("model.path", str(folder)).startswith("sha256:")
