@@ -149,7 +149,7 @@ def test_an_answer_is_found_in_weights_across_every_chunk_border(
     content = FORMS[form](text)
     content = content.encode() if isinstance(content, str) else content
     scanner = Scanner([text])
-    for offset in range(0, 70, 3):
+    for offset in (0, 1, 31, 62, 63, 64, 69):
         weights = b"\xff" * offset + content + b"\xfe" * 90
         assert found(scanner, tmp_path, "model.safetensors", safetensors(weights)) == {FOUND}, offset
     assert not found(scanner, tmp_path, "model.safetensors", safetensors(b"\xff" * 9 + content[: len(content) // 2]))
@@ -171,7 +171,7 @@ def test_weights_that_are_none_are_searched_too(tmp_path: Path) -> None:
 
 letters = st.characters(categories=["L", "M", "N", "P", "Zs"], exclude_characters="&%\\")  # no escapes by chance
 text = st.text(letters, min_size=LONG, max_size=60).filter(lambda t: len(folded(t).replace(" ", "")) >= LONG)
-slow = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slow = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @slow

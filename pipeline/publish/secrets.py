@@ -58,7 +58,10 @@ _OURS = [
     ("a Telegram token", r"(?<![\w:])\d{8,10}:AA[\w-]{33}"),
     ("a token in a header", r"(?i)\bbearer\s+(?=[\w.~+/-]*\d)[\w.~+/-]{20,}"),
     ("a password in a header", r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+[A-Za-z0-9+/]{12,}"),
-    ("a path in somebody's home", r"(?:/home|/Users|\b[A-Z]:\\+Users)[/\\]+(?!(?:user|username|you)\b)[\w.-]+[/\\]"),
+    (
+        "a path in somebody's home",
+        r"(?:/home|/Users|\b[A-Z]:\\+Users)[/\\]+(?!(?:user|username|runner|you)\b)[\w.-]+[/\\]",
+    ),
     ("a path in somebody's home", r"(?<![\w.])/root/[\w.]"),
 ]
 # In weights, secrets are looked for behind these bytes.
