@@ -77,7 +77,7 @@ def test_a_release_says_so_before_the_first_training(call: Call, tiny_model: Pat
     recipe, store = write_recipe(tmp_path, tiny_model), tmp_path / "store"
     shares = "data.shares={retain: 0.8, forget: 0.2, holdout: 0}"
     membership = "gates=[{metric: mia_min_k_auc, split: forget, at_most: 0.6, min_n: 10, reason: x}]"
-    done = call(*release(recipe, store, "--set", shares, "--set", membership))
+    done = call(*release(recipe, store, "--until", "gate", "--set", shares, "--set", membership))
     assert done.returncode == 2
     assert "gates[0] (mia_min_k_auc on forget): it compares with holdout rows" in done.stderr
     assert sorted(path.name for path in (store / "tiny").iterdir()) == ["data", "model"]
