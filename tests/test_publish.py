@@ -6,103 +6,23 @@ import os
 import re
 import shutil
 import time
-from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub import CommitOperationAdd, HfApi
 
-from core.artifacts import write_file
 from core.errors import GateError, HubError, VerificationError
-from pipeline import publish
-from pipeline.commands import published
 from pipeline.localhub.server import LocalHub
-from pipeline.publish import push, sign, tree, verify
-from pipeline.publish.config import PublishConfig
+from pipeline.publish import push, sign, tree
 from pipeline.publish.hub import Target, connect
-from pipeline.publish.schema import PublishFacts, Receipt, read_receipt
+from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
+from tests.hub_world import CONFIG, Fault, World, next_release, running
 from tests.publishing import CARD, REPO, build, make_inputs, write_gate
-from tests.publishing import CONFIG as PACKAGE
 
-CONFIG = PublishConfig(repo=REPO, hub="local", visibility="private", tag="v1.0.0")
 SLEEP = time.sleep
-Send = Callable[[dict], Awaitable[None]]
-
-
-@dataclass
-class Fault:
-    """What happens to the ``at``-th request whose method and path match ``pattern``; ``seen`` counts them."""
-
-    pattern: str
-    kind: str
-    at: int = 1
-    seen: int = 0
-    action: Callable[[], object] | None = None
-
-
-@dataclass
-class Faulty:
-    """A Hub's app with faults in front of it."""
-
-    app: Callable
-    faults: list[Fault] = field(default_factory=list)
-
-    async def __call__(self, scope: dict, receive: Callable, send: Send) -> None:
-        for fault in self.faults:
-            if scope["type"] == "http" and re.fullmatch(fault.pattern, f"{scope['method']} {scope['path']}"):
-                fault.seen += 1
-                if fault.seen == fault.at or fault.kind == "corrupt":
-                    await getattr(self, fault.kind)(fault, scope, receive, send)
-                    return
-        await self.app(scope, receive, send)
-
-    async def before(self, _fault: Fault, _scope: dict, _receive: Callable, send: Send) -> None:
-        await _answer(send, 500)
-
-    async def after(self, _fault: Fault, scope: dict, receive: Callable, send: Send) -> None:
-        await self.app(scope, receive, _swallow)
-        await _answer(send, 500)
-
-    async def drop(self, _fault: Fault, scope: dict, receive: Callable, send: Send) -> None:
-        await self.app(scope, receive, _swallow)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
-        raise ConnectionError("the line is cut")
-
-    async def drop_before(self, _fault: Fault, _scope: dict, _receive: Callable, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
-        raise ConnectionError("the line is cut")
-
-    async def act(self, fault: Fault, scope: dict, receive: Callable, send: Send) -> None:
-        """Something else happens first, from another thread, as another client would do it."""
-        from starlette.concurrency import run_in_threadpool
-
-        assert fault.action
-        await run_in_threadpool(fault.action)
-        await self.app(scope, receive, send)
-
-    async def corrupt(self, _fault: Fault, scope: dict, receive: Callable, send: Send) -> None:
-        async def flip(message: dict) -> None:
-            if message.get("body"):
-                message = {**message, "body": message["body"][:-1] + bytes([message["body"][-1] ^ 1])}
-            await send(message)
-
-        scope = {**scope, "extensions": {}}  # the file goes through the app, not past it
-        await self.app(scope, receive, flip)
-
-
-async def _answer(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _swallow(_message: dict) -> None:
-    return None
 
 
 @pytest.fixture(autouse=True)
@@ -122,56 +42,10 @@ def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
     return build(inputs, tmp_path / "package")
 
 
-@dataclass
-class World:
-    """A running Hub, its faults, and a client to look at it."""
-
-    hub: LocalHub
-    faulty: Faulty
-    api: HfApi
-    target: Target
-
-    def publish(self, package: Path, **changes: object) -> Receipt:
-        return push.publish(
-            CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key(), problems
-        )
-
-    def head(self, revision: str = "main") -> str:
-        return str(self.api.repo_info(REPO, revision=revision).sha)
-
-    def files(self, revision: str = "main") -> dict[str, str]:
-        listed = self.api.list_repo_tree(REPO, revision=revision, recursive=True)
-        found = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if hasattr(f, "blob_id")}
-        found.pop(".gitattributes")
-        return found
-
-    def holds(self, package: Path, revision: str = "main") -> bool:
-        remote = self.files(revision)
-        local = tree.read_tree(package / "hub")
-        return remote == {n: d.sha256 if len(remote.get(n, "")) == 64 else d.git for n, d in local.items()}
-
-    def branches(self) -> list[str]:
-        return [b.name for b in self.api.list_repo_refs(REPO).branches]
-
-    def tags(self) -> dict[str, str]:
-        return {t.name: t.target_commit for t in self.api.list_repo_refs(REPO).tags}
-
-
 @pytest.fixture
 def world(store: Path) -> Iterator[World]:
-    hub = LocalHub(store / "hub")
-    hub.app = faulty = Faulty(hub.app)
-    with hub:
-        api = HfApi(endpoint=hub.endpoint, token=hub.token)
-        yield World(hub, faulty, api, Target(hub.endpoint, hub.token))
-
-
-def next_release(inputs: dict[str, Path], tmp_path: Path, name: str = "next", tag: str = "v1.1.0") -> Path:
-    """The package of a release with another card and one file less."""
-    (inputs["card"] / "README.md").write_text(CARD + f"\n{name}\n")
-    (inputs["card"] / "plots" / "metrics.png").unlink(missing_ok=True)
-    (inputs["card"] / "plots" / f"{name}.png").write_bytes(b"\x89PNG\0")
-    return build(inputs, tmp_path / name, PACKAGE.model_copy(update={"tag": tag}))
+    with running(store) as world:
+        yield world
 
 
 def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store: Path) -> None:
@@ -194,22 +68,6 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     again.mkdir()
     push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, again, problems)
     assert (again / "receipt.json").read_text() == (out / "receipt.json").read_text()
-
-
-def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = re.findall(r"``verify\.(\w+)``", str(publish.__doc__))
-    assert named == [verify_release.__name__]
-    own = [name for name, value in vars(verify).items() if getattr(value, "__module__", "") == verify.__name__]
-    assert [name for name in own if name.islower() and not name.startswith("_")] == [*named, "read_release"]
-    assert push.verify_release is published.verify_release is verify_release
-
-    def called(*_given: object) -> None:
-        raise VerificationError("called")
-
-    monkeypatch.setattr(published, named[0], called)
-    key = str(sign.public_key())
-    with pytest.raises(VerificationError, match="called"):
-        published.verify(Namespace(repo=REPO, revision="main", hub="local", key=key, store=str(store)))
 
 
 def test_the_published_model_loads(world: World, package: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -405,38 +263,6 @@ def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.Mo
     close_session()
 
 
-@contextmanager
-def changed(world: World, operations: list) -> Iterator[str]:
-    """A commit on a branch of its own that is the release with something changed."""
-    world.api.create_branch(REPO, branch="changed")
-    yield world.api.create_commit(REPO, operations, commit_message="x", revision="changed").oid
-    world.api.delete_branch(REPO, branch="changed")
-
-
-def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
-    world.publish(package)
-    weights = (package / "hub" / "model.safetensors").read_bytes()
-    cases = [
-        ("training_args.bin", b"x", "do not belong to a release: training_args.bin"),
-        ("README.md", b"---\nlicense: mit\n---\n", r"Hash mismatch for 'README\.md'"),
-        ("plots/more.png", b"x", r"Extra files.*plots/more\.png"),
-        ("model.safetensors", weights[:-1] + b"\x01", r"model\.safetensors"),
-        ("model.sig", b"{}", "signature is not valid"),
-    ]
-    for name, content, message in cases:
-        import io
-
-        with (
-            changed(world, [CommitOperationAdd(name, io.BytesIO(content))]) as commit,
-            pytest.raises(VerificationError, match=message),
-        ):
-            verified(world, commit)
-    with pytest.raises(HubError, match="404"):
-        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key(), problems)
-    with pytest.raises(RevisionNotFoundError):
-        world.head("never-was")
-
-
 def test_a_release_that_does_not_load(world: World, inputs: dict, tmp_path: Path) -> None:
     """Signed and intact, but its config does not fit its weights: only loading it can tell."""
     config = inputs["unlearn"] / "model" / "config.json"
@@ -446,111 +272,6 @@ def test_a_release_that_does_not_load(world: World, inputs: dict, tmp_path: Path
         world.publish(broken)
     assert world.files() == {}
     assert world.tags() == {}
-
-
-def verified(world: World, revision: str = "main", repo: str = REPO) -> list[str]:
-    found = verify_release(repo, revision, world.target.endpoint, world.target.token, sign.public_key(), problems)
-    return [check.name for check in found.checks]
-
-
-def operations(folder: Path) -> list[CommitOperationAdd]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [CommitOperationAdd(path.relative_to(folder).as_posix(), path.open("rb")) for path in files]
-
-
-def test_main_set_back_to_an_older_release_is_noticed(
-    world: World, inputs: dict, package: Path, tmp_path: Path
-) -> None:
-    world.publish(package)
-    following = next_release(inputs, tmp_path)
-    world.publish(following, tag="v1.1.0")
-    assert verified(world)
-    removed = [CommitOperationDelete(name) for name in world.files().keys() - world.files("v1.0.0").keys()]
-    world.api.create_commit(REPO, [*removed, *operations(package / "hub")], commit_message="x")
-    assert world.holds(package)
-    with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
-        verified(world)
-    world.api.delete_tag(REPO, tag="v1.1.0")
-    with pytest.raises(VerificationError, match=r"main is not at the commit of the tag v1\.0\.0"):
-        verified(world)
-    assert verified(world, "v1.0.0")
-
-
-def test_a_tag_that_was_moved_is_noticed(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
-    first = world.publish(package)
-    world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
-    world.api.delete_tag(REPO, tag="v1.1.0")
-    world.api.create_tag(REPO, tag="v1.1.0", revision=first.commit)
-    with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
-        verified(world, "v1.1.0")
-
-
-def test_a_copy_in_another_repository_is_noticed(world: World, package: Path) -> None:
-    world.publish(package)
-    world.api.create_repo("demo/copied", private=True)
-    world.api.create_commit("demo/copied", operations(package / "hub"), commit_message="x")
-    with pytest.raises(VerificationError, match=f"it was signed as a release of {REPO}, and is a copy here"):
-        verified(world, repo="demo/copied")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"passed": False}, r"no gate allows this release: The gate failed"),
-        ({"weights_sha256": "0" * 64}, "no gate allows this release: The gate passed for the weights 000"),
-        (None, r"no gate allows this release: .*gate\.json"),
-    ],
-)
-def test_a_gate_that_allows_nothing_is_noticed_under_a_valid_signature(
-    world: World, inputs: dict, package: Path, changes: dict | None, message: str
-) -> None:
-    write_gate(inputs, **(changes or {}))
-    hub = package / "hub"
-    gate = (inputs["gate"] / "gate.json").read_bytes() if changes else b"{}"
-    (hub / "gate.json").write_bytes(gate)
-    resign(hub)
-    world.api.create_repo(REPO, private=True)
-    commit = world.api.create_commit(REPO, operations(hub), commit_message="x").oid
-    with pytest.raises(VerificationError, match=message):
-        verified(world, commit)
-
-
-def resign(hub: Path, **changes: object) -> None:
-    """Sign a tree again after a change, with the digests of its files as they are now: what its publisher could do."""
-    release = verify.read_release(hub)
-    (hub / "model.sig").unlink()
-    files = {n: d.sha256 for n, d in tree.read_tree(hub).items() if n != "release.json"}
-    now = {"files": files, "gate_sha256": files["gate.json"]} | changes
-    write_file(hub / "release.json", release.model_copy(update=now))
-    sign.sign_tree(hub, sign.private_key())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"files": {"README.md": "0" * 64}}, r"the files are not those of its release\.json"),
-        ({"weights_sha256": "0" * 64}, r"the weights or gate\.json are not those"),
-        ({"gate_sha256": "0" * 64}, r"the weights or gate\.json are not those"),
-    ],
-)
-def test_what_release_json_says_of_the_files_is_compared(
-    world: World, package: Path, changes: dict, message: str
-) -> None:
-    resign(package / "hub", **changes)
-    world.api.create_repo(REPO, private=True)
-    commit = world.api.create_commit(REPO, operations(package / "hub"), commit_message="x").oid
-    with pytest.raises(VerificationError, match=message):
-        verified(world, commit)
-
-
-def test_gitattributes_say_only_which_files_are_large(world: World, package: Path) -> None:
-    world.publish(package)
-    line = CommitOperationAdd(".gitattributes", b"*.md filter=run diff=run\n")
-    with (
-        changed(world, [line]) as commit,
-        pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
-    ):
-        verified(world, commit)
 
 
 def test_a_release_whose_main_somebody_else_changed_is_not_done(world: World, package: Path) -> None:

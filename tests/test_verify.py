@@ -1,0 +1,198 @@
+"""`verify` as a stranger runs it: what a valid signature alone does not show is noticed and named."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import RevisionNotFoundError
+
+from core.artifacts import write_file
+from core.errors import HubError, VerificationError
+from pipeline import publish
+from pipeline.commands import published
+from pipeline.publish import push, sign, tree, verify
+from pipeline.publish.verify import verify_release
+from pipeline.recheck import problems
+from tests.hub_world import World, next_release, running
+from tests.publishing import REPO, build, make_inputs, write_gate
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
+    return make_inputs(tmp_path / "inputs", tiny_model)
+
+
+@pytest.fixture
+def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
+    return build(inputs, tmp_path / "package")
+
+
+@pytest.fixture
+def world(store: Path) -> Iterator[World]:
+    with running(store) as world:
+        yield world
+
+
+def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = re.findall(r"``verify\.(\w+)``", str(publish.__doc__))
+    assert named == [verify_release.__name__]
+    own = [name for name, value in vars(verify).items() if getattr(value, "__module__", "") == verify.__name__]
+    assert [name for name in own if name.islower() and not name.startswith("_")] == [*named, "read_release"]
+    assert push.verify_release is published.verify_release is verify_release
+
+    def called(*_given: object) -> None:
+        raise VerificationError("called")
+
+    monkeypatch.setattr(published, named[0], called)
+    key = str(sign.public_key())
+    with pytest.raises(VerificationError, match="called"):
+        published.verify(Namespace(repo=REPO, revision="main", hub="local", key=key, store=str(store)))
+
+
+@contextmanager
+def changed(world: World, operations: list) -> Iterator[str]:
+    """A commit on a branch of its own that is the release with something changed."""
+    world.api.create_branch(REPO, branch="changed")
+    yield world.api.create_commit(REPO, operations, commit_message="x", revision="changed").oid
+    world.api.delete_branch(REPO, branch="changed")
+
+
+def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
+    world.publish(package)
+    weights = (package / "hub" / "model.safetensors").read_bytes()
+    cases = [
+        ("training_args.bin", b"x", "do not belong to a release: training_args.bin"),
+        ("README.md", b"---\nlicense: mit\n---\n", r"Hash mismatch for 'README\.md'"),
+        ("plots/more.png", b"x", r"Extra files.*plots/more\.png"),
+        ("model.safetensors", weights[:-1] + b"\x01", r"model\.safetensors"),
+        ("model.sig", b"{}", "signature is not valid"),
+    ]
+    for name, content, message in cases:
+        import io
+
+        with (
+            changed(world, [CommitOperationAdd(name, io.BytesIO(content))]) as commit,
+            pytest.raises(VerificationError, match=message),
+        ):
+            verified(world, commit)
+    with pytest.raises(HubError, match="404"):
+        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key(), problems)
+    with pytest.raises(RevisionNotFoundError):
+        world.head("never-was")
+
+
+def verified(world: World, revision: str = "main", repo: str = REPO) -> list[str]:
+    found = verify_release(repo, revision, world.target.endpoint, world.target.token, sign.public_key(), problems)
+    return [check.name for check in found.checks]
+
+
+def operations(folder: Path) -> list[CommitOperationAdd]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [CommitOperationAdd(path.relative_to(folder).as_posix(), path.open("rb")) for path in files]
+
+
+def test_main_set_back_to_an_older_release_is_noticed(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package)
+    following = next_release(inputs, tmp_path)
+    world.publish(following, tag="v1.1.0")
+    assert verified(world)
+    removed = [CommitOperationDelete(name) for name in world.files().keys() - world.files("v1.0.0").keys()]
+    world.api.create_commit(REPO, [*removed, *operations(package / "hub")], commit_message="x")
+    assert world.holds(package)
+    with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
+        verified(world)
+    world.api.delete_tag(REPO, tag="v1.1.0")
+    with pytest.raises(VerificationError, match=r"main is not at the commit of the tag v1\.0\.0"):
+        verified(world)
+    assert verified(world, "v1.0.0")
+
+
+def test_a_tag_that_was_moved_is_noticed(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
+    first = world.publish(package)
+    world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+    world.api.delete_tag(REPO, tag="v1.1.0")
+    world.api.create_tag(REPO, tag="v1.1.0", revision=first.commit)
+    with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
+        verified(world, "v1.1.0")
+
+
+def test_a_copy_in_another_repository_is_noticed(world: World, package: Path) -> None:
+    world.publish(package)
+    world.api.create_repo("demo/copied", private=True)
+    world.api.create_commit("demo/copied", operations(package / "hub"), commit_message="x")
+    with pytest.raises(VerificationError, match=f"it was signed as a release of {REPO}, and is a copy here"):
+        verified(world, repo="demo/copied")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passed": False}, r"no gate allows this release: The gate failed"),
+        ({"weights_sha256": "0" * 64}, "no gate allows this release: The gate passed for the weights 000"),
+        (None, r"no gate allows this release: .*gate\.json"),
+    ],
+)
+def test_a_gate_that_allows_nothing_is_noticed_under_a_valid_signature(
+    world: World, inputs: dict, package: Path, changes: dict | None, message: str
+) -> None:
+    write_gate(inputs, **(changes or {}))
+    hub = package / "hub"
+    gate = (inputs["gate"] / "gate.json").read_bytes() if changes else b"{}"
+    (hub / "gate.json").write_bytes(gate)
+    resign(hub)
+    world.api.create_repo(REPO, private=True)
+    commit = world.api.create_commit(REPO, operations(hub), commit_message="x").oid
+    with pytest.raises(VerificationError, match=message):
+        verified(world, commit)
+
+
+def resign(hub: Path, **changes: object) -> None:
+    """Sign a tree again after a change, with the digests of its files as they are now: what its publisher could do."""
+    release = verify.read_release(hub)
+    (hub / "model.sig").unlink()
+    files = {n: d.sha256 for n, d in tree.read_tree(hub).items() if n != "release.json"}
+    now = {"files": files, "gate_sha256": files["gate.json"]} | changes
+    write_file(hub / "release.json", release.model_copy(update=now))
+    sign.sign_tree(hub, sign.private_key())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": {"README.md": "0" * 64}}, r"the files are not those of its release\.json"),
+        ({"weights_sha256": "0" * 64}, r"the weights or gate\.json are not those"),
+        ({"gate_sha256": "0" * 64}, r"the weights or gate\.json are not those"),
+    ],
+)
+def test_what_release_json_says_of_the_files_is_compared(
+    world: World, package: Path, changes: dict, message: str
+) -> None:
+    resign(package / "hub", **changes)
+    world.api.create_repo(REPO, private=True)
+    commit = world.api.create_commit(REPO, operations(package / "hub"), commit_message="x").oid
+    with pytest.raises(VerificationError, match=message):
+        verified(world, commit)
+
+
+def test_gitattributes_say_only_which_files_are_large(world: World, package: Path) -> None:
+    world.publish(package)
+    line = CommitOperationAdd(".gitattributes", b"*.md filter=run diff=run\n")
+    with (
+        changed(world, [line]) as commit,
+        pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
+    ):
+        verified(world, commit)
