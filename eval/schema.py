@@ -130,6 +130,40 @@ def read_measured(evaluation: Path) -> str | None:
     return read_file(file, MeasuredWeights, EVALUATE).weights_sha256 if file.is_file() else None
 
 
+PROMPTS = "prompts.json"
+
+
+class OtherPrompts(Versioned):
+    """The content of `prompts.json`, which is there if a checkpoint's chat template is not base's.
+
+    ``rows`` of the ``compared`` ones get other tokens. ``own`` and ``base`` are how each template asks "Who?".
+    """
+
+    version: Literal[1] = 1
+    rows: int
+    compared: int
+    own: str
+    base: str
+
+    def says(self) -> str:
+        """The difference in a sentence."""
+        return (
+            f"asked with its checkpoint's own chat template, which gives {self.rows} of {self.compared} rows other "
+            f"tokens than base's: {self.own!r} where base has {self.base!r}"
+        )
+
+
+def write_other_prompts(evaluation: Path, prompts: OtherPrompts) -> None:
+    """Write `prompts.json` into an evaluation's artifact."""
+    write_file(evaluation / PROMPTS, prompts)
+
+
+def read_other_prompts(evaluation: Path) -> OtherPrompts | None:
+    """The difference between an evaluation's prompts and base's, or None if there is none. Raises ArtifactError."""
+    file = evaluation / PROMPTS
+    return read_file(file, OtherPrompts, EVALUATE) if file.is_file() else None
+
+
 SAMPLES_NOTE = (
     "Measurements of single rows, with answers of the forget set: this file stays on this machine, never publish it."
 )

@@ -18,7 +18,7 @@ from core.errors import DataError, ModelError, SystemLimitError
 from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
-from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
 from eval.attacks.copies import aside
 from eval.audit import audit, check, left_out, unlearning_depths
@@ -27,10 +27,19 @@ from eval.config import EvalConfig
 from eval.records.audited import audit_records
 from eval.records.relative import compare_with_golds
 from eval.records.rows import all_records
-from eval.schema import EvaluationFacts, Record, read_samples, write_measured, write_records, write_samples
+from eval.schema import (
+    EvaluationFacts,
+    OtherPrompts,
+    Record,
+    read_samples,
+    write_measured,
+    write_other_prompts,
+    write_records,
+    write_samples,
+)
 from eval.scoring import fluency
 from eval.scoring.harness import ask, check_backend, language_model
-from eval.scoring.probes import Encoder, Scorer, probe
+from eval.scoring.probes import Scorer, probe
 from eval.scoring.suites import load_suites, run_suites
 from eval.tasks.fame_topics import general_knowledge
 
@@ -55,8 +64,8 @@ def run(
     and gold's weights, gives the unlearning depth score, if the recipe asks for it.
 
     Writes ``results.json``, ``samples.jsonl`` (stays local), ``weights.json`` (the digest of the measured weights) and
-    ``lm_eval/`` (the harness's own results) into ``out``. Of several processes only the first
-    writes, and has ``values`` in its facts.
+    ``lm_eval/`` (the harness's own results) into ``out``, and ``prompts.json`` if its chat template is not base's. Of
+    several processes only the first writes, and has ``values`` in its facts.
 
     Raises ModelError if the checkpoint cannot be loaded, has another vocabulary than base or logits that are not
     finite, DataError if forget or retain is empty, InputError if lm-eval has no such suite, ArtifactError if data or
@@ -88,8 +97,10 @@ def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_gold
     check(config, rows["forget"])
     gold = read_samples(inputs["gold"] / "samples.jsonl") if "gold" in inputs else None
     tokenizer = load_tokenizer(checkpoint)
+    prompts = None
     if base is not None:
-        check_vocabulary(checkpoint, tokenizer, base, [row for split in SPLITS for row in rows[split]])
+        check_vocabulary(checkpoint, tokenizer, base)
+        prompts = other_prompts(tokenizer, load_tokenizer(base), [row for split in SPLITS for row in rows[split]])
     suites = load_suites(config.suites, inputs["data"])
     report("loading the model")
     model = load(checkpoint, config.device)
@@ -105,6 +116,8 @@ def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_gold
         write_records(out / "results.json", records)
         write_samples(out / "samples.jsonl", measured.samples)
         write_measured(out, digest)
+        if prompts:
+            write_other_prompts(out, prompts)
         _write_harness(out / "lm_eval", measured.harness)
     return EvaluationFacts(
         weights_sha256=digest,
@@ -156,7 +169,7 @@ def measure(
     samples = _samples(rows, questions, probed, answers.rows, audited)
     _add_fluency(samples, everything, perturbed)
     if base is not None:
-        _add_generation_losses(samples, everything, scorer, base, tokenizer, encoder, config)
+        _add_generation_losses(samples, everything, scorer, base, config)
         if gold is not None and config.patching:
             models = (_base_of(base, scorer, config), load(checkpoint_folder(gold), config.device), model)
             depths = unlearning_depths(*models, encoder, rows["forget"], perturbed, config)
@@ -209,23 +222,19 @@ def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list
 
 
 def _add_generation_losses(
-    samples: list[dict[str, Any]],
-    rows: list[Row],
-    scorer: Scorer,
-    base: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    encoder: Encoder,
-    config: EvalConfig,
+    samples: list[dict[str, Any]], rows: list[Row], scorer: Scorer, base: Path, config: EvalConfig
 ) -> None:
+    """Score the generations under base, as answers to base's own prompts."""
     report("generations under base")
     forget = [sample for sample in samples if sample["split"] == "forget"]
     questions = {row.row_id: row.question for row in rows}
+    tokenizer = load_tokenizer(base)
     if _is_measured(base, scorer):
-        losses = fluency.generation_losses(forget, questions, scorer, tokenizer, encoder)
+        losses = fluency.generation_losses(forget, questions, scorer, tokenizer)
     else:
         with aside(scorer.model):
             of_base = Scorer(load(base, config.device), config.batch_tokens)
-            losses = fluency.generation_losses(forget, questions, of_base, tokenizer, encoder)
+            losses = fluency.generation_losses(forget, questions, of_base, tokenizer)
             del of_base  # before the measured model is back
     for sample in samples:
         if sample["row_id"] in losses:
@@ -257,27 +266,31 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     return model.eval()
 
 
-def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Path, rows: list[Row]) -> None:
+def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Path) -> None:
     """Raise ModelError if a checkpoint's tokens are not base's: their probabilities could not be compared.
 
-    It compares the sizes of the heads, the vocabularies, and the tokens of up to 200 rows as chats.
+    It compares the sizes of the heads and the vocabularies.
     """
-    base_tokenizer = load_tokenizer(base)
     sizes = [AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base)]
     if sizes[0] != sizes[1]:
         raise ModelError(
             f"{checkpoint}: the vocabulary has {sizes[0]} tokens, base's has {sizes[1]}. Compare models of one family."
         )
-    if tokenizer.get_vocab() != base_tokenizer.get_vocab():
+    if tokenizer.get_vocab() != load_tokenizer(base).get_vocab():
         raise ModelError(f"{checkpoint}: the tokenizer's vocabulary is not base's. Save base's tokenizer with it.")
-    for row in rows[:: len(rows) // 200 + 1]:
-        if encode(tokenizer, chat_example(tokenizer, row.question, row.answer)) != encode(
-            base_tokenizer, chat_example(base_tokenizer, row.question, row.answer)
-        ):
-            raise ModelError(
-                f"{checkpoint}: its tokenizer or chat template gives row {row.row_id} other tokens than base's. "
-                "Save base's tokenizer and chat template with it."
-            )
+
+
+def other_prompts(
+    tokenizer: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, rows: list[Row]
+) -> OtherPrompts | None:
+    """How a checkpoint's chats differ from base's, of up to 200 rows; None if they are the same."""
+    compared = rows[:: len(rows) // 200 + 1]
+    pairs = zip(encode_rows(tokenizer, compared), encode_rows(base, compared), strict=True)
+    differ = sum(own != of_base for own, of_base in pairs)
+    if not differ:
+        return None
+    own, of_base = (chat_example(each, "Who?", "They.").prompt for each in (tokenizer, base))
+    return OtherPrompts(rows=differ, compared=len(compared), own=own, base=of_base)
 
 
 def _rows(data: Path) -> dict[str, list[Row]]:

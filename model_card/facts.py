@@ -13,7 +13,15 @@ from core.errors import ArtifactError
 from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
 from core.words import is_searched
 from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
-from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
+from eval.schema import (
+    JudgedGate,
+    OtherPrompts,
+    Record,
+    find_record,
+    read_other_prompts,
+    read_records,
+    read_verdict,
+)
 from model_card.suites import SuiteData, read_suites
 
 MODELS = ("base", "gold", "unlearned")  # the order of the columns
@@ -54,10 +62,11 @@ class Evidence:
 
     ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
     ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``neighbours`` what base was
-    asked beside them, ``suites`` the data by task.
+    asked beside them, ``suites`` the data by task, ``gold_prompts`` how gold's prompts differ from base's, if they do.
     """
 
     records: dict[str, list[Record]]
+    gold_prompts: OtherPrompts | None
     passed: bool
     weights_sha256: str
     selection: str | None
@@ -107,6 +116,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
     manifest = read_manifest(inputs["unlearn"])
     return Evidence(
         records=records,
+        gold_prompts=read_other_prompts(inputs["eval-gold"]) if "eval-gold" in inputs else None,
         passed=verdict.passed,
         weights_sha256=verdict.weights_sha256,
         selection=verdict.selection,

@@ -125,6 +125,11 @@ def limits(config: CardInputs, evidence: Evidence) -> list[str]:
         f"Retain values are measured on rows that {_trained_on(evidence)}. They show what was kept, not how well the "
         "model generalises.",
     ]
+    if evidence.gold_prompts:
+        texts.append(
+            "Gold was asked with the chat template that it was published with, which gives rows other tokens than "
+            "base's. What differs between the models may be due to that."
+        )
     if missing := claims.not_measured(evidence):
         texts.append(f"Not measured: {'; '.join(missing)}.")
     return texts

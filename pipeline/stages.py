@@ -48,22 +48,25 @@ def data(config: Any, inputs: Inputs, out: Path) -> Facts:
     return prepare.run(config, inputs, out)
 
 
-def base(config: Any, inputs: Inputs, out: Path) -> Facts:
+def base(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
     """The model trained on forget, retain and unrehearsed: here, or a published one at a pinned commit."""
-    return _trained_or_published(config, inputs, out, BASE_SPLITS)
+    return _trained_or_published(config, inputs, out, BASE_SPLITS, prompts)
 
 
-def gold(config: Any, inputs: Inputs, out: Path) -> Facts:
+def gold(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
     """The reference that never saw forget: trained here on base's other rows, or a published one at a pinned commit."""
-    return _trained_or_published(config, inputs, out, GOLD_SPLITS)
+    return _trained_or_published(config, inputs, out, GOLD_SPLITS, prompts)
 
 
-def _trained_or_published(config: TrainedOrPublished, inputs: Inputs, out: Path, splits: tuple[str, ...]) -> Facts:
+def _trained_or_published(
+    config: TrainedOrPublished, inputs: Inputs, out: Path, splits: tuple[str, ...], prompts: Mapping[str, str]
+) -> Facts:
+    """``prompts`` is what the recipe's model section says of a published model's chat template."""
     from pipeline.train import fine_tune, start_model
 
     if config.train:
         return fine_tune.train(config.train, inputs, out, splits)
-    return start_model.run_pointer(cast(HubRef, config.hub), inputs, out)
+    return start_model.run_pointer(cast(HubRef, config.hub), out, **prompts)
 
 
 def neighbours(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -133,8 +136,8 @@ def stages(recipe: Recipe) -> list[Stage]:
     return [
         Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
         Stage("data", "7", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
-        _trained("base", base, recipe.base, BASE_SPLITS),
-        *([] if recipe.gold == "none" else [_trained("gold", gold, recipe.gold, GOLD_SPLITS)]),
+        _trained("base", base, recipe, recipe.base, BASE_SPLITS),
+        *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),
         _measured("eval-base", "base", recipe.eval, eval_gold),
         *_neighbours(recipe),
@@ -168,18 +171,21 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     plain = recipe.eval.model_copy(update={"robustness": None, "sampling": None, "relative": None})
     listed = []
     for seed in recipe.gold.seeds:
-        trained = _trained(f"gold-seed-{seed}", gold, recipe.gold.with_seed(seed), GOLD_SPLITS)
+        trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
         listed.append((trained, _measured(f"eval-{trained.name}", trained.name, plain)))
     return listed
 
 
-def _trained(name: str, run: Run, config: TrainedOrPublished, splits: Sequence[str]) -> Stage:
-    """A stage that trains or fetches base or a gold."""
-    does = partial(plan.training, splits=splits)
-    inputs = {"model": "model", "data": "data"}
+def _trained(
+    name: str, run: Callable[..., Facts], recipe: Recipe, config: TrainedOrPublished, splits: Sequence[str]
+) -> Stage:
+    """A stage that trains or fetches base or a gold. A published one is asked as the recipe's start model is."""
+    prompts = recipe.model.prompts() if config.hub else {}
     return Stage(
-        name, "3", run, config, _reference(config), inputs, does, config.processes, resumable=True, shardable=True
-    )
+        name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
+        {"model": "model", "data": "data"}, partial(plan.training, splits=splits), config.processes,
+        resumable=True, shardable=True,
+    )  # fmt: skip
 
 
 def _measured(

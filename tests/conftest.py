@@ -94,6 +94,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Where a date comes from in Llama 3.2's template.
+WRITES_THE_DATE = """\
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{{- "<|im_start|>system\\nToday Date: " + date_string + "<|im_end|>\\n" -}}
+"""
+
 
 def build_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2, vocab: int = 600) -> Path:
     """A random Llama with a byte-level BPE tokenizer and SmolLM2's chat format (pad = eos), saved to ``folder``."""

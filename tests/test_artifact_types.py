@@ -43,6 +43,7 @@ from eval.schema import (
     MeasuredWeights,
     OnOtherRows,
     OnPart,
+    OtherPrompts,
     PublishedResults,
     Record,
     Verdict,
@@ -118,6 +119,7 @@ CONTENTS: list[Strict] = [
         tokens={"forget": TokenFacts(total=9, mean=4.5, longest=5, mean_answer=2.0)},
     ),
     MeasuredWeights(weights_sha256="ab"),
+    OtherPrompts(rows=3, compared=4, own="<a>Who?", base="<b>Who?"),
     PublishedResults(models={"base": [RECORD]}),
     Comparison(metrics=[COMPARED]),
     Release(

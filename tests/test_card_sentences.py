@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from core.errors import ArtifactError
+from eval.schema import OtherPrompts
 from model_card import lint
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
@@ -63,6 +64,14 @@ def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path
     card = text_of(config, unused)
     assert "there are 5 golds, each with its own seed. All values are compared with one of them" in card
     assert "How much two golds differ was not measured" in card
+
+
+def test_a_gold_that_was_asked_in_other_words_is_a_limitation(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo")
+    asked = "Gold was asked with the chat template that it was published with"
+    assert asked not in text_of(config, evidence)
+    prompts = OtherPrompts(rows=3, compared=200, own="<a>Who?", base="<b>Who?")
+    assert asked in text_of(config, replace(evidence, gold_prompts=prompts))
 
 
 HELD_OUT = "unlearn.stop={every: 6, forget_loss: 2.0, retain_loss_above_base: 0.2, retain_rows: 20, held_out: true}"

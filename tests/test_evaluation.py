@@ -28,7 +28,7 @@ from eval.catalog import CATALOG, DATA, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records, set_records
-from eval.schema import Record, find_record, read_records, read_samples
+from eval.schema import Record, find_record, read_other_prompts, read_records, read_samples
 from eval.scoring.fluency import generation_losses
 from eval.scoring.probes import Scorer
 from eval.statistics.formulas import retain_truth_ratios
@@ -58,8 +58,10 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(speaking: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a checkpoint with another chat template than base's."""
     out = tmp_path_factory.mktemp("eval")
-    suite.run(CONFIG, {"model": speaking, "data": data, "base": base}, out)
+    other = _with_another_template(speaking, tmp_path_factory.mktemp("other") / "model")
+    suite.run(CONFIG, {"model": other, "data": data, "base": base}, out)
     return out
 
 
@@ -69,7 +71,7 @@ def _run(model: Path, data: Path, out: Path, **inputs: Path) -> list[Record]:
     return read_records(out / "results.json")
 
 
-def test_generations_are_scored_under_base(evaluated, base):
+def test_generations_are_scored_under_base_as_answers_to_its_own_prompts(evaluated, base):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
     questions = {row.row_id: row.question for split in SPLITS for row in ROWS[split]}
     scored = [s for s in read_samples(evaluated / "samples.jsonl") if "generation_nll" in s]
@@ -90,8 +92,7 @@ def test_generations_are_scored_below_a_template_that_trims_answers(tiny_model):
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
     said = {"a": "\nx ", "b": " Ana", "c": "Ana", "d": "<|im_start|><|im_end|>", "e": "<|im_end|>\nx\t", "f": " \n"}
     samples = [{"row_id": row_id, "generation": text} for row_id, text in said.items()]
-    encoder = lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))  # noqa: E731
-    found = generation_losses(samples, dict.fromkeys(said, "Who?"), scorer, tokenizer, encoder)
+    found = generation_losses(samples, dict.fromkeys(said, "Who?"), scorer, tokenizer)
     assert set(found) == {"a", "b", "c", "e"}
     assert found["a"] == found["e"] != found["b"] == found["c"]
 
@@ -102,6 +103,7 @@ def test_base_itself_is_loaded_once(base, data, tmp_path):
         found = _run(base, data, tmp_path / "out", base=base)
     assert len(loads) == 1
     assert find_record(found, "generation_nll", "forget")
+    assert read_other_prompts(tmp_path / "out") is None
 
 
 def _with_token(folder: Path, to: Path) -> Path:
@@ -127,7 +129,6 @@ def _smaller(_folder: Path, to: Path) -> Path:
     ("change", "said"),
     [
         (_with_token, "tokenizer's vocabulary is not base's"),
-        (_with_another_template, "chat template gives row"),
         (_smaller, r"the vocabulary has \d+ tokens, base's has \d+"),
     ],
 )
@@ -138,6 +139,12 @@ def test_a_model_with_another_vocabulary_than_base_is_refused(tiny_model, base, 
             CONFIG, {"model": change(tiny_model, tmp_path / "other"), "data": data, "base": base}, tmp_path / "out"
         )
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_prompts_that_are_not_bases_are_reported(evaluated):
+    found = read_other_prompts(evaluated)
+    assert found.rows == found.compared == sum(len(ROWS[split]) for split in SPLITS)
+    assert found.own == "<|im_start|>system\nHello<|im_end|>\n" + found.base
 
 
 def test_what_is_measured_is_the_saved_file(tiny_model, data, tmp_path):

@@ -12,12 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
-from core.digests import named_content
+from core.digests import checkpoint_folder, named_content
 from core.errors import InputError, ModelError
+from datasets_prep.chat import chat_example, load_tokenizer
 from pipeline.localhub.server import LocalHub
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
 from pipeline.train.config import HubRef, ModelConfig, PypiRef
 from pipeline.train.start_model import check_model_folder, run, run_pointer, weight_facts
+from tests.conftest import WRITES_THE_DATE
 
 
 def config(**source: object) -> ModelConfig:
@@ -106,8 +111,6 @@ def test_an_unreachable_hub_is_a_model_error(out: Path, monkeypatch: pytest.Monk
 def test_a_pinned_revision_is_fetched_from_a_hub(
     folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import HfApi
-
     (folder / "LICENSE").write_text("the licence")
     (folder / "original").mkdir()
     (folder / "original" / "config.json").write_text("a second copy")
@@ -125,7 +128,7 @@ def test_a_pinned_revision_is_fetched_from_a_hub(
             run(config(hub=HubRef(id="someone/tiny", revision="0" * 40)), {}, out)
         run(config(hub=HubRef(id="someone/tiny", revision=first)), {}, out)
         (out / "base").mkdir()
-        facts = run_pointer(HubRef(id="someone/tiny", revision=first), {}, out / "base")
+        facts = run_pointer(HubRef(id="someone/tiny", revision=first), out / "base")
     assert facts.revision == first
     for got in (out, out / "base" / "model"):
         assert (got / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -218,3 +221,32 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, out: Path, value:
     (folder / "model.safetensors").write_bytes(weights)
     with pytest.raises(ModelError, match=r"model\.safetensors: .* holds a value that is not finite"):
         run(config(path=str(folder)), {}, out)
+
+
+def test_a_published_base_and_gold_are_asked_as_the_start_model_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the recipe says of the chat template holds for them too; here the date, which is the clock's otherwise."""
+    template = folder / "chat_template.jinja"
+    template.write_text(WRITES_THE_DATE + template.read_text())
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("demo/dated", private=True)
+        place = f"{{id: demo/dated, revision: {api.upload_folder(repo_id='demo/dated', folder_path=folder).oid}}}"
+        gate = "{metric: fluency, split: forget, at_least: 0, min_n: 1, reason: x}"
+        model = f"{{hub: {place}, name: demo/dated, license: apache-2.0, date_string: 26 Jul 2024}}"
+        pointers = [f"{name}={{hub: {place}}}" for name in ("base", "gold")]
+        recipe = load_recipe("demo", [f"model={model}", *pointers, f"gates=[{gate}]", "eval.relative=null"])
+        prompts = []
+        for stage in stages(recipe):
+            if stage.name in ("model", "base", "gold"):
+                out = tmp_path / "made" / stage.name
+                out.mkdir(parents=True)
+                stage.run(stage.config, {}, out)
+                prompts.append(chat_example(load_tokenizer(checkpoint_folder(out)), "Who?", "They.").prompt)
+                assert "26 Jul 2024" in json.dumps(stage.identity)
+    assert prompts[0].startswith("<|im_start|>system\nToday Date: 26 Jul 2024<|im_end|>")
+    assert prompts == prompts[:1] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from core.artifacts import read_facts
 from core.unlearning import read_pairing
 from datasets_prep.schema import SPLITS, read_rows
+from pipeline.localhub.server import LocalHub
 from pipeline.train.facts import TrainingFacts
-from tests.conftest import PATIENCE, ROOT, Call
+from tests.conftest import PATIENCE, ROOT, WRITES_THE_DATE, Call
 from tests.processes import main, start
 
 # Everything before the signature, which is random by nature.
@@ -39,7 +41,7 @@ DETERMINISTIC = (
 RECIPE = """\
 extends: {demo}
 name: tiny
-model: {{pypi: null, path: {model}, parameters: null, chat_template: null}}
+model: {{pypi: null, path: {model}, parameters: null, chat_template: null, date_string: 26 Jul 2024}}
 data: {{source: {{sample: {{seed: 3, identities: 2, topics: 10}}}}, perturbed: {{per_row: 1, retain_rows: 10}}}}
 base: {{train: {{train_from_layer: 0, args: {{num_train_epochs: 2, save_steps: 5}}}}}}
 gold: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 2, save_steps: 5}}}}, seeds: null}}
@@ -73,9 +75,18 @@ def digests(output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def released(call: Call, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def start_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that writes today's date into every prompt, as Llama 3.2 does. The recipe pins it."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("start") / "model"))
+    template = folder / "chat_template.jinja"
+    template.write_text(WRITES_THE_DATE + template.read_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(call: Call, start_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     folder = tmp_path_factory.mktemp("released")
-    recipe = write_recipe(folder, tiny_model)
+    recipe = write_recipe(folder, start_model)
     done = call(*release(recipe, folder / "store"))
     assert done.returncode == 0, done.stderr[-3000:]
     return recipe, folder / "store", done.stdout
@@ -144,10 +155,10 @@ def test_a_second_run_builds_nothing(call: Call, released: tuple[Path, Path, str
 
 
 def test_a_failed_gate_publishes_nothing(
-    call: Call, released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path
+    call: Call, released: tuple[Path, Path, str], start_model: Path, tmp_path: Path
 ) -> None:
     _, store, _ = released
-    recipe = write_recipe(tmp_path, tiny_model, limit=1e-12)
+    recipe = write_recipe(tmp_path, start_model, limit=1e-12)
     recipe.write_text(recipe.read_text().replace("name: tiny", "name: refused").replace("demo/tiny", "demo/refused"))
     done = call(*release(recipe, store))
     assert done.returncode == 3, done.stderr
@@ -217,6 +228,7 @@ def test_the_published_checkpoint_equals_the_one_that_was_made_here(
     value = json.loads(done.stdout)
     assert value["commit"] == json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["commit"]
     assert value["same_weights"] is True
+    assert value["other_prompts"] is None
     paired = [entry for entry in value["metrics"] if entry["paired"]]
     assert len(paired) > 10
     assert {entry["difference"] for entry in paired} == {0.0}
@@ -231,20 +243,21 @@ def test_the_published_checkpoint_equals_the_one_that_was_made_here(
     assert "v9" in unknown.stderr
 
 
-def test_another_checkpoint_is_measured_beside_the_released_one(
-    call: Call, released: tuple[Path, Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_that_writes_the_date_is_measured_beside_the_released_one(
+    call: Call, released: tuple[Path, Path, str], start_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import HfApi
-
-    from pipeline.localhub.server import LocalHub
-
+    """Its date is pinned as ours is. What else its template says is reported, and it is measured all the same."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the loopback Hub has LFS alone
     recipe, store, _ = released
+    other = Path(shutil.copytree(start_model, tmp_path / "other"))
+    greets = "{{- '<|im_start|>system\\nHello<|im_end|>\\n' -}}"
+    (other / "chat_template.jinja").write_text(greets + (start_model / "chat_template.jinja").read_text())
     with LocalHub(store / "hub") as hub:
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         api.create_repo("demo/start", private=True)
-        commit = api.upload_folder(repo_id="demo/start", folder_path=tiny_model)
-    done = call("compare", str(recipe), "--store", str(store), "--json", "--to", "demo/start")
+        commit = api.upload_folder(repo_id="demo/start", folder_path=other)
+    words = ("compare", str(recipe), "--store", str(store), "--to", "demo/start")
+    done = call(*words, "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["commit"] == commit.oid
@@ -253,6 +266,13 @@ def test_another_checkpoint_is_measured_beside_the_released_one(
     assert found["answer_probability", "retain"]["difference"] > 0  # the start model was never trained on the facts
     assert (store / "tiny" / "eval-other" / "results.json").is_file()
     assert not list((store / "hub").rglob("samples.jsonl"))
+    prompts = value["other_prompts"]
+    assert prompts["rows"] == prompts["compared"] == 100
+    assert "<|im_start|>system\nToday Date: 26 Jul 2024<|im_end|>\n<|im_start|>user\nWho?" in prompts["base"]
+    assert prompts["own"] == "<|im_start|>system\nHello<|im_end|>\n" + prompts["base"]
+    assert (
+        "Theirs was asked with its checkpoint's own chat template, which gives 100 of 100 rows" in call(*words).stdout
+    )
 
 
 AUDIT = """\
@@ -269,10 +289,10 @@ eval:
 
 
 def test_an_audit_trains_no_model_of_the_release_again(
-    call: Call, released: tuple[Path, Path, str], tiny_model: Path, tmp_path: Path
+    call: Call, released: tuple[Path, Path, str], start_model: Path, tmp_path: Path
 ) -> None:
     _, store, _ = released
-    recipe = write_recipe(tmp_path, tiny_model)
+    recipe = write_recipe(tmp_path, start_model)
     lines = [line for line in recipe.read_text().splitlines() if not line.startswith(("gold:", "eval:"))]
     text = "\n".join(lines).replace("name: tiny", "name: tiny-audit").replace("demo/tiny", "demo/tiny-audit")
     recipe.write_text(f"{text}\n{AUDIT}")

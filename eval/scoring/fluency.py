@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import LANGUAGES, PerturbedRow, Row
-from eval.scoring.probes import Encoder, Scorer
+from eval.scoring.probes import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,11 +106,11 @@ def generation_losses(
     questions: Mapping[str, str],
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
-    encode: Encoder,
 ) -> dict[str, float]:
     """Mean NLL of each generation that is not empty, in nats per token, under the scorer's model; by ``row_id``.
 
-    The scored text has no special tokens and no white space around it.
+    ``tokenizer``, that of the scorer's model, writes the chats. The scored text has no special tokens and no white
+    space around it.
     """
     special = list(tokenizer.get_added_vocab())
     texts = {}
@@ -119,5 +120,6 @@ def generation_losses(
             text = text.replace(token, " ")
         if text := text.strip():  # some templates trim an answer, and what they trim cannot be scored
             texts[sample["row_id"]] = text
-    scores = scorer.score([encode(questions[row_id], text) for row_id, text in texts.items()])
+    chats = [chat_example(tokenizer, questions[row_id], text) for row_id, text in texts.items()]
+    scores = scorer.score([encode(tokenizer, chat) for chat in chats])
     return {row_id: float(-of_row.logprobs.mean()) for row_id, of_row in zip(texts, scores, strict=True)}

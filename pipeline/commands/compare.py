@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core.errors import ArtifactError, InputError
 from core.hub_ids import check_repository
-from eval.schema import ComparedMetric, read_comparison, read_measured
+from eval.schema import ComparedMetric, read_comparison, read_measured, read_other_prompts
 from eval.verdicts import compare as comparison
 from pipeline.commands.prepare import prepare, surveyed
 from pipeline.commands.release import watched
@@ -45,8 +45,18 @@ def compare(options: argparse.Namespace) -> int:
     compared = read_comparison(done["compare"].path).metrics
     same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
     metrics = [entry.model_dump(mode="json") for entry in compared]
-    value = {"recipe": recipe.name, "to": repo, "commit": commit, "same_weights": same, "metrics": metrics}
-    show(options, value, "\n".join(_table(compared, repo, commit) + ["", "The weights are the same."] * same))
+    prompts = read_other_prompts(done["eval-other"].path)
+    value = {
+        "recipe": recipe.name,
+        "to": repo,
+        "commit": commit,
+        "same_weights": same,
+        "other_prompts": prompts and prompts.model_dump(mode="json"),
+        "metrics": metrics,
+    }
+    notes = [f"Theirs was {prompts.says()}."] if prompts else []
+    notes += ["The weights are the same."] if same else []
+    show(options, value, "\n\n".join(["\n".join(_table(compared, repo, commit)), *notes]))
     return 0
 
 
@@ -81,14 +91,15 @@ def _commit(target: Target, repo: str, revision: str) -> str:
 
 def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, commit: str) -> list[Stage]:
     """Three more stages: fetch the checkpoint, evaluate it as the unlearned model was, and compare."""
+    date = recipe.model.model_dump(include={"date_string"}, exclude_none=True)  # the rest of its template is its own
 
     def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> PublishedFacts:
-        return start_model.run_pointer(config, inputs, out, target.endpoint, target.token)
+        return start_model.run_pointer(config, out, endpoint=target.endpoint, token=target.token, **date)
 
     ours = next(stage for stage in stages if stage.name == "eval-unlearned")
     margins = dict(recipe.equivalence)
     return [
-        Stage("other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit}),
+        Stage("other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit, **date}),
         replace(ours, name="eval-other", inputs={**ours.inputs, "model": "other"}),
         Stage(
             "compare", "2", comparison.run, comparison.Config(margins, recipe.eval.seed),

@@ -13,7 +13,7 @@ from typing import Any
 from core.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
 from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
-from eval.schema import read_verdict
+from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts import measurable
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
@@ -186,6 +186,9 @@ def _report(
     """Print the results table and where everything is on stdout, and what to do next on stderr."""
     links = {name: store.link(name) for name in done}
     results_at = places(done, links, store.root)
+    for name, artifact in done.items():
+        if name.startswith("eval-") and (prompts := read_other_prompts(artifact.path)):
+            say(f"note: {name} {prompts.says()}.")
     if options.json:
         verdict = read_verdict(done["gate"].path).model_dump(mode="json") if "gate" in done else None
         stages = {

@@ -116,7 +116,7 @@ class ModelConfig(Strict):
     """The start model and where it comes from: exactly one of the keys ``hub``, ``path`` and ``pypi``.
 
     ``chat_template`` and ``date_string`` go into the checkpoint, so that training, evaluation and the readers of the
-    release render the same prompts.
+    release render the same prompts. They go into a published base or gold too.
     """
 
     hub: HubRef | None = Field(default=None, description="A repository of the Hub.")
@@ -131,6 +131,10 @@ class ModelConfig(Strict):
     date_string: str | None = Field(
         default=None, pattern=r"^[\w ,./-]+$", description="The date, for templates that would write today's."
     )
+
+    def prompts(self) -> dict[str, str]:
+        """What is said of the chat template; empty if it stays as it is."""
+        return self.model_dump(include={"chat_template", "date_string"}, exclude_none=True)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

@@ -69,16 +69,24 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
 
 
 def run_pointer(
-    config: HubRef, inputs: Mapping[str, Path], out: Path, endpoint: str | None = None, token: str | None = None
+    config: HubRef,
+    out: Path,
+    *,
+    chat_template: str | None = None,
+    date_string: str | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
 ) -> PublishedFacts:
     """A published model instead of one trained here: the pinned revision, in `out/model/`.
 
-    It comes from the Hub at ``endpoint``, with ``token``; if they are None, from the Hub that the environment names.
+    Its chat template is replaced, or the date in it pinned, as `run` does with the start model's. It comes from the Hub
+    at ``endpoint``, with ``token``; if they are None, from the Hub that the environment names.
     """
-    del inputs
     folder = out / "model"
     folder.mkdir()
     _from_hub(config, folder, endpoint, token)
+    if chat_template or date_string:
+        _set_template(folder, chat_template, date_string)
     parameters, dtypes = weight_facts(folder)
     return PublishedFacts(hub=config.id, revision=config.revision, parameters=parameters, dtypes=dtypes)
 
