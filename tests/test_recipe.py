@@ -36,7 +36,6 @@ def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tm
 
     recipe = load_recipe(name)
     trained = [part.train for part in (recipe.base, recipe.gold) if not isinstance(part, str)]
-    assert all(trained)
     for config in (*filter(None, trained), recipe.unlearn):
         training_arguments(config.args, "fp32", tmp_path)
     assert not list(tmp_path.iterdir())
