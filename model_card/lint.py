@@ -145,8 +145,8 @@ def shows(printed: str, value: float) -> bool:
     except InvalidOperation:
         return False
     exponent = number.as_tuple().exponent
-    # Half a unit of the last digit, and one float's rounding error.
-    return isinstance(exponent, int) and abs(float(number) - value) <= 0.5 * 10.0**exponent * (1 + 1e-9)
+    # Half a unit of the last digit. As decimals, since the difference of two large floats has an error of that size.
+    return isinstance(exponent, int) and abs(number - Decimal(value)) <= Decimal(5).scaleb(exponent - 1)
 
 
 def _cell(cell: str, record: Record | None) -> bool:
