@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
@@ -146,7 +147,8 @@ def shows(printed: str, value: float) -> bool:
         return False
     exponent = number.as_tuple().exponent
     # Half a unit of the last digit. As decimals, since the difference of two large floats has an error of that size.
-    return isinstance(exponent, int) and abs(number - Decimal(value)) <= Decimal(5).scaleb(exponent - 1)
+    known = isinstance(exponent, int) and math.isfinite(value)
+    return known and abs(number - Decimal(value)) <= Decimal(5).scaleb(int(exponent) - 1)
 
 
 def _cell(cell: str, record: Record | None) -> bool:
