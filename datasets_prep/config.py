@@ -268,15 +268,19 @@ class DataConfig(Strict):
             raise ValueError("the sample set has no splits of its own; use `setting: topics`")
         if self.setting != "given" and self.source.files is not None:
             raise ValueError("`files` gives the splits; use `setting: given`, or one `file`")
-        if self.setting != "given" and self.source.hub is not None and self.source.hub.subsets is not None:
+        if self.setting != "given" and self.subsets is not None:
             raise ValueError("`subsets` gives the splits; use `setting: given`, or one `config`")
         return self
 
     @property
+    def subsets(self) -> Subsets | None:
+        """The subsets of each split, if the source has them."""
+        return self.source.hub.subsets if self.source.hub else None
+
+    @property
     def has_real_world(self) -> bool:
         """Whether there are questions about the real world."""
-        hub = self.source.hub
-        return hub is not None and hub.subsets is not None and hub.subsets.real_world is not None
+        return self.subsets is not None and self.subsets.real_world is not None
 
     def unrehearsed_of(self, retain: int) -> int:
         """How many of ``retain`` rows are kept from the unlearning."""
@@ -312,6 +316,8 @@ class DataConfig(Strict):
     def _dump(self, file: Callable[[Place, str], str]) -> dict[str, Any]:
         """All of it as plain values, each local file as ``file(place, path)`` has it."""
         plain = self.model_dump()
+        if plain["source"]["hub"] and self.subsets is None:
+            del plain["source"]["hub"]["subsets"]  # keys of data without them are older than it
         for place, path in self.local_files().items():
             *above, key = place
             holder: Any = plain
