@@ -9,7 +9,7 @@ import numpy as np
 
 from core.licences import LicenceId
 from datasets_prep.checks import MEANING
-from datasets_prep.config import DataConfig, Request, Selection
+from datasets_prep.config import DataConfig, HubSource, Request, Selection
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FAME, LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
 from datasets_prep.splits import Split, cells
@@ -99,6 +99,10 @@ def _source(config: DataConfig, facts: DataFacts) -> str:
     digest = f"The rows have sha256 `{source.rows_sha256}` (independent of their order and file format)."
     if facts.splits_left_out:
         digest += f" Splits of the source that are not used: {_sizes(facts.splits_left_out)}."
+    if facts.rows_read_before:
+        digest += f" {facts.rows_read_before} rows of a subset are in an earlier one too and count once."
+    if facts.real_world:
+        digest += f" Questions about the real world, in no split: {_sizes(facts.real_world)}."
     if facts.paraphrases_without_row:
         digest += f" {facts.paraphrases_without_row} paraphrases belong to no row and are left out."
     if config.source.sample is not None:
@@ -112,9 +116,16 @@ def _source(config: DataConfig, facts: DataFacts) -> str:
         hub = config.source.hub
         return (
             f"[{hub.id}](https://huggingface.co/datasets/{hub.id}) at revision `{hub.revision}`"
-            f"{f', subset {hub.config}' if hub.config else ''}; its licence is what its authors state there. {digest}"
+            f"{_subsets(hub)}; its licence is what its authors state there. {digest}"
         )
     return f"`{source.file}`, local, with sha256 `{source.file_sha256}`. {digest}"
+
+
+def _subsets(hub: HubSource) -> str:
+    if hub.subsets is None:
+        return f", subset {hub.config}" if hub.config else ""
+    listed = (f"{' and '.join(names)} ({split.replace('_', ' ')})" for split, names in hub.subsets if names)
+    return f", subsets {', '.join(listed)}"
 
 
 def _sizes(splits: Mapping[str, int]) -> str:

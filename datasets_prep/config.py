@@ -37,12 +37,39 @@ class SampleSource(Strict):
         return self
 
 
+Subset = Annotated[list[Name], Field(min_length=1)]
+
+
+class Subsets(Strict):
+    """The subsets of a dataset by split, for ``setting: given``, as TOFU has them.
+
+    Those of a split are read in order. A row that an earlier one has is not read again, so subsets with more columns
+    (false answers, paraphrases) come first.
+    """
+
+    forget: Subset = Field(description="Subsets of the rows to be forgotten.")
+    retain: Subset = Field(description="Subsets of the rows to be kept.")
+    holdout: Subset | None = Field(default=None, description="Subsets of the rows that no model is trained on.")
+    real_world: Subset | None = Field(
+        default=None,
+        description="Questions about the real world with false answers, each subset a set: they are in no split and "
+        "tell what a model still knows (`tofu_model_utility`).",
+    )
+
+
 class HubSource(Strict):
     """A dataset of the Hub, pinned: a branch could mean other rows tomorrow."""
 
     id: HubId = Field(description="Full name of the repository, `owner/name`.")
     revision: Commit = Field(description="Commit, 40 hex digits.")
     config: Name | None = Field(default=None, description="One of the dataset's subsets.")
+    subsets: Subsets | None = Field(default=None, description="Several of its subsets.")
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if self.config and self.subsets:
+            raise ValueError("gives one subset (`config`) and several (`subsets`); give one of the two")
+        return self
 
 
 class SplitFiles(Strict):
@@ -241,7 +268,19 @@ class DataConfig(Strict):
             raise ValueError("the sample set has no splits of its own; use `setting: topics`")
         if self.setting != "given" and self.source.files is not None:
             raise ValueError("`files` gives the splits; use `setting: given`, or one `file`")
+        if self.setting != "given" and self.subsets is not None:
+            raise ValueError("`subsets` gives the splits; use `setting: given`, or one `config`")
         return self
+
+    @property
+    def subsets(self) -> Subsets | None:
+        """The subsets of each split, if the source has them."""
+        return self.source.hub.subsets if self.source.hub else None
+
+    @property
+    def has_real_world(self) -> bool:
+        """Whether there are questions about the real world."""
+        return self.subsets is not None and self.subsets.real_world is not None
 
     def unrehearsed_of(self, retain: int) -> int:
         """How many of ``retain`` rows are kept from the unlearning."""
@@ -277,6 +316,8 @@ class DataConfig(Strict):
     def _dump(self, file: Callable[[Place, str], str]) -> dict[str, Any]:
         """All of it as plain values, each local file as ``file(place, path)`` has it."""
         plain = self.model_dump()
+        if plain["source"]["hub"] and self.subsets is None:
+            del plain["source"]["hub"]["subsets"]  # keys of data without them are older than it
         for place, path in self.local_files().items():
             *above, key = place
             holder: Any = plain

@@ -21,7 +21,7 @@ import numpy as np
 from core.words import without_accents
 from datasets_prep.config import Perturbed
 from datasets_prep.mixed import Mixer
-from datasets_prep.rows import Rows
+from datasets_prep.rows import Rows, with_false_answers
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, UNREHEARSED, PerturbedRow, Row
 from datasets_prep.splits import Split, cells
 from datasets_prep.text import same
@@ -79,12 +79,19 @@ class FalseAnswers:
         trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
         # Sorted hashes: a million answers would be 200 MB.
         self.trained = np.sort(np.fromiter((hash(answer) for answer in trained), dtype=np.int64))
-        retain = np.flatnonzero(self.split == RETAIN)
-        count = min(self.config.retain_rows, len(retain))
-        drawn = random.Random(f"{self.seed}|perturbed").sample(range(len(retain)), count)
-        self.retain = {int(retain[index]) for index in drawn}
+        self.retain = self._drawn()
         # Without topic and identity no other row has an answer of the right form: it would answer another question.
         self.grouped = self.rows.has("topic_id") and self.rows.has("identity_id")
+
+    def _drawn(self) -> set[int]:
+        """The retain rows that get false answers: first those for which the source has some."""
+        retain = np.flatnonzero(self.split == RETAIN)
+        own = with_false_answers(self.rows)[retain]
+        rng, drawn = random.Random(f"{self.seed}|perturbed"), set[int]()
+        for pool in (retain[own], retain[~own]):
+            count = min(self.config.retain_rows - len(drawn), len(pool))
+            drawn |= {int(pool[index]) for index in rng.sample(range(len(pool)), count)}
+        return drawn
 
     @cached_property
     def mixer(self) -> Mixer:

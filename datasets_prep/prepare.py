@@ -6,7 +6,8 @@ Everything is loaded, split, checked and encoded before the first file is writte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,17 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
+from datasets_prep.rows import Placed, with_false_answers
 from datasets_prep.schema import (
     CHECKS,
+    REAL_WORLD,
     SPLITS,
     CheckFacts,
     DataFacts,
     DigestedSource,
     FalseAnswerFacts,
     ParaphrasedRow,
+    PerturbedRow,
     RowFacts,
     SplitSizes,
     TokenFacts,
@@ -55,11 +59,14 @@ def prepare(config: DataConfig) -> Prepared:
     split = splits.assign(config, loaded.rows)
     report("checks")
     findings = checks.check(loaded.rows, split)  # before rows are kept apart: they are retain rows like the others
-    return Prepared(loaded, splits.keep_unrehearsed(split, config), findings)
+    stay = with_false_answers(loaded.rows)  # in TOFU those on which its utility is measured
+    return Prepared(loaded, splits.keep_unrehearsed(split, config, stay), findings)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:
     """Write split files, ``perturbed.jsonl``, ``guides.jsonl``, ``paraphrased.jsonl``, ``checks.json`` and the card.
+
+    If the source has questions about the real world, they are in ``real_world.jsonl``.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
     Raises DataError for rows that cannot be used and ModelError for such a tokenizer; then nothing is written.
@@ -82,7 +89,9 @@ def write(
     report("writing")
     digest = _write_splits(prepared, out)
     false = FalseAnswers(prepared.loaded.rows, prepared.split, config.perturbed, config.seed)
-    _write_false_answers(false, out)
+    _write_false_answers(false, prepared.loaded.real_world, out)
+    if prepared.loaded.real_world:
+        write_rows(out / f"{REAL_WORLD}.jsonl", (placed.row for placed in prepared.loaded.real_world))
     paraphrases = _paraphrases(prepared)
     write_rows(out / "paraphrased.jsonl", paraphrases)
     described = describe(config, prepared, findings)
@@ -99,10 +108,12 @@ def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> RowF
     rows, split = prepared.loaded.rows, prepared.split
     identity, _ = rows.codes("identity_id")
     counts = {name: int((split == index).sum()) for index, name in enumerate(SPLITS)}
+    sets = Counter(str(placed.row.topic_id) for placed in prepared.loaded.real_world)
     left_out = {} if counts["holdout"] else {"membership_inference": f"no holdout rows: {splits.no_holdout(config)}"}
     return RowFacts(
         source=prepared.loaded.description,
         **prepared.loaded.reported,
+        real_world=dict(sets) or None,
         rows=SplitSizes(**counts),
         identities=len(np.unique(identity[identity >= 0])),
         mixed_identities=splits.mixed_identities(rows, split),
@@ -154,7 +165,7 @@ def _write_splits(prepared: Prepared, out: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_false_answers(false: FalseAnswers, out: Path) -> None:
+def _write_false_answers(false: FalseAnswers, real_world: Sequence[Placed], out: Path) -> None:
     with (
         (out / "perturbed.jsonl").open("w", encoding="utf-8") as perturbed,
         (out / "guides.jsonl").open("w", encoding="utf-8") as guides,
@@ -165,6 +176,8 @@ def _write_false_answers(false: FalseAnswers, out: Path) -> None:
                     perturbed.write(json_line(evaluated))
                 if guiding:
                     guides.write(json_line(guiding))
+        for placed in real_world:
+            perturbed.write(json_line(PerturbedRow(placed.row.row_id, REAL_WORLD, placed.false_answers)))
 
 
 def _paraphrases(prepared: Prepared) -> Iterator[ParaphrasedRow]:

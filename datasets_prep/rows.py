@@ -118,6 +118,12 @@ class Rows(Sequence[Row]):
         return bool(self.table[name].null_count == 0)
 
 
+def with_false_answers(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Of each row, whether the source itself has false answers to it."""
+    counts = pc.fill_null(pc.list_value_length(rows.table["false_answers"]), 0)
+    return np.asarray(counts.to_numpy() > 0)
+
+
 def _arrow(batch: Sequence[Placed]) -> pa.RecordBatch:
     arrays = {name: [getattr(placed.row, name) for placed in batch] for name in FIELDS}
     for name in _TYPES.keys() - FIELDS:

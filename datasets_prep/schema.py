@@ -1,8 +1,8 @@
 """What the data stage writes and other stages read: rows, and the facts of `checks.json`.
 
 `forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `unrehearsed.jsonl`, `perturbed.jsonl`, `guides.jsonl` and
-`paraphrased.jsonl` hold one JSON object per line, UTF-8, in the order of the split. A fact keeps its `row_id`: it does
-not change with the split, the order or the seed.
+`paraphrased.jsonl` hold one JSON object per line, UTF-8, in the order of the split; so does `real_world.jsonl`, if the
+source has such questions. A fact keeps its `row_id`: it does not change with the split, the order or the seed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ TOPICS = (
 )
 
 SPLITS = ("forget", "retain", "holdout", "unrehearsed")  # the last: retain rows that the unlearning does not get
+REAL_WORLD = "real_world"  # questions about the real world, which are in no split
 FORGET, RETAIN, HOLDOUT, UNREHEARSED = range(len(SPLITS))  # a split as a number, for arrays of many rows
 
 
@@ -122,6 +123,12 @@ def read_rows(path: Path) -> list[Row]:
         raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
 
 
+def read_real_world(data: Path) -> list[Row]:
+    """The questions about the real world of a data artifact, with their set as topic; none if its source has none."""
+    path = data / f"{REAL_WORLD}.jsonl"
+    return read_rows(path) if path.is_file() else []
+
+
 def read_perturbed(path: Path) -> list[PerturbedRow]:
     """The rows of ``perturbed.jsonl``. Raises ArtifactError if the file is missing or not rows."""
     try:
@@ -158,6 +165,7 @@ class SourceFacts(Strict):
     id: str | None = None
     revision: str | None = None
     config: str | None = None
+    subsets: dict[str, list[str]] | None = None
     file: str | None = None
     file_sha256: str | None = None
 
@@ -211,13 +219,16 @@ class RowFacts(Strict):
     """What loading, splitting and checking tell, before anything is written. None of it holds a text of a row.
 
     ``rows_in`` are the records of the source, ``left_out`` says what cannot be measured on such rows, and why. Not all
-    sources have splits of their own that are left out, or paraphrases that belong to no row.
+    sources have splits of their own that are left out, paraphrases that belong to no row, rows that an earlier subset
+    has, or questions about the real world (by set).
     """
 
     source: SourceFacts
     rows_in: int
     splits_left_out: dict[str, int] | None = None
     paraphrases_without_row: int | None = None
+    rows_read_before: int | None = None
+    real_world: dict[str, int] | None = None
     rows: SplitSizes
     identities: int
     mixed_identities: int

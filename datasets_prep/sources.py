@@ -7,20 +7,23 @@ paraphrases that are left out are counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.digests import hash_file
 from core.errors import DataError
 from core.places import user_path
-from datasets_prep.config import Columns, DataConfig, HubSource, Source
+from datasets_prep.config import Columns, DataConfig, HubSource, Source, Subsets
 from datasets_prep.files import BATCH, NumberedRecord, read_file, table_records
 from datasets_prep.rows import Placed, Rows
 from datasets_prep.sample import generate
-from datasets_prep.schema import SPLITS, Row, SampleFacts, SourceFacts, make_row_id
-from datasets_prep.text import fact_digest
+from datasets_prep.schema import REAL_WORLD, SPLITS, Row, SampleFacts, SourceFacts, make_row_id
+from datasets_prep.text import fact_digest, same
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NEEDED = ("question", "answer")
 OPTIONAL = ("row_id", "identity_id", "name", "language", "topic_id", "split")
@@ -29,15 +32,20 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half of a pair
 
 PARAPHRASED = "paraphrased"  # FAME's fourth split
 _SPLIT_NAMES = {**{split: split for split in SPLITS}, "test": "holdout", PARAPHRASED: PARAPHRASED}
+_OF_SETS = "_perturbed"  # how TOFU ends the names of subsets with false answers
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """All rows of a source, sorted; its paraphrases by row id; and what the card says about it."""
+    """All rows of a source, sorted; its paraphrases by row id; and what the card says about it.
+
+    ``real_world`` are questions about the real world, whose topic is their set.
+    """
 
     rows: Rows
     description: SourceFacts
     paraphrases: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    real_world: Sequence[Placed] = ()
     reported: Mapping[str, Any] = field(default_factory=dict)  # fields of RowFacts
 
 
@@ -51,8 +59,13 @@ def load(config: DataConfig) -> Loaded:
         return Loaded(Rows.collect(placed), description, reported={"rows_in": len(rows)})
     given = config.setting == "given"
     if source.hub is not None:
+        description = SourceFacts(**source.hub.model_dump(exclude_none=True))
+        if source.hub.subsets is not None:
+            return _collect(
+                _subset_records(source.columns, source.hub, source.hub.subsets), source, given, description, {}
+            )
         records, unused = _hub_records(source.hub, given=given)
-        return _collect(records, source, given, SourceFacts(**dict(source.hub)), unused)
+        return _collect(records, source, given, description, unused)
     named = source.files.model_dump(exclude_none=True) if source.files else {"": str(source.file)}
     key = "data.source.files" if source.files else "data.source.file"
     records = (record for split, name in named.items() for record in _of_split(read_file(name, key), split))
@@ -77,15 +90,7 @@ def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[NumberedRe
 
     With ``given``, only the splits with a known name are read.
     """
-    from datasets import load_dataset
-
-    where = f"data.source.hub {source.id} at {source.revision}"
-    try:
-        splits = load_dataset(source.id, source.config, revision=source.revision)
-    except Exception as error:  # the libraries below raise errors of many unrelated classes
-        reason = " ".join(str(error).split())
-        remedy = "Check id and revision, the network, and the access rights of the token (`hf auth login`)"
-        raise DataError(f"{where}: cannot be loaded ({reason}). {remedy}.") from error
+    splits = _fetched(source, source.config)
     names = [name for name in splits if name in _SPLIT_NAMES] or ([] if given else list(splits))
     unused = {name: len(splits[name]) for name in splits if name not in names}
 
@@ -96,6 +101,32 @@ def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[NumberedRe
             yield from _of_split(numbered, name if name in _SPLIT_NAMES else "")
 
     return records(), {"splits_left_out": unused} if unused else {}
+
+
+def _fetched(source: HubSource, subset: str | None) -> Mapping[str, Dataset]:
+    """A subset's own splits."""
+    from datasets import load_dataset
+
+    where = f"data.source.hub {source.id}{f', subset {subset},' if subset else ''} at {source.revision}"
+    try:
+        splits: Mapping[str, Dataset] = load_dataset(source.id, subset, revision=source.revision)
+    except Exception as error:  # the libraries below raise errors of many unrelated classes
+        reason = " ".join(str(error).split())
+        remedy = "Check id and revision, the network, and the access rights of the token (`hf auth login`)"
+        raise DataError(f"{where}: cannot be loaded ({reason}). {remedy}.") from error
+    return splits
+
+
+def _subset_records(columns: Columns, hub: HubSource, subsets: Subsets) -> Iterator[NumberedRecord]:
+    """The records of all subsets, each with its split; questions about the real world also with their set as topic."""
+    topic = columns.topic_id or "topic_id"
+    for split, names in subsets:
+        for name in names or ():
+            of_set = {topic: name.removesuffix(_OF_SETS)} if split == REAL_WORLD else {}
+            for part in _fetched(hub, name).values():
+                batches = part.with_format("arrow").iter(BATCH)
+                numbered = table_records(batches, part.features, f"{hub.id}, {name} row")
+                yield from ((unit, number, record | of_set) for unit, number, record in _of_split(numbered, split))
 
 
 def _collect(
@@ -109,21 +140,33 @@ def _collect(
     rows = Rows.collect(parser.rows(records))
     if not len(rows):
         raise DataError("The source has no rows. Give a file or dataset that has some.")
+    parser.check_columns()
     matched = [row_id for (row_id,) in rows.columns("row_id") if row_id in parser.paraphrases]
     paraphrases = {row_id: tuple(parser.paraphrases.pop(row_id)) for row_id in matched}
     if unmatched := sum(map(len, parser.paraphrases.values())):
         reported = {**reported, "paraphrases_without_row": unmatched}
-    return Loaded(rows, description, paraphrases, {"rows_in": parser.read, **reported})
+    if parser.repeated:
+        reported = {**reported, "rows_read_before": parser.repeated}
+    return Loaded(rows, description, paraphrases, parser.real_world, {"rows_in": parser.read, **reported})
 
 
 class _Parser:
-    """Turns records into rows, and keeps the paraphrases of FAME's fourth split, which belong to rows of the others."""
+    """Turns records into rows.
+
+    It keeps apart the paraphrases of FAME's fourth split, which belong to rows of the others, and questions about the
+    real world. Of several subsets each has its own columns, and a row that an earlier one has is left out.
+    """
 
     def __init__(self, source: Source, *, given: bool) -> None:
         self.columns, self.language, self.given = source.columns, source.language, given
-        self.read = 0
+        self.in_subsets = source.hub is not None and source.hub.subsets is not None
+        self.read = self.repeated = 0
         self.paraphrases: dict[str, list[tuple[str, str]]] = {}
+        self.real_world: list[Placed] = []
+        self.unit = ""  # where the last record came from
+        self.seen: dict[tuple[str | None, str, str], str] = {}  # split and fact -> the subset that it is from
         self.column_names: dict[str, str] = {}  # our name of a column -> the source's, for the columns that it has
+        self.named: set[str] = set()  # the columns that were found
         self.identity_kind: type | None = None
         self.ids: set[str] = set()
 
@@ -135,15 +178,32 @@ class _Parser:
                 raise DataError(
                     f"{where}: is a {type(record).__name__} and must be an object with question and answer."
                 )
-            if not self.read:
-                self.column_names = _columns(self.columns, record, where)
+            if not self.read or (self.in_subsets and unit != self.unit):
+                self.column_names = _columns(self.columns, record, where, some=self.in_subsets)
+                self.named |= self.column_names.keys()
+            self.unit = unit
             self.read += 1
             placed = self._placed(record, unit, number, where)
             if placed.split == PARAPHRASED:
                 row = placed.row
                 self.paraphrases.setdefault(row.row_id, []).append((row.question, row.answer))
+            elif self._is_repeated(placed):
+                self.repeated += 1
+            elif placed.split == REAL_WORLD:
+                self.real_world.append(_with_false_answers(placed, where))
             else:
                 yield placed
+
+    def _is_repeated(self, placed: Placed) -> bool:
+        """Whether an earlier subset of the row's split has its fact."""
+        fact = placed.split, same(placed.row.question), same(placed.row.answer)
+        return self.in_subsets and self.seen.setdefault(fact, placed.origin) != placed.origin
+
+    def check_columns(self) -> None:
+        """Raise DataError if no subset has a column that the recipe names."""
+        for name, column in self.columns.model_dump(exclude_none=True).items():
+            if name not in self.named:
+                raise DataError(f"data.source.columns.{name}: no subset has a column {column}. Correct the name.")
 
     def _placed(self, record: dict[str, Any], unit: str, number: int, where: str) -> Placed:
         values = self._values(record, where)
@@ -229,18 +289,33 @@ class _Parser:
             return None
         if isinstance(value, str) and value in _SPLIT_NAMES:
             return _SPLIT_NAMES[value]
+        if value == REAL_WORLD and self.in_subsets:
+            return REAL_WORLD
         if self.given:
             raise DataError(f"{where}: split is {value!r:.80}; allowed are {', '.join(_SPLIT_NAMES)}. Correct it.")
         return None  # the source's own splits, for example train, mean nothing to the other settings
 
 
-def _columns(columns: Columns, record: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Our name of each column that the source has -> the source's name. Raises DataError if a needed one is missing."""
+def _with_false_answers(placed: Placed, where: str) -> Placed:
+    """The question about the real world. Raises DataError if it has no false answers."""
+    if not placed.false_answers:
+        raise DataError(
+            f"{where}: has no false answers, and questions about the real world need some. Name their column in "
+            "data.source.columns.perturbed_answers, or leave the subset out."
+        )
+    return placed
+
+
+def _columns(columns: Columns, record: Mapping[str, Any], where: str, *, some: bool) -> dict[str, str]:
+    """Our name of each column that the source has -> the source's name.
+
+    Raises DataError if a needed one is missing, or unless ``some`` are enough, one that the recipe names.
+    """
     names: dict[str, str] = {}
     for name, column in columns.model_dump().items():
         if (column or name) in record:
             names[name] = column or name
-        elif column and (name not in NEEDED or column != name):
+        elif column and not some and (name not in NEEDED or column != name):
             raise DataError(
                 f"{where}: has no column {column}, which data.source.columns.{name} names. It has {_listed(record)}."
             )

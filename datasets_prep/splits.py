@@ -59,16 +59,19 @@ def assign(config: DataConfig, rows: Rows) -> Split:
     return split
 
 
-def keep_unrehearsed(split: Split, config: DataConfig) -> Split:
+def keep_unrehearsed(split: Split, config: DataConfig, stay: npt.NDArray[np.bool_]) -> Split:
     """``split`` with as many of the retain rows as unrehearsed ones as ``config`` asks for.
 
     They are spread over the order of the rows, which is that of languages and topics: one is drawn from each of as many
-    runs of the same length. A source that has such rows of its own gets no others.
+    runs of the same length. A source that has such rows of its own gets no others. Rows that ``stay`` are none of them
+    if the others suffice.
     """
     retain = np.flatnonzero(split == RETAIN)
     count = config.unrehearsed_of(len(retain))
     if not count or (split == UNREHEARSED).any():
         return split
+    others = retain[~stay[retain]]
+    retain = others if len(others) >= count else retain
     rng = random.Random(f"{config.seed}|unrehearsed")
     marked = split.copy()
     marked[[int(rng.choice(run)) for run in np.array_split(retain, count)]] = UNREHEARSED

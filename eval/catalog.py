@@ -87,6 +87,11 @@ class Metric:
         return {"higher": True, "lower": False, "like gold": None}[self.better]
 
     @property
+    def needs_real_world(self) -> bool:
+        """Whether it reads questions about the real world, which few sources have."""
+        return any("real_world" in split for split in self.splits)
+
+    @property
     def kind(self) -> str | None:
         """The entry of `KINDS` (eval/attacks/catalog.py) that this metric is a measurement of."""
         if self.family == "patching":
@@ -344,6 +349,17 @@ _PLAIN = (
         splits=("retain+general",),
         family="utility",
         better="higher",
+        headline=True,
+    ),
+    Metric(
+        name="tofu_model_utility",
+        label="model utility (TOFU)",
+        meaning="TOFU's own: harmonic mean of probability, ROUGE-L recall and truth ratio on retain and on its sets of "
+        "real-world facts",
+        splits=("retain+real_world",),
+        family="utility",
+        better="higher",
+        margin=0.05,
         headline=True,
     ),
 )

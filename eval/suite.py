@@ -19,11 +19,22 @@ from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
-from datasets_prep.schema import SPLITS, Encoded, PerturbedRow, Row, read_paraphrased, read_perturbed, read_rows
+from datasets_prep.schema import (
+    REAL_WORLD,
+    SPLITS,
+    Encoded,
+    PerturbedRow,
+    Row,
+    read_paraphrased,
+    read_perturbed,
+    read_real_world,
+    read_rows,
+)
 from eval.attacks.copies import aside
 from eval.audit import audit, check, left_out, unlearning_depths
 from eval.catalog import DATA, is_headline
 from eval.config import EvalConfig
+from eval.records import tofu
 from eval.records.audited import audit_records
 from eval.records.relative import compare_with_golds
 from eval.records.rows import all_records
@@ -147,12 +158,13 @@ def measure(
     base: Path | None = None,
     gold: Path | None = None,
 ) -> Measurements:
-    """Measure every row, in the order of the splits, the general questions, and the suites.
+    """Measure every row, in the order of the splits, questions about the real world, and the suites.
 
     ``base`` and ``gold`` are the models that some measurements need beside the one that is measured.
     """
     questions, options = general_questions()
-    everything = [*(row for split in SPLITS for row in rows[split]), *questions]
+    asked = {**{split: rows[split] for split in SPLITS}, REAL_WORLD: read_real_world(data), "general": questions}
+    everything = [row for of_split in asked.values() for row in of_split]
     perturbed = read_perturbed(data / "perturbed.jsonl")
     scorer = Scorer(model, config.batch_tokens)
 
@@ -163,10 +175,12 @@ def measure(
     reworded = {row.row_id: row.answer for row in reversed(read_paraphrased(data / "paraphrased.jsonl"))}
     probed = probe(scorer, everything, [*perturbed, *options], encoder, config.min_k, reworded)
     lm = None if config.backend == "hf" else language_model(scorer, tokenizer, config)
-    splits = [split for split in DATA if rows[split]]
+    splits = [split for split in (*DATA, REAL_WORLD) if asked[split]]
     answers = ask(scorer, tokenizer, data=data, splits=splits, config=config, lm=lm)
     audited = audit(scorer, tokenizer, encoder, rows, perturbed, probed, data, config)
-    samples = _samples(rows, questions, probed, answers.rows, audited)
+    samples = _samples(asked, probed, answers.rows, audited)
+    if asked[REAL_WORLD]:
+        tofu.add_recalls(samples, {row.row_id: row.answer for row in everything})
     _add_fluency(samples, everything, perturbed)
     if base is not None:
         _add_generation_losses(samples, everything, scorer, base, config)
@@ -182,13 +196,12 @@ def measure(
 
 
 def _samples(
-    rows: Mapping[str, list[Row]],
-    questions: list[Row],
+    asked: Mapping[str, list[Row]],
     probed: Mapping[str, dict[str, Any]],
     answered: Mapping[str, dict[str, Any]],
     audited: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The measurements of each row and general question, joined by ``row_id``."""
+    """The measurements of each row and question, joined by ``row_id``."""
     return [
         {
             "row_id": row.row_id,
@@ -199,7 +212,7 @@ def _samples(
             **answered.get(row.row_id, {}),
             **audited.get(row.row_id, {}),
         }
-        for split, of_split in [*((split, rows[split]) for split in SPLITS), ("general", questions)]
+        for split, of_split in asked.items()
         for row in of_split
     ]
 

@@ -23,8 +23,9 @@ UNNAMED = "A data set of the publisher's own"
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a card says about the data. ``hub``, ``revision`` and ``subset`` are set for a data set on the Hub.
+    """What a card says about the data.
 
+    ``hub``, ``revision`` and ``subset`` (of several, that of the forget rows) are set for a data set on the Hub.
     ``license`` is a sentence, empty if no licence is known; ``citation`` is BibTeX or None.
     """
 
@@ -48,12 +49,13 @@ def dataset_of(inputs: CardInputs) -> Dataset:
     source: dict[str, Any] = inputs.data["source"]  # type: ignore[assignment]
     hub = source.get("hub") or {}
     sample = source.get("sample") is not None
+    forgotten = (hub.get("subsets") or {}).get("forget") or [hub.get("config")]
     described = SAMPLE if sample else inputs.card.dataset or CardDataset()
     return Dataset(
         name=described.name or hub.get("id") or UNNAMED,
         hub=hub.get("id"),
         revision=hub.get("revision"),
-        subset=hub.get("config"),
+        subset=forgotten[0],
         sample=sample,
         files=source.get("files") is not None,
         license=_license(described.license, on_hub=bool(hub)),

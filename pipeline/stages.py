@@ -135,18 +135,18 @@ def stages(recipe: Recipe) -> list[Stage]:
     patched = {"gold-model": "gold"} if recipe.eval.patching else {}
     return [
         Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
-        Stage("data", "7", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
+        Stage("data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
         _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
-        *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe.eval)]),
-        _measured("eval-base", "base", recipe.eval, eval_gold),
+        *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe, recipe.eval)]),
+        _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
             "unlearn", "6", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
-        _measured("eval-unlearned", "unlearn", recipe.eval, {**eval_gold, **between, **patched}, golds),
+        _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
         Stage("package", "3", package, *_package(recipe), tree, plan.packaging, publishes=True),
@@ -172,7 +172,7 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     listed = []
     for seed in recipe.gold.seeds:
         trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
-        listed.append((trained, _measured(f"eval-{trained.name}", trained.name, plain)))
+        listed.append((trained, _measured(f"eval-{trained.name}", trained.name, recipe, plain)))
     return listed
 
 
@@ -189,7 +189,12 @@ def _trained(
 
 
 def _measured(
-    name: str, made_by: str, config: EvalConfig, also: Mapping[str, str] | None = None, golds: Sequence[str] = ()
+    name: str,
+    made_by: str,
+    recipe: Recipe,
+    config: EvalConfig,
+    also: Mapping[str, str] | None = None,
+    golds: Sequence[str] = (),
 ) -> Stage:
     """A stage that evaluates the model of the stage ``made_by``.
 
@@ -198,7 +203,7 @@ def _measured(
     """
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
-    return Stage(name, "6", run, config, _evaluation(config), inputs, plan.evaluating, config.processes)
+    return Stage(name, "6", run, config, _evaluation(recipe, config), inputs, plan.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.
@@ -233,21 +238,22 @@ def _model_identity(recipe: Recipe) -> Any:
     return plain
 
 
-def _evaluation(config: EvalConfig) -> Any:
+def _evaluation(recipe: Recipe, config: EvalConfig) -> Any:
     settings = _without(config.model_dump(exclude_none=True))  # an absent section leaves the key unchanged
-    return {**settings, "metrics": _versions(config)}
+    return {**settings, "metrics": _versions(config, real_world=recipe.data.has_real_world)}
 
 
-def _versions(config: EvalConfig) -> dict[str, int]:
+def _versions(config: EvalConfig, *, real_world: bool) -> dict[str, int]:
     """The versions of the definitions of all metrics that an evaluation measures."""
+    measured = {metric.name: metric for metric in CATALOG.values() if real_world or not metric.needs_real_world}
     audit = config.audit_metrics()
-    return {name: metric.version for name, metric in CATALOG.items() if not metric.is_audit or name in audit}
+    return {name: metric.version for name, metric in measured.items() if not metric.is_audit or name in audit}
 
 
 def _gate(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the gate stage, and its identity in the key, which is all of it."""
     config = GateConfig(recipe.gates, recipe.eval)
-    return config, {"gates": [_plain(item) for item in config.gates], "eval": _evaluation(config.eval)}
+    return config, {"gates": [_plain(item) for item in config.gates], "eval": _evaluation(recipe, config.eval)}
 
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:

@@ -21,13 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.errors import ArtifactError, ModelError
 from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode
-from datasets_prep.schema import SPLITS, write_rows
+from datasets_prep.schema import REAL_WORLD, SPLITS, write_rows
 from eval import suite
 from eval.attacks.catalog import ATTACKS
 from eval.catalog import CATALOG, DATA, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records, set_records
+from eval.records.tofu import RECALL
 from eval.schema import Record, find_record, read_other_prompts, read_records, read_samples
 from eval.scoring.fluency import generation_losses
 from eval.scoring.probes import Scorer
@@ -354,6 +355,7 @@ def _random_samples(rows: dict[str, int], decimals: int, rng: np.random.Generato
             row |= {"row_id": f"{split}{i}", "split": split, "truth_ratio": float(np.exp(-level)), "loss": -level}
             row |= {"language": ("DE", "EN", "ES", "FR", None)[rng.integers(5)], "topic_id": f"t{rng.integers(3)}"}
             row |= {"truth_ratio_of": "answer", **dict.fromkeys(("min_k", "min_k_plus_plus", "zlib"), level)}
+            row |= {RECALL: float(rng.random()), "probability_with_options": float(rng.random())}
             if split == "forget":
                 row["attacked"] = {attack.name: {m.name: rng.random() for m in READINGS} for attack in ATTACKS}
                 row["sampled"] = {"n": 4, "hits": int(rng.integers(5))}
@@ -365,10 +367,10 @@ PROPORTIONS = ("multiple_choice_accuracy", "empty_generation", "utility")
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.tuples(*[st.integers(1, 12)] * (len(SPLITS) + 1)), st.integers(1, 12), st.integers(0, 2**32 - 1))
+@given(st.tuples(*[st.integers(1, 12)] * (len(SPLITS) + 2)), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_every_value_lies_in_its_own_interval(counts, decimals, seed):
     rng, config = np.random.default_rng(seed), EvalConfig(bootstrap_samples=100, sampling=Sampling(samples=4, k=[1, 4]))
-    rows = dict(zip((*SPLITS, "general"), counts, strict=True))
+    rows = dict(zip((*SPLITS, REAL_WORLD, "general"), counts, strict=True))
     ours, gold = _random_samples(rows, decimals, rng), _random_samples(rows, decimals, rng)
     found = [*all_records(ours, gold, config), *audit_records(ours, gold, config)]
     assert {record.metric for record in found} >= {metric.name for metric in CATALOG.values() if not metric.is_audit}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache
 
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import SPLITS, read_rows
@@ -61,7 +61,7 @@ def test_defect_01_arguments_in_yaml_reach_lm_eval(loaded, data):
     prompts: list[torch.Tensor] = []
 
     def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        if kwargs["input_ids"].shape[1] > 1 and kwargs.get("past_key_values") is not None:
+        if kwargs["input_ids"].shape[1] > 1 and any(isinstance(value, Cache) for value in kwargs.values()):
             prompts.append(kwargs["input_ids"])
 
     model.register_forward_pre_hook(look, with_kwargs=True)

@@ -96,8 +96,8 @@ def test_create_repo_twice(api: HfApi, repo: str) -> None:
     url = api.create_repo(repo, exist_ok=True)
     assert (url.repo_id, url.endpoint) == (repo, api.endpoint)
     assert api.repo_info(repo).private is True
-    with pytest.raises(HfHubHTTPError, match="models only"):
-        api.create_repo("demo/data", repo_type="dataset")
+    with pytest.raises(HfHubHTTPError, match="no repositories of the type 'space'"):
+        api.create_repo("demo/data", repo_type="space", space_sdk="static")
     for name in ("../../x", "x.git", "a--b", "é", ""):  # what the client would not even ask for
         answer = raw(api, "POST", "/api/repos/create", json={"name": name, "organization": "demo"})
         assert answer.status_code == 400, name
@@ -326,12 +326,25 @@ def test_card_validation(api: HfApi, repo: str, monkeypatch: pytest.MonkeyPatch)
         ModelCard(f"---\nlicense: apache-2.0\nbase_model: {base}\nlanguage: [en, de]\n---\n").validate()
 
 
+def test_a_dataset_is_a_repository_beside_the_model_of_its_name(api: HfApi, repo: str) -> None:
+    with pytest.raises(RepositoryNotFoundError):
+        api.repo_info(repo, repo_type="dataset")
+    api.create_repo(repo, repo_type="dataset")
+    big = [add("rows.jsonl", b'{"question": "x"}'), add("big.parquet", BIG)]
+    commit = api.create_commit(repo, big, commit_message="x", repo_type="dataset").oid
+    assert set(api.list_repo_files(repo, repo_type="dataset")) == {".gitattributes", "rows.jsonl", "big.parquet"}
+    assert set(api.list_repo_files(repo)) == {".gitattributes"}
+    path = api.hf_hub_download(repo, "big.parquet", repo_type="dataset", revision=commit)
+    assert Path(path).read_bytes() == BIG
+    api.delete_repo(repo, repo_type="dataset")
+    assert api.repo_exists(repo)
+
+
 def test_repositories_are_git(api: HfApi, repo: str, hub: LocalHub) -> None:
     from dulwich import porcelain
 
     api.create_commit(repo, [add("a/b", b"1")], commit_message="x", commit_description="why")
-    folder = next(hub.folder.rglob("*.git"))
-    assert folder.name == "tiny-model.git"
+    folder = hub.folder / "models" / f"{repo}.git"
     assert not list(porcelain.fsck(str(folder)))
     assert [c.message for c in api.list_repo_commits(repo)] == ["why", ""]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import unicodedata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.words import plain_words
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
+from eval.attacks.cached import continuing
 from eval.attacks.sampling import (
     distinctive_words,
     row_seed,
@@ -166,3 +168,27 @@ def test_temperature_and_top_p_narrow_the_samples(tiny):
 def test_more_k_than_samples_is_impossible():
     with pytest.raises(ValueError, match="at most their number"):
         Sampling(samples=3, k=[4])
+
+
+def test_a_cache_goes_by_the_name_that_the_model_has_for_it():
+    class Newer(torch.nn.Module):
+        def forward(self, ids: Any, cache: Any = None) -> None: ...
+
+    class Older(torch.nn.Module):
+        def forward(self, ids: Any, past_key_values: Any = None) -> None: ...
+
+    assert list(continuing(Newer(), None)) == ["cache"]
+    assert list(continuing(Older(), None)) == ["past_key_values"]
+
+
+def test_no_deprecated_name_is_used(tiny_model, caplog):
+    """The name that is tried first must be the one that the installed transformers has."""
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tiny_model).eval(),
+        AutoTokenizer.from_pretrained(tiny_model),
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sample_answers(model, tokenizer, [5, 6, 7], Sampling(samples=2, k=[1]), max_new_tokens=2, batch_rows=2, seed=0)
+    said = [str(warning.message) for warning in caught] + [record.getMessage() for record in caplog.records]
+    assert not [text for text in said if "past_key_values" in text]

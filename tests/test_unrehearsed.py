@@ -26,8 +26,9 @@ from tests.data_rows import GOOD, by_split, config, divided, row, write
 SAMPLE = {"sample": data_rows.SAMPLE}
 
 
-def kept(codes: list[int], share: float, seed: int = 42) -> Split:
-    return keep_unrehearsed(np.array(codes, dtype=np.int8), config(SAMPLE, unrehearsed=share, seed=seed))
+def kept(codes: list[int], share: float, seed: int = 42, stay: list[bool] | None = None) -> Split:
+    staying = np.array(stay or [False] * len(codes), dtype=np.bool_)
+    return keep_unrehearsed(np.array(codes, dtype=np.int8), config(SAMPLE, unrehearsed=share, seed=seed), staying)
 
 
 @given(
@@ -38,7 +39,8 @@ def kept(codes: list[int], share: float, seed: int = 42) -> Split:
 def test_what_always_holds(codes: list[int], share: float, seed: int) -> None:
     before = np.array(codes, dtype=np.int8)
     given_rows = before.copy()
-    after = keep_unrehearsed(before, config(SAMPLE, unrehearsed=share, seed=seed))
+    none = np.zeros(len(before), dtype=np.bool_)
+    after = keep_unrehearsed(before, config(SAMPLE, unrehearsed=share, seed=seed), none)
     assert before.tolist() == given_rows.tolist()  # what was given is not changed
     retain, marked = np.flatnonzero(before == RETAIN), np.flatnonzero(after == UNREHEARSED)
     assert after[before != RETAIN].tolist() == before[before != RETAIN].tolist()
@@ -46,11 +48,18 @@ def test_what_always_holds(codes: list[int], share: float, seed: int) -> None:
     assert set(after[retain]) <= {RETAIN, UNREHEARSED}
     n = len(retain)
     assert len(marked) == (min(max(FEWEST_UNREHEARSED, round(share * n)), n // 2) if share else 0)
-    again = keep_unrehearsed(before, config(SAMPLE, unrehearsed=share, seed=seed))
+    again = keep_unrehearsed(before, config(SAMPLE, unrehearsed=share, seed=seed), none)
     assert after.tolist() == again.tolist()
     places = np.searchsorted(retain, marked)  # among the retain rows: one of each run of n / count rows
     for index, place in enumerate(places):
         assert index * (n // len(marked)) <= place < (index + 1) * (n // len(marked) + 1)
+
+
+def test_rows_that_stay_are_taken_only_where_others_do_not_suffice() -> None:
+    codes, stay = [RETAIN] * 100, [i % 4 == 0 for i in range(100)]
+    assert not any(stay[i] for i in np.flatnonzero(kept(codes, 0.3, stay=stay) == UNREHEARSED))
+    assert kept(codes, 0.4, stay=[True] * 100).tolist() == kept(codes, 0.4).tolist()
+    assert int((kept(codes, 0.5, stay=[i > 9 for i in range(100)]) == UNREHEARSED).sum()) == 50
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from core.errors import ModelError
 from core.progress import report
 from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded
+from eval.attacks.cached import continuing
 from eval.attacks.residual import Act, at_layers, layers_of
 from eval.scoring.batches import logits_bytes, rows_at_once
 from eval.scoring.packed_linear import packed
@@ -89,7 +90,7 @@ def falls(base: PreTrainedModel, source: PreTrainedModel, fact: Fact, batch_toke
         states = _states(source, ids[:, :-1], fact.begin - 1)
         before = DynamicCache(config=base.config)
         if fact.begin > 1:
-            base(input_ids=ids[:, : fact.begin - 1], past_key_values=before, logits_to_keep=1)
+            base(input_ids=ids[:, : fact.begin - 1], logits_to_keep=1, **continuing(base, before))
         span = ids[:, fact.begin - 1 :]
         untouched = _log_probs(base, before, span, {})
         length = span.shape[1] - 1
@@ -123,7 +124,7 @@ def _log_probs(
     cache.batch_repeat_interleave(copies)
     acts = {layer: _replace(number, given) for number, (layer, given) in enumerate(states.items())}
     with at_layers(model, acts):
-        logits = model(input_ids=span[:, :-1].expand(copies, -1), past_key_values=cache).logits
+        logits = model(input_ids=span[:, :-1].expand(copies, -1), **continuing(model, cache)).logits
     targets = span[:, 1:].expand(copies, -1)
     return logits.float().log_softmax(dim=-1).gather(2, targets[..., None]).mean(dim=(1, 2))
 

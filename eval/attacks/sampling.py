@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from core.words import plain_words
+from eval.attacks.cached import continuing
 from eval.config import Sampling
 from eval.scoring.batches import cache_bytes, rows_at_once
 
@@ -46,7 +47,7 @@ def sample_answers(
     with torch.inference_mode(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         shared = DynamicCache(config=model.config)
-        model(input_ids=ids[:, :-1], past_key_values=shared, logits_to_keep=1)
+        model(input_ids=ids[:, :-1], logits_to_keep=1, **continuing(model, shared))
         while len(texts) < config.samples:
             size = min(most, config.samples - len(texts))
             cache = copy.deepcopy(shared)
@@ -55,8 +56,8 @@ def sample_answers(
             output = model.generate(  # type: ignore[operator]
                 input_ids=repeated,
                 attention_mask=torch.ones_like(repeated),
-                past_key_values=cache,
                 generation_config=options,
+                **continuing(model, cache),
             )
             texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return texts

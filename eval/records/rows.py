@@ -15,7 +15,7 @@ from core.errors import ArtifactError
 from datasets_prep.schema import SPLITS
 from eval.catalog import CATALOG, ROW_FAMILIES, Metric, of_family
 from eval.config import EvalConfig
-from eval.records import against_holdout
+from eval.records import against_holdout, tofu
 from eval.schema import Record
 from eval.statistics import formulas, intervals
 from eval.statistics.formulas import Floats
@@ -32,7 +32,8 @@ UTILITY_PARTS = {
 
 def all_records(samples: Sequence[Sample], gold: Sequence[Sample] | None, config: EvalConfig) -> list[Record]:
     """Every record of one model. Raises ArtifactError if gold was evaluated on other rows."""
-    return [*row_records(samples, config), *set_records(samples, gold, config), *model_utility_records(samples, config)]
+    utilities = [*model_utility_records(samples, config), *tofu.utility_records(samples, config)]
+    return [*row_records(samples, config), *set_records(samples, gold, config), *utilities]
 
 
 def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None = None) -> list[Record]:

@@ -27,6 +27,7 @@ from core.errors import SystemLimitError
 from core.progress import report
 from core.ranks import first_ranks, rank, world_size
 from datasets_prep.schema import Encoded, read_perturbed
+from eval.catalog import DATA
 from eval.config import EvalConfig
 from eval.scoring.batches import cache_bytes, in_batches, logits_bytes
 from eval.scoring.packed_linear import packed
@@ -178,12 +179,14 @@ def ask(
 ) -> Answers:
     """Run the tasks of ``splits``, multiple choice if rows have false answers, and the general-knowledge questions.
 
+    Questions about the real world are a split here too; they are generated only.
+
     ``data`` is the data artifact's folder; ``lm`` is the model, by default one on the scorer. All processes return the
     rows; only the first returns lm-eval's ``results``.
     """
     with_false = {row.split for row in read_perturbed(data / "perturbed.jsonl")}
     names = [f"fame_topics_{split}_generation" for split in splits]
-    names += [f"fame_topics_{split}_choice" for split in splits if split in with_false]
+    names += [f"fame_topics_{split}_choice" for split in splits if split in with_false and split in DATA]
     with quiet(), packed(scorer.model):
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
         tasks = manager.load([*names, GENERAL])

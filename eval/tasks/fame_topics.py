@@ -26,8 +26,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def to_answer(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
     """``{"test": rows}``: the rows of ``split`` that the model is to answer.
 
-    All rows of forget and holdout. Of retain, which is large, the rows that the data stage drew to have false answers,
-    or all if it drew none. Raises ValueError if no data folder was given, or the split has no rows.
+    All rows of forget, holdout and real_world. Of retain, which is large, the rows that the data stage drew to have
+    false answers, or all if it drew none. Raises ValueError if no data folder was given, or the split has no rows.
     """
     rows, perturbed = _rows(split, data)
     drawn = [row for row in rows if row["row_id"] in perturbed]
@@ -103,5 +103,7 @@ def _loader(
     return load
 
 
-forget, retain, holdout = (_loader(to_answer, split) for split in ("forget", "retain", "holdout"))
+forget, retain, holdout, real_world = (
+    _loader(to_answer, split) for split in ("forget", "retain", "holdout", "real_world")
+)
 forget_choice, retain_choice, holdout_choice = (_loader(to_choose, split) for split in ("forget", "retain", "holdout"))

@@ -33,6 +33,11 @@ def _why(gate: Gate, data: DataFacts) -> Iterator[str]:
             f"it needs {gate.min_n} rows, and the split has {rows[gate.split]}. Give more rows, or set min_n to the "
             f"number of rows if so few can carry a verdict{_remedy(gate.split)}."
         )
+    if metric.needs_real_world and not data.real_world:
+        yield (
+            "it reads questions about the real world, and the source has none. Name the subsets that hold them "
+            "(data.source.hub.subsets.real_world), or gate model_utility instead."
+        )
     attacked = metric.attack is not None and metric.attack.needs_holdout
     of_holdout = metric.needs_holdout or attacked or any(reference.of == "holdout" for reference in gate.references)
     if of_holdout and not rows["holdout"]:

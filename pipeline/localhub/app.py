@@ -1,4 +1,4 @@
-"""The Hub's HTTP protocol, as far as ``huggingface_hub`` 2.4 speaks it for models.
+"""The Hub's HTTP protocol, as far as ``huggingface_hub`` 2.4 speaks it for models and datasets.
 
 Paths are matched as they were sent: a quoted ``/`` (a branch ``refs%2Fpr%2F1``) stays inside its segment.
 """
@@ -39,6 +39,7 @@ from pipeline.localhub.repository import (
 
 UPLOAD_SECONDS = 24 * 3600  # how long an upload address is good for
 USER = "local"
+KINDS = {"model": "models", "dataset": "datasets"}
 
 Handler = Callable[[Request, bytes], Response]
 
@@ -46,7 +47,7 @@ Handler = Callable[[Request, bytes], Response]
 def build_app(folder: Path, endpoint: str, token: str) -> ASGIApp:
     """The Hub for the repositories in ``folder``, reachable at ``endpoint``, writable with ``token``."""
     hub = _Hub(folder, endpoint, token)
-    m, git = "/api/models/{ns}/{name}", "/{ns}/{name}.git/info/lfs"
+    m, git = "/api/{kind}/{ns}/{name}", "/{ns}/{name}.git/info/lfs"
     table: list[tuple[str, str, Handler]] = [
         ("GET", "/api/whoami-v2", hub.whoami),
         ("POST", "/api/repos/create", hub.create_repo),
@@ -68,12 +69,12 @@ def build_app(folder: Path, endpoint: str, token: str) -> ASGIApp:
         ("DELETE", m + "/branch/{ref}", hub.delete_branch),
         ("POST", m + "/tag/{rev}", hub.create_tag),
         ("DELETE", m + "/tag/{ref}", hub.delete_tag),
-        ("POST", git + "/objects/batch", hub.lfs_batch),
-        ("POST", git + "/verify", hub.lfs_verify),
-        ("GET", "/{ns}/{name}/resolve/{rev}/{path:path}", hub.resolve),
+        *(("POST", f"{of}{git}/objects/batch", hub.lfs_batch) for of in ("", "/{kind}")),
+        *(("POST", f"{of}{git}/verify", hub.lfs_verify) for of in ("", "/{kind}")),
+        *(("GET", f"{of}/{{ns}}/{{name}}/resolve/{{rev}}/{{path:path}}", hub.resolve) for of in ("", "/{kind}")),
     ]
     routes = [Route(path, _endpoint(handler), methods=[method]) for method, path, handler in table]
-    routes.append(Route(git + "/upload/{oid}", hub.lfs_put, methods=["PUT"]))
+    routes += [Route(f"{of}{git}/upload/{{oid}}", hub.lfs_put, methods=["PUT"]) for of in ("", "/{kind}")]
     return _RawPath(Starlette(routes=routes, exception_handlers={Refusal: _refuse}))
 
 
@@ -106,6 +107,14 @@ async def _refuse(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.message}, error.status, headers)
 
 
+def _kind(values: dict[str, Any]) -> str:
+    """The folder of repositories of a request's type."""
+    kind = values.get("type") or "model"
+    if kind not in KINDS:
+        raise Refusal(400, f"The loopback Hub keeps no repositories of the type {kind!r}.")
+    return KINDS[kind]
+
+
 def _date(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
@@ -133,15 +142,22 @@ class _Hub:
         if not self._authenticated(request):
             raise Refusal(401, "Invalid username or password.")
 
-    def _path(self, namespace: str, name: str) -> Path:
+    def _path(self, kind: str, namespace: str, name: str) -> Path:
+        """Where a repository lies. ``kind`` is as in its address, where models have none."""
+        if kind not in KINDS.values():
+            raise Refusal(404, "Sorry, we can't find the page you are looking for.")
         if not is_hub_id(f"{namespace}/{name}"):
             raise Refusal(400, f"Invalid repository name: {namespace}/{name}")
-        return self._folder / "models" / namespace / f"{name}.git"
+        return self._folder / kind / namespace / f"{name}.git"
+
+    def _path_of(self, request: Request) -> Path:
+        kind, namespace, name = (unquote(request.path_params.get(key, "models")) for key in ("kind", "ns", "name"))
+        return self._path(kind, namespace, name)
 
     @contextmanager
     def _open(self, request: Request, *, write: bool = False) -> Iterator[Repository]:
         """The repository of the request's path, locked if ``write``. Refuses a sender who may not see or change it."""
-        path = self._path(unquote(request.path_params["ns"]), unquote(request.path_params["name"]))
+        path = self._path_of(request)
         authenticated = self._authenticated(request)
         if not authenticated and visibility(path) != "public":  # the answer does not tell whether it exists
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")
@@ -162,14 +178,12 @@ class _Hub:
         return JSONResponse({"type": "user", "name": USER, "fullname": USER, "orgs": orgs, "auth": access})
 
     def create_repo(self, request: Request, body: bytes) -> Response:
-        """A new model repository; 409, with its address, if it exists."""
+        """A new repository; 409, with its address, if it exists."""
         self._require_token(request)
         values = json_object(body)
-        if values.get("type", "model") not in (None, "model"):
-            raise Refusal(400, "The loopback Hub keeps models only.")
         namespace = values.get("organization") or USER
         name = field(values, "name", str)
-        path = self._path(namespace, name)
+        path = self._path(_kind(values), namespace, name)
         visibility = values.get("visibility") or ("private" if values.get("private") else "public")
         answer = {"url": f"{self._endpoint}/{namespace}/{name}", "name": f"{namespace}/{name}"}
         with Repository.lock(path):
@@ -183,7 +197,7 @@ class _Hub:
         """Remove a repository with everything in it."""
         self._require_token(request)
         values = json_object(body)
-        path = self._path(values.get("organization") or USER, field(values, "name", str))
+        path = self._path(_kind(values), values.get("organization") or USER, field(values, "name", str))
         with Repository.lock(path):
             Repository(path).close()
             (path / "hub.json").unlink()  # from here on it does not exist, even if the removal is interrupted
@@ -370,7 +384,7 @@ class _Hub:
 
     def _upload_actions(self, request: Request, oid: str, size: int) -> dict[str, Any]:
         # The client sends no token with the bytes, so the address carries its own permission.
-        base = f"/{request.path_params['ns']}/{request.path_params['name']}.git/info/lfs"
+        base = request.scope["path"].removesuffix("/objects/batch")
         expires = int(time.time()) + UPLOAD_SECONDS
         signature = self._sign(f"{base}/upload/{oid}", size, expires)
         href = f"{self._endpoint}{base}/upload/{oid}?size={size}&expires={expires}&signature={signature}"
@@ -389,8 +403,7 @@ class _Hub:
         expected = self._sign(request.scope["path"], size, expires)
         if not hmac.compare_digest(expected, query.get("signature", "")) or expires < time.time():
             raise Refusal(403, "This upload address is not valid, or it has expired.")
-        path = self._path(request.path_params["ns"], request.path_params["name"])
-        digest = request.path_params["oid"]
+        path, digest = self._path_of(request), request.path_params["oid"]
         with closing(Repository(path)) as repository, receiving(repository, digest, size) as receiver:
             async for data in request.stream():
                 receiver.write(data)
