@@ -188,8 +188,8 @@ def _trained(
     prompts = recipe.model.prompts() if config.hub else {}
     return Stage(
         name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
-        {"model": "model", "data": "data"}, partial(plan.training, splits=splits), partial(work.training, splits=splits),
-        config.processes, resumable=True, shardable=True,
+        {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
+        partial(work.training, splits=splits), config.processes, resumable=True, shardable=True,
     )  # fmt: skip
 
 
