@@ -81,7 +81,10 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     command = _command(commands, "release", "make a release: every stage that is not done yet, up to publication")
     _recipe_options(command)
     command.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    command.add_argument("--dry-run", action="store_true", help="print the plan with sizes, and run nothing")
+    text = "print the plan with estimated time, memory, disk and download, and run nothing"
+    command.add_argument("--dry-run", action="store_true", help=text)
+    text = 'for --dry-run: a device of pipeline/cost/devices.py, such as "H100 80GB" (default: this machine\'s)'
+    command.add_argument("--device", metavar="NAME", help=text)
     command.add_argument(
         "--launch",
         default="local",

@@ -18,6 +18,7 @@ from datasets_prep.config import DataConfig
 from eval.catalog import CATALOG, margins
 from eval.config import Condition, EvalConfig, Gate, metrics_there_are
 from model_card.config import CardConfig
+from pipeline.cost.shape import parameters as count_parameters
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig, level_name
@@ -78,6 +79,12 @@ class Recipe(Strict):
     def _is_possible(self) -> Recipe:
         if problem := name_problem(self.model.license, self.publish.repo):
             raise ValueError(f"publish.repo: {problem}")
+        shape, count = self.model.shape, self.model.parameters
+        if shape and count and abs(count_parameters(shape) / count - 1) > 0.01:  # some models have biases beside these
+            raise ValueError(
+                f"model.shape has {count_parameters(shape) / 1e6:,.0f} M parameters, and model.parameters is "
+                f"{count / 1e6:,.0f} M; give this model's own shape, or null"
+            )
         if self.base.seeds:
             raise ValueError("base.seeds: only gold can be trained with several seeds; remove them")
         if self.card.dataset and self.data.source.sample:

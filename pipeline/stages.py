@@ -19,6 +19,7 @@ from core.strict import Strict
 from eval.catalog import CATALOG
 from eval.config import EvalConfig, GateConfig
 from model_card.config import CardInputs, CardModel, CardPublish
+from pipeline.cost import work
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
 from pipeline.overrides import published
@@ -134,25 +135,27 @@ def stages(recipe: Recipe) -> list[Stage]:
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     patched = {"gold-model": "gold"} if recipe.eval.patching else {}
     return [
-        Stage("model", "1", model, recipe.model, _model_identity(recipe), does=plan.fetching),
-        Stage("data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing),
+        Stage("model", "1", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching),
+        Stage(
+            "data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
+        ),
         _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe, recipe.eval)]),
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
-            "unlearn", "6", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning,
+            "unlearn", "6", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "3", package, *_package(recipe), tree, plan.packaging, publishes=True),
+        Stage("package", "3", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
         Stage(
             "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
-            plan.publishing, publishes=True,
+            plan.publishing, work.publishing, publishes=True,
         ),
     ]  # fmt: skip
 
@@ -161,7 +164,9 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     """The stage that asks base about the neighbourhood, for recipes whose unlearning rehearses it."""
     config = recipe.unlearn.neighbours
     inputs = {"base": "base", "data": "data"}
-    return [Stage("neighbours", "2", neighbours, config, _plain(config), inputs, plan.asking)] if config else []
+    if config is None:
+        return []
+    return [Stage("neighbours", "2", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
@@ -183,8 +188,8 @@ def _trained(
     prompts = recipe.model.prompts() if config.hub else {}
     return Stage(
         name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
-        {"model": "model", "data": "data"}, partial(plan.training, splits=splits), config.processes,
-        resumable=True, shardable=True,
+        {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
+        partial(work.training, splits=splits), config.processes, resumable=True, shardable=True,
     )  # fmt: skip
 
 
@@ -203,7 +208,8 @@ def _measured(
     """
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
-    return Stage(name, "6", run, config, _evaluation(recipe, config), inputs, plan.evaluating, config.processes)
+    identity = _evaluation(recipe, config)
+    return Stage(name, "6", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.
@@ -232,7 +238,7 @@ def _without(value: Any) -> Any:
 
 
 def _model_identity(recipe: Recipe) -> Any:
-    plain = recipe.model.model_dump(exclude={"parameters"})  # only for the plan
+    plain = recipe.model.model_dump(exclude={"parameters", "shape"})  # only for the plan
     if recipe.model.path:
         plain["path"] = named_content("model.path", recipe.model.path)
     return plain

@@ -162,7 +162,9 @@ def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:
     assert {state["state"] for state in states} == {"done"}
     plan = json.loads(call("release", "demo", "--store", str(tmp_path), "--dry-run", "--json").stdout)
     assert not any(stage["will_run"] for stage in plan["stages"])
-    assert plan["needs"]["memory_bytes"] == 4 * 134515008  # of a part of the layers only the model says how large it is
+    assert plan["needs"] == {"seconds": 0, "memory_bytes": 0, "disk_bytes": 0, "download_bytes": 0}
+    (unlearn,) = [stage for stage in plan["stages"] if stage["stage"] == "unlearn"]
+    assert unlearn["memory_bytes"] == sum(unlearn["memory"].values()) > 2e9
 
 
 def test_an_error_does_not_repeat_megabytes_of_input(call: Call, tmp_path: Path) -> None:
@@ -218,14 +220,39 @@ def test_a_changed_file_is_named(call: Call, tmp_path: Path) -> None:
     assert f"Delete the folder {tmp_path}/store/base/" in done.stderr
 
 
+H100 = ("--device", "H100 80GB")
+
+
 def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) -> None:
     for name in ("demo", "demo-overforget", "fame-topics-gd-llama32-3b"):
-        done = call("release", name, "--dry-run", "--store", str(tmp_path / "runs"))
+        done = call("release", name, "--dry-run", *H100, "--store", str(tmp_path / "runs"))
         assert done.returncode == 0, done.stderr
-        assert "GB of memory" in done.stdout
+        assert re.search(
+            r"On H100 80GB: about [\d.]+ (min|h), an estimate; at the fullest [\d.]+ GB of its", done.stdout
+        )
     assert "11,520 retain, 3,200 forget, 4,000 holdout, 1,280 unrehearsed" in done.stdout
-    assert "3,213 M parameters, 6.4 GB" in done.stdout
+    assert re.search(r"^model +will run +2 min +6.4 GB +6.4 GB  meta-llama/\S+: 3,213 M parameters", done.stdout, re.M)
     assert "model.hub.revision is not pinned" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_cannot_fit_is_refused_by_a_dry_run_and_before_the_first_stage(call: Call, tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "runs"))
+    done = call("release", "fame-topics-gd-llama32-3b", "--dry-run", "--device", "A100 40GB", *store)
+    assert done.returncode == 2
+    assert re.search(r"^base +will run +\d+ min +5\d\.\d GB", done.stdout, re.M)
+    assert re.search(
+        r"base, gold, gold-seed-43, gold-seed-44: 5\S+ GB \(weights 12.9, moments 25.7, .*A100", done.stderr
+    )
+    assert re.search(r"eval-gold, eval-base, eval-unlearned: .*What helps: eval.robustness.relearn: null;", done.stderr)
+    large = tuple(f"--set=model.shape.{key}" for key in ("num_hidden_layers=90000", "hidden_size=576"))
+    done = call("release", "demo", *large, "--set=model.parameters=null", *store)
+    assert done.returncode == 2
+    assert "do not fit into" in done.stderr
+    assert "Set eval.device: cpu" in call("release", "demo", "--dry-run", "--set=eval.device=cuda", *store).stderr
+    done = call("release", "demo", *H100, *store)
+    assert (done.returncode, "Give it with --dry-run" in done.stderr) == (2, True)
+    assert "Did you mean H100 80GB?" in call("release", "demo", "--dry-run", "--device", "H100 80", *store).stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -243,10 +270,7 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         (("run", "unlearn", "demo"), "unlearn reads base, data, gold, neighbours, not done yet"),
         (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
-        (
-            ("release", "demo", "--set", "model.parameters=1000000000000"),
-            "1,000,000 M parameters take at least 4000",
-        ),
+        (("release", "demo", "--set", "model.parameters=3212749824"), "model.shape has 135 M parameters, and"),
         (("release", "demo", "--set", "model.pypi=null", "--set", "model.path=nowhere"), "model.path"),
         (("verify", "a--b/c"), "verify: 'a--b/c' is not the id of a Hub repository; give owner/name"),
         (("compare", "demo", "--to", "gpt2"), "--to gpt2: 'gpt2' is not the id of a Hub repository; give owner/name"),

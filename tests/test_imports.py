@@ -14,19 +14,27 @@ from tests.conftest import ROOT
 PACKAGES = ("core", "datasets_prep", "eval", "model_card", "pipeline")
 SEALED = (
     "core", "datasets_prep", "eval", "model_card", "pipeline.engine", "pipeline.train", "pipeline.unlearn",
-    "pipeline.publish", "pipeline.localhub",
+    "pipeline.publish", "pipeline.localhub", "pipeline.cost",
 )  # fmt: skip
 EVERYBODY = ("core", "datasets_prep.schema", "eval.schema")  # what all may import; core itself imports nobody
 ALLOWED = {  # beyond that
     "model_card": {"eval.catalog", "eval.attacks.catalog"},
     "eval": {"pipeline.train.attention", "pipeline.train.packed", "datasets_prep.chat", "datasets_prep.text"},
     "pipeline.train": {"datasets_prep.chat"},
+    "pipeline.cost": {  # what a section of a recipe takes
+        "datasets_prep.config",
+        "eval.config",
+        "pipeline.train.config",
+        "pipeline.unlearn.config",
+        "pipeline.publish.config",
+    },
     "pipeline.engine": {  # what a stage will do and need is read from the sections of a recipe
         "pipeline.recipe",
         "datasets_prep.config",
         "eval.config",
         "eval.catalog",
         "pipeline.train.config",
+        "pipeline.cost",
         "pipeline.train.fit",
         "pipeline.train.facts",
         "pipeline.publish.schema",
@@ -53,6 +61,7 @@ LIGHT = (
     "pipeline.stages",
     "pipeline.recipe",
     "pipeline.recipe_reference",
+    *(name for name in FILES if name.startswith("pipeline.cost")),
     "pipeline.engine.plan",
     "pipeline.engine.summary",
     "pipeline.engine.launch",

@@ -431,22 +431,22 @@ def test_golds_of_other_seeds_differ_in_nothing_else_and_are_read_by_the_relativ
 def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
     found = identities(load_recipe("demo-audit", ["gold.seeds=[7]", "gold.train.processes=4", "eval.processes=2"]))
     known = Sizes(1_000_000_000, {"retain": 140, "forget": 40, "holdout": 50, "unrehearsed": 20})
-    trained = "fine-tune on {} rows, 5 epochs, {} steps, 2.0 GB on disk"
+    trained = "fine-tune on {} rows, 5 epochs, {} steps"
     audit, plain = "probes, lm-eval and the audit over 250 rows", "probes and lm-eval over 250 rows"
     for name, says, processes, shardable in (
-        ("model", "HuggingFaceTB/SmolLM2-135M-Instruct: 1,000 M parameters, 4.0 GB", 1, False),
+        ("model", "HuggingFaceTB/SmolLM2-135M-Instruct: 1,000 M parameters", 1, False),
         ("data", "140 retain, 40 forget, 50 holdout, 20 unrehearsed (seed 42, setting topics)", 1, False),
         ("base", trained.format(200, 125), 1, True),
         ("gold", trained.format(160, 100), 4, True),
         ("gold-seed-7", trained.format(160, 100), 4, True),
         ("neighbours", "base answers up to 400 questions like the given ones", 1, False),
-        ("unlearn", "csd, 12 epochs over 40 forget rows, at most 48 steps, 2.0 GB on disk", 1, True),
+        ("unlearn", "csd, 12 epochs over 40 forget rows, at most 48 steps", 1, True),
         ("eval-gold", audit, 2, False),
         ("eval-gold-seed-7", plain, 2, False),
         ("eval-unlearned", audit, 2, False),
         ("gate", "13 gates", 1, False),
         ("card", "card, plots, report", 1, False),
-        ("package", "the tree for the Hub, 2.0 GB on disk", 1, False),
+        ("package", "the tree for the Hub", 1, False),
     ):
         stage = dataclasses.replace(found[name], name="named-otherwise")
         assert (stage.does(stage.config, known), stage.processes, stage.shardable) == (says, processes, shardable)
@@ -461,7 +461,7 @@ def test_a_plan_says_what_is_not_known_yet() -> None:
     published = "{train: null, hub: {id: a/b, revision: null}}"
     found = identities(load_recipe("demo", [f"gold={published}", f"gates=[{GATE}]"]))
     for name, says in (
-        ("model", "parameters unknown until it is fetched, size unknown"),
+        ("model", "parameters unknown until it is fetched"),
         ("data", "rows unknown until they are read"),
         ("base", "fine-tune, rows unknown until data is done, 5 epochs"),
         ("gold", "a/b at a commit to be pinned"),

@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from core.errors import ArtifactError, RecipeError, ReleaseError, SystemLimitError
+from core.errors import ArtifactError, InputError, RecipeError, ReleaseError
 from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts import measurable
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
+from pipeline.cost import devices
+from pipeline.cost.fits import refuse_what_does_not_fit
+from pipeline.cost.work import Cost, total
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
 from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
 from pipeline.engine.live import watching
-from pipeline.engine.plan import gigabytes, memory_of_training, needs, sizes
-from pipeline.engine.runner import Stage, Store, build, execute, survey
+from pipeline.engine.plan import duration, gigabytes, planned, sizes
+from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
 from pipeline.recipe import Recipe
 
@@ -29,8 +32,11 @@ from pipeline.recipe import Recipe
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done.
 
-    Raises DataError before a training if the data cannot carry a gate, GateError if the gates allow no publication.
+    Raises DataError before a training if the data cannot carry a gate, SystemLimitError before the first stage if one
+    would not fit in memory, GateError if the gates allow no publication.
     """
+    if options.device and not options.dry_run:
+        raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
@@ -38,8 +44,10 @@ def release(options: argparse.Namespace) -> int:
         return _show_plan(options, recipe, stages, store)
     refuse_unpinned(recipe)
     refuse_other_gates(recipe, stages)
-    waiting = [name for name, state in surveyed(stages, store).items() if state.artifact is None]
+    states = surveyed(stages, store)
+    waiting = [name for name, state in states.items() if state.artifact is None]
     _check_trainings(recipe, waiting, store)
+    _check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
     check_device(options.launch)
     check_launch(options.launch, accelerate, recipe, stages, waiting)
     built: set[str] = set()
@@ -92,11 +100,7 @@ def run_one(options: argparse.Namespace) -> int:
 
 
 def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
-    """Before the first stage runs, refuse trainings that are bound to fail.
-
-    Raises RecipeError for arguments that the trainer's own config class refuses, and SystemLimitError for a model whose
-    weights, gradients and moments alone are larger than the device's memory.
-    """
+    """Before the first stage runs, raise RecipeError for arguments that the trainer's own config class refuses."""
     whole = {"base": recipe.base, "gold": recipe.gold}
     trainings: dict[str, Any] = {
         f"{n}.train": c.train for n, c in whole.items() if n in waiting and not isinstance(c, str)
@@ -105,7 +109,6 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
     trainings = {key: config for key, config in trainings.items() if config is not None}
     if not trainings:
         return  # a cached release starts without torch
-    from core.memory import device_memory
     from pipeline.train.fit import training_arguments
 
     for key, config in trainings.items():
@@ -113,14 +116,17 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
             training_arguments(config.args, config.precision, store.root / "unused")
         except RecipeError as error:
             raise RecipeError(f"{key}.args: {error}") from error
-        needed, (_, total) = memory_of_training(config, recipe.model.parameters), device_memory()
-        if config.processes == 1 and needed > total:  # several may share the weights
-            raise SystemLimitError(
-                f"{key}: weights, gradients and AdamW of {(recipe.model.parameters or 0) / 1e6:,.0f} M parameters take "
-                f"at least {needed / 1e9:.1f} GB in float32, without activations, and the device has {total / 1e9:.1f} "
-                f"GB. Use {key}.lora, several processes that share the weights ({key}.processes with --launch fsdp2), "
-                "or a device with more memory."
-            )
+
+
+def _check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
+    """Before the first stage runs, raise SystemLimitError if one of those that wait would not fit in memory."""
+
+    def costs(device: devices.Device) -> dict[str, tuple[Any, Cost]]:
+        known = planned(recipe, states, device)
+        return {stage.name: (stage.config, stage.costs(stage.config, known)) for stage in waiting}
+
+    if any(cost.parts for _, cost in costs(devices.cpu()).values()):  # else it starts without torch, which `here` needs
+        refuse_what_does_not_fit(costs(devices.here()))
 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
@@ -156,28 +162,47 @@ def _launched(
 
 
 def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
+    """Print what each stage does and costs. Raises SystemLimitError afterwards if one would not fit in memory."""
+    device = devices.named(options.device) if options.device else devices.here()
     states = surveyed(stages, store)
-    known = sizes(recipe, states)
+    known, from_what = sizes(recipe, states), planned(recipe, states, device)
+    costs = {stage.name: stage.costs(stage.config, from_what) for stage in stages}
+    waiting = [stage for stage in stages if states[stage.name].artifact is None]
     rows = [
         {
             "stage": stage.name,
             "state": states[stage.name].state,
-            "will_run": states[stage.name].artifact is None,
+            "will_run": stage in waiting,
             "does": stage.does(stage.config, known),
+            **costs[stage.name].plain(),
         }
         for stage in stages
     ]
-    needed = needs(recipe, known.parameters)
-    lines = [f"{row['stage']:<15} {'will run' if row['will_run'] else 'done':<9} {row['does']}" for row in rows]
-    if needed:
+    needed = total([costs[stage.name] for stage in waiting], device) if known.parameters else None
+    lines = [HEADINGS, *(_line(row) for row in rows)]
+    if needed and waiting:
+        hours = "an unknown time" if needed["seconds"] is None else f"about {duration(needed['seconds'])}, an estimate"
+        memory, disk, download = (gigabytes(needed[f"{what}_bytes"]) for what in ("memory", "disk", "download"))
         lines.append(
-            f"\nAbout {gigabytes(needed['disk_bytes'])} of disk, and {gigabytes(needed['memory_bytes'])} of memory for "
-            f"weights, gradients and AdamW in float32; activations come on top."
+            f"\nOn {device.name}: {hours}; at the fullest {memory} of its {gigabytes(device.memory)} of memory; {disk} "
+            f"of disk; {download} of downloads, without data sets."
         )
-    show(options, {"recipe": recipe.name, "stages": rows, "needs": needed}, "\n".join(lines))
+    show(options, {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}, "\n".join(lines))
     for key in recipe.unpinned():
         say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
+    refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
     return 0
+
+
+HEADINGS = f"{'stage':<18} {'state':<8} {'time':>7} {'memory':>9} {'disk':>9} {'download':>9}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    numbers = [row[name] for name in ("memory_bytes", "disk_bytes", "download_bytes")]
+    sizes_of = " ".join(f"{gigabytes(number) if number else '':>9}" for number in numbers)
+    seconds = row["seconds"]
+    time = "?" if seconds is None else duration(seconds) if seconds >= 1 else ""
+    return f"{row['stage']:<18} {'will run' if row['will_run'] else 'done':<8} {time:>7} {sizes_of}  {row['does']}"
 
 
 def _report(

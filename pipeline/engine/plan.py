@@ -7,32 +7,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from core.artifacts import read_facts
 from core.differences import differences
 from core.ranks import rows_per_step
 from core.yaml_source import dotted
 from datasets_prep.config import DataConfig
+from datasets_prep.schema import read_data_facts
 from eval.config import EvalConfig, GateConfig
+from pipeline.cost.devices import Device, cpu
+from pipeline.cost.rows import row_of
+from pipeline.cost.shape import parameters as count_parameters
+from pipeline.cost.shape import shape_of
+from pipeline.cost.work import Planned
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.runner import Sizes, Stage, Status
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe import Recipe
-from pipeline.train.config import ModelConfig, TrainConfig, TrainedOrPublished
+from pipeline.train.config import ModelConfig, TrainedOrPublished
 from pipeline.train.facts import ModelFacts
 from pipeline.unlearn.config import Neighbours, UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
-BYTES_STORED = 2  # bf16: what training stages save
-BYTES_TRAINED = 16  # float32 weights and gradients, two moments of AdamW; activations come on top
-BYTES_FROZEN = 4  # float32 weights under adapters
-BYTES_CHECKPOINT = 36  # float32 weights and two moments: two checkpoints while a model unlearns, and one being written
 
 
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     """Parameters of the model and rows of each split: from finished stages, else from the recipe."""
-    model = states["model"].artifact if "model" in states else None
-    parameters = read_facts(model.path, ModelFacts).parameters if model else recipe.model.parameters
+    model = _finished(states, "model")
+    parameters = read_facts(model, ModelFacts).parameters if model else recipe.model.parameters
+    if parameters is None and (shape := shape_of(recipe.model, None)):
+        parameters = count_parameters(shape)
+    if data := _finished(states, "data"):
+        return Sizes(parameters, read_data_facts(data).rows.model_dump())
     source, shares = recipe.data.source, recipe.data.shares
     total = None
     if source.sample:
@@ -47,12 +54,25 @@ def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     return Sizes(parameters, rows)
 
 
+def planned(recipe: Recipe, states: Mapping[str, Status], device: Device) -> Planned:
+    """What the costs of the stages are computed from, on ``device``."""
+    known, shape = sizes(recipe, states), shape_of(recipe.model, _finished(states, "model"))
+    row = row_of(recipe.data, shape) if shape else None
+    return Planned(shape, known.parameters, known.rows, row, recipe.data, device, cpu())
+
+
+def _finished(states: Mapping[str, Status], stage: str) -> Path | None:
+    """The folder of a finished stage."""
+    artifact = states[stage].artifact if stage in states else None
+    return artifact.path if artifact else None
+
+
 def fetching(config: ModelConfig, known: Sizes) -> str:
     """What the model stage does, in one line. The functions below do the same for the other stages."""
     count = known.parameters
-    size = f"{count / 1e6:,.0f} M parameters, " if count else "parameters unknown until it is fetched, "
-    width = 4 if config.pypi else BYTES_STORED
-    return f"{config.name}: {size}{gigabytes(count * width) if count else 'size unknown'}"
+    return f"{config.name}: " + (
+        f"{count / 1e6:,.0f} M parameters" if count else "parameters unknown until it is fetched"
+    )
 
 
 def preparing(config: DataConfig, known: Sizes) -> str:
@@ -65,14 +85,14 @@ def preparing(config: DataConfig, known: Sizes) -> str:
 def training(config: TrainedOrPublished, known: Sizes, *, splits: Sequence[str]) -> str:
     """The training on these splits, or the published model that replaces it."""
     if config.hub:
-        return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}{_stored(known)}"
+        return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}"
     args = config.train.args if config.train else {}
     epochs = args.get("num_train_epochs", 3)
     if known.rows is None:
-        return f"fine-tune, rows unknown until data is done, {epochs} epochs{_stored(known)}"
+        return f"fine-tune, rows unknown until data is done, {epochs} epochs"
     rows = sum(known.rows[split] for split in splits)
     steps = math.ceil(rows / rows_per_step(args)) * math.ceil(epochs)
-    return f"fine-tune on {rows:,} rows, {epochs} epochs, {steps} steps{_stored(known)}"
+    return f"fine-tune on {rows:,} rows, {epochs} epochs, {steps} steps"
 
 
 def asking(config: Neighbours, known: Sizes) -> str:
@@ -86,7 +106,7 @@ def unlearning(config: UnlearnConfig, known: Sizes) -> str:
     batch = rows_per_step(config.args)
     epochs = config.passes(forget) if forget else config.epochs
     steps = f", at most {math.ceil(epochs * forget / batch)} steps" if forget else ""
-    return f"{config.method}, {epochs} epochs over {forget or '?'} forget rows{steps}{_stored(known)}"
+    return f"{config.method}, {epochs} epochs over {forget or '?'} forget rows{steps}"
 
 
 def evaluating(config: EvalConfig, known: Sizes) -> str:
@@ -106,8 +126,8 @@ def describing(config: object, known: Sizes) -> str:
 
 
 def packaging(config: object, known: Sizes) -> str:
-    """The size of the release."""
-    return f"the tree for the Hub{_stored(known)}"
+    """What the package stage makes."""
+    return "the tree for the Hub"
 
 
 def publishing(config: PublishConfig, known: Sizes) -> str:
@@ -116,32 +136,16 @@ def publishing(config: PublishConfig, known: Sizes) -> str:
     return f"{config.repo} on {hub}, {config.visibility}, tag {config.tag}"
 
 
-def _stored(known: Sizes) -> str:
-    return f", {gigabytes(known.parameters * BYTES_STORED)} on disk" if known.parameters else ""
-
-
-def needs(recipe: Recipe, parameters: int | None) -> dict[str, int] | None:
-    """Bytes of disk and of device memory for a whole release, or None if the size of the model is unknown."""
-    if parameters is None:
-        return None
-    several = [c for c in (recipe.base, recipe.gold) if not isinstance(c, str)]
-    trained = 1 + sum(1 + len(config.seeds or []) for config in several)
-    copies = trained + 1 + (recipe.publish.hub == "local")  # the package, and what the loopback Hub keeps
-    source = 4 if recipe.model.pypi else BYTES_STORED
-    disk = parameters * (source + copies * BYTES_STORED + BYTES_CHECKPOINT)
-    trainings: list[TrainConfig | UnlearnConfig] = [recipe.unlearn, *(c.train for c in several if c.train)]
-    return {"disk_bytes": disk, "memory_bytes": max(memory_of_training(config, parameters) for config in trainings)}
-
-
-def memory_of_training(config: TrainConfig | UnlearnConfig, parameters: int | None) -> int:
-    """Bytes that weights, gradients and moments take at least; 0 if the size of the model is unknown."""
-    partly = config.lora or config.train_from_layer  # only the model itself says how much of it is trained
-    return (parameters or 0) * (BYTES_FROZEN if partly else BYTES_TRAINED)
-
-
 def gigabytes(count: int) -> str:
     """Bytes in GB or MB, for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def reasons(stage: Stage, status: Status, states: Mapping[str, Status]) -> list[str]:

@@ -13,6 +13,7 @@ from core.artifacts import Made
 from core.digests import artifact_key
 from core.errors import ArtifactError, ReleaseError, TrainingError
 from core.strict import Strict
+from pipeline.cost.work import Cost, Planned, nothing
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
@@ -32,9 +33,10 @@ class Stage:
     ``run`` returns the stage's facts, for the manifest. ``inputs`` maps the name that ``run`` gets to the stage that
     makes it. ``identity`` enters the key. ``version`` is bumped by hand when the code makes a different result from the
     same input. A ``resumable`` stage finds in its folder what an interrupted run left there; only a failed training
-    deletes its checkpoints. ``does`` says in one line what ``config`` asks for. ``processes`` is how many processes
-    the recipe asks for. If the stage is ``shardable``, each of them may hold a part of the weights; otherwise each
-    holds all of them. ``publishes`` what its inputs hold: their files are hashed again before it runs.
+    deletes its checkpoints. ``does`` says in one line what ``config`` asks for, and ``costs`` what that takes.
+    ``processes`` is how many processes the recipe asks for. If the stage is ``shardable``, each of them may hold a part
+    of the weights; otherwise each holds all of them. ``publishes`` what its inputs hold: their files are hashed again
+    before it runs.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Stage:
     identity: Any
     inputs: dict[str, str] = field(default_factory=dict)
     does: Callable[[Any, Sizes], str] = lambda config, sizes: ""
+    costs: Callable[[Any, Planned], Cost] = nothing
     processes: int = 1
     resumable: bool = False
     shardable: bool = False

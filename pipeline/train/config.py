@@ -112,6 +112,21 @@ def _exactly_one(keys: dict[str, object]) -> None:
         raise ValueError(f"needs exactly one of {', '.join(keys)}; {problem}")
 
 
+class Shape(Strict):
+    """The shape of a decoder, under the names of its ``config.json``: what its memory and time are computed from."""
+
+    num_hidden_layers: int = Field(ge=1, description="Layers.")
+    hidden_size: int = Field(ge=1, description="Width of the hidden states.")
+    intermediate_size: int = Field(ge=1, description="Width of the inner part of a layer's MLP.")
+    num_attention_heads: int = Field(ge=1, description="Heads of the queries.")
+    num_key_value_heads: int = Field(ge=1, description="Heads of the keys and values.")
+    head_dim: int | None = Field(
+        default=None, ge=1, description="Width of a head; `null` is `hidden_size` / `num_attention_heads`."
+    )
+    vocab_size: int = Field(ge=1, description="Entries of the vocabulary.")
+    tie_word_embeddings: bool = Field(description="Whether the head and the embeddings are one tensor.")
+
+
 class ModelConfig(Strict):
     """The start model and where it comes from: exactly one of the keys ``hub``, ``path`` and ``pypi``.
 
@@ -126,6 +141,10 @@ class ModelConfig(Strict):
     license: LicenceId = Field(description="The model's licence, which the release keeps.")
     parameters: int | None = Field(
         default=None, ge=1, description="Number of parameters, for the plan before the model is here."
+    )
+    shape: Shape | None = Field(
+        default=None,
+        description="Its shape, for the plan before the model is here. Not needed if it is in the cache, or a folder.",
     )
     chat_template: str | None = Field(default=None, min_length=1, description="Template in place of the model's own.")
     date_string: str | None = Field(

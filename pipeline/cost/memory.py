@@ -1,0 +1,165 @@
+"""Peak memory of each kind of work, in bytes, from a model's shape: no weights are needed, and no device.
+
+Formulas count the tensors that are alive at the fullest moment; tests compare them with the tensors of real steps.
+Attention is counted as fused kernels have it, without scores. A name of a part says what holds the bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipeline.cost import shape as of
+from pipeline.train.config import Shape, TrainConfig
+from pipeline.unlearn.config import UnlearnConfig, level_name
+
+Parts = dict[str, int]
+"""Bytes by what holds them."""
+FORWARD_BYTES = 2**31  # as in eval/scoring/batches.py, which a test compares
+LOGITS_BYTES = 2**27  # as in pipeline/train/head.py
+TILE = 8192
+PADDED = 3
+"""Times that the texts of a scoring forward are longer side by side than as a tree: what FAME's rows have."""
+PROCESS = 900_000_000
+"""Bytes of the interpreter and its libraries, where models are in the host's memory too; measured (fame.md)."""
+
+
+class Batch(NamedTuple):
+    """Tokens of one forward, packed, and those of them in answers."""
+
+    tokens: int
+    answers: int
+
+
+def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) -> Parts:
+    """A training step of micro-batches like ``batch``: float32 weights, AdamW, products in bf16 or float32.
+
+    The peak is at the beginning of the backward pass, when all activations are there, or at its end, when all gradients
+    are; with accumulated gradients both come together.
+    """
+    every, trained = of.parameters(shape), of.trained_parameters(shape, config.lora, config.train_from_layer)
+    weights = every + (trained if config.lora else 0)
+    layers = shape.num_hidden_layers - config.train_from_layer
+    whole = not config.lora and not config.train_from_layer
+    head = of.head_parameters(shape)
+    tiled = batch.answers * shape.vocab_size * 4 > LOGITS_BYTES and not _compares_distributions(config)
+    checkpointed = bool(config.args.get("gradient_checkpointing", False))
+    saved = batch.tokens * saved_per_token(shape, bf16=bf16, norms=not config.lora)
+    last = 12 * batch.tokens * shape.hidden_size  # the final norm
+    # Under autocast each weight has a copy in bfloat16 for as long as the backward pass may need it.
+    copies = 2 * layers * of.layer_products(shape) + (0 if tiled else 2 * head) if bf16 else 0
+    passing = batch.tokens * (2 * shape.intermediate_size * (2 if bf16 else 4) + 8 * shape.hidden_size)
+    logits = max(_logits(shape, config, batch, tiled=tiled, bf16=bf16), passing)
+    one_layer = saved + (2 * of.layer_products(shape) if bf16 else 0)
+    activations = layers * saved + last + copies
+    if checkpointed:
+        kept = 0 if config.lora else copies  # autocast keeps copies of trained weights until the forward's end
+        activations = layers * 4 * batch.tokens * shape.hidden_size + last + max(kept, one_layer)
+    accumulates = config.args.get("gradient_accumulation_steps", 1) > 1
+    begin = {
+        "gradients": (4 * trained if accumulates else 0) + (4 * head if whole else 0),
+        "activations": activations,
+        "logits": logits,
+    }
+    untied = 0 if tiled or not whole or not shape.tie_word_embeddings else 8 * head  # the head's and the embedding's
+    end = {"gradients": 4 * trained + untied, "activations": one_layer + passing, "logits": 0}
+    fullest = max(begin, end, key=lambda moment: sum(moment.values()))
+    return {
+        "weights": 4 * weights,
+        "moments": 8 * trained,
+        "copies of the head": _head_copies(shape, config),
+        **fullest,
+    }
+
+
+def saved_per_token(shape: Shape, *, bf16: bool, norms: bool) -> int:
+    """Bytes that a layer's forward keeps of each token for its backward pass.
+
+    Both norms keep their input, and what they multiply with their weight if that is trained (``norms``); linear layers
+    keep their inputs, each its own copy under autocast; attention its inputs and its output; the MLP four times its
+    inner width (gate, its activation, up, their product).
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = of.heads_width(shape)
+    width = 2 if bf16 else 4
+    of_norms = 2 * (4 + (4 if norms else 0)) * hidden
+    inputs = 5 * 2 * hidden if bf16 else 2 * 4 * hidden
+    attention = (3 * queries + 2 * keys) * width + 4 * shape.num_attention_heads
+    return of_norms + inputs + attention + 4 * inner * width
+
+
+def _compares_distributions(config: TrainConfig) -> bool:
+    return isinstance(config, UnlearnConfig) and config.retain_kl
+
+
+def _head_copies(shape: Shape, config: TrainConfig) -> int:
+    """Base's head, which turns its hidden states into distributions; a copy for each term if the head is trained."""
+    if not _compares_distributions(config) or config.lora or config.train_from_layer:
+        return 0
+    return 4 * of.head_parameters(shape) * (2 if config.method == "csd" else 1)  # type: ignore[attr-defined]
+
+
+def _logits(shape: Shape, config: TrainConfig, batch: Batch, *, tiled: bool, bf16: bool) -> int:
+    """Logits with their gradient, in float32 and once in bf16; more of their size where distributions are compared."""
+    entries = batch.answers * (min(TILE, shape.vocab_size) if tiled else shape.vocab_size)
+    more = 0
+    if _compares_distributions(config):
+        more = 2 if config.method == "csd" else 1  # type: ignore[attr-defined]
+    return entries * (8 + (2 if bf16 else 0) + 4 * more)
+
+
+def of_unlearning(shape: Shape, config: UnlearnConfig, batch: Batch, *, bf16: bool) -> Parts:
+    """The fullest moment of an unlearning: its step, or measuring gold's level, which loads gold beside the model."""
+    step = of_training(shape, config, batch, bf16=bf16)
+    levels = {level_name(config.forget_cap), level_name(config.stop.forget_loss) if config.stop else None}
+    if "gold" not in levels:
+        return step
+    both = {"weights": step["weights"], "gold": 4 * of.parameters(shape)}
+    return max(step, both, key=lambda moment: sum(moment.values()))
+
+
+def of_scoring(shape: Shape, batch: Batch, width: int, *, packed: bool) -> Parts:
+    """Log-probabilities under weights of ``width`` bytes; on a CPU they have a ``packed`` copy (packed_linear.py)."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = of.heads_width(shape)
+    layer = batch.tokens * ((2 * width + 8) * hidden + width * max(3 * inner, 2 * PADDED * (queries + keys)))
+    logits = min(batch.answers * shape.vocab_size * width, FORWARD_BYTES) + 3 * 16 * shape.vocab_size * 4
+    linear = shape.num_hidden_layers * of.layer_products(shape) + of.head_parameters(shape)
+    return {
+        "weights": width * of.parameters(shape),
+        "packed weights": width * linear if packed else 0,
+        "activations and logits": max(layer, logits + batch.tokens * hidden * width),
+    }
+
+
+def of_generation(shape: Shape, rows: int, tokens: int, width: int, *, packed: bool) -> Parts:
+    """``rows`` generations of up to ``tokens`` with their prompts, in batches that eval/scoring/batches.py bounds."""
+    _, keys = of.heads_width(shape)
+    cache = rows * tokens * 2 * shape.num_hidden_layers * keys * width
+    scoring = of_scoring(shape, Batch(rows * tokens, rows), width, packed=packed)
+    return scoring | {"keys and values": min(cache, FORWARD_BYTES)}
+
+
+def of_suites(shape: Shape, longest: int, width: int) -> Parts:
+    """lm-eval's scoring: logits and their softmax in float32 at each position; a question of ``longest`` goes alone."""
+    logits = max(FORWARD_BYTES, longest * shape.vocab_size * (width + 4))
+    tokens = logits // (shape.vocab_size * (width + 4))
+    return {
+        "weights": width * of.parameters(shape),
+        "activations and logits": logits + tokens * shape.hidden_size * width,
+    }
+
+
+def of_relearning(shape: Shape, batch: Batch) -> Parts:
+    """Float32 weights and both moments; gradients come one by one, and only a tied head's waits for the embedding's."""
+    every, head = of.parameters(shape), of.head_parameters(shape)
+    activations = batch.tokens * (
+        shape.num_hidden_layers * saved_per_token(shape, bf16=False, norms=True) + 12 * shape.hidden_size
+    )
+    logits = 8 * batch.answers * shape.vocab_size
+    return {
+        "weights": 4 * every,
+        "moments": 8 * every,
+        "gradients": 4 * head,
+        "activations": activations,
+        "logits": logits,
+    }

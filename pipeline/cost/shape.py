@@ -1,0 +1,98 @@
+"""The shape of a model, and the sizes that follow from it. It is read from files: weights and torch are not needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.train.config import Lora, ModelConfig, Shape
+
+
+def shape_of(config: ModelConfig, fetched: Path | None) -> Shape | None:
+    """The start model's shape: of the ``fetched`` model, else of its folder, the recipe's, or from the Hub's cache."""
+    folder = fetched or (Path(config.path).expanduser() if config.path else None)
+    if shape := (read_shape(folder / "config.json") if folder else None) or config.shape:
+        return shape
+    if config.hub and config.hub.revision:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(config.hub.id, "config.json", revision=config.hub.revision)
+        return read_shape(Path(cached)) if isinstance(cached, str) else None
+    return None
+
+
+def read_shape(file: Path) -> Shape | None:
+    """The shape that a ``config.json`` describes; None if it cannot be read, or is no plain decoder's."""
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+        values.setdefault("tie_word_embeddings", False)
+        return Shape.model_validate({name: values.get(name) for name in Shape.model_fields})
+    except (OSError, ValueError, AttributeError, ValidationError):
+        return None
+
+
+def heads_width(shape: Shape) -> tuple[int, int]:
+    """Width of all queries, and of all keys."""
+    size = shape.head_dim or shape.hidden_size // shape.num_attention_heads
+    return shape.num_attention_heads * size, shape.num_key_value_heads * size
+
+
+def linears(shape: Shape) -> Mapping[str, tuple[int, int]]:
+    """The linear layers of one decoder layer by name: width in, width out."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = heads_width(shape)
+    return {
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }
+
+
+def layer_products(shape: Shape) -> int:
+    """Weights of one layer's linear layers."""
+    return sum(width_in * width_out for width_in, width_out in linears(shape).values())
+
+
+def layer_parameters(shape: Shape) -> int:
+    """Weights of one layer, norms included."""
+    return layer_products(shape) + 2 * shape.hidden_size
+
+
+def head_parameters(shape: Shape) -> int:
+    """Weights of the head."""
+    return shape.vocab_size * shape.hidden_size
+
+
+def parameters(shape: Shape) -> int:
+    """All weights; tied ones count once."""
+    outer = head_parameters(shape) * (1 if shape.tie_word_embeddings else 2) + shape.hidden_size
+    return shape.num_hidden_layers * layer_parameters(shape) + outer
+
+
+def adapter_parameters(shape: Shape, lora: Lora) -> int:
+    """Weights of the adapters."""
+    ends = lora.target_modules
+    chosen = [
+        widths
+        for name, widths in linears(shape).items()
+        if isinstance(ends, str) or name in {e.split(".")[-1] for e in ends}
+    ]
+    return shape.num_hidden_layers * lora.r * sum(width_in + width_out for width_in, width_out in chosen)
+
+
+def trained_parameters(shape: Shape, lora: Lora | None, train_from_layer: int) -> int:
+    """Weights that a training moves."""
+    if lora:
+        return adapter_parameters(shape, lora)
+    if train_from_layer:
+        return (shape.num_hidden_layers - train_from_layer) * layer_parameters(shape) + shape.hidden_size
+    return parameters(shape)

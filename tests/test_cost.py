@@ -1,0 +1,185 @@
+"""Computed time and sizes: against PyTorch's own counts of operations, published sizes, and what has to hold anyway."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from core.errors import InputError, SystemLimitError
+from datasets_prep.schema import Encoded
+from pipeline.cost import devices, memory, time, work
+from pipeline.cost.fits import refuse_what_does_not_fit
+from pipeline.cost.memory import Batch
+from pipeline.cost.rows import row_of
+from pipeline.cost.shape import parameters, read_shape, shape_of
+from pipeline.cost.work import Cost
+from pipeline.engine.plan import planned
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
+from pipeline.train.attention import ROWS_SDPA
+from pipeline.train.config import ModelConfig, Shape, TrainConfig
+from pipeline.train.fit import freeze_below
+from pipeline.train.lora import add_adapters
+from pipeline.train.packed import completion_log_probs, pack
+
+H100 = devices.named("H100 80GB")
+FAME = "fame-topics-gd-llama32-3b"
+LLAMA_3B = load_recipe(FAME).model.shape
+LLAMA_8B = {
+    "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def costs_of(recipe: Any, device: devices.Device = H100) -> dict[str, Cost]:
+    known = planned(recipe, {}, device)
+    return {stage.name: stage.costs(stage.config, known) for stage in stages(recipe)}
+
+
+# Shapes
+
+
+def test_shapes_have_the_published_numbers_of_parameters() -> None:
+    assert LLAMA_3B
+    assert parameters(LLAMA_3B) == 3_212_749_824
+    assert parameters(Shape.model_validate(LLAMA_8B)) == 8_030_261_248
+
+
+def test_a_shape_is_read_from_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"name": "a/b", "license": "apache-2.0"}
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B | {"architectures": ["LlamaForCausalLM"]}))
+    expected = Shape.model_validate(LLAMA_8B)
+    assert shape_of(ModelConfig.model_validate(config | {"path": str(tmp_path)}), None) == expected
+    hub = {"hub": {"id": "a/b", "revision": "0" * 40}}
+    assert shape_of(ModelConfig.model_validate(config | hub), None) is None
+    assert shape_of(ModelConfig.model_validate(config | hub), tmp_path) == expected
+    assert shape_of(ModelConfig.model_validate(config | hub | {"shape": LLAMA_8B}), None) == expected
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
+    assert shape_of(ModelConfig.model_validate(config | hub), None) == expected
+    for text in ("{}", "[]", "no json"):
+        (tmp_path / "config.json").write_text(text)
+        assert read_shape(tmp_path / "config.json") is None
+
+
+# Operations
+
+
+ROWS, LENGTH, ANSWER = 4, 20, 8
+
+
+@pytest.fixture(scope="module")
+def shape() -> Shape:
+    return Shape(
+        num_hidden_layers=4, hidden_size=64, intermediate_size=192, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=500, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train_from_layer": 2}, {"lora": {"r": 1, "alpha": 1}}, {"args": {"gradient_checkpointing": True}}],
+)
+def test_operations_are_those_that_pytorch_counts(shape: Shape, changes: dict[str, Any]) -> None:
+    config = TrainConfig.model_validate(changes)
+    model: Any = LlamaForCausalLM(LlamaConfig(**shape.model_dump(exclude_none=True), attn_implementation=ROWS_SDPA))
+    freeze_below(model, config.train_from_layer)
+    if config.lora:
+        model = add_adapters(model, config.lora, 0)
+    if config.args:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    batch = pack([Encoded(tuple(range(i, i + LENGTH)), LENGTH - ANSWER) for i in range(ROWS)])
+    with FlopCounterMode(display=False) as counted, torch.autocast("cpu", dtype=torch.bfloat16):
+        completion_log_probs(model, batch).sum().backward()
+    computed = time.step_operations(shape, config, Batch(ROWS * LENGTH, ROWS * ANSWER))
+    assert computed == pytest.approx(counted.get_total_flops(), rel=0.1)  # attention and adapters are left out
+
+
+def test_a_token_of_the_large_model_takes_what_is_known_of_it() -> None:
+    assert LLAMA_3B
+    body = time.step_operations(LLAMA_3B, TrainConfig(), Batch(1000, 0)) / 1000
+    answer = time.step_operations(LLAMA_3B, TrainConfig(), Batch(0, 100)) / 100
+    assert (round(body / 1e9, 1), round(answer / 1e9, 1)) == (16.9, 2.4)  # six operations for each weight
+
+
+# Costs
+
+
+def test_every_stage_of_every_known_shape_has_its_cost() -> None:
+    recipe = load_recipe(FAME)
+    costs = costs_of(recipe)
+    for name, cost in costs.items():
+        assert cost.seconds is not None
+        assert math.isfinite(cost.seconds)
+        if name.startswith(("base", "gold", "unlearn", "eval")):
+            assert 6.4e9 < cost.memory < H100.memory
+            assert cost.seconds > 60
+    assert costs["eval-gold"].parts["moments"] == 8 * 3_212_749_824  # the fullest moment is the relearning
+    assert costs["eval-gold-seed-43"].memory < 12e9
+    assert costs["base"].scratch == 2 * 12 * 3_212_749_824  # a checkpoint, and the next one being written
+    assert costs["model"].download == costs["publish"].download == 2 * 3_212_749_824
+
+
+def test_smaller_batches_and_checkpoints_need_less_and_slower_devices_more_time() -> None:
+    assert LLAMA_3B
+    recipe = load_recipe(FAME)
+    row = row_of(recipe.data, LLAMA_3B)
+    train = recipe.base.train
+    assert train
+
+    def needs(**changes: Any) -> int:
+        args = train.args | changes
+        batch = row.batch(args["per_device_train_batch_size"])
+        return sum(memory.of_training(LLAMA_3B, train.model_copy(update={"args": args}), batch, bf16=True).values())
+
+    assert needs(per_device_train_batch_size=8) < needs() < needs(gradient_checkpointing=False)
+    fast, slow = (costs_of(recipe, devices.named(name)) for name in ("H100 80GB", "A100 80GB"))
+    for name, cost in fast.items():
+        assert (cost.seconds or 0) <= (slow[name].seconds or 0)
+        assert cost.memory == slow[name].memory
+
+
+def test_of_a_model_of_unknown_shape_weights_gradients_and_moments_are_counted() -> None:
+    recipe = load_recipe("demo", ["model.shape=null", "model.parameters=1000000000", "gold.train.lora={r: 1, alpha: 1}",
+                                  "gold.train.train_from_layer=0", "base.train.train_from_layer=0"])  # fmt: skip
+    costs = costs_of(recipe)
+    assert (costs["base"].memory, costs["gold"].memory, costs["eval-base"].memory) == (16e9, 4e9, 4e9)
+    assert costs["base"].seconds is None
+    assert work.total(list(costs.values()), H100)["seconds"] is None
+
+
+def test_a_level_of_gold_has_two_models_in_memory() -> None:
+    changes = ["unlearn.forget_cap=gold", "unlearn.lora={r: 8, alpha: 16}"]
+    recipe = load_recipe(FAME, changes)
+    assert costs_of(recipe)["unlearn"].parts["gold"] == 4 * 3_212_749_824
+
+
+def test_a_plan_for_one_small_gpu_says_what_does_not_fit_and_what_helps() -> None:
+    small = devices.named("RTX 4090 24GB")
+    shape = ", ".join(f"{key}: {str(value).lower()}" for key, value in LLAMA_8B.items())
+    changes = [f"model.shape={{{shape}}}", "model.parameters=null", "eval.robustness.relearn=null"]
+    changes += [f"{key}.lora={{r: 16, alpha: 32}}" for key in ("base.train", "gold.train", "unlearn")]
+    gates = [gate.model_dump() for gate in load_recipe(FAME).gates if "relearn" not in gate.metric]
+    recipe = load_recipe(FAME, [*changes, f"gates={json.dumps(gates)}"])
+    costs = costs_of(recipe, small)
+    known = {stage.name: (stage.config, costs[stage.name]) for stage in stages(recipe)}
+    with pytest.raises(SystemLimitError) as caught:
+        refuse_what_does_not_fit(known)
+    said = str(caught.value)
+    assert "base, gold, gold-seed-43, gold-seed-44: 3" in said  # float32 weights under the adapters: 32.1 GB
+    assert "eval-" not in said  # 16.1 GB in bf16, and each attacked copy alone
+    assert costs["eval-base"].memory < small.memory
+
+
+def test_devices_are_found_by_their_names() -> None:
+    assert devices.named("a100 40gb").bf16 == 312e12
+    assert devices.here() == devices.cpu() or devices.here().is_gpu
+    with pytest.raises(InputError, match="Did you mean H100 80GB"):
+        devices.named("H100")
