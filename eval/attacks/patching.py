@@ -4,7 +4,8 @@ Lee, Kim and Jo, *Measuring the Depth of LLM Unlearning via Activation Patching*
 what its layers say of a fact, runs on the true answer. At one layer its hidden states at the positions that predict the
 fact are replaced by those of gold (stage 1) or of the model (stage 2), and the fact's log-probability falls. The layers
 where it falls with gold's states hold the fact. The score says how much of that fall the model's states bring about: 0
-if the fact is all there, 1 if it is as absent as from gold.
+if the fact is all there, 1 if it is as absent as from gold. A gold of another seed has less than 1: where it lacks more
+than gold, it is cut off at 1, and where it lacks less, it is not.
 
 There the fact is an annotated span of the answer. Here it is what false answers to the same question do not share: the
 tokens between the common beginning and the common end. An answer without false ones is taken whole.
