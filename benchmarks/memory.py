@@ -30,7 +30,7 @@ from pipeline.engine.machine import peak_memory, reset_peak_memory
 from pipeline.recipe import load_recipe
 from pipeline.train import fine_tune
 from pipeline.train.config import Shape, TrainConfig
-from pipeline.train.fit import native_bf16
+from pipeline.train.precision import in_bf16
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
 
@@ -43,6 +43,7 @@ class Demo:
 
     def __init__(self, artifacts: Path) -> None:
         self.artifacts, self.data = artifacts, artifacts / "data"
+        self.inputs = {"model": artifacts / "model"}
         tokenizer = load_tokenizer(artifacts / "model")
         self.rows = {split: encode_rows(tokenizer, read_rows(self.data / f"{split}.jsonl")) for split in SPLITS}
         shape = read_shape(artifacts / "model" / "config.json")
@@ -64,8 +65,8 @@ def training(demo: Demo, out: Path, **changes: Any) -> Parts:
     assert given
     args = given.args | {"max_steps": STEPS, "save_strategy": "no"} | changes.pop("args", {})
     config = TrainConfig.model_validate(given.model_dump() | changes | {"args": args})
-    fine_tune.train(config, {"model": demo.artifacts / "model", "data": demo.data}, out, ("retain", "forget"))
-    bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
+    fine_tune.train(config, demo.inputs | {"data": demo.data}, out, ("retain", "forget"))
+    bf16 = in_bf16(config, demo.inputs)
     return memory.of_training(demo.shape, config, demo.batch(0, args["per_device_train_batch_size"]), bf16=bf16)
 
 
@@ -82,9 +83,9 @@ def unlearning(demo: Demo, out: Path, **changes: Any) -> Parts:
         write_rows(few / f"{split}.jsonl", of_split)
     kept = {row.row_id for row in rows["forget"]}
     write_rows(few / "guides.jsonl", [row for row in read_perturbed(demo.data / "guides.jsonl") if row.row_id in kept])
-    run.run(config, {"base": demo.artifacts / "base", "data": few}, out)
+    run.run(config, demo.inputs | {"base": demo.artifacts / "base", "data": few}, out)
     size, each = config.args["per_device_train_batch_size"], config.retain_rows_per_forget_row or 0
-    bf16 = native_bf16() if config.precision == "auto" else config.precision == "bf16"
+    bf16 = in_bf16(config, demo.inputs)
     return memory.of_unlearning(demo.shape, config, demo.batch(size, size * each), bf16=bf16)
 
 

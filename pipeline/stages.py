@@ -126,7 +126,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
-    ascent = {"base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
+    ascent = {"model": "model", "base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
     ascent, evidence = ascent | asked, evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
@@ -135,7 +135,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     patched = {"gold-model": "gold"} if recipe.eval.patching else {}
     return [
-        Stage("model", "1", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching),
+        Stage("model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching),
         Stage(
             "data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
         ),

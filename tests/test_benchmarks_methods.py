@@ -22,7 +22,7 @@ def test_every_entry_is_a_recipe_that_differs_from_the_demo_in_unlearn_alone(ent
 
     recipe, demo = load_recipe("demo", methods.overrides(entry, 2026)), load_recipe("demo")
     assert recipe.name == f"methods-2026-{entry['name']}"
-    training_arguments(recipe.unlearn.args, "fp32", Path("unused"))
+    training_arguments(recipe.unlearn.args, Path("unused"), bf16=False)
     for section in ("model", "base", "gold", "eval", "gates"):
         assert getattr(recipe, section) == getattr(demo, section)
     assert (recipe.unlearn == demo.unlearn) == ("unlearn" not in entry)

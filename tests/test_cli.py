@@ -30,7 +30,7 @@ from pipeline.engine.runner import Store, execute
 from pipeline.publish.schema import RECEIPT
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.train.facts import ModelFacts
+from pipeline.train.facts import ModelFacts, Products
 from tests.artifacts import demo_data_facts, judged_gate, receipt, verdict_of
 from tests.conftest import PATIENCE, ROOT, Call
 
@@ -59,7 +59,13 @@ def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: 
                 write_verdict(out, verdict_of(judged_gate(rule="at most 0.25 [gold]", passed=passed)))
             if name == "publish":
                 write_file(out / RECEIPT, receipt())
-            return ModelFacts(name="demo/x", license="apache-2.0", parameters=134515008, dtypes=["F32"])
+            return ModelFacts(
+                name="demo/x",
+                license="apache-2.0",
+                parameters=134515008,
+                dtypes=["F32"],
+                products=Products(precision="fp32"),
+            )
 
         return run
 
@@ -267,7 +273,7 @@ def test_what_cannot_fit_is_refused_by_a_dry_run_and_before_the_first_stage(call
         (("release", "demo", "--launch", "slurm"), "Give local, ddp, fsdp2, zero3"),
         (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
-        (("run", "unlearn", "demo"), "unlearn reads base, data, gold, neighbours, not done yet"),
+        (("run", "unlearn", "demo"), "unlearn reads model, base, data, gold, neighbours, not done yet"),
         (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
         (("release", "demo", "--set", "model.parameters=3212749824"), "model.shape has 135 M parameters, and"),

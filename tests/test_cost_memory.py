@@ -97,7 +97,7 @@ def test_a_training_step_needs_what_is_computed(
 ) -> None:
     args = args | {"per_device_train_batch_size": count}
     config = TrainConfig.model_validate({**changes, "args": args})
-    arguments = training_arguments({**args, "max_steps": 2}, config.precision, tmp_path)
+    arguments = training_arguments({**args, "max_steps": 2}, tmp_path, bf16=config.precision == "bf16")
     model, tokenizer = load(folder)
     freeze_below(model, config.train_from_layer)
     trained: Any = add_adapters(model, config.lora, 0) if config.lora else model
@@ -141,7 +141,7 @@ def test_a_large_vocabulary_is_projected_in_tiles(
         monkeypatch.setattr(module, "TILE", 256)
     args = {"per_device_train_batch_size": ROWS}
     model, tokenizer = load(folder)
-    arguments = training_arguments({**args, "max_steps": 2}, "bf16", tmp_path)
+    arguments = training_arguments({**args, "max_steps": 2}, tmp_path, bf16=True)
     trainer = CompletionTrainer(
         model, args=arguments, train_dataset=row_dataset(rows(2 * ROWS)), processing_class=tokenizer
     )

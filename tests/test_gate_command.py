@@ -15,12 +15,12 @@ from core.strict import Strict
 from core.unlearning import NeighbourFacts
 from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
-from pipeline.__main__ import QUIET, main
+from pipeline.__main__ import SETTINGS, main
 from pipeline.commands.shared import STORE
 from pipeline.engine.runner import Store, execute
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.train.facts import ModelFacts
+from pipeline.train.facts import ModelFacts, Products
 from tests.conftest import ROOT
 
 VALUES = {"base": 0.9, "gold": 0.17, "unlearned": 0.12}
@@ -38,7 +38,7 @@ WEIGHTS = b"weights"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*QUIET, STORE):
+    for name in (*SETTINGS, STORE):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.chdir(ROOT)
@@ -71,7 +71,9 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
                 write_records(out / "results.json", records)
             if name == "eval-unlearned":
                 write_measured(out, weights_sha256(inputs["model"] / "model"))
-            return ModelFacts(name="demo/x", license="apache-2.0", parameters=1, dtypes=["F32"])
+            return ModelFacts(
+                name="demo/x", license="apache-2.0", parameters=1, dtypes=["F32"], products=Products(precision="fp32")
+            )
 
         return run
 

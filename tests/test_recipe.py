@@ -37,7 +37,7 @@ def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tm
     recipe = load_recipe(name)
     trained = [part.train for part in (recipe.base, recipe.gold) if not isinstance(part, str)]
     for config in (*filter(None, trained), recipe.unlearn):
-        training_arguments(config.args, "fp32", tmp_path)
+        training_arguments(config.args, tmp_path, bf16=False)
     assert not list(tmp_path.iterdir())
 
 

@@ -221,7 +221,9 @@ def test_out_of_memory_beside_the_steps_is_said_too(
     monkeypatch.setattr(module, name, lambda *_: torch.empty(1 << 52))
     stages = {
         run: lambda: run.run(unlearn_config(), inputs, out),
-        fine_tune: lambda: fine_tune.train(TrainConfig(), inputs | {"model": tiny_model}, out, ("retain",)),
+        fine_tune: lambda: fine_tune.train(
+            TrainConfig(precision="fp32"), inputs | {"model": tiny_model}, out, ("retain",)
+        ),
     }
     with pytest.raises(SystemLimitError, match=r"Out of memory \(before or after the steps\).*GB .*allocate"):
         stages[module]()
@@ -248,16 +250,16 @@ def test_an_optimizer_that_the_machine_lacks(tiny_model: Path, tmp_path: Path, o
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device has it")
 def test_a_precision_that_the_device_lacks(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--tf32"):
-        training_arguments({"tf32": True}, "fp32", tmp_path)
+        training_arguments({"tf32": True}, tmp_path, bf16=False)
 
 
 def test_curves_go_where_the_user_says(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="tensorboard and trackio"):
-        training_arguments({"report_to": "wandb"}, "fp32", tmp_path)
+        training_arguments({"report_to": "wandb"}, tmp_path, bf16=False)
     pytest.importorskip("tensorboard", reason="an optional package: pip install tensorboard")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     with pytest.raises(RecipeError, match="TENSORBOARD_LOGGING_DIR"):
-        training_arguments({"report_to": "tensorboard"}, "fp32", tmp_path)
+        training_arguments({"report_to": "tensorboard"}, tmp_path, bf16=False)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
     args = SGD | {"report_to": "tensorboard"}
     unlearn_trainer(tiny_model, tmp_path, some_rows(2, 1), some_rows(2, 2), args).train()

@@ -182,7 +182,7 @@ def test_too_few_retain_rows_for_k(inputs: dict[str, Path], out: Path) -> None:
 )
 def test_trainer_arguments_are_checked(tmp_path: Path, args: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        training_arguments(args, "fp32", tmp_path)
+        training_arguments(args, tmp_path, bf16=False)
 
 
 BATCH, PARTS = "per_device_train_batch_size", "gradient_accumulation_steps"

@@ -51,10 +51,10 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
     loaded, tokenizer = load(model)
     common = {"processing_class": tokenizer, "callbacks": []}
     if kind == "train":
-        arguments = training_arguments(ARGS | more | {"num_train_epochs": 2}, "fp32", out)
+        arguments = training_arguments(ARGS | more | {"num_train_epochs": 2}, out, bf16=False)
         return CompletionTrainer(loaded, args=arguments, train_dataset=row_dataset(FORGET), **common)
     config = UnlearnConfig.model_validate({"epochs": 2} | METHODS[kind])
-    arguments = training_arguments(ARGS | config.args | more, "fp32", out, num_train_epochs=1)
+    arguments = training_arguments(ARGS | config.args | more, out, bf16=False, num_train_epochs=1)
     pairs = draw_alternates(PAIRS, [len(guides) for guides in GUIDES], 3) if kind == "altpo" else PAIRS
     data = pair_dataset(pairs, FORGET, RETAIN, GUIDES)
     trainer = UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)

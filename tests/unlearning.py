@@ -65,9 +65,7 @@ def unlearn_trainer(
     pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
     callbacks = options.pop("callbacks", [])
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1} | options)
-    arguments = training_arguments(
-        args, config.precision if "precision" in options else "fp32", out, num_train_epochs=1
-    )
+    arguments = training_arguments(args, out, bf16=config.precision == "bf16", num_train_epochs=1)
     trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
     return UnlearnTrainer(
         trained,

@@ -113,7 +113,7 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
 
     for key, config in trainings.items():
         try:
-            training_arguments(config.args, config.precision, store.root / "unused")
+            training_arguments(config.args, store.root / "unused", bf16=False)
         except RecipeError as error:
             raise RecipeError(f"{key}.args: {error}") from error
 

@@ -26,7 +26,7 @@ from pipeline.engine.runner import Sizes, Stage, Status
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import ModelConfig, TrainedOrPublished
-from pipeline.train.facts import ModelFacts
+from pipeline.train.facts import ModelFacts, Products
 from pipeline.unlearn.config import Neighbours, UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
@@ -35,11 +35,12 @@ KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + fo
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     """Parameters of the model and rows of each split: from finished stages, else from the recipe."""
     model = _finished(states, "model")
-    parameters = read_facts(model, ModelFacts).parameters if model else recipe.model.parameters
+    facts = read_facts(model, ModelFacts) if model else None
+    parameters, products = (facts.parameters, facts.products) if facts else (recipe.model.parameters, None)
     if parameters is None and (shape := shape_of(recipe.model, None)):
         parameters = count_parameters(shape)
     if data := _finished(states, "data"):
-        return Sizes(parameters, read_data_facts(data).rows.model_dump())
+        return Sizes(parameters, read_data_facts(data).rows.model_dump(), products)
     source, shares = recipe.data.source, recipe.data.shares
     total = None
     if source.sample:
@@ -51,7 +52,7 @@ def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
         rows = {name: round(total * share) for name, share in shares.model_dump().items()}
         rows["unrehearsed"] = recipe.data.unrehearsed_of(rows["retain"])
         rows["retain"] -= rows["unrehearsed"]
-    return Sizes(parameters, rows)
+    return Sizes(parameters, rows, products)
 
 
 def planned(recipe: Recipe, states: Mapping[str, Status], device: Device) -> Planned:
@@ -70,9 +71,15 @@ def _finished(states: Mapping[str, Status], stage: str) -> Path | None:
 def fetching(config: ModelConfig, known: Sizes) -> str:
     """What the model stage does, in one line. The functions below do the same for the other stages."""
     count = known.parameters
-    return f"{config.name}: " + (
-        f"{count / 1e6:,.0f} M parameters" if count else "parameters unknown until it is fetched"
-    )
+    size = f"{count / 1e6:,.0f} M parameters" if count else "parameters unknown until it is fetched"
+    return f"{config.name}: {size}" + (f", products in {_faster(known.products)}" if known.products else "")
+
+
+def _faster(products: Products) -> str:
+    if not (products.bf16_seconds and products.fp32_seconds):
+        return products.precision
+    ratio = products.fp32_seconds / products.bf16_seconds
+    return f"{products.precision} (measured: bf16 {ratio:.1f} x as fast as fp32)"
 
 
 def preparing(config: DataConfig, known: Sizes) -> str:

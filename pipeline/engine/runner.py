@@ -17,13 +17,15 @@ from pipeline.cost.work import Cost, Planned, nothing
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
+from pipeline.train.facts import Products
 
 
 class Sizes(NamedTuple):
-    """Parameters of the model, and rows of each split, as far as they are known; None if not."""
+    """Parameters of the model, rows of each split, and the faster precision, as far as they are known; None if not."""
 
     parameters: int | None
     rows: dict[str, int] | None
+    products: Products | None = None
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from core.strict import Strict
 
 
+class Products(Strict):
+    """The precision that matrix products are faster in on the device, and the seconds measured; None if none were."""
+
+    precision: Literal["fp32", "bf16"]
+    fp32_seconds: float | None = None
+    bf16_seconds: float | None = None
+
+
 class ModelFacts(Strict):
-    """The start model: Hub name, licence, the number of its weights, and their types as safetensors names them."""
+    """The start model: Hub name, licence, the number of its weights, and their types as safetensors names them.
+
+    ``products`` is what the precision ``auto`` of every training of the release stands for.
+    """
 
     name: str
     license: str
     parameters: int
     dtypes: list[str]
+    products: Products
 
 
 class PublishedFacts(Strict):

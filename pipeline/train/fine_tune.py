@@ -26,6 +26,7 @@ from pipeline.train.fit import (
 )
 from pipeline.train.guards import Watch
 from pipeline.train.lora import add_adapters
+from pipeline.train.precision import in_bf16
 from pipeline.train.trainer import CompletionTrainer, row_dataset
 
 
@@ -36,7 +37,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     Writes ``model/`` and ``log.jsonl``; an interrupted run continues from its last checkpoint. Raises TrainingError if
     a guard stops the run, RecipeError if the trainer refuses ``config.args``, SystemLimitError if memory runs out.
     """
-    arguments = training_arguments(config.args, config.precision, out)
+    arguments = training_arguments(config.args, out, bf16=in_bf16(config, inputs))
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
     model, tokenizer = load(inputs["model"])
     freeze_below(model, config.train_from_layer)

