@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from core.errors import RecipeError
-from core.licences import name_problem
 from core.places import user_path
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
@@ -77,7 +76,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Recipe:
-        if problem := name_problem(self.model.license, self.publish.repo):
+        if problem := self.model.rules.name_problem(self.publish.repo):
             raise ValueError(f"publish.repo: {problem}")
         shape, count = self.model.shape, self.model.parameters
         if shape and count and abs(count_parameters(shape) / count - 1) > 0.01:  # some models have biases beside these

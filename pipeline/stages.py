@@ -238,9 +238,11 @@ def _without(value: Any) -> Any:
 
 
 def _model_identity(recipe: Recipe) -> Any:
-    plain = recipe.model.model_dump(exclude={"parameters", "shape"})  # only for the plan
+    plain = recipe.model.model_dump(exclude={"parameters", "shape", "terms", "license_file"})  # for plan and release
     if recipe.model.path:
         plain["path"] = named_content("model.path", recipe.model.path)
+    if recipe.model.license_file:
+        plain["license_file"] = named_content("model.license_file", recipe.model.license_file)
     return plain
 
 
@@ -272,6 +274,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         model=CardModel(
             name=recipe.model.name,
             license=recipe.model.license,
+            terms=recipe.model.terms,
             revision=recipe.model.hub.revision if recipe.model.hub else None,
             own_template=_own_template(recipe),
         ),
@@ -298,6 +301,7 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         repo=recipe.publish.repo,
         tag=recipe.publish.tag,
         license=recipe.model.license,
+        terms=recipe.model.terms,
         base_model=recipe.model.name,
         search_for=recipe.publish.search_for,
         recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"})

@@ -54,6 +54,12 @@ def test_a_folder_is_copied_by_an_allow_list(folder: Path, out: Path) -> None:
     assert facts.dtypes == ["F32"]
 
 
+def test_a_licence_that_did_not_come_with_the_model_is_added(folder: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("Gemma Terms of Use")
+    run(config(path=str(folder), license_file=str(tmp_path / "terms.txt")), {}, out)
+    assert (out / "LICENSE").read_text() == "Gemma Terms of Use"
+
+
 def test_a_template_in_the_tokenizer_config_becomes_a_file(folder: Path, out: Path) -> None:
     template = folder / "chat_template.jinja"
     settings = json.loads((folder / "tokenizer_config.json").read_text())

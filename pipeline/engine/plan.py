@@ -70,9 +70,9 @@ def _finished(states: Mapping[str, Status], stage: str) -> Path | None:
 def fetching(config: ModelConfig, known: Sizes) -> str:
     """What the model stage does, in one line. The functions below do the same for the other stages."""
     count = known.parameters
-    return f"{config.name}: " + (
-        f"{count / 1e6:,.0f} M parameters" if count else "parameters unknown until it is fetched"
-    )
+    size = f"{count / 1e6:,.0f} M parameters" if count else "parameters unknown until it is fetched"
+    gated = ", gated: its licence must be accepted on the Hub first" if config.hub and config.rules.gated else ""
+    return f"{config.name}: {size}{gated}"
 
 
 def preparing(config: DataConfig, known: Sizes) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from core.hub_ids import HubId, ReleaseTag
-from core.licences import LicenceId
+from core.licences import Licensed
 from core.strict import Strict
 
 Searched = Literal["questions", "names"]
@@ -32,12 +32,11 @@ class PublishConfig(Strict):
     )
 
 
-class PackageConfig(Strict):
+class PackageConfig(Licensed):
     """What the package stage needs from a recipe."""
 
     repo: HubId = Field(description="Full name of the repository.")
     tag: ReleaseTag = Field(description="Tag of the release.")
-    license: LicenceId = Field(description="Licence of the start model, and so of the weights.")
     base_model: HubId = Field(description="Hub id of the start model.")
     search_for: list[Searched] = Field(default_factory=list, description="The recipe's `publish.search_for`.")
     recipe: dict[str, JsonValue] = Field(

@@ -13,7 +13,6 @@ from pathlib import Path
 from core.artifacts import write_file
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
-from core.licences import name_problem
 from core.packages import package_versions
 from core.progress import report
 from core.weights import weights_problems
@@ -42,7 +41,7 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     left_out = _refuse_pickles(model)
     if problems := weights_problems(model):
         raise ArtifactError(f"{model}: {'; '.join(problems)}. Run the unlearn stage again.")
-    if problem := name_problem(config.license, config.repo):
+    if problem := config.rules.name_problem(config.repo):
         raise InputError(f"publish.repo: {problem}.")
     key = sign.private_key()
     hub = out / "hub"
@@ -119,9 +118,9 @@ def _refuse_pickles(model: Path) -> list[str]:
 
 
 def _add_licence(config: PackageConfig, sources: Sequence[Path], hub: Path) -> None:
-    for name, text in licence_texts(config.license, config.repo, config.base_model, sources).items():
+    for name, text in licence_texts(config, config.repo, config.base_model, sources).items():
         (hub / name).write_text(text, encoding="utf-8")
-    if problems := licence_problems(config.license, config.repo, hub):
+    if problems := licence_problems(config, config.repo, hub):
         raise InputError(f"The release does not meet the licence {config.license}: {'; '.join(problems)}.")
 
 

@@ -14,12 +14,13 @@ from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, VerificationError
 from core.hub_ids import is_release_tag, newest_release
+from core.licences import Licensed
 from core.progress import report
 from core.weights import weights_problems
 from eval.schema import GATE
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import hub_errors, quiet
-from pipeline.publish.licence import card_licence, licence_problems
+from pipeline.publish.licence import licence_problems
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import Release, VerifiedCheck
 
@@ -68,7 +69,7 @@ def verify_release(
             ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
             ("contents", lambda: _contents(read_release(folder), files, folder)),
             ("gate", lambda: _gate(folder, recheck)),
-            ("licence", lambda: _licence(folder, repo)),
+            ("licence", lambda: _licence(read_release(folder), folder)),
             ("safetensors", lambda: _safetensors(folder)),
             ("generation", lambda: _generation(folder)),
         ]
@@ -202,11 +203,16 @@ def _gate(folder: Path, recheck: Recheck) -> str:
     return "passed for these weights, by the recipe's thresholds and the published values"
 
 
-def _licence(folder: Path, repo: str) -> str:
-    licence = card_licence(folder)
-    if problems := licence_problems(licence, repo, folder):
-        raise VerificationError(f"the licence {licence} is not met: {'; '.join(problems)}.")
-    return f"{licence}: text, notice and name are as it requires"
+def _licence(release: Release, folder: Path) -> str:
+    made_from = release.recipe.get("model")
+    terms = made_from.get("terms") if isinstance(made_from, dict) else None
+    try:
+        licensed = Licensed.model_validate({"license": release.license, "terms": terms})
+    except ValueError as error:
+        raise VerificationError(f"its licence {release.license!r} is not known here, with these terms.") from error
+    if problems := licence_problems(licensed, release.repo, folder):
+        raise VerificationError(f"the licence {release.license} is not met: {'; '.join(problems)}.")
+    return f"{release.license}: text, notice and name are as it requires"
 
 
 def _safetensors(folder: Path) -> str:

@@ -64,6 +64,8 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
         _from_path(user_path(str(config.path)), out)
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
+    if config.license_file:
+        shutil.copyfile(user_path(config.license_file), out / "LICENSE")
     parameters, dtypes = weight_facts(out)
     return ModelFacts(name=config.name, license=config.license, parameters=parameters, dtypes=dtypes)
 
