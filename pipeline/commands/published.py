@@ -1,4 +1,4 @@
-"""`verify` and `hub`: check what was published, and serve the loopback Hub."""
+"""`verify`, `revoke` and `hub`: check what was published, take it back, and serve the loopback Hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
 from pipeline.localhub.server import serve
 from pipeline.publish.hub import connect
+from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_reason
 from pipeline.publish.sign import trusted_key
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
@@ -31,6 +32,31 @@ def verify(options: argparse.Namespace) -> int:
     }
     lines = [f"ok  {check.name:<14} {check.detail}" for check in verified.checks]
     show(options, value, "\n".join([f"{options.repo} at {verified.commit}", *lines]))
+    return 0
+
+
+def revoke(options: argparse.Namespace) -> int:
+    """Revoke a release, or say what that would do. Raises InputError for a wrong name or reason, HubError."""
+    check_repository(options.repo, "revoke")
+    if options.successor is not None:
+        check_repository(options.successor, "--successor")
+    reason = check_reason(options.reason)
+    with connect(hub_of(options, options.repo)) as target:
+        revoker = Revoker(options.repo, options.tag, target)
+        plan = revoker.plan(reason, options.successor, hide=options.hide, purge=options.purge)
+        if not options.dry_run:
+            with watching("revoke"):
+                revoker.run(plan)
+    value = {
+        "repo": options.repo,
+        **plan.revocation.model_dump(),
+        "steps": list(plan.steps),
+        "done": not options.dry_run,
+    }
+    said = f"{options.repo} {', '.join(plan.revocation.revisions)}: {plan.revocation}"
+    head = "This would be done:" if options.dry_run else "Done:" if plan.steps else "Nothing was left to do."
+    rest = PURGED if options.purge else CANNOT_TAKE_BACK
+    show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
     return 0
 
 

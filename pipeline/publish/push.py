@@ -33,6 +33,7 @@ from pipeline.publish import sign, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
@@ -74,6 +75,8 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
     repository.prepare()
     tagged = repository.tags().get(config.tag)
     head = repository.head(MAIN)
+    if tagged is not None and (revoked := revocation_of(config.repo, config.tag, target)):
+        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
     if tagged is not None and not repository.holds_release(tagged):
         raise HubError(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "

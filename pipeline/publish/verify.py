@@ -19,9 +19,10 @@ from core.progress import report
 from core.weights import weights_problems
 from eval.schema import GATE
 from pipeline.publish import sign, tree
-from pipeline.publish.hub import hub_errors, quiet
+from pipeline.publish.hub import Target, hub_errors, quiet
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import Release, VerifiedCheck
 
 MAIN = "main"
@@ -55,6 +56,8 @@ def verify_release(
     HubError if it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
+        if revoked := revocation_of(repo, revision, Target(endpoint, token)):
+            raise VerificationError(f"{repo} at {revision} was {revoked}")
         report("downloading what was published")
         commit, oids, folder = _download(repo, revision, endpoint, token, Path(temporary))
         tags = _tags(repo, endpoint, token) if revision == MAIN else {}
