@@ -54,7 +54,9 @@ def _talk(repository: Repository, said: bytes, *, advertise: bool) -> bytes:
     protocol = ReceivableProtocol(BytesIO(said).read, written.write)
     repositories: dict[str, Any] = {"/": repository.git}
     try:
-        UploadPackHandler(DictBackend(repositories), ["/"], protocol, stateless_rpc=True, advertise_refs=advertise).handle()
+        UploadPackHandler(
+            DictBackend(repositories), ["/"], protocol, stateless_rpc=True, advertise_refs=advertise
+        ).handle()
     except Exception as error:  # dulwich raises many kinds for what is not git's protocol
         raise Refusal(400, f"This is not git's protocol: {error!s:.200}") from error
     return written.getvalue()
