@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.localhub import account, collection, discussions, large_files, reading, writing
+from pipeline.localhub import account, collection, discussions, git_clone, large_files, reading, writing
 from pipeline.localhub.bodies import whole
 from pipeline.localhub.hub import Call, Hub, Needs
 from pipeline.localhub.refusal import Refusal
@@ -28,6 +28,7 @@ Handler = Callable[[Call], Response]
 MAX_BODY = 8 << 20
 MAX_COMMIT = 256 << 20  # the small files of a commit are in its body
 MAX_CARD = 1 << 20
+GIT = ("/info/refs", "/git-upload-pack", "/info/lfs/objects/batch")
 
 R, COLLECTION = "/api/{kind}/{ns}/{name}", "/api/collections/{ns}/{slug}"
 D = R + "/discussions/{num}"
@@ -80,6 +81,8 @@ ROUTES: list[tuple[str, str, Needs, Handler]] = [
 FILES: list[tuple[str, str, Needs, Handler]] = [  # their addresses begin with the name of a model, or with datasets/
     ("GET", "/resolve/{rev}/{path:path}", "files", reading.resolve),
     ("POST", "/ask-access", "read", account.ask_access),
+    *(("GET", f"{git}/info/refs", "files", git_clone.info_refs) for git in (".git", "")),
+    *(("POST", f"{git}/git-upload-pack", "files", git_clone.upload_pack) for git in (".git", "")),
     ("POST", ".git/info/lfs/objects/batch", "read", large_files.batch),
     ("POST", ".git/info/lfs/verify", "discuss", large_files.verify),
     ("GET", ".git/info/lfs/download/{oid}", "nothing", large_files.download),
@@ -101,9 +104,12 @@ def build_app(hub: Hub) -> ASGIApp:
 
 def _route(hub: Hub, method: str, path: str, needs: Needs, handler: Handler) -> Route:
     async def endpoint(request: Request) -> Response:
+        limits = hub.rate.take(request.headers.get("authorization", "")) if hub.rate else {}
         call = await run_in_threadpool(_admit, hub, request, needs)
         body = await whole(request, LONGEST.get(handler, MAX_BODY))
-        return await run_in_threadpool(handler, replace(call, body=body))
+        response = await run_in_threadpool(handler, replace(call, body=body))
+        response.headers.update(limits)
+        return response
 
     return Route(path, endpoint, methods=[method])
 
@@ -117,7 +123,7 @@ def _streaming(hub: Hub) -> Callable[[Request], Any]:
 
 def _admit(hub: Hub, request: Request, needs: Needs) -> Call:
     """The call of a sender who may make it."""
-    call = Call(hub, request, hub.accounts.sender(request.headers.get("authorization")))
+    call = Call(hub, request, hub.tokens.sender(request.headers.get("authorization")))
     call.check(needs)
     return call
 
@@ -140,11 +146,13 @@ class _Front:
         await self._app({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, numbered)
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)  # noqa: S101  registered for it
     # A header holds printable ASCII; the body has the message as it is.
     shown = "".join(char if " " <= char <= "~" else " " for char in error.message.encode("ascii", "replace").decode())
     headers = {"X-Error-Message": shown[:500]}
+    if error.status == 401 and request.scope["path"].endswith(GIT):
+        headers["WWW-Authenticate"] = 'Basic realm="the loopback Hub"'  # git sends a token only if it is asked
     if error.code:
         headers["X-Error-Code"] = error.code
     return JSONResponse({"error": error.message}, error.status, {**headers, **error.headers})

@@ -21,9 +21,9 @@ from dulwich.repo import Repo
 from filelock import FileLock
 
 from core.hub_ids import is_commit
-from pipeline.localhub.accounts import OWNER
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import Settings, read_settings, write_settings
+from pipeline.localhub.tokens import OWNER
 
 MAX_REGULAR_BYTES = 10 * 1024 * 1024
 MAX_REF_BYTES = 200  # a ref is a file name
@@ -208,6 +208,12 @@ class Repository:
         return {name.decode(): sha.decode() for name, sha in sorted(refs.items())}
 
     # -- writing; the caller holds the lock
+
+    def break_locks(self) -> None:
+        """Remove git's own locks: whoever made them was killed, since only the holder of our lock writes."""
+        for places in ("*.lock", "refs/**/*.lock", "objects/*/*.lock"):
+            for leftover in self.path.glob(places):
+                leftover.unlink(missing_ok=True)
 
     def set_settings(self, settings: Settings) -> None:
         """Change who may read."""

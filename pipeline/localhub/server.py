@@ -13,13 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from core.errors import SystemLimitError
-from pipeline.localhub.accounts import Accounts
 from pipeline.localhub.app import build_app
+from pipeline.localhub.connections import server
 from pipeline.localhub.hub import Hub
+from pipeline.localhub.rate_limit import RateLimit
+from pipeline.localhub.tokens import Tokens
 from pipeline.localhub.uploads import remove_leftovers
 
 HOST = "127.0.0.1"
@@ -50,7 +51,7 @@ class LocalHub:
     ``app`` answers the requests; tests wrap it, before the ``with`` block starts, to inject faults.
     """
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int = 0, rate: RateLimit | None = None) -> None:
         self.folder = folder
         self.token = hub_token(folder)
         remove_leftovers(folder)
@@ -63,16 +64,13 @@ class LocalHub:
             self._socket.close()
             raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another port.") from error
         self.endpoint = f"http://{HOST}:{self._socket.getsockname()[1]}"
-        self.accounts = Accounts(folder, self.token)
+        self.tokens = Tokens(folder, self.token)
         # Made of the token, so that upload addresses outlive the process that gave them out.
         secret = hashlib.sha256(b"uploads " + self.token.encode()).digest()
-        self.app: ASGIApp = build_app(Hub(folder, self.endpoint, self.accounts, secret))
-
-    def _server(self) -> uvicorn.Server:
-        return uvicorn.Server(uvicorn.Config(self.app, lifespan="off", log_config=None, timeout_graceful_shutdown=2))
+        self.app: ASGIApp = build_app(Hub(folder, self.endpoint, self.tokens, secret, rate))
 
     def __enter__(self) -> Self:
-        self._running = self._server()
+        self._running = server(self.app)
         self._thread = threading.Thread(target=self._running.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
         while not self._running.started:
@@ -91,7 +89,7 @@ class LocalHub:
     def run(self) -> None:
         """Answer until interrupted."""
         try:
-            self._server().run(sockets=[self._socket])
+            server(self.app).run(sockets=[self._socket])
         finally:
             self._socket.close()
 

@@ -1,6 +1,6 @@
 """Who sends a request, by the token that it carries, and what this token allows.
 
-The user ``local`` owns the Hub, and with it every namespace. Others are made by :meth:`Accounts.issue` and own the
+The user ``local`` owns the Hub, and with it every namespace. Others are made by :meth:`Tokens.issue` and own the
 namespace of their name. ``tokens.json`` holds digests of tokens, never a token.
 """
 
@@ -73,7 +73,7 @@ class Sender:
         return {"type": "user", "name": self.user, "fullname": self.user, "orgs": orgs, "auth": {"accessToken": token}}
 
 
-class Accounts:
+class Tokens:
     """The tokens of a Hub's folder. Several processes may serve and change it."""
 
     def __init__(self, folder: Path, owners_token: str) -> None:
