@@ -14,13 +14,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from core.errors import GateError, HubError, VerificationError
 from pipeline.localhub.server import LocalHub
-from pipeline.publish import push, sign, tree
+from pipeline.publish import push, tree
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
 from tests.hub_world import CONFIG, Fault, World, next_release, running
-from tests.publishing import CARD, REPO, build, make_inputs, write_gate
+from tests.publishing import CARD, REPO, build, make_inputs, own_signer, write_gate
 
 SLEEP = time.sleep
 
@@ -61,7 +61,7 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     assert str(tmp_path) not in (out / "receipt.json").read_text()
     assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key(), problems)
+        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, [own_signer()], problems)
         assert [c.name for c in found.checks] == [c.name for c in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"
@@ -235,12 +235,12 @@ def test_a_corrupt_download(world: World, inputs: dict, package: Path, tmp_path:
 
 def test_a_hub_that_is_not_there(package: Path) -> None:
     with pytest.raises(HubError, match="cannot be reached"):
-        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), sign.public_key(), problems)
+        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), own_signer(), problems)
 
 
 def test_a_token_that_is_wrong(world: World, package: Path) -> None:
     with pytest.raises(HubError, match="401"):
-        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), sign.public_key(), problems)
+        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), own_signer(), problems)
 
 
 def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.Mo
 
     close_session()
     with connect("local") as target:
-        push.publish(CONFIG, package / "hub", target, sign.public_key(), problems)
+        push.publish(CONFIG, package / "hub", target, own_signer(), problems)
     close_session()
 
 

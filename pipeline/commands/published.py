@@ -10,7 +10,7 @@ from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
 from pipeline.localhub.server import serve
 from pipeline.publish.hub import connect
-from pipeline.publish.sign import trusted_key
+from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
 
@@ -18,12 +18,14 @@ from pipeline.recheck import problems
 def verify(options: argparse.Namespace) -> int:
     """Check a published release from the outside.
 
-    Raises InputError if REPO is not the id of a repository, VerificationError if a check fails.
+    Raises InputError if REPO is not the id of a repository or nobody is named who may have signed it, VerificationError
+    if a check fails.
     """
     check_repository(options.repo, "verify")
-    key = trusted_key(options.key)
+    given = {name: getattr(options, name) for name in ("key", "ca", "identity", "issuer")}
+    signers = trusted_signers(options.repo, given_signer(**given))
     with connect(hub_of(options, options.repo)) as target, watching("verify"):
-        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, key, problems)
+        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, signers, problems)
     value = {
         "repo": options.repo,
         "commit": verified.commit,

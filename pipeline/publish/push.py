@@ -25,15 +25,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.artifacts import write_file
-from core.digests import hash_file
 from core.errors import HubError, VerificationError
 from core.hub_ids import is_release_tag
 from core.progress import report
-from pipeline.publish import sign, tree
+from pipeline.publish import sign, tree, trust
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
+from pipeline.publish.trust import Signer
 from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
 ATTEMPTS = 3
@@ -48,10 +48,9 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     """
     package = inputs["package"] / "hub"
     check_gate(inputs["gate"], package)
-    public_key = sign.public_key()
-    sign.check_signature(package, package / tree.SIGNATURE, public_key)
+    signer = trust.check_signature(package, package / tree.SIGNATURE, sign.own_signers(config.repo, package))
     with connect(config.hub) as target, quiet():
-        receipt = publish(config, package, target, public_key, recheck)
+        receipt = publish(config, package, target, signer, recheck)
     write_file(out / RECEIPT, receipt)
     return PublishFacts(
         repo=receipt.repo,
@@ -62,7 +61,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, public_key: Path, recheck: Recheck) -> Receipt:
+def publish(config: PublishConfig, package: Path, target: Target, signer: Signer, recheck: Recheck) -> Receipt:
     """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
     release = read_release(package)
     if (release.repo, release.tag) != (config.repo, config.tag):
@@ -70,7 +69,7 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
             f"The package was signed as {release.tag} of {release.repo}, and is to be published as {config.tag} of "
             f"{config.repo}. Run the package stage again."
         )
-    repository = _Repository(config, package, target, public_key)
+    repository = _Repository(config, package, target, signer)
     repository.prepare()
     tagged = repository.tags().get(config.tag)
     head = repository.head(MAIN)
@@ -95,16 +94,16 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
     if tagged is None:
         repository.tag(commit)
     repository.finish()
-    return _receipt(config, target, public_key, commit, verified)
+    return _receipt(config, target, signer, commit, verified)
 
 
 class _Repository:
     """One repository and the tree that is to become its content."""
 
-    def __init__(self, config: PublishConfig, package: Path, target: Target, public_key: Path) -> None:
+    def __init__(self, config: PublishConfig, package: Path, target: Target, signer: Signer) -> None:
         from huggingface_hub import HfApi
 
-        self._config, self._package, self._target, self._public_key = config, package, target, public_key
+        self._config, self._package, self._target, self._signer = config, package, target, signer
         self._files = tree.read_tree(package)
         self._api = HfApi(endpoint=target.endpoint, token=target.token)
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
@@ -186,7 +185,7 @@ class _Repository:
                     token=self._target.token,
                     cache_dir=temporary,
                 )
-                sign.check_signature(self._package, Path(signature), self._public_key)
+                trust.check_signature(self._package, Path(signature), [self._signer])
             except (EntryNotFoundError, VerificationError):
                 return False
         return True
@@ -259,7 +258,7 @@ class _Repository:
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
-            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, recheck, expected
+            self._config.repo, commit, self._target.endpoint, self._target.token, [self._signer], recheck, expected
         )
 
     def tag(self, commit: str) -> None:
@@ -286,7 +285,7 @@ class _Repository:
                 raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
 
 
-def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified) -> Receipt:
+def _receipt(config: PublishConfig, target: Target, signer: Signer, commit: str, verified: Verified) -> Receipt:
     # The loopback Hub has a new port each time; its folder in the store stays.
     local = config.hub == "local"
     return Receipt(
@@ -301,8 +300,8 @@ def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: st
         files=verified.files,
         signature=SignatureFacts(
             file=tree.SIGNATURE,
-            format="OpenSSF model-signing 1.0, ECDSA P-256",
-            public_key_sha256=hash_file(public_key),
+            format="OpenSSF model-signing 1.0",
+            signer=signer.says(),
         ),
         verified=verified.checks,
     )

@@ -17,11 +17,12 @@ from core.hub_ids import is_release_tag, newest_release
 from core.progress import report
 from core.weights import weights_problems
 from eval.schema import GATE
-from pipeline.publish import sign, tree
+from pipeline.publish import tree, trust
 from pipeline.publish.hub import hub_errors, quiet
 from pipeline.publish.licence import card_licence, licence_problems
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.schema import Release, VerifiedCheck
+from pipeline.publish.trust import Signer
 
 MAIN = "main"
 _ATTRIBUTES = re.compile(r"(?:[^\s#]+ filter=lfs diff=lfs merge=lfs -text)?\s*")  # what the Hub writes there
@@ -43,7 +44,7 @@ def verify_release(
     revision: str,
     endpoint: str,
     token: str | None,
-    public_key: Path,
+    signers: Sequence[Signer],
     recheck: Recheck,
     expected: Mapping[str, str] | None = None,
 ) -> Verified:
@@ -64,7 +65,7 @@ def verify_release(
         steps: list[tuple[str, Callable[[], str]]] = [
             ("digests", lambda: _digests(oids, digests, files, expected)),
             ("allowed files", lambda: _allowed(files, attributes)),
-            ("signature", lambda: _signature(folder, public_key)),
+            ("signature", lambda: _signature(folder, signers)),
             ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
             ("contents", lambda: _contents(read_release(folder), files, folder)),
             ("gate", lambda: _gate(folder, recheck)),
@@ -153,11 +154,10 @@ def _allowed(files: dict[str, str], attributes: str) -> str:
     return "nothing but weights, tokenizer, card, licence and evidence"
 
 
-def _signature(folder: Path, public_key: Path) -> str:
+def _signature(folder: Path, signers: Sequence[Signer]) -> str:
     if not (folder / tree.SIGNATURE).is_file():
         raise VerificationError(f"it has no signature ({tree.SIGNATURE}).")
-    sign.check_signature(folder, folder / tree.SIGNATURE, public_key)
-    return f"covers all files, by the key {sign.key_fingerprint(public_key)[:16]}"
+    return f"covers all files, by {trust.check_signature(folder, folder / tree.SIGNATURE, signers).says()}"
 
 
 def read_release(folder: Path) -> Release:
