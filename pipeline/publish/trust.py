@@ -129,7 +129,8 @@ def _check(tree: Path, signature: Path, signer: Signer) -> None:
                 identity=str(signer.identity), oidc_issuer=str(signer.issuer), trust_config=sigstore_instance()
             )
     except (ValueError, TypeError) as error:
-        raise InputError(f"{signer.key or signer.ca} cannot be used: {error}. Give a file in PEM.") from error
+        file = signer.key or signer.ca or f"{SIGSTORE} {sigstore_instance()}"
+        raise InputError(f"{file} cannot be used: {error}. Give a file in PEM, of Sigstore one in JSON.") from error
     except Exception as error:  # the library's network has many kinds
         raise HubError(f"Sigstore's roots of trust cannot be fetched: {error}. Run again later.") from error
     try:
