@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from core.errors import HubError, InputError, VerificationError
+from core.errors import InputError, VerificationError
 from pipeline.publish import sign, trust
 from pipeline.publish.trust import Signer
 from tests.certificates import NAME, Holder, Organisation, issue
@@ -111,8 +110,8 @@ def test_the_kind_of_a_signature_is_named(folder: Path, acme: Organisation, tmp_
     signature, _ = by_certificate(folder, acme, issue(NAME, acme.middle))
     with pytest.raises(VerificationError, match=r"it is by a certificate \(--ca FILE\)"):
         trust.check_signature(folder, signature, [key])
+    (tmp_path / "root.pem").write_text("nonsense")
     with pytest.raises(InputError, match=r"cannot be used: .*Give a file in PEM"):
-        (tmp_path / "root.pem").write_text("nonsense")
         trust.check_signature(folder, signature, [Signer(ca=str(tmp_path / "root.pem"))])
 
 

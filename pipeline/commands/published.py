@@ -24,7 +24,7 @@ def verify(options: argparse.Namespace) -> int:
     check_repository(options.repo, "verify")
     given = {name: getattr(options, name) for name in ("key", "ca", "identity", "issuer")}
     signers = trusted_signers(options.repo, given_signer(**given))
-    with connect(hub_of(options, options.repo)) as target, watching("verify"):
+    with connect(hub_of(options, options.repo), anonymous=True) as target, watching("verify"):
         verified = verify_release(options.repo, options.revision, target.endpoint, target.token, signers, problems)
     value = {
         "repo": options.repo,

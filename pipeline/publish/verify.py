@@ -43,7 +43,7 @@ def verify_release(
     repo: str,
     revision: str,
     endpoint: str,
-    token: str | None,
+    token: str | bool,
     signers: Sequence[Signer],
     recheck: Recheck,
     expected: Mapping[str, str] | None = None,
@@ -84,7 +84,7 @@ def verify_release(
 
 
 def _download(
-    repo: str, revision: str, endpoint: str, token: str | None, temporary: Path
+    repo: str, revision: str, endpoint: str, token: str | bool, temporary: Path
 ) -> tuple[str, dict[str, str], Path]:
     """The commit, its files with the Hub's own ids (sha256 of large files, else git's), and the folder they are in."""
     from huggingface_hub import HfApi, snapshot_download
@@ -92,27 +92,25 @@ def _download(
 
     folder, cache = temporary / "tree", temporary / "cache"
     with hub_errors(f"downloading {repo} at {revision}"):
-        api = HfApi(endpoint=endpoint, token=token or False)
+        api = HfApi(endpoint=endpoint, token=token)
         commit = api.repo_info(repo, revision=revision).sha
         if commit is None:
             raise VerificationError(f"{repo} has no commit at {revision}.")
         listed = api.list_repo_tree(repo, revision=commit, recursive=True)
         oids = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-        snapshot_download(
-            repo, revision=commit, endpoint=endpoint, token=token or False, local_dir=folder, cache_dir=cache
-        )
+        snapshot_download(repo, revision=commit, endpoint=endpoint, token=token, local_dir=folder, cache_dir=cache)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     for name in tree.HUB_FILES:
         oids.pop(name, None)
     return commit, oids, folder
 
 
-def _tags(repo: str, endpoint: str, token: str | None) -> dict[str, str]:
+def _tags(repo: str, endpoint: str, token: str | bool) -> dict[str, str]:
     """The commit of each release's tag."""
     from huggingface_hub import HfApi
 
     with hub_errors(f"reading the tags of {repo}"):
-        api = HfApi(endpoint=endpoint, token=token or False)
+        api = HfApi(endpoint=endpoint, token=token)
         names = [tag.name for tag in api.list_repo_refs(repo).tags if is_release_tag(tag.name)]
         return {name: str(api.repo_info(repo, revision=name).sha) for name in names}
 
