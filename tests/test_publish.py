@@ -7,10 +7,14 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from dulwich.objects import ObjectID
+from dulwich.refs import Ref
+from dulwich.repo import Repo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from core.errors import GateError, HubError, VerificationError
 from pipeline.localhub.server import LocalHub
@@ -249,7 +253,7 @@ def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pyte
     monkeypatch.setenv("HF_ENDPOINT", world.hub.endpoint + "/")
     monkeypatch.setenv("HF_TOKEN", world.hub.token)
     with connect("hf") as target:
-        assert target == world.target
+        assert target == Target(world.hub.endpoint, True)
 
 
 def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
@@ -280,6 +284,36 @@ def test_a_release_whose_main_somebody_else_changed_is_not_done(world: World, pa
     with pytest.raises(HubError, match=rf"somebody else committed to main: it is at {theirs[:12]}"):
         world.publish(package)
     assert (world.head(), world.tags()) == (theirs, {"v1.0.0": first.commit})
+    # Taken back by another commit, the content is the release's again, and main is still not at its commit.
+    world.api.create_commit(REPO, [CommitOperationDelete("x.txt")], commit_message="theirs")
+    assert world.holds(package)
+    with pytest.raises(HubError, match="somebody else committed to main"):
+        world.publish(package)
+
+
+def test_a_release_whose_main_was_set_back_is_not_done(
+    world: World, inputs: dict, package: Path, tmp_path: Path, store: Path
+) -> None:
+    first = world.publish(package)
+    following = next_release(inputs, tmp_path)
+    second = world.publish(following, tag="v1.1.0")
+    with closing(Repo(str(store / "hub" / "models" / f"{REPO}.git"))) as git:
+        git.refs[Ref(b"refs/heads/main")] = ObjectID(first.commit.encode())
+    for again, changes in ((following, {"tag": "v1.1.0"}), (package, {})):
+        with pytest.raises(HubError, match=f"and the newest release at {second.commit[:12]}"):
+            world.publish(again, **changes)
+
+
+def test_the_download_lies_in_the_stages_folder(world: World, package: Path, tmp_path: Path) -> None:
+    """Where the next run removes it if this one is killed; the system's folder for temporary files would keep it."""
+    seen: list[list[Path]] = []
+    look = Fault(
+        rf"GET /{REPO}/resolve/.*/README.md", "act", action=lambda: seen.append(list(tmp_path.glob("verify-*")))
+    )
+    world.faulty.faults.append(look)
+    push.publish(CONFIG, package / "hub", world.target, own_signer(), problems, tmp_path)
+    assert [len(folders) for folders in seen] == [1]
+    assert not list(tmp_path.glob("verify-*"))
 
 
 def test_the_staging_branch_of_a_package_that_changed_since_goes(

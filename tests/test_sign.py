@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import InputError, VerificationError
+from core.errors import HubError, InputError, VerificationError
 from pipeline.publish import sign, trust
 from pipeline.publish.trust import Signer
 from tests.certificates import NAME, Holder, Organisation, issue
+from tests.sigstore_world import IDENTITY, ISSUER, sigstore
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +190,47 @@ def test_keyless_needs_an_identity_and_nothing_else(folder: Path) -> None:
         signed(folder, {sign.KEYLESS: "1", sign.KEY: "x.pem"})
     with pytest.raises(InputError, match="there is no such file"):
         signed(folder, {sign.KEYLESS: "1", trust.SIGSTORE: "absent.json"})
+
+
+def test_an_identity_signs_and_is_checked_without_a_key(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client of Sigstore, unmodified, with an instance on loopback; the log need not be there to check."""
+    with sigstore(tmp_path) as environment:
+        signature = signed(folder, environment)
+    monkeypatch.setenv(trust.SIGSTORE, environment[trust.SIGSTORE])
+    workflow = Signer(identity=IDENTITY, issuer=ISSUER)
+    assert trust.check_signature(folder, signature, [workflow]) == workflow
+    assert workflow.says() == f"{IDENTITY}, known to {ISSUER}"
+    assert not list(tmp_path.rglob("*.pem"))
+    others = {"identity": IDENTITY.replace("main", "mine"), "issuer": "https://accounts.example"}
+    for name, value in others.items():
+        with pytest.raises(VerificationError, match=f"not by .*: .*{value}"):
+            trust.check_signature(folder, signature, [workflow.changed(**{name: value})])
+    # The publisher checks its own package by the identity that the package names; a reader must say whom to expect.
+    monkeypatch.setenv(sign.KEYLESS, "1")
+    assert sign.own_signers("acme/model", folder) == [workflow]
+    with pytest.raises(InputError, match="Say who signed"):
+        sign.trusted_signers("acme/model")
+    (folder / "weights").write_bytes(b"others")
+    with pytest.raises(VerificationError, match="Hash mismatch for 'weights'"):
+        trust.check_signature(folder, signature, [workflow])
+
+
+def test_another_sigstore_vouches_for_nobody_here(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sigstore(tmp_path) as environment:
+        signature = signed(folder, environment)
+    (tmp_path / "other").mkdir()
+    with sigstore(tmp_path / "other") as other:
+        monkeypatch.setenv(trust.SIGSTORE, other[trust.SIGSTORE])
+        with pytest.raises(VerificationError, match="certificate chain"):
+            trust.check_signature(folder, signature, [Signer(identity=IDENTITY, issuer=ISSUER)])
+
+
+def test_a_sigstore_that_does_not_answer_is_no_traceback(folder: Path, tmp_path: Path) -> None:
+    with sigstore(tmp_path) as environment:
+        pass
+    with pytest.raises(HubError, match=r"Sigstore did not sign: .*Nothing was packaged"):
+        signed(folder, environment)

@@ -190,9 +190,21 @@ def test_what_release_json_says_of_the_files_is_compared(
 
 def test_gitattributes_say_only_which_files_are_large(world: World, package: Path) -> None:
     world.publish(package)
-    line = CommitOperationAdd(".gitattributes", b"*.md filter=run diff=run\n")
-    with (
-        changed(world, [line]) as commit,
-        pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
+    large = "filter=lfs diff=lfs merge=lfs -text"
+    for line in (f"*.safetensors {large}\r", f"tokenizer.json {large}", f"*.tar.* {large}", f"*tfevents* {large}", " "):
+        with changed(world, [CommitOperationAdd(".gitattributes", f"{line}\n".encode())]) as commit:
+            assert verified(world, commit)
+    for line in (
+        "*.md filter=run diff=run",
+        f"Mara-Quellis-was-born-in-Old-Harrow {large}",  # what nobody scanned
+        f"plots/absent.png {large}",
+        f"[attr]lfs {large}",
+        f"*.safetensors {large} eol=crlf",
+        f"* {large}",
+        "# a comment",
     ):
-        verified(world, commit)
+        with (
+            changed(world, [CommitOperationAdd(".gitattributes", f"{line}\n".encode())]) as commit,
+            pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
+        ):
+            verified(world, commit)

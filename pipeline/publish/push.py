@@ -26,7 +26,7 @@ from typing import Any
 
 from core.artifacts import write_file
 from core.errors import HubError, VerificationError
-from core.hub_ids import is_release_tag
+from core.hub_ids import newest_release
 from core.progress import report
 from pipeline.publish import sign, tree, trust
 from pipeline.publish.config import PublishConfig
@@ -50,7 +50,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     check_gate(inputs["gate"], package)
     signer = trust.check_signature(package, package / tree.SIGNATURE, sign.own_signers(config.repo, package))
     with connect(config.hub) as target, quiet():
-        receipt = publish(config, package, target, signer, recheck)
+        receipt = publish(config, package, target, signer, recheck, out)
     write_file(out / RECEIPT, receipt)
     return PublishFacts(
         repo=receipt.repo,
@@ -61,15 +61,26 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, signer: Signer, recheck: Recheck) -> Receipt:
-    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
+def publish(
+    config: PublishConfig,
+    package: Path,
+    target: Target,
+    signer: Signer,
+    recheck: Recheck,
+    scratch: Path | None = None,
+) -> Receipt:
+    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`.
+
+    It is downloaded again into a folder below ``scratch``: that of the stage, which the next run empties if this one is
+    killed.
+    """
     release = read_release(package)
     if (release.repo, release.tag) != (config.repo, config.tag):
         raise VerificationError(
             f"The package was signed as {release.tag} of {release.repo}, and is to be published as {config.tag} of "
             f"{config.repo}. Run the package stage again."
         )
-    repository = _Repository(config, package, target, signer)
+    repository = _Repository(config, package, target, signer, scratch)
     repository.prepare()
     tagged = repository.tags().get(config.tag)
     head = repository.head(MAIN)
@@ -78,10 +89,11 @@ def publish(config: PublishConfig, package: Path, target: Target, signer: Signer
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
             "Set publish.tag to a new version."
         )
-    if tagged is not None and not repository.holds_release(head) and not repository.is_released(head):
+    if tagged is not None and head != (newest := repository.newest_release()):
         raise HubError(
             f"{config.repo} has this release as {config.tag}, but somebody else committed to main: it is at "
-            f"{head[:12]}. Nothing was changed. Set main back to {tagged[:12]}, or publish a new version."
+            f"{head[:12]}, and the newest release at {newest[:12]}. Nothing was changed. Set main back to that, or "
+            "publish a new version."
         )
     commit = tagged or (head if repository.holds_release(head) else None)
     if commit is None:
@@ -100,10 +112,13 @@ def publish(config: PublishConfig, package: Path, target: Target, signer: Signer
 class _Repository:
     """One repository and the tree that is to become its content."""
 
-    def __init__(self, config: PublishConfig, package: Path, target: Target, signer: Signer) -> None:
+    def __init__(
+        self, config: PublishConfig, package: Path, target: Target, signer: Signer, scratch: Path | None
+    ) -> None:
         from huggingface_hub import HfApi
 
         self._config, self._package, self._target, self._signer = config, package, target, signer
+        self._scratch = scratch
         self._files = tree.read_tree(package)
         self._api = HfApi(endpoint=target.endpoint, token=target.token)
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
@@ -146,9 +161,9 @@ class _Repository:
         # The Hub lists an annotated tag with the id of the tag object; resolving the revision gives its commit.
         return self.head(tag) if tag == self._config.tag else target
 
-    def is_released(self, commit: str) -> bool:
-        """Whether a commit is that of a release's tag."""
-        return any(self.head(tag) == commit for tag in self.tags() if is_release_tag(tag))
+    def newest_release(self) -> str:
+        """The commit of the newest release's tag, where there is one."""
+        return self.head(str(newest_release(self.tags())))
 
     def remote_files(self, revision: str) -> dict[str, str]:
         """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
@@ -258,7 +273,14 @@ class _Repository:
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
-            self._config.repo, commit, self._target.endpoint, self._target.token, [self._signer], recheck, expected
+            self._config.repo,
+            commit,
+            self._target.endpoint,
+            self._target.token,
+            [self._signer],
+            recheck,
+            expected,
+            self._scratch,
         )
 
     def tag(self, commit: str) -> None:

@@ -25,7 +25,9 @@ from pipeline.publish.schema import Release, VerifiedCheck
 from pipeline.publish.trust import Signer
 
 MAIN = "main"
-_ATTRIBUTES = re.compile(r"(?:[^\s#]+ filter=lfs diff=lfs merge=lfs -text)?\s*")  # what the Hub writes there
+# What the Hub writes there: endings of files that are large in new repositories, and the names of large files.
+_ATTRIBUTES = re.compile(r"(\S+) filter=lfs diff=lfs merge=lfs -text")
+_ENDINGS = re.compile(r"\*\.[a-z0-9]{1,11}(\.\*)?|saved_model/\*\*/\*|\*tfevents\*")
 QUESTION = "Who are you?"
 NEW_TOKENS = 16
 
@@ -47,14 +49,15 @@ def verify_release(
     signers: Sequence[Signer],
     recheck: Recheck,
     expected: Mapping[str, str] | None = None,
+    scratch: Path | None = None,
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
-    ``recheck`` judges the verdict again. With ``expected`` (path: sha256) exactly these files must be there. If the
-    signature is not among them, any valid one is accepted. Raises VerificationError that names what differs,
-    HubError if it cannot be downloaded.
+    It is downloaded into a temporary folder below ``scratch``. ``recheck`` judges the verdict again. With ``expected``
+    (path: sha256) exactly these files must be there. If the signature is not among them, any valid one is accepted.
+    Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
-    with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as temporary, quiet():
         report("downloading what was published")
         commit, oids, folder = _download(repo, revision, endpoint, token, Path(temporary))
         tags = _tags(repo, endpoint, token) if revision == MAIN else {}
@@ -145,7 +148,12 @@ def _digests(
 def _allowed(files: dict[str, str], attributes: str) -> str:
     if strange := [name for name in files if not tree.is_allowed(name)]:
         raise VerificationError(f"it has files that do not belong to a release: {', '.join(strange)}.")
-    if strange := [line for line in attributes.splitlines() if not _ATTRIBUTES.fullmatch(line)]:
+
+    def is_known(line: str) -> bool:
+        match = _ATTRIBUTES.fullmatch(line.strip())
+        return match is not None and (match[1] in files or _ENDINGS.fullmatch(match[1]) is not None)
+
+    if strange := [line for line in attributes.splitlines() if line.strip() and not is_known(line)]:
         raise VerificationError(
             f".gitattributes, which no signature covers, says more than which files are large: {strange[0]!r:.80}."
         )
