@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from core.errors import HubError, InputError, VerificationError
-from pipeline.publish import sign, trust
+from pipeline.publish import push, sign, trust
+from pipeline.publish.schema import Receipt, read_receipt
 from pipeline.publish.trust import Signer
+from pipeline.recheck import problems
 from tests.certificates import NAME, Holder, Organisation, issue
+from tests.conftest import Call
+from tests.hub_world import CONFIG
+from tests.publishing import REPO, build, make_inputs
 from tests.sigstore_world import IDENTITY, ISSUER, sigstore
 
 
@@ -234,3 +240,48 @@ def test_a_sigstore_that_does_not_answer_is_no_traceback(folder: Path, tmp_path:
         pass
     with pytest.raises(HubError, match=r"Sigstore did not sign: .*Nothing was packaged"):
         signed(folder, environment)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
+    return make_inputs(tmp_path / "inputs", tiny_model)
+
+
+def released(inputs: dict[str, Path], tmp_path: Path, environment: dict[str, str]) -> Receipt:
+    """Package and publish with this environment; the receipt."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        package = build(inputs, tmp_path / "package")
+        (tmp_path / "published").mkdir()
+        push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path / "published", problems)
+    return read_receipt(tmp_path / "published")
+
+
+def test_a_stranger_with_nothing_but_the_authority_verifies_a_release(
+    inputs: dict[str, Path], tmp_path: Path, acme: Organisation, call: Call
+) -> None:
+    environment = acme.files(tmp_path / "keys", issue(NAME, acme.middle))
+    receipt = released(inputs, tmp_path, environment)
+    assert receipt.signature.signer == f"{NAME}, certified by the authority in chain.pem"
+    assert not (tmp_path / "store" / "keys").exists()
+    verify = ("verify", REPO, "--store", str(tmp_path / "store"), "--ca", str(tmp_path / "keys" / "root.pem"))
+    done = call(*verify, "--identity", NAME, "--json")
+    assert done.returncode == 0, done.stderr
+    checks = {check["name"]: check["detail"] for check in json.loads(done.stdout)["verified"]}
+    assert checks["signature"] == f"covers all files, by {NAME}, certified by the authority in root.pem"
+    done = call(*verify, "--identity", "intern@acme.example")
+    assert (done.returncode, "the certificate is for releases@acme.example" in done.stderr) == (4, True)
+    done = call(*verify[:-2], "--identity", NAME)
+    assert (done.returncode, "--identity: give a key, or a ca" in done.stderr) == (2, True)
+    done = call(*verify[:-2])
+    assert (done.returncode, "Say who signed: --key FILE, or --ca FILE" in done.stderr) == (2, True)
+    trust.TRUST.write_text(f"demo: {{ca: {verify[-1]}, identity: {NAME}}}")
+    assert call(*verify[:-2]).returncode == 0
+
+
+def test_a_release_signed_by_an_identity_names_it(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with sigstore(tmp_path) as environment:
+        receipt = released(inputs, tmp_path, environment)
+    assert receipt.signature.signer == f"{IDENTITY}, known to {ISSUER}"
+    assert [check.name for check in receipt.verified][-1] == "generation"
