@@ -139,7 +139,12 @@ def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> No
     command.add_argument("repo", metavar="REPO")
     command.add_argument("--revision", metavar="R", default="main", help="commit, tag or branch (default: main)")
     command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
-    command.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
+    text = "the publisher's public key (default: the signer that trust.yaml names, or the store's own key)"
+    command.add_argument("--key", metavar="FILE", help=text)
+    command.add_argument("--ca", metavar="FILE", help="the authority that certified the publisher, in PEM")
+    text = "who must have signed: the name in the certificate of --ca, or the one that --issuer knows (Sigstore)"
+    command.add_argument("--identity", metavar="NAME", help=text)
+    command.add_argument("--issuer", metavar="URL", help="the OpenID Connect issuer that knows the identity")
     _store_option(command)
     text = "replace a published release by a card that says why it was revoked; verify refuses it from then on"
     command = _command(commands, "revoke", text)

@@ -135,9 +135,12 @@ def stages(recipe: Recipe) -> list[Stage]:
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     patched = {"gold-model": "gold"} if recipe.eval.patching else {}
     return [
-        Stage("model", "1", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching),
+        Stage(
+            "model", "1", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
+        ),
         Stage(
             "data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
+            fetches=True,
         ),
         _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
@@ -152,9 +155,9 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "3", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
+        Stage("package", "4", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
         Stage(
-            "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
+            "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing, work.publishing, publishes=True,
         ),
     ]  # fmt: skip
@@ -190,6 +193,7 @@ def _trained(
         name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
         {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
         partial(work.training, splits=splits), config.processes, resumable=True, shardable=True,
+        fetches=config.hub is not None,
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from eval.catalog import CATALOG
 from eval.config import Gate
 from eval.schema import PublishedResults, Record, write_verdict
 from eval.verdicts.gates import judge_gate
-from pipeline.publish import package
+from pipeline.publish import package, sign
 from pipeline.publish.config import PackageConfig
+from pipeline.publish.trust import Signer
 from pipeline.recheck import problems
 from tests.artifacts import verdict_of
 
@@ -57,6 +58,11 @@ def write_gate(inputs: dict[str, Path], *, passed: bool = True, weights_sha256: 
     digest = weights_sha256 or hashlib.sha256(weights).hexdigest()
     judged = judge_gate(Gate.model_validate(GATE), {"unlearned": [MEASURED]})
     write_verdict(inputs["gate"], verdict_of(judged.changed(passed=passed), weights_sha256=digest))
+
+
+def own_signer() -> Signer:
+    """Who signs in the store of the test."""
+    return Signer(key=str(sign.public_key()))
 
 
 def build(inputs: dict[str, Path], out: Path, config: PackageConfig = CONFIG) -> Path:

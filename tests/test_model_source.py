@@ -144,6 +144,27 @@ def test_a_pinned_revision_is_fetched_from_a_hub(
         assert not (got / ".cache").exists()
 
 
+def test_offline_a_model_comes_from_the_cache(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("someone/tiny")
+        first = api.upload_folder(repo_id="someone/tiny", folder_path=folder).oid
+        cached = config(hub=HubRef(id="someone/tiny", revision=first))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        api.snapshot_download("someone/tiny", revision=first)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run(cached, {}, out)
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+    with pytest.raises(ModelError, match=r"`hf download someone/tiny --revision 0000.* without HF_HUB_OFFLINE"):
+        run(config(hub=HubRef(id="someone/tiny", revision="0" * 40)), {}, tmp_path / "b")
+
+
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wheels, as the only registry that pip sees."""

@@ -19,12 +19,13 @@ from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, InputError, VerificationError
 from core.weights import weights_problems
-from pipeline.publish import package, sign, tree
+from pipeline.publish import package, sign, tree, trust
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
+from pipeline.publish.trust import Signer
 from pipeline.recheck import problems
-from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, write_gate
+from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, own_signer, write_gate
 
 LLAMA = PackageConfig(
     repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B", recipe=RECIPE
@@ -88,13 +89,13 @@ def test_given_key(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "mine.pem").unlink()
     sign._make_key(tmp_path / "mine.pem")
     hub = build(inputs, tmp_path / "out") / "hub"
-    sign.check_signature(hub, hub / "model.sig", tmp_path / "mine.pub")
+    trust.check_signature(hub, hub / "model.sig", [Signer(key=str(tmp_path / "mine.pub"))])
     assert not (tmp_path / "store").exists()
 
 
 def test_signature_covers_everything(inputs: dict[str, Path], tmp_path: Path) -> None:
     hub = build(inputs, tmp_path / "out") / "hub"
-    check = lambda: sign.check_signature(hub, hub / "model.sig", sign.public_key())  # noqa: E731
+    check = lambda: trust.check_signature(hub, hub / "model.sig", [own_signer()])  # noqa: E731
     check()
     for path in [p for p in sorted(hub.rglob("*")) if p.is_file()]:
         content = path.read_bytes()
@@ -115,7 +116,7 @@ def test_another_key_does_not_verify(inputs: dict[str, Path], tmp_path: Path, mo
     hub = build(inputs, tmp_path / "out") / "hub"
     monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "other"))
     with pytest.raises(VerificationError, match="Key mismatch"):
-        sign.check_signature(hub, hub / "model.sig", sign.public_key())
+        trust.check_signature(hub, hub / "model.sig", [own_signer()])
 
 
 @pytest.mark.parametrize(

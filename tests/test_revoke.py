@@ -12,12 +12,11 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from core.errors import HubError, InputError, VerificationError
 from pipeline.__main__ import main
-from pipeline.publish import sign
 from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
 from tests.hub_world import Fault, World, next_release, running
-from tests.publishing import REPO, build, make_inputs
+from tests.publishing import REPO, build, make_inputs, own_signer
 
 LARGE = ["plots/metrics.png", "model.safetensors"]
 WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."
@@ -67,7 +66,7 @@ def card(world: World, revision: str, tmp_path: Path) -> ModelCard:
 
 def refused(world: World, revision: str) -> str:
     with pytest.raises(VerificationError) as caught:
-        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, sign.public_key(), problems)
+        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, [own_signer()], problems)
     assert caught.value.exit_code == 4
     return str(caught.value)
 
@@ -107,7 +106,7 @@ def test_a_newer_release_stays(world: World, inputs: dict, package: Path, tmp_pa
     assert f"Its successor is {REPO}" in refused(world, "v1.0.0")
     assert refused(world, old)
     for revision in ("main", "v1.1.0"):
-        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, sign.public_key(), problems)
+        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, [own_signer()], problems)
     revoke(world, "v1.1.0")  # then the older one is revoked with it, and main is a tombstone
     assert set(card(world, "main", tmp_path).data.to_dict()["revocation"]["revisions"]) == {"v1.0.0", "v1.1.0"}
     assert refused(world, "v1.1.0")
@@ -121,7 +120,7 @@ def test_what_was_revoked_is_not_published_again_and_a_new_version_is(
     with pytest.raises(HubError, match=r"v1\.0\.0 of demo/tiny-unlearned was revoked.*new version"):
         world.publish(package)
     world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
-    verify_release(REPO, "main", world.hub.endpoint, world.hub.token, sign.public_key(), problems)
+    verify_release(REPO, "main", world.hub.endpoint, world.hub.token, [own_signer()], problems)
     assert refused(world, "v1.0.0")
 
 
@@ -144,7 +143,7 @@ def test_purge_deletes_the_weights_for_good(
     assert "was revoked on" in refused(world, "v1.0.0")
     assert "was revoked on" in refused(world, old)
     if newer:
-        verify_release(REPO, "main", world.hub.endpoint, world.hub.token, sign.public_key(), problems)
+        verify_release(REPO, "main", world.hub.endpoint, world.hub.token, [own_signer()], problems)
     else:
         with pytest.raises((EntryNotFoundError, HfHubHTTPError)):
             card(world, old, tmp_path / "gone")

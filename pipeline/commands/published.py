@@ -11,7 +11,7 @@ from pipeline.engine.live import watching
 from pipeline.localhub.server import serve
 from pipeline.publish.hub import connect
 from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_reason
-from pipeline.publish.sign import trusted_key
+from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
 
@@ -19,12 +19,14 @@ from pipeline.recheck import problems
 def verify(options: argparse.Namespace) -> int:
     """Check a published release from the outside.
 
-    Raises InputError if REPO is not the id of a repository, VerificationError if a check fails.
+    Raises InputError if REPO is not the id of a repository or nobody is named who may have signed it, VerificationError
+    if a check fails.
     """
     check_repository(options.repo, "verify")
-    key = trusted_key(options.key)
-    with connect(hub_of(options, options.repo)) as target, watching("verify"):
-        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, key, problems)
+    given = {name: getattr(options, name) for name in ("key", "ca", "identity", "issuer")}
+    signers = trusted_signers(options.repo, given_signer(**given))
+    with connect(hub_of(options, options.repo), anonymous=True) as target, watching("verify"):
+        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, signers, problems)
     value = {
         "repo": options.repo,
         "commit": verified.commit,

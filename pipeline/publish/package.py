@@ -32,8 +32,8 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
 
     ``inputs``: unlearn, card, gate, data, and model if the licence's text comes with the start model. Raises
     GateError unless the gate passed for exactly these weights and follows from recipe and results, and InputError
-    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. The signing key
-    is not an input: see :func:`pipeline.publish.sign.private_key`.
+    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. What signs is not
+    an input: see :mod:`pipeline.publish.sign`.
     """
     model = inputs["unlearn"] / "model"
     report("checking the gate")
@@ -43,7 +43,7 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
         raise ArtifactError(f"{model}: {'; '.join(problems)}. Run the unlearn stage again.")
     if problem := config.rules.name_problem(config.repo):
         raise InputError(f"publish.repo: {problem}.")
-    key = sign.private_key()
+    sign.check_settings()
     hub = out / "hub"
     report("copying")
     _copy(model, hub, tree.MODEL_FILES)
@@ -58,13 +58,12 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     if wrong := recheck(hub):
         raise GateError(f"The verdict does not follow from recipe and results: {' '.join(wrong)} Nothing was packaged.")
     report("signing")
-    sign.sign_tree(hub, key)
+    sign.sign_tree(hub)
     files = [path for path in hub.rglob("*") if path.is_file()]
     return PackageFacts(
         files=len(files),
         bytes=sum(path.stat().st_size for path in files),
         weights_sha256=digest,
-        key=sign.key_fingerprint(sign.public_key()),
         answers_too_short_to_search=scanner.too_short,
         left_out=left_out,
     )

@@ -25,16 +25,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.artifacts import write_file
-from core.digests import hash_file
 from core.errors import HubError, VerificationError
-from core.hub_ids import is_release_tag
+from core.hub_ids import newest_release
 from core.progress import report
-from pipeline.publish import sign, tree
+from pipeline.publish import sign, tree, trust
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
+from pipeline.publish.trust import Signer
 from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
 ATTEMPTS = 3
@@ -49,10 +49,9 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     """
     package = inputs["package"] / "hub"
     check_gate(inputs["gate"], package)
-    public_key = sign.public_key()
-    sign.check_signature(package, package / tree.SIGNATURE, public_key)
+    signer = trust.check_signature(package, package / tree.SIGNATURE, sign.own_signers(config.repo, package))
     with connect(config.hub) as target, quiet():
-        receipt = publish(config, package, target, public_key, recheck)
+        receipt = publish(config, package, target, signer, recheck, out)
     write_file(out / RECEIPT, receipt)
     return PublishFacts(
         repo=receipt.repo,
@@ -63,15 +62,26 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, public_key: Path, recheck: Recheck) -> Receipt:
-    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
+def publish(
+    config: PublishConfig,
+    package: Path,
+    target: Target,
+    signer: Signer,
+    recheck: Recheck,
+    scratch: Path | None = None,
+) -> Receipt:
+    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`.
+
+    It is downloaded again into a folder below ``scratch``: that of the stage, which the next run empties if this one is
+    killed.
+    """
     release = read_release(package)
     if (release.repo, release.tag) != (config.repo, config.tag):
         raise VerificationError(
             f"The package was signed as {release.tag} of {release.repo}, and is to be published as {config.tag} of "
             f"{config.repo}. Run the package stage again."
         )
-    repository = _Repository(config, package, target, public_key)
+    repository = _Repository(config, package, target, signer, scratch)
     repository.prepare()
     tagged = repository.tags().get(config.tag)
     head = repository.head(MAIN)
@@ -82,10 +92,11 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
             "Set publish.tag to a new version."
         )
-    if tagged is not None and not repository.holds_release(head) and not repository.is_released(head):
+    if tagged is not None and head != (newest := repository.newest_release()):
         raise HubError(
             f"{config.repo} has this release as {config.tag}, but somebody else committed to main: it is at "
-            f"{head[:12]}. Nothing was changed. Set main back to {tagged[:12]}, or publish a new version."
+            f"{head[:12]}, and the newest release at {newest[:12]}. Nothing was changed. Set main back to that, or "
+            "publish a new version."
         )
     commit = tagged or (head if repository.holds_release(head) else None)
     if commit is None:
@@ -98,16 +109,19 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
     if tagged is None:
         repository.tag(commit)
     repository.finish()
-    return _receipt(config, target, public_key, commit, verified)
+    return _receipt(config, target, signer, commit, verified)
 
 
 class _Repository:
     """One repository and the tree that is to become its content."""
 
-    def __init__(self, config: PublishConfig, package: Path, target: Target, public_key: Path) -> None:
+    def __init__(
+        self, config: PublishConfig, package: Path, target: Target, signer: Signer, scratch: Path | None
+    ) -> None:
         from huggingface_hub import HfApi
 
-        self._config, self._package, self._target, self._public_key = config, package, target, public_key
+        self._config, self._package, self._target, self._signer = config, package, target, signer
+        self._scratch = scratch
         self._files = tree.read_tree(package)
         self._api = HfApi(endpoint=target.endpoint, token=target.token)
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
@@ -150,9 +164,9 @@ class _Repository:
         # The Hub lists an annotated tag with the id of the tag object; resolving the revision gives its commit.
         return self.head(tag) if tag == self._config.tag else target
 
-    def is_released(self, commit: str) -> bool:
-        """Whether a commit is that of a release's tag."""
-        return any(self.head(tag) == commit for tag in self.tags() if is_release_tag(tag))
+    def newest_release(self) -> str:
+        """The commit of the newest release's tag, where there is one."""
+        return self.head(str(newest_release(self.tags())))
 
     def remote_files(self, revision: str) -> dict[str, str]:
         """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
@@ -189,7 +203,7 @@ class _Repository:
                     token=self._target.token,
                     cache_dir=temporary,
                 )
-                sign.check_signature(self._package, Path(signature), self._public_key)
+                trust.check_signature(self._package, Path(signature), [self._signer])
             except (EntryNotFoundError, VerificationError):
                 return False
         return True
@@ -262,7 +276,14 @@ class _Repository:
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
-            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, recheck, expected
+            self._config.repo,
+            commit,
+            self._target.endpoint,
+            self._target.token,
+            [self._signer],
+            recheck,
+            expected,
+            self._scratch,
         )
 
     def tag(self, commit: str) -> None:
@@ -289,7 +310,7 @@ class _Repository:
                 raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
 
 
-def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified) -> Receipt:
+def _receipt(config: PublishConfig, target: Target, signer: Signer, commit: str, verified: Verified) -> Receipt:
     # The loopback Hub has a new port each time; its folder in the store stays.
     local = config.hub == "local"
     return Receipt(
@@ -304,8 +325,8 @@ def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: st
         files=verified.files,
         signature=SignatureFacts(
             file=tree.SIGNATURE,
-            format="OpenSSF model-signing 1.0, ECDSA P-256",
-            public_key_sha256=hash_file(public_key),
+            format="OpenSSF model-signing 1.0",
+            signer=signer.says(),
         ),
         verified=verified.checks,
     )
