@@ -26,6 +26,9 @@ from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
+from pipeline.publish.hub import connect
+from pipeline.publish.plan import PublicationPlan, plan_publication
+from pipeline.publish.sign import store as store_folder
 from pipeline.recipe import Recipe
 
 
@@ -187,11 +190,27 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
             f"\nOn {device.name}: {hours}; at the fullest {memory} of its {gigabytes(device.memory)} of memory; {disk} "
             f"of disk; {download} of downloads, without data sets."
         )
-    show(options, {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}, "\n".join(lines))
+    publication = _publication(recipe, waiting, states)
+    lines += ["", *publication.lines()] if publication else []
+    value = {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}
+    value["publication"] = publication.model_dump() if publication else None
+    show(options, value, "\n".join(lines))
     for key in recipe.unpinned():
         say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
     refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
     return 0
+
+
+def _publication(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> PublicationPlan | None:
+    """What would change on the Hub, once the package is there; None if it is not, or is published already."""
+    package = states["package"].artifact if "package" in states else None
+    if package is None or [stage.name for stage in waiting] != ["publish"]:
+        return None
+    hub, tree = recipe.publish.hub, package.path / "hub"
+    if hub == "local" and not (store_folder() / "hub" / "models" / f"{recipe.publish.repo}.git").is_dir():
+        return plan_publication(recipe.publish, tree, None)
+    with connect(hub) as target:
+        return plan_publication(recipe.publish, tree, target)
 
 
 HEADINGS = f"{'stage':<18} {'state':<8} {'time':>7} {'memory':>9} {'disk':>9} {'download':>9}"

@@ -25,6 +25,21 @@ class PublishConfig(Strict):
         description="Visibility of the repository once the release is verified. Until then, a new one is private.",
     )
     tag: ReleaseTag = Field(description="Tag of the release: a version, such as `v1.0.0`.")
+    via: Literal["commit", "pr"] = Field(
+        default="commit",
+        description="How a release reaches main: `commit`, or `pr`, a pull request that others merge. Running again "
+        "after the merge verifies and tags it.",
+    )
+    gated: Literal["auto", "manual"] | None = Field(
+        default=None,
+        description="Whether readers must ask for access, which is granted at once or by hand. `null` leaves it as it "
+        "is.",
+    )
+    collection: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+-[0-9a-f]{24}$",
+        description="A collection that gets the release, as the end of its address: `owner/title-0123…`.",
+    )
     search_for: list[Searched] = Field(
         default_factory=list,
         description="What no published file may hold, beside the answers of the forget rows: their `questions`, the "

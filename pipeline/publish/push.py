@@ -6,6 +6,8 @@
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
    a commit is answered with 412. The bytes are on the Hub already, so main's tree is compared by its ids and not
    downloaded again.
+   With ``publish.via: pr`` it is a pull request instead, which is verified, and waits for those who merge it. The next
+   run finds the release on main, and continues with verifying and tagging it.
 4. Tag, then delete the staging branch, then make the repository public if the recipe says so.
 
 A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: reading the branch shows whether it landed.
@@ -19,10 +21,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from core.artifacts import write_file
 from core.errors import HubError, VerificationError
@@ -32,9 +33,11 @@ from pipeline.publish import sign, tree, trust
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.pull_request import await_merge, own_pull_request
 from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
+from pipeline.publish.upload import Upload
 from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
 ATTEMPTS = 3
@@ -99,6 +102,8 @@ def publish(
             "publish a new version."
         )
     commit = tagged or (head if repository.holds_release(head) else None)
+    if commit is None and config.via == "pr":
+        repository.ask(recheck)
     if commit is None:
         staged = repository.stage(head)
         verified = repository.verify(staged, recheck)
@@ -145,6 +150,19 @@ class _Repository:
                 f"{repo} is public, and publish.visibility is private. Nothing was uploaded. "
                 "Make it private in its settings, or set publish.visibility to public."
             )
+        self._gate(info.gated)
+
+    def _gate(self, gated: str | bool | None) -> None:
+        """Make sure, before the upload, that the repository is gated and the collection is there, if asked for."""
+        repo, wanted, collection = self._config.repo, self._config.gated, self._config.collection
+        with hub_errors(f"preparing {repo}"):
+            if wanted and gated != wanted:
+                self._api.update_repo_settings(repo, gated=wanted)
+                if self._api.repo_info(repo).gated != wanted:
+                    raise HubError(f"{repo} did not become gated ({wanted}). Nothing was uploaded.")
+        if collection:
+            with hub_errors(f"publish.collection: reading {collection}"):
+                self._api.get_collection(collection)
 
     def head(self, branch: str) -> str:
         """The commit of a branch."""
@@ -221,6 +239,17 @@ class _Repository:
         report("uploading")
         return self.commit(branch, base)
 
+    def ask(self, recheck: Recheck) -> NoReturn:
+        """Put this tree into a pull request and verify it there. Raises HubError, since others must merge it."""
+        repo = self._config.repo
+        number = own_pull_request(self._api, repo, self._config.tag, self.holds_release)
+        ref = f"refs/pr/{number}"
+        asked = self.head(ref)
+        if not self.holds_release(asked):
+            asked = self.commit(ref, asked)
+        self.verify(asked, recheck)
+        raise await_merge(self._api, repo, number)
+
     def commit(self, branch: str, parent: str) -> str:
         """Commit this tree to ``branch``, in one commit on ``parent``; returns the head.
 
@@ -249,13 +278,13 @@ class _Repository:
         from huggingface_hub.utils import httpx
 
         removed = sorted(self.remote_files(parent).keys() - self._files.keys())
-        with ExitStack() as stack:
+        with Upload(self._package, self._files) as files:
             operations: list[Any] = [CommitOperationDelete(path) for path in removed]
             for name in self._files:
-                path = self._package / name
                 # The client sends open files by LFS, and paths by xet.
-                source = stack.enter_context(path.open("rb")) if self._target.is_loopback else path
+                source = files[name] if self._target.is_loopback else self._package / name
                 operations.append(CommitOperationAdd(name, source))
+            files.started("landing" if branch == MAIN else "uploading")
             try:
                 with hub_errors(f"uploading to {self._config.repo}"):
                     message = f"Release {self._config.tag}"
@@ -308,6 +337,13 @@ class _Repository:
                 self._api.update_repo_settings(repo, private=False)
             if bool(self._api.repo_info(repo).private) == public:
                 raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
+        if collection := self._config.collection:
+            with hub_errors(f"adding {repo} to {collection}"):
+                held = {
+                    item.item_id for item in self._api.get_collection(collection).items if item.item_type == "model"
+                }
+                if repo not in held:
+                    self._api.add_collection_item(collection, repo, "model", exists_ok=True)
 
 
 def _receipt(config: PublishConfig, target: Target, signer: Signer, commit: str, verified: Verified) -> Receipt:
