@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import named_content
 from core.strict import Strict
@@ -23,9 +23,12 @@ from pipeline.cost import work
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
 from pipeline.overrides import published
-from pipeline.publish.config import PackageConfig
+from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import WITHOUT_EFFECT, HubRef, TrainedOrPublished
+
+if TYPE_CHECKING:
+    from pipeline.publish.plan import PublicationPlan
 
 Inputs = Mapping[str, Path]
 Facts = Strict
@@ -119,6 +122,13 @@ def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
     from pipeline.publish import push
 
     return push.run(config, inputs, out, recheck.problems)
+
+
+def publication(config: PublishConfig, package: Path) -> PublicationPlan:
+    """What `publish` would change with the artifact ``package``; nothing is written."""
+    from pipeline.publish.plan import planned
+
+    return planned(config, package / "hub")
 
 
 def stages(recipe: Recipe) -> list[Stage]:

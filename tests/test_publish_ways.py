@@ -11,7 +11,7 @@ import pytest
 from core.errors import HubError
 from core.progress import Report, listening
 from pipeline.engine.live import _Pace
-from pipeline.publish.plan import plan_publication
+from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
@@ -199,3 +199,13 @@ def test_bytes_are_shown_with_rate_and_time_left() -> None:
     pace.line(Report("uploading", 0, 40_000_000, in_bytes=True), 0.0)
     line = pace.line(Report("uploading", 10_000_000, 40_000_000, in_bytes=True), 2.0)
     assert line == "uploading · 10.0 MB/40.0 MB · 5.0 MB/s · 0:06 left"
+
+
+def test_planning_makes_no_hub(package: Path, store: Path) -> None:
+    assert planned(CONFIG, package / "hub").exists is False
+    assert not (store / "hub").exists()
+    with running(store) as world:
+        world.publish(package)
+    found = planned(CONFIG, package / "hub")
+    assert (found.exists, found.tagged) == (True, True)
+    assert list(found.lines())[-1].endswith("it is compared with the package and stays")

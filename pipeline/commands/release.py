@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import ArtifactError, InputError, RecipeError, ReleaseError
 from core.ranks import is_first
@@ -26,10 +26,11 @@ from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
-from pipeline.publish.hub import connect
-from pipeline.publish.plan import PublicationPlan, plan_publication
-from pipeline.publish.sign import store as store_folder
 from pipeline.recipe import Recipe
+from pipeline.stages import publication
+
+if TYPE_CHECKING:
+    from pipeline.publish.plan import PublicationPlan
 
 
 def release(options: argparse.Namespace) -> int:
@@ -202,15 +203,11 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
 
 
 def _publication(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> PublicationPlan | None:
-    """What would change on the Hub, once the package is there; None if it is not, or is published already."""
+    """What would change on the Hub; None if there is nothing to publish yet, or it is published already."""
     package = states["package"].artifact if "package" in states else None
     if package is None or [stage.name for stage in waiting] != ["publish"]:
         return None
-    hub, tree = recipe.publish.hub, package.path / "hub"
-    if hub == "local" and not (store_folder() / "hub" / "models" / f"{recipe.publish.repo}.git").is_dir():
-        return plan_publication(recipe.publish, tree, None)
-    with connect(hub) as target:
-        return plan_publication(recipe.publish, tree, target)
+    return publication(recipe.publish, package.path)
 
 
 HEADINGS = f"{'stage':<18} {'state':<8} {'time':>7} {'memory':>9} {'disk':>9} {'download':>9}"

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from core.strict import Strict
+from pipeline.localhub.repository import LFS_SUFFIXES, MAX_REGULAR_BYTES
 from pipeline.publish import tree
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import Target, hub_errors
+from pipeline.publish.hub import Target, connect, hub_errors
+from pipeline.publish.sign import store
 
 MAIN = "main"
 
@@ -48,6 +50,14 @@ class PublicationPlan(Strict):
         yield f"  {len(sent)} of {len(self.files)} files, {sum(file.size for file in sent):,} bytes, in one commit"
         yield f"  the tag {self.tag} is set"
         yield from (f"  {setting}" for setting in self.settings)
+
+
+def planned(config: PublishConfig, package: Path) -> PublicationPlan:
+    """The plan for the packaged tree ``package`` on the recipe's Hub. Raises HubError if the Hub does not answer."""
+    if config.hub == "local" and not (store() / "hub" / "models" / f"{config.repo}.git").is_dir():
+        return plan_publication(config, package, None)
+    with connect(config.hub) as target:
+        return plan_publication(config, package, target)
 
 
 def plan_publication(config: PublishConfig, package: Path, target: Target | None) -> PublicationPlan:
@@ -135,8 +145,6 @@ def _modes(config: PublishConfig, package: Path, local: dict[str, tree.Digest], 
 
 def _expected(path: Path) -> str:
     """What a new repository would say: by ending, size, and whether it looks like text."""
-    from pipeline.localhub.repository import LFS_SUFFIXES, MAX_REGULAR_BYTES
-
     with path.open("rb") as file:
         binary = b"\0" in file.read(512)
     large = path.stat().st_size > MAX_REGULAR_BYTES or path.name.endswith(tuple(LFS_SUFFIXES)) or binary
