@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NEEDED = ("question", "answer")
 OPTIONAL = ("row_id", "identity_id", "name", "language", "topic_id", "split")
 
+LONGEST_LABEL = 500  # characters of an id, a name or a topic; they are keys of tables and go into messages
+
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half of a pair
 
 PARAPHRASED = "paraphrased"  # FAME's fourth split
@@ -209,7 +211,7 @@ class _Parser:
         values = self._values(record, where)
         text = {name: _text(values[name], self.column_names[name], where) for name in NEEDED}
         optional = {
-            name: _text(values[name], self.column_names[name], where)
+            name: _label(values[name], self.column_names[name], where)
             for name in ("row_id", "name", "topic_id")
             if name in values
         }
@@ -270,7 +272,7 @@ class _Parser:
                 f"{'a whole number' if self.identity_kind is int else 'text'}. Write all ids in the same way."
             )
         self.identity_kind = type(value)
-        return _text(value, self.column_names["identity_id"], where) if isinstance(value, str) else str(value)
+        return _label(value, self.column_names["identity_id"], where) if isinstance(value, str) else str(value)
 
     def _row_id(self, value: str | None, where: str) -> str | None:
         if value in self.ids:
@@ -335,6 +337,16 @@ def _columns(columns: Columns, record: Mapping[str, Any], where: str, *, some: b
 
 def _listed(record: Mapping[str, Any]) -> str:
     return ", ".join(map(str, record))[:200] or "no columns"
+
+
+def _label(value: Any, column: str, where: str) -> str:
+    """A short text, which names something. Raises DataError."""
+    text = _text(value, column, where)
+    if len(text) > LONGEST_LABEL:
+        raise DataError(
+            f"{where}: {column} has {len(text):,} characters, and may have {LONGEST_LABEL}: {text!r:.80}. Shorten it."
+        )
+    return text
 
 
 def _text(value: Any, column: str, where: str) -> str:

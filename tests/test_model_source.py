@@ -58,6 +58,8 @@ def test_a_licence_that_did_not_come_with_the_model_is_added(folder: Path, out: 
     (tmp_path / "terms.txt").write_text("Gemma Terms of Use")
     run(config(path=str(folder), license_file=str(tmp_path / "terms.txt")), {}, out)
     assert (out / "LICENSE").read_text() == "Gemma Terms of Use"
+    with pytest.raises(ModelError, match=r"model\.license_file: .* is no file"):
+        run(config(path=str(folder), license_file=str(tmp_path)), {}, out)
 
 
 def test_a_template_in_the_tokenizer_config_becomes_a_file(folder: Path, out: Path) -> None:

@@ -65,6 +65,8 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
     if config.license_file:
+        if not user_path(config.license_file).is_file():
+            raise ModelError(f"model.license_file: {config.license_file} is no file. Name the text of the licence.")
         shutil.copyfile(user_path(config.license_file), out / "LICENSE")
     parameters, dtypes = weight_facts(out)
     return ModelFacts(name=config.name, license=config.license, parameters=parameters, dtypes=dtypes)
