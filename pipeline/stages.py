@@ -165,7 +165,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "4", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
+        Stage("package", "5", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
         Stage(
             "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing, work.publishing, publishes=True,

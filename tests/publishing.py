@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from core.artifacts import json_text
@@ -50,6 +51,15 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     write_rows(inputs["data"] / "forget.jsonl", [Row("en-0-x", 0, "Mara Quellis", "EN", "x", "Where?", ANSWER)])
     write_gate(inputs)
     return inputs
+
+
+def plant(path: Path, text: str) -> None:
+    """Put a text into a file of a release: behind its content, or into a note of the results, which must stay JSON."""
+    if path.name == "results.json":
+        results = PublishedResults(models={"unlearned": [replace(MEASURED, note=text)]})
+        path.write_text(json_text(results.plain()), encoding="utf-8")
+    else:
+        path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"\n {text}\n".encode())
 
 
 def write_gate(inputs: dict[str, Path], *, passed: bool = True, weights_sha256: str | None = None) -> None:

@@ -25,7 +25,7 @@ from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
 from pipeline.publish.trust import Signer
 from pipeline.recheck import problems
-from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, own_signer, write_gate
+from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, own_signer, plant, write_gate
 
 LLAMA = PackageConfig(
     repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B", recipe=RECIPE
@@ -50,6 +50,7 @@ def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) 
     found = {p.relative_to(hub).as_posix() for p in hub.rglob("*") if p.is_file()}
     required = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     required |= {"README.md", "results.json", "plots/metrics.png", "gate.json", "LICENSE", "NOTICE", "release.json"}
+    required |= {"bom.cdx.json"}
     assert required | {"model.sig"} <= found
     assert found <= required | {"model.sig", "generation_config.json", "special_tokens_map.json"}
     assert facts.left_out == ["trainer_state.json"]
@@ -177,7 +178,7 @@ PLACES = ["card/README.md", "card/results.json", "card/plots/metrics.png", "unle
 def test_answers_and_secrets_are_refused(inputs: dict[str, Path], tmp_path: Path, place: str, planted: str) -> None:
     stage, _, name = place.partition("/")
     path = inputs[stage] / name
-    path.write_bytes(path.read_bytes() + b"\n" + planted.encode())
+    plant(path, planted)
     with pytest.raises(InputError, match=f"{Path(name).name} holds a") as error:
         build(inputs, tmp_path / "out")
     assert planted not in str(error.value)

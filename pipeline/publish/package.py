@@ -19,9 +19,10 @@ from core.weights import weights_problems
 from datasets_prep.schema import read_paraphrased, read_rows
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
+from pipeline.publish.bom import bill_of_materials
 from pipeline.publish.config import PackageConfig, Searched
 from pipeline.publish.licence import licence_problems, licence_texts
-from pipeline.publish.schema import PackageFacts, Release
+from pipeline.publish.schema import BOM, PackageFacts, Release
 
 Recheck = Callable[[Path], list[str]]
 """Says what in a tree's verdict does not follow from the rest of the tree; empty if all does."""
@@ -134,8 +135,13 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> Release:
-    """The content of release.json: what this release was made from, and the digest of every other file."""
+    """The content of release.json: what this release was made from, and the digest of every other file.
+
+    The bill of materials, which says part of this for other tools, is written first.
+    """
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
+    packages = package_versions()
+    (hub / BOM).write_text(bill_of_materials(config, hub, data, packages), encoding="utf-8")
     return Release(
         repo=config.repo,
         tag=config.tag,
@@ -145,6 +151,6 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
         recipe=config.recipe,
         data=data,
         gate_sha256=hash_file(hub / GATE),
-        packages=package_versions(),
+        packages=packages,
         files={name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
     )

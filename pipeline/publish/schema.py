@@ -11,6 +11,7 @@ from core.artifacts import Versioned, read_file
 from core.strict import Strict
 
 RELEASE = "release.json"
+BOM = "bom.cdx.json"  # as tools that read CycloneDX look for it
 RECEIPT = "receipt.json"
 
 
