@@ -27,6 +27,7 @@ ATTRIBUTES = {
     "details": {"open"},
     **{f"h{level}": {"id"} for level in range(1, 7)},
 }
+_IMAGE = re.compile(r'<img((?: [a-z]+="[^"]*")*)>')  # as the sanitiser writes it, with every quote escaped
 ANCHOR = "card-"  # before each id, so that a card's anchors are never the page's own
 _FRONT_MATTER = re.compile(r"\A\s*---\r?\n.*?\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
@@ -65,14 +66,14 @@ def card_html(text: str, files: str) -> Markup:
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
     )
-    return Markup(_scrollable(clean))  # noqa: S704  sanitised in the line above
+    return Markup(_scrollable(_IMAGE.sub(_image, clean)))  # noqa: S704  sanitised above
 
 
 def _prepare(tokens: list[Token]) -> None:
     """Anchors for headings, one level below the page's own; the alignment of cells as an attribute, not as a style."""
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
-        if token.type == "heading_open" and following:
-            words = re.sub(r"[^\w\s-]", "", following.content.lower()).split()
+    for index, token in enumerate(tokens):
+        if token.type == "heading_open":  # its text follows
+            words = re.sub(r"[^\w\s-]", "", tokens[index + 1].content.lower()).split()
             token.attrSet("id", ANCHOR + "-".join(words))
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
@@ -91,6 +92,15 @@ def _address(tag: str, value: str, files: str) -> str | None:
             return f"#{ANCHOR}{value[1:]}"
         return f"{files}/{quote(parts.path.removeprefix('./'), safe='/%')}"
     return value if tag == "a" else None
+
+
+def _image(match: re.Match[str]) -> str:
+    """A picture that may be fetched, with an alternative text; in place of another the text alone."""
+    attributes = match[1]
+    text = re.search(r' alt="([^"]*)"', attributes)
+    if ' src="' not in attributes:
+        return f"<em>{text[1]}</em>" if text and text[1] else ""
+    return match[0] if text else f'<img{attributes} alt="">'
 
 
 def _scrollable(html: str) -> str:

@@ -148,8 +148,11 @@ def versions(site: Site, call: Call) -> Response:
         about = _about(call, repository, _readme(repository, repository.resolve("main"))[1])
         tags = [
             {"name": name, "sha": sha, "checks": site.versions.checks(repository, name, sha)}
-            for name, sha in reversed(repository.refs("tags").items())
+            for name, sha in repository.refs("tags").items()
         ]
+        tags.sort(
+            key=lambda tag: repository.commit_object(ObjectID(str(tag["sha"]).encode())).commit_time, reverse=True
+        )
         branches = repository.refs("heads")
         pulls = repository.refs("pr")
     return site.page(
