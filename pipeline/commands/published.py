@@ -14,6 +14,7 @@ from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_rea
 from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
+from pipeline.release_checks import release_checks
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -63,9 +64,9 @@ def revoke(options: argparse.Namespace) -> int:
 
 
 def hub(options: argparse.Namespace) -> int:
-    """Serve the loopback Hub's repositories. Raises InputError if nothing was published there."""
+    """Serve the loopback Hub's repositories, also as pages. Raises InputError if nothing was published there."""
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")
-    serve(folder, options.port)
+    serve(folder, options.port, release_checks)
     return 0

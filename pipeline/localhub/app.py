@@ -6,8 +6,9 @@ were sent: a quoted ``/`` (a branch ``refs%2Fpr%2F1``) stays inside its segment.
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.localhub import account, collection, discussions, git_clone, large_files, reading, writing
@@ -24,6 +25,7 @@ from pipeline.localhub.bodies import whole
 from pipeline.localhub.hub import Call, Hub, Needs
 from pipeline.localhub.refusal import Refusal
 
+_log = logging.getLogger(__name__)
 Handler = Callable[[Call], Response]
 MAX_BODY = 8 << 20
 MAX_COMMIT = 256 << 20  # the small files of a commit are in its body
@@ -90,14 +92,14 @@ FILES: list[tuple[str, str, Needs, Handler]] = [  # their addresses begin with t
 LONGEST: dict[Handler, int] = {writing.commit: MAX_COMMIT, account.validate_yaml: MAX_CARD}
 
 
-def build_app(hub: Hub) -> ASGIApp:
-    """The application that answers for ``hub``."""
-    routes = []
+def build_app(hub: Hub, pages: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """The application that answers for ``hub``, to the client and, with ``pages``, to a browser."""
+    routes: list[BaseRoute] = []
     for of in ("/{ns}/{name}", "/{kind}/{ns}/{name}"):
         table = [(method, of + path, needs, handler) for method, path, needs, handler in FILES]
         routes += [_route(hub, *entry) for entry in table]
         routes.append(Route(of + ".git/info/lfs/upload/{oid}", _streaming(hub), methods=["PUT"]))
-    routes = [_route(hub, *entry) for entry in ROUTES] + routes
+    routes = [*(_route(hub, *entry) for entry in ROUTES), *routes, *pages]
     errors = {Refusal: _refuse, HTTPException: _no_route, ClientDisconnect: _gone}
     return _Front(Starlette(routes=routes, exception_handlers=errors))
 
@@ -138,12 +140,22 @@ class _Front:
         if scope["type"] != "http":
             return
 
+        number, answered = secrets.token_hex(8), False
+
         async def numbered(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", secrets.token_hex(8).encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        await self._app({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, numbered)
+        try:
+            await self._app({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, numbered)
+        except Exception:
+            if not answered:
+                raise
+            # uvicorn would hang up, on the next request perhaps; the sender has an answer, and this is for us.
+            _log.exception("request %s: %s %s", number, scope["method"], scope["raw_path"].decode("latin-1"))
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

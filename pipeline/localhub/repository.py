@@ -36,6 +36,7 @@ LFS_SUFFIXES = (
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 STALE_PARENT = "A commit has happened since. Please refresh and try again."
 MAIN = Ref(b"refs/heads/main")
+GITATTRIBUTES_FILE = ".gitattributes"
 
 _POINTER_VERSION = b"version https://git-lfs.github.com/spec/v1"
 _POINTER = re.compile(re.escape(_POINTER_VERSION) + rb"\noid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n\Z")
@@ -124,7 +125,7 @@ class Repository:
         git = Repo.init_bare(str(path), default_branch=b"main")
         blob = Blob.from_string(GITATTRIBUTES)
         git.object_store.add_object(blob)
-        tree = commit_tree(git.object_store, [(b".gitattributes", blob.id, FILE_MODE)])
+        tree = commit_tree(git.object_store, [(GITATTRIBUTES_FILE.encode(), blob.id, FILE_MODE)])
         git.refs.set_if_equals(MAIN, None, _write_commit(git, tree, [], "initial commit", OWNER))
         git.close()
         write_settings(path, settings)

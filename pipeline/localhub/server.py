@@ -19,6 +19,9 @@ from core.errors import SystemLimitError
 from pipeline.localhub.app import build_app
 from pipeline.localhub.connections import server
 from pipeline.localhub.hub import Hub
+from pipeline.localhub.pages.site import Site
+from pipeline.localhub.pages.versions import Judge
+from pipeline.localhub.pages.views import page_routes
 from pipeline.localhub.rate_limit import RateLimit
 from pipeline.localhub.tokens import Tokens
 from pipeline.localhub.uploads import remove_leftovers
@@ -51,7 +54,7 @@ class LocalHub:
     ``app`` answers the requests; tests wrap it, before the ``with`` block starts, to inject faults.
     """
 
-    def __init__(self, folder: Path, port: int = 0, rate: RateLimit | None = None) -> None:
+    def __init__(self, folder: Path, port: int = 0, rate: RateLimit | None = None, judge: Judge | None = None) -> None:
         self.folder = folder
         self.token = hub_token(folder)
         remove_leftovers(folder)
@@ -67,7 +70,9 @@ class LocalHub:
         self.tokens = Tokens(folder, self.token)
         # Made of the token, so that upload addresses outlive the process that gave them out.
         secret = hashlib.sha256(b"uploads " + self.token.encode()).digest()
-        self.app: ASGIApp = build_app(Hub(folder, self.endpoint, self.tokens, secret, rate))
+        hub = Hub(folder, self.endpoint, self.tokens, secret, rate)
+        self.site = Site(hub, judge)
+        self.app: ASGIApp = build_app(hub, page_routes(self.site))
 
     def __enter__(self) -> Self:
         self._running = server(self.app)
@@ -94,8 +99,9 @@ class LocalHub:
             self._socket.close()
 
 
-def serve(folder: Path, port: int = 0) -> None:
+def serve(folder: Path, port: int = 0, judge: Judge | None = None) -> None:
     """Serve the Hub in ``folder`` until interrupted; how to reach it goes to stderr."""
-    hub = LocalHub(folder, port)
-    print(f"HF_ENDPOINT={hub.endpoint} HF_TOKEN=$(cat {folder / 'token'})", file=sys.stderr)
+    hub = LocalHub(folder, port, judge=judge)
+    print(f"Look at it, with its private repositories (the link works once): {hub.site.link()}", file=sys.stderr)
+    print(f"HF_ENDPOINT={hub.endpoint} HF_TOKEN=$(cat {folder / 'token'})", file=sys.stderr, flush=True)
     hub.run()

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from core.hub_ids import check_hub_id
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import write_json
 
@@ -105,7 +106,8 @@ class Tokens:
         seconds: float | None = None,
         name: str = "token",
     ) -> str:
-        """A new token; with ``seconds`` it expires."""
+        """A new token; with ``seconds`` it expires. Raises ValueError if ``user`` is no name of a namespace."""
+        check_hub_id(f"{user}/any")
         token = "hf_local" + secrets.token_hex(16)
         expires = None if seconds is None else time.time() + seconds
         with FileLock(str(self._file.with_suffix(".lock"))):
