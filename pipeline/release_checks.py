@@ -11,7 +11,7 @@ from pathlib import Path
 from core.errors import ReleaseError, VerificationError
 from core.weights import weights_problems
 from pipeline.localhub.pages.versions import Check
-from pipeline.publish import sign, tree
+from pipeline.publish import sign, tree, trust
 from pipeline.publish.package import check_gate
 from pipeline.publish.verify import read_release
 from pipeline.recheck import problems
@@ -20,7 +20,7 @@ from pipeline.recheck import problems
 def release_checks(folder: Path, repo: str, tag: str) -> list[Check]:
     """Check the files of a release in ``folder``, which lies on the Hub as ``tag`` of ``repo``."""
     checks: list[tuple[str, Callable[[], str]]] = [
-        ("signature", lambda: _signature(folder)),
+        ("signature", lambda: _signature(folder, repo)),
         ("name", lambda: _name(folder, repo, tag)),
         ("contents", lambda: _contents(folder)),
         ("gates", lambda: _gates(folder)),
@@ -41,13 +41,12 @@ def _nothing_of(said: str, wrong: list[str]) -> str:
     return said
 
 
-def _signature(folder: Path) -> str:
+def _signature(folder: Path, repo: str) -> str:
     signature = folder / tree.SIGNATURE
     if not signature.is_file():
         raise VerificationError(f"there is none ({tree.SIGNATURE})")
-    key = sign.trusted_key(None)
-    sign.check_signature(folder, signature, key)
-    return f"covers all files, by the key {sign.key_fingerprint(key)[:16]}"
+    signer = trust.check_signature(folder, signature, sign.trusted_signers(repo))
+    return f"covers all files, by {signer.says()}"
 
 
 def _name(folder: Path, repo: str, tag: str) -> str:
