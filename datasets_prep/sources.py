@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.digests import hash_file
 from core.errors import DataError
+from core.hub_ids import is_commit
 from core.places import user_path
 from datasets_prep.config import Columns, DataConfig, HubSource, Source, Subsets
 from datasets_prep.files import BATCH, NumberedRecord, read_file, table_records
@@ -116,6 +117,13 @@ def _fetched(source: HubSource, subset: str | None) -> Mapping[str, Dataset]:
         reason = " ".join(str(error).split())
         remedy = "Check id and revision, the network, and the access rights of the token (`hf auth login`)"
         raise DataError(f"{where}: cannot be loaded ({reason}). {remedy}.") from error
+    # Offline, or after most errors, `datasets` takes the newest that its cache has of this name, whatever its commit.
+    places = {Path(file["filename"]).parent.name for split in splits.values() for file in split.cache_files}
+    if others := sorted(name for name in places - {source.revision} if is_commit(name)):
+        raise DataError(
+            f"{where}: cannot be loaded, and the cache holds it at {', '.join(others)}. Check the network and the "
+            "access rights, and unset HF_HUB_OFFLINE if it is set."
+        )
     return splits
 
 

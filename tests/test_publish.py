@@ -327,7 +327,15 @@ def test_the_staging_branch_of_a_package_that_changed_since_goes(
     world.faulty.faults = [
         Fault(rf"PUT /api/models/{REPO}/settings", "act", action=lambda: seen.append(world.branches()))
     ]
-    world.publish(next_release(inputs, tmp_path, tag="v1.0.0"), visibility="public")
+    following = next_release(inputs, tmp_path, tag="v1.0.0")
+    left = world.branches()
+    world.faulty.faults.append(Fault(rf"GET /{REPO}/resolve/.*/config.json", "corrupt"))
+    with pytest.raises(VerificationError):
+        world.publish(following, visibility="public")
+    assert len(world.branches()) == 2  # its own: the other is gone although this one failed too
+    assert world.branches() != left
+    world.faulty.faults.pop()
+    world.publish(following, visibility="public")
     assert seen == [["main"]]  # before anybody else could look
 
 

@@ -101,8 +101,9 @@ def test_a_signer_is_no_authority(folder: Path, acme: Organisation) -> None:
 def test_a_key_that_is_not_the_certificates_is_named(folder: Path, acme: Organisation) -> None:
     environment = acme.files(folder.parent / "keys", issue(NAME, acme.middle))
     Path(environment[sign.KEY]).write_bytes(acme.root.key_pem())
-    with pytest.raises(InputError, match=r"chain\.pem and the key .*does not match"):
+    with pytest.raises(InputError, match=r"chain\.pem and the key .*signer\.pem cannot sign: .*does not match"):
         signed(folder, environment)
+    assert not (folder / "model.sig").exists()
 
 
 def test_the_kind_of_a_signature_is_named(folder: Path, acme: Organisation, tmp_path: Path) -> None:
@@ -176,6 +177,7 @@ def test_a_package_that_the_teams_readers_would_refuse_is_refused(folder: Path, 
         ("acme: {ca: absent.pem}", r"trust\.yaml:1: ca .*absent\.pem: there is no such file"),
         ("\nacme: {identity: x}", r"trust\.yaml:2: give a key, or a ca"),
         ("acme: {keys: x}", r"trust\.yaml:1: Extra inputs"),
+        ("acme: []", r"trust\.yaml:1: List should have at least 1"),
         ("acme: 3", r"trust\.yaml:1: "),
         ("acme:\n  key: [x]", r"trust\.yaml:\d: "),
         ("acme/a/b: {key: x}", "'acme/a/b' is neither a namespace"),

@@ -211,7 +211,10 @@ class _Repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
-        with TemporaryDirectory() as temporary, hub_errors(f"reading the signature of {self._config.repo}"):
+        with (
+            TemporaryDirectory(dir=self._scratch) as temporary,
+            hub_errors(f"reading the signature of {self._config.repo}"),
+        ):
             try:
                 signature = hf_hub_download(
                     self._config.repo,
@@ -231,6 +234,9 @@ class _Repository:
         repo, branch = self._config.repo, self._staging
         with hub_errors(f"staging in {repo}"):
             refs = {b.name: b.target_commit for b in self._api.list_repo_refs(repo).branches}
+            for other in refs.keys() - {branch}:
+                if _STAGING.fullmatch(other):  # of a package that is not wanted any more
+                    self._api.delete_branch(repo, branch=other)
             if branch in refs:
                 if not self._different(self.remote_files(branch)):
                     return refs[branch]
@@ -327,7 +333,7 @@ class _Repository:
                 raise
 
     def finish(self) -> None:
-        """Delete staging branches, those too that a killed run left for another package; set the visibility then."""
+        """Delete staging branches, those too that a killed run left, and set the visibility then."""
         repo, public = self._config.repo, self._config.visibility == "public"
         with hub_errors(f"finishing {repo}"):
             for branch in self._api.list_repo_refs(repo).branches:

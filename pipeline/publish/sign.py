@@ -89,7 +89,7 @@ def given_signer(**options: str | None) -> Signer | None:
 def check_settings() -> None:
     """Raise InputError unless what this machine is to sign with can be used."""
     if not _keyless():
-        private_key()
+        _with_key()
         if certificate := os.environ.get(CERTIFICATE):
             trust.certified(Path(certificate))
 
@@ -162,21 +162,27 @@ def sign_tree(tree: Path) -> None:
     from model_signing import hashing, signing
 
     hashes = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=True)
-    config = signing.Config().set_hashing_config(hashes)
     if _keyless():
-        _sign_keyless(config, tree)
-        return
-    key, certificate = private_key(), os.environ.get(CERTIFICATE)
-    try:
-        if certificate:  # the first one in the file signs, and the others come with the signature
-            config.use_certificate_signer(
-                private_key=key, signing_certificate=certificate, certificate_chain=[certificate]
-            )
-        else:
-            config.use_elliptic_key_signer(private_key=key)
-    except ValueError as error:
-        raise InputError(f"{CERTIFICATE} {certificate} and the key {key}: {error}. Give the key's own one.") from error
-    config.sign(tree, tree / SIGNATURE)
+        _sign_keyless(signing.Config().set_hashing_config(hashes), tree)
+    else:
+        _with_key().set_hashing_config(hashes).sign(tree, tree / SIGNATURE)
+
+
+def _with_key() -> signing.Config:
+    from model_signing import signing
+
+    config, key, certificate = signing.Config(), private_key(), os.environ.get(CERTIFICATE)
+    if not certificate:
+        return config.use_elliptic_key_signer(private_key=key)
+    try:  # the first certificate in the file signs, and the others come with the signature
+        return config.use_certificate_signer(
+            private_key=key, signing_certificate=Path(certificate), certificate_chain=[Path(certificate)]
+        )
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{CERTIFICATE} {certificate} and the key {key} cannot sign: {error}. Give the key that the first "
+            f"certificate is for, as {KEY}."
+        ) from error
 
 
 def _sign_keyless(config: signing.Config, tree: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -89,7 +89,7 @@ def named_signers(repo: str) -> list[Signer]:
         for key in signer.keys() & {"key", "ca"}:  # beside the file itself
             signer[key] = str(TRUST.parent / user_path(str(signer[key])))
     try:
-        trusted = TypeAdapter(dict[str, list[Signer]]).validate_python(listed)
+        trusted = TypeAdapter(dict[str, Annotated[list[Signer], Field(min_length=1)]]).validate_python(listed)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(f"{found.place(first['loc'])}: {first['msg'].removeprefix('Value error, ')}.") from error
