@@ -58,7 +58,8 @@ def revoke(options: argparse.Namespace) -> int:
     }
     said = f"{options.repo} {', '.join(plan.revocation.revisions)}: {plan.revocation}"
     head = "This would be done:" if options.dry_run else "Done:" if plan.steps else "Nothing was left to do."
-    rest = PURGED if options.purge else CANNOT_TAKE_BACK
+    purged = "With --purge this cannot be undone." if options.dry_run else PURGED
+    rest = purged if options.purge else CANNOT_TAKE_BACK
     show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
     return 0
 
