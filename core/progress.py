@@ -20,6 +20,7 @@ class Report:
     done: int | None = None
     total: int | None = None
     numbers: dict[str, float] = field(default_factory=dict)
+    in_bytes: bool = False
 
 
 _listener: ContextVar[Callable[[Report], None] | None] = ContextVar("progress_listener", default=None)
@@ -30,6 +31,20 @@ def report(doing: str, done: int | None = None, total: int | None = None, **numb
     listener = _listener.get()
     if listener is not None:
         listener(Report(doing, done, total, dict(numbers)))
+
+
+def byte_reporter(doing: str, total: int) -> Callable[[int], None]:
+    """A function that reports how many of ``total`` bytes are done.
+
+    It may be called in any thread: those of a library do not know this one's listener.
+    """
+    listener = _listener.get()
+
+    def send(done: int) -> None:
+        if listener is not None:
+            listener(Report(doing, done, total, in_bytes=True))
+
+    return send
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def merge(below: Tree, above: Tree) -> Tree:
 def override(tree: Tree, assignment: str) -> Tree:
     """``tree`` with one ``--set a.b.c=VALUE``; VALUE is read as YAML. A number in the key is the index of a list."""
     key, equals, text = assignment.partition("=")
-    shown = f"--set {assignment}"
+    shown = f"--set {assignment:.200}"
     if not equals or not key or not all(key.split(".")):
         raise RecipeError(f"{shown}: write KEY=VALUE with a dotted key, for example --set data.seed=7.")
     parts = key.split(".")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import DataError
+from core.errors import DataError, ReleaseError
 from core.places import user_path
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def read_file(name: str, key: str) -> Iterator[NumberedRecord]:
         raise DataError(f"{path.name}: the suffix must be one of {', '.join(readers)}. Convert the file or rename it.")
     try:
         yield from reader(path)
-    except (OSError, ValueError, RecursionError, csv.Error) as error:  # pyarrow's errors are OSError and ValueError
+    except ReleaseError:
+        raise
+    except Exception as error:  # damaged files make the libraries raise almost anything
         reason = " ".join(str(error).split())
         raise DataError(f"{key} {path.name}: cannot be read ({reason}). Check the path and format.") from error
 
@@ -45,6 +48,7 @@ def table_records(
     labels = {name: kind.names for name, kind in features.items() if hasattr(kind, "names")}
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # offsets that lead outside a damaged batch would end the process
         for record in batch.to_pylist():
             number += 1
             for name, names in labels.items():
@@ -124,9 +128,8 @@ def _json(text: str, where: str) -> Any:
 def _csv(path: Path) -> Iterator[NumberedRecord]:
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
     names = reader.fieldnames or []
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path.name}, line 1: has the column {', '.join(twice)} twice. Rename one.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path.name}, line 1: has the column {', '.join(twice):.200} twice. Rename one.")
     for record in reader:
         where = f"{path.name}, line {reader.line_num}"
         if None in record:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.digests import hash_file
 from core.errors import DataError
+from core.hub_ids import is_commit
 from core.places import user_path
 from datasets_prep.config import Columns, DataConfig, HubSource, Source, Subsets
 from datasets_prep.files import BATCH, NumberedRecord, read_file, table_records
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("question", "answer")
 OPTIONAL = ("row_id", "identity_id", "name", "language", "topic_id", "split")
+
+LONGEST_LABEL = 500  # characters of an id, a name or a topic; they are keys of tables and go into messages
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half of a pair
 
@@ -114,6 +117,13 @@ def _fetched(source: HubSource, subset: str | None) -> Mapping[str, Dataset]:
         reason = " ".join(str(error).split())
         remedy = "Check id and revision, the network, and the access rights of the token (`hf auth login`)"
         raise DataError(f"{where}: cannot be loaded ({reason}). {remedy}.") from error
+    # Offline, or after most errors, `datasets` takes the newest that its cache has of this name, whatever its commit.
+    places = {Path(file["filename"]).parent.name for split in splits.values() for file in split.cache_files}
+    if others := sorted(name for name in places - {source.revision} if is_commit(name)):
+        raise DataError(
+            f"{where}: cannot be loaded, and the cache holds it at {', '.join(others)}. Check the network and the "
+            "access rights, and unset HF_HUB_OFFLINE if it is set."
+        )
     return splits
 
 
@@ -209,7 +219,7 @@ class _Parser:
         values = self._values(record, where)
         text = {name: _text(values[name], self.column_names[name], where) for name in NEEDED}
         optional = {
-            name: _text(values[name], self.column_names[name], where)
+            name: _label(values[name], self.column_names[name], where)
             for name in ("row_id", "name", "topic_id")
             if name in values
         }
@@ -270,7 +280,7 @@ class _Parser:
                 f"{'a whole number' if self.identity_kind is int else 'text'}. Write all ids in the same way."
             )
         self.identity_kind = type(value)
-        return _text(value, self.column_names["identity_id"], where) if isinstance(value, str) else str(value)
+        return _label(value, self.column_names["identity_id"], where) if isinstance(value, str) else str(value)
 
     def _row_id(self, value: str | None, where: str) -> str | None:
         if value in self.ids:
@@ -335,6 +345,16 @@ def _columns(columns: Columns, record: Mapping[str, Any], where: str, *, some: b
 
 def _listed(record: Mapping[str, Any]) -> str:
     return ", ".join(map(str, record))[:200] or "no columns"
+
+
+def _label(value: Any, column: str, where: str) -> str:
+    """A short text, which names something. Raises DataError."""
+    text = _text(value, column, where)
+    if len(text) > LONGEST_LABEL:
+        raise DataError(
+            f"{where}: {column} has {len(text):,} characters, and may have {LONGEST_LABEL}: {text!r:.80}. Shorten it."
+        )
+    return text
 
 
 def _text(value: Any, column: str, where: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, field_validator
 
 from core.hub_ids import Commit, HubId, ReleaseTag
-from core.licences import LicenceId
+from core.licences import Licensed
 from core.strict import Strict
 
 NONE_STATED = "none stated"
@@ -67,11 +67,10 @@ class CardConfig(Strict):
     )
 
 
-class CardModel(Strict):
+class CardModel(Licensed):
     """The start model."""
 
     name: HubId = Field(description="Its Hub id.")
-    license: LicenceId = Field(description="Its licence.")
     revision: Commit | None = Field(default=None, description="The commit that was used, if it came from the Hub.")
     own_template: str | None = Field(
         default=None, description="What the recipe changed in its chat template, in words; None if nothing."

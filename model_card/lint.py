@@ -10,7 +10,6 @@ from typing import Any
 
 from core.errors import InputError
 from core.hub_ids import is_hub_id
-from core.licences import LICENCES, name_problem
 from eval.schema import Record
 from model_card import claims
 from model_card.config import CardInputs
@@ -78,7 +77,7 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
     dataset = dataset_of(config)
     expected = {
         "base_model": config.model.name,
-        "license": config.model.license,
+        **config.model.metadata,
         "datasets": [dataset.hub] if dataset.hub else None,
         "language": [language.lower() for language in evidence.languages()],
         "library_name": "transformers",
@@ -110,10 +109,10 @@ def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
         yield "The digest of the weights that the gates passed is not on the card."
     if evidence.passed != ("all passed" in card and "must not be released" not in card):
         yield f"The card does not say that the gates' verdict is passed = {evidence.passed}."
-    licence = LICENCES[config.model.license]
+    licence = config.model.rules
     if licence.displayed not in card:
         yield f'The {licence.name} requires "{licence.displayed}" on the card.'
-    if problem := name_problem(config.model.license, config.publish.repo):
+    if problem := licence.name_problem(config.publish.repo):
         yield f"Name: {problem}."
     words = " ".join(card.split()).casefold()
     for row in evidence.rows["forget"]:

@@ -26,13 +26,16 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
 
     dataset = dataset_of(inputs)
     method = METHODS.get(str(inputs.unlearn.get("method")))
+    licence = inputs.model.metadata
     return ModelCardData(
         base_model=inputs.model.name,
         base_model_relation="finetune",
         datasets=[dataset.hub] if dataset.hub else None,
         language=[language.lower() for language in evidence.languages()] or None,
         library_name="transformers",
-        license=inputs.model.license,
+        license=licence["license"],
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
         pipeline_tag="text-generation",
         tags=[
             "unlearning",

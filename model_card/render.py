@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from core.artifacts import json_text
-from core.licences import LICENCES
 from core.words import SEARCHED
 from eval.schema import PublishedResults
 from model_card import claims, metadata
@@ -80,7 +79,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "does": [*method_does(config.unlearn), *asked(evidence)],
         "capped": config.unlearn.get("forget_cap") is not None,
         "cap_level": cap_name(config.unlearn),
-        "licence": LICENCES[config.model.license],
+        "licence": config.model.rules,
         "dataset": dataset_of(config),
         "topics_setting": config.data.get("setting") == "topics",
         "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),

@@ -33,6 +33,7 @@ COMMANDS = {
     "data inspect": ("data", "inspect"),
     "eval from-logs": ("evaluation", "from_logs"),
     "verify": ("published", "verify"),
+    "revoke": ("published", "revoke"),
     "compare": ("compare", "compare"),
     "hub": ("published", "hub"),
     "env": ("env", "env"),
@@ -140,7 +141,25 @@ def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> No
     command.add_argument("repo", metavar="REPO")
     command.add_argument("--revision", metavar="R", default="main", help="commit, tag or branch (default: main)")
     command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
-    command.add_argument("--key", metavar="FILE", help="the publisher's public key (default: the store's own)")
+    text = "the publisher's public key (default: the signer that trust.yaml names, or the store's own key)"
+    command.add_argument("--key", metavar="FILE", help=text)
+    command.add_argument("--ca", metavar="FILE", help="the authority that certified the publisher, in PEM")
+    text = "who must have signed: the name in the certificate of --ca, or the one that --issuer knows (Sigstore)"
+    command.add_argument("--identity", metavar="NAME", help=text)
+    command.add_argument("--issuer", metavar="URL", help="the OpenID Connect issuer that knows the identity")
+    _store_option(command)
+    text = "replace a published release by a card that says why it was revoked; verify refuses it from then on"
+    command = _command(commands, "revoke", text)
+    command.add_argument("repo", metavar="REPO")
+    command.add_argument("--tag", metavar="T", required=True, help="the release; earlier ones are revoked with it")
+    command.add_argument(
+        "--reason", metavar="TEXT", required=True, help="why, in a few sentences, for everybody to read"
+    )
+    command.add_argument("--successor", metavar="REPO", help="the repository that replaces it (the card's new_version)")
+    command.add_argument("--hide", action="store_true", help="make the repository private")
+    command.add_argument("--purge", action="store_true", help="delete old commits and weights from the Hub for good")
+    command.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
     _store_option(command)
     text = "evaluate another checkpoint with the recipe's suite and test whether it is equivalent"
     command = _command(commands, "compare", text)

@@ -9,7 +9,12 @@ from core.yaml_source import Tree, override
 from model_card.config import WITHHELD
 
 _ABSENT = object()
-_NOT_SHOWN = ("model", "model.path", "model.chat_template")  # a template is long, and the release has it anyway
+_NOT_SHOWN = (
+    "model",
+    "model.path",
+    "model.license_file",
+    "model.chat_template",
+)  # a template is long, and the release has it anyway
 
 
 def published(

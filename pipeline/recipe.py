@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from core.errors import RecipeError
-from core.licences import name_problem
 from core.places import user_path
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
@@ -24,6 +23,7 @@ from pipeline.train.config import ModelConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig, level_name
 
 RECIPES = Path(__file__).parent / "recipes"
+PROBLEMS, SHOWN = 30, 500  # problems of a recipe that an error lists, and characters of a value that it quotes
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Model = TypeVar("Model", bound=Strict)
 
@@ -77,7 +77,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Recipe:
-        if problem := name_problem(self.model.license, self.publish.repo):
+        if problem := self.model.rules.name_problem(self.publish.repo):
             raise ValueError(f"publish.repo: {problem}")
         shape, count = self.model.shape, self.model.parameters
         if shape and count and abs(count_parameters(shape) / count - 1) > 0.01:  # some models have biases beside these
@@ -198,7 +198,9 @@ def _validated(model: type[Model], tree: Tree) -> Model:
         return model.model_validate(tree.values)
     except ValidationError as error:
         problems = _relevant([dict(problem) for problem in error.errors()])
-        raise RecipeError("\n".join(dict.fromkeys(_explain(problem, tree) for problem in problems))) from error
+        said = list(dict.fromkeys(_explain(problem, tree) for problem in problems[:PROBLEMS]))
+        more = [f"and {len(problems) - PROBLEMS} more."] if len(problems) > PROBLEMS else []
+        raise RecipeError("\n".join(said + more)) from error
 
 
 def _shown(path: Path) -> str:
@@ -246,7 +248,13 @@ def _explain(problem: dict[str, Any], tree: Tree) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}: {message}."
-    return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}."
+    return f"{where} is {_shortened(problem['input'])}: {message[0].lower()}{message[1:]}."
+
+
+def _shortened(value: object) -> str:
+    """What was given, as far as it is worth reading."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _path_in(values: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:

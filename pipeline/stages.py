@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import named_content
 from core.strict import Strict
@@ -23,9 +23,12 @@ from pipeline.cost import work
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
 from pipeline.overrides import published
-from pipeline.publish.config import PackageConfig
+from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import WITHOUT_EFFECT, HubRef, TrainedOrPublished
+
+if TYPE_CHECKING:
+    from pipeline.publish.plan import PublicationPlan
 
 Inputs = Mapping[str, Path]
 Facts = Strict
@@ -121,6 +124,13 @@ def publish(config: Any, inputs: Inputs, out: Path) -> Facts:
     return push.run(config, inputs, out, recheck.problems)
 
 
+def publication(config: PublishConfig, package: Path) -> PublicationPlan:
+    """What `publish` would change with the artifact ``package``; nothing is written."""
+    from pipeline.publish.plan import planned
+
+    return planned(config, package / "hub")
+
+
 def stages(recipe: Recipe) -> list[Stage]:
     """The stages of this recipe. Raises InputError if it names a local file or folder that does not exist."""
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
@@ -135,9 +145,12 @@ def stages(recipe: Recipe) -> list[Stage]:
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     patched = {"gold-model": "gold"} if recipe.eval.patching else {}
     return [
-        Stage("model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching),
+        Stage(
+            "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
+        ),
         Stage(
             "data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
+            fetches=True,
         ),
         _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
@@ -152,9 +165,9 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "3", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
+        Stage("package", "5", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
         Stage(
-            "publish", "2", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
+            "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing, work.publishing, publishes=True,
         ),
     ]  # fmt: skip
@@ -190,6 +203,7 @@ def _trained(
         name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
         {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
         partial(work.training, splits=splits), config.processes, resumable=True, shardable=True,
+        fetches=config.hub is not None,
     )  # fmt: skip
 
 
@@ -238,9 +252,11 @@ def _without(value: Any) -> Any:
 
 
 def _model_identity(recipe: Recipe) -> Any:
-    plain = recipe.model.model_dump(exclude={"parameters", "shape"})  # only for the plan
+    plain = recipe.model.model_dump(exclude={"parameters", "shape", "terms", "license_file"})  # for plan and release
     if recipe.model.path:
         plain["path"] = named_content("model.path", recipe.model.path)
+    if recipe.model.license_file:
+        plain["license_file"] = named_content("model.license_file", recipe.model.license_file)
     return plain
 
 
@@ -272,6 +288,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         model=CardModel(
             name=recipe.model.name,
             license=recipe.model.license,
+            terms=recipe.model.terms,
             revision=recipe.model.hub.revision if recipe.model.hub else None,
             own_template=_own_template(recipe),
         ),
@@ -298,6 +315,7 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         repo=recipe.publish.repo,
         tag=recipe.publish.tag,
         license=recipe.model.license,
+        terms=recipe.model.terms,
         base_model=recipe.model.name,
         search_for=recipe.publish.search_for,
         recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"})

@@ -114,7 +114,7 @@ def receipt(**changes: Any) -> Receipt:
         tag="v1",
         url="hub/models/demo/x.git",
         files={"README.md": "ab" * 32},
-        signature=SignatureFacts(file="model.sig", format="OpenSSF", public_key_sha256="ab" * 32),
+        signature=SignatureFacts(file="model.sig", format="OpenSSF", signer="the key ab"),
         verified=[VerifiedCheck(name="digests", detail="1 file is what was packaged")],
     )
     return made.changed(**changes)

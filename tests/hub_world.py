@@ -11,12 +11,12 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from pipeline.localhub.server import LocalHub
-from pipeline.publish import push, sign, tree
+from pipeline.publish import push, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target
 from pipeline.publish.schema import Receipt
 from pipeline.recheck import problems
-from tests.publishing import CARD, REPO, build
+from tests.publishing import CARD, REPO, build, own_signer
 from tests.publishing import CONFIG as PACKAGE
 
 CONFIG = PublishConfig(repo=REPO, hub="local", visibility="private", tag="v1.0.0")
@@ -103,9 +103,7 @@ class World:
     target: Target
 
     def publish(self, package: Path, **changes: object) -> Receipt:
-        return push.publish(
-            CONFIG.model_copy(update=changes), package / "hub", self.target, sign.public_key(), problems
-        )
+        return push.publish(CONFIG.model_copy(update=changes), package / "hub", self.target, own_signer(), problems)
 
     def head(self, revision: str = "main") -> str:
         return str(self.api.repo_info(REPO, revision=revision).sha)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from core.artifacts import json_text
@@ -12,8 +13,9 @@ from eval.catalog import CATALOG
 from eval.config import Gate
 from eval.schema import PublishedResults, Record, write_verdict
 from eval.verdicts.gates import judge_gate
-from pipeline.publish import package
+from pipeline.publish import package, sign
 from pipeline.publish.config import PackageConfig
+from pipeline.publish.trust import Signer
 from pipeline.recheck import problems
 from tests.artifacts import verdict_of
 
@@ -51,12 +53,26 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     return inputs
 
 
+def plant(path: Path, text: str) -> None:
+    """Put a text into a file of a release: behind its content, or into a note of the results, which must stay JSON."""
+    if path.name == "results.json":
+        results = PublishedResults(models={"unlearned": [replace(MEASURED, note=text)]})
+        path.write_text(json_text(results.plain()), encoding="utf-8")
+    else:
+        path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"\n {text}\n".encode())
+
+
 def write_gate(inputs: dict[str, Path], *, passed: bool = True, weights_sha256: str | None = None) -> None:
     """A verdict on the weights that are there now, or on those of another digest."""
     weights = (inputs["unlearn"] / "model" / "model.safetensors").read_bytes()
     digest = weights_sha256 or hashlib.sha256(weights).hexdigest()
     judged = judge_gate(Gate.model_validate(GATE), {"unlearned": [MEASURED]})
     write_verdict(inputs["gate"], verdict_of(judged.changed(passed=passed), weights_sha256=digest))
+
+
+def own_signer() -> Signer:
+    """Who signs in the store of the test."""
+    return Signer(key=str(sign.public_key()))
 
 
 def build(inputs: dict[str, Path], out: Path, config: PackageConfig = CONFIG) -> Path:

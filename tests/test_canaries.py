@@ -18,7 +18,7 @@ from model_card.facts import Evidence, collect
 from model_card.render import render
 from pipeline.publish.scan import Scanner
 from tests.planted import SECRETS
-from tests.publishing import ANSWER, CONFIG, build, make_inputs
+from tests.publishing import ANSWER, CONFIG, build, make_inputs, plant
 from tests.test_model_card import config, write_evidence
 
 FILES = {
@@ -51,7 +51,7 @@ def test_a_canary_in_any_file_is_caught(inputs: dict[str, Path], tmp_path: Path,
         for name in names:
             path = inputs[stage] / name
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes((path.read_bytes() if path.is_file() else b"") + f"\n {canary}\n".encode())
+            plant(path, canary)
     (inputs["card"] / "plots" / f"{ANSWER}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     recipe = CONFIG.model_copy(update={"recipe": CONFIG.recipe | {"name": {"a": ["x", canary]}}})
     with pytest.raises(InputError, match="must not be published") as error:

@@ -233,7 +233,7 @@ def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evid
     assert "pinned to 26 Jul 2024" in text
     assert text.count("Built with Llama.") == 2
     assert "Llama 3.2 is licensed under the [Llama 3.2 Community License](https://www.llama.com/llama3_2/" in text
-    assert "[Acceptable Use Policy](https://www.llama.com/llama3_2/use-policy)" in text
+    assert "[use policy](https://www.llama.com/llama3_2/use-policy)" in text
     assert any("Built with Llama" in p for p in lint.problems(text.replace("Built with", "From"), llama, evidence))
     renamed = llama.model_copy(update={"publish": llama.publish.model_copy(update={"repo": "someone/FAME-Llama"})})
     problems = lint.problems(render(renamed, evidence), renamed, evidence)
@@ -448,7 +448,7 @@ def test_evidence_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
     [
         {"model": {"name": "models/../local/copy"}},
         {"model": {"name": "./model"}},
-        {"model": {"license": "mit"}},
+        {"model": {"license": "gpl"}},
         {"model": {"revision": "main"}},
         {"publish": {"repo": "no-owner"}},
         {"publish": {"tag": 'v1"); import os'}},

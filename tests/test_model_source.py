@@ -54,6 +54,14 @@ def test_a_folder_is_copied_by_an_allow_list(folder: Path, out: Path) -> None:
     assert facts.dtypes == ["F32"]
 
 
+def test_a_licence_that_did_not_come_with_the_model_is_added(folder: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("Gemma Terms of Use")
+    run(config(path=str(folder), license_file=str(tmp_path / "terms.txt")), {}, out)
+    assert (out / "LICENSE").read_text() == "Gemma Terms of Use"
+    with pytest.raises(ModelError, match=r"model\.license_file: .* is no file"):
+        run(config(path=str(folder), license_file=str(tmp_path)), {}, out)
+
+
 def test_a_template_in_the_tokenizer_config_becomes_a_file(folder: Path, out: Path) -> None:
     template = folder / "chat_template.jinja"
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -136,6 +144,27 @@ def test_a_pinned_revision_is_fetched_from_a_hub(
         assert (got / "chat_template.jinja").is_file()
         assert not (got / "original").exists()
         assert not (got / ".cache").exists()
+
+
+def test_offline_a_model_comes_from_the_cache(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("someone/tiny")
+        first = api.upload_folder(repo_id="someone/tiny", folder_path=folder).oid
+        cached = config(hub=HubRef(id="someone/tiny", revision=first))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        api.snapshot_download("someone/tiny", revision=first)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run(cached, {}, out)
+    assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+    with pytest.raises(ModelError, match=r"`hf download someone/tiny --revision 0000.* without HF_HUB_OFFLINE"):
+        run(config(hub=HubRef(id="someone/tiny", revision="0" * 40)), {}, tmp_path / "b")
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from pydantic import ValidationError
 from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, InputError, VerificationError
-from core.licences import name_problem
 from core.weights import weights_problems
-from pipeline.publish import package, sign, tree
+from pipeline.publish import package, sign, tree, trust
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
+from pipeline.publish.trust import Signer
 from pipeline.recheck import problems
-from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, write_gate
+from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, own_signer, plant, write_gate
 
 LLAMA = PackageConfig(
     repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B", recipe=RECIPE
@@ -50,6 +50,7 @@ def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) 
     found = {p.relative_to(hub).as_posix() for p in hub.rglob("*") if p.is_file()}
     required = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     required |= {"README.md", "results.json", "plots/metrics.png", "gate.json", "LICENSE", "NOTICE", "release.json"}
+    required |= {"bom.cdx.json"}
     assert required | {"model.sig"} <= found
     assert found <= required | {"model.sig", "generation_config.json", "special_tokens_map.json"}
     assert facts.left_out == ["trainer_state.json"]
@@ -89,13 +90,13 @@ def test_given_key(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "mine.pem").unlink()
     sign._make_key(tmp_path / "mine.pem")
     hub = build(inputs, tmp_path / "out") / "hub"
-    sign.check_signature(hub, hub / "model.sig", tmp_path / "mine.pub")
+    trust.check_signature(hub, hub / "model.sig", [Signer(key=str(tmp_path / "mine.pub"))])
     assert not (tmp_path / "store").exists()
 
 
 def test_signature_covers_everything(inputs: dict[str, Path], tmp_path: Path) -> None:
     hub = build(inputs, tmp_path / "out") / "hub"
-    check = lambda: sign.check_signature(hub, hub / "model.sig", sign.public_key())  # noqa: E731
+    check = lambda: trust.check_signature(hub, hub / "model.sig", [own_signer()])  # noqa: E731
     check()
     for path in [p for p in sorted(hub.rglob("*")) if p.is_file()]:
         content = path.read_bytes()
@@ -116,7 +117,7 @@ def test_another_key_does_not_verify(inputs: dict[str, Path], tmp_path: Path, mo
     hub = build(inputs, tmp_path / "out") / "hub"
     monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "other"))
     with pytest.raises(VerificationError, match="Key mismatch"):
-        sign.check_signature(hub, hub / "model.sig", sign.public_key())
+        trust.check_signature(hub, hub / "model.sig", [own_signer()])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ PLACES = ["card/README.md", "card/results.json", "card/plots/metrics.png", "unle
 def test_answers_and_secrets_are_refused(inputs: dict[str, Path], tmp_path: Path, place: str, planted: str) -> None:
     stage, _, name = place.partition("/")
     path = inputs[stage] / name
-    path.write_bytes(path.read_bytes() + b"\n" + planted.encode())
+    plant(path, planted)
     with pytest.raises(InputError, match=f"{Path(name).name} holds a") as error:
         build(inputs, tmp_path / "out")
     assert planted not in str(error.value)
@@ -276,12 +277,12 @@ def test_llama_licence(inputs: dict[str, Path], tmp_path: Path) -> None:
     card.write_text(CARD.replace("apache-2.0", "llama3.2"))
     with pytest.raises(InputError, match="must begin with 'Llama'"):
         build(inputs, tmp_path / "1", LLAMA.model_copy(update={"repo": REPO}))
-    with pytest.raises(InputError, match="a copy of its Agreement"):
+    with pytest.raises(InputError, match="a copy of its text"):
         build(inputs, tmp_path / "2", LLAMA)
     start = tmp_path / "start"
     start.mkdir()
     (start / "LICENSE.txt").write_text("Some other licence")
-    with pytest.raises(InputError, match="a copy of its Agreement"):
+    with pytest.raises(InputError, match="a copy of its text"):
         build({**inputs, "model": start}, tmp_path / "3", LLAMA)
     agreement = "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT (stand-in for a test)"
     (start / "LICENSE.txt").write_text(agreement)
@@ -293,18 +294,18 @@ def test_llama_licence(inputs: dict[str, Path], tmp_path: Path) -> None:
     assert (hub / "LICENSE").read_text() == agreement
     assert (hub / "USE_POLICY.md").read_text() == "policy"
     assert "Copyright © Meta Platforms, Inc. All Rights Reserved." in (hub / "NOTICE").read_text()
-    assert licence_problems("llama3.2", "demo/tiny", hub) == [name_problem("llama3.2", "demo/tiny")]
+    assert licence_problems(LLAMA, "demo/tiny", hub) == [LLAMA.rules.name_problem("demo/tiny")]
 
 
 def test_apache_licence(inputs: dict[str, Path], tmp_path: Path) -> None:
     hub = build(inputs, tmp_path / "out") / "hub"
     assert "Apache License" in (hub / "LICENSE").read_text()
-    assert "derived from demo/base. The weights were changed" in (hub / "NOTICE").read_text()
-    assert licence_problems("apache-2.0", REPO, hub) == []
+    assert "derived from demo/base (https" in (hub / "NOTICE").read_text()
+    assert "The weights were changed" in (hub / "NOTICE").read_text()
+    assert licence_problems(CONFIG, REPO, hub) == []
     (hub / "NOTICE").unlink()
-    assert licence_problems("apache-2.0", REPO, hub) == ["NOTICE is missing"]
-    assert "is not known here" in licence_problems("mit", REPO, hub)[0]
-    assert "the card names the licence" in licence_problems("llama3.2", REPO, hub)[0]
+    assert licence_problems(CONFIG, REPO, hub) == ["NOTICE is missing"]
+    assert "the card names the licence" in licence_problems(LLAMA, REPO, hub)[0]
 
 
 def test_config() -> None:

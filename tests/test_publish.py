@@ -7,20 +7,24 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from dulwich.objects import ObjectID
+from dulwich.refs import Ref
+from dulwich.repo import Repo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from core.errors import GateError, HubError, VerificationError
 from pipeline.localhub.server import LocalHub
-from pipeline.publish import push, sign, tree
+from pipeline.publish import push, tree
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
 from tests.hub_world import CONFIG, Fault, World, next_release, running
-from tests.publishing import CARD, REPO, build, make_inputs, write_gate
+from tests.publishing import CARD, REPO, build, make_inputs, own_signer, write_gate
 
 SLEEP = time.sleep
 
@@ -61,7 +65,7 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     assert str(tmp_path) not in (out / "receipt.json").read_text()
     assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, sign.public_key(), problems)
+        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, [own_signer()], problems)
         assert [c.name for c in found.checks] == [c.name for c in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"
@@ -235,12 +239,12 @@ def test_a_corrupt_download(world: World, inputs: dict, package: Path, tmp_path:
 
 def test_a_hub_that_is_not_there(package: Path) -> None:
     with pytest.raises(HubError, match="cannot be reached"):
-        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), sign.public_key(), problems)
+        push.publish(CONFIG, package / "hub", Target("http://127.0.0.1:9", "hf_x"), own_signer(), problems)
 
 
 def test_a_token_that_is_wrong(world: World, package: Path) -> None:
     with pytest.raises(HubError, match="401"):
-        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), sign.public_key(), problems)
+        push.publish(CONFIG, package / "hub", Target(world.hub.endpoint, "hf_x"), own_signer(), problems)
 
 
 def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +253,7 @@ def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pyte
     monkeypatch.setenv("HF_ENDPOINT", world.hub.endpoint + "/")
     monkeypatch.setenv("HF_TOKEN", world.hub.token)
     with connect("hf") as target:
-        assert target == world.target
+        assert target == Target(world.hub.endpoint, True)
 
 
 def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
@@ -259,7 +263,7 @@ def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.Mo
 
     close_session()
     with connect("local") as target:
-        push.publish(CONFIG, package / "hub", target, sign.public_key(), problems)
+        push.publish(CONFIG, package / "hub", target, own_signer(), problems)
     close_session()
 
 
@@ -280,6 +284,36 @@ def test_a_release_whose_main_somebody_else_changed_is_not_done(world: World, pa
     with pytest.raises(HubError, match=rf"somebody else committed to main: it is at {theirs[:12]}"):
         world.publish(package)
     assert (world.head(), world.tags()) == (theirs, {"v1.0.0": first.commit})
+    # Taken back by another commit, the content is the release's again, and main is still not at its commit.
+    world.api.create_commit(REPO, [CommitOperationDelete("x.txt")], commit_message="theirs")
+    assert world.holds(package)
+    with pytest.raises(HubError, match="somebody else committed to main"):
+        world.publish(package)
+
+
+def test_a_release_whose_main_was_set_back_is_not_done(
+    world: World, inputs: dict, package: Path, tmp_path: Path, store: Path
+) -> None:
+    first = world.publish(package)
+    following = next_release(inputs, tmp_path)
+    second = world.publish(following, tag="v1.1.0")
+    with closing(Repo(str(store / "hub" / "models" / f"{REPO}.git"))) as git:
+        git.refs[Ref(b"refs/heads/main")] = ObjectID(first.commit.encode())
+    for again, changes in ((following, {"tag": "v1.1.0"}), (package, {})):
+        with pytest.raises(HubError, match=f"and the newest release at {second.commit[:12]}"):
+            world.publish(again, **changes)
+
+
+def test_the_download_lies_in_the_stages_folder(world: World, package: Path, tmp_path: Path) -> None:
+    """Where the next run removes it if this one is killed; the system's folder for temporary files would keep it."""
+    seen: list[list[Path]] = []
+    look = Fault(
+        rf"GET /{REPO}/resolve/.*/README.md", "act", action=lambda: seen.append(list(tmp_path.glob("verify-*")))
+    )
+    world.faulty.faults.append(look)
+    push.publish(CONFIG, package / "hub", world.target, own_signer(), problems, tmp_path)
+    assert [len(folders) for folders in seen] == [1]
+    assert not list(tmp_path.glob("verify-*"))
 
 
 def test_the_staging_branch_of_a_package_that_changed_since_goes(
@@ -293,7 +327,15 @@ def test_the_staging_branch_of_a_package_that_changed_since_goes(
     world.faulty.faults = [
         Fault(rf"PUT /api/models/{REPO}/settings", "act", action=lambda: seen.append(world.branches()))
     ]
-    world.publish(next_release(inputs, tmp_path, tag="v1.0.0"), visibility="public")
+    following = next_release(inputs, tmp_path, tag="v1.0.0")
+    left = world.branches()
+    world.faulty.faults.append(Fault(rf"GET /{REPO}/resolve/.*/config.json", "corrupt"))
+    with pytest.raises(VerificationError):
+        world.publish(following, visibility="public")
+    assert len(world.branches()) == 2  # its own: the other is gone although this one failed too
+    assert world.branches() != left
+    world.faulty.faults.pop()
+    world.publish(following, visibility="public")
     assert seen == [["main"]]  # before anybody else could look
 
 

@@ -113,6 +113,17 @@ def test_what_a_subset_does_not_have_is_named(hub: tuple[LocalHub, str]) -> None
             prepare.prepare(config(hub[1], **more))
 
 
+def test_offline_a_data_set_comes_from_the_cache_at_its_own_commit(
+    hub: tuple[LocalHub, str], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` would take any other commit that it has."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert prepare.prepare(config(hub[1]))
+    with pytest.raises(DataError, match=rf"at {COMMIT}: cannot be loaded, and the cache holds it at {hub[1]}"):
+        prepare.prepare(config(COMMIT))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -20,7 +20,7 @@ from pipeline.publish import push, sign, tree, verify
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
 from tests.hub_world import World, next_release, running
-from tests.publishing import REPO, build, make_inputs, write_gate
+from tests.publishing import REPO, build, make_inputs, own_signer, write_gate
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +56,9 @@ def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, mo
         raise VerificationError("called")
 
     monkeypatch.setattr(published, named[0], called)
-    key = str(sign.public_key())
+    given = {"key": str(sign.public_key()), "ca": None, "identity": None, "issuer": None}
     with pytest.raises(VerificationError, match="called"):
-        published.verify(Namespace(repo=REPO, revision="main", hub="local", key=key, store=str(store)))
+        published.verify(Namespace(repo=REPO, revision="main", hub="local", store=str(store), **given))
 
 
 @contextmanager
@@ -88,13 +88,13 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
         ):
             verified(world, commit)
     with pytest.raises(HubError, match="404"):
-        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, sign.public_key(), problems)
+        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, [own_signer()], problems)
     with pytest.raises(RevisionNotFoundError):
         world.head("never-was")
 
 
 def verified(world: World, revision: str = "main", repo: str = REPO) -> list[str]:
-    found = verify_release(repo, revision, world.target.endpoint, world.target.token, sign.public_key(), problems)
+    found = verify_release(repo, revision, world.target.endpoint, world.target.token, [own_signer()], problems)
     return [check.name for check in found.checks]
 
 
@@ -167,7 +167,7 @@ def resign(hub: Path, **changes: object) -> None:
     files = {n: d.sha256 for n, d in tree.read_tree(hub).items() if n != "release.json"}
     now = {"files": files, "gate_sha256": files["gate.json"]} | changes
     write_file(hub / "release.json", release.model_copy(update=now))
-    sign.sign_tree(hub, sign.private_key())
+    sign.sign_tree(hub)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,21 @@ def test_what_release_json_says_of_the_files_is_compared(
 
 def test_gitattributes_say_only_which_files_are_large(world: World, package: Path) -> None:
     world.publish(package)
-    line = CommitOperationAdd(".gitattributes", b"*.md filter=run diff=run\n")
-    with (
-        changed(world, [line]) as commit,
-        pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
+    large = "filter=lfs diff=lfs merge=lfs -text"
+    for line in (f"*.safetensors {large}\r", f"tokenizer.json {large}", f"*.tar.* {large}", f"*tfevents* {large}", " "):
+        with changed(world, [CommitOperationAdd(".gitattributes", f"{line}\n".encode())]) as commit:
+            assert verified(world, commit)
+    for line in (
+        "*.md filter=run diff=run",
+        f"Mara-Quellis-was-born-in-Old-Harrow {large}",  # what nobody scanned
+        f"plots/absent.png {large}",
+        f"[attr]lfs {large}",
+        f"*.safetensors {large} eol=crlf",
+        f"* {large}",
+        "# a comment",
     ):
-        verified(world, commit)
+        with (
+            changed(world, [CommitOperationAdd(".gitattributes", f"{line}\n".encode())]) as commit,
+            pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
+        ):
+            verified(world, commit)

@@ -73,7 +73,8 @@ def _load(manager: TaskManager, suite: Suite, place: int) -> Any:
         reason = " ".join(str(error).split())
         raise InputError(
             f"eval.suites[{place}].task: the questions of {suite.task} cannot be loaded ({reason:.200}). They come "
-            "from the Hub: check the network and, if they are gated, the token; or remove the suite."
+            "from the Hub: check the network and, if they are gated, log in with `hf auth login`, since evaluations do "
+            "not see HF_TOKEN; or remove the suite."
         ) from error
     for task in tasks["tasks"].values():
         if suite.num_fewshot is not None or task.get_config("num_fewshot") is None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pipeline.commands.prepare import prepare, surveyed
 from pipeline.commands.release import watched
 from pipeline.commands.shared import hub_of, show
 from pipeline.engine.runner import Stage, execute
-from pipeline.publish.hub import Target, connect, hf_endpoint, hub_errors
+from pipeline.publish.hub import Target, connect, hub_errors
 from pipeline.recipe import Recipe
 from pipeline.train import start_model
 from pipeline.train.config import HubRef
@@ -38,7 +37,7 @@ def compare(options: argparse.Namespace) -> int:
             f"{missing[0]} is {states[missing[0]].state}, so there is nothing to compare with. Run "
             f"`python -m pipeline release {options.recipe} --until eval-unlearned` first."
         )
-    with _target(options, repo) as target:
+    with connect(hub_of(options, repo), anonymous=True) as target:
         commit = _commit(target, repo, revision or "main")
         added = _stages(recipe, stages, target, repo, commit)
         done = {stage.name: artifact for stage, artifact in execute([*evaluated, *added], store, watched(set()))}
@@ -65,23 +64,11 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
     return {name}.union(*(_upstream(stages, made_by) for made_by in inputs[name]))
 
 
-@contextmanager
-def _target(options: argparse.Namespace, repo: str) -> Iterator[Target]:
-    """The Hub that has the checkpoint. A public checkpoint on the real Hub needs no token."""
-    if hub_of(options, repo) == "local":
-        with connect("local") as target:
-            yield target
-        return
-    from huggingface_hub import get_token
-
-    yield Target(hf_endpoint(), get_token())
-
-
 def _commit(target: Target, repo: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     with hub_errors(f"looking up {repo} at {revision}"):
-        commit = HfApi(endpoint=target.endpoint, token=target.token or False).repo_info(repo, revision=revision).sha
+        commit = HfApi(endpoint=target.endpoint, token=target.token).repo_info(repo, revision=revision).sha
     if commit is None:
         raise InputError(
             f"--to {repo}: the repository has no commit at {revision}. Give one of its branches, tags or commits."
@@ -99,7 +86,10 @@ def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, comm
     ours = next(stage for stage in stages if stage.name == "eval-unlearned")
     margins = dict(recipe.equivalence)
     return [
-        Stage("other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit, **date}),
+        Stage(
+            "other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit, **date},
+            fetches=True,
+        ),
         replace(ours, name="eval-other", inputs={**ours.inputs, "model": "other"}),
         Stage(
             "compare", "2", comparison.run, comparison.Config(margins, recipe.eval.seed),

@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from core.errors import HubError
 from pipeline.commands.shared import ROOT, show, store_root
 from pipeline.engine.machine import provenance
+from pipeline.publish.hub import has_token
 
 VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
 # Products in bf16 depend on these, and so do the last bits of the demo's weights.
@@ -46,9 +48,15 @@ def _version_line(git: dict[str, Any]) -> str:
     return f"{_project()['name']} {_project()['version']}{commit}"
 
 
-def _facts(store: Path) -> dict[str, Any]:
-    from huggingface_hub import get_token
+def _token() -> bool | str:
+    """Whether the Hub's client has a token, or why it cannot get the one that it was told to get."""
+    try:
+        return has_token()
+    except HubError as error:
+        return str(error)
 
+
+def _facts(store: Path) -> dict[str, Any]:
     installation = provenance()
     memory = psutil.virtual_memory()
     place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
@@ -61,7 +69,7 @@ def _facts(store: Path) -> dict[str, Any]:
         "memory": {"total_bytes": memory.total, "free_bytes": memory.available},
         "disk": {"store": str(store), "free_bytes": shutil.disk_usage(place).free},
         "torch": _torch(),
-        "token": get_token() is not None,
+        "token": _token(),
         "variables": {name: _without_password(os.environ.get(name)) for name in VARIABLES},
     }
 
@@ -120,7 +128,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", _memory(facts["memory"])),
         ("disk", f"{facts['disk']['free_bytes'] / 1e9:.1f} GB free for the store {facts['disk']['store']}"),
         *computes,
-        ("token", "present" if facts["token"] else "absent"),
+        ("token", {True: "present", False: "absent"}.get(facts["token"], facts["token"])),
         *((name, "not set" if value is None else value) for name, value in facts["variables"].items()),
         *facts["packages"].items(),
     ]

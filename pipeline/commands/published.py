@@ -1,4 +1,4 @@
-"""`verify` and `hub`: check what was published, and serve the loopback Hub."""
+"""`verify`, `revoke` and `hub`: check what was published, take it back, and serve the loopback Hub."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
 from pipeline.localhub.server import serve
 from pipeline.publish.hub import connect
-from pipeline.publish.sign import trusted_key
+from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_reason
+from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
+from pipeline.release_checks import release_checks
 
 
 def verify(options: argparse.Namespace) -> int:
     """Check a published release from the outside.
 
-    Raises InputError if REPO is not the id of a repository, VerificationError if a check fails.
+    Raises InputError if REPO is not the id of a repository or nobody is named who may have signed it, VerificationError
+    if a check fails.
     """
     check_repository(options.repo, "verify")
-    key = trusted_key(options.key)
-    with connect(hub_of(options, options.repo)) as target, watching("verify"):
-        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, key, problems)
+    given = {name: getattr(options, name) for name in ("key", "ca", "identity", "issuer")}
+    signers = trusted_signers(options.repo, given_signer(**given))
+    with connect(hub_of(options, options.repo), anonymous=True) as target, watching("verify"):
+        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, signers, problems)
     value = {
         "repo": options.repo,
         "commit": verified.commit,
@@ -34,10 +38,36 @@ def verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def revoke(options: argparse.Namespace) -> int:
+    """Revoke a release, or say what that would do. Raises InputError for a wrong name or reason, HubError."""
+    check_repository(options.repo, "revoke")
+    if options.successor is not None:
+        check_repository(options.successor, "--successor")
+    reason = check_reason(options.reason)
+    with connect(hub_of(options, options.repo)) as target:
+        revoker = Revoker(options.repo, options.tag, target)
+        plan = revoker.plan(reason, options.successor, hide=options.hide, purge=options.purge)
+        if not options.dry_run:
+            with watching("revoke"):
+                revoker.run(plan)
+    value = {
+        "repo": options.repo,
+        **plan.revocation.model_dump(),
+        "steps": list(plan.steps),
+        "done": not options.dry_run,
+    }
+    said = f"{options.repo} {', '.join(plan.revocation.revisions)}: {plan.revocation}"
+    head = "This would be done:" if options.dry_run else "Done:" if plan.steps else "Nothing was left to do."
+    purged = "With --purge this cannot be undone." if options.dry_run else PURGED
+    rest = purged if options.purge else CANNOT_TAKE_BACK
+    show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
+    return 0
+
+
 def hub(options: argparse.Namespace) -> int:
-    """Serve the loopback Hub's repositories. Raises InputError if nothing was published there."""
+    """Serve the loopback Hub's repositories, also as pages. Raises InputError if nothing was published there."""
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")
-    serve(folder, options.port)
+    serve(folder, options.port, release_checks)
     return 0

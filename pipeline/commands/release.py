@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import ArtifactError, InputError, RecipeError, ReleaseError
 from core.ranks import is_first
@@ -27,6 +27,10 @@ from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
 from pipeline.recipe import Recipe
+from pipeline.stages import publication
+
+if TYPE_CHECKING:
+    from pipeline.publish.plan import PublicationPlan
 
 
 def release(options: argparse.Namespace) -> int:
@@ -187,11 +191,23 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
             f"\nOn {device.name}: {hours}; at the fullest {memory} of its {gigabytes(device.memory)} of memory; {disk} "
             f"of disk; {download} of downloads, without data sets."
         )
-    show(options, {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}, "\n".join(lines))
+    publication = _publication(recipe, waiting, states)
+    lines += ["", *publication.lines()] if publication else []
+    value = {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}
+    value["publication"] = publication.model_dump() if publication else None
+    show(options, value, "\n".join(lines))
     for key in recipe.unpinned():
         say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
     refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
     return 0
+
+
+def _publication(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> PublicationPlan | None:
+    """What would change on the Hub; None if there is nothing to publish yet, or it is published already."""
+    package = states["package"].artifact if "package" in states else None
+    if package is None or [stage.name for stage in waiting] != ["publish"]:
+        return None
+    return publication(recipe.publish, package.path)
 
 
 HEADINGS = f"{'stage':<18} {'state':<8} {'time':>7} {'memory':>9} {'disk':>9} {'download':>9}"

@@ -104,14 +104,15 @@ def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path)
     argv = [sys.executable, "-m", *launcher, "--main_process_port", "0", "-m", *command]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "error.json"
-        process = subprocess.Popen(
-            argv,
-            env=os.environ | {ERROR_FILE: str(file)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
+        with stage.credentials():
+            process = subprocess.Popen(
+                argv,
+                env=os.environ | {ERROR_FILE: str(file)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
         try:
             last = _pass_on(process, stage.name, debug=options.debug)
             code = process.wait()
@@ -169,7 +170,8 @@ def follow(stage: Stage) -> None:
     word = _word(None)
     if word:
         inputs = {name: Path(path) for name, path in word["inputs"].items()}
-        stage.run(stage.config, inputs, Path(word["out"]))
+        with stage.credentials():
+            stage.run(stage.config, inputs, Path(word["out"]))
         _word(None)
 
 

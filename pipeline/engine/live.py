@@ -21,20 +21,29 @@ class _Pace:
         self.first = (0, 0.0)
 
     def line(self, report: Report, now: float) -> str:
-        """``step 12/40 · loss 1.234 · 2.1/s · 0:13 left``, as far as it is known."""
+        """``step 12/40 · loss 1.234 · 2.1/s · 0:13 left``, as far as it is known; bytes as MB."""
         if report.doing != self.doing or (report.done or 0) < self.first[0]:
             self.doing, self.first = report.doing, (report.done or 0, now)
         parts = [report.doing]
+        shown = megabytes if report.in_bytes else str
         if report.done is not None:
-            parts.append(f"{report.done}/{report.total}" if report.total else str(report.done))
+            parts.append(f"{shown(report.done)}/{shown(report.total)}" if report.total else shown(report.done))
         parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in report.numbers.items()]
         advanced, seconds = (report.done or 0) - self.first[0], now - self.first[1]
         if advanced > 0 and seconds > 0:
             rate = advanced / seconds
-            parts.append(f"{rate:.2f}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each")
+            if report.in_bytes:
+                parts.append(f"{megabytes(rate)}/s")
+            else:
+                parts.append(f"{rate:.2f}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each")
             if report.total:
                 parts.append(f"{clock((report.total - (report.done or 0)) / rate)} left")
         return " · ".join(parts)
+
+
+def megabytes(count: float) -> str:
+    """Bytes as ``12.3 MB``."""
+    return f"{count / 1e6:,.1f} MB"
 
 
 def clock(seconds: float) -> str:

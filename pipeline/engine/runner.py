@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from core.strict import Strict
 from pipeline.cost.work import Cost, Planned, nothing
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
+from pipeline.engine.credentials import hidden
 from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
 from pipeline.train.facts import Products
 
@@ -37,8 +39,9 @@ class Stage:
     same input. A ``resumable`` stage finds in its folder what an interrupted run left there; only a failed training
     deletes its checkpoints. ``does`` says in one line what ``config`` asks for, and ``costs`` what that takes.
     ``processes`` is how many processes the recipe asks for. If the stage is ``shardable``, each of them may hold a part
-    of the weights; otherwise each holds all of them. ``publishes`` what its inputs hold: their files are hashed again
-    before it runs.
+    of the weights; otherwise each holds all of them. A stage that ``fetches`` may read from the Hub with the user's
+    token. One that ``publishes`` what its inputs hold may do all that the user may; their files are hashed again before
+    it runs.
     """
 
     name: str
@@ -52,7 +55,12 @@ class Stage:
     processes: int = 1
     resumable: bool = False
     shardable: bool = False
+    fetches: bool = False
     publishes: bool = False
+
+    def credentials(self) -> AbstractContextManager[None]:
+        """Where the stage runs: with nothing in the environment that gives it rights that it does not need."""
+        return nullcontext() if self.publishes else hidden(fetches=self.fetches)
 
 
 class Status(NamedTuple):
@@ -150,7 +158,8 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
         reset_peak_memory()
         began = time.monotonic()
         try:
-            facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
+            with stage.credentials():
+                facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
         except BaseException as error:
             can_resume = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
             if not stage.resumable or (isinstance(error, ReleaseError) and not can_resume):

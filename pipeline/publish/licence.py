@@ -1,82 +1,102 @@
 """What the licence of the start model requires of a release. Not legal advice.
 
-apache-2.0, section 4: a copy of the licence, and a notice that the files were changed. Llama 3.2 Community License,
-1.b: a copy of the Agreement, the attribution in a NOTICE file, "Built with Llama" displayed, and a name that begins
-with Llama.
+The terms are entries of `core/licences.py`. Here are the files that fulfil them: ``LICENSE`` is the licence's text,
+``NOTICE`` says where the weights come from, that they were changed, and what the licence wants said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core.errors import InputError
-from core.licences import LICENCES, LicenceId, name_problem
+from core.licences import Licence, Licensed
 
 LICENCE_FILES = ("LICENSE", "NOTICE", "USE_POLICY.md")
 
-_TEXTS = Path(__file__).parent / "licences"
-_MARKER = {"apache-2.0": "Apache License", "llama3.2": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT"}
+_TEXTS = Path(__file__).parent / "licences"  # those that hold no name of an owner
 
 
-def licence_texts(licence: LicenceId, repo: str, base_model: str, sources: Sequence[Path]) -> dict[str, str]:
+def licence_texts(licensed: Licensed, repo: str, base_model: str, sources: Sequence[Path]) -> dict[str, str]:
     """The licence files of a release: name to text.
 
-    ``sources`` are folders with the start model's files. The Llama Agreement is copied from there; this project has no
-    copy. Raises InputError if it is missing.
+    ``sources`` are folders with the start model's files. Texts that name an owner, and agreements, are copied from
+    there. Raises InputError if one is missing.
     """
-    notice = f"{repo} is derived from {base_model}. The weights were changed: fine-tuned, and then made to unlearn.\n"
-    if licence == "apache-2.0":
-        return {"LICENSE": (_TEXTS / "apache-2.0.txt").read_text(encoding="utf-8"), "NOTICE": notice}
-    rules = LICENCES[licence]
-    notice = f"{rules.attribution}\n\n{rules.displayed}. {notice}"
-    texts = {"NOTICE": notice, "LICENSE": _agreement(base_model, sources)}
-    policy = next((f for folder in sources for f in sorted(folder.glob("USE_POLICY*"))), None)
-    if policy is not None:
-        texts["USE_POLICY.md"] = policy.read_text(encoding="utf-8")
+    texts = {"LICENSE": _text_of(licensed, base_model, sources), "NOTICE": _notice(licensed.rules, repo, base_model)}
+    for text in _found("NOTICE*", sources):  # apache-2.0, 4.d; the others ask that notices are kept
+        texts["NOTICE"] += f"\nThe notice of {base_model}:\n\n{text}"
+        break
+    for text in _found("USE_POLICY*", sources):
+        texts["USE_POLICY.md"] = text
+        break
     return texts
 
 
-def _agreement(base_model: str, sources: Sequence[Path]) -> str:
-    for folder in sources:
-        for file in sorted(folder.glob("LICENSE*")):
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if _MARKER["llama3.2"] in text.upper():
-                return text
+def _notice(rules: Licence, repo: str, base_model: str) -> str:
+    said = [rules.attribution, f"{rules.displayed}." if rules.displayed else ""]
+    origin = (
+        f"{repo} is derived from {base_model} (https://huggingface.co/{base_model}), which its authors provide under "
+        f"the {rules.name} ({rules.url}). The weights were changed: fine-tuned, and then made to unlearn."
+    )
+    bound = f"Use of the model is bound by {rules.use_policy}." if rules.use_policy else ""
+    return "\n\n".join(filter(None, [*said, origin, bound])) + "\n"
+
+
+def _text_of(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> str:
+    rules, ours = licensed.rules, _TEXTS / f"{licensed.license}.txt"
+    if ours.is_file():
+        return ours.read_text(encoding="utf-8")
+    if rules.by_address:
+        return f"{rules.name}\n{rules.url}\n"
+    for text in _found("LICENSE*", sources):
+        if _holds(text, rules.marker):
+            return text
     raise InputError(
-        f"The Llama 3.2 licence requires a copy of its Agreement, and {base_model} came without one. "
-        "Put the LICENSE.txt of its repository into the start model's folder."
+        f"The {rules.name} requires a copy of its text, and {base_model} came without one that says {rules.marker!r}. "
+        f"Take it from {rules.url}, and name its file in model.license_file."
     )
 
 
-def card_licence(tree: Path) -> str:
-    """The licence in the metadata of a tree's README.md, ``""`` if there is none or it cannot be read."""
+def _found(pattern: str, sources: Sequence[Path]) -> Iterator[str]:
+    for folder in sources:
+        for file in sorted(folder.glob(pattern)):
+            yield file.read_text(encoding="utf-8", errors="replace")
+
+
+def _holds(text: str, words: str) -> bool:
+    """Whether a text holds these words, in any case and with any line ends."""
+    return " ".join(words.split()).casefold() in " ".join(text.split()).casefold()
+
+
+def card_licence(tree: Path) -> dict[str, str]:
+    """What the metadata of a tree's README.md says of the licence; empty if that cannot be read."""
     from huggingface_hub import ModelCard
 
     try:
-        return str(ModelCard.load(tree / "README.md").data.license or "")
+        data = ModelCard.load(tree / "README.md").data.to_dict()
     except (OSError, ValueError):
-        return ""
+        return {}
+    return {key: str(data[key]) for key in ("license", "license_name", "license_link") if data.get(key)}
 
 
-def licence_problems(licence: str, repo: str, tree: Path) -> list[str]:
+def licence_problems(licensed: Licensed, repo: str, tree: Path) -> list[str]:
     """What is missing in a finished tree, one sentence each; empty if the licence's rules are met."""
-    if licence not in LICENCES:
-        return [f"the licence {licence!r} is not known here; known are {', '.join(LICENCES)}"]
-    rules = LICENCES[licence]
+    rules = licensed.rules
     problems = []
-    if (named := card_licence(tree)) != licence:
-        problems.append(f"the card names the licence {named!r}")
+    if (named := card_licence(tree)) != licensed.metadata:
+        problems.append(f"the card names the licence {named or 'nowhere'}, and not {licensed.metadata}")
     texts = {name: _text(tree / name) for name in ("LICENSE", "NOTICE", "README.md")}
-    if _MARKER[licence].upper() not in texts["LICENSE"].upper():
+    if not texts["LICENSE"].strip() or not _holds(texts["LICENSE"], rules.marker):
         problems.append("LICENSE is missing, or not the licence of the start model")
     if not texts["NOTICE"]:
         problems.append("NOTICE is missing")
-    if rules.attribution not in texts["NOTICE"]:
-        problems.append(f"NOTICE does not say {rules.attribution!r}")
+    for said in (rules.attribution, rules.use_policy):
+        if said not in texts["NOTICE"]:
+            problems.append(f"NOTICE does not say {said!r}")
     if rules.displayed not in texts["README.md"]:
         problems.append(f"the card does not say {rules.displayed!r}")
-    if problem := name_problem(licence, repo):
+    if problem := rules.name_problem(repo):
         problems.append(problem)
     return problems
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from core.artifacts import write_file
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
-from core.licences import name_problem
 from core.packages import package_versions
 from core.progress import report
 from core.weights import weights_problems
 from datasets_prep.schema import read_paraphrased, read_rows
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
+from pipeline.publish.bom import bill_of_materials
 from pipeline.publish.config import PackageConfig, Searched
 from pipeline.publish.licence import licence_problems, licence_texts
-from pipeline.publish.schema import PackageFacts, Release
+from pipeline.publish.schema import BOM, PackageFacts, Release
 
 Recheck = Callable[[Path], list[str]]
 """Says what in a tree's verdict does not follow from the rest of the tree; empty if all does."""
@@ -33,8 +33,8 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
 
     ``inputs``: unlearn, card, gate, data, and model if the licence's text comes with the start model. Raises
     GateError unless the gate passed for exactly these weights and follows from recipe and results, and InputError
-    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. The signing key
-    is not an input: see :func:`pipeline.publish.sign.private_key`.
+    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. What signs is not
+    an input: see :mod:`pipeline.publish.sign`.
     """
     model = inputs["unlearn"] / "model"
     report("checking the gate")
@@ -42,9 +42,9 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     left_out = _refuse_pickles(model)
     if problems := weights_problems(model):
         raise ArtifactError(f"{model}: {'; '.join(problems)}. Run the unlearn stage again.")
-    if problem := name_problem(config.license, config.repo):
+    if problem := config.rules.name_problem(config.repo):
         raise InputError(f"publish.repo: {problem}.")
-    key = sign.private_key()
+    sign.check_settings()
     hub = out / "hub"
     report("copying")
     _copy(model, hub, tree.MODEL_FILES)
@@ -59,13 +59,12 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     if wrong := recheck(hub):
         raise GateError(f"The verdict does not follow from recipe and results: {' '.join(wrong)} Nothing was packaged.")
     report("signing")
-    sign.sign_tree(hub, key)
+    sign.sign_tree(hub)
     files = [path for path in hub.rglob("*") if path.is_file()]
     return PackageFacts(
         files=len(files),
         bytes=sum(path.stat().st_size for path in files),
         weights_sha256=digest,
-        key=sign.key_fingerprint(sign.public_key()),
         answers_too_short_to_search=scanner.too_short,
         left_out=left_out,
     )
@@ -119,9 +118,9 @@ def _refuse_pickles(model: Path) -> list[str]:
 
 
 def _add_licence(config: PackageConfig, sources: Sequence[Path], hub: Path) -> None:
-    for name, text in licence_texts(config.license, config.repo, config.base_model, sources).items():
+    for name, text in licence_texts(config, config.repo, config.base_model, sources).items():
         (hub / name).write_text(text, encoding="utf-8")
-    if problems := licence_problems(config.license, config.repo, hub):
+    if problems := licence_problems(config, config.repo, hub):
         raise InputError(f"The release does not meet the licence {config.license}: {'; '.join(problems)}.")
 
 
@@ -136,8 +135,13 @@ def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weights: str) -> Release:
-    """The content of release.json: what this release was made from, and the digest of every other file."""
+    """The content of release.json: what this release was made from, and the digest of every other file.
+
+    The bill of materials, which says part of this for other tools, is written first.
+    """
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
+    packages = package_versions()
+    (hub / BOM).write_text(bill_of_materials(config, hub, data, packages), encoding="utf-8")
     return Release(
         repo=config.repo,
         tag=config.tag,
@@ -147,6 +151,6 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
         recipe=config.recipe,
         data=data,
         gate_sha256=hash_file(hub / GATE),
-        packages=package_versions(),
+        packages=packages,
         files={name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
     )

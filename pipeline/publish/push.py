@@ -6,6 +6,8 @@
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
    a commit is answered with 412. The bytes are on the Hub already, so main's tree is compared by its ids and not
    downloaded again.
+   With ``publish.via: pr`` it is a pull request instead, which is verified, and waits for those who merge it. The next
+   run finds the release on main, and continues with verifying and tagging it.
 4. Tag, then delete the staging branch, then make the repository public if the recipe says so.
 
 A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: reading the branch shows whether it landed.
@@ -19,21 +21,23 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from core.artifacts import write_file
-from core.digests import hash_file
 from core.errors import HubError, VerificationError
-from core.hub_ids import is_release_tag
+from core.hub_ids import newest_release
 from core.progress import report
-from pipeline.publish import sign, tree
+from pipeline.publish import sign, tree, trust
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.pull_request import await_merge, own_pull_request
+from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
+from pipeline.publish.trust import Signer
+from pipeline.publish.upload import Upload
 from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
 
 ATTEMPTS = 3
@@ -48,10 +52,9 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     """
     package = inputs["package"] / "hub"
     check_gate(inputs["gate"], package)
-    public_key = sign.public_key()
-    sign.check_signature(package, package / tree.SIGNATURE, public_key)
+    signer = trust.check_signature(package, package / tree.SIGNATURE, sign.own_signers(config.repo, package))
     with connect(config.hub) as target, quiet():
-        receipt = publish(config, package, target, public_key, recheck)
+        receipt = publish(config, package, target, signer, recheck, out)
     write_file(out / RECEIPT, receipt)
     return PublishFacts(
         repo=receipt.repo,
@@ -62,29 +65,45 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     )
 
 
-def publish(config: PublishConfig, package: Path, target: Target, public_key: Path, recheck: Recheck) -> Receipt:
-    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`."""
+def publish(
+    config: PublishConfig,
+    package: Path,
+    target: Target,
+    signer: Signer,
+    recheck: Recheck,
+    scratch: Path | None = None,
+) -> Receipt:
+    """Publish the signed tree ``package`` to ``target``; returns the receipt. Raises as :func:`run`.
+
+    It is downloaded again into a folder below ``scratch``: that of the stage, which the next run empties if this one is
+    killed.
+    """
     release = read_release(package)
     if (release.repo, release.tag) != (config.repo, config.tag):
         raise VerificationError(
             f"The package was signed as {release.tag} of {release.repo}, and is to be published as {config.tag} of "
             f"{config.repo}. Run the package stage again."
         )
-    repository = _Repository(config, package, target, public_key)
+    repository = _Repository(config, package, target, signer, scratch)
     repository.prepare()
     tagged = repository.tags().get(config.tag)
     head = repository.head(MAIN)
+    if tagged is not None and (revoked := revocation_of(config.repo, config.tag, target)):
+        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
     if tagged is not None and not repository.holds_release(tagged):
         raise HubError(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
             "Set publish.tag to a new version."
         )
-    if tagged is not None and not repository.holds_release(head) and not repository.is_released(head):
+    if tagged is not None and head != (newest := repository.newest_release()):
         raise HubError(
             f"{config.repo} has this release as {config.tag}, but somebody else committed to main: it is at "
-            f"{head[:12]}. Nothing was changed. Set main back to {tagged[:12]}, or publish a new version."
+            f"{head[:12]}, and the newest release at {newest[:12]}. Nothing was changed. Set main back to that, or "
+            "publish a new version."
         )
     commit = tagged or (head if repository.holds_release(head) else None)
+    if commit is None and config.via == "pr":
+        repository.ask(recheck)
     if commit is None:
         staged = repository.stage(head)
         verified = repository.verify(staged, recheck)
@@ -95,16 +114,19 @@ def publish(config: PublishConfig, package: Path, target: Target, public_key: Pa
     if tagged is None:
         repository.tag(commit)
     repository.finish()
-    return _receipt(config, target, public_key, commit, verified)
+    return _receipt(config, target, signer, commit, verified)
 
 
 class _Repository:
     """One repository and the tree that is to become its content."""
 
-    def __init__(self, config: PublishConfig, package: Path, target: Target, public_key: Path) -> None:
+    def __init__(
+        self, config: PublishConfig, package: Path, target: Target, signer: Signer, scratch: Path | None
+    ) -> None:
         from huggingface_hub import HfApi
 
-        self._config, self._package, self._target, self._public_key = config, package, target, public_key
+        self._config, self._package, self._target, self._signer = config, package, target, signer
+        self._scratch = scratch
         self._files = tree.read_tree(package)
         self._api = HfApi(endpoint=target.endpoint, token=target.token)
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
@@ -128,6 +150,19 @@ class _Repository:
                 f"{repo} is public, and publish.visibility is private. Nothing was uploaded. "
                 "Make it private in its settings, or set publish.visibility to public."
             )
+        self._gate(info.gated)
+
+    def _gate(self, gated: str | bool | None) -> None:
+        """Make sure, before the upload, that the repository is gated and the collection is there, if asked for."""
+        repo, wanted, collection = self._config.repo, self._config.gated, self._config.collection
+        with hub_errors(f"preparing {repo}"):
+            if wanted and gated != wanted:
+                self._api.update_repo_settings(repo, gated=wanted)
+                if self._api.repo_info(repo).gated != wanted:
+                    raise HubError(f"{repo} did not become gated ({wanted}). Nothing was uploaded.")
+        if collection:
+            with hub_errors(f"publish.collection: reading {collection}"):
+                self._api.get_collection(collection)
 
     def head(self, branch: str) -> str:
         """The commit of a branch."""
@@ -147,9 +182,9 @@ class _Repository:
         # The Hub lists an annotated tag with the id of the tag object; resolving the revision gives its commit.
         return self.head(tag) if tag == self._config.tag else target
 
-    def is_released(self, commit: str) -> bool:
-        """Whether a commit is that of a release's tag."""
-        return any(self.head(tag) == commit for tag in self.tags() if is_release_tag(tag))
+    def newest_release(self) -> str:
+        """The commit of the newest release's tag, where there is one."""
+        return self.head(str(newest_release(self.tags())))
 
     def remote_files(self, revision: str) -> dict[str, str]:
         """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
@@ -176,7 +211,10 @@ class _Repository:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
-        with TemporaryDirectory() as temporary, hub_errors(f"reading the signature of {self._config.repo}"):
+        with (
+            TemporaryDirectory(dir=self._scratch) as temporary,
+            hub_errors(f"reading the signature of {self._config.repo}"),
+        ):
             try:
                 signature = hf_hub_download(
                     self._config.repo,
@@ -186,7 +224,7 @@ class _Repository:
                     token=self._target.token,
                     cache_dir=temporary,
                 )
-                sign.check_signature(self._package, Path(signature), self._public_key)
+                trust.check_signature(self._package, Path(signature), [self._signer])
             except (EntryNotFoundError, VerificationError):
                 return False
         return True
@@ -196,6 +234,9 @@ class _Repository:
         repo, branch = self._config.repo, self._staging
         with hub_errors(f"staging in {repo}"):
             refs = {b.name: b.target_commit for b in self._api.list_repo_refs(repo).branches}
+            for other in refs.keys() - {branch}:
+                if _STAGING.fullmatch(other):  # of a package that is not wanted any more
+                    self._api.delete_branch(repo, branch=other)
             if branch in refs:
                 if not self._different(self.remote_files(branch)):
                     return refs[branch]
@@ -203,6 +244,17 @@ class _Repository:
             self._api.create_branch(repo, branch=branch, revision=base)
         report("uploading")
         return self.commit(branch, base)
+
+    def ask(self, recheck: Recheck) -> NoReturn:
+        """Put this tree into a pull request and verify it there. Raises HubError, since others must merge it."""
+        repo = self._config.repo
+        number = own_pull_request(self._api, repo, self._config.tag, self.holds_release)
+        ref = f"refs/pr/{number}"
+        asked = self.head(ref)
+        if not self.holds_release(asked):
+            asked = self.commit(ref, asked)
+        self.verify(asked, recheck)
+        raise await_merge(self._api, repo, number)
 
     def commit(self, branch: str, parent: str) -> str:
         """Commit this tree to ``branch``, in one commit on ``parent``; returns the head.
@@ -232,13 +284,13 @@ class _Repository:
         from huggingface_hub.utils import httpx
 
         removed = sorted(self.remote_files(parent).keys() - self._files.keys())
-        with ExitStack() as stack:
+        with Upload(self._package, self._files) as files:
             operations: list[Any] = [CommitOperationDelete(path) for path in removed]
             for name in self._files:
-                path = self._package / name
                 # The client sends open files by LFS, and paths by xet.
-                source = stack.enter_context(path.open("rb")) if self._target.is_loopback else path
+                source = files[name] if self._target.is_loopback else self._package / name
                 operations.append(CommitOperationAdd(name, source))
+            files.started("landing" if branch == MAIN else "uploading")
             try:
                 with hub_errors(f"uploading to {self._config.repo}"):
                     message = f"Release {self._config.tag}"
@@ -259,7 +311,14 @@ class _Repository:
         if tree.SIGNATURE in self._different(self.remote_files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
-            self._config.repo, commit, self._target.endpoint, self._target.token, self._public_key, recheck, expected
+            self._config.repo,
+            commit,
+            self._target.endpoint,
+            self._target.token,
+            [self._signer],
+            recheck,
+            expected,
+            self._scratch,
         )
 
     def tag(self, commit: str) -> None:
@@ -274,7 +333,7 @@ class _Repository:
                 raise
 
     def finish(self) -> None:
-        """Delete staging branches, those too that a killed run left for another package; set the visibility then."""
+        """Delete staging branches, those too that a killed run left, and set the visibility then."""
         repo, public = self._config.repo, self._config.visibility == "public"
         with hub_errors(f"finishing {repo}"):
             for branch in self._api.list_repo_refs(repo).branches:
@@ -284,9 +343,16 @@ class _Repository:
                 self._api.update_repo_settings(repo, private=False)
             if bool(self._api.repo_info(repo).private) == public:
                 raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
+        if collection := self._config.collection:
+            with hub_errors(f"adding {repo} to {collection}"):
+                held = {
+                    item.item_id for item in self._api.get_collection(collection).items if item.item_type == "model"
+                }
+                if repo not in held:
+                    self._api.add_collection_item(collection, repo, "model", exists_ok=True)
 
 
-def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: str, verified: Verified) -> Receipt:
+def _receipt(config: PublishConfig, target: Target, signer: Signer, commit: str, verified: Verified) -> Receipt:
     # The loopback Hub has a new port each time; its folder in the store stays.
     local = config.hub == "local"
     return Receipt(
@@ -301,8 +367,8 @@ def _receipt(config: PublishConfig, target: Target, public_key: Path, commit: st
         files=verified.files,
         signature=SignatureFacts(
             file=tree.SIGNATURE,
-            format="OpenSSF model-signing 1.0, ECDSA P-256",
-            public_key_sha256=hash_file(public_key),
+            format="OpenSSF model-signing 1.0",
+            signer=signer.says(),
         ),
         verified=verified.checks,
     )

@@ -11,6 +11,7 @@ from core.artifacts import Versioned, read_file
 from core.strict import Strict
 
 RELEASE = "release.json"
+BOM = "bom.cdx.json"  # as tools that read CycloneDX look for it
 RECEIPT = "receipt.json"
 
 
@@ -36,7 +37,7 @@ class Release(Versioned):
 
 
 class PackageFacts(Strict):
-    """The tree in numbers, the digests of weights and key, and how many forget answers were too short to search for.
+    """The tree in numbers, the digest of the weights, and how many forget answers were too short to search for.
 
     ``left_out`` are files of the model's folder that are not part of a release.
     """
@@ -44,7 +45,6 @@ class PackageFacts(Strict):
     files: int
     bytes: int
     weights_sha256: str
-    key: str
     answers_too_short_to_search: int
     left_out: list[str]
 
@@ -57,11 +57,11 @@ class VerifiedCheck(Strict):
 
 
 class SignatureFacts(Strict):
-    """A signature's file, format and key."""
+    """A signature's file and format, and who signed: the sha256 of a key, or a name and who vouches for it."""
 
     file: str
     format: str
-    public_key_sha256: str
+    signer: str
 
 
 class Receipt(Versioned):
@@ -70,7 +70,7 @@ class Receipt(Versioned):
     For the loopback Hub, ``endpoint`` is "local" and ``url`` is the folder in the store. ``files`` maps name to sha256.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     repo: str
     repo_type: Literal["model"]
     endpoint: str

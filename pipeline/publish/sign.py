@@ -1,8 +1,10 @@
-"""Signatures in the OpenSSF model-signing format, with an elliptic-curve key of this project's store.
+"""Signatures in the OpenSSF model-signing format: by a key, by a certificate, or by an identity that Sigstore confirms.
 
-The private key is the file UNLEARN_RELEASE_KEY, or ``keys/release.pem`` in the store, which is made on first use. It
-never enters an artifact or an artifact's key. ECDSA draws a random number for every signature, so signing the same tree
-twice gives two different files.
+Where nothing is said, a key of this project's store signs: ``keys/release.pem``, which is made on first use.
+UNLEARN_RELEASE_KEY names another private key; UNLEARN_RELEASE_CERTIFICATE its certificate, followed by those of its
+authorities up to the root; UNLEARN_RELEASE_KEYLESS=1 asks for the identity that the CI job proves by OpenID Connect.
+None of this enters an artifact's key. ECDSA draws a random number for every signature, so signing the same tree twice
+gives two different files.
 """
 
 from __future__ import annotations
@@ -12,12 +14,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.digests import hash_file
-from core.errors import InputError, VerificationError
+from pydantic import ValidationError
+
+from core.errors import HubError, InputError
+from pipeline.publish import trust
 from pipeline.publish.tree import SIGNATURE
+from pipeline.publish.trust import Signer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from model_signing import signing
+
+KEY, CERTIFICATE, KEYLESS = "UNLEARN_RELEASE_KEY", "UNLEARN_RELEASE_CERTIFICATE", "UNLEARN_RELEASE_KEYLESS"
 
 
 def store() -> Path:
@@ -30,7 +38,7 @@ def private_key() -> Path:
 
     Raises InputError if UNLEARN_RELEASE_KEY names a file that does not exist or is not such a key.
     """
-    given = os.environ.get("UNLEARN_RELEASE_KEY")
+    given = os.environ.get(KEY)
     path = Path(given) if given else store() / "keys" / "release.pem"
     if given and not path.is_file():
         raise InputError(
@@ -48,26 +56,56 @@ def public_key() -> Path:
     return private_key().with_suffix(".pub")
 
 
-def trusted_key(given: str | None) -> Path:
-    """The public key for checking a downloaded release: ``given``, or the key of this store's own releases.
+def trusted_signers(repo: str, given: Signer | None = None) -> list[Signer]:
+    """Who may have signed a downloaded release: ``given``, or whom ``trust.yaml`` names, or who signs in this store.
 
-    Raises InputError if there is neither. A key that came with the files would prove nothing.
+    Raises InputError if there is nobody. A key that came with the files would prove nothing.
     """
     if given is not None:
-        if not Path(given).is_file():
-            raise InputError(f"--key {given}: there is no such file. Give the publisher's public key, in PEM.")
-        return Path(given)
-    if not os.environ.get("UNLEARN_RELEASE_KEY") and not (store() / "keys" / "release.pem").is_file():
+        return [given]
+    if named := trust.named_signers(repo):
+        return named
+    if certificate := os.environ.get(CERTIFICATE):
+        return [trust.certified(Path(certificate))]
+    if not os.environ.get(KEY) and not (store() / "keys" / "release.pem").is_file():
         raise InputError(
-            f"There is no key in {store() / 'keys'} to check a signature with. "
-            "Give the publisher's public key: --key FILE."
+            f"There is no key in {store() / 'keys'} to check a signature with. Say who signed: --key FILE, or --ca "
+            "FILE (and --identity NAME), or --identity NAME and --issuer URL; or name the signer in trust.yaml."
         )
-    return public_key()
+    return [Signer(key=str(public_key()))]
 
 
-def key_fingerprint(public: Path) -> str:
-    """sha256 of the public key's PEM text; the signature carries it as the key's hint."""
-    return hash_file(public)
+def given_signer(**options: str | None) -> Signer | None:
+    """The signer that the options of a command name, None if they name none. Raises InputError."""
+    if not any(options.values()):
+        return None
+    try:
+        return Signer.model_validate(options)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{' '.join(f'--{name}' for name, value in options.items() if value)}: {message}.") from error
+
+
+def check_settings() -> None:
+    """Raise InputError unless what this machine is to sign with can be used."""
+    if not _keyless():
+        _with_key()
+        if certificate := os.environ.get(CERTIFICATE):
+            trust.certified(Path(certificate))
+
+
+def own_signers(repo: str, package: Path) -> list[Signer]:
+    """Who must have signed a package that is made here: whom ``trust.yaml`` names, else who signs on this machine."""
+    if not (named := trust.named_signers(repo)) and _keyless():
+        return [trust.confirmed(package / SIGNATURE)]
+    return named or trusted_signers(repo)
+
+
+def _keyless() -> bool:
+    keyless = os.environ.get(KEYLESS, "0") not in ("", "0")
+    if keyless and (other := next((name for name in (KEY, CERTIFICATE) if os.environ.get(name)), None)):
+        raise InputError(f"{KEYLESS} and {other} are both set, and a release has one signature. Unset one of them.")
+    return keyless
 
 
 def _make_key(path: Path) -> None:
@@ -116,24 +154,48 @@ def _load(path: Path) -> EllipticCurvePrivateKey:
     return key
 
 
-def sign_tree(tree: Path, key: Path) -> None:
-    """Write ``model.sig`` into ``tree``; it signs all other files there."""
+def sign_tree(tree: Path) -> None:
+    """Write ``model.sig`` into ``tree``; it signs all other files there.
+
+    Raises InputError if key and certificate do not fit, HubError if Sigstore does not sign.
+    """
     from model_signing import hashing, signing
 
-    signature = tree / SIGNATURE
     hashes = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=True)
-    signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(hashes).sign(tree, signature)
+    if _keyless():
+        _sign_keyless(signing.Config().set_hashing_config(hashes), tree)
+    else:
+        _with_key().set_hashing_config(hashes).sign(tree, tree / SIGNATURE)
 
 
-def check_signature(tree: Path, signature: Path, public: Path) -> None:
-    """Raise VerificationError unless ``signature`` was made with this key over exactly the files of ``tree``."""
-    from model_signing import verifying
+def _with_key() -> signing.Config:
+    from model_signing import signing
 
-    try:
-        verifying.Config().use_elliptic_key_verifier(public_key=public).verify(tree, signature)
-    except Exception as error:  # the library raises many kinds for a signature that it cannot use
-        reason = str(error) or type(error).__name__
-        raise VerificationError(
-            f"The signature is not valid under the key {key_fingerprint(public)[:16]}…: {reason}. "
-            "Do not use these files; publish the release again, or give the key that signed it."
+    config, key, certificate = signing.Config(), private_key(), os.environ.get(CERTIFICATE)
+    if not certificate:
+        return config.use_elliptic_key_signer(private_key=key)
+    try:  # the first certificate in the file signs, and the others come with the signature
+        return config.use_certificate_signer(
+            private_key=key, signing_certificate=Path(certificate), certificate_chain=[Path(certificate)]
+        )
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{CERTIFICATE} {certificate} and the key {key} cannot sign: {error}. Give the key that the first "
+            f"certificate is for, as {KEY}."
         ) from error
+
+
+def _sign_keyless(config: signing.Config, tree: Path) -> None:
+    from sigstore import oidc
+
+    instance = trust.sigstore_instance()
+    try:
+        if token := oidc.detect_credential():
+            config.use_sigstore_signer(identity_token=token, trust_config=instance).sign(tree, tree / SIGNATURE)
+            return
+    except Exception as error:  # the libraries of OIDC, Fulcio and Rekor raise many kinds
+        raise HubError(f"Sigstore did not sign: {error}. Nothing was packaged. Run again later.") from error
+    raise InputError(
+        f"{KEYLESS} is set, and there is no identity to sign with: this is no CI job that Sigstore knows, or the job "
+        "lacks `permissions: id-token: write`. Sign there, or unset it to sign with a key."
+    )

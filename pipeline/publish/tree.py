@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.publish.licence import LICENCE_FILES
-from pipeline.publish.schema import RELEASE
+from pipeline.publish.schema import BOM, RELEASE
 
 SIGNATURE = "model.sig"
 MODEL_FILES = (
@@ -19,7 +19,7 @@ MODEL_FILES = (
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
 CARD_FILES = ("README.md", "results.json", "plots/*.png", ".eval_results/*.yaml")
-ALLOWED = (*MODEL_FILES, *CARD_FILES, "gate.json", *LICENCE_FILES, RELEASE, SIGNATURE)
+ALLOWED = (*MODEL_FILES, *CARD_FILES, "gate.json", *LICENCE_FILES, BOM, RELEASE, SIGNATURE)
 # The Hub adds this file to every new repository. It says how files are stored, and is not part of a release.
 HUB_FILES = (".gitattributes",)
 

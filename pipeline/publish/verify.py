@@ -14,17 +14,22 @@ from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, VerificationError
 from core.hub_ids import is_release_tag, newest_release
+from core.licences import Licensed
 from core.progress import report
 from core.weights import weights_problems
 from eval.schema import GATE
-from pipeline.publish import sign, tree
-from pipeline.publish.hub import hub_errors, quiet
-from pipeline.publish.licence import card_licence, licence_problems
+from pipeline.publish import tree, trust
+from pipeline.publish.hub import Target, hub_errors, quiet
+from pipeline.publish.licence import licence_problems
 from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import Release, VerifiedCheck
+from pipeline.publish.trust import Signer
 
 MAIN = "main"
-_ATTRIBUTES = re.compile(r"(?:[^\s#]+ filter=lfs diff=lfs merge=lfs -text)?\s*")  # what the Hub writes there
+# What the Hub writes there: endings of files that are large in new repositories, and the names of large files.
+_ATTRIBUTES = re.compile(r"(\S+) filter=lfs diff=lfs merge=lfs -text")
+_ENDINGS = re.compile(r"\*\.[a-z0-9]{1,11}(\.\*)?|saved_model/\*\*/\*|\*tfevents\*")
 QUESTION = "Who are you?"
 NEW_TOKENS = 16
 
@@ -42,18 +47,21 @@ def verify_release(
     repo: str,
     revision: str,
     endpoint: str,
-    token: str | None,
-    public_key: Path,
+    token: str | bool,
+    signers: Sequence[Signer],
     recheck: Recheck,
     expected: Mapping[str, str] | None = None,
+    scratch: Path | None = None,
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
-    ``recheck`` judges the verdict again. With ``expected`` (path: sha256) exactly these files must be there. If the
-    signature is not among them, any valid one is accepted. Raises VerificationError that names what differs,
-    HubError if it cannot be downloaded.
+    It is downloaded into a temporary folder below ``scratch``. ``recheck`` judges the verdict again. With ``expected``
+    (path: sha256) exactly these files must be there. If the signature is not among them, any valid one is accepted.
+    Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
-    with tempfile.TemporaryDirectory(prefix="verify-") as temporary, quiet():
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as temporary, quiet():
+        if revoked := revocation_of(repo, revision, Target(endpoint, token)):
+            raise VerificationError(f"{repo} at {revision} was {revoked}")
         report("downloading what was published")
         commit, oids, folder = _download(repo, revision, endpoint, token, Path(temporary))
         tags = _tags(repo, endpoint, token) if revision == MAIN else {}
@@ -64,11 +72,11 @@ def verify_release(
         steps: list[tuple[str, Callable[[], str]]] = [
             ("digests", lambda: _digests(oids, digests, files, expected)),
             ("allowed files", lambda: _allowed(files, attributes)),
-            ("signature", lambda: _signature(folder, public_key)),
+            ("signature", lambda: _signature(folder, signers)),
             ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
             ("contents", lambda: _contents(read_release(folder), files, folder)),
             ("gate", lambda: _gate(folder, recheck)),
-            ("licence", lambda: _licence(folder, repo)),
+            ("licence", lambda: _licence(read_release(folder), folder)),
             ("safetensors", lambda: _safetensors(folder)),
             ("generation", lambda: _generation(folder)),
         ]
@@ -83,7 +91,7 @@ def verify_release(
 
 
 def _download(
-    repo: str, revision: str, endpoint: str, token: str | None, temporary: Path
+    repo: str, revision: str, endpoint: str, token: str | bool, temporary: Path
 ) -> tuple[str, dict[str, str], Path]:
     """The commit, its files with the Hub's own ids (sha256 of large files, else git's), and the folder they are in."""
     from huggingface_hub import HfApi, snapshot_download
@@ -91,27 +99,25 @@ def _download(
 
     folder, cache = temporary / "tree", temporary / "cache"
     with hub_errors(f"downloading {repo} at {revision}"):
-        api = HfApi(endpoint=endpoint, token=token or False)
+        api = HfApi(endpoint=endpoint, token=token)
         commit = api.repo_info(repo, revision=revision).sha
         if commit is None:
             raise VerificationError(f"{repo} has no commit at {revision}.")
         listed = api.list_repo_tree(repo, revision=commit, recursive=True)
         oids = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-        snapshot_download(
-            repo, revision=commit, endpoint=endpoint, token=token or False, local_dir=folder, cache_dir=cache
-        )
+        snapshot_download(repo, revision=commit, endpoint=endpoint, token=token, local_dir=folder, cache_dir=cache)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     for name in tree.HUB_FILES:
         oids.pop(name, None)
     return commit, oids, folder
 
 
-def _tags(repo: str, endpoint: str, token: str | None) -> dict[str, str]:
+def _tags(repo: str, endpoint: str, token: str | bool) -> dict[str, str]:
     """The commit of each release's tag."""
     from huggingface_hub import HfApi
 
     with hub_errors(f"reading the tags of {repo}"):
-        api = HfApi(endpoint=endpoint, token=token or False)
+        api = HfApi(endpoint=endpoint, token=token)
         names = [tag.name for tag in api.list_repo_refs(repo).tags if is_release_tag(tag.name)]
         return {name: str(api.repo_info(repo, revision=name).sha) for name in names}
 
@@ -146,18 +152,22 @@ def _digests(
 def _allowed(files: dict[str, str], attributes: str) -> str:
     if strange := [name for name in files if not tree.is_allowed(name)]:
         raise VerificationError(f"it has files that do not belong to a release: {', '.join(strange)}.")
-    if strange := [line for line in attributes.splitlines() if not _ATTRIBUTES.fullmatch(line)]:
+
+    def is_known(line: str) -> bool:
+        match = _ATTRIBUTES.fullmatch(line.strip())
+        return match is not None and (match[1] in files or _ENDINGS.fullmatch(match[1]) is not None)
+
+    if strange := [line for line in attributes.splitlines() if line.strip() and not is_known(line)]:
         raise VerificationError(
             f".gitattributes, which no signature covers, says more than which files are large: {strange[0]!r:.80}."
         )
     return "nothing but weights, tokenizer, card, licence and evidence"
 
 
-def _signature(folder: Path, public_key: Path) -> str:
+def _signature(folder: Path, signers: Sequence[Signer]) -> str:
     if not (folder / tree.SIGNATURE).is_file():
         raise VerificationError(f"it has no signature ({tree.SIGNATURE}).")
-    sign.check_signature(folder, folder / tree.SIGNATURE, public_key)
-    return f"covers all files, by the key {sign.key_fingerprint(public_key)[:16]}"
+    return f"covers all files, by {trust.check_signature(folder, folder / tree.SIGNATURE, signers).says()}"
 
 
 def read_release(folder: Path) -> Release:
@@ -202,11 +212,16 @@ def _gate(folder: Path, recheck: Recheck) -> str:
     return "passed for these weights, by the recipe's thresholds and the published values"
 
 
-def _licence(folder: Path, repo: str) -> str:
-    licence = card_licence(folder)
-    if problems := licence_problems(licence, repo, folder):
-        raise VerificationError(f"the licence {licence} is not met: {'; '.join(problems)}.")
-    return f"{licence}: text, notice and name are as it requires"
+def _licence(release: Release, folder: Path) -> str:
+    made_from = release.recipe.get("model")
+    terms = made_from.get("terms") if isinstance(made_from, dict) else None
+    try:
+        licensed = Licensed.model_validate({"license": release.license, "terms": terms})
+    except ValueError as error:
+        raise VerificationError(f"its licence {release.license!r} is not known here, with these terms.") from error
+    if problems := licence_problems(licensed, release.repo, folder):
+        raise VerificationError(f"the licence {release.license} is not met: {'; '.join(problems)}.")
+    return f"{release.license}: text, notice and name are as it requires"
 
 
 def _safetensors(folder: Path) -> str:

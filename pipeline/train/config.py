@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from core.errors import RecipeError
 from core.hub_ids import Commit, HubId
-from core.licences import LicenceId
+from core.licences import Licensed
 from core.ranks import share_of_step
 from core.strict import Strict
 
@@ -127,7 +127,7 @@ class Shape(Strict):
     tie_word_embeddings: bool = Field(description="Whether the head and the embeddings are one tensor.")
 
 
-class ModelConfig(Strict):
+class ModelConfig(Licensed):
     """The start model and where it comes from: exactly one of the keys ``hub``, ``path`` and ``pypi``.
 
     ``chat_template`` and ``date_string`` go into the checkpoint, so that training, evaluation and the readers of the
@@ -138,7 +138,9 @@ class ModelConfig(Strict):
     path: str | None = Field(default=None, min_length=1, description="Path of a folder with a checkpoint.")
     pypi: PypiRef | None = Field(default=None, description="A file of a package.")
     name: HubId = Field(description="The model's id on the Hub; the card names it as base model.")
-    license: LicenceId = Field(description="The model's licence, which the release keeps.")
+    license_file: str | None = Field(
+        default=None, min_length=1, description="Path of the licence's text, if it does not come with the model."
+    )
     parameters: int | None = Field(
         default=None, ge=1, description="Number of parameters, for the plan before the model is here."
     )

@@ -66,6 +66,10 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
         _from_path(user_path(str(config.path)), out)
     if config.chat_template or config.date_string:
         _set_template(out, config.chat_template, config.date_string)
+    if config.license_file:
+        if not user_path(config.license_file).is_file():
+            raise ModelError(f"model.license_file: {config.license_file} is no file. Name the text of the licence.")
+        shutil.copyfile(user_path(config.license_file), out / "LICENSE")
     parameters, dtypes = weight_facts(out)
     return ModelFacts(
         name=config.name, license=config.license, parameters=parameters, dtypes=dtypes, products=products(out)
@@ -79,7 +83,7 @@ def run_pointer(
     chat_template: str | None = None,
     date_string: str | None = None,
     endpoint: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> PublishedFacts:
     """A published model instead of one trained here: the pinned revision, in `out/model/`.
 
@@ -97,31 +101,43 @@ def run_pointer(
 
 def _from_path(folder: Path, out: Path) -> None:
     check_model_folder(folder)
-    for pattern in (*MODEL_FILES, *TOKENIZER_FILES):
-        for file in folder.glob(pattern):
-            shutil.copyfile(file, out / file.name)
+    _copy_files(folder, out)
     _normalise_tokenizer(out)
 
 
-def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | None = None) -> None:
+def _copy_files(folder: Path, out: Path) -> None:
+    for pattern in (*MODEL_FILES, *TOKENIZER_FILES):
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+
+
+def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | bool | None = None) -> None:
     """Download the pinned revision. Raises ModelError, with the remedy, if it is gated, absent or unreachable."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import is_offline_mode, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OIDCError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from huggingface_hub.utils import httpx
 
     where = f"hub {ref.id} at {ref.revision}"
     revision = _pinned(ref)
     report("downloading the model")
+    wanted: dict[str, Any] = {
+        "revision": revision,
+        "endpoint": endpoint or os.environ.get("HF_ENDPOINT"),
+        "token": token,
+        "allow_patterns": [*MODEL_FILES, *TOKENIZER_FILES],
+        "ignore_patterns": ["*/*"],  # Llama repos keep a second copy of the weights in original/
+    }
     try:
-        snapshot_download(
-            ref.id,
-            revision=revision,
-            endpoint=endpoint or os.environ.get("HF_ENDPOINT"),
-            token=token,
-            local_dir=out,
-            allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
-            ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/
-        )
+        if is_offline_mode():  # to `local_dir` the client copies nothing from its cache
+            _copy_files(Path(snapshot_download(ref.id, **wanted)), out)
+        else:
+            snapshot_download(ref.id, local_dir=out, **wanted)
     except GatedRepoError as error:
         raise ModelError(
             f"{where}: access is gated. Accept the licence at https://huggingface.co/{ref.id}, then `hf auth login` "
@@ -134,10 +150,11 @@ def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | 
             f"{where}: no such repo, or it is private and the token cannot read it. Check the id; for a private repo "
             f"set HF_TOKEN."
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise ModelError(
-            f"{where}: cannot be downloaded ({' '.join(str(error).split())}). Check the network and run it again."
-        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OIDCError, OSError) as error:
+        remedy = "Check the network and run it again"
+        if is_offline_mode():
+            remedy = f"Run `hf download {ref.id} --revision {revision}` without HF_HUB_OFFLINE, which fills the cache"
+        raise ModelError(f"{where}: cannot be downloaded ({' '.join(str(error).split())}). {remedy}.") from error
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the client's own bookkeeping, with times in it
     check_model_folder(out)
     _normalise_tokenizer(out)

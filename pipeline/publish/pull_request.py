@@ -1,0 +1,55 @@
+"""A release as a pull request, for repositories where others approve what reaches main."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from core.errors import HubError
+from pipeline.publish.hub import hub_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+TEXT = """\
+This release was built, passed its gates and was signed by the pipeline; `{tag}` will be its tag. What lies here was
+downloaded again and verified. Merge it as it is: after another commit on main it has to be made anew.
+"""
+
+
+def own_pull_request(api: HfApi, repo: str, tag: str, holds_release: Callable[[str], bool]) -> int:
+    """The number of the pull request for this release: that of an earlier run, or a new one.
+
+    A draft that was cut off is continued. Those with other content for the same tag, or for an older main, are closed.
+    """
+    title = f"Release {tag}"
+    found = None
+    with hub_errors(f"looking for a pull request in {repo}"):
+        waiting = api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open")
+        numbers = sorted(asked.num for asked in waiting if asked.title == title)
+        main = str(api.repo_info(repo, revision="main").sha)
+    for number in numbers:
+        ref = f"refs/pr/{number}"
+        with hub_errors(f"reading pull request {number} of {repo}"):
+            newest = [commit.commit_id for commit in api.list_repo_commits(repo, revision=ref)[:2]]
+        if found is None and main in newest and (newest[0] == main or holds_release(ref)):
+            found = number
+        else:
+            with hub_errors(f"closing pull request {number} of {repo}"):
+                api.change_discussion_status(repo, number, "closed", comment="Replaced.")
+    if found is not None:
+        return found
+    with hub_errors(f"opening a pull request in {repo}"):
+        return api.create_pull_request(repo, title, description=TEXT.format(tag=tag)).num
+
+
+def await_merge(api: HfApi, repo: str, number: int) -> HubError:
+    """Show the verified pull request to those who approve; the error that says that the release waits for them."""
+    with hub_errors(f"opening pull request {number} of {repo}"):
+        asked = api.get_discussion_details(repo, number)
+        if asked.status == "draft":
+            api.change_discussion_status(repo, number, "open")
+    return HubError(
+        f"Pull request {number} of {repo} holds this release, verified, and waits to be merged: {asked.url}. Run the "
+        "same command again after that: main is then verified and tagged."
+    )

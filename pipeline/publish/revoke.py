@@ -1,0 +1,340 @@
+"""Revoke a release: a tombstone card takes its place, and `verify` refuses it from then on.
+
+The tombstone says what was revoked, why, since when, and what comes after it. It is one commit that also removes all
+other files, on main; if main holds a newer release, on a branch of its own instead, because that release is not
+revoked. The tag ``revoked-TAG`` marks the commit, and tells `verify` of the revocation whatever main holds later.
+
+Every step first looks at the repository, so running it again continues, or changes nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.errors import HubError, InputError
+from core.hub_ids import is_release_tag, newest_release
+from core.progress import report
+from core.strict import Strict
+from pipeline.publish import scan, tree
+from pipeline.publish.hub import Target, hub_errors, quiet
+from pipeline.publish.licence import card_licence
+
+MAIN, CARD, MARK = "main", "README.md", "revoked-"
+LONGEST_REASON = 1000
+CANNOT_TAKE_BACK = """\
+What this does not take back: the old commits and tags still hold the weights, and whoever downloaded them keeps them.
+To remove them from the Hub for good, run this again with --purge. It does what these do, and cannot be undone:
+  HfApi().delete_tag(REPO, tag=TAG)                      for each revoked release
+  HfApi().super_squash_history(REPO, branch=BRANCH)      so that no commit holds them
+  HfApi().permanently_delete_lfs_files(REPO, FILES)      for the files that no other revision holds
+Copies, forks and quantizations elsewhere stay where they are. Ask their owners, or report them to the Hub."""
+PURGED = """\
+The Hub no longer holds the weights of the revoked releases. Copies, forks and quantizations elsewhere stay where they
+are. Ask their owners, or report them to the Hub."""
+
+
+class Revocation(Strict):
+    """What a tombstone card says: since which day, why, tag to commit of each release, and the repository after it."""
+
+    since: str
+    reason: str
+    revisions: dict[str, str]
+    successor: str | None
+
+    def __str__(self) -> str:
+        after = f" Its successor is {self.successor}." if self.successor else ""
+        return f"revoked on {self.since}: {self.reason.rstrip('.')}.{after} Do not use it."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a revocation will do, step by step in words; nothing if there are no ``steps``.
+
+    ``branch`` gets the tombstone, as one commit on ``head``, unless it is ``buried`` there already. ``purge`` and
+    ``hide`` are what is left of the two.
+    """
+
+    revocation: Revocation
+    branch: str
+    head: str
+    buried: bool
+    marked: bool
+    hide: bool
+    purge: bool
+    steps: tuple[str, ...]
+
+
+def check_reason(reason: str) -> str:
+    """One paragraph of text. Raises InputError for an empty or too long one, or one that holds a secret."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+    if not text or len(text) > LONGEST_REASON:
+        raise InputError(f"--reason: {len(text)} characters. Say in 1 to {LONGEST_REASON} why the release is revoked.")
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / CARD).write_text(text, encoding="utf-8")
+        scan.refuse_findings(Path(temporary), scan.Scanner(()))
+    return text
+
+
+def revocation_of(repo: str, revision: str, target: Target) -> Revocation | None:
+    """The revocation of a revision, or None. Raises HubError if the Hub does not answer."""
+    hub = _Repository(repo, target)
+    marks = [hub.read(tag) for tag in hub.tags() if tag.startswith(MARK)]
+    if found := _of(revision, marks):
+        return found
+    commit = hub.commit(revision)
+    if own := hub.read(commit):
+        return own
+    return _of(commit, marks)
+
+
+def _of(revision: str, revocations: Iterable[Revocation | None]) -> Revocation | None:
+    for found in revocations:
+        if found and (revision in found.revisions or revision in found.revisions.values()):
+            return found
+    return None
+
+
+class Revoker:
+    """The revocation of one release of a repository: :meth:`plan` looks, :meth:`run` acts."""
+
+    def __init__(self, repo: str, tag: str, target: Target) -> None:
+        self._hub, self._repo, self._tag, self._mark = _Repository(repo, target), repo, tag, f"{MARK}{tag}"
+        self._own_branch = f"revoking-{tag}"
+
+    def plan(self, reason: str, successor: str | None, *, hide: bool, purge: bool) -> Plan:
+        """What is left to be done. Raises InputError if the repository has no such release."""
+        hub, tags, branches = self._hub, self._hub.tags(), self._hub.branches()
+        refs = {*tags, *branches}
+        said = _of(self._tag, [hub.read(place) for place in (self._mark, MAIN, self._own_branch) if place in refs])
+        if said is None and self._tag not in tags:
+            listed = ", ".join(filter(is_release_tag, tags)) or "none"
+            raise InputError(f"{self._repo} has no release {self._tag}; it has {listed}. Name one of its releases.")
+        releases = {tag: commit for tag, commit in tags.items() if is_release_tag(tag)}
+        if said is None:
+            revoked = {tag: at for tag, at in releases.items() if newest_release([tag, self._tag]) == self._tag}
+            after = successor or (self._repo if releases.keys() - revoked.keys() else None)
+            said = Revocation(since=f"{datetime.now(UTC):%Y-%m-%d}", reason=reason, revisions=revoked, successor=after)
+        branch = self._own_branch if releases.keys() - said.revisions.keys() else MAIN
+        head = hub.commit(next(place for place in (branch, self._mark, self._tag) if place in refs))
+        gone = {*said.revisions, branch, self._mark}
+        large = hub.unused_large(without=gone) if purge else []
+        left = Plan(
+            revocation=said,
+            branch=branch,
+            head=head,
+            buried=hub.read(head) == said,
+            marked=self._mark in tags,
+            hide=hide and not hub.is_private(),
+            purge=purge and bool(large or tags.keys() & said.revisions.keys() or hub.has_history(head)),
+            steps=(),
+        )
+        return replace(left, steps=tuple(self._steps(left, tags, large)))
+
+    def _steps(self, plan: Plan, tags: dict[str, str], large: Sequence[Any]) -> Iterator[str]:
+        if plan.hide:
+            yield "the repository becomes private"
+        if not plan.buried:
+            removed = [name for name in self._hub.files(plan.head) if name != CARD]
+            yield f"{CARD} on {plan.branch} becomes a tombstone, and {len(removed)} files are removed, in one commit"
+            yield from (f"  {name} is removed" for name in removed)
+        if plan.purge:
+            yield from (f"the tag {tag} is deleted" for tag in plan.revocation.revisions if tag in tags)
+            yield f"the history of {plan.branch} is squashed into one commit"
+        if plan.purge or not plan.marked:
+            yield f"the tag {self._mark} is set on that commit"
+        if plan.purge:
+            yield from (f"{file.filename} ({file.size:,} bytes) is deleted for good" for file in large)
+
+    def run(self, plan: Plan) -> None:
+        """Do what the plan says. Raises HubError if the Hub refuses; planning and running again continues."""
+        hub = self._hub
+        with quiet():
+            if plan.hide:
+                hub.hide()
+            if not plan.buried or not plan.marked or plan.purge:
+                report("revoking")
+                if plan.branch != MAIN:
+                    hub.create_branch(plan.branch, plan.head)
+                if not plan.buried:
+                    hub.replace(plan.branch, plan.head, tombstone(self._repo, plan.revocation, hub.licence(plan.head)))
+                if plan.purge:
+                    self._forget_history(plan)
+                if plan.purge or not plan.marked:
+                    hub.tag(self._mark, plan.branch)
+                if plan.branch != MAIN:
+                    hub.delete_branch(plan.branch)
+            if plan.purge:
+                report("deleting large files")
+                hub.delete_large(hub.unused_large())
+
+    def _forget_history(self, plan: Plan) -> None:
+        """Delete the tags that hold the history of the branch, and squash it."""
+        tags = self._hub.tags()
+        for tag in (*plan.revocation.revisions, self._mark):
+            if tag in tags:
+                self._hub.delete_tag(tag)
+        self._hub.squash(plan.branch)
+
+
+class _Repository:
+    """The calls to the Hub, each with the errors that it may raise in words."""
+
+    def __init__(self, repo: str, target: Target) -> None:
+        from huggingface_hub import HfApi
+
+        self._repo, self._target = repo, target
+        self._api = HfApi(endpoint=target.endpoint, token=target.token or False)
+
+    def tags(self) -> dict[str, str]:
+        """Tag to commit."""
+        with hub_errors(f"reading {self._repo}"):
+            names = [tag.name for tag in self._api.list_repo_refs(self._repo).tags]
+        return {name: self.commit(name) for name in names}
+
+    def branches(self) -> list[str]:
+        with hub_errors(f"reading {self._repo}"):
+            return [branch.name for branch in self._api.list_repo_refs(self._repo).branches]
+
+    def commit(self, revision: str) -> str:
+        with hub_errors(f"reading {self._repo} at {revision}"):
+            return str(self._api.repo_info(self._repo, revision=revision).sha)
+
+    def files(self, revision: str) -> dict[str, str]:
+        """The files of a revision, with the Hub's ids, without those that the Hub adds."""
+        from huggingface_hub.hf_api import RepoFile
+
+        with hub_errors(f"listing {self._repo}"):
+            listed = list(self._api.list_repo_tree(self._repo, revision=revision, recursive=True))
+        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
+        return {name: oid for name, oid in sorted(files.items()) if name not in tree.HUB_FILES}
+
+    def _card(self, revision: str, folder: Path) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        with hub_errors(f"reading the card of {self._repo}"):
+            try:
+                name = hf_hub_download(
+                    self._repo,
+                    CARD,
+                    revision=revision,
+                    endpoint=self._target.endpoint,
+                    token=self._target.token or False,
+                    cache_dir=folder,
+                )
+            except EntryNotFoundError:
+                return None
+        return Path(name)
+
+    def read(self, revision: str) -> Revocation | None:
+        """What the card of a revision says of a revocation."""
+        from huggingface_hub import ModelCard
+
+        with tempfile.TemporaryDirectory() as temporary:
+            card = self._card(revision, Path(temporary))
+            try:
+                data: dict[str, Any] = ModelCard.load(card).data.to_dict() if card else {}
+                return Revocation.model_validate(data["revocation"]) if data.get("revoked") is True else None
+            except (OSError, ValueError, KeyError) as error:
+                raise HubError(
+                    f"The card of {self._repo} at {revision} cannot be read ({' '.join(str(error).split()):.200}), so "
+                    "it is unknown whether it was revoked. Look at it on the Hub."
+                ) from error
+
+    def has_history(self, revision: str) -> bool:
+        with hub_errors(f"reading the history of {self._repo}"):
+            return len(self._api.list_repo_commits(self._repo, revision=revision)) > 1
+
+    def licence(self, revision: str) -> dict[str, str]:
+        """The licence in the metadata of a revision's card."""
+        with tempfile.TemporaryDirectory() as temporary:
+            card = self._card(revision, Path(temporary))
+            return card_licence(card.parent) if card else {}
+
+    def is_private(self) -> bool:
+        with hub_errors(f"reading {self._repo}"):
+            return bool(self._api.repo_info(self._repo).private)
+
+    def hide(self) -> None:
+        with hub_errors(f"making {self._repo} private"):
+            self._api.update_repo_settings(self._repo, private=True)
+
+    def create_branch(self, branch: str, revision: str) -> None:
+        with hub_errors(f"making a branch of {self._repo}"):
+            self._api.create_branch(self._repo, branch=branch, revision=revision, exist_ok=True)
+
+    def delete_branch(self, branch: str) -> None:
+        with hub_errors(f"deleting a branch of {self._repo}"):
+            self._api.delete_branch(self._repo, branch=branch)
+
+    def tag(self, tag: str, revision: str) -> None:
+        with hub_errors(f"tagging {self._repo}"):
+            self._api.create_tag(self._repo, tag=tag, revision=revision)
+
+    def delete_tag(self, tag: str) -> None:
+        with hub_errors(f"deleting a tag of {self._repo}"):
+            self._api.delete_tag(self._repo, tag=tag)
+
+    def squash(self, branch: str) -> None:
+        with hub_errors(f"squashing {self._repo}"):
+            self._api.super_squash_history(self._repo, branch=branch, commit_message="Revoke")
+
+    def replace(self, branch: str, head: str, card: str) -> None:
+        """Make ``card`` the only file of a branch, in one commit on ``head``."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        removed = [CommitOperationDelete(name) for name in self.files(head) if name != CARD]
+        try:
+            with hub_errors(f"revoking in {self._repo}"):
+                self._api.create_commit(
+                    self._repo,
+                    [*removed, CommitOperationAdd(CARD, card.encode())],
+                    commit_message="Revoke",
+                    revision=branch,
+                    parent_commit=head,
+                )
+        except HubError:
+            if self.read(branch) is None:  # after a lost answer, the branch shows whether it was done
+                raise
+
+    def unused_large(self, without: Iterable[str] = ()) -> list[Any]:
+        """The large files that no branch and tag holds, apart from the refs ``without``."""
+        with hub_errors(f"listing the large files of {self._repo}"):
+            large = list(self._api.list_lfs_files(self._repo))
+        kept = {*self.tags(), *self.branches()} - set(without)
+        used = {oid for revision in kept for oid in self.files(revision).values()}
+        return [file for file in large if file.oid not in used]
+
+    def delete_large(self, files: Iterable[Any]) -> None:
+        with hub_errors(f"deleting large files of {self._repo}"):
+            self._api.permanently_delete_lfs_files(self._repo, files, rewrite_history=False)
+
+
+def tombstone(repo: str, said: Revocation, licence: dict[str, str]) -> str:
+    """The card of a revoked release, whose metadata programs can read."""
+    import jinja2
+    import yaml
+
+    new_version = {"new_version": said.successor} if said.successor else {}
+    metadata = {**licence, **new_version, "tags": ["unlearning", "revoked"], "revoked": True}
+    metadata["revocation"] = said.model_dump()
+    environment = jinja2.Environment(  # noqa: S701  Markdown; the reason is escaped below
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("tombstone.md.jinja").render(
+        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
+        name=repo.split("/")[1],
+        since=said.since,
+        reason="".join(f"\\{c}" if c in r"\`*_{}[]#|~" else c for c in html.escape(said.reason, quote=False)),
+        revisions=said.revisions,
+        successor=said.successor,
+    )

@@ -1,0 +1,231 @@
+"""Revoking a release: a tombstone in its place, everything refused by `verify`, and no half-done state for good."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+from core.errors import HubError, InputError, VerificationError
+from pipeline.__main__ import main
+from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
+from pipeline.publish.verify import verify_release
+from pipeline.recheck import problems
+from tests.hub_world import Fault, World, next_release, running
+from tests.publishing import REPO, build, make_inputs, own_signer
+
+LARGE = ["plots/metrics.png", "model.safetensors"]
+WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
+    return make_inputs(tmp_path / "inputs", tiny_model)
+
+
+@pytest.fixture
+def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
+    return build(inputs, tmp_path / "package")
+
+
+@pytest.fixture
+def world(store: Path) -> Iterator[World]:
+    with running(store) as world:
+        yield world
+
+
+def revoke(world: World, tag: str = "v1.0.0", successor: str | None = None, **ways: bool) -> tuple[str, ...]:
+    revoker = Revoker(REPO, tag, world.target)
+    plan = revoker.plan(WHY, successor, hide=ways.get("hide", False), purge=ways.get("purge", False))
+    revoker.run(plan)
+    return plan.steps
+
+
+def card(world: World, revision: str, tmp_path: Path) -> ModelCard:
+    return ModelCard.load(
+        hf_hub_download(
+            REPO,
+            "README.md",
+            revision=revision,
+            endpoint=world.hub.endpoint,
+            token=world.hub.token,
+            cache_dir=tmp_path / "c",
+        )
+    )
+
+
+def refused(world: World, revision: str) -> str:
+    with pytest.raises(VerificationError) as caught:
+        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, [own_signer()], problems)
+    assert caught.value.exit_code == 4
+    return str(caught.value)
+
+
+def test_a_tombstone_takes_the_place_of_the_newest_release(world: World, package: Path, tmp_path: Path) -> None:
+    commit = world.publish(package).commit
+    revoke(world, successor="demo/tiny-again")
+    assert set(world.files()) == {"README.md"}
+    shown = card(world, "main", tmp_path)
+    data = shown.data.to_dict()
+    assert (data["revoked"], data["new_version"], data["license"]) == (True, "demo/tiny-again", "apache-2.0")
+    assert data["revocation"]["revisions"] == {"v1.0.0": commit}
+    assert data["revocation"]["reason"] == WHY
+    assert "\\[the audit\\](https://x.org)" in shown.text  # the reason is text, and not a link
+    assert len(world.api.list_repo_commits(REPO)) == 3
+    assert world.tags() == {"v1.0.0": commit, "revoked-v1.0.0": world.head()}
+    for revision in ("main", "v1.0.0", commit, "revoked-v1.0.0"):
+        assert "was revoked on" in refused(world, revision)
+    assert "Its successor is demo/tiny-again" in refused(world, "v1.0.0")
+
+
+def test_revoking_again_changes_nothing(world: World, package: Path) -> None:
+    world.publish(package)
+    assert len(revoke(world)) > 2
+    before = (world.head(), world.tags(), world.branches())
+    assert revoke(world) == ()
+    assert (world.head(), world.tags(), world.branches()) == before
+
+
+def test_a_newer_release_stays(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
+    old = world.publish(package).commit
+    new = world.publish(next_release(inputs, tmp_path), tag="v1.1.0").commit
+    revoke(world)
+    assert world.head() == new
+    assert world.branches() == ["main"]
+    assert world.tags().keys() == {"v1.0.0", "v1.1.0", "revoked-v1.0.0"}
+    assert f"Its successor is {REPO}" in refused(world, "v1.0.0")
+    assert refused(world, old)
+    for revision in ("main", "v1.1.0"):
+        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, [own_signer()], problems)
+    revoke(world, "v1.1.0")  # then the older one is revoked with it, and main is a tombstone
+    assert set(card(world, "main", tmp_path).data.to_dict()["revocation"]["revisions"]) == {"v1.0.0", "v1.1.0"}
+    assert refused(world, "v1.1.0")
+
+
+def test_what_was_revoked_is_not_published_again_and_a_new_version_is(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package)
+    revoke(world)
+    with pytest.raises(HubError, match=r"v1\.0\.0 of demo/tiny-unlearned was revoked.*new version"):
+        world.publish(package)
+    world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+    verify_release(REPO, "main", world.hub.endpoint, world.hub.token, [own_signer()], problems)
+    assert refused(world, "v1.0.0")
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_purge_deletes_the_weights_for_good(
+    world: World, inputs: dict, package: Path, tmp_path: Path, newer: bool
+) -> None:
+    old = world.publish(package).commit
+    if newer:
+        world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+    revoke(world)
+    steps = revoke(world, purge=True)
+    assert "the tag v1.0.0 is deleted" in steps
+    assert "v1.0.0" not in world.tags()
+    assert len(world.api.list_repo_commits(REPO, revision="revoked-v1.0.0")) == 1
+    held = {file.filename for file in world.api.list_lfs_files(REPO)}
+    assert held == ({"model.safetensors", "plots/next.png"} if newer else set())  # both have the same weights here
+    deleted = {step.split(" (")[0] for step in steps if step.endswith("is deleted for good")}
+    assert deleted == ({"plots/metrics.png"} if newer else set(LARGE))
+    assert "was revoked on" in refused(world, "v1.0.0")
+    assert "was revoked on" in refused(world, old)
+    if newer:
+        verify_release(REPO, "main", world.hub.endpoint, world.hub.token, [own_signer()], problems)
+    else:
+        with pytest.raises((EntryNotFoundError, HfHubHTTPError)):
+            card(world, old, tmp_path / "gone")
+    assert revoke(world, purge=True) == ()
+
+
+def test_hide(world: World, package: Path) -> None:
+    world.publish(package, visibility="public")
+    assert revoke(world, hide=True)[0] == "the repository becomes private"
+    assert world.api.repo_info(REPO).private is True
+
+
+@pytest.mark.parametrize("purge", [False, True])
+@pytest.mark.parametrize("kind", ["before", "after", "drop"])
+def test_a_revocation_that_was_cut_off_is_finished_by_the_next(
+    world: World, package: Path, monkeypatch: pytest.MonkeyPatch, kind: str, purge: bool
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    world.publish(package)
+    writes = Fault(rf"(POST|PUT|DELETE) /api/models/{REPO}/(commit|tag|super-squash|lfs-files).*", kind, at=1)
+    world.faulty.faults.append(writes)
+    for at in range(1, 8):
+        writes.at, writes.seen = at, 0
+        try:
+            revoke(world, purge=purge)
+        except HubError:
+            continue
+        break
+    revoke(world, purge=purge)
+    assert revoke(world, purge=purge) == ()
+    assert set(world.files()) == {"README.md"}
+    assert world.tags()["revoked-v1.0.0"] == world.head()
+    assert world.branches() == ["main"]
+    assert ("v1.0.0" in world.tags()) != purge
+    assert [f.filename for f in world.api.list_lfs_files(REPO)] == ([] if purge else LARGE)
+
+
+def test_the_command(world: World, package: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = world.publish(package).commit
+    arguments = ["revoke", REPO, "--tag", "v1.0.0", "--reason", WHY, "--hub", "local", "--store", str(store)]
+    assert main([*arguments, "--dry-run", "--purge", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["done"], told["revisions"]) == (False, {"v1.0.0": commit})
+    assert "  model.safetensors is removed" in told["steps"]
+    assert any(step.startswith("model.safetensors (") for step in told["steps"])
+    assert world.tags() == {"v1.0.0": commit}
+    assert main(arguments) == 0
+    assert "permanently_delete_lfs_files" in capsys.readouterr().out
+    assert main(["verify", REPO, "--hub", "local", "--store", str(store)]) == 4
+    assert "was revoked on" in capsys.readouterr().err
+    assert main([*arguments[:3], "v9.0.0", *arguments[4:]]) == 2
+    assert "it has v1.0.0" in capsys.readouterr().err
+
+
+def test_a_stranger_reads_that_a_public_release_was_revoked(world: World, package: Path) -> None:
+    world.publish(package, visibility="public")
+    revoke(world)
+    stranger = world.target.__class__(world.hub.endpoint, None)
+    found = revocation_of(REPO, "v1.0.0", stranger)
+    assert found
+    assert found.reason == WHY
+    assert HfApi(endpoint=world.hub.endpoint, token=False).repo_info(REPO).card_data["revoked"] is True
+
+
+@pytest.mark.parametrize("reason", ["", " \n ", "x" * 1001])
+def test_a_reason_is_a_paragraph(reason: str) -> None:
+    with pytest.raises(InputError, match="1 to 1000"):
+        check_reason(reason)
+
+
+def test_a_reason_is_cleaned_and_searched_for_secrets() -> None:
+    assert check_reason("two\nlines\x1b of\u202e text") == "two lines of text"
+    with pytest.raises(InputError, match=r"README\.md holds"):
+        check_reason("the token hf_" + "a1B2" * 9 + " was in it")
+
+
+def test_a_tombstone_says_what_its_metadata_say() -> None:
+    said = Revocation(since="2026-11-25", reason="a <b> | `c` *d*: '#'", revisions={"v1.0.0": "c" * 40}, successor=None)
+    shown = ModelCard(
+        tombstone("demo/x", said, {"license": "other", "license_name": "x", "license_link": "https://x.org"})
+    )
+    assert Revocation.model_validate(shown.data.to_dict()["revocation"]) == said
+    assert "> a &lt;b&gt; \\| \\`c\\` \\*d\\*: '\\#'" in shown.text
+    assert "It has no successor." in shown.text
+    assert "new_version" not in shown.data.to_dict()
