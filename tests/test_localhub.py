@@ -12,7 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationDelete, HfApi, ModelCard, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -315,3 +322,39 @@ def test_one_folder_served_twice(api: HfApi, repo: str, hub: LocalHub) -> None:
         other = HfApi(endpoint=second.endpoint, token=second.token)
         sha = other.create_commit(repo, [add("a", b"1")], commit_message="x").oid
     assert head(api) == sha
+
+
+def test_what_else_the_client_can_ask_for(api: HfApi, repo: str, tmp_path: Path) -> None:
+    first = api.create_commit(repo, [add("a/b", b"1"), add("m.safetensors", b"22")], commit_message="one").oid
+    second = api.create_commit(repo, [add("c", b"1")], commit_message="two").oid
+    last = {i.path: i.last_commit for i in api.list_repo_tree(repo, recursive=True, expand=True)}
+    assert {path: commit and (commit.oid, commit.title) for path, commit in last.items()} == {
+        **dict.fromkeys(("a", "a/b", "m.safetensors"), (first, "one")),
+        ".gitattributes": (api.list_repo_commits(repo)[-1].commit_id, "initial commit"),
+        "c": (second, "two"),
+    }
+    assert [i.last_commit and i.last_commit.oid for i in api.get_paths_info(repo, ["c"], expand=True)] == [second]
+    info = api.model_info(repo, expand=["gated", "lastModified"])
+    assert (info.gated, info.private) == (False, None)
+    assert api.model_info(repo, securityStatus=True).security_repo_status
+    copies = [CommitOperationCopy("m.safetensors", "n.safetensors"), CommitOperationCopy("c", "d")]
+    api.create_commit(repo, copies, commit_message="copies")
+    assert Path(api.hf_hub_download(repo, "n.safetensors", cache_dir=tmp_path)).read_bytes() == b"22"
+    (tmp_path / "up").mkdir()
+    for number in range(30):
+        (tmp_path / "up" / f"{number}.txt").write_text(str(number))
+    api.upload_folder(repo_id=repo, folder_path=tmp_path / "up", path_in_repo="up", delete_patterns="*")
+    assert len([path for path in api.list_repo_files(repo) if path.startswith("up/")]) == 30
+    assert api.verify_repo_checksums(repo, cache_dir=tmp_path, revision="main").mismatches == []
+    assert not list(api.list_datasets(author="demo"))
+
+
+def test_lists_come_in_pages(api: HfApi, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.localhub.reading.PAGE", 2)
+    operations = [add(f"ü {number}/x?", b"1") for number in range(5)]
+    api.create_commit(repo, operations, commit_message="x")
+    assert len([i for i in api.list_repo_tree(repo, recursive=True) if i.path.endswith("x?")]) == 5
+    assert len(list(api.list_repo_tree(repo, "ü 1", revision="main"))) == 1
+    for number in range(3):
+        api.create_commit(repo, [add("n", b"%d" % number)], commit_message=str(number))
+    assert [c.title for c in api.list_repo_commits(repo)] == ["2", "1", "0", "x", "initial commit"]

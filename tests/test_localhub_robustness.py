@@ -120,6 +120,8 @@ BODIES = [
     )),
 ]  # fmt: skip
 PATHS = [
+    *("/{}", "/demo/{}", "/demo/victim/tree/{}", "/demo/victim/commits/{}", "/demo/victim/raw/main/{}"),
+    "/login?key={}",
     *("/", "/api/{}", "/api/models/{}", "/api/models/demo/victim", "/api/models/demo/{}", "/api/datasets/{}/victim"),
     *(f"/api/models/demo/victim/{end}" for end in (
         *("revision/{}", "tree/{}", "tree/main/{}", "paths-info/{}", "commits/{}", "refs", "preupload/{}", "commit/{}"),
@@ -152,6 +154,12 @@ def test_malformed_requests_are_answered(
 ) -> None:
     headers = {"Authorization": f"Bearer {victim.token}"} if known else {}
     assert ask(victim, method, path.replace("{}", odd), body, **headers) < 500
+
+
+@pytest.mark.parametrize("odd", ["%00", "%20", "a%0D%0Ab", "%FF"])
+def test_odd_words_are_answered_by_every_route(victim: LocalHub, odd: str) -> None:
+    for path in (path for path in PATHS if "{}" in path):
+        assert ask(victim, "GET", path.replace("{}", odd), Authorization=f"Bearer {victim.token}") < 500, path
 
 
 def test_odd_bodies_are_answered_by_every_route(victim: LocalHub) -> None:

@@ -160,9 +160,9 @@ class _Front:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)  # noqa: S101  registered for it
-    # A header holds printable ASCII; the body has the message as it is.
+    # A header holds printable ASCII without spaces at its ends; the body has the message as it is.
     shown = "".join(char if " " <= char <= "~" else " " for char in error.message.encode("ascii", "replace").decode())
-    headers = {"X-Error-Message": shown[:500]}
+    headers = {"X-Error-Message": shown[:500].strip()}
     if error.status == 401 and request.scope["path"].endswith(GIT):
         headers["WWW-Authenticate"] = 'Basic realm="the loopback Hub"'  # git sends a token only if it is asked
     if error.code:

@@ -112,7 +112,7 @@ def _expanded(repository: Repository, sha: ObjectID, items: list[dict[str, Any]]
         title = commit.message.decode(errors="replace").partition("\n")[0]
         item["lastCommit"] = {"id": commit.id.decode(), "title": title, "date": date(commit.commit_time)}
         if item["type"] == "file":
-            item["securityFileStatus"] = {"status": "unscanned"}
+            item["securityFileStatus"] = {"status": "unscanned", "avScan": None, "pickleImportScan": None}
     return items
 
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,7 +34,8 @@ def hub_token(folder: Path) -> str:
     """The token of the Hub in ``folder``, made on first use; the file ``token`` is readable by its owner only."""
     path = folder / "token"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)  # private repositories are in it
+    with suppress(PermissionError):  # somebody else's, who has done it
+        folder.chmod(0o700)  # private repositories are in it
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
