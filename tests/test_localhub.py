@@ -1,25 +1,18 @@
 """The loopback Hub, asked by the unmodified client."""
 
+# ruff: noqa: F811  (fixtures are imported, and named by tests)
+
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    hf_hub_download,
-    snapshot_download,
-)
+from huggingface_hub import CommitOperationDelete, HfApi, ModelCard, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -31,49 +24,9 @@ from huggingface_hub.utils import get_session
 
 from pipeline.localhub.repository import STALE_PARENT
 from pipeline.localhub.server import LocalHub, hub_token
+from tests.localhub import REPO, add, api, head, hub, post_commit, raw, repo  # noqa: F401
 
-REPO = "demo/tiny-model"
 BIG = os.urandom(1 << 20) * 11  # more than 10 MiB
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    with LocalHub(tmp_path_factory.mktemp("hub")) as running:
-        yield running
-
-
-@pytest.fixture
-def api(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    # Large files go the LFS way, as the publisher makes them go.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    return HfApi(endpoint=hub.endpoint, token=hub.token)
-
-
-@pytest.fixture
-def repo(api: HfApi) -> Iterator[str]:
-    api.create_repo(REPO, private=True)
-    yield REPO
-    api.delete_repo(REPO, missing_ok=True)
-
-
-def add(path: str, content: bytes) -> CommitOperationAdd:
-    return CommitOperationAdd(path, content)
-
-
-def head(api: HfApi, revision: str = "main") -> str:
-    sha = api.repo_info(REPO, revision=revision).sha
-    assert sha
-    return sha
-
-
-def raw(api: HfApi, method: str, path: str, **kwargs: object) -> object:
-    headers = {"authorization": f"Bearer {api.token}"}
-    return get_session().request(method, f"{api.endpoint}{path}", headers=headers, **kwargs)  # type: ignore[arg-type]
-
-
-def post_commit(api: HfApi, *items: dict[str, object], summary: str = "x") -> object:
-    lines = [{"key": "header", "value": {"summary": summary}}, *items]
-    return raw(api, "POST", f"/api/models/{REPO}/commit/main", content="\n".join(map(json.dumps, lines)).encode())
 
 
 def test_whoami_and_wrong_token(api: HfApi, hub: LocalHub) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.responses import Response
@@ -16,24 +16,41 @@ from pipeline.localhub.card_metadata import check_card
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.repository import Add, Delete, Entry
 
+MAX_NUMBER = 1 << 50
+
 
 def json_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object, or a 400."""
     try:
-        value = json.loads(body)
-    except ValueError as error:
-        raise Refusal(400, f"The body is not JSON: {error}") from error
+        value = json.loads(body, parse_constant=_no_constant)
+        if b"\\ud" in body.lower():  # half a character, escaped, is JSON but no text that can be written anywhere
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"The body is not JSON: {error!s:.200}") from error
     if not isinstance(value, dict):
         raise Refusal(400, "The body is not a JSON object.")
     return value
 
 
-def field(values: dict[str, Any], name: str, kind: type) -> Any:
-    """``values[name]``, or a 400 if it is missing or of another type."""
-    value = values.get(name)
-    if not isinstance(value, kind):
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def field(values: Any, name: str, kind: type, default: Any = None) -> Any:
+    """``values[name]``, or ``default`` if it is missing; a 400 if that is of another type, or below 0."""
+    if not isinstance(values, dict):
+        raise Refusal(400, f"An object with {name!r} is expected, not {type(values).__name__}.")
+    given = values.get(name)
+    value: Any = default if given is None else given
+    wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    if wrong or (kind is int and not 0 <= value < MAX_NUMBER):
         raise Refusal(400, f"{name!r} is missing or not of type {kind.__name__}.")
     return value
+
+
+def date(seconds: float) -> str:
+    """A time as the Hub writes it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def blob_info(entry: Entry) -> dict[str, Any]:
@@ -94,7 +111,7 @@ def read_commit(body: bytes) -> tuple[dict[str, Any], Sequence[Add | Delete]]:
             if path == "README.md":
                 _refuse_bad_card(operations[-1])
         elif key == "lfsFile":
-            operations.append(Add(path, sha256=field(value, "oid", str), size=field(value, "size", int)))
+            operations.append(Add(path, sha256=field(value, "oid", str), size=_size(value)))
         elif key in ("deletedFile", "deletedFolder"):
             operations.append(Delete(path, folder=key == "deletedFolder"))
         else:
@@ -108,10 +125,19 @@ def _content(value: dict[str, Any]) -> bytes:
     text = field(value, "content", str)
     if value.get("encoding", "utf-8") != "base64":
         return str(text).encode()
+    return decoded(text, value["path"])
+
+
+def decoded(text: str, path: str) -> bytes:
+    """The bytes of a file, or the first of them, that were sent as base64."""
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise Refusal(400, f"{value['path']}: the content is not base64.") from error
+    except ValueError as error:
+        raise Refusal(400, f"{path:.200}: the content is not base64.") from error
+
+
+def _size(value: dict[str, Any]) -> int | None:
+    return None if value.get("size") is None else field(value, "size", int)
 
 
 def _refuse_bad_card(card: Add | Delete) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
@@ -16,8 +17,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from core.errors import SystemLimitError
+from pipeline.localhub.accounts import Accounts
 from pipeline.localhub.app import build_app
-from pipeline.localhub.repository import remove_leftovers
+from pipeline.localhub.hub import Hub
+from pipeline.localhub.uploads import remove_leftovers
 
 HOST = "127.0.0.1"
 
@@ -25,7 +28,8 @@ HOST = "127.0.0.1"
 def hub_token(folder: Path) -> str:
     """The token of the Hub in ``folder``, made on first use; the file ``token`` is readable by its owner only."""
     path = folder / "token"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)  # private repositories are in it
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -59,7 +63,10 @@ class LocalHub:
             self._socket.close()
             raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another port.") from error
         self.endpoint = f"http://{HOST}:{self._socket.getsockname()[1]}"
-        self.app: ASGIApp = build_app(folder, self.endpoint, self.token)
+        self.accounts = Accounts(folder, self.token)
+        # Made of the token, so that upload addresses outlive the process that gave them out.
+        secret = hashlib.sha256(b"uploads " + self.token.encode()).digest()
+        self.app: ASGIApp = build_app(Hub(folder, self.endpoint, self.accounts, secret))
 
     def _server(self) -> uvicorn.Server:
         return uvicorn.Server(uvicorn.Config(self.app, lifespan="off", log_config=None, timeout_graceful_shutdown=2))
