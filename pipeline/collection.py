@@ -194,4 +194,4 @@ def _clashes(members: dict[str, Recipe]) -> Iterator[str]:
     first: dict[str, str] = {}
     for name, recipe in members.items():
         if (other := first.setdefault(recipe.publish.repo, name)) != name:
-            yield f"{name}: publish.repo is {recipe.publish.repo}, as for {other}. Give each its own, with {{axis}} in `each`."
+            yield f"{name}: publish.repo is {recipe.publish.repo}, as for {other}. Write {{axis}} into it, under `each`."

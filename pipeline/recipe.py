@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=Strict)
 class Origin(NamedTuple):
     """How a command names a recipe, and its ``--set`` values.
 
-    The name is one of this project's, or ``./`` and a file name; that of a collection's member is ``COLLECTION:MEMBER``.
+    The name is one of this project's, or ``./`` and a file name; a collection's member is ``COLLECTION:MEMBER``.
     """
 
     recipe: str

@@ -46,14 +46,14 @@ def release(options: argparse.Namespace) -> int:
     refuse_other_gates(recipe, stages)
     states = surveyed(stages, store)
     waiting = [name for name, state in states.items() if state.artifact is None]
-    _check_trainings(recipe, waiting, store)
-    _check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
+    check_trainings(recipe, waiting, store)
+    check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
     check_device(options.launch)
     check_launch(options.launch, accelerate, recipe, stages, waiting)
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
-        for stage, artifact in execute(stages, store, _launched(built, accelerate, options, store)):
+        for stage, artifact in execute(stages, store, launched(built, accelerate, options, store)):
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
@@ -99,7 +99,7 @@ def run_one(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
+def check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
     """Before the first stage runs, raise RecipeError for arguments that the trainer's own config class refuses."""
     whole = {"base": recipe.base, "gold": recipe.gold}
     trainings: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
             raise RecipeError(f"{key}.args: {error}") from error
 
 
-def _check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
+def check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
     """Before the first stage runs, raise SystemLimitError if one of those that wait would not fit in memory."""
 
     def costs(device: devices.Device) -> dict[str, tuple[Any, Cost]]:
@@ -141,7 +141,7 @@ def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifa
     return around
 
 
-def _launched(
+def launched(
     built: set[str], accelerate: Path, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """Like :func:`watched`, but a stage for several processes is launched on them."""

@@ -1,4 +1,4 @@
-"""What a job of a stage is given where it runs elsewhere: the `resources` section of a recipe, and what follows from the plan."""
+"""What the job of a stage is given: what the `resources` section of a recipe says, else what follows from the plan."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Resources(Asked):
     bucket: str | None = Field(
         default=None,
         pattern=r"^[\w.-]+/[\w.-]+$",
-        description="For Hugging Face Jobs: the bucket with the store, `owner/name`. `--store` is where it is mounted here.",
+        description="For Hugging Face Jobs: the bucket with the store, `owner/name`; `--store` is where it is mounted "
+        "here.",
     )
 
 

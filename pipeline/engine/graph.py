@@ -1,7 +1,7 @@
 """The plan of several releases: every stage once, known before it has run by what it is asked for.
 
-The id of a stage is the digest of its name, version and config and of the ids of its inputs. Stages of two releases that
-have one id are one node. What is built and what is there already is decided by content, as in `runner.py`.
+The id of a stage is the digest of its name, version and config and of the ids of its inputs. Stages of two releases
+that have one id are one node. What is built and what is there already is decided by content, as in `runner.py`.
 """
 
 from __future__ import annotations
@@ -78,6 +78,16 @@ def graph(members: Mapping[str, Member]) -> Graph:
     return nodes
 
 
+def releases(nodes: Graph) -> dict[str, Member]:
+    """The members of a graph by name."""
+    return {name: member for node in nodes.values() for name, member in node.members.items()}
+
+
+def states_of(nodes: Graph, states: Mapping[str, Status], member: str) -> dict[str, Status]:
+    """The state of each stage of one member."""
+    return {node.stage.name: states[key] for key, node in nodes.items() if member in node.members}
+
+
 def before(nodes: Graph) -> dict[str, set[str]]:
     """The ids of all nodes that come before each node."""
     found: dict[str, set[str]] = {}
@@ -114,8 +124,8 @@ Judge = Callable[[Node, Artifact], None]
 def execute(nodes: Graph, around: Around, judge: Judge) -> Iterator[tuple[Node, Artifact | ReleaseError | None]]:
     """Run the nodes in order in this process, and yield each with its artifact or its error; None: an input failed.
 
-    ``around`` is called for a node that must be built, as in `runner.execute`. ``judge`` raises the error that stops what
-    reads the artifact, such as that of a failed gate.
+    ``around`` is called for a node that must be built, as in `runner.execute`. ``judge`` raises the error that stops
+    what reads the artifact, such as that of a failed gate.
     """
     done: dict[str, Artifact] = {}
     for key, node in nodes.items():
