@@ -167,6 +167,8 @@ def _release_options(command: argparse.ArgumentParser, what: str = "RECIPE") -> 
     command.add_argument("--dry-run", action="store_true", help=text)
     text = 'for --dry-run: a device of pipeline/cost/devices.py, such as "H100 80GB" (default: this machine\'s)'
     command.add_argument("--device", metavar="NAME", help=text)
+    text = "where each stage runs: local (here, the default), slurm or hf-jobs"
+    command.add_argument("--on", choices=("local", "slurm", "hf-jobs"), default="local", help=text)
     command.add_argument(
         "--launch",
         default="local",

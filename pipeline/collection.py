@@ -117,6 +117,7 @@ def load_collection(name_or_path: str, overrides: Sequence[str] = ()) -> Collect
     Raises RecipeError that lists every problem, with the member that has it.
     """
     config, tree, path = _read(name_or_path)
+    shared = _shared(config, path)
     members: dict[str, Recipe] = {}
     problems: list[str] = []
     cells = {"-".join(cell.values()): cell for cell in config.cells()}
@@ -124,13 +125,23 @@ def load_collection(name_or_path: str, overrides: Sequence[str] = ()) -> Collect
         raise RecipeError(f"{tree.place(('collection', 'leave_out'))}: leave_out leaves no member.")
     for name, cell in cells.items():
         try:
-            members[name] = checked(_member_tree(config, tree, path, cell), overrides, f"{shown_name(path)}:{name}")
+            members[name] = checked(_member_tree(config, tree, shared, cell), overrides, f"{shown_name(path)}:{name}")
         except RecipeError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
     problems += _clashes(members)
     if problems:
         raise RecipeError("\n".join(problems))
     return Collection(config, members, cells)
+
+
+def is_collection(name_or_path: str) -> bool:
+    """Whether this names a collection as a whole, and not a recipe or a member."""
+    if ":" in name_or_path:
+        return False
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path = find_recipe(name_or_path)
+        return "collection" in read_tree(path, shown(path)).values
+    return (COLLECTIONS / f"{name_or_path}.yaml").is_file()
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -143,7 +154,8 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if member not in cells:
         hint = did_you_mean(member, cells)
         raise RecipeError(f"{collection} has no member {member!r}.{hint} There are: {', '.join(cells)}.")
-    return checked(_member_tree(config, tree, path, cells[member]), overrides, f"{shown_name(path)}:{member}")
+    own = _member_tree(config, tree, _shared(config, path), cells[member])
+    return checked(own, overrides, f"{shown_name(path)}:{member}")
 
 
 def _read(name_or_path: str) -> tuple[CollectionConfig, Tree, Path]:
@@ -154,10 +166,14 @@ def _read(name_or_path: str) -> tuple[CollectionConfig, Tree, Path]:
     return validated(CollectionFile, tree).collection, tree, path
 
 
-def _member_tree(config: CollectionConfig, tree: Tree, path: Path, cell: dict[str, str]) -> Tree:
-    """The shared recipe, with the changes of each value over it, and those of ``each`` over all."""
+def _shared(config: CollectionConfig, path: Path) -> Tree:
+    """The recipe that all members change: one beside the collection's file, or one of this project."""
     beside = path.parent / f"{config.recipe}.yaml"
-    member = recipe_tree(beside if beside.is_file() else find_recipe(config.recipe))
+    return recipe_tree(beside if beside.is_file() else find_recipe(config.recipe))
+
+
+def _member_tree(config: CollectionConfig, tree: Tree, member: Tree, cell: dict[str, str]) -> Tree:
+    """The shared recipe, with the changes of each value over it, and those of ``each`` over all."""
     labels = {}
     for axis, value in cell.items():
         member = merge(member, _below(tree, "matrix", axis, value))
@@ -194,4 +210,4 @@ def _clashes(members: dict[str, Recipe]) -> Iterator[str]:
     first: dict[str, str] = {}
     for name, recipe in members.items():
         if (other := first.setdefault(recipe.publish.repo, name)) != name:
-            yield f"{name}: publish.repo is {recipe.publish.repo}, as for {other}. Write {{axis}} into it, under `each`."
+            yield f"{name}: publish.repo is {recipe.publish.repo}, as for {other}. Put {{axis}} into it, in `each`."

@@ -6,22 +6,18 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.errors import GateError, ReleaseError, TrainingError
-from datasets_prep.schema import read_data_facts
-from eval.verdicts import measurable
+from core.errors import GateError, HubError, ReleaseError, TrainingError
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import comparison
 from pipeline.commands.collection_plan import show_plan
-from pipeline.commands.prepare import index_of, refuse_other_gates, refuse_unpinned
+from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
+from pipeline.commands.prepare import refuse_other_gates, refuse_unpinned
 from pipeline.commands.release import check_memory, check_trainings, launched
 from pipeline.commands.shared import say, show, store_root
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
 from pipeline.engine.launch import check_device, check_launch, launch_config
-from pipeline.engine.runner import Store
-from pipeline.engine.summary import require_pass
 from pipeline.publish.collection import publish
-from pipeline.stages import stages
 
 Outcomes = dict[str, Artifact | ReleaseError | None]
 """By node: what was made, the error, or None where an input was not made."""
@@ -34,13 +30,17 @@ def collection(options: argparse.Namespace) -> int:
     the same. Raises RecipeError, InputError or SystemLimitError before anything runs.
     """
     found = load_collection(options.recipe, options.set)
-    nodes = graph(members_of(found, options))
+    nodes = graph(members_of(found, options, options.until))
     if options.dry_run:
         return show_plan(options, found, nodes)
     _check(options, nodes)
     outcomes: Outcomes = {}
     built: set[str] = set()
-    for node, outcome in execute(nodes, _around(options, built), judge):
+    if options.on == "local":
+        found_out = execute(nodes, _around(options, built), judge)
+    else:
+        found_out = run_elsewhere(options, nodes, lambda node: command_name(options, node.first), judge)
+    for node, outcome in found_out:
         outcomes[node.id] = outcome
         if isinstance(outcome, ReleaseError):
             say(f"{node.label}: {outcome}")
@@ -49,37 +49,20 @@ def collection(options: argparse.Namespace) -> int:
     return _finish(options, found, nodes, outcomes)
 
 
-def members_of(found: Collection, options: argparse.Namespace) -> dict[str, Member]:
-    """The releases of a collection, up to the stage of ``--until``."""
-    members = {}
-    for name, recipe in found.members.items():
-        all_stages = stages(recipe)
-        wanted = all_stages[: index_of(all_stages, options.until) + 1] if options.until else all_stages
-        members[name] = Member(recipe, wanted, Store(store_root(options), recipe.name))
-    return members
-
-
-def judge(node: Node, artifact: Artifact) -> None:
-    """Raise the error for which what reads this artifact is not made: a failed gate, data that cannot carry a gate."""
-    if node.stage.name == "gate":
-        require_pass(artifact.path)
-    if node.stage.name == "data":
-        for member in node.members.values():
-            measurable.check(member.recipe.gates, read_data_facts(artifact.path))
-
-
 def _check(options: argparse.Namespace, nodes: Graph) -> None:
     """Before the first stage runs, raise the errors that the releases would end with later."""
     states = survey(nodes)
     accelerate = launch_config(options.launch)
-    check_device(options.launch)
+    if options.on == "local":
+        check_device(options.launch)
     for name, member in releases(nodes).items():
         refuse_unpinned(member.recipe)
         refuse_other_gates(member.recipe, member.stages)
         mine = states_of(nodes, states, name)
         waiting = [stage for stage in member.stages if mine[stage.name].artifact is None]
         check_trainings(member.recipe, [stage.name for stage in waiting], member.store)
-        check_memory(member.recipe, waiting, mine)
+        if options.on == "local":  # elsewhere, the place is asked
+            check_memory(member.recipe, waiting, mine)
         check_launch(options.launch, accelerate, member.recipe, member.stages, [stage.name for stage in waiting])
 
 
@@ -108,11 +91,14 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
     measured = {key: status.artifact for key, status in survey(nodes).items() if status.artifact}
     folder = store_root(options) / found.config.name
     models = comparison.compared(found, nodes, measured)
-    slug = None
+    slug, refusal = None, []
     if models:
         listing = comparison.write(found, models, nodes, measured, folder)
-        if listing.models:
-            slug = publish(listing, found.hub)
+        try:
+            slug = publish(listing, found.hub) if listing.models else None
+        except HubError as error:  # everything else is done, and is reported
+            refusal = [error]
+            say(f"error: {error}")
     errors = {key: error for key, error in outcomes.items() if isinstance(error, ReleaseError)}
     rows = []
     for name in found.members:
@@ -131,7 +117,7 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
     text += f"\n\ncomparison  {place}" if place else ""
     text += f"\ncollection  {slug} on {'the loopback Hub' if found.hub == 'local' else 'the Hub'}" if slug else ""
     show(options, {"collection": found.config.name, "members": rows, "comparison": place, "slug": slug}, text)
-    return _exit_code(list(errors.values()))
+    return _exit_code([*errors.values(), *refusal])
 
 
 def _outcome(row: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ class Asked(Strict):
     """What a job of a stage is given. What is null follows from the plan's estimates of time and memory."""
 
     gpus: int | None = Field(default=None, ge=0, description="GPUs.")
+    cpus: int | None = Field(default=None, ge=1, description="Processors. Default: 8 for each GPU, 2 without one.")
     memory_gb: float | None = Field(default=None, gt=0, description="Memory of the host, in GB.")
     hours: float | None = Field(default=None, gt=0, description="Time limit.")
     partition: str | None = Field(
@@ -55,7 +56,7 @@ class Given(NamedTuple):
     """What a job gets: counts, bytes and seconds, and the names of places, None for the place's default."""
 
     gpus: int
-    processes: int
+    cpus: int
     memory: int
     seconds: int
     partition: str | None
@@ -79,10 +80,11 @@ def given(resources: Resources, stage: str, processes: int, cost: Cost, paramete
     memory = processes * (4 * GB + 8 * (parameters or 0)) if on_gpu else 2 * GB + round(1.5 * cost.memory)
     estimate = cost.plain()["seconds"]
     seconds = UNKNOWN_SECONDS if estimate is None else START_SECONDS + SLACK * estimate
-    gpus, hours, memory_gb = value("gpus"), value("hours"), value("memory_gb")
+    gpus, cpus, hours, memory_gb = (value(name) for name in ("gpus", "cpus", "hours", "memory_gb"))
+    gpus = (processes if on_gpu else 0) if gpus is None else gpus
     return Given(
-        gpus=(processes if on_gpu else 0) if gpus is None else int(gpus),
-        processes=processes,
+        gpus=int(gpus),
+        cpus=int(cpus or max(8 * gpus, 2 * processes)),
         memory=memory if memory_gb is None else round(memory_gb * GB),
         seconds=math.ceil(seconds if hours is None else hours * 3600),
         partition=own.partition or resources.partition,

@@ -89,10 +89,11 @@ def states_of(nodes: Graph, states: Mapping[str, Status], member: str) -> dict[s
 
 
 def before(nodes: Graph) -> dict[str, set[str]]:
-    """The ids of all nodes that come before each node."""
+    """The ids of all nodes that come before each node, as far as ``nodes`` has them."""
     found: dict[str, set[str]] = {}
     for key, node in nodes.items():
-        found[key] = set(node.inputs.values()).union(*(found[made_by] for made_by in node.inputs.values()))
+        inputs = node.inputs.values()
+        found[key] = set(inputs).union(*(found[made_by] for made_by in inputs if made_by in found))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Literal, NamedTuple
 
 from core.hub_ids import HubId
@@ -30,7 +31,8 @@ def publish(listing: Listing, hub: Literal["local", "hf"]) -> str:
     with connect(hub) as target, quiet(), hub_errors(f"publishing the collection {listing.title!r}"):
         api = HfApi(endpoint=target.endpoint, token=target.token)
         api.create_repo(listing.repo, repo_type="dataset", private=listing.private, exist_ok=True)
-        operations = [CommitOperationAdd(name, content) for name, content in sorted(listing.files.items())]
+        files = sorted(listing.files.items())  # open files are sent by LFS, which a Hub without xet needs
+        operations = [CommitOperationAdd(name, BytesIO(content)) for name, content in files]
         api.create_commit(listing.repo, operations, commit_message="Comparison", repo_type="dataset")
         found = api.create_collection(
             listing.title,
