@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.errors import RecipeError
 from core.hub_ids import HubId
@@ -32,7 +32,7 @@ from pipeline.recipe import (
 
 COLLECTIONS = RECIPES / "collections"
 LABEL = "label"
-Changes = dict[str, JsonValue]
+Changes = dict[str, Any]
 
 
 class CollectionConfig(Strict):

@@ -283,7 +283,8 @@ def _keys_at(path: Sequence[str | int], model: type[Strict]) -> list[str]:
     for part in path:
         if isinstance(part, str):
             fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-            models = [model for annotation in fields for model in sections(annotation)]
+            if fields:  # else it is a key of a mapping whose values are sections
+                models = [model for annotation in fields for model in sections(annotation)]
     keys = {key for model in models for key in model.model_fields}
     return sorted(keys | {"extends"} if not path and model is Recipe else keys)
 
@@ -292,6 +293,6 @@ def sections(annotation: Any) -> list[type[Strict]]:
     """The models that a field's type names, each a section of the recipe."""
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
         return [model for argument in get_args(annotation) for model in sections(argument)]
     return []

@@ -19,7 +19,10 @@ gold: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5
 unlearn: {{method: gd, epochs: 1, retain_weight: 1.0, neighbours: null, train_from_layer: 0, args: {{save_steps: 2}}}}
 eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: null, relative: null}}
 gates: [{{metric: answer_probability, split: forget, at_most: 0.5, min_n: 5, reason: a model that knows nothing}}]
-resources: {{cpus: 1, memory_gb: 2, hours: 0.1}}
+resources:
+  cpus: 1
+  memory_gb: 2
+  hours: 0.1
 """
 COLLECTION = """\
 collection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from core.errors import InputError, ReleaseError
 from core.places import user_path
@@ -14,22 +15,26 @@ from pipeline.collection import Collection
 from pipeline.commands.collection_plan import costs_of, device_of
 from pipeline.commands.prepare import index_of
 from pipeline.commands.shared import say, store_root
-from pipeline.cost.resources import given
+from pipeline.cost.resources import Resources, given
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Judge, Member, Node, releases, survey
+from pipeline.engine.hf_jobs import MOUNT, HfJobs
 from pipeline.engine.jobs import Outcome, Place, State, Wanted, follow, read_job, record_of
 from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.runner import Store
 from pipeline.engine.slurm import Slurm
 from pipeline.engine.summary import require_pass
+from pipeline.publish.hub import hf_endpoint
 from pipeline.stages import stages
 
-PLACES = ("local", "slurm", "hf-jobs")
 
+def place_of(name: str, resources: Resources) -> Place:
+    """Where the stages are to run. Raises SystemLimitError if ``resources`` lack what the place needs."""
+    if name == "slurm":
+        return Slurm()
+    from huggingface_hub import HfApi, get_token
 
-def place_of(options: argparse.Namespace) -> Place:
-    """Where the stages are to run."""
-    return Slurm()
+    return HfJobs(HfApi(endpoint=hf_endpoint(), token=get_token()), resources)
 
 
 def run_elsewhere(
@@ -41,14 +46,17 @@ def run_elsewhere(
     accelerate = launch_config(options.launch)
     costs = costs_of(nodes, survey(nodes), device_of(options, nodes))
 
+    python, store = (sys.executable, root) if options.on == "slurm" else ("python", Path(MOUNT))
+
     def want(node: Node) -> Wanted:
         recipe = node.first.recipe
         stage, file = node.stage, record_of(root, node.id)
-        words = command_line(accelerate, stage, absolute(recipe_of(node)), options.set, root)
+        words = command_line(accelerate, stage, _as_seen_there(recipe_of(node), root, store), options.set, store)
         job = given(recipe.resources, stage.name, stage.processes, costs[node.id], recipe.model.parameters)
-        return Wanted(node, [sys.executable, *words], job, file.with_suffix(".error"), file.with_suffix(".log"))
+        return Wanted(node, [python, *words], job, file.with_suffix(".error"), file.with_suffix(".log"))
 
-    yield from follow(nodes, place_of(options), root, want, judge, say)
+    resources = next(iter(releases(nodes).values())).recipe.resources
+    yield from follow(nodes, place_of(options.on, resources), root, want, judge, say)
 
 
 def members_of(found: Collection, options: argparse.Namespace, until: str | None = None) -> dict[str, Member]:
@@ -70,7 +78,7 @@ def judge(node: Node, artifact: Artifact) -> None:
             measurable.check(member.recipe.gates, read_data_facts(artifact.path))
 
 
-def submitted(options: argparse.Namespace, waiting: Sequence[str]) -> dict[str, str]:
+def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Resources) -> dict[str, str]:
     """What became of the jobs of nodes that are not done, in words, by node; as far as it can be asked from here."""
     root = store_root(options).absolute()
     jobs = {key: record for key in waiting if (record := read_job(root, key))}
@@ -78,7 +86,7 @@ def submitted(options: argparse.Namespace, waiting: Sequence[str]) -> dict[str, 
     for name in dict.fromkeys(record.place for record in jobs.values()):
         ids = {key: record.id for key, record in jobs.items() if record.place == name}
         try:
-            states = place_of(argparse.Namespace(on=name)).states(list(ids.values()))
+            states = place_of(name, resources).states(list(ids.values()))
         except ReleaseError:  # only the cluster's own machines have its programs
             states = None
         for key, job in ids.items():
@@ -87,11 +95,14 @@ def submitted(options: argparse.Namespace, waiting: Sequence[str]) -> dict[str, 
     return found
 
 
-def absolute(recipe: str) -> str:
-    """A recipe's name as it is; the path of a file from the root, since a job begins in this project's folder."""
+def _as_seen_there(recipe: str, root: Path, store: Path) -> str:
+    """A recipe's name as it is, and the path of a file as a job finds it. Raises InputError if it would not find it."""
     path, colon, member = recipe.partition(":")
     if "/" in path or path.endswith((".yaml", ".yml")):
-        path = str(user_path(path).absolute())
+        file = user_path(path).absolute()  # a job begins in this project's folder
+        if store != root and not file.is_relative_to(root):
+            raise InputError(f"--on hf-jobs: a job sees the image and the store only. Put {file} into {root}.")
+        path = str(store / file.relative_to(root) if store != root else file)
     return f"{path}{colon}{member}"
 
 

@@ -20,7 +20,8 @@ def status(options: argparse.Namespace) -> int:
         members = {"": Member(*prepare(options))}
     nodes = graph(members)
     states = survey(nodes)
-    jobs = submitted(options, [key for key, state in states.items() if state.artifact is None])
+    waiting = [key for key, state in states.items() if state.artifact is None]
+    jobs = submitted(options, waiting, next(iter(members.values())).recipe.resources)
     rows = [
         {
             "stage": node.label,

@@ -72,6 +72,9 @@ class Place(Protocol):
     def cancel(self, ids: Collection[str]) -> None:
         """End jobs, those too that have not begun."""
 
+    def output(self, job: str) -> str:
+        """Where the output of a job is, in words."""
+
 
 def record_of(root: Path, node: str) -> Path:
     """Where the job of a node is written down; its error and output lie beside it."""
@@ -175,11 +178,11 @@ class _Desk:
             self.place.cancel([self.jobs[key]])
             raise SystemLimitError(f"{node.label}: {self.place.name} would never start it: {state.why}.")
         elif time.monotonic() - self.ended.setdefault(key, time.monotonic()) > GRACE_SECONDS:
-            job, log = self.jobs[key], record_of(self.root, key).with_suffix(".log")
+            job = self.jobs[key]
             raise SystemLimitError(
-                f"{node.label}: {self.place.name} job {job} ended without a result ({state.why}). What it wrote is in "
-                f"{log}. Run the command again: it continues from the last checkpoint. If its time or memory was too "
-                f"small, set resources.stages.{node.stage.name}.hours or .memory_gb first."
+                f"{node.label}: {self.place.name} job {job} ended without a result ({state.why}). What it wrote is "
+                f"{self.place.output(job)}. Run the command again: it continues from the last checkpoint. If its time "
+                f"or memory was too small, set resources.stages.{node.stage.name}.hours or .memory_gb first."
             )
         return None
 

@@ -83,8 +83,12 @@ class Slurm:
         return {job: _state(state, reason, node) for job, state, reason, node in rows if job in ids}
 
     def cancel(self, ids: Collection[str]) -> None:
-        """Scancel."""
+        """End them with scancel."""
         _run(["scancel", *ids])
+
+    def output(self, job: str) -> str:
+        """In the store; Slurm's own words, such as those of a time limit, are in `slurm.log`."""
+        return "in the folder jobs of the store"
 
 
 def _run(argv: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
