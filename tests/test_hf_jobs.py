@@ -50,11 +50,11 @@ def api_of(hub: LocalHub) -> HfApi:
     return HfApi(endpoint=hub.endpoint, token=hub.token)
 
 
-def run(hub: LocalHub, store: Path, nodes: Graph, seconds: float = 0.1, **given: Any) -> dict[str, Any]:
+def run(hub: LocalHub, store: Path, nodes: Graph, work: float = 0.1, **given: Any) -> dict[str, Any]:
     """What became of each node. The command lines name the store as the jobs see it."""
 
     def wanted(node: Node) -> Wanted:
-        here = want(store, seconds, GIVEN._replace(**given))(node)
+        here = want(store, work, GIVEN._replace(**given))(node)
         there = ["python", *(word.replace(str(store), MOUNT) for word in here.argv[1:])]
         return here._replace(argv=there)
 
@@ -93,6 +93,8 @@ def test_a_job_past_its_time_and_a_cancelled_one_are_errors_and_the_next_command
     follower.start()
     while (job := read_job(store, key)) is None or job == before:
         time.sleep(0.05)
+    while not list(store.rglob("checkpoint-00/x")):
+        time.sleep(0.05)
     api_of(hub).cancel_job(job_id=job.id, namespace="demo")
     follower.join(PATIENCE)
     assert "canceled" in str(found.popitem()[1])
@@ -120,11 +122,13 @@ def test_a_stage_of_a_release_has_the_same_digest_there(
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", hub.token)
     text = RECIPE.format(demo=ROOT / "pipeline" / "recipes" / "demo.yaml", model=tiny_model)
-    (tmp_path / "tiny.yaml").write_text(text)
-    refused = call("release", str(tmp_path / "tiny.yaml"), "--on", "hf-jobs", "--store", str(store))
-    assert refused.returncode == 2
-    assert "a job sees the image and the store only" in refused.stderr
-    (store / "tiny.yaml").write_text(text + "  image: registry.example/x\n  bucket: demo/store\n")
+    complete = text + "  image: registry.example/x\n  bucket: demo/store\n"
+    for content, said in ((text, "set resources.image"), (complete, "a job sees the image and the store only")):
+        (tmp_path / "tiny.yaml").write_text(content)
+        refused = call("release", str(tmp_path / "tiny.yaml"), "--on", "hf-jobs", "--store", str(store))
+        assert refused.returncode == 2
+        assert said in refused.stderr
+    (store / "tiny.yaml").write_text(complete)
     digests = []
     for words in (["--on", "hf-jobs", "--store", str(store)], ["--store", str(tmp_path / "here")]):
         done = call("release", str(store / "tiny.yaml"), "--until", "data", "--json", *words)
