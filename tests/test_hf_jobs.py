@@ -6,13 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
 
-from core.errors import DataError, SystemLimitError
+from core.errors import DataError, HubError, SystemLimitError
 from pipeline.cost.resources import Resources
 from pipeline.engine import jobs
 from pipeline.engine.artifact import Artifact
@@ -20,6 +22,7 @@ from pipeline.engine.graph import Graph, Node
 from pipeline.engine.hf_jobs import MOUNT, HfJobs
 from pipeline.engine.jobs import Wanted, follow, read_job
 from pipeline.localhub.server import LocalHub
+from pipeline.publish.hub import hub_errors
 from tests.collections import RECIPE
 from tests.conftest import PATIENCE, ROOT, Call
 from tests.toy_job import GIVEN, toy_graph, want
@@ -59,7 +62,7 @@ def run(hub: LocalHub, store: Path, nodes: Graph, work: float = 0.1, **given: An
         return here._replace(argv=there)
 
     said: list[str] = []
-    place = HfJobs(api_of(hub), RESOURCES)
+    place = HfJobs(api_of(hub), RESOURCES, hub_errors)
     outcomes = follow(nodes, place, store, wanted, lambda node, artifact: None, said.append)
     return {node.label: outcome for node, outcome in outcomes}
 
@@ -101,6 +104,34 @@ def test_a_job_past_its_time_and_a_cancelled_one_are_errors_and_the_next_command
     (made,) = run(hub, store, toy_graph(store, until="a")).values()
     assert isinstance(made, Artifact)
     assert int((made.path / "begun-at").read_text()) > 0
+
+
+@pytest.mark.parametrize(("answer", "stage"), [("y", "CANCELED"), ("", "RUNNING")])
+def test_an_interrupted_command_asks_whether_to_cancel(
+    hub: LocalHub, store: Path, monkeypatch: pytest.MonkeyPatch, answer: str, stage: str
+) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    nodes = toy_graph(store, until="a")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+        patch.setattr(jobs, "time", SimpleNamespace(sleep=interrupted, monotonic=time.monotonic))
+        with pytest.raises(KeyboardInterrupt):
+            run(hub, store, nodes, 60)
+    (job,) = [record.id for key in nodes if (record := read_job(store, key))]
+    assert api_of(hub).inspect_job(job_id=job, namespace="demo").status.stage == stage
+    api_of(hub).cancel_job(job_id=job, namespace="demo")
+
+
+def test_a_hub_that_refuses_is_an_error_and_no_traceback(hub: LocalHub, store: Path) -> None:
+    place = HfJobs(HfApi(endpoint=hub.endpoint, token="hf_wrong"), RESOURCES, hub_errors)
+    with pytest.raises(HubError, match="submitting a of one"):
+        list(place.submit([want(store)(next(iter(toy_graph(store, until="a").values())))], {}))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pipeline.commands.shared import say, show, store_root
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
 from pipeline.engine.launch import check_device, check_launch, launch_config
+from pipeline.engine.machine import disk_limits
 from pipeline.publish.collection import publish
 
 Outcomes = dict[str, Artifact | ReleaseError | None]
@@ -93,7 +94,8 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
     models = comparison.compared(found, nodes, measured)
     slug, refusal = None, []
     if models:
-        listing = comparison.write(found, models, nodes, measured, folder)
+        with disk_limits(folder, "comparison"):
+            listing = comparison.write(found, models, nodes, measured, folder)
         try:
             slug = publish(listing, found.hub) if listing.models else None
         except HubError as error:  # everything else is done, and is reported

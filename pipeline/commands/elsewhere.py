@@ -24,7 +24,7 @@ from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.runner import Store
 from pipeline.engine.slurm import Slurm
 from pipeline.engine.summary import require_pass
-from pipeline.publish.hub import hf_endpoint
+from pipeline.publish.hub import hf_endpoint, hub_errors
 from pipeline.stages import stages
 
 
@@ -34,7 +34,7 @@ def place_of(name: str, resources: Resources) -> Place:
         return Slurm()
     from huggingface_hub import HfApi, get_token
 
-    return HfJobs(HfApi(endpoint=hf_endpoint(), token=get_token()), resources)
+    return HfJobs(HfApi(endpoint=hf_endpoint(), token=get_token()), resources, hub_errors)
 
 
 def run_elsewhere(

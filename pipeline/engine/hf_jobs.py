@@ -6,7 +6,8 @@ mounted too, as its `--store`: it waits, and submits a stage when its inputs are
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from core.errors import ERROR_FILE, SystemLimitError
@@ -16,6 +17,7 @@ from pipeline.engine.jobs import State, Wanted
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Errors = Callable[[str], AbstractContextManager[None]]
 MOUNT = "/store"  # where a job has the bucket
 
 
@@ -25,7 +27,8 @@ class HfJobs:
     name = "hf-jobs"
     chains = False
 
-    def __init__(self, api: HfApi, resources: Resources) -> None:
+    def __init__(self, api: HfApi, resources: Resources, errors: Errors) -> None:
+        """``errors`` says what was being done when the Hub refused."""
         if not resources.image or not resources.bucket:
             raise SystemLimitError(
                 "--on hf-jobs: set resources.image (a container image whose working folder is a checkout of this "
@@ -33,10 +36,12 @@ class HfJobs:
             )
         self._api, self._image, self._bucket = api, resources.image, resources.bucket
         self._namespace = self._bucket.split("/")[0]
+        self._errors = errors
 
     def check(self, wanted: Sequence[Wanted]) -> None:
         """Raise SystemLimitError for hardware that the Hub does not have, or a stage on a GPU that names none."""
-        names = [hardware.name for hardware in self._api.list_jobs_hardware()]
+        with self._errors("listing the Hub's hardware"):
+            names = [hardware.name for hardware in self._api.list_jobs_hardware()]
         for each in wanted:
             flavor, key = each.given.flavor, f"resources.stages.{each.node.stage.name}.flavor"
             if flavor not in (*names, None):
@@ -54,17 +59,18 @@ class HfJobs:
         from huggingface_hub import Volume
 
         for each in wanted:
-            job = self._api.run_job(
-                image=self._image,
-                command=each.argv,
-                env={ERROR_FILE: f"{MOUNT}/jobs/{each.error.name}"},
-                secrets={"HF_TOKEN": self._api.token} if self._api.token else None,
-                flavor=each.given.flavor,
-                timeout=each.given.seconds,
-                volumes=[Volume(type="bucket", source=self._bucket, mount_path=MOUNT)],
-                labels={"node": each.node.id[:16], "stage": each.node.stage.name},
-                namespace=self._namespace,
-            )
+            with self._errors(f"submitting {each.node.label}"):
+                job = self._api.run_job(
+                    image=self._image,
+                    command=each.argv,
+                    env={ERROR_FILE: f"{MOUNT}/jobs/{each.error.name}"},
+                    secrets={"HF_TOKEN": self._api.token} if self._api.token else None,
+                    flavor=each.given.flavor,
+                    timeout=each.given.seconds,
+                    volumes=[Volume(type="bucket", source=self._bucket, mount_path=MOUNT)],
+                    labels={"node": each.node.id[:16], "stage": each.node.stage.name},
+                    namespace=self._namespace,
+                )
             yield each.node.id, job.id
 
     def states(self, ids: Collection[str]) -> dict[str, State] | None:
@@ -86,7 +92,8 @@ class HfJobs:
     def cancel(self, ids: Collection[str]) -> None:
         """End jobs."""
         for job in ids:
-            self._api.cancel_job(job_id=job, namespace=self._namespace)
+            with self._errors(f"cancelling the job {job}"):
+                self._api.cancel_job(job_id=job, namespace=self._namespace)
 
     def output(self, job: str) -> str:
         """Where the output of a job is."""

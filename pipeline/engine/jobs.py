@@ -20,6 +20,7 @@ from core.errors import ReleaseError, SystemLimitError
 from pipeline.cost.resources import Given
 from pipeline.engine.artifact import Artifact, check_artifact
 from pipeline.engine.graph import Graph, Judge, Node, inputs_of, status_of
+from pipeline.engine.machine import disk_limits
 
 POLL_SECONDS = 3.0
 GRACE_SECONDS = 10.0  # how long a shared file system may take to show what a job on another machine wrote
@@ -222,14 +223,15 @@ class _Desk:
             if key not in self.jobs and (self.place.chains or inputs_of(node, self.done).keys() == node.inputs.keys())
         ]
         wanted = {node.id: self.want(node) for node in ready}
-        for each in wanted.values():
-            each.error.parent.mkdir(parents=True, exist_ok=True)
-            each.error.unlink(missing_ok=True)
-        for key, job in self.place.submit(list(wanted.values()), self.jobs):
-            self.jobs[key] = job
-            argv, given, node = wanted[key].argv, wanted[key].given, wanted[key].node
-            record = Job(place=self.place.name, id=job, label=node.label, argv=argv, hours=given.seconds / 3600)
-            write_file(record_of(self.root, key), record)
+        with disk_limits(self.root, "jobs"):
+            for each in wanted.values():
+                each.error.parent.mkdir(parents=True, exist_ok=True)
+                each.error.unlink(missing_ok=True)
+            for key, job in self.place.submit(list(wanted.values()), self.jobs):
+                self.jobs[key] = job
+                argv, given, node = wanted[key].argv, wanted[key].given, wanted[key].node
+                record = Job(place=self.place.name, id=job, label=node.label, argv=argv, hours=given.seconds / 3600)
+                write_file(record_of(self.root, key), record)
 
     def close(self, key: str, artifact: Artifact | None) -> None:
         """A node whose outcome is known."""
