@@ -38,15 +38,15 @@ def collection(options: argparse.Namespace) -> int:
     outcomes: Outcomes = {}
     built: set[str] = set()
     if options.on == "local":
-        found_out = execute(nodes, _around(options, built), judge)
+        ends = execute(nodes, _around(options, built), judge)
     else:
-        found_out = run_elsewhere(options, nodes, lambda node: command_name(options, node.first), judge)
-    for node, outcome in found_out:
+        ends = run_elsewhere(options, nodes, lambda node: command_name(options, node.first), judge)
+    for node, outcome in ends:
         outcomes[node.id] = outcome
         if isinstance(outcome, ReleaseError):
             say(f"{node.label}: {outcome}")
         elif outcome and node.id not in built:
-            say(f"{node.label:<40} done already")
+            say(f"{node.label:<40} {'done already' if options.on == 'local' else 'done'}")
     return _finish(options, found, nodes, outcomes)
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from core.errors import InputError, ReleaseError
+from core.errors import DataError, InputError, ReleaseError
 from core.places import user_path
 from datasets_prep.schema import read_data_facts
 from eval.verdicts import measurable
@@ -45,7 +45,6 @@ def run_elsewhere(
     root = store_root(options).absolute()
     accelerate = launch_config(options.launch)
     costs = costs_of(nodes, survey(nodes), device_of(options, nodes))
-
     python, store = (sys.executable, root) if options.on == "slurm" else ("python", Path(MOUNT))
 
     def want(node: Node) -> Wanted:
@@ -74,8 +73,16 @@ def judge(node: Node, artifact: Artifact) -> None:
     if node.stage.name == "gate":
         require_pass(artifact.path)
     if node.stage.name == "data":
+        facts, refusals = read_data_facts(artifact.path), []
         for member in node.members.values():
-            measurable.check(member.recipe.gates, read_data_facts(artifact.path))
+            try:
+                measurable.check(member.recipe.gates, facts)
+            except DataError as error:
+                refusals.append(error)
+        if len(refusals) == len(
+            node.members
+        ):  # else it serves the others, and the gate of this one fails for want of rows
+            raise refusals[0]
 
 
 def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Resources) -> dict[str, str]:

@@ -112,7 +112,7 @@ def run_one(options: argparse.Namespace) -> int:
             check_artifact(done[made_by])
             if made_by == "gate":
                 require_pass(done[made_by].path)
-            if made_by == "data" and chosen.shardable:  # before a training
+            if made_by == "data" and chosen.name == "unlearn":
                 measurable.check(recipe.gates, read_data_facts(done[made_by].path))
     lead = Lead(chosen)
     artifact = state.artifact or watched(set())(chosen, lambda: build(lead.stage, store, done))
