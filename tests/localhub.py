@@ -56,4 +56,4 @@ def post_commit(api: HfApi, *items: dict[str, object], summary: str = "x") -> ht
 
 def as_user(hub: LocalHub, user: str, role: str = "write", **more: object) -> HfApi:
     """The client of somebody else, or of another token."""
-    return HfApi(endpoint=hub.endpoint, token=hub.accounts.issue(user, role, **more))  # type: ignore[arg-type]
+    return HfApi(endpoint=hub.endpoint, token=hub.tokens.issue(user, role, **more))  # type: ignore[arg-type]

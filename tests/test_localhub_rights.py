@@ -119,8 +119,8 @@ def test_a_fine_grained_token_reaches_what_it_names(api: HfApi, hub: LocalHub, r
 
 def test_expired_and_revoked_tokens_are_401(api: HfApi, hub: LocalHub, repo: str) -> None:
     api.update_repo_settings(repo, private=False)
-    expired, revoked = hub.accounts.issue("local", seconds=-1), hub.accounts.issue("local")
-    hub.accounts.revoke(revoked)
+    expired, revoked = hub.tokens.issue("local", seconds=-1), hub.tokens.issue("local")
+    hub.tokens.revoke(revoked)
     for token, message in ((expired, "is expired"), (revoked, "Invalid credentials")):
         with pytest.raises(HfHubHTTPError, match=message) as error:
             HfApi(endpoint=hub.endpoint, token=token).repo_info(repo)
@@ -149,7 +149,7 @@ def test_another_user_owns_their_namespace_and_no_other(api: HfApi, hub: LocalHu
 
 
 def test_nobody_else_on_this_machine_reads_the_hubs_folder(hub: LocalHub, api: HfApi, repo: str) -> None:
-    secret = hub.accounts.issue("guest")
+    secret = hub.tokens.issue("guest")
     assert stat.S_IMODE(hub.folder.stat().st_mode) == 0o700
     assert secret not in (hub.folder / "tokens.json").read_text()
 

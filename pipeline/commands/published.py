@@ -13,6 +13,7 @@ from pipeline.publish.hub import connect
 from pipeline.publish.sign import trusted_key
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
+from pipeline.release_checks import release_checks
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -35,9 +36,9 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def hub(options: argparse.Namespace) -> int:
-    """Serve the loopback Hub's repositories. Raises InputError if nothing was published there."""
+    """Serve the loopback Hub's repositories, also as pages. Raises InputError if nothing was published there."""
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")
-    serve(folder, options.port)
+    serve(folder, options.port, release_checks)
     return 0

@@ -6,8 +6,9 @@ were sent: a quoted ``/`` (a branch ``refs%2Fpr%2F1``) stays inside its segment.
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.localhub import account, collection, discussions, jobs, large_files, reading, writing
+from pipeline.localhub import account, collection, discussions, git_clone, jobs, large_files, reading, writing
 from pipeline.localhub.bodies import whole
 from pipeline.localhub.hub import Call, Hub, Needs
 from pipeline.localhub.refusal import Refusal
 
+_log = logging.getLogger(__name__)
 Handler = Callable[[Call], Response]
 MAX_BODY = 8 << 20
 MAX_COMMIT = 256 << 20  # the small files of a commit are in its body
 MAX_CARD = 1 << 20
+GIT = ("/info/refs", "/git-upload-pack", "/info/lfs/objects/batch")
 
 R, COLLECTION = "/api/{kind}/{ns}/{name}", "/api/collections/{ns}/{slug}"
 D = R + "/discussions/{num}"
@@ -85,6 +88,8 @@ ROUTES: list[tuple[str, str, Needs, Handler]] = [
 FILES: list[tuple[str, str, Needs, Handler]] = [  # their addresses begin with the name of a model, or with datasets/
     ("GET", "/resolve/{rev}/{path:path}", "files", reading.resolve),
     ("POST", "/ask-access", "read", account.ask_access),
+    *(("GET", f"{git}/info/refs", "files", git_clone.info_refs) for git in (".git", "")),
+    *(("POST", f"{git}/git-upload-pack", "files", git_clone.upload_pack) for git in (".git", "")),
     ("POST", ".git/info/lfs/objects/batch", "read", large_files.batch),
     ("POST", ".git/info/lfs/verify", "discuss", large_files.verify),
     ("GET", ".git/info/lfs/download/{oid}", "nothing", large_files.download),
@@ -92,23 +97,26 @@ FILES: list[tuple[str, str, Needs, Handler]] = [  # their addresses begin with t
 LONGEST: dict[Handler, int] = {writing.commit: MAX_COMMIT, account.validate_yaml: MAX_CARD}
 
 
-def build_app(hub: Hub) -> ASGIApp:
-    """The application that answers for ``hub``."""
-    routes = []
+def build_app(hub: Hub, pages: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """The application that answers for ``hub``, to the client and, with ``pages``, to a browser."""
+    routes: list[BaseRoute] = []
     for of in ("/{ns}/{name}", "/{kind}/{ns}/{name}"):
         table = [(method, of + path, needs, handler) for method, path, needs, handler in FILES]
         routes += [_route(hub, *entry) for entry in table]
         routes.append(Route(of + ".git/info/lfs/upload/{oid}", _streaming(hub), methods=["PUT"]))
-    routes = [_route(hub, *entry) for entry in ROUTES] + routes
+    routes = [*(_route(hub, *entry) for entry in ROUTES), *routes, *pages]
     errors = {Refusal: _refuse, HTTPException: _no_route, ClientDisconnect: _gone}
     return _Front(Starlette(routes=routes, exception_handlers=errors))
 
 
 def _route(hub: Hub, method: str, path: str, needs: Needs, handler: Handler) -> Route:
     async def endpoint(request: Request) -> Response:
+        limits = hub.rate.take(request.headers.get("authorization", "")) if hub.rate else {}
         call = await run_in_threadpool(_admit, hub, request, needs)
         body = await whole(request, LONGEST.get(handler, MAX_BODY))
-        return await run_in_threadpool(handler, replace(call, body=body))
+        response = await run_in_threadpool(handler, replace(call, body=body))
+        response.headers.update(limits)
+        return response
 
     return Route(path, endpoint, methods=[method])
 
@@ -122,7 +130,7 @@ def _streaming(hub: Hub) -> Callable[[Request], Any]:
 
 def _admit(hub: Hub, request: Request, needs: Needs) -> Call:
     """The call of a sender who may make it."""
-    call = Call(hub, request, hub.accounts.sender(request.headers.get("authorization")))
+    call = Call(hub, request, hub.tokens.sender(request.headers.get("authorization")))
     call.check(needs)
     return call
 
@@ -137,19 +145,31 @@ class _Front:
         if scope["type"] != "http":
             return
 
+        number, answered = secrets.token_hex(8), False
+
         async def numbered(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", secrets.token_hex(8).encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        await self._app({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, numbered)
+        try:
+            await self._app({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, numbered)
+        except Exception:
+            if not answered:
+                raise
+            # uvicorn would hang up, on the next request perhaps; the sender has an answer, and this is for us.
+            _log.exception("request %s: %s %s", number, scope["method"], scope["raw_path"].decode("latin-1"))
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)  # noqa: S101  registered for it
-    # A header holds printable ASCII; the body has the message as it is.
+    # A header holds printable ASCII without spaces at its ends; the body has the message as it is.
     shown = "".join(char if " " <= char <= "~" else " " for char in error.message.encode("ascii", "replace").decode())
-    headers = {"X-Error-Message": shown[:500]}
+    headers = {"X-Error-Message": shown[:500].strip()}
+    if error.status == 401 and request.scope["path"].endswith(GIT):
+        headers["WWW-Authenticate"] = 'Basic realm="the loopback Hub"'  # git sends a token only if it is asked
     if error.code:
         headers["X-Error-Code"] = error.code
     return JSONResponse({"error": error.message}, error.status, {**headers, **error.headers})

@@ -1,7 +1,8 @@
-"""The YAML block at the head of a README.md, and the Hub's rules for it."""
+"""The YAML block at the head of a README.md, and the Hub's rules for it. Reading one is bounded."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -9,17 +10,53 @@ import yaml
 
 from core.hub_ids import is_hub_id
 
+MAX_METADATA = 64 << 10  # characters; PyYAML takes a second for so many
 _BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
+class _Loader(yaml.SafeLoader):
+    """Without anchors: nine lines of them can stand for a billion values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+
 def card_metadata(content: str) -> dict[str, Any]:
-    """The metadata of a card; ``{}`` if there is none or it cannot be read."""
+    """The metadata of a card, as JSON can hold it; ``{}`` if there is none or it cannot be read."""
     block = _BLOCK.match(content)
     try:
-        metadata = yaml.safe_load(block[1]) if block else {}
-    except yaml.YAMLError:
+        metadata = _load(block[1]) if block else {}
+    except ValueError:
         return {}
-    return metadata if isinstance(metadata, dict) else {}
+    return _plain(metadata) if isinstance(metadata, dict) else {}
+
+
+def _load(block: str) -> Any:
+    """Raises ValueError if the block is not YAML."""
+    if len(block) > MAX_METADATA:
+        raise ValueError(f"it has {len(block)} characters; at most {MAX_METADATA} are read")
+    try:
+        return yaml.load(block, _Loader)  # noqa: S506  a safe loader
+    except Exception as error:  # PyYAML raises many kinds for tags and numbers that it cannot read
+        raise ValueError(f"{error!s:.300}" or type(error).__name__) from error
+
+
+def _plain(value: Any) -> Any:
+    """YAML's dates, sets, bytes, and numbers that JSON lacks, as text."""
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else hex(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value).encode(errors="replace").decode()
 
 
 def check_card(content: str) -> tuple[list[str], list[str]]:
@@ -28,12 +65,13 @@ def check_card(content: str) -> tuple[list[str], list[str]]:
     if block is None:
         return [], ["empty or missing yaml metadata in repo card"]
     try:
-        metadata = yaml.safe_load(block[1])
-    except yaml.YAMLError as error:
+        metadata = _load(block[1])
+    except ValueError as error:
         return [f"the metadata is not YAML: {error}"], []
     if not isinstance(metadata, dict):
         return ["the metadata is not a mapping"], []
-    return _errors(metadata), [] if "license" in metadata else ["no license in the metadata"]
+    plain: dict[str, Any] = _plain(metadata)
+    return _errors(plain), [] if "license" in plain else ["no license in the metadata"]
 
 
 def _errors(metadata: dict[str, Any]) -> list[str]:
@@ -48,7 +86,7 @@ def _errors(metadata: dict[str, Any]) -> list[str]:
         values = metadata.get(key, [])
         values = values if isinstance(values, list) else [values]
         if not all(isinstance(value, str) and is_allowed(value) for value in values):
-            errors.append(f'"{key}" holds a value that is not allowed: {values}')
+            errors.append(f'"{key}" holds a value that is not allowed: {values!s:.200}')
     index = metadata.get("model-index")
     if index is not None and not (
         isinstance(index, list) and all(isinstance(m, dict) and m.get("name") and "results" in m for m in index)

@@ -14,11 +14,11 @@ from filelock import FileLock
 from starlette.responses import JSONResponse, Response
 
 from core.hub_ids import is_hub_id
-from pipeline.localhub.accounts import Sender
 from pipeline.localhub.hub import KINDS, Call, Hub
 from pipeline.localhub.messages import date, field
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import read_settings, write_json
+from pipeline.localhub.tokens import Sender
 
 PAGE = 100
 MAX_TITLE, MAX_TEXT, MAX_ITEMS = 60, 500, 1000

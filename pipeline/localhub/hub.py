@@ -13,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from core.hub_ids import is_hub_id
-from pipeline.localhub.accounts import Accounts, Right, Sender
 from pipeline.localhub.messages import json_object
+from pipeline.localhub.rate_limit import RateLimit
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.repository import Repository
 from pipeline.localhub.settings import Settings, read_settings
+from pipeline.localhub.tokens import Right, Sender, Tokens
 
 KINDS = {"model": "models", "dataset": "datasets"}
 Needs = Literal["nothing", "token", "read", "files", "discuss", "write"]  # what a route asks of its sender
@@ -29,8 +30,9 @@ class Hub:
 
     folder: Path
     endpoint: str
-    accounts: Accounts
+    tokens: Tokens
     secret: bytes
+    rate: RateLimit | None = None
 
     def path(self, kind: str, repo: str) -> Path:
         """Where a repository (owner/name) lies. ``kind`` is as in its address: models or datasets."""
@@ -114,6 +116,7 @@ class Call:
     def changing(self) -> Iterator[Repository]:
         """The repository of the request's address, locked."""
         with Repository.lock(self.path), closing(Repository(self.path)) as repository:
+            repository.break_locks()
             yield repository
 
     # -- who may

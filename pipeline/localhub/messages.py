@@ -83,7 +83,7 @@ def tree_items(entries: dict[str, Entry], below: str, *, recursive: bool) -> lis
 
 def ranged(content: bytes, range_header: str | None, headers: dict[str, str]) -> Response:
     """``content``, or the one range of it that a Range header asks for."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", range_header or "")
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", range_header or "")
     if match is None or match.groups() == ("", ""):
         return Response(content, headers=headers, media_type="application/octet-stream")
     first, last = match.groups()

@@ -21,9 +21,9 @@ from dulwich.repo import Repo
 from filelock import FileLock
 
 from core.hub_ids import is_commit
-from pipeline.localhub.accounts import OWNER
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import Settings, read_settings, write_settings
+from pipeline.localhub.tokens import OWNER
 
 MAX_REGULAR_BYTES = 10 * 1024 * 1024
 MAX_REF_BYTES = 200  # a ref is a file name
@@ -36,6 +36,7 @@ LFS_SUFFIXES = (
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 STALE_PARENT = "A commit has happened since. Please refresh and try again."
 MAIN = Ref(b"refs/heads/main")
+GITATTRIBUTES_FILE = ".gitattributes"
 
 _POINTER_VERSION = b"version https://git-lfs.github.com/spec/v1"
 _POINTER = re.compile(re.escape(_POINTER_VERSION) + rb"\noid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n\Z")
@@ -124,7 +125,7 @@ class Repository:
         git = Repo.init_bare(str(path), default_branch=b"main")
         blob = Blob.from_string(GITATTRIBUTES)
         git.object_store.add_object(blob)
-        tree = commit_tree(git.object_store, [(b".gitattributes", blob.id, FILE_MODE)])
+        tree = commit_tree(git.object_store, [(GITATTRIBUTES_FILE.encode(), blob.id, FILE_MODE)])
         git.refs.set_if_equals(MAIN, None, _write_commit(git, tree, [], "initial commit", OWNER))
         git.close()
         write_settings(path, settings)
@@ -208,6 +209,12 @@ class Repository:
         return {name.decode(): sha.decode() for name, sha in sorted(refs.items())}
 
     # -- writing; the caller holds the lock
+
+    def break_locks(self) -> None:
+        """Remove git's own locks: whoever made them was killed, since only the holder of our lock writes."""
+        for places in ("*.lock", "refs/**/*.lock", "objects/*/*.lock"):
+            for leftover in self.path.glob(places):
+                leftover.unlink(missing_ok=True)
 
     def set_settings(self, settings: Settings) -> None:
         """Change who may read."""

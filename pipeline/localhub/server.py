@@ -9,17 +9,22 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from core.errors import SystemLimitError
-from pipeline.localhub.accounts import Accounts
 from pipeline.localhub.app import build_app
+from pipeline.localhub.connections import server
 from pipeline.localhub.hub import Hub
+from pipeline.localhub.pages.site import Site
+from pipeline.localhub.pages.versions import Judge
+from pipeline.localhub.pages.views import page_routes
+from pipeline.localhub.rate_limit import RateLimit
+from pipeline.localhub.tokens import Tokens
 from pipeline.localhub.uploads import remove_leftovers
 
 HOST = "127.0.0.1"
@@ -29,7 +34,8 @@ def hub_token(folder: Path) -> str:
     """The token of the Hub in ``folder``, made on first use; the file ``token`` is readable by its owner only."""
     path = folder / "token"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)  # private repositories are in it
+    with suppress(PermissionError):  # somebody else's, who has done it
+        folder.chmod(0o700)  # private repositories are in it
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -50,7 +56,7 @@ class LocalHub:
     ``app`` answers the requests; tests wrap it, before the ``with`` block starts, to inject faults.
     """
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, port: int = 0, rate: RateLimit | None = None, judge: Judge | None = None) -> None:
         self.folder = folder
         self.token = hub_token(folder)
         remove_leftovers(folder)
@@ -63,16 +69,15 @@ class LocalHub:
             self._socket.close()
             raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another port.") from error
         self.endpoint = f"http://{HOST}:{self._socket.getsockname()[1]}"
-        self.accounts = Accounts(folder, self.token)
+        self.tokens = Tokens(folder, self.token)
         # Made of the token, so that upload addresses outlive the process that gave them out.
         secret = hashlib.sha256(b"uploads " + self.token.encode()).digest()
-        self.app: ASGIApp = build_app(Hub(folder, self.endpoint, self.accounts, secret))
-
-    def _server(self) -> uvicorn.Server:
-        return uvicorn.Server(uvicorn.Config(self.app, lifespan="off", log_config=None, timeout_graceful_shutdown=2))
+        hub = Hub(folder, self.endpoint, self.tokens, secret, rate)
+        self.site = Site(hub, judge)
+        self.app: ASGIApp = build_app(hub, page_routes(self.site))
 
     def __enter__(self) -> Self:
-        self._running = self._server()
+        self._running = server(self.app)
         self._thread = threading.Thread(target=self._running.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
         while not self._running.started:
@@ -91,13 +96,14 @@ class LocalHub:
     def run(self) -> None:
         """Answer until interrupted."""
         try:
-            self._server().run(sockets=[self._socket])
+            server(self.app).run(sockets=[self._socket])
         finally:
             self._socket.close()
 
 
-def serve(folder: Path, port: int = 0) -> None:
+def serve(folder: Path, port: int = 0, judge: Judge | None = None) -> None:
     """Serve the Hub in ``folder`` until interrupted; how to reach it goes to stderr."""
-    hub = LocalHub(folder, port)
-    print(f"HF_ENDPOINT={hub.endpoint} HF_TOKEN=$(cat {folder / 'token'})", file=sys.stderr)
+    hub = LocalHub(folder, port, judge=judge)
+    print(f"Look at it, with its private repositories (the link works once): {hub.site.link()}", file=sys.stderr)
+    print(f"HF_ENDPOINT={hub.endpoint} HF_TOKEN=$(cat {folder / 'token'})", file=sys.stderr, flush=True)
     hub.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,11 +15,11 @@ LEFT_OVER = 3600  # seconds after which an upload without new bytes was killed
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what uploads left that were killed. Those of the last hour may still be coming in to another Hub."""
-    for path in folder.rglob("*.part"):
+    """Remove what uploads and checks left that were killed. Another Hub may still be at those of the last hour."""
+    for path in (*folder.rglob("*.part"), *folder.glob("*/*/*.git/release-*")):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - LEFT_OVER:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Who sends a request, by the token that it carries, and what this token allows.
 
-The user ``local`` owns the Hub, and with it every namespace. Others are made by :meth:`Accounts.issue` and own the
+The user ``local`` owns the Hub, and with it every namespace. Others are made by :meth:`Tokens.issue` and own the
 namespace of their name. ``tokens.json`` holds digests of tokens, never a token.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from core.hub_ids import check_hub_id
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import write_json
 
@@ -73,7 +74,7 @@ class Sender:
         return {"type": "user", "name": self.user, "fullname": self.user, "orgs": orgs, "auth": {"accessToken": token}}
 
 
-class Accounts:
+class Tokens:
     """The tokens of a Hub's folder. Several processes may serve and change it."""
 
     def __init__(self, folder: Path, owners_token: str) -> None:
@@ -105,7 +106,8 @@ class Accounts:
         seconds: float | None = None,
         name: str = "token",
     ) -> str:
-        """A new token; with ``seconds`` it expires."""
+        """A new token; with ``seconds`` it expires. Raises ValueError if ``user`` is no name of a namespace."""
+        check_hub_id(f"{user}/any")
         token = "hf_local" + secrets.token_hex(16)
         expires = None if seconds is None else time.time() + seconds
         with FileLock(str(self._file.with_suffix(".lock"))):
