@@ -128,6 +128,24 @@ def test_an_interrupted_command_asks_whether_to_cancel(
     api_of(hub).cancel_job(job_id=job, namespace="demo")
 
 
+def test_a_job_that_vanishes_is_an_error_and_its_command_is_not_run_beside_it(hub: LocalHub, store: Path) -> None:
+    found: dict[str, Any] = {}
+    nodes = toy_graph(store, until="a")
+    (key,) = nodes
+    follower = threading.Thread(target=lambda: found.update(run(hub, store, nodes, 3)))
+    follower.start()
+    while not list(store.rglob("checkpoint-00/x")):
+        time.sleep(0.05)
+    record = read_job(store, key)
+    assert record
+    (hub.folder / "jobs" / "demo" / f"{record.id}.json").unlink()
+    follower.join(PATIENCE)
+    assert "does not know it any more" in str(found.popitem()[1])
+    (made,) = run(hub, store, nodes, 3).values()  # its job waits for the lease of the one that goes on unknown
+    assert isinstance(made, Artifact)
+    assert not (made.path / "begun-at").exists()
+
+
 def test_a_hub_that_refuses_is_an_error_and_no_traceback(hub: LocalHub, store: Path) -> None:
     place = HfJobs(HfApi(endpoint=hub.endpoint, token="hf_wrong"), RESOURCES, hub_errors)
     with pytest.raises(HubError, match="submitting a of one"):

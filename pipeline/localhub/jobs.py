@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,11 @@ def _wait(hub: Hub, namespace: str, job: str, process: subprocess.Popen[bytes], 
     except subprocess.TimeoutExpired:
         _end(process)
         stage, message = "ERROR", f"Job timeout: it ran longer than {limit} s"
-    known = _load(hub, namespace, job)
-    if known["status"]["stage"] not in ENDED:
-        _save(hub, known | {"status": {"stage": stage, "message": message}, "finishedAt": date(time.time())})
     _running.pop(job, None)
+    with suppress(Refusal):  # its file was removed
+        known = _load(hub, namespace, job)
+        if known["status"]["stage"] not in ENDED:
+            _save(hub, known | {"status": {"stage": stage, "message": message}, "finishedAt": date(time.time())})
 
 
 def show(call: Call) -> Response:
