@@ -58,11 +58,15 @@ class Compared(NamedTuple):
         return f"{sum(entry.verdict == 'equivalent' for entry in asked)} of {len(asked)}" if asked else ""
 
 
-def card_table(models: Sequence[Compared]) -> str:
-    """The table in Markdown, small enough for a card."""
+def card_table(models: Sequence[Compared], *, links: bool) -> str:
+    """The table in Markdown, small enough for a card; with ``links`` to the repositories, if they are on the Hub."""
     rows = []
     for model in models:
-        link = f"[{escape(model.name)}](https://huggingface.co/{model.repo})" if model.repo else escape(model.name)
+        link = (
+            f"[{escape(model.name)}](https://huggingface.co/{model.repo})"
+            if model.repo and links
+            else escape(model.name)
+        )
         values = [claims.interval(model.record(metric, split)) for _, metric, split in SHOWN]
         rows.append([link, escape(model.group), *values, model.gates or claims.NOT_MEASURED])
     return table(["Model", "Data and start model", *(heading for heading, _, _ in SHOWN), "Gates"], rows)
@@ -90,7 +94,7 @@ def plot(models: Sequence[Compared]) -> bytes:
             )  # fmt: skip
         axes.set(xlabel="forget rows: answer probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=group)
         axes.set_ylabel("retain rows: answer probability")
-        axes.legend(frameon=False, loc="lower left", fontsize=8)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
 
     return png(draw, *groups, height=5)
 

@@ -14,7 +14,7 @@ from model_card.comparison import ACROSS, UP, Compared, card_table, page, plot
 from pipeline.collection import Collection
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph
-from pipeline.engine.live import clock
+from pipeline.engine.plan import duration
 from pipeline.publish.collection import Listing
 from pipeline.publish.schema import read_receipt
 
@@ -86,12 +86,12 @@ def write(
 ) -> Listing:
     """Write ``comparison`` as HTML, Markdown, PNG and JSON into ``folder``, and return what the Hub is to show."""
     config = collection.config
-    picture, table = plot(models), card_table(models)
+    picture, table = plot(models), card_table(models, links=collection.hub == "hf")
     seconds = sum(artifact.manifest.seconds for artifact in done.values())
     unshared = sum(done[key].manifest.seconds * len(node.members) for key, node in nodes.items() if key in done)
     spent = (
-        f"{len(done)} stages were built in {clock(seconds)} (h:mm:ss); one by one the releases would have taken "
-        f"{clock(unshared)}. Time is that of the stages, on whatever machine each ran."
+        f"{len(done)} stages took {duration(seconds)} together; without sharing, the releases would have taken "
+        f"{duration(unshared)}. Time is that of the stages, on whatever machine each ran."
     )
     text = f"# {config.title}\n\n{config.description}\n\n![forget against retain](comparison.png)\n\n{table}\n"
     files = {"comparison.png": picture, "README.md": ("---\nviewer: false\n---\n\n" + text).encode()}
