@@ -65,6 +65,10 @@ class CardConfig(Strict):
     limitations: list[Text] = Field(
         default_factory=list, description="Limitations in addition to those that follow from the evidence."
     )
+    collection: HubId | None = Field(
+        default=None,
+        description="The dataset repository with the comparison of a collection, whose members get this key from it.",
+    )
 
 
 class CardModel(Licensed):

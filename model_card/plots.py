@@ -16,27 +16,28 @@ _METRIC = "answer_probability"
 
 def draw(evidence: Evidence) -> dict[str, bytes]:
     """``results.png``, and ``training.png`` if the unlearning logged its steps."""
-    import matplotlib as mpl
-    import matplotlib.style
-
-    with mpl.style.context("default"):  # not the user's own style
-        plots = {"results.png": _png(_results, evidence)}
-        if evidence.steps:
-            plots["training.png"] = _png(_training, evidence)
+    plots = {"results.png": png(_results, evidence)}
+    if evidence.steps:
+        plots["training.png"] = png(_training, evidence)
     return plots
 
 
-def _png(draw_on: Any, evidence: Evidence) -> bytes:
+def png(draw_on: Any, *panels: Any, height: float = 3.6) -> bytes:
+    """A picture of one panel below the other; ``draw_on(axes, panel)`` draws each. ``height`` is in inches."""
+    import matplotlib as mpl
+    import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    draw_on(axes, evidence)
-    axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # it would name the version of matplotlib
+    with mpl.style.context("default"):  # not the user's own style
+        figure = Figure(figsize=(7, height * len(panels)), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        for i, panel in enumerate(panels, 1):
+            axes = figure.add_subplot(len(panels), 1, i)
+            draw_on(axes, panel)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(buffer, format="png", metadata={"Software": None})  # it would name the version of matplotlib
     return buffer.getvalue()
 
 

@@ -26,6 +26,7 @@ LONGEST = 4000  # characters of an error message
 # Command: its module in pipeline.commands, imported when the command is chosen, and its function there.
 COMMANDS = {
     "release": ("release", "release"),
+    "collection": ("collection", "collection"),
     "run": ("release", "run_one"),
     "status": ("state", "status"),
     "gate": ("gate", "gate"),
@@ -81,19 +82,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    command = _command(commands, "release", "make a release: every stage that is not done yet, up to publication")
-    _recipe_options(command)
-    command.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    text = "print the plan with estimated time, memory, disk and download, and run nothing"
-    command.add_argument("--dry-run", action="store_true", help=text)
-    text = 'for --dry-run: a device of pipeline/cost/devices.py, such as "H100 80GB" (default: this machine\'s)'
-    command.add_argument("--device", metavar="NAME", help=text)
-    command.add_argument(
-        "--launch",
-        default="local",
-        metavar="WHERE",
-        help="how processes share a training: local (same as ddp), ddp, fsdp2, zero3, or an accelerate configuration",
-    )
+    text = "make a release: every stage that is not done yet, up to publication"
+    _release_options(_command(commands, "release", text))
+    text = "make all releases of a collection, compare them, and publish them; those whose gates fail are left out"
+    _release_options(_command(commands, "collection", text), "COLLECTION")
     command = _command(commands, "run", "run one stage, whose inputs must be done")
     command.add_argument("stage", metavar="STAGE")
     _recipe_options(command)
@@ -189,8 +181,25 @@ def _store_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
 
 
-def _recipe_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", metavar="RECIPE")
+def _release_options(command: argparse.ArgumentParser, what: str = "RECIPE") -> None:
+    _recipe_options(command, what)
+    command.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    text = "print the plan with estimated time, memory, disk and download, and run nothing"
+    command.add_argument("--dry-run", action="store_true", help=text)
+    text = 'for --dry-run: a device of pipeline/cost/devices.py, such as "H100 80GB" (default: this machine\'s)'
+    command.add_argument("--device", metavar="NAME", help=text)
+    text = "where each stage runs: local (here, the default), slurm or hf-jobs"
+    command.add_argument("--on", choices=("local", "slurm", "hf-jobs"), default="local", help=text)
+    command.add_argument(
+        "--launch",
+        default="local",
+        metavar="HOW",
+        help="how processes share a training: local (same as ddp), ddp, fsdp2, zero3, or an accelerate configuration",
+    )
+
+
+def _recipe_options(command: argparse.ArgumentParser, what: str = "RECIPE") -> None:
+    command.add_argument("recipe", metavar=what)
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     _store_option(command)
 

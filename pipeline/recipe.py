@@ -17,6 +17,7 @@ from datasets_prep.config import DataConfig
 from eval.catalog import CATALOG, margins
 from eval.config import Condition, EvalConfig, Gate, metrics_there_are
 from model_card.config import CardConfig
+from pipeline.cost.resources import Resources
 from pipeline.cost.shape import parameters as count_parameters
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, TrainedOrPublished
@@ -29,7 +30,10 @@ Model = TypeVar("Model", bound=Strict)
 
 
 class Origin(NamedTuple):
-    """How a command names a recipe (a name of this project's, or ``./`` and a file name), and its ``--set`` values."""
+    """How a command names a recipe, and its ``--set`` values.
+
+    The name is one of this project's, or ``./`` and a file name; a collection's member is ``COLLECTION:MEMBER``.
+    """
 
     recipe: str
     overrides: tuple[str, ...] = ()
@@ -61,6 +65,9 @@ class Recipe(Strict):
     )
     card: CardConfig = Field(description="The prose of the card.")
     publish: PublishConfig = Field(description="Where the release is published.")
+    resources: Resources = Field(
+        default_factory=Resources, description="What jobs get where a stage runs elsewhere (`--on`)."
+    )
     _origin: Origin | None = PrivateAttr(default=None)
 
     @property
@@ -71,7 +78,7 @@ class Recipe(Strict):
     @field_validator("name")
     @classmethod
     def _own_folder(cls, name: str) -> str:
-        if name in ("store", "hub", "keys"):
+        if name in ("store", "hub", "keys", "jobs"):
             raise ValueError(f"{name} is the name of a folder that all recipes share; choose another name")
         return name
 
@@ -151,31 +158,39 @@ class Recipe(Strict):
         return [key for key, ref in refs.items() if ref is not None and ref.revision is None]
 
 
-def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe, by its name in `pipeline/recipes` or its path. Raises RecipeError that lists the names."""
+def find_recipe(name_or_path: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
+    """The file of a recipe, by its name in ``folder`` or its path. Raises RecipeError that lists the names."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = user_path(name_or_path)
         if not path.is_file():
-            raise RecipeError(f"{name_or_path}: no such file. Give a recipe's name, or the path of a YAML file.")
+            raise RecipeError(f"{name_or_path}: no such file. Give a {what}'s name, or the path of a YAML file.")
         return path
-    path = user_path(str(RECIPES / f"{name_or_path}.yaml"))
+    path = user_path(str(folder / f"{name_or_path}.yaml"))
     if not path.is_file():
-        names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
         hint = did_you_mean(name_or_path, names)
-        raise RecipeError(f"No recipe is called {name_or_path!r}.{hint} There are: {', '.join(names)}.")
+        raise RecipeError(f"No {what} is called {name_or_path!r}.{hint} There are: {', '.join(names)}.")
     return path
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge and check a recipe. Raises RecipeError that lists every problem with its key's path and line."""
     path = find_recipe(name_or_path)
-    tree = _with_parent(path)
+    return checked(recipe_tree(path), overrides, shown_name(path))
+
+
+def checked(tree: Tree, overrides: Sequence[str], name: str) -> Recipe:
+    """The recipe in a tree, with changes by the command line, which calls it ``name``. Raises RecipeError."""
     for assignment in overrides:
         tree = override(tree, assignment)
-    recipe = _validated(Recipe, tree)
-    shipped = path.resolve().parent == RECIPES.resolve()
-    recipe._origin = Origin(path.stem if shipped else f"./{path.name}", tuple(overrides))
+    recipe = validated(Recipe, tree)
+    recipe._origin = Origin(name, tuple(overrides))
     return recipe
+
+
+def shown_name(path: Path) -> str:
+    """How a command names a file: by its stem if it is one of this project's."""
+    return path.stem if path.resolve().is_relative_to(RECIPES.resolve()) else f"./{path.name}"
 
 
 class GateFile(Strict):
@@ -187,29 +202,31 @@ class GateFile(Strict):
 def load_gates(name_or_path: str) -> list[Condition]:
     """The gates of a recipe, or of a YAML file that holds ``gates`` and nothing else. Raises RecipeError."""
     path = find_recipe(name_or_path)
-    tree = read_tree(path, _shown(path))
+    tree = read_tree(path, shown(path))
     if set(tree.values) == {"gates"}:
-        return _validated(GateFile, tree).gates
+        return validated(GateFile, tree).gates
     return list(load_recipe(name_or_path).gates)
 
 
-def _validated(model: type[Model], tree: Tree) -> Model:
+def validated(model: type[Model], tree: Tree) -> Model:
+    """The model in a tree. Raises RecipeError that lists every problem with its key's path and line."""
     try:
         return model.model_validate(tree.values)
     except ValidationError as error:
         problems = _relevant([dict(problem) for problem in error.errors()])
-        said = list(dict.fromkeys(_explain(problem, tree) for problem in problems[:PROBLEMS]))
+        said = list(dict.fromkeys(_explain(problem, tree, model) for problem in problems[:PROBLEMS]))
         more = [f"and {len(problems) - PROBLEMS} more."] if len(problems) > PROBLEMS else []
         raise RecipeError("\n".join(said + more)) from error
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """How messages name a file."""
     return f"pipeline/recipes/{path.name}" if path.parent == RECIPES else str(path)
 
 
-def _with_parent(path: Path) -> Tree:
+def recipe_tree(path: Path) -> Tree:
     """The tree of a recipe, over the one that it extends."""
-    tree = read_tree(path, _shown(path))
+    tree = read_tree(path, shown(path))
     if "extends" not in tree.values:
         return tree
     parent = tree.values.pop("extends")
@@ -218,7 +235,7 @@ def _with_parent(path: Path) -> Tree:
         raise RecipeError(f"{where}: extends: {parent!r} is not the name of one other recipe.")
     beside = path.parent / f"{parent}.yaml"
     file = beside if beside.is_file() else find_recipe(parent)
-    below = read_tree(file, _shown(file))
+    below = read_tree(file, shown(file))
     if "extends" in below.values:
         raise RecipeError(
             f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the other changes."
@@ -234,13 +251,13 @@ def _relevant(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _explain(problem: dict[str, Any], tree: Tree) -> str:
+def _explain(problem: dict[str, Any], tree: Tree, model: type[Strict]) -> str:
     """One sentence on one finding of pydantic: where, what was given, what is allowed."""
     path = _path_in(tree.values, problem["loc"])
     where = f"{tree.place(path)}: {dotted(path) or 'recipe'}"
     kind = problem["type"]
     if kind == "extra_forbidden":
-        allowed = _keys_at(path[:-1])
+        allowed = _keys_at(path[:-1], model)
         return f"{where}: unknown key.{did_you_mean(str(path[-1]), allowed)} Allowed here: {', '.join(allowed)}."
     if kind == "missing":
         missing = dotted((*path, problem["loc"][-1]))
@@ -268,21 +285,22 @@ def _path_in(values: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _keys_at(path: Sequence[str | int]) -> list[str]:
+def _keys_at(path: Sequence[str | int], model: type[Strict]) -> list[str]:
     """The keys that the mapping at ``path`` may have: the fields of the models that its type names."""
-    models: list[type[Strict]] = [Recipe]
+    models = [model]
     for part in path:
         if isinstance(part, str):
             fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-            models = [model for annotation in fields for model in sections(annotation)]
+            if fields:  # else it is a key of a mapping whose values are sections
+                models = [model for annotation in fields for model in sections(annotation)]
     keys = {key for model in models for key in model.model_fields}
-    return sorted(keys | {"extends"} if not path else keys)
+    return sorted(keys | {"extends"} if not path and model is Recipe else keys)
 
 
 def sections(annotation: Any) -> list[type[Strict]]:
     """The models that a field's type names, each a section of the recipe."""
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
         return [model for argument in get_args(annotation) for model in sections(argument)]
     return []

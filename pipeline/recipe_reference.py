@@ -14,6 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from core.strict import Strict
+from pipeline.collection import CollectionConfig
 from pipeline.recipe import Recipe, sections
 
 HEAD = """\
@@ -26,7 +27,8 @@ terms. `extends: NAME` on the first level names one other recipe, whose values h
 replaced as a whole). `--set KEY=VALUE` changes a value for one run. A key that is not here, a wrong type and an
 impossible combination are refused with the key's path and line.
 
-A *section* has keys of its own, in a table of its own. `[]` stands for each entry of a list.
+A *section* has keys of its own, in a table of its own. `[]` stands for each entry of a list, `NAME` for each key of a
+mapping. A collection (`pipeline/recipes/collections`) is a file with the section `collection` alone.
 """
 NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
 LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
@@ -34,7 +36,7 @@ LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "m
 
 def recipe_reference() -> str:
     """The whole page as Markdown."""
-    places = _places(Recipe, "", {})
+    places = _places(CollectionConfig, "collection", _places(Recipe, "", {}))
     titles = {model: ", ".join(f"`{place}`" for place in found) or "The recipe" for model, found in places.items()}
     links = {model.__name__: f"[section](#{_anchor(title)})" for model, title in titles.items()}
     parts = [HEAD]
@@ -47,7 +49,7 @@ def _places(model: type[Strict], at: str, found: dict[type[Strict], list[str]]) 
     """Where in a recipe each model stands; a section comes before those inside it."""
     found.setdefault(model, []).extend([at] if at else [])
     for name, field in model.model_fields.items():
-        each = "[]" if "list[" in str(field.annotation) else ""
+        each = "[]" if "list[" in str(field.annotation) else ".NAME" if "dict[" in str(field.annotation) else ""
         for section in sections(field.annotation):
             _places(section, f"{at}.{name}{each}".removeprefix("."), found)
     return found

@@ -298,7 +298,10 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         unlearn=_plain(recipe.unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
-    return config, _plain(config)
+    plain = _plain(config)
+    if config.card.collection is None:  # an absent key leaves the stage's key unchanged
+        del plain["card"]["collection"]
+    return config, plain
 
 
 def _own_template(recipe: Recipe) -> str | None:

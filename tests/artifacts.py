@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import FileEntry, Git, Manifest, write_file
-from core.digests import MANIFEST
+from core.artifacts import FileEntry, Git, Made, Manifest, write_file
+from core.digests import MANIFEST, artifact_key
 from core.strict import Strict
 from core.unlearning import UnlearnFacts, UnlearnSeeds
 from datasets_prep.schema import DataFacts, DigestedSource, FalseAnswerFacts, SplitSizes
@@ -118,6 +118,24 @@ def receipt(**changes: Any) -> Receipt:
         verified=[VerifiedCheck(name="digests", detail="1 file is what was packaged")],
     )
     return made.changed(**changes)
+
+
+def toy_made() -> Made:
+    """How an artifact of the stage x without config and inputs came to be."""
+    return Made(
+        stage="x",
+        version="1",
+        key=artifact_key("x", "1", {}, {}),
+        config={},
+        inputs={},
+        facts={},
+        seconds=1.0,
+        peak_memory_bytes=1,
+        git=Git(commit=None, dirty=False),
+        packages={},
+        device="cpu",
+        argv=[],
+    )
 
 
 def write_manifest(artifact: Path, stage: str, facts: Strict, **changes: Any) -> None:

@@ -5,16 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.artifacts import Git, Made
 from core.digests import artifact_key, canonical, content_digest, hash_file
 from core.errors import ArtifactError
+from core.progress import listening
 from pipeline.engine import artifact as art
+from tests.artifacts import toy_made
 from tests.conftest import ROOT
 
 JSON = st.recursive(
@@ -26,25 +29,12 @@ JSON = st.recursive(
 
 def made(folder: Path, files: dict[str, str]) -> art.Artifact:
     key = artifact_key("x", "1", {}, {})
-    partial = folder / f"{key}.partial"
-    for name, text in files.items():
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_text(text)
-    how = Made(
-        stage="x",
-        version="1",
-        key=key,
-        config={},
-        inputs={},
-        facts={},
-        seconds=1.0,
-        peak_memory_bytes=1,
-        git=Git(commit=None, dirty=False),
-        packages={},
-        device="cpu",
-        argv=[],
-    )
-    return art.finish(partial, folder / key[: art.KEY_DIGITS], how)
+    with art.building(folder / key[: art.KEY_DIGITS]) as own:
+        partial = own.begin(resume=True)
+        for name, text in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_text(text)
+        return own.finish(toy_made())
 
 
 @given(JSON)
@@ -184,7 +174,7 @@ def test_a_file_whose_times_were_mended_in_the_manifest_is_noticed_by_its_conten
 
 
 def test_links_and_folders_without_files_are_no_part_of_an_artifact(tmp_path: Path) -> None:
-    partial = tmp_path / "one" / f"{artifact_key('x', '1', {}, {})}.partial"
+    partial = tmp_path / "one" / f"{artifact_key('x', '1', {}, {})[: art.KEY_DIGITS]}.partial"
     (partial / "empty" / "deep").mkdir(parents=True)
     artifact = made(tmp_path / "one", {"a.txt": "x"})
     assert {path.name for path in artifact.path.iterdir()} == {"a.txt", "manifest.json"}
@@ -239,27 +229,34 @@ def test_a_users_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:
 
 HOLD = """
 import pathlib, sys
-from pipeline.engine.artifact import locked
-with locked(pathlib.Path(sys.argv[1])):
+from pipeline.engine.artifact import building
+with building(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+def test_a_lease_dies_with_its_holder_and_until_then_others_wait(tmp_path: Path) -> None:
     place = tmp_path / "stage" / "key"
+    said: list[str] = []
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(place)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
-        assert art.is_locked(place)
-        with pytest.raises(ArtifactError, match=rf"process {holder.pid} on .*Wait until"), art.locked(place):
-            pass
+        assert art.is_being_built(place)
+
+        def end() -> None:
+            holder.kill()
+            holder.wait()  # as a shell or an init would; until then its process id is in use
+
+        began = time.monotonic()
+        threading.Timer(0.3, end).start()
+        with listening(lambda report: said.append(report.doing)), art.building(place):
+            assert 0.3 <= time.monotonic() - began < art.LEASE_SECONDS
     finally:
         holder.kill()
         holder.wait()
-    assert not art.is_locked(place)
-    with art.locked(place):
-        pass
+    assert said[0].startswith(f"waiting for process {holder.pid} on ")
+    assert not art.is_being_built(place)

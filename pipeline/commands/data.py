@@ -18,8 +18,8 @@ from datasets_prep.card import count_cells
 from datasets_prep.config import DataConfig
 from datasets_prep.prepare import Prepared, describe, prepare
 from datasets_prep.schema import SPLITS, CheckFacts, RowFacts
+from pipeline.collection import load
 from pipeline.commands.shared import show
-from pipeline.recipe import load_recipe
 
 EXAMPLES = 3  # rows of each split
 HIDDEN = "(hidden: --show-forget shows it)"
@@ -30,7 +30,7 @@ def inspect(options: argparse.Namespace) -> int:
 
     Raises DataError, after printing, if a check of the recipe would stop the run.
     """
-    config = load_recipe(options.recipe, options.set).data
+    config = load(options.recipe, options.set).data
     prepared = prepare(config)
     facts = describe(config, prepared, prepared.findings)
     examples = _examples(prepared, show_forget=options.show_forget)

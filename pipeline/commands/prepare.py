@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from core.errors import InputError, RecipeError
 from core.yaml_source import did_you_mean
+from pipeline.collection import load
 from pipeline.commands.shared import store_root
 from pipeline.engine.runner import Stage, Status, Store, survey
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import Recipe
 from pipeline.stages import stages
 
 
 def prepare(options: argparse.Namespace) -> tuple[Recipe, list[Stage], Store]:
     """The recipe of the command, its stages and its store. Raises RecipeError or InputError."""
-    recipe = load_recipe(options.recipe, options.set)
+    recipe = load(options.recipe, options.set)
     return recipe, stages(recipe), Store(store_root(options), recipe.name)
 
 

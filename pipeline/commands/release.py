@@ -15,12 +15,14 @@ from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts import measurable
+from pipeline.commands.elsewhere import judge, run_elsewhere
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import Cost, total
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
+from pipeline.engine.graph import Member, graph
 from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
 from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
@@ -39,7 +41,7 @@ def release(options: argparse.Namespace) -> int:
     Raises DataError before a training if the data cannot carry a gate, SystemLimitError before the first stage if one
     would not fit in memory, GateError if the gates allow no publication.
     """
-    if options.device and not options.dry_run:
+    if options.device and not options.dry_run and options.on == "local":
         raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
@@ -50,14 +52,16 @@ def release(options: argparse.Namespace) -> int:
     refuse_other_gates(recipe, stages)
     states = surveyed(stages, store)
     waiting = [name for name, state in states.items() if state.artifact is None]
-    _check_trainings(recipe, waiting, store)
-    _check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
-    check_device(options.launch)
+    check_trainings(recipe, waiting, store)
     check_launch(options.launch, accelerate, recipe, stages, waiting)
+    if options.on != "local":
+        return _release_elsewhere(options, Member(recipe, stages, store), states)
+    check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
+    check_device(options.launch)
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
-        for stage, artifact in execute(stages, store, _launched(built, accelerate, options, store)):
+        for stage, artifact in execute(stages, store, launched(built, accelerate, options, store)):
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
@@ -70,6 +74,25 @@ def release(options: argparse.Namespace) -> int:
             _report(options, recipe, done, store, built)
         raise
     _report(options, recipe, done, store, built)
+    return 0
+
+
+def _release_elsewhere(options: argparse.Namespace, member: Member, states: Mapping[str, Status]) -> int:
+    """The same with jobs on other machines. Raises the first error of a stage when all others have ended."""
+    done: dict[str, Artifact] = {}
+    failed: list[ReleaseError] = []
+    for node, outcome in run_elsewhere(options, graph({"": member}), lambda _: options.recipe, judge):
+        if isinstance(outcome, ReleaseError):
+            failed.append(outcome)
+        elif outcome:
+            done[node.stage.name] = outcome
+            say(f"{node.stage.name:<15} done")
+    built = {name for name in done if states[name].artifact is None}
+    gate = read_artifact(member.store.link("gate").resolve())
+    if not failed or gate:
+        _report(options, member.recipe, done | ({"gate": gate} if gate else {}), member.store, built)
+    if failed:
+        raise failed[0]
     return 0
 
 
@@ -93,6 +116,8 @@ def run_one(options: argparse.Namespace) -> int:
             check_artifact(done[made_by])
             if made_by == "gate":
                 require_pass(done[made_by].path)
+            if made_by == "data" and chosen.name == "unlearn":
+                measurable.check(recipe.gates, read_data_facts(done[made_by].path))
     lead = Lead(chosen)
     artifact = state.artifact or watched(set())(chosen, lambda: build(lead.stage, store, done))
     lead.dismiss()
@@ -103,7 +128,7 @@ def run_one(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
+def check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
     """Before the first stage runs, raise RecipeError for arguments that the trainer's own config class refuses."""
     whole = {"base": recipe.base, "gold": recipe.gold}
     trainings: dict[str, Any] = {
@@ -122,7 +147,7 @@ def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> 
             raise RecipeError(f"{key}.args: {error}") from error
 
 
-def _check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
+def check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
     """Before the first stage runs, raise SystemLimitError if one of those that wait would not fit in memory."""
 
     def costs(device: devices.Device) -> dict[str, tuple[Any, Cost]]:
@@ -145,7 +170,7 @@ def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifa
     return around
 
 
-def _launched(
+def launched(
     built: set[str], accelerate: Path, options: argparse.Namespace, store: Store
 ) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
     """Like :func:`watched`, but a stage for several processes is launched on them."""

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.collection import is_collection, load_collection
+from pipeline.commands.elsewhere import members_of, submitted
 from pipeline.commands.prepare import index_of, prepare, surveyed
 from pipeline.commands.shared import show
+from pipeline.engine.graph import Member, graph, survey
 from pipeline.engine.plan import reasons
 
 
 def status(options: argparse.Namespace) -> int:
-    """Print the state of every stage."""
-    _, stages, store = prepare(options)
-    states = surveyed(stages, store)
+    """Print the state of every stage, and of its job where one was submitted. A collection's are those of its plan."""
+    if is_collection(options.recipe):
+        members = members_of(load_collection(options.recipe, options.set), options)
+    else:
+        members = {"": Member(*prepare(options))}
+    nodes = graph(members)
+    states = survey(nodes)
+    waiting = [key for key, state in states.items() if state.artifact is None]
+    jobs = submitted(options, waiting, next(iter(members.values())).recipe.resources)
     rows = [
-        {"stage": name, "state": state.state, "path": str(store.link(name)) if state.artifact else None}
-        for name, state in states.items()
+        {
+            "stage": node.label,
+            "state": states[key].state,
+            "job": jobs.get(key),
+            "path": str(node.first.store.link(node.stage.name)) if states[key].artifact else None,
+        }
+        for key, node in nodes.items()
     ]
-    text = "\n".join(f"{row['stage']:<15} {row['state']:<8} {row['path'] or ''}".rstrip() for row in rows)
+    width = 15 if "" in members else 40
+    text = "\n".join(f"{r['stage']:<{width}} {r['state']:<8} {r['job'] or r['path'] or ''}".rstrip() for r in rows)
     show(options, {"stages": rows}, text)
     return 0
 
 
 def explain(options: argparse.Namespace) -> int:
     """Print why a stage would run."""
-    _, stages, store = prepare(options)
-    stage = stages[index_of(stages, options.stage)]
-    states = surveyed(stages, store)
+    _, listed, store = prepare(options)
+    stage = listed[index_of(listed, options.stage)]
+    states = surveyed(listed, store)
     state = states[stage.name]
     why = reasons(stage, state, states)
     text = f"{stage.name} is {state.state}" + ("; it would not run." if state.state == "done" else "; it would run:")

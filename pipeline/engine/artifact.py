@@ -1,27 +1,32 @@
 """Artifacts: folders that are either complete and unchanged, or do not exist.
 
-An artifact is the folder `<store>/<stage>/<first 16 digits of its key>/`. It is built in `<16 digits>.partial/` beside
-that. `manifest.json` is written last and the folder then renamed, so a folder with its final name is complete. The key
-identifies the request (stage, version, config, contents of the inputs), the content digest identifies the result.
+An artifact is the folder `<store>/<stage>/<first 16 digits of its key>/`. It is built in `<16 digits>.<token>.partial/`
+beside that, by the one process that holds the artifact's lease. `manifest.json` is written last and the folder then
+renamed, so a folder with its final name is complete. The key identifies the request (stage, version, config, contents
+of the inputs), the content digest identifies the result.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
-import socket
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
 from core.artifacts import REMEDY, FileEntry, Made, Manifest, json_text, read_manifest
 from core.digests import MANIFEST, artifact_key, digest_of, hash_file, list_files
 from core.errors import ArtifactError
+from core.progress import report
 
 KEY_DIGITS = 16  # of a key, in the name of its artifact's folder
+LEASE_SECONDS = 120.0  # a lease whose file stands still for so long has no holder any more; the same for all runners
 
 
 def _entry(path: Path, sha256: str) -> FileEntry:
@@ -116,53 +121,100 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     draft.replace(folder / MANIFEST)
 
 
-def finish(partial: Path, final: Path, made: Made) -> Artifact:
-    """Hash the files of ``partial``, write its manifest last, and give it its final name.
+class Build:
+    """The right to build the artifact ``final``, and the folder to build it in, while the lease lasts."""
 
-    Folders without files are removed. Raises ArtifactError for a link: what it points to would not be a part.
-    """
-    present = list_files(partial)
-    for name in reversed(_without_files(partial, present)):
-        if (partial / name).is_symlink():
-            raise ArtifactError(f"{partial / name} is a link, and an artifact has none. Put the file itself there.")
-        (partial / name).rmdir()
-    files = {name: _entry(path, hash_file(path, sync=True)) for name, path in present.items()}
-    manifest = Manifest(**dict(made), digest=_digest(files), files=files)
-    _write_manifest(partial, manifest)
-    partial.replace(final)
-    return Artifact(final, manifest)
+    def __init__(self, final: Path, lease: SoftFileLease) -> None:
+        self.final, self._lease, self._token = final, lease, str(lease.token)
+        self.partial = final.with_name(f"{final.name}.{self._token[:8]}.partial")
+
+    def begin(self, *, resume: bool) -> Path:
+        """The folder to build in. With ``resume`` it is the one that an earlier holder left, under this build's name.
+
+        Under another name, since an earlier holder that was only paused would go on writing into it.
+        """
+        left = sorted(self.final.parent.glob(f"{self.final.name}*.partial"))
+        if resume and left:
+            left.pop(0).rename(self.partial)
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        return self.partial
+
+    def is_lost(self) -> bool:
+        """Whether another runner has taken the lease over, or someone has removed it."""
+        owner = self._lease.owner
+        return owner is None or owner.token != self._token
+
+    def finish(self, made: Made) -> Artifact:
+        """Hash the files, write the manifest last, and give the folder its final name.
+
+        Folders without files are removed. Raises ArtifactError for a link, since what it points to would not be a part;
+        and if the lease was lost.
+        """
+        present = list_files(self.partial)
+        for name in reversed(_without_files(self.partial, present)):
+            if (self.partial / name).is_symlink():
+                raise ArtifactError(
+                    f"{self.partial / name} is a link, and an artifact has none. Put the file itself there."
+                )
+            (self.partial / name).rmdir()
+        files = {name: _entry(path, hash_file(path, sync=True)) for name, path in present.items()}
+        manifest = Manifest(**dict(made), digest=_digest(files), files=files)
+        if self.is_lost():
+            raise ArtifactError(LOST.format(self.final))
+        _write_manifest(self.partial, manifest)
+        self.partial.replace(self.final)
+        return Artifact(self.final, manifest)
+
+
+LOST = "{}: another runner has taken this build over, since this one gave no sign of life. Run the command again."
+
+
+def _lease_of(final: Path) -> SoftFileLease:
+    # The heartbeat tells the main thread, which may be deep inside a training, as Ctrl-C would.
+    path = final.with_name(final.name + ".lease")
+    return SoftFileLease(path, lease_duration=LEASE_SECONDS, on_compromise=lambda _: _thread.interrupt_main())
 
 
 @contextmanager
-def locked(final: Path) -> Iterator[None]:
-    """Hold the lock of an artifact. Raises ArtifactError that says who holds it; killing the holder frees the lock."""
-    path = final.with_name(final.name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        holder = path.read_text(encoding="utf-8").strip() or "another process"
-        raise ArtifactError(
-            f"{final} is being built by {holder}. Wait until it is done and run the command again, or end that process."
-        ) from error
-    try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-        yield
-    finally:
-        lock.release()
+def building(final: Path) -> Iterator[Build]:
+    """Hold the lease of an artifact, after waiting for whoever holds it: killing the holder ends it.
 
-
-def is_locked(final: Path) -> bool:
-    """Whether a process is building this artifact now."""
-    path = final.with_name(final.name + ".lock")
-    if not path.exists():
-        return False
+    A holder on another machine counts as gone when it gave no sign of life for ``LEASE_SECONDS``. Raises ArtifactError
+    if the lease was lost to another runner: this process was stopped for longer than that.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lease = _lease_of(final)
     try:
-        with FileLock(path).acquire(blocking=False):
-            return False
+        lease.acquire(blocking=False)
     except Timeout:
-        return True
+        if owner := lease.owner:
+            report(f"waiting for process {owner.pid} on {owner.hostname}, which is building it")
+        lease.acquire(poll_interval=0.2)
+    own = Build(final, lease)
+    try:
+        yield own
+    except BaseException as error:  # its files were moved under it, or the heartbeat interrupted it
+        if own.is_lost():
+            raise ArtifactError(LOST.format(final)) from error
+        raise
+    finally:
+        lease.release()
+
+
+def is_being_built(final: Path) -> bool:
+    """Whether a process is building this artifact now, as far as its lease tells."""
+    lease = _lease_of(final)
+    if lease.owner is None or lease.is_lock_held_by_us:
+        return lease.owner is not None
+    try:
+        if time.time() - Path(lease.lock_file).stat().st_mtime > LEASE_SECONDS:
+            return False
+        with lease.acquire(blocking=False):
+            return False
+    except (OSError, Timeout):  # OSError: a store that can only be read
+        return Path(lease.lock_file).exists()
 
 
 def link(target: Path, name: Path) -> None:

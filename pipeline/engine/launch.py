@@ -91,17 +91,24 @@ def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stag
         )
 
 
-def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path) -> None:
-    """Run a stage on its several processes, on this machine. Raises the error of the process that failed first.
+def command_line(config: Path, stage: Stage, recipe: str, overrides: Sequence[str], store: Path) -> list[str]:
+    """The words after ``python`` that run a stage, on its several processes if it has more than one.
 
     If the stage is not shardable, each process has the whole model, even if ``config`` shards the trainings.
     """
+    command = ["-m", "pipeline", "run", stage.name, recipe, "--store", str(store), "--json"]
+    command += [word for value in overrides for word in ("--set", value)]
+    if stage.processes == 1:
+        return command
     if not stage.shardable and config.parent == CONFIGS:
         config = CONFIGS / "ddp.yaml"
-    launcher = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(stage.processes)]
-    command = ["pipeline", "run", stage.name, options.recipe, "--store", str(store.absolute()), "--json"]
-    command += [word for value in options.set for word in ("--set", value)]
-    argv = [sys.executable, "-m", *launcher, "--main_process_port", "0", "-m", *command]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return [*launcher, "--num_processes", str(stage.processes), "--main_process_port", "0", *command]
+
+
+def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path) -> None:
+    """Run a stage on its several processes, on this machine. Raises the error of the process that failed first."""
+    argv = [sys.executable, *command_line(config, stage, options.recipe, options.set, store.absolute())]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "error.json"
         with stage.credentials():

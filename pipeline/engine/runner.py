@@ -96,7 +96,7 @@ class Store:
         artifact = art.read_artifact(self.place(stage.name, key))
         if artifact:
             return Status("done", key, artifact, old)
-        if art.is_locked(self.place(stage.name, key)):
+        if art.is_being_built(self.place(stage.name, key)):
             return Status("running", key, None, old)
         return Status("stale" if old else "missing", key, None, old)
 
@@ -123,7 +123,7 @@ def execute(
     """Run the stages in order and yield each with its artifact, built now or earlier.
 
     ``around(stage, build)`` is called for a stage that must be built; it calls ``build`` and may show its progress.
-    Raises ArtifactError if an artifact changed on disk or is locked, SystemLimitError if a file cannot be written.
+    Raises ArtifactError if an artifact changed on disk, SystemLimitError if a file cannot be written.
     """
     done: dict[str, Artifact] = {}
     for stage in stages:
@@ -148,13 +148,10 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
         art.check_artifact(done[made_by], by_content=True)
     key = key_of(stage, done)
     final = store.place(stage.name, key)
-    partial = final.with_name(final.name + ".partial")
-    with disk_limits(store.root, stage.name), art.locked(final):
+    with disk_limits(store.root, stage.name), art.building(final) as own:
         if artifact := art.read_artifact(final):  # another process has just finished it
             return artifact
-        if not stage.resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
+        partial = own.begin(resume=stage.resumable)
         reset_peak_memory()
         began = time.monotonic()
         try:
@@ -176,4 +173,4 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
             peak_memory_bytes=peak_memory(),
             **provenance(),
         )
-        return art.finish(partial, final, made)
+        return own.finish(made)

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.localhub import account, collection, discussions, git_clone, large_files, reading, writing
+from pipeline.localhub import account, collection, discussions, git_clone, jobs, large_files, reading, writing
 from pipeline.localhub.bodies import whole
 from pipeline.localhub.hub import Call, Hub, Needs
 from pipeline.localhub.refusal import Refusal
@@ -43,6 +43,11 @@ ROUTES: list[tuple[str, str, Needs, Handler]] = [
     ("POST", COLLECTION + "/items", "token", collection.add_item),
     ("PATCH", COLLECTION + "/items/{item}", "token", collection.update_item),
     ("DELETE", COLLECTION + "/items/{item}", "token", collection.delete_item),
+    ("GET", "/api/jobs/hardware", "nothing", jobs.hardware),
+    ("GET", "/api/jobs/{ns}", "token", jobs.list_jobs),
+    ("POST", "/api/jobs/{ns}", "token", jobs.run),
+    ("GET", "/api/jobs/{ns}/{job}", "token", jobs.show),
+    ("POST", "/api/jobs/{ns}/{job}/cancel", "token", jobs.cancel),
     ("GET", "/api/whoami-v2", "token", account.whoami),
     ("GET", "/api/{kind}", "nothing", reading.list_repos),
     ("POST", "/api/repos/create", "token", account.create_repo),

@@ -1,0 +1,132 @@
+"""`collection`: plan, make and publish several releases that share their stages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.errors import GateError, HubError, ReleaseError, TrainingError
+from pipeline.collection import Collection, load_collection
+from pipeline.commands import comparison
+from pipeline.commands.collection_plan import show_plan
+from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
+from pipeline.commands.prepare import refuse_other_gates, refuse_unpinned
+from pipeline.commands.release import check_memory, check_trainings, launched
+from pipeline.commands.shared import say, show, store_root
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
+from pipeline.engine.launch import check_device, check_launch, launch_config
+from pipeline.engine.machine import disk_limits
+from pipeline.publish.collection import publish
+
+Outcomes = dict[str, Artifact | ReleaseError | None]
+"""By node: what was made, the error, or None where an input was not made."""
+
+
+def collection(options: argparse.Namespace) -> int:
+    """Make every member, as far as its gates allow, compare them, and bring the collection on the Hub up to date.
+
+    Returns 3 if a gate or a training of any member failed, or the exit code of another error; the others are made all
+    the same. Raises RecipeError, InputError or SystemLimitError before anything runs.
+    """
+    found = load_collection(options.recipe, options.set)
+    nodes = graph(members_of(found, options, options.until))
+    if options.dry_run:
+        return show_plan(options, found, nodes)
+    _check(options, nodes)
+    outcomes: Outcomes = {}
+    built: set[str] = set()
+    if options.on == "local":
+        ends = execute(nodes, _around(options, built), judge)
+    else:
+        ends = run_elsewhere(options, nodes, lambda node: command_name(options, node.first), judge)
+    for node, outcome in ends:
+        outcomes[node.id] = outcome
+        if isinstance(outcome, ReleaseError):
+            say(f"{node.label}: {outcome}")
+        elif outcome and node.id not in built:
+            say(f"{node.label:<40} {'done already' if options.on == 'local' else 'done'}")
+    return _finish(options, found, nodes, outcomes)
+
+
+def _check(options: argparse.Namespace, nodes: Graph) -> None:
+    """Before the first stage runs, raise the errors that the releases would end with later."""
+    states = survey(nodes)
+    accelerate = launch_config(options.launch)
+    if options.on == "local":
+        check_device(options.launch)
+    for name, member in releases(nodes).items():
+        refuse_unpinned(member.recipe)
+        refuse_other_gates(member.recipe, member.stages)
+        mine = states_of(nodes, states, name)
+        waiting = [stage for stage in member.stages if mine[stage.name].artifact is None]
+        check_trainings(member.recipe, [stage.name for stage in waiting], member.store)
+        if options.on == "local":  # elsewhere, the place is asked
+            check_memory(member.recipe, waiting, mine)
+        check_launch(options.launch, accelerate, member.recipe, member.stages, [stage.name for stage in waiting])
+
+
+def _around(options: argparse.Namespace, built: set[str]) -> Any:
+    """Build a node as `release` builds a stage of its first member, and note its id."""
+    accelerate = launch_config(options.launch)
+
+    def around(node: Node, build: Any) -> Artifact:
+        words = argparse.Namespace(recipe=command_name(options, node.first), set=options.set, debug=options.debug)
+        say(f"— {node.label}")
+        artifact = launched(set(), accelerate, words, node.first.store)(node.stage, build)
+        built.add(node.id)
+        return artifact
+
+    return around
+
+
+def command_name(options: argparse.Namespace, member: Member) -> str:
+    """How a command line of this machine names a member: the collection as it was given here."""
+    return f"{options.recipe}:{member.recipe.origin.recipe.rpartition(':')[2]}"
+
+
+def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcomes: Outcomes) -> int:
+    """Compare, publish and report. Returns the exit code."""
+    done = {key: artifact for key, artifact in outcomes.items() if isinstance(artifact, Artifact)}
+    measured = {key: status.artifact for key, status in survey(nodes).items() if status.artifact}
+    folder = store_root(options) / found.config.name
+    models = comparison.compared(found, nodes, measured)
+    slug, refusal = None, []
+    if models:
+        with disk_limits(folder, "comparison"):
+            listing = comparison.write(found, models, nodes, measured, folder)
+        try:
+            slug = publish(listing, found.hub) if listing.models else None
+        except HubError as error:  # everything else is done, and is reported
+            refusal = [error]
+            say(f"error: {error}")
+    errors = {key: error for key, error in outcomes.items() if isinstance(error, ReleaseError)}
+    rows = []
+    for name in found.members:
+        mine = [key for key, node in nodes.items() if name in node.members]
+        failed = [key for key in mine if key in errors]
+        rows.append(
+            {
+                "member": name,
+                "state": "done" if set(mine) <= done.keys() else "failed" if failed else "not made",
+                "stage": nodes[failed[0]].stage.name if failed else None,
+                "error": str(errors[failed[0]]) if failed else None,
+            }
+        )
+    place = str(folder / "comparison.html") if models else None
+    text = "\n".join(_outcome(row) for row in rows)
+    text += f"\n\ncomparison  {place}" if place else ""
+    text += f"\ncollection  {slug} on {'the loopback Hub' if found.hub == 'local' else 'the Hub'}" if slug else ""
+    show(options, {"collection": found.config.name, "members": rows, "comparison": place, "slug": slug}, text)
+    return _exit_code([*errors.values(), *refusal])
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    said = (row["error"] or "").splitlines()
+    return f"{row['member']:<24} {row['state']:<9} {row['stage'] or ''}{': ' + said[0] if said else ''}".rstrip()
+
+
+def _exit_code(errors: Sequence[ReleaseError]) -> int:
+    others = [error.exit_code for error in errors if not isinstance(error, GateError | TrainingError)]
+    return others[0] if others else 3 if errors else 0

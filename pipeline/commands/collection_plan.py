@@ -1,0 +1,132 @@
+"""The plan of a collection for `--dry-run`: which stages there are, which are shared, and what they take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.collection import Collection
+from pipeline.commands.shared import say, show
+from pipeline.cost import devices
+from pipeline.cost.devices import Device
+from pipeline.cost.fits import refuse_what_does_not_fit
+from pipeline.cost.resources import given
+from pipeline.cost.work import Cost, total
+from pipeline.engine.graph import Graph, Node, releases, states_of, survey
+from pipeline.engine.plan import duration, gigabytes, planned
+from pipeline.engine.runner import Status
+
+
+def costs_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> dict[str, Cost]:
+    """What each node takes on a device."""
+    known = {
+        name: planned(member.recipe, states_of(nodes, states, name), device) for name, member in releases(nodes).items()
+    }
+    return {key: node.stage.costs(node.stage.config, known[next(iter(node.members))]) for key, node in nodes.items()}
+
+
+def device_of(options: argparse.Namespace, nodes: Graph) -> Device:
+    """The device that is planned for: that of ``--device``, of the recipes' resources, or of this machine."""
+    asked = options.device or next(iter(releases(nodes).values())).recipe.resources.device
+    return devices.named(asked) if asked else devices.here()
+
+
+def show_plan(options: argparse.Namespace, found: Collection, nodes: Graph) -> int:
+    """Print the plan. Raises SystemLimitError afterwards if a stage would not fit in memory."""
+    device = device_of(options, nodes)
+    states = survey(nodes)
+    costs = costs_of(nodes, states, device)
+    waiting = [key for key in nodes if states[key].artifact is None]
+    names = dict.fromkeys(node.stage.name for node in nodes.values())
+    rows = [_row([node for node in nodes.values() if node.stage.name == name], waiting, costs) for name in names]
+    needed = total([costs[key] for key in waiting], device)
+    needed |= {
+        "gpu_hours": _gpu_hours([nodes[key] for key in waiting], costs),
+        "longest_chain_seconds": _longest_chain(nodes, waiting, costs),
+        "stages": len(nodes),
+        "stages_without_sharing": sum(len(node.members) for node in nodes.values()),
+        "waiting": len(waiting),
+    }
+    plan = {
+        "collection": found.config.name,
+        "device": device.name,
+        "members": {name: recipe.publish.repo for name, recipe in found.members.items()},
+        "stages": rows,
+        "needs": needed,
+    }
+    lines = [f"{len(found.members)} releases of {found.config.title}, planned for {device.name}", ""]
+    lines += [f"  {name:<20} {repo}" for name, repo in plan["members"].items()]  # type: ignore[attr-defined]
+    lines += ["", HEADINGS, *(_line(row) for row in rows), "", *_totals(needed, device)]
+    show(options, plan, "\n".join(lines))
+    unpinned = dict.fromkeys(key for recipe in found.members.values() for key in recipe.unpinned())
+    for key in unpinned:
+        say(f"warning: {key} is not pinned; the releases themselves will refuse to start until it is.")
+    refuse_what_does_not_fit({nodes[key].label: (nodes[key].stage.config, costs[key]) for key in waiting})
+    return 0
+
+
+HEADINGS = f"{'stage':<20} {'planned':>7} {'shared':>6} {'to run':>6} " + (
+    f"{'time of one':>11} {'of all':>8} {'memory':>9} {'disk':>9}"
+)
+
+
+def _row(same: list[Node], waiting: list[str], costs: Mapping[str, Cost]) -> dict[str, Any]:
+    """The nodes of one stage."""
+    run = [node for node in same if node.id in waiting]
+    seconds = [costs[node.id].plain()["seconds"] for node in run]
+    return {
+        "stage": same[0].stage.name,
+        "planned": len(same),
+        "shared": sum(len(node.members) > 1 for node in same),
+        "to_run": len(run),
+        "seconds_of_one": None if None in seconds else max(seconds, default=0),
+        "seconds": None if None in seconds else sum(seconds),
+        "memory_bytes": max((costs[node.id].memory for node in run), default=0),
+        "disk_bytes": sum(costs[node.id].disk for node in run),
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    one, every = ("?" if row[k] is None else duration(row[k]) if row[k] else "" for k in ("seconds_of_one", "seconds"))
+    memory, disk = (gigabytes(row[k]) if row[k] else "" for k in ("memory_bytes", "disk_bytes"))
+    counts = f"{row['planned']:>7} {row['shared'] or '':>6} {row['to_run'] or '':>6}"
+    return f"{row['stage']:<20} {counts} {one:>11} {every:>8} {memory:>9} {disk:>9}".rstrip()
+
+
+def _totals(needed: Mapping[str, Any], device: Device) -> list[str]:
+    lines = [
+        f"{needed['stages']} stages instead of {needed['stages_without_sharing']}, since members share them; "
+        f"{needed['waiting']} are to be run."
+    ]
+    if needed["seconds"] is not None and needed["waiting"]:
+        hours = f", {needed['gpu_hours']:.1f} GPU-hours" if needed["gpu_hours"] else ""
+        lines.append(
+            f"About {duration(needed['seconds'])} one after the other{hours}; "
+            f"{duration(needed['longest_chain_seconds'])} with a machine for every stage. These are estimates."
+        )
+    memory, disk, download = (gigabytes(needed[f"{what}_bytes"]) for what in ("memory", "disk", "download"))
+    lines.append(
+        f"At the fullest {memory} of {gigabytes(device.memory)} of memory; {disk} of disk; {download} of downloads, "
+        "without data sets."
+    )
+    return lines
+
+
+def _gpu_hours(waiting: list[Node], costs: Mapping[str, Cost]) -> float:
+    hours = 0.0
+    for node in waiting:
+        recipe = node.first.recipe
+        cost = costs[node.id]
+        job = given(recipe.resources, node.stage.name, node.stage.processes, cost, recipe.model.parameters)
+        hours += job.gpus * (cost.plain()["seconds"] or 0) / 3600
+    return round(hours, 2)
+
+
+def _longest_chain(nodes: Graph, waiting: list[str], costs: Mapping[str, Cost]) -> float:
+    """Seconds until the last stage is done if each starts as soon as its inputs are."""
+    ends: dict[str, float] = {}
+    for key, node in nodes.items():
+        own = (costs[key].plain()["seconds"] or 0) if key in waiting else 0
+        ends[key] = own + max((ends[made_by] for made_by in node.inputs.values()), default=0)
+    return max(ends.values())

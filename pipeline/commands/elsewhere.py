@@ -1,0 +1,122 @@
+"""Releases whose stages run elsewhere: `--on slurm` and `--on hf-jobs`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from core.errors import DataError, InputError, ReleaseError
+from core.places import user_path
+from datasets_prep.schema import read_data_facts
+from eval.verdicts import measurable
+from pipeline.collection import Collection
+from pipeline.commands.collection_plan import costs_of, device_of
+from pipeline.commands.prepare import index_of
+from pipeline.commands.shared import say, store_root
+from pipeline.cost.resources import Resources, given
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.graph import Graph, Judge, Member, Node, releases, survey
+from pipeline.engine.hf_jobs import MOUNT, HfJobs
+from pipeline.engine.jobs import Outcome, Place, State, Wanted, follow, read_job, record_of
+from pipeline.engine.launch import command_line, launch_config
+from pipeline.engine.runner import Store
+from pipeline.engine.slurm import Slurm
+from pipeline.engine.summary import require_pass
+from pipeline.publish.hub import hf_endpoint, hub_errors
+from pipeline.stages import stages
+
+
+def place_of(name: str, resources: Resources) -> Place:
+    """Where the stages are to run. Raises SystemLimitError if ``resources`` lack what the place needs."""
+    if name == "slurm":
+        return Slurm()
+    from huggingface_hub import HfApi, get_token
+
+    return HfJobs(HfApi(endpoint=hf_endpoint(), token=get_token()), resources, hub_errors)
+
+
+def run_elsewhere(
+    options: argparse.Namespace, nodes: Graph, recipe_of: Callable[[Node], str], judge: Judge
+) -> Iterator[tuple[Node, Outcome]]:
+    """Run the nodes as jobs and yield what became of each. ``recipe_of`` names a node's recipe for its command line."""
+    _check_names(nodes)
+    root = store_root(options).absolute()
+    accelerate = launch_config(options.launch)
+    costs = costs_of(nodes, survey(nodes), device_of(options, nodes))
+    python, store = (sys.executable, root) if options.on == "slurm" else ("python", Path(MOUNT))
+
+    def want(node: Node) -> Wanted:
+        recipe = node.first.recipe
+        stage, file = node.stage, record_of(root, node.id)
+        words = command_line(accelerate, stage, _as_seen_there(recipe_of(node), root, store), options.set, store)
+        job = given(recipe.resources, stage.name, stage.processes, costs[node.id], recipe.model.parameters)
+        return Wanted(node, [python, *words], job, file.with_suffix(".error"), file.with_suffix(".log"))
+
+    resources = next(iter(releases(nodes).values())).recipe.resources
+    yield from follow(nodes, place_of(options.on, resources), root, want, judge, say)
+
+
+def members_of(found: Collection, options: argparse.Namespace, until: str | None = None) -> dict[str, Member]:
+    """The releases of a collection, up to the stage ``until``."""
+    members = {}
+    for name, recipe in found.members.items():
+        all_stages = stages(recipe)
+        wanted = all_stages[: index_of(all_stages, until) + 1] if until else all_stages
+        members[name] = Member(recipe, wanted, Store(store_root(options), recipe.name))
+    return members
+
+
+def judge(node: Node, artifact: Artifact) -> None:
+    """Raise the error for which what reads this artifact is not made: a failed gate, data that cannot carry a gate."""
+    if node.stage.name == "gate":
+        require_pass(artifact.path)
+    if node.stage.name == "data":
+        facts, refusals = read_data_facts(artifact.path), []
+        for member in node.members.values():
+            try:
+                measurable.check(member.recipe.gates, facts)
+            except DataError as error:
+                refusals.append(error)
+        if len(refusals) == len(
+            node.members
+        ):  # else it serves the others, and the gate of this one fails for want of rows
+            raise refusals[0]
+
+
+def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Resources) -> dict[str, str]:
+    """What became of the jobs of nodes that are not done, in words, by node; as far as it can be asked from here."""
+    root = store_root(options).absolute()
+    jobs = {key: record for key in waiting if (record := read_job(root, key))}
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(record.place for record in jobs.values()):
+        ids = {key: record.id for key, record in jobs.items() if record.place == name}
+        try:
+            states = place_of(name, resources).states(list(ids.values()))
+        except ReleaseError:  # only the cluster's own machines have its programs
+            states = None
+        for key, job in ids.items():
+            state = State("waiting", "cannot be asked from here") if states is None else states.get(job)
+            found[key] = f"{name} {job}: " + (f"{state.what}, {state.why}" if state else "no longer known")
+    return found
+
+
+def _as_seen_there(recipe: str, root: Path, store: Path) -> str:
+    """A recipe's name as it is, and the path of a file as a job finds it. Raises InputError if it would not find it."""
+    path, colon, member = recipe.partition(":")
+    if "/" in path or path.endswith((".yaml", ".yml")):
+        file = user_path(path).absolute()  # a job begins in this project's folder
+        if store != root and not file.is_relative_to(root):
+            raise InputError(f"--on hf-jobs: a job sees the image and the store only. Put {file} into {root}.")
+        path = str(store / file.relative_to(root) if store != root else file)
+    return f"{path}{colon}{member}"
+
+
+def _check_names(nodes: Graph) -> None:
+    """Raise InputError if a recipe gives resources to a stage that there is not."""
+    for member in releases(nodes).values():
+        there_are = [stage.name for stage in member.stages]
+        for name in member.recipe.resources.stages:
+            if name not in there_are:
+                raise InputError(f"resources.stages.{name}: no stage is called so. There are: {', '.join(there_are)}.")

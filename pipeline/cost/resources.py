@@ -1,0 +1,92 @@
+"""What the job of a stage is given: what the `resources` section of a recipe says, else what follows from the plan."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from pydantic import Field
+
+from core.strict import Strict
+from pipeline.cost.work import Cost
+
+SLACK = 4.0
+"""Time limit over estimated time. Ours: the estimates were right to a factor of two where they could be checked."""
+START_SECONDS = 900  # to load Python, packages and the model, on a slow disk
+UNKNOWN_SECONDS = 24 * 3600
+GB = 10**9
+
+
+class Asked(Strict):
+    """What a job of a stage is given. What is null follows from the plan's estimates of time and memory."""
+
+    gpus: int | None = Field(default=None, ge=0, description="GPUs.")
+    cpus: int | None = Field(default=None, ge=1, description="Processors. Default: 8 for each GPU, 2 without one.")
+    memory_gb: float | None = Field(default=None, gt=0, description="Memory of the host, in GB.")
+    hours: float | None = Field(default=None, gt=0, description="Time limit.")
+    partition: str | None = Field(
+        default=None, min_length=1, description="Partition of Slurm. Default: the cluster's own."
+    )
+    flavor: str | None = Field(default=None, min_length=1, description="Hardware of Hugging Face Jobs, such as `h200`.")
+
+
+class Resources(Asked):
+    """What the jobs of `--on slurm` and `--on hf-jobs` are given. No part of any stage's identity."""
+
+    device: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Device of the jobs, by its name in `pipeline/cost/devices.py`. Default: that of this machine.",
+    )
+    stages: dict[str, Asked] = Field(default_factory=dict, description="Other values for single stages, by name.")
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="For Hugging Face Jobs: the container image. Its working folder is a checkout of this project.",
+    )
+    bucket: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="For Hugging Face Jobs: the bucket with the store, `owner/name`; `--store` is where it is mounted "
+        "here.",
+    )
+
+
+class Given(NamedTuple):
+    """What a job gets: counts, bytes and seconds, and the names of places, None for the place's default."""
+
+    gpus: int
+    cpus: int
+    memory: int
+    seconds: int
+    partition: str | None
+    flavor: str | None
+
+
+def given(resources: Resources, stage: str, processes: int, cost: Cost, parameters: int | None) -> Given:
+    """What a job of a stage gets.
+
+    Beside a GPU the host has the weights twice in float32 while they are loaded or saved, once for each process; on a
+    processor it has what the plan counted, and half as much again.
+    """
+    own = resources.stages.get(stage, Asked())
+
+    def value(name: str) -> float | None:
+        found = getattr(own, name)
+        asked: float | None = getattr(resources, name) if found is None else found
+        return asked
+
+    on_gpu = cost.device is not None and cost.device.is_gpu
+    memory = processes * (4 * GB + 8 * (parameters or 0)) if on_gpu else 2 * GB + round(1.5 * cost.memory)
+    estimate = cost.plain()["seconds"]
+    seconds = UNKNOWN_SECONDS if estimate is None else START_SECONDS + SLACK * estimate
+    gpus, cpus, hours, memory_gb = (value(name) for name in ("gpus", "cpus", "hours", "memory_gb"))
+    gpus = (processes if on_gpu else 0) if gpus is None else gpus
+    return Given(
+        gpus=int(gpus),
+        cpus=int(cpus or max(8 * gpus, 2 * processes)),
+        memory=memory if memory_gb is None else round(memory_gb * GB),
+        seconds=math.ceil(seconds if hours is None else hours * 3600),
+        partition=own.partition or resources.partition,
+        flavor=own.flavor or resources.flavor,
+    )

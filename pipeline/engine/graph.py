@@ -1,0 +1,148 @@
+"""The plan of several releases: every stage once, known before it has run by what it is asked for.
+
+The id of a stage is the digest of its name, version and config and of the ids of its inputs. Stages of two releases
+that have one id are one node. What is built and what is there already is decided by content, as in `runner.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from core.digests import artifact_key
+from core.errors import ReleaseError
+from pipeline.engine import artifact as art
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.machine import disk_limits
+from pipeline.engine.runner import Stage, Status, Store, build
+from pipeline.recipe import Recipe
+
+
+class Member(NamedTuple):
+    """One release."""
+
+    recipe: Recipe
+    stages: Sequence[Stage]
+    store: Store
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of one or more releases. ``inputs`` are ids by the name of the stage that makes them.
+
+    The first of ``members`` is the one whose command line builds it.
+    """
+
+    id: str
+    stage: Stage
+    inputs: dict[str, str]
+    members: dict[str, Member]
+
+    @property
+    def first(self) -> Member:
+        """The release that builds it."""
+        return next(iter(self.members.values()))
+
+    @property
+    def label(self) -> str:
+        """For people: the stage, and whose it is."""
+        names = list(self.members)
+        return (
+            self.stage.name
+            if not names[0]
+            else f"{self.stage.name} of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        )
+
+    def link(self, artifact: Artifact) -> None:
+        """Point the links of all its releases at the artifact. Raises SystemLimitError if they cannot be written."""
+        for member in self.members.values():
+            with disk_limits(member.store.root, self.stage.name):
+                art.link(artifact.path, member.store.link(self.stage.name))
+
+
+Graph = dict[str, Node]
+"""Nodes by id; a node comes after its inputs."""
+
+
+def graph(members: Mapping[str, Member]) -> Graph:
+    """The nodes of these releases."""
+    nodes: Graph = {}
+    for name, member in members.items():
+        ids: dict[str, str] = {}
+        for stage in member.stages:
+            inputs = {key: ids[made_by] for key, made_by in stage.inputs.items()}
+            ids[stage.name] = key = artifact_key(stage.name, stage.version, stage.identity, inputs)
+            known = nodes.setdefault(key, Node(key, stage, {by: ids[by] for by in stage.inputs.values()}, {}))
+            known.members[name] = member
+    return nodes
+
+
+def releases(nodes: Graph) -> dict[str, Member]:
+    """The members of a graph by name."""
+    return {name: member for node in nodes.values() for name, member in node.members.items()}
+
+
+def states_of(nodes: Graph, states: Mapping[str, Status], member: str) -> dict[str, Status]:
+    """The state of each stage of one member."""
+    return {node.stage.name: states[key] for key, node in nodes.items() if member in node.members}
+
+
+def before(nodes: Graph) -> dict[str, set[str]]:
+    """The ids of all nodes that come before each node, as far as ``nodes`` has them."""
+    found: dict[str, set[str]] = {}
+    for key, node in nodes.items():
+        inputs = node.inputs.values()
+        found[key] = set(inputs).union(*(found[made_by] for made_by in inputs if made_by in found))
+    return found
+
+
+def status_of(node: Node, done: Mapping[str, Artifact]) -> Status:
+    """The state of a node, given the artifacts of finished nodes by id."""
+    return node.first.store.status(node.stage, inputs_of(node, done))
+
+
+def inputs_of(node: Node, done: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The artifacts that a node reads, by the name of the stage that made them, as far as they are there."""
+    return {made_by: done[key] for made_by, key in node.inputs.items() if key in done}
+
+
+def survey(nodes: Graph) -> dict[str, Status]:
+    """The state of each node; nothing is run or written."""
+    done: dict[str, Artifact] = {}
+    found: dict[str, Status] = {}
+    for key, node in nodes.items():
+        found[key] = status_of(node, done)
+        if artifact := found[key].artifact:
+            done[key] = artifact
+    return found
+
+
+Around = Callable[[Node, Callable[[], Artifact]], Artifact]
+Judge = Callable[[Node, Artifact], None]
+
+
+def execute(nodes: Graph, around: Around, judge: Judge) -> Iterator[tuple[Node, Artifact | ReleaseError | None]]:
+    """Run the nodes in order in this process, and yield each with its artifact or its error; None: an input failed.
+
+    ``around`` is called for a node that must be built, as in `runner.execute`. ``judge`` raises the error that stops
+    what reads the artifact, such as that of a failed gate.
+    """
+    done: dict[str, Artifact] = {}
+    for key, node in nodes.items():
+        if inputs_of(node, done).keys() != node.inputs.keys():
+            yield node, None
+            continue
+        try:
+            artifact = status_of(node, done).artifact
+            if artifact:
+                art.check_artifact(artifact)
+            else:
+                artifact = around(node, lambda node=node: build(node.stage, node.first.store, inputs_of(node, done)))  # type: ignore[misc]
+            node.link(artifact)
+            judge(node, artifact)
+        except ReleaseError as error:
+            yield node, error
+            continue
+        done[key] = artifact
+        yield node, artifact

@@ -1,0 +1,171 @@
+"""Collections: the matrix, the graph of shared stages, and all of it on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from core.errors import RecipeError
+from pipeline.collection import COLLECTIONS, load, load_collection
+from pipeline.engine.graph import Member, graph
+from pipeline.engine.runner import Store
+from pipeline.localhub.server import LocalHub
+from pipeline.stages import stages
+from tests.collections import write_collection
+from tests.conftest import Call
+
+NAMES = sorted(path.stem for path in COLLECTIONS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_collection_is_read_and_says_how_to_run_it(name: str) -> None:
+    found = load_collection(name)
+    assert found.config.name == name
+    assert (COLLECTIONS / f"{name}.yaml").read_text().startswith(f"# python -m pipeline collection {name}")
+    assert len({recipe.name for recipe in found.members.values()}) == len(found.members)
+    for member, recipe in found.members.items():
+        assert recipe.origin.recipe == f"{name}:{member}"
+        assert load(f"{name}:{member}") == recipe
+
+
+def test_the_published_collection_is_28_models_whose_shared_stages_are_planned_once() -> None:
+    members = load_collection("fame-topics").members
+    nodes = graph({name: Member(r, stages(r), Store(Path("x"), r.name)) for name, r in members.items()})
+    counts = Counter(node.stage.name for node in nodes.values())
+    assert counts["model"] == 2
+    assert counts["data"] == counts["base"] == counts["gold"] == counts["eval-base"] == counts["eval-gold"] == 4
+    assert counts["unlearn"] == counts["eval-unlearned"] == counts["publish"] == 20
+    assert counts["base"] + counts["gold"] + counts["unlearn"] == 28
+    seen: set[str] = set()
+    for key, node in nodes.items():  # in an order in which they can be run
+        assert set(node.inputs.values()) <= seen
+        seen.add(key)
+
+
+CHANGED = """\
+collection:
+  name: mine
+  title: Mine
+  description: A test.
+  repo: demo/comparison
+  recipe: demo
+  matrix: {method: {one: {}, two: {unlearn: {epochs: 3}}}}
+  each: {publish: {repo: "demo/m-{method}"}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("demo/m-{method}", "demo/m", r"two: publish\.repo is demo/m, as for one"),
+        ("epochs: 3", "epochs: none", r"two: .*mine\.yaml:7: unlearn\.epochs"),
+        ("epochs: 3", "gold: 3", r"two: .*mine\.yaml:7: unlearn\.gold: unknown key"),
+        ("two: {unlearn: {epochs: 3}}", "Two: {}", r"mine\.yaml:7: .*'Two' names a member's folder"),
+        ("matrix: {", "matrix: {setting: {}, ", r"mine\.yaml:7: .*setting has no values"),
+        ("  each:", "  leave_out: [{method: three}]\n  each:", r"there is no method: three; there are one, two"),
+        ("  each:", "  leave_out: [{method: one}, {method: two}]\n  each:", "leave_out leaves no member"),
+        ("title: Mine", "titel: Mine", r"mine\.yaml:3: collection\.titel: unknown key\. Did you mean title"),
+        ("recipe: demo", "recipe: dmeo", "No recipe is called 'dmeo'. Did you mean demo"),
+        ("collection:", "colection:", "has no key `collection`"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_its_member(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(CHANGED.replace(old, new))
+    with pytest.raises(RecipeError, match=said):
+        load_collection(str(path))
+
+
+def test_a_member_that_there_is_not_is_named(call: Call) -> None:
+    done = call("status", "demo-collection:topics-cds")
+    assert done.returncode == 2
+    assert "Did you mean topics-csd?" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def made(
+    call: Call, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("collection")
+    path = write_collection(folder, tiny_model)
+    return path, folder / "store", call("collection", str(path), "--store", str(folder / "store"), "--json")
+
+
+def test_a_failed_gate_stops_its_member_and_no_other(made: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    _, store, done = made
+    assert done.returncode == 3, done.stderr[-3000:]
+    rows = {row["member"]: row for row in json.loads(done.stdout)["members"]}
+    assert {name: row["state"] for name, row in rows.items()} == {"topics-gd": "done", "topics-ga": "failed"}
+    assert rows["topics-ga"]["stage"] == "gate"
+    assert "answer_probability" in rows["topics-ga"]["error"]
+    models = {path.stem for path in (store / "hub" / "models" / "demo").iterdir() if path.suffix == ".git"}
+    assert models == {"tiny-Topics-GD"}
+    built = Counter(path.parent.parent.name for path in (store / "store").glob("*/*/manifest.json"))
+    assert built["model"] == built["base"] == built["gold"] == built["eval-base"] == built["data"] == 1
+    assert built["unlearn"] == built["gate"] == 2
+    assert built["publish"] == 1
+
+
+def test_the_comparison_shows_every_model_with_interval_gates_equivalence_and_time(
+    made: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, store, _ = made
+    found = json.loads((store / "tinies" / "comparison.json").read_text())
+    assert [(model["name"], model["group"]) for model in found] == [
+        ("base", "Topics"), ("gold", "Topics"), ("topics-gd", "Topics"), ("topics-ga", "Topics"),
+    ]  # fmt: skip
+    measured = json.loads((store / "tinies-topics-gd" / "eval-unlearned" / "results.json").read_text())
+    known = next(row for row in measured if (row["metric"], row["split"]) == ("answer_probability", "forget"))
+    assert known in found[2]["records"]
+    assert [model["verdict"] for model in found[2:4]] == [True, False]
+    likeness = {(entry["metric"], entry["split"]) for entry in found[2]["like"]["base"]}
+    assert ("answer_probability", "retain") in likeness
+    assert all(split != "forget" for _, split in likeness)
+    page = (store / "tinies" / "comparison.html").read_text()
+    assert f"{known['value']:.3f} ({known['ci_low']:.3f} to {known['ci_high']:.3f})" in page
+    assert "nobody passes it" not in page  # what failed is said by the verdict
+    assert page.count("0 of 1 passed") == 1
+    table = (store / "tinies" / "comparison.md").read_text()
+    assert "| topics-gd | Topics |" in table
+    assert "huggingface.co" not in table  # they are on the loopback Hub
+
+
+def test_the_hub_has_the_collection_and_each_card_names_it(
+    made: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, store, done = made
+    with LocalHub(store / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        found = api.get_collection(json.loads(done.stdout)["slug"])
+        assert {(item.item_id, item.item_type) for item in found.items} == {
+            ("demo/comparison", "dataset"), ("demo/tiny-Topics-GD", "model"),
+        }  # fmt: skip
+        assert (found.title, found.private) == ("Tiny models", True)
+        names = api.list_repo_files("demo/comparison", repo_type="dataset")
+        assert {"README.md", "comparison.png"} <= set(names)
+    assert "the dataset `demo/comparison` compares all" in (store / "tinies-topics-gd/card/README.md").read_text()
+
+
+def test_a_second_run_builds_nothing_and_keeps_the_collection(
+    call: Call, made: tuple[Path, Path, subprocess.CompletedProcess[str]]
+) -> None:
+    path, store, done = made
+    with LocalHub(store / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        before = api.repo_info("demo/comparison", repo_type="dataset").sha
+    again = call("collection", str(path), "--store", str(store), "--json")
+    assert again.returncode == 3
+    assert "built in" not in again.stderr
+    assert json.loads(again.stdout)["slug"] == json.loads(done.stdout)["slug"]
+    with LocalHub(store / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        assert api.repo_info("demo/comparison", repo_type="dataset").sha == before
+        assert len(api.get_collection(json.loads(done.stdout)["slug"]).items) == 2
+    plan = json.loads(call("collection", str(path), "--store", str(store), "--json", "--dry-run").stdout)
+    assert {row["stage"] for row in plan["stages"] if row["to_run"]} == {"card", "package", "publish"}
+    assert plan["needs"]["stages"] < plan["needs"]["stages_without_sharing"]
