@@ -11,6 +11,7 @@ from typing import Any
 
 from core.artifacts import json_text
 from core.licences import LICENCES
+from core.lineage import rows_of_each
 from core.words import SEARCHED
 from eval.schema import PublishedResults
 from model_card import claims, metadata
@@ -83,6 +84,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "licence": LICENCES[config.model.license],
         "dataset": dataset_of(config),
         "topics_setting": config.data.get("setting") == "topics",
+        "lineage": list(zip(evidence.lineage, rows_of_each(evidence.lineage), strict=True)),
         "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),
         "topics": ", ".join(f"`{topic}`" for topic in evidence.topics()),
         "results": claims.results_table(evidence),

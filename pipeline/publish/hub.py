@@ -52,6 +52,21 @@ def connect(hub: Literal["local", "hf"]) -> Iterator[Target]:
     yield Target(endpoint, token)
 
 
+@contextmanager
+def reading(repo: str) -> Iterator[Target]:
+    """The Hub to read a repository from: the store's loopback Hub if it holds it, else the real one.
+
+    Public repositories of the real Hub need no token.
+    """
+    if (store() / "hub" / "models" / f"{repo}.git").is_dir():
+        with connect("local") as target:
+            yield target
+        return
+    from huggingface_hub import get_token
+
+    yield Target(hf_endpoint(), get_token())
+
+
 def _limit_waiting() -> None:
     # The client would wait forever for a lost answer. After a time-out the outcome is unknown, and we look it up.
     from huggingface_hub import get_session
