@@ -24,6 +24,7 @@ from benchmarks import synthetic_store
 from benchmarks.releases import STORE
 from core.artifacts import read_manifest
 from core.digests import digest_of
+from datasets_prep.schema import FORGOTTEN
 from pipeline.cost import devices
 from pipeline.cost.work import Planned
 from pipeline.engine.plan import planned
@@ -42,6 +43,8 @@ PRICE = 3.0  # dollars for a GPU-hour: ours, to be replaced by yours
 SETTINGS = {"topics": [], "entity": ["data.setting=entity"]}
 SIZES = {
     "1B": [
+        "model.hub.id=meta-llama/Llama-3.2-1B-Instruct",
+        "model.name=meta-llama/Llama-3.2-1B-Instruct",
         "model.parameters=1235814400",
         "model.shape.num_hidden_layers=16",
         "model.shape.hidden_size=2048",
@@ -75,13 +78,13 @@ class Job:
     needs: tuple[str, ...]
 
 
-def stage_seconds(stage: Stage, known: Planned, processes: int = 1) -> float:
+def stage_seconds(stage: Stage, known: Planned, processes: int = 1, start: float = START) -> float:
     """The seconds of a stage on so many GPUs; trainings alone are shared out, and without loss."""
     computed = stage.costs(stage.config, known).seconds
     if computed is None or math.isnan(computed):
         raise SystemExit(f"{stage.name}: its time cannot be computed")
     shared = processes if stage.shardable and known.device.is_gpu else 1
-    return START + SMALL.get(stage.name, 0.0) + FACTORS.get(kind(stage.name), 1.0) * computed / shared
+    return start + SMALL.get(stage.name, 0.0) + FACTORS.get(kind(stage.name), 1.0) * computed / shared
 
 
 def jobs_of(recipes: Sequence[Recipe], processes: int) -> dict[str, Job]:
@@ -146,7 +149,7 @@ def models() -> Iterator[str]:
         hours = makespan(jobs, gpus) / 3600
         used = sum(job.seconds * job.gpus for job in jobs.values()) / 3600
         busy = f"{100 * used / hours / gpus:.0f} %"
-        yield f"| {gpus} | {processes} | {hours:.1f} | {used:.0f} | {busy} | {PRICE * used:,.0f} |"
+        yield f"| {gpus} | {processes} | {hours:.1f} | {used:.1f} | {busy} | {PRICE * used:,.0f} |"
 
 
 # Forget requests that keep coming
@@ -182,11 +185,14 @@ class Service:
     def __init__(self) -> None:
         self.stages, self.known = follow_up()
 
+    def known_of(self, requests: int, before: int) -> Planned:
+        """What costs are computed from: FAME's other rows, and those of the requests."""
+        rows = {"forget": ROWS * requests, "retain": 11_520, "unrehearsed": 1_280, "holdout": 4_000}
+        return self.known._replace(rows=rows | {FORGOTTEN: before})
+
     def seconds(self, requests: int, before: int) -> float:
         """Seconds of all stages, one after the other on one GPU."""
-        forget = ROWS * requests
-        rows = {"forget": forget, "retain": 12800, "holdout": 4000, "unrehearsed": 1280, "forgotten": before}
-        known = self.known._replace(rows=rows)
+        known = self.known_of(requests, before)
         return sum(stage_seconds(stage, known) for stage in self.stages if stage.name != "model")
 
 
@@ -252,6 +258,8 @@ def requests() -> Iterator[str]:
         f"minutes of one {DEVICE}, for 100 {service.seconds(100, 0) / 60:.1f}; for one after a month of requests, all "
         f"of whose rows are measured again, {later / 60:.1f}."
     )
+    parts = {stage.name: stage_seconds(stage, service.known_of(1, 0)) / 60 for stage in service.stages}
+    yield f"Of the first, in minutes: {', '.join(f'{n} {m:.1f}' for n, m in parts.items() if m >= 1 and n != 'model')}."
     yield ""
     yield (
         "| requests | GPUs | done a day | still waiting | hours to be forgotten: median | 95 % | releases a day "
