@@ -65,9 +65,10 @@ def parse(text: str, kind: type[Content], place: str, remedy: str) -> Content:
     """The ``kind`` that JSON text holds; ``place`` says in errors where it stands. Raises ArtifactError."""
     try:
         _check_version(text, kind)
-        return _adapter(kind).validate_json(text)
+        content: Content = _adapter(kind).validate_json(text)  # type: ignore[arg-type]  # types are hashable
     except ValueError as error:  # which json's and pydantic's errors are too
         raise ArtifactError(f"{place}: {_explain(error)}. {remedy}") from error
+    return content
 
 
 @cache  # making one takes longer than reading a manifest
