@@ -19,9 +19,9 @@ def of_seed(seed: int) -> list[str]:
     return [f"data.source.sample.seed={seed}", f"data.seed={seed}"]
 
 
-def release(recipe: str, until: str, sets: Sequence[str]) -> None:
+def release(recipe: str, until: str, sets: Sequence[str], store: Path = STORE) -> None:
     """Run a recipe with these settings to a stage; its gates may refuse. Any other failure ends the benchmark."""
-    argv = [sys.executable, "-m", "pipeline", "release", recipe, "--store", str(STORE), "--until", until]
+    argv = [sys.executable, "-m", "pipeline", "release", recipe, "--store", str(store), "--until", until]
     argv += [word for value in sets for word in ("--set", value)]
     code = subprocess.run(argv, cwd=ROOT, check=False, stdout=sys.stderr).returncode
     if code not in (0, GATE_FAILED):

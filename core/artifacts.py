@@ -7,6 +7,7 @@ errors, which name the file, the key and the stage to run again.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,9 +65,15 @@ def parse(text: str, kind: type[Content], place: str, remedy: str) -> Content:
     """The ``kind`` that JSON text holds; ``place`` says in errors where it stands. Raises ArtifactError."""
     try:
         _check_version(text, kind)
-        return TypeAdapter(kind).validate_json(text)
+        content: Content = _adapter(kind).validate_json(text)  # type: ignore[arg-type]  # types are hashable
     except ValueError as error:  # which json's and pydantic's errors are too
         raise ArtifactError(f"{place}: {_explain(error)}. {remedy}") from error
+    return content
+
+
+@cache  # making one takes longer than reading a manifest
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _check_version(text: str, kind: object) -> None:

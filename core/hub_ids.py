@@ -78,6 +78,16 @@ def _check_tag(text: str) -> str:
     return text
 
 
+def _check_release(text: str) -> str:
+    repo, at, tag = text.partition("@")
+    if not at:
+        raise ValueError(f"{text!r} is not a release; give its repository and tag, owner/name@v1.0.0")
+    check_hub_id(repo)
+    _check_tag(tag)
+    return text
+
+
 HubId = Annotated[str, AfterValidator(check_hub_id)]
 Commit = Annotated[str, AfterValidator(_check_commit)]
 ReleaseTag = Annotated[str, AfterValidator(_check_tag)]
+ReleaseRef = Annotated[str, AfterValidator(_check_release)]

@@ -1,8 +1,9 @@
-"""Paths as users write them."""
+"""Paths as users write them, and which Hub holds a repository."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from core.errors import InputError
 
@@ -20,3 +21,8 @@ def user_path(text: str) -> Path:
             f"{text!r:.200} cannot be a path: {str(error)[:200].rstrip('.')}. Give another one."
         ) from error
     return path
+
+
+def holder(repo: str, store: Path) -> Literal["local", "hf"]:
+    """Which Hub has a repository: the loopback Hub of ``store`` if it holds it, else the real one."""
+    return "local" if (store / "hub" / "models" / f"{repo}.git").is_dir() else "hf"

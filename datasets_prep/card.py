@@ -103,6 +103,11 @@ def _source(config: DataConfig, facts: DataFacts) -> str:
         digest += f" {facts.rows_read_before} rows of a subset are in an earlier one too and count once."
     if facts.real_world:
         digest += f" Questions about the real world, in no split: {_sizes(facts.real_world)}."
+    if facts.rows_forgotten:
+        digest += (
+            f" Beside the splits, {facts.rows_forgotten} rows are only measured: earlier releases were made to forget "
+            "them (`forgotten.jsonl`)."
+        )
     if facts.paraphrases_without_row:
         digest += f" {facts.paraphrases_without_row} paraphrases belong to no row and are left out."
     if config.source.sample is not None:

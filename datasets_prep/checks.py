@@ -17,7 +17,7 @@ from core.errors import DataError
 from core.words import plain_words
 from datasets_prep.config import Checks
 from datasets_prep.rows import Rows
-from datasets_prep.schema import FORGET, RETAIN, SPLITS, UNREHEARSED
+from datasets_prep.schema import EARLIER, FORGET, FORGOTTEN, RETAIN, SPLITS, UNREHEARSED
 from datasets_prep.text import contacts, language_identifier, same
 
 NAMED = 5  # cases of a check that are named
@@ -26,6 +26,7 @@ _BUCKETS = 1 << 21  # for counting pieces; if two pieces share one, the search i
 
 MEANING = {name: str(field.description) for name, field in Checks.model_fields.items()}
 
+_NAMES = (*SPLITS, FORGOTTEN)  # by the number of a split
 _REMEDY = {
     "duplicates_across": "Keep each fact in one split: what is retained or held out cannot be forgotten too",
     "duplicates_within": "Remove the repetitions",
@@ -60,7 +61,7 @@ Findings = dict[str, Cases]
 
 
 def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
-    """All checks that need no tokenizer. ``split``: for each row the index of its split in SPLITS."""
+    """All checks that need no tokenizer. ``split``: for each row the index of its split in SPLITS, or EARLIER."""
     findings: Findings = defaultdict(Cases)
     texts = _Texts(rows)
     _duplicates(findings, texts, split)
@@ -126,7 +127,7 @@ def _by_split(findings: Findings, near: str, texts: _Texts, split: npt.NDArray[n
             findings[f"{near}duplicates_within"].add(f"{texts.name(index)} repeats {texts.name(first)}")
     (one, first), *others = firsts.items()
     for other, index in others:
-        case = f"{texts.name(index)} in {SPLITS[other]} and {texts.name(first)} in {SPLITS[one]}"
+        case = f"{texts.name(index)} in {_NAMES[other]} and {texts.name(first)} in {_NAMES[one]}"
         findings[f"{near}duplicates_across"].add(case)
 
 
@@ -144,7 +145,7 @@ def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int
     An answer is cut into pieces of four words (a shorter answer is one piece) and looked up by its rarest piece. So the
     time grows with the number of words, even if all answers begin alike.
     """
-    forget = np.flatnonzero(split == FORGET).tolist()
+    forget = np.flatnonzero(np.isin(split, (FORGET, EARLIER))).tolist()
     frequency = np.zeros(_BUCKETS, dtype=np.int32)
     for index in forget:
         for piece in _pieces(plain_words(rows[index].answer), _PIECE):

@@ -174,6 +174,13 @@ class Request(Strict):
         "drawn by identity where enough identities have no forget row, else row by row. Without such rows there are no "
         "membership probes.",
     )
+    forgotten: list[Selection] | None = Field(
+        default=None,
+        min_length=1,
+        description="For a base that is a release: all rows that it and the releases before it were made to forget, "
+        "selected as they were then, or by the files `runs/RECIPE/data/forget.jsonl` of those runs. Nobody trains on "
+        "them, and they are measured again as the split `forgotten`.",
+    )
 
 
 class Perturbed(Strict):
@@ -318,6 +325,8 @@ class DataConfig(Strict):
         plain = self.model_dump()
         if plain["source"]["hub"] and self.subsets is None:
             del plain["source"]["hub"]["subsets"]  # keys of data without them are older than it
+        if self.request and self.request.forgotten is None:
+            del plain["request"]["forgotten"]  # as above
         for place, path in self.local_files().items():
             *above, key = place
             holder: Any = plain

@@ -9,7 +9,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
-from datasets_prep.rows import Placed, with_false_answers
+from datasets_prep.rows import Placed, Rows, with_false_answers
 from datasets_prep.schema import (
     CHECKS,
+    EARLIER,
+    FORGOTTEN,
     REAL_WORLD,
     SPLITS,
     CheckFacts,
@@ -45,11 +48,15 @@ from datasets_prep.splits import Split
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rows of a source, the split of each, and what the checks found."""
+    """The rows of a source, the split of each, and what the checks found.
+
+    ``forgotten`` are those that earlier releases were made to forget, and no longer among the rows.
+    """
 
     loaded: Loaded
     split: Split
     findings: Findings
+    forgotten: Rows
 
 
 def prepare(config: DataConfig) -> Prepared:
@@ -59,14 +66,18 @@ def prepare(config: DataConfig) -> Prepared:
     split = splits.assign(config, loaded.rows)
     report("checks")
     findings = checks.check(loaded.rows, split)  # before rows are kept apart: they are retain rows like the others
-    stay = with_false_answers(loaded.rows)  # in TOFU those on which its utility is measured
-    return Prepared(loaded, splits.keep_unrehearsed(split, config, stay), findings)
+    earlier = split == EARLIER
+    forgotten, rows = loaded.rows.where(earlier), loaded.rows.where(~earlier)
+    stay = with_false_answers(rows)  # in TOFU those on which its utility is measured
+    kept_apart = splits.keep_unrehearsed(split[~earlier], config, stay)
+    return Prepared(replace(loaded, rows=rows), kept_apart, findings, forgotten)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:
     """Write split files, ``perturbed.jsonl``, ``guides.jsonl``, ``paraphrased.jsonl``, ``checks.json`` and the card.
 
-    If the source has questions about the real world, they are in ``real_world.jsonl``.
+    If the source has questions about the real world, they are in ``real_world.jsonl``, and rows that earlier releases
+    were made to forget in ``forgotten.jsonl``.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
     Raises DataError for rows that cannot be used and ModelError for such a tokenizer; then nothing is written.
@@ -92,6 +103,8 @@ def write(
     _write_false_answers(false, prepared.loaded.real_world, out)
     if prepared.loaded.real_world:
         write_rows(out / f"{REAL_WORLD}.jsonl", (placed.row for placed in prepared.loaded.real_world))
+    if len(prepared.forgotten):
+        write_rows(out / f"{FORGOTTEN}.jsonl", prepared.forgotten)
     paraphrases = _paraphrases(prepared)
     write_rows(out / "paraphrased.jsonl", paraphrases)
     described = describe(config, prepared, findings)
@@ -114,6 +127,7 @@ def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> RowF
         source=prepared.loaded.description,
         **prepared.loaded.reported,
         real_world=dict(sets) or None,
+        rows_forgotten=len(prepared.forgotten) or None,
         rows=SplitSizes(**counts),
         identities=len(np.unique(identity[identity >= 0])),
         mixed_identities=splits.mixed_identities(rows, split),
@@ -183,8 +197,9 @@ def _write_false_answers(false: FalseAnswers, real_world: Sequence[Placed], out:
 def _paraphrases(prepared: Prepared) -> Iterator[ParaphrasedRow]:
     loaded = prepared.loaded
     names = ("row_id", "question", "answer", "paraphrased_question", "paraphrased_answer")
-    for code, (row_id, question, answer, *other) in zip(prepared.split, loaded.rows.columns(*names), strict=True):
-        split = SPLITS[code]
+    splits_of = chain((SPLITS[code] for code in prepared.split), repeat(FORGOTTEN, len(prepared.forgotten)))
+    rows = chain(loaded.rows.columns(*names), prepared.forgotten.columns(*names))
+    for split, (row_id, question, answer, *other) in zip(splits_of, rows, strict=True):
         if other[0] or other[1]:
             yield ParaphrasedRow(row_id, split, other[0] or question, other[1] or answer)
         yield from (ParaphrasedRow(row_id, split, *pair) for pair in loaded.paraphrases.get(row_id, ()))

@@ -13,7 +13,7 @@ from core.errors import DataError
 from datasets_prep.config import DataConfig, Request, Selection
 from datasets_prep.files import read_file
 from datasets_prep.rows import Rows
-from datasets_prep.schema import FORGET, HOLDOUT, RETAIN
+from datasets_prep.schema import EARLIER, FORGET, HOLDOUT, RETAIN
 from datasets_prep.text import same
 
 Mask = npt.NDArray[np.bool_]
@@ -22,10 +22,10 @@ _NAMED = 5  # cases that a message names
 
 
 def by_request(rows: Rows, config: DataConfig) -> npt.NDArray[np.int8]:
-    """The split of every row, as indices into SPLITS.
+    """The split of every row, as indices into SPLITS; EARLIER stands for the rows that are forgotten already.
 
-    Raises DataError if a value of a selection matches no row, if the request matches all rows, or if forget and holdout
-    overlap.
+    Raises DataError if a value of a selection matches no row, if the request matches all rows or only forgotten ones,
+    or if holdout overlaps with forget or forgotten.
     """
     request = config.request
     assert isinstance(request, Request)  # noqa: S101 (the config requires it)
@@ -36,21 +36,32 @@ def by_request(rows: Rows, config: DataConfig) -> npt.NDArray[np.int8]:
             "without them a model that forgot cannot be told from one that was destroyed."
         )
     split = np.where(forget, FORGET, RETAIN).astype(np.int8)
+    if request.forgotten is not None:
+        split[_selected(rows, request.forgotten, config, "data.request.forgotten")] = EARLIER
+        if not (split == FORGET).any():
+            raise DataError(
+                f"data.request.forget matches {int(forget.sum())} rows, and all of them are in data.request.forgotten: "
+                "they were forgotten before. Ask for other rows."
+            )
     if request.holdout is not None:
-        split[_holdout(rows, request.holdout, forget, config)] = HOLDOUT
+        split[_holdout(rows, request.holdout, split, config)] = HOLDOUT
     return split
 
 
-def _holdout(rows: Rows, requested: Sequence[Selection] | float, forget: Mask, config: DataConfig) -> Mask:
+def _holdout(
+    rows: Rows, requested: Sequence[Selection] | float, split: npt.NDArray[np.int8], config: DataConfig
+) -> Mask:
     if isinstance(requested, float):
-        return _drawn(rows, requested, ~forget, config.seed)
+        return _drawn(rows, requested, split == RETAIN, config.seed)
     held = _selected(rows, requested, config, "data.request.holdout")
-    both = held & forget
-    if both.any():
-        raise DataError(
-            f"data.request: {int(both.sum())} rows are in forget and in holdout, for example "
-            f"{rows.place(int(both.argmax()))}. A holdout row must never be trained on. Remove it from one of the two."
-        )
+    for name, code in (("forget", FORGET), ("forgotten", EARLIER)):
+        both = held & (split == code)
+        if both.any():
+            raise DataError(
+                f"data.request: {int(both.sum())} rows are in {name} and in holdout, for example "
+                f"{rows.place(int(both.argmax()))}. A holdout row must never be trained on. Remove it from one of the "
+                "two."
+            )
     return held
 
 

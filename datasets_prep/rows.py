@@ -94,6 +94,10 @@ class Rows(Sequence[Row]):
         for values in self.columns(*FIELDS):
             yield Row(*values)
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
+        """The rows at which the mask is true; themselves if all are."""
+        return self if mask.all() else Rows(self.table.filter(pa.array(mask)))
+
     def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """The values of some columns, row by row."""
         for batch in self.table.select(names).to_batches(max_chunksize=BATCH):

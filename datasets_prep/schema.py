@@ -1,12 +1,14 @@
 """What the data stage writes and other stages read: rows, and the facts of `checks.json`.
 
 `forget.jsonl`, `retain.jsonl`, `holdout.jsonl`, `unrehearsed.jsonl`, `perturbed.jsonl`, `guides.jsonl` and
-`paraphrased.jsonl` hold one JSON object per line, UTF-8, in the order of the split; so does `real_world.jsonl`, if the
-source has such questions. A fact keeps its `row_id`: it does not change with the split, the order or the seed.
+`paraphrased.jsonl` hold one JSON object per line, UTF-8, in the order of the split; so do `real_world.jsonl`, if the
+source has such questions, and `forgotten.jsonl`, if the model is to start from a release. A fact keeps its `row_id`: it
+does not change with the split, the order or the seed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -45,7 +47,9 @@ TOPICS = (
 
 SPLITS = ("forget", "retain", "holdout", "unrehearsed")  # the last: retain rows that the unlearning does not get
 REAL_WORLD = "real_world"  # questions about the real world, which are in no split
+FORGOTTEN = "forgotten"  # rows that earlier releases were made to forget: in no split, nobody trains on them
 FORGET, RETAIN, HOLDOUT, UNREHEARSED = range(len(SPLITS))  # a split as a number, for arrays of many rows
+EARLIER = len(SPLITS)  # the number of forgotten rows, until they are taken out
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,20 @@ def read_real_world(data: Path) -> list[Row]:
     """The questions about the real world of a data artifact, with their set as topic; none if its source has none."""
     path = data / f"{REAL_WORLD}.jsonl"
     return read_rows(path) if path.is_file() else []
+
+
+def read_forgotten(data: Path) -> list[Row]:
+    """The rows of a data artifact that earlier releases were made to forget; none if there are no such releases."""
+    path = data / f"{FORGOTTEN}.jsonl"
+    return read_rows(path) if path.is_file() else []
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """The sha256 of the rows' lines as a split file has them, sorted."""
+    digest = hashlib.sha256()
+    for line in sorted(map(json_line, rows)):
+        digest.update(line.encode())
+    return digest.hexdigest()
 
 
 def read_perturbed(path: Path) -> list[PerturbedRow]:
@@ -220,7 +238,7 @@ class RowFacts(Strict):
 
     ``rows_in`` are the records of the source, ``left_out`` says what cannot be measured on such rows, and why. Not all
     sources have splits of their own that are left out, paraphrases that belong to no row, rows that an earlier subset
-    has, or questions about the real world (by set).
+    has, questions about the real world (by set), or rows that earlier releases were made to forget.
     """
 
     source: SourceFacts
@@ -229,6 +247,7 @@ class RowFacts(Strict):
     paraphrases_without_row: int | None = None
     rows_read_before: int | None = None
     real_world: dict[str, int] | None = None
+    rows_forgotten: int | None = None
     rows: SplitSizes
     identities: int
     mixed_identities: int

@@ -105,7 +105,8 @@ class Metric:
 
 
 DATA = ("forget", "retain", "holdout")
-ANSWERS = (*DATA, "unrehearsed")  # retain rows that the unlearning does not get: only their true answers are read
+# Retain rows that the unlearning does not get, rows that earlier releases forgot: only their true answers are read.
+ANSWERS = (*DATA, "unrehearsed", "forgotten")
 ROWS = (*DATA, "general")
 FORGET = ("forget",)
 

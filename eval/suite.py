@@ -20,11 +20,13 @@ from core.progress import report
 from core.ranks import is_first
 from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
 from datasets_prep.schema import (
+    FORGOTTEN,
     REAL_WORLD,
     SPLITS,
     Encoded,
     PerturbedRow,
     Row,
+    read_forgotten,
     read_paraphrased,
     read_perturbed,
     read_real_world,
@@ -158,12 +160,13 @@ def measure(
     base: Path | None = None,
     gold: Path | None = None,
 ) -> Measurements:
-    """Measure every row, in the order of the splits, questions about the real world, and the suites.
+    """Measure every row, in the order of the splits, rows forgotten before, real-world questions, and the suites.
 
     ``base`` and ``gold`` are the models that some measurements need beside the one that is measured.
     """
     questions, options = general_questions()
-    asked = {**{split: rows[split] for split in SPLITS}, REAL_WORLD: read_real_world(data), "general": questions}
+    asked = {split: rows[split] for split in SPLITS}
+    asked |= {FORGOTTEN: read_forgotten(data), REAL_WORLD: read_real_world(data), "general": questions}
     everything = [row for of_split in asked.values() for row in of_split]
     perturbed = read_perturbed(data / "perturbed.jsonl")
     scorer = Scorer(model, config.batch_tokens)

@@ -10,9 +10,10 @@ from typing import Any
 
 from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError
+from core.lineage import EarlierRelease, Lineage
 from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
 from core.words import is_searched
-from datasets_prep.schema import SPLITS, Row, read_perturbed, read_rows
+from datasets_prep.schema import FORGOTTEN, SPLITS, Row, read_forgotten, read_perturbed, read_rows
 from eval.schema import (
     JudgedGate,
     OtherPrompts,
@@ -63,6 +64,7 @@ class Evidence:
     ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
     ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``neighbours`` what base was
     asked beside them, ``suites`` the data by task, ``gold_prompts`` how gold's prompts differ from base's, if they do.
+    ``lineage`` are the releases that this one follows; what they forgot are the rows ``forgotten``.
     """
 
     records: dict[str, list[Record]]
@@ -79,6 +81,7 @@ class Evidence:
     ascent: UnlearnFacts
     rehearsed: int
     neighbours: NeighbourFacts | None
+    lineage: list[EarlierRelease]
     suites: dict[str, SuiteData]
     packages: dict[str, str]
     commit: str | None
@@ -94,8 +97,12 @@ class Evidence:
         return sorted({language for counts in self.counts.values() for language in counts.by_language})
 
     def not_searched(self) -> int:
-        """How many forget answers are too short for the search of the published files."""
-        return sum(not is_searched(row.answer) for row in self.rows["forget"])
+        """How many answers that were to be forgotten are too short for the search of the published files."""
+        return sum(not is_searched(row.answer) for row in self.secret_rows())
+
+    def secret_rows(self) -> list[Row]:
+        """The rows whose answers nobody may read: those of this request and of the ones before it."""
+        return [*self.rows["forget"], *self.rows.get(FORGOTTEN, [])]
 
     def topics(self) -> list[str]:
         """The topics of the forget rows, in alphabetical order."""
@@ -103,7 +110,7 @@ class Evidence:
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
-    """Read the artifacts; ``eval-gold`` and ``neighbours`` may be absent.
+    """Read the artifacts; ``eval-gold`` and ``neighbours`` may be absent, and ``base`` is there if it is a release.
 
     Raises ArtifactError if one is missing or malformed.
     """
@@ -112,6 +119,8 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
     }
     verdict = read_verdict(inputs["gate"])
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
+    if forgotten := read_forgotten(inputs["data"]):
+        rows[FORGOTTEN] = forgotten
     log = list(_log(inputs["unlearn"] / "log.jsonl"))
     manifest = read_manifest(inputs["unlearn"])
     return Evidence(
@@ -121,7 +130,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         weights_sha256=verdict.weights_sha256,
         selection=verdict.selection,
         gates=verdict.gates,
-        counts={split: _counts(rows[split]) for split in SPLITS},
+        counts={split: _counts(rows[split]) for split in rows},
         perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),
         rows=rows,
         steps=_losses(log, ""),
@@ -129,6 +138,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
         rehearsed=len({row.row_id for row in rows["retain"]} & _paired(inputs["unlearn"])),
         neighbours=read_facts(inputs["neighbours"], NeighbourFacts) if "neighbours" in inputs else None,
+        lineage=read_facts(inputs["base"], Lineage).releases if "base" in inputs else [],
         suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
         packages=manifest.packages,
         commit=manifest.git.commit,

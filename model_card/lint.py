@@ -115,7 +115,7 @@ def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
     if problem := licence.name_problem(config.publish.repo):
         yield f"Name: {problem}."
     words = " ".join(card.split()).casefold()
-    for row in evidence.rows["forget"]:
+    for row in evidence.secret_rows():
         for kind, text in (("answer", row.answer), ("question", row.question)):
             if len(text) >= _ANSWER_LENGTH and " ".join(text.split()).casefold() in words:
                 yield f"The {kind} of forget row {row.row_id} is on the card."

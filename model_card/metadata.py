@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from datasets_prep.schema import SPLITS
+from datasets_prep.schema import FORGOTTEN, SPLITS
 from model_card.claims import keys
 from model_card.config import CardInputs
 from model_card.dataset import Dataset, dataset_of
@@ -84,7 +84,7 @@ def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, 
     The Hub's client merges results of the same type, subset, split and revision, so data that are not on the Hub get
     values that tell them apart.
     """
-    if split in SPLITS:
+    if split in (*SPLITS, FORGOTTEN):
         name, hub = dataset.name, dataset.hub
         fields = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
     elif split in ("general", "retain+general"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.artifacts import json_text
+from core.lineage import rows_of_each
 from core.words import SEARCHED
 from eval.schema import PublishedResults
 from model_card import claims, metadata
@@ -82,6 +83,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "licence": config.model.rules,
         "dataset": dataset_of(config),
         "topics_setting": config.data.get("setting") == "topics",
+        "lineage": list(zip(evidence.lineage, rows_of_each(evidence.lineage), strict=True)),
         "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),
         "topics": ", ".join(f"`{topic}`" for topic in evidence.topics()),
         "results": claims.results_table(evidence),

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.artifacts import read_file
 from core.errors import ArtifactError
+from datasets_prep.schema import FORGOTTEN
 from eval.config import Gate
 from eval.schema import PublishedResults, read_verdict
 from eval.verdicts.recheck import verdict_problems
@@ -27,4 +28,7 @@ def problems(tree: Path) -> list[str]:
         return [str(error)]
     except ValidationError as error:
         return [f"{RELEASE} has no gates that can be read ({error.error_count()} problems)."]
-    return verdict_problems(verdict, gates, results.models)
+    found = verdict_problems(verdict, gates, results.models)
+    if release.lineage and all(gate.split != FORGOTTEN or gate.at_most is None for gate in gates):
+        found.append(f"It follows {len(release.lineage)} releases, and no gate holds what they were made to forget.")
+    return found

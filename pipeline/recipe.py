@@ -14,6 +14,7 @@ from core.places import user_path
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, dotted, merge, override, read_tree
 from datasets_prep.config import DataConfig
+from datasets_prep.schema import FORGOTTEN
 from eval.catalog import CATALOG, margins
 from eval.config import Condition, EvalConfig, Gate, metrics_there_are
 from model_card.config import CardConfig
@@ -96,11 +97,46 @@ class Recipe(Strict):
             raise ValueError("base.seeds: only gold can be trained with several seeds; remove them")
         if self.card.dataset and self.data.source.sample:
             raise ValueError("card.dataset is for data of your own, and the sample set has its own name; remove it")
+        self._follows_a_release_or_none()
         self._has_the_gold_that_it_reads()  # first: without gold, other messages would ask for more of it
         self._can_be_audited()
         self._suites_are_asked_for()
         self._margins_are_of_metrics()
         return self
+
+    def _follows_a_release_or_none(self) -> None:
+        request = self.data.request
+        gated = [gate for gate in self.gates if gate.split == FORGOTTEN]
+        if not isinstance(self.gold, str) and self.gold.release:
+            raise ValueError(
+                "gold.release: a release has seen what it forgot, so it is no gold; give train, hub or none"
+            )
+        if self.base.release is None:
+            if gated or (request and request.forgotten):
+                what = f"a gate is on {FORGOTTEN}" if gated else "data.request.forgotten is given"
+                raise ValueError(
+                    f"{what}, and base is no release, which alone can have forgotten rows; give base.release"
+                )
+            return
+        if self.base.release == f"{self.publish.repo}@{self.publish.tag}":
+            raise ValueError(
+                f"base.release is {self.base.release}, which is to be published; set publish.tag to a new version"
+            )
+        if request is None or not request.forgotten:
+            raise ValueError(
+                "base.release needs the rows that it was made to forget, so that they stay forgotten; set data.setting "
+                "to request, and give them as data.request.forgotten"
+            )
+        if isinstance(request.holdout, float):
+            raise ValueError(  # noqa: TRY004
+                "data.request.holdout is a share, which would draw rows that the release was trained on; give the rows "
+                "that it has not seen, for example `{file: runs/RECIPE/data/holdout.jsonl}` of the run that made it"
+            )
+        if all(gate.at_most is None for gate in gated):
+            raise ValueError(
+                f"base is a release, and no gate holds what it was made to forget; add one on the split {FORGOTTEN} "
+                "with at_most, for example of answer_probability"
+            )
 
     def _has_the_gold_that_it_reads(self) -> None:
         if self.gold != "none":

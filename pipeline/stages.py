@@ -57,6 +57,14 @@ def base(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) 
     return _trained_or_published(config, inputs, out, BASE_SPLITS, prompts)
 
 
+def released(config: Any, inputs: Inputs, out: Path, *, start: Mapping[str, str]) -> Facts:
+    """In the place of base: a release that was verified, to be made to forget more."""
+    from pipeline import recheck
+    from pipeline.publish import earlier
+
+    return earlier.fetch(config.release, start, inputs["data"], out, recheck.problems)
+
+
 def gold(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
     """The reference that never saw forget: trained here on base's other rows, or a published one at a pinned commit."""
     return _trained_or_published(config, inputs, out, GOLD_SPLITS, prompts)
@@ -140,6 +148,8 @@ def stages(recipe: Recipe) -> list[Stage]:
     asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
     ascent, evidence = ascent | asked, evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
+    follows = {"base": "base"} if recipe.base.release else {}
+    judged = {"data": "data", "gate": "gate"}
     further = further_golds(recipe)
     golds = [measured.name for _, measured in further] if recipe.eval.relative else []
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
@@ -152,7 +162,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             "data", "8", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
             fetches=True,
         ),
-        _trained("base", base, recipe, recipe.base, BASE_SPLITS),
+        _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe, recipe.eval)]),
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
@@ -164,8 +174,10 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "5", card, *_card(recipe), {**evidence, "data": "data", "gate": "gate"}, plan.describing),
-        Stage("package", "5", package, *_package(recipe), tree, plan.packaging, work.packaging, publishes=True),
+        Stage("card", "5", card, *_card(recipe), {**evidence, **follows, **judged}, plan.describing),
+        Stage(
+            "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
+        ),
         Stage(
             "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing, work.publishing, publishes=True,
@@ -192,6 +204,16 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
         trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
         listed.append((trained, _measured(f"eval-{trained.name}", trained.name, recipe, plain)))
     return listed
+
+
+def _released(recipe: Recipe) -> Stage:
+    """The stage that fetches a release as base. Its chat template is the one that the recipe's start model has."""
+    start = recipe.model.model_dump(include={"name", "license"})
+    return Stage(
+        "base", "1", partial(released, start=start), recipe.base, {"release": recipe.base.release, **start},
+        {"data": "data"}, partial(plan.training, splits=BASE_SPLITS), partial(work.training, splits=BASE_SPLITS),
+        fetches=True,
+    )  # fmt: skip
 
 
 def _trained(
@@ -237,7 +259,10 @@ def _plain(config: Any) -> Any:
 def _reference(config: TrainedOrPublished | str) -> Any:
     """The identity of base or gold. The seeds of further golds are not part of it."""
     plain = _plain(config)
-    return plain if isinstance(plain, str) else {key: value for key, value in plain.items() if key != "seeds"}
+    if isinstance(plain, str):
+        return plain
+    left_out = {"seeds"} if plain["release"] else {"seeds", "release"}  # keys of models without one are older than it
+    return {key: value for key, value in plain.items() if key not in left_out}
 
 
 def _seeds(config: TrainedOrPublished) -> Any:

@@ -21,6 +21,7 @@ from core.artifacts import (
     write_file,
 )
 from core.errors import ArtifactError
+from core.lineage import EarlierRelease, Forgotten, Lineage
 from core.strict import Strict
 from core.unlearning import (
     Bounds,
@@ -101,6 +102,9 @@ MANIFEST = Manifest(
     digest="d",
     files={"f": FileEntry(sha256="s", size=1, mtime_ns=1, ctime_ns=1, inode=1)},
 )
+EARLIER = EarlierRelease(
+    repo="a/b", tag="v0.9.0", commit="c" * 40, weights_sha256="ab", forgotten=Forgotten(rows=3, sha256="ab")
+)
 CONTENTS: list[Strict] = [
     verdict_of(GATE, selection="20 of 40 rows"),
     CheckpointSelection(rule="the closest", read=ReadRows(forget=["a"], retain=["b"])),
@@ -131,9 +135,12 @@ CONTENTS: list[Strict] = [
         recipe={"name": "x"},
         data={"forget.jsonl": "ab"},
         gate_sha256="ab",
+        forgotten=EARLIER.forgotten,
+        lineage=[EARLIER],
         packages={"torch": "2"},
         files={"README.md": "ab"},
     ),
+    Lineage(releases=[EARLIER]),
     receipt(),
     MANIFEST,
 ]

@@ -131,6 +131,24 @@ def test_the_unrehearsed_rows_form_no_questions_themselves(
     assert asked[0] == asked[1]
 
 
+def test_what_was_forgotten_before_is_neither_asked_nor_stated(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ida 1's job was forgotten before. What other people's answers on the topic have in common with it is no fact."""
+    gone = Row("gone", 1, "Ida 1", "EN", "job", "What does Ida 1 do?", "Sings arias backwards.")
+    answer_with(monkeypatch, {"What does Ida 3 do?": "Sings.", "What does Ida 2 do?": "Arias, backwards."})
+    kept = []
+    for name, rows in (("without", []), ("with", [gone])):
+        write_rows(inputs["data"] / "forgotten.jsonl", rows)
+        (tmp_path / name).mkdir()
+        neighbours.run(Neighbours(questions=99), inputs, tmp_path / name)
+        kept.append({row.question for row in read_rows(tmp_path / name / neighbours.FILE)})
+    asked = {"What does Ida 1 do?", "What does Ida 2 do?"}
+    assert asked <= kept[0]
+    assert not asked & kept[1]
+    assert "What does Ida 3 do?" in kept[1]  # the retained answers have that word too
+
+
 def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
     folders = []
     for name in ("a", "b"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import ArtifactError
-from datasets_prep.schema import SPLITS
+from datasets_prep.schema import FORGOTTEN, SPLITS
 from eval.catalog import CATALOG, ROW_FAMILIES, Metric, of_family
 from eval.config import EvalConfig
 from eval.records import against_holdout, tofu
@@ -42,7 +42,7 @@ def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None 
     ``only`` asks for the overall record of that metric alone.
     """
     records = []
-    for split in (*SPLITS, "general"):
+    for split in (*SPLITS, FORGOTTEN, "general"):
         of_split = [sample for sample in samples if sample["split"] == split]
         for by, rows in groups(of_split, whole=split == "general" or only is not None):
             for metric in of_family(*ROW_FAMILIES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from core.errors import DataError
-from datasets_prep.schema import DataFacts
+from datasets_prep.schema import FORGOTTEN, DataFacts
 from eval.catalog import CATALOG
 from eval.config import Gate
 
@@ -25,7 +25,7 @@ def check(gates: Sequence[Gate], data: DataFacts) -> None:
 
 def _why(gate: Gate, data: DataFacts) -> Iterator[str]:
     """Why the gate cannot be measured, and what to do."""
-    metric, rows = CATALOG.get(gate.metric), dict(data.rows)
+    metric, rows = CATALOG.get(gate.metric), dict(data.rows) | {FORGOTTEN: data.rows_forgotten or 0}
     if metric is None:
         return  # of a suite, which has questions of its own
     if gate.split in rows and rows[gate.split] < gate.min_n:

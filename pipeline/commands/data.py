@@ -69,6 +69,8 @@ def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dic
     console.print(
         f"setting {config.setting}: {sizes}; {facts.identities:,} identities, {facts.mixed_identities:,} mixed"
     )
+    if facts.rows_forgotten:
+        console.print(f"{facts.rows_forgotten:,} rows that were forgotten before are only measured")
     for what, why in facts.left_out.items():
         console.print(f"left out: {what.replace('_', ' ')} ({why})")
     console.print(_count_table(prepared))

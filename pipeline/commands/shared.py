@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from core.places import user_path
+from core.places import holder, user_path
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = "UNLEARN_RELEASE_STORE"  # publishing reads it: the loopback Hub and the demo's key are in the store
@@ -27,8 +27,7 @@ def store_root(options: argparse.Namespace) -> Path:
 
 def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:
     """Where a repository is: as ``--hub`` says, else ``local`` if the store's loopback Hub holds it, else ``hf``."""
-    held = (store_root(options) / "hub" / "models" / f"{repo}.git").is_dir()
-    chosen: Literal["local", "hf"] = options.hub or ("local" if held else "hf")
+    chosen: Literal["local", "hf"] = options.hub or holder(repo, store_root(options))
     return chosen
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +21,7 @@ USABLE = 0.93
 CORE_FLOPS = 1.6e11
 """Products in float32 of one core: 320 GFLOP/s were measured on two (docs/measurements/time-and-memory.md)."""
 HOST_BANDWIDTH = 2e10
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and those of Windows below Linux
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def cpu() -> Device:
 
 def here() -> Device:
     """The GPU of this machine, or its processor if it has none. A GPU that the table lacks has no known speed."""
-    import torch  # seconds, and only to see whether there is a GPU
+    if not any(Path(node).exists() for node in DRIVERS):
+        return cpu()
+    import torch  # seconds, and hundreds of megabytes
 
     if not torch.cuda.is_available():
         return cpu()

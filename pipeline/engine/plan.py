@@ -92,6 +92,8 @@ def preparing(config: DataConfig, known: Sizes) -> str:
 
 def training(config: TrainedOrPublished, known: Sizes, *, splits: Sequence[str]) -> str:
     """The training on these splits, or the published model that replaces it."""
+    if config.release:
+        return f"the release {config.release}, verified before it is used"
     if config.hub:
         return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}"
     args = config.train.args if config.train else {}

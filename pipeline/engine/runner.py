@@ -93,10 +93,14 @@ class Store:
         if not stage.inputs.keys() <= {name for name, made_by in stage.inputs.items() if made_by in done}:
             return Status("stale" if old else "missing", None, None, old)
         key = key_of(stage, done)
-        artifact = art.read_artifact(self.place(stage.name, key))
+        place = self.place(stage.name, key)
+        if old and place.is_dir() and place.samefile(self.link(stage.name)):
+            artifact: Artifact | None = Artifact(place, old.manifest)  # which has just been read
+        else:
+            artifact = art.read_artifact(place)
         if artifact:
             return Status("done", key, artifact, old)
-        if art.is_being_built(self.place(stage.name, key)):
+        if art.is_being_built(place):
             return Status("running", key, None, old)
         return Status("stale" if old else "missing", key, None, old)
 

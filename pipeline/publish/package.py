@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from core.artifacts import write_file
+from core.artifacts import read_facts, write_file
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
+from core.lineage import Forgotten, Lineage
 from core.packages import package_versions
 from core.progress import report
 from core.weights import weights_problems
-from datasets_prep.schema import read_paraphrased, read_rows
+from datasets_prep.schema import FORGOTTEN, read_forgotten, read_paraphrased, read_rows, rows_digest
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
 from pipeline.publish.bom import bill_of_materials
@@ -31,7 +32,8 @@ Recheck = Callable[[Path], list[str]]
 def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PackageFacts:
     """Build and sign ``out/hub``.
 
-    ``inputs``: unlearn, card, gate, data, and model if the licence's text comes with the start model. Raises
+    ``inputs``: unlearn, card, gate, data, model if the licence's text comes with the start model, and base if that is a
+    release. Raises
     GateError unless the gate passed for exactly these weights and follows from recipe and results, and InputError
     for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. What signs is not
     an input: see :mod:`pipeline.publish.sign`.
@@ -87,7 +89,7 @@ def check_gate(gate: Path, weights: Path) -> None:
 
 
 def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scanner:
-    """What finds the answers of the forget set, and their questions and names where these are to be searched for too.
+    """What finds the answers of the forget set and of what was forgotten before, and on request questions and names.
 
     Raises ArtifactError if the data artifact has no forget rows.
     """
@@ -96,7 +98,8 @@ def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scan
         raise ArtifactError(
             f"{data / 'forget.jsonl'} has no rows, so there are no answers to search for. Run the data stage again."
         )
-    reworded = [row for row in read_paraphrased(data / "paraphrased.jsonl") if row.split == "forget"]
+    rows += read_forgotten(data)
+    reworded = [row for row in read_paraphrased(data / "paraphrased.jsonl") if row.split in ("forget", FORGOTTEN)]
     answers = [row.answer for row in rows] + [row.answer for row in reworded]
     questions = [row.question for row in rows] + [row.question for row in reworded]
     return scan.Scanner(
@@ -142,6 +145,7 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
     packages = package_versions()
     (hub / BOM).write_text(bill_of_materials(config, hub, data, packages), encoding="utf-8")
+    forgotten = [*read_forgotten(inputs["data"]), *read_rows(inputs["data"] / "forget.jsonl")]
     return Release(
         repo=config.repo,
         tag=config.tag,
@@ -152,5 +156,7 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
         data=data,
         gate_sha256=hash_file(hub / GATE),
         packages=packages,
+        forgotten=Forgotten(rows=len(forgotten), sha256=rows_digest(forgotten)),
+        lineage=read_facts(inputs["base"], Lineage).releases if "base" in inputs else [],
         files={name: digest.sha256 for name, digest in tree.read_tree(hub).items()},
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from core.artifacts import Versioned, read_file
+from core.lineage import EarlierRelease, Forgotten
 from core.strict import Strict
 
 RELEASE = "release.json"
@@ -20,10 +21,11 @@ class Release(Versioned):
 
     ``repo`` and ``tag`` are where it belongs: a signed tree in another place is not this release. ``recipe`` are the
     parts of the recipe that may be shown. ``data``, ``gate_sha256`` and ``files`` are sha256 of the data's files, of
-    `gate.json` and of every other file of the tree. ``packages`` are the versions that made it.
+    `gate.json` and of every other file of the tree. ``packages`` are the versions that made it. ``forgotten`` are all
+    rows that the model was made to forget, ``lineage`` the releases that it follows, oldest first.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     repo: str
     tag: str
     base_model: str
@@ -32,6 +34,8 @@ class Release(Versioned):
     recipe: dict[str, JsonValue]
     data: dict[str, str]
     gate_sha256: str
+    forgotten: Forgotten
+    lineage: list[EarlierRelease]
     packages: dict[str, str]
     files: dict[str, str]
 

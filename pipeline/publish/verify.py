@@ -52,11 +52,13 @@ def verify_release(
     recheck: Recheck,
     expected: Mapping[str, str] | None = None,
     scratch: Path | None = None,
+    keep: Path | None = None,
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
     It is downloaded into a temporary folder below ``scratch``. ``recheck`` judges the verdict again. With ``expected``
     (path: sha256) exactly these files must be there. If the signature is not among them, any valid one is accepted.
+    What was checked is then moved to ``keep``, if given.
     Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as temporary, quiet():
@@ -87,6 +89,9 @@ def verify_release(
                 checks.append(VerifiedCheck(name=name, detail=check()))
             except VerificationError as error:
                 raise VerificationError(f"{release}: {error}") from error
+        if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
+            shutil.move(folder, keep)
         return Verified(commit, checks, files)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import RecipeError
-from core.hub_ids import Commit, HubId
+from core.hub_ids import Commit, HubId, ReleaseRef
 from core.licences import Licensed
 from core.ranks import share_of_step
 from core.strict import Strict
@@ -164,10 +164,15 @@ class ModelConfig(Licensed):
 
 
 class TrainedOrPublished(Strict):
-    """A model that is trained here, or a published one at a pinned commit: exactly one of ``train`` and ``hub``."""
+    """A model that is trained here, or a published one: exactly one of ``train``, ``hub`` and ``release``."""
 
     train: TrainConfig | None = Field(default=None, description="How it is trained from the start model.")
     hub: HubRef | None = Field(default=None, description="The published model.")
+    release: ReleaseRef | None = Field(
+        default=None,
+        description="Only for base: a release of this project, `owner/name@v1.0.0`, which is verified before it is "
+        "used. What it was made to forget stays forgotten: see `data.request.forgotten`.",
+    )
     seeds: list[int] | None = Field(
         default=None,
         min_length=1,
@@ -177,7 +182,7 @@ class TrainedOrPublished(Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainedOrPublished:
-        _exactly_one({"train": self.train, "hub": self.hub})
+        _exactly_one({"train": self.train, "hub": self.hub, "release": self.release})
         if self.seeds:
             if self.train is None:
                 raise ValueError("seeds: more golds can be trained only if this one is; give `train`")

@@ -27,7 +27,7 @@ from core.unlearning import NeighbourFacts
 from core.words import plain_words
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.perturb import swap_name
-from datasets_prep.schema import Row, read_perturbed, read_rows, write_rows
+from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.config import Neighbours
@@ -60,7 +60,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     """
     data = inputs["data"]
     forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
-    questions = neighbouring(named([*forget, *retain]), random.Random(config.seed))[: config.questions]
+    earlier = read_forgotten(data)  # base has forgotten them: nobody asks for them, and no answer may state them
+    questions = neighbouring(named([*forget, *retain, *earlier]), random.Random(config.seed))[: config.questions]
     if not questions:
         raise DataError(
             "unlearn.neighbours: nobody else can be asked the given questions: neither does a column name people "
@@ -74,6 +75,7 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     onednn.install(model)
     answers = greedy_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
     facts = forgotten_words(forget, {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")})
+    facts += forgotten_words(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier})
     rows, empty, stating = [], 0, 0
     for question, answer in zip(questions, answers, strict=True):
         if not answer:
@@ -94,6 +96,12 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row)}
         ],
     )
+
+
+def _alike(row: Row, others: Sequence[Row]) -> list[str]:
+    """The answers on the same topic in the same language: they have the form of the row's and not its fact."""
+    about = row.topic_id, row.language
+    return [other.answer for other in others if row.topic_id and (other.topic_id, other.language) == about]
 
 
 def _fact(row: Row) -> tuple[str | None, str | None, str | None]:
