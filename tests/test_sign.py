@@ -220,6 +220,8 @@ def test_an_identity_signs_and_is_checked_without_a_key(
     assert sign.own_signers("acme/model", folder) == [workflow]
     with pytest.raises(InputError, match="Say who signed"):
         sign.trusted_signers("acme/model")
+    trust.TRUST.write_text("acme: {identity: someone, issuer: https://accounts.example}")
+    assert [signer.identity for signer in sign.own_signers("acme/model", folder)] == ["someone"]
     (folder / "weights").write_bytes(b"others")
     with pytest.raises(VerificationError, match="Hash mismatch for 'weights'"):
         trust.check_signature(folder, signature, [workflow])
