@@ -15,6 +15,7 @@ from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts import measurable
+from eval.verdicts.gates import rule
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.cost import devices
@@ -187,7 +188,11 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
             f"\nOn {device.name}: {hours}; at the fullest {memory} of its {gigabytes(device.memory)} of memory; {disk} "
             f"of disk; {download} of downloads, without data sets."
         )
-    show(options, {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}, "\n".join(lines))
+    gates = [
+        gate.model_dump(include={"metric", "split", "min_n", "reason"}) | {"rule": rule(gate)} for gate in recipe.gates
+    ]
+    plan = {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed, "gates": gates}
+    show(options, plan, "\n".join(lines))
     for key in recipe.unpinned():
         say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
     refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
