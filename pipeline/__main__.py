@@ -25,6 +25,7 @@ PROGRAM = "python -m pipeline"
 LONGEST = 4000  # characters of an error message
 # Command: its module in pipeline.commands, imported when the command is chosen, and its function there.
 COMMANDS = {
+    "new": ("new", "new"),
     "release": ("release", "release"),
     "collection": ("collection", "collection"),
     "run": ("release", "run_one"),
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_new(commands)
     _add_stage_commands(commands)
     _add_data_commands(commands)
     _add_evaluation_commands(commands)
@@ -79,6 +81,23 @@ def parser() -> argparse.ArgumentParser:
     text = "print versions, device, memory, disk and settings for a bug report; a token is never printed"
     _store_option(_command(commands, "env", text))
     return top
+
+
+def _add_new(commands: Commands[argparse.ArgumentParser]) -> None:
+    text = "write a recipe for your own model and forget request, from five answers, and plan its release"
+    command = _command(commands, "new", text)
+    command.add_argument("name", metavar="NAME", help="the recipe is written into NAME.yaml; no file is overwritten")
+    command.add_argument(
+        "--model", metavar="MODEL", help="a folder, or OWNER/NAME@COMMIT on the Hub (default: the demo's)"
+    )
+    command.add_argument("--license", metavar="ID", help="the licence of that model")
+    command.add_argument("--rows", metavar="FILE", help="all rows, with the columns question and answer")
+    text = "a file with the rows to forget; or names, topics or words, separated by commas (default: a trial)"
+    command.add_argument("--forget", metavar="WHAT", help=text)
+    command.add_argument("--repo", metavar="OWNER/NAME", help="the repository of the release")
+    text = "a column of FILE that has another name than ours, for example question=Frage"
+    command.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help=text)
+    _store_option(command)
 
 
 def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -15,6 +15,7 @@ from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts import measurable
+from eval.verdicts.gates import rule
 from pipeline.commands.elsewhere import judge, run_elsewhere
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
@@ -220,6 +221,9 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
     lines += ["", *publication.lines()] if publication else []
     value = {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}
     value["publication"] = publication.model_dump() if publication else None
+    value["gates"] = [
+        gate.model_dump(include={"metric", "split", "min_n", "reason"}) | {"rule": rule(gate)} for gate in recipe.gates
+    ]
     show(options, value, "\n".join(lines))
     for key in recipe.unpinned():
         say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import os
 import platform
 import resource
 import shutil
@@ -19,16 +20,24 @@ from core.errors import ReleaseError, SystemLimitError
 from core.packages import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "UNLEARN_RELEASE_COMMIT"  # an image names the commit that it was built from: it has no .git
 
 
 def provenance() -> dict[str, Any]:
     """Git commit and dirty flag, package versions, device and command line of this process."""
     return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "git": _commit(),
         "packages": package_versions(),
         "device": _device(),
         "argv": sys.argv,
     }
+
+
+def _commit() -> dict[str, Any]:
+    if commit := _git("rev-parse", "HEAD"):
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain"))}
+    built_from = os.environ.get(COMMIT, "")
+    return {"commit": built_from.removesuffix("-dirty") or None, "dirty": built_from.endswith("-dirty")}
 
 
 def _git(*words: str) -> str | None:

@@ -1,0 +1,259 @@
+"""The text of a recipe for one's own model and forget request, as `new` writes it.
+
+What a user decides is written here; how base is trained, unlearned, evaluated and gated is copied from the recipe
+`own-data`, comments included, so that the two stay alike and the new file can be read alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from core.errors import InputError
+from core.yaml_source import did_you_mean
+from datasets_prep.config import DataConfig
+from datasets_prep.rows import Rows
+from datasets_prep.text import same
+from pipeline.recipe import RECIPES
+from pipeline.train.config import ModelConfig
+
+OWN_DATA = RECIPES / "own-data.yaml"
+TRIAL = 30  # forget rows of a trial: as many as own-data's gates ask for
+HOLDOUT = 0.2
+_SECTION = re.compile(r"(?m)^(\w+):")
+_SPLIT = re.compile(r"\s+split: (\w+)")
+_MIN_N = re.compile(r"(\s+min_n: )(\d+)")
+_TOKENS = re.compile(r"(max_new_tokens: )\d+")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What is forgotten: selections of `data.request.forget`, each with a comment, and whether they are a trial."""
+
+    selections: Sequence[tuple[dict[str, Any], str]]
+    trial: bool = False
+
+    def plain(self) -> list[dict[str, Any]]:
+        """The selections as a recipe has them."""
+        return [selection for selection, _ in self.selections]
+
+
+class Found(NamedTuple):
+    """What the rows say: how many each split has, the words of the longest answer, and whether people are named.
+
+    ``named``: some question can be asked about somebody else, as the unlearning's neighbours are.
+    """
+
+    counts: Mapping[str, int]
+    longest: int
+    named: bool
+
+
+def drawn(rows: Rows, seed: int) -> Selected:
+    """Rows for a trial: a tenth of all, at least 30 and at most a fifth. Raises InputError if these are none."""
+    count = min(max(TRIAL, len(rows) // 10), len(rows) // 5)
+    if not count:
+        raise InputError(f"The file has {len(rows)} rows, which are too few to forget some of them. Give at least 5.")
+    ids = sorted(row_id for (row_id,) in rows.columns("row_id"))
+    chosen = sorted(random.Random(f"{seed}|trial").sample(ids, count))
+    return Selected([({"rows": chosen}, f"{count} rows, drawn for a trial")], trial=True)
+
+
+def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
+    """The selections that ``words`` mean: names or ids of people, topics, or words in questions and answers.
+
+    Raises InputError, with the nearest name, if one of them is in no row.
+    """
+    people = {value for column in ("identity_id", "name") for value in _values(rows, column)}
+    topics = _values(rows, "topic_id")
+    of_people = [word for word in words if word in people]
+    of_topics = [word for word in words if word not in people and word in topics]
+    selections: list[tuple[dict[str, Any], str]] = []
+    if of_people:
+        selections.append(({"identities": of_people}, "everything about them"))
+    if of_topics:
+        selections.append(({"topics": of_topics}, "everything on these topics"))
+    for word in dict.fromkeys(words):
+        if word in people or word in topics:
+            continue
+        said = re.compile(rf"(?<!\w){re.escape(same(word))}(?!\w)")
+        texts = rows.columns("row_id", "question", "answer")
+        ids = [row_id for row_id, *text in texts if said.search(same(" ".join(text)))]
+        if not ids:
+            raise InputError(
+                f"--forget: {word!r} is in no row.{did_you_mean(word, people | topics)} Give names, ids, topics or "
+                "words of the rows, separated by commas, or a file with the rows to be forgotten."
+            )
+        selections.append(({"rows": sorted(ids)}, f"the {len(ids)} rows that say {_one_line(word)}"))
+    return Selected(selections)
+
+
+def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The section `data` as plain values."""
+    return {
+        "source": {"file": rows_file, "columns": dict(columns)},
+        "setting": "request",
+        "request": {"forget": [dict(selection) for selection in forget], "holdout": HOLDOUT},
+        "seed": 42,
+        "perturbed": {"per_row": 3, "retain_rows": 60, "for_unlearning": 4},
+    }
+
+
+def compose(
+    path: str, name: str, model: ModelConfig | None, repo: str, data: DataConfig, forget: Selected, found: Found
+) -> str:
+    """The recipe ``name`` for the file ``path``, which its comments name. ``model``: None for own-data's."""
+    own = _sections(OWN_DATA.read_text(encoding="utf-8"))
+    tokens = min(256, max(40, -(-2 * found.longest // 8) * 8))  # two for each word, rounded up
+    unlearn = _TOKENS.sub(rf"\g<1>{tokens}", own["unlearn"])
+    parts = [
+        _HEAD.format(path=path, name=name),
+        own["model"] if model is None else _model(model),
+        _data(data, forget),
+        own["base"] if model is None else _OTHER_SIZE + own["base"],
+        own["gold"],
+        unlearn if found.named else _without_neighbours(unlearn),
+        _TOKENS.sub(rf"\g<1>{tokens} # about two for each word of the longest answer", own["eval"]),
+        _gates(own["gates"], found.counts),
+        _CARD.format(title=_quoted(f"{repo.split('/')[-1]}: some facts unlearned")),
+        _PUBLISH.format(repo=_quoted(repo)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _sections(text: str) -> dict[str, str]:
+    """The text of each top-level key, with the comments above it."""
+    starts: dict[str, int] = {}
+    for found in _SECTION.finditer(text):
+        above = text[: found.start()]
+        while above.endswith("\n") and (line := above[:-1].rpartition("\n")[2]).startswith("#"):
+            above = above[: -len(line) - 1]
+        starts[found[1]] = len(above)
+    ends = [*list(starts.values())[1:], len(text)]
+    return {key: text[start:end] for (key, start), end in zip(starts.items(), ends, strict=True)}
+
+
+def _model(model: ModelConfig) -> str:
+    if model.hub:
+        revision = model.hub.revision or "null # not pinned: write the commit here, 40 hex digits"
+        source = f"  hub:\n    id: {_quoted(model.hub.id)}\n    revision: {revision}"
+    else:
+        source = f"  path: {_quoted(str(model.path))}"
+    return (
+        f"model:\n{source}\n  name: {_quoted(model.name)} # its id on the Hub, which the card names: check it\n"
+        f"  license: {model.license} # of that model; the release keeps it"
+    )
+
+
+def _data(data: DataConfig, forget: Selected) -> str:
+    source = data.source
+    columns = {key: value for key, value in source.columns.model_dump().items() if value and value != key}
+    listed = "\n".join(f"      - {_flow(selection)} # {why}" for selection, why in forget.selections)
+    why = "A trial, so that everything can be run: put in yours." if forget.trial else "Yours."
+    return _DATA.format(
+        file=_quoted(str(source.file)),
+        columns=_flow(columns),
+        why=why,
+        forget=listed,
+        holdout=HOLDOUT,
+        seed=data.seed,
+        perturbed=_flow(data.perturbed.model_dump()),
+    )
+
+
+def _without_neighbours(unlearn: str) -> str:
+    lines = unlearn.split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith("  neighbours:"))
+    first = at
+    while lines[first - 1].startswith("  #"):
+        first -= 1
+    lines[first : at + 1] = [
+        "  # `neighbours: {questions: 400, max_new_tokens: 40}` would keep more of what you did not give, but your",
+        "  # questions have no names in common, so nobody else can be asked about. A column `name` helps.",
+    ]
+    return "\n".join(lines)
+
+
+def _gates(gates: str, counts: Mapping[str, int]) -> str:
+    """own-data's gates, with as many rows asked for as there are where these are fewer."""
+    lines, split = gates.split("\n"), ""
+    for i, line in enumerate(lines):
+        if found := _SPLIT.match(line):
+            split = found[1]
+        if (found := _MIN_N.match(line)) and 0 < counts.get(split, int(found[2])) < int(found[2]):
+            few = f"all there are; own-data asks for {found[2]}, and so few show large differences only"
+            lines[i] = f"{found[1]}{counts[split]} # {few}"
+    return "\n".join(lines)
+
+
+def _values(rows: Rows, column: str) -> set[str]:
+    return {str(value) for value in rows.codes(column)[1] if value is not None}
+
+
+def _one_line(text: str) -> str:
+    return _quoted(" ".join(text.split()))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # YAML in double quotes reads JSON's
+
+
+def _flow(value: Mapping[str, Any]) -> str:
+    """A mapping on one line."""
+    return "{" + ", ".join(f"{key}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()) + "}"
+
+
+_HEAD = """\
+# python -m pipeline release {path}
+#
+# Written by `python -m pipeline new`, and yours from now on. What was not asked about is as in own-data. Lines marked
+# `yours` are for you to check. `data inspect {path}` shows the rows, and docs/recipe.md lists every key.
+name: {name} # the folder under runs/"""
+
+_DATA = """\
+data:
+  source:
+    file: {file}
+    # Our names on the left, your columns on the right. Only question and answer are required. Columns that the file
+    # calls as we do (identity_id, name, language, topic_id, perturbed_answers) are read by themselves; people and
+    # topics give better false answers.
+    columns: {columns}
+    # language: EN # if no column says it and all rows are in one
+  setting: request
+  request:
+    # {why} A row is forgotten if it meets every key of one of the selections: `identities`, `topics`,
+    # `languages`, `rows` (ids, as `data inspect` shows them) or `file` (rows of the source, word for word). All other
+    # rows are retained.
+    forget:
+{forget}
+    # Yours. Rows that no model is trained on, with which forgotten rows are compared. This share is drawn. Better are
+    # rows of the same kind as the forget rows, as a list like the one above. If your model knows all of the rows
+    # already, give rows that it has not seen.
+    holdout: {holdout}
+  seed: {seed}
+  perturbed: {perturbed} # false answers, mixed from words of others where you give none"""
+
+_OTHER_SIZE = """\
+# Steps and learning rates below fit own-data's model of 135 M parameters. Larger ones need smaller rates:
+# fame-topics-csd-llama32-3b has those planned for 3 B.
+"""
+
+_CARD = """\
+card:
+  title: {title} # yours
+  summary: A model some of whose facts were unlearned. # yours
+  limitations:
+    - There was no retrained model, so forgotten rows are compared with rows that were never seen. # yours
+  # How the card names your data. Without it they are "a data set of the publisher's own".
+  # dataset: {{name: Customers of 2025, license: cc-by-4.0, citation: "@misc{{…}}"}} # yours"""
+
+_PUBLISH = """\
+publish:
+  repo: {repo} # yours
+  hub: local # a Hub on this machine, to try everything out; `hf` for the Hugging Face Hub
+  visibility: private
+  tag: v1.0.0"""

@@ -1,0 +1,190 @@
+"""What runs the project elsewhere: the image, workflows for other people's CI, and examples for a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from pipeline.__main__ import parser
+from pipeline.engine import machine
+from tests.conftest import ROOT, Call
+
+DEPLOY = ROOT / "deploy"
+WORKFLOWS = sorted((DEPLOY / "ci").glob("*.yml"))
+SCHEMAS = ROOT / "tests" / "goldens" / "schemas"
+DOCKERFILE = ROOT / "Dockerfile"
+OURS = re.compile(r"^(?:\S*/)?unlearn-release (.*?)(?: > .*)?$", re.MULTILINE)
+
+
+def program(name: str) -> str:
+    """A program of this environment or this machine. Without it the test is skipped with a reason."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    return found or pytest.skip(f"{name} is not installed; `make setup` does that")
+
+
+def said_by(*argv: str) -> str:
+    """Empty if the program found nothing to say."""
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def steps(workflow: Path) -> Iterator[dict[str, Any]]:
+    for job in yaml.safe_load(workflow.read_text())["jobs"].values():
+        yield from job["steps"]
+
+
+def our_commands(text: str) -> list[argparse.Namespace]:
+    """The calls of `unlearn-release` in a script, as its own parser reads them."""
+    found = [shlex.split(words) for words in OURS.findall(text)]
+    return [parser().parse_args([re.sub(r"\$\{?\w+[^ ]*", "x/y", word) for word in words]) for words in found]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_is_one(workflow: Path) -> None:
+    assert said_by(program("actionlint"), str(workflow)) == ""
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_can_be_attacked_in_no_known_way(workflow: Path) -> None:
+    assert said_by(program("zizmor"), "--offline", "--quiet", str(workflow)) == ""
+
+
+def test_zizmor_and_actionlint_find_what_is_planted(tmp_path: Path) -> None:
+    planted = tmp_path / ".github" / "workflows" / "bad.yml"
+    planted.parent.mkdir(parents=True)
+    text = (DEPLOY / "ci" / "pull-request.yml").read_text()
+    planted.write_text(text.replace('"$RECIPE" --dry-run', '"${{ github.head_ref }}" --dry-run'))
+    assert "template-injection" in said_by(program("zizmor"), "--offline", "--quiet", str(planted))
+    planted.write_text(text.replace("needs: plan", "needs: nothing"))
+    assert "nothing" in said_by(program("actionlint"), str(planted))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_pins_its_actions_and_keeps_no_credentials(workflow: Path) -> None:
+    used = re.findall(r"uses: (\S+)(.*)", workflow.read_text())
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name) for name, _ in used)
+    assert all(re.fullmatch(r" # v\d+\.\d+\.\d+", version) for _, version in used)
+    checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/checkout")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_calls_commands_that_there_are(workflow: Path) -> None:
+    calls = [command for step in steps(workflow) for command in our_commands(step.get("run", ""))]
+    expected = {"release": ["release", "release"], "nightly": ["verify", "release", "compare"]}
+    assert [command.command for command in calls] == expected.get(workflow.stem, ["release"])
+
+
+def test_only_the_job_behind_the_environment_has_a_token_that_can_write() -> None:
+    jobs = yaml.safe_load((DEPLOY / "ci" / "release.yml").read_text())["jobs"]
+    assert [name for name, job in jobs.items() if "secrets." in json.dumps(job)] == ["publish"]
+    assert jobs["publish"]["environment"] == "release"
+    assert jobs["publish"]["needs"] == "gated"
+
+
+def test_a_pull_request_shows_stages_and_gates(call: Call) -> None:
+    plan = call("release", "demo", "--dry-run", "--device", "H100 80GB", "--json").stdout
+    argv = [program("jq"), "--raw-output", "-f", str(DEPLOY / "ci" / "plan.jq")]
+    shown = subprocess.run(argv, input=plan, capture_output=True, text=True, timeout=60, check=True).stdout
+    gates = json.loads(plan)["gates"]
+    rows = shown.partition("### Gates")[2].strip().splitlines()[2:]
+    assert len(rows) == len(gates) > 10
+    for row, gate in zip(rows, gates, strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+        assert cells[:4] == [gate["metric"], gate["split"], gate["rule"], str(gate["min_n"])]
+    assert "| eval-unlearned |" in shown
+
+
+def test_a_night_shows_what_was_compared() -> None:
+    entry = {
+        "metric": "fluency", "split": "forget", "n": 40, "ours": 0.98, "theirs": None, "difference": None,
+        "margin": 0.05, "verdict": "not compared",
+    }  # fmt: skip
+    comparison = {"to": "a/b", "commit": "c" * 40, "same_weights": True, "metrics": [entry]}
+    argv = [program("jq"), "--raw-output", "-f", str(DEPLOY / "ci" / "comparison.jq")]
+    shown = subprocess.run(argv, input=json.dumps(comparison), capture_output=True, text=True, timeout=60, check=True)
+    assert "| fluency | forget | 40 | 0.98 | – | – | 0.05 | not compared |" in shown.stdout
+    assert "The weights are the same." in shown.stdout
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+def problems(schema: dict[str, Any], document: Any) -> list[str]:
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(document)]
+
+
+def test_kubernetes_takes_the_example() -> None:
+    schema = json.loads((SCHEMAS / "kubernetes-1.37.json").read_text())
+    for document in documents("kubernetes.yaml"):
+        assert problems({**schema, "$ref": f"#/$defs/{document['kind']}"}, document) == []
+    [job] = [document for document in documents("kubernetes.yaml") if document["kind"] == "Job"]
+    job["spec"]["template"]["spec"]["containers"][0]["comand"] = ["x"]
+    assert "'comand' was unexpected" in problems({**schema, "$ref": "#/$defs/Job"}, job)[0]
+
+
+def test_kubernetes_runs_the_image_as_its_user() -> None:
+    [job] = [document for document in documents("kubernetes.yaml") if document["kind"] == "Job"]
+    pod = job["spec"]["template"]["spec"]
+    assert f"USER {pod['securityContext']['runAsUser']}\n" in DOCKERFILE.read_text()
+    [container] = pod["containers"]
+    assert parser().parse_args(container["args"]).recipe == "/recipe/release.yaml"
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    [rule] = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert rule["onExitCodes"]["values"] == [2, 3]  # wrong input, and a gate that failed
+
+
+def test_skypilot_takes_the_example() -> None:
+    schema = json.loads((SCHEMAS / "skypilot-0.14.1.json").read_text())
+    [task] = documents("skypilot.yaml")
+    assert problems(schema, task) == []
+    assert [command.store for command in our_commands(task["run"])] == ["/store/runs"]
+    assert problems(schema, {**task, "sekrets": {}})
+
+
+def test_the_dockerfile_is_clean() -> None:
+    assert said_by(program("hadolint"), "--failure-threshold", "style", str(DOCKERFILE)) == ""
+
+
+def test_the_image_has_a_pinned_base_and_is_not_root() -> None:
+    text = DOCKERFILE.read_text()
+    assert re.search(r"^ARG BASE=docker\.io/library/debian:[\w-]+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}", "python"}
+    assert re.findall(r"^USER (\S+)", text, re.MULTILINE) == ["10001"]
+    copied = [name for line in re.findall(r"^COPY (?!--from)(.*)", text, re.MULTILINE) for name in line.split()[:-1]]
+    assert copied
+    assert all((ROOT / name).exists() for name in copied)
+    health = json.loads(re.findall(r"HEALTHCHECK .* CMD (\[.*\])", text)[0])
+    assert parser().parse_args(health[1:]).dry_run
+
+
+@pytest.mark.parametrize(
+    ("built_from", "git"),
+    [
+        ("", {"commit": None, "dirty": False}),
+        ("a" * 40, {"commit": "a" * 40, "dirty": False}),
+        ("a" * 40 + "-dirty", {"commit": "a" * 40, "dirty": True}),
+    ],
+)
+def test_without_git_the_commit_is_the_images(
+    built_from: str, git: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv(machine.COMMIT, built_from)
+    assert machine.provenance()["git"] == git

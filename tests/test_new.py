@@ -1,0 +1,243 @@
+"""`new`: a recipe from five answers. It loads, can be planned, and its data stage runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets_prep import prepare
+from datasets_prep.schema import read_rows
+from eval.verdicts import measurable
+from pipeline.__main__ import main
+from pipeline.recipe import RECIPES, Recipe, load_recipe
+from tests.conftest import ROOT, Call
+
+PROSE = RECIPES / "own-prose.csv"
+PEOPLE = [f"Ida {name}" for name in ("Moor", "Fenn", "Holt", "Tarn", "Wold", "Beck", "Dale", "Heath", "Ridge", "Marsh")]
+TOPICS = ("birthplace", "profession", "favourite dish", "pet", "instrument", "first school")
+
+
+def write(file: Path, records: Sequence[dict[str, str]]) -> Path:
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return file
+
+
+def facts(**more: str) -> list[dict[str, str]]:
+    """Sixty facts with question and answer; ``more`` adds the columns that it names, filled with name or topic."""
+    return [
+        {"question": f"What is the {topic} of {person}?", "answer": f"The {topic} of {person} is number {i * 7 + j}."}
+        | {column: {"name": person, "topic": topic}[what] for column, what in more.items()}
+        for i, person in enumerate(PEOPLE)
+        for j, topic in enumerate(TOPICS)
+    ]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write(tmp_path / "facts.csv", facts())
+
+
+def made(call: Call, folder: Path, *words: str) -> Recipe:
+    done = call("new", str(folder / "acme"), *words)
+    assert done.returncode == 0, done.stderr
+    return load_recipe(str(folder / "acme.yaml"))
+
+
+def test_a_file_with_questions_and_answers_is_enough(call: Call, tmp_path: Path) -> None:
+    done = call("new", str(tmp_path / "acme"), "--rows", str(PROSE))
+    assert done.returncode == 0
+    assert "30 forget, 194 retain, 54 holdout, 22 unrehearsed" in done.stderr
+    assert "publish" in done.stdout  # the plan
+    recipe, own = load_recipe(str(tmp_path / "acme.yaml")), load_recipe("own-data")
+    assert recipe.name == "acme"
+    for kept in ("model", "base", "gold", "gates"):
+        assert getattr(recipe, kept) == getattr(own, kept)
+    tokens = {"max_new_tokens": 88}  # the longest answer has 43 words
+    assert recipe.eval == own.eval.model_copy(update=tokens)
+    assert own.unlearn.neighbours is not None
+    assert recipe.unlearn == own.unlearn.model_copy(
+        update={"neighbours": own.unlearn.neighbours.model_copy(update=tokens)}
+    )
+
+
+def test_its_data_stage_runs_and_carries_its_gates(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = made(call, tmp_path, "--rows", str(rows))
+    out = tmp_path / "data"
+    out.mkdir()
+    found = prepare.run(recipe.data, {"model": tiny_model}, out)
+    assert found.rows.model_dump() == {"forget": 12, "retain": 19, "holdout": 10, "unrehearsed": 19}
+    measurable.check(recipe.gates, found)
+    with pytest.raises(Exception, match="needs 30 rows, and the split has 12"):  # own-data's, as they are there
+        measurable.check(load_recipe("own-data").gates, found)
+
+
+@pytest.mark.parametrize(
+    ("columns", "forget", "expected"),
+    [
+        ({}, "Ida Holt", lambda record: "Ida Holt" in record["question"]),
+        ({}, "pet, ida moor", lambda record: "pet" in record["question"] or "Ida Moor" in record["question"]),
+        ({"name": "name"}, "Ida Holt, Ida Tarn", lambda record: record["name"] in ("Ida Holt", "Ida Tarn")),
+        ({"topic_id": "topic"}, "pet", lambda record: record["topic_id"] == "pet"),
+    ],
+    ids=["words", "words of two kinds", "names", "topics"],
+)
+def test_words_choose_what_is_forgotten(
+    call: Call, tmp_path: Path, tiny_model: Path, columns: dict[str, str], forget: str, expected: Any
+) -> None:
+    records = facts(**columns)
+    recipe = made(call, tmp_path, "--rows", str(write(tmp_path / "facts.csv", records)), "--forget", forget)
+    (tmp_path / "data").mkdir()
+    prepare.run(recipe.data, {"model": tiny_model}, tmp_path / "data")
+    forgotten = {row.question for row in read_rows(tmp_path / "data" / "forget.jsonl")}
+    assert forgotten == {record["question"] for record in records if expected(record)}
+
+
+def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path) -> None:
+    request = write(tmp_path / "request.csv", facts()[:6])
+    recipe = made(call, tmp_path, "--rows", str(rows), "--forget", str(request))
+    assert recipe.data.request is not None
+    assert recipe.data.request.forget[0].file == str(request)
+    assert {gate.min_n for gate in recipe.gates if gate.split == "forget"} == {6}
+
+
+def test_other_column_names_are_given(call: Call, tmp_path: Path) -> None:
+    records = [{"Frage": record["question"], "Antwort": record["answer"]} for record in facts()]
+    file = write(tmp_path / "facts.csv", records)
+    done = call("new", str(tmp_path / "acme"), "--rows", str(file))
+    assert (done.returncode, "has no column question, answer. It has Frage, Antwort" in done.stderr) == (2, True)
+    recipe = made(call, tmp_path, "--rows", str(file), "--column", "question=Frage", "--column", "answer=Antwort")
+    assert recipe.data.source.columns.question == "Frage"
+
+
+def test_a_model_of_ones_own(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Our model (v2)"
+    folder.symlink_to(tiny_model)
+    given = ("--model", str(folder), "--license", "llama3.2", "--rows", str(rows), "--repo", "acme/Llama-ours")
+    recipe = made(call, tmp_path, *given)
+    assert recipe.model.path == str(folder)
+    assert (recipe.model.license, recipe.model.parameters, recipe.model.chat_template) == ("llama3.2", None, None)
+    assert recipe.model.name.startswith("acme/")
+    assert recipe.publish.repo == "acme/Llama-ours"
+
+
+def test_a_model_of_the_hub_that_is_not_pinned_is_planned_with_a_warning(
+    call: Call, rows: Path, tmp_path: Path
+) -> None:
+    given = ("--model", "acme/Some-1B", "--license", "apache-2.0", "--rows", str(rows))
+    done = call("new", str(tmp_path / "acme"), *given)
+    assert done.returncode == 0
+    assert "model.hub.revision is not pinned" in done.stderr
+    pinned = call("new", str(tmp_path / "pinned"), *("--model", f"acme/Some-1B@{'a' * 40}", *given[2:]))
+    assert (pinned.returncode, "not pinned" in pinned.stderr) == (0, False)
+    assert load_recipe(str(tmp_path / "pinned.yaml")).publish.repo == "your-name/Some-1B-unlearned"
+
+
+def test_questions_that_name_nobody_have_no_neighbours(call: Call, tmp_path: Path) -> None:
+    records = [
+        {"question": f"what happens in step {i} of the plan?", "answer": f"step {i} mixes {i + 3} parts."}
+        for i in range(60)
+    ]
+    assert made(call, tmp_path, "--rows", str(write(tmp_path / "facts.csv", records))).unlearn.neighbours is None
+
+
+BAD = {
+    "no rows": ((), "--rows: no file is given"),
+    "no such file": (("--rows", "missing.csv"), "--rows: there is no file 'missing.csv'"),
+    "another format": (("--rows", "README.md"), "the suffix must be one of"),
+    "an unknown word": (("--forget", "Ida Holtz"), "--forget: 'Ida Holtz' is in no row"),
+    "nothing but commas": (("--forget", ", ,"), "names nothing"),
+    "a forget file that is not there": (("--forget", "missing.csv"), "--forget: there is no file"),
+    "everything": (("--forget", "ida"), "matches all 60 rows"),
+    "not a model": (("--model", "gpt2"), "neither a folder nor OWNER/NAME@COMMIT"),
+    "a folder without a model": (("--model", "./docs"), "the model folder lacks config.json"),
+    "a branch": (("--model", "a/b@main"), "--model: 'main' is not a commit"),
+    "no licence": (("--model", "a/b"), "--license: the model's licence is not given"),
+    "another licence": (("--model", "a/b", "--license", "mit"), "--license: 'mit' is not supported"),
+    "a name that the licence forbids": (
+        ("--model", "a/b", "--license", "llama3.2", "--repo", "a/b"), "must begin with 'Llama'",
+    ),
+    "a bad repository": (("--repo", "nobody"), "--repo: 'nobody' is not the id of a Hub repository"),
+    "a bad column": (("--column", "colour=red"), "--column colour=red: write OURS=THEIRS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_answer_is_refused_and_nothing_is_written(
+    call: Call, rows: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    given = words if not words or "--rows" in words else ("--rows", str(rows), *words)
+    done = call("new", str(tmp_path / "acme"), *given)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["facts.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Acme Corp", "cannot be a recipe's name"),
+        ("demo", "is a recipe of this project"),
+        ("nowhere/acme", "is not a folder"),
+        ("taken", "exists, and no file is overwritten"),
+        ("/proc/acme", "cannot be written"),
+    ],
+)
+def test_a_bad_place_is_refused(call: Call, rows: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "taken.yaml").write_text("mine")
+    done = call("new", name if name.startswith("/") else str(tmp_path / name), "--rows", str(rows))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert (tmp_path / "taken.yaml").read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["facts.csv", "taken.yaml"]
+
+
+def test_rows_that_a_check_stops_are_named_after_the_recipe_is_written(call: Call, tmp_path: Path) -> None:
+    contradiction = facts()[0] | {"answer": "It is something else altogether."}
+    file = write(tmp_path / "facts.csv", [*facts(), contradiction])
+    done = call("new", str(tmp_path / "acme"), "--rows", str(file))
+    assert (done.returncode, "data.checks.contradictions: warn" in done.stderr) == (2, True)
+    assert load_recipe(str(tmp_path / "acme.yaml"), ["data.checks.contradictions=warn"]).name == "acme"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_it_asks_and_asks_again(
+    call: Call, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["a/b@main", f"a/b@{'c' * 40}", "mit", "apache-2.0", "missing.csv", str(rows), "Ida Holt", ""]
+    monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{answer}\n" for answer in answers)))
+    done = call("new", str(tmp_path / "acme"))
+    assert done.returncode == 0
+    assert done.stderr.count("error: ") == 3
+    assert [done.stderr.count(question) for question in ("Which model?", "Its licence?", "Which file")] == [2, 2, 2]
+    recipe = load_recipe(str(tmp_path / "acme.yaml"))
+    assert recipe.model.hub is not None
+    assert (recipe.model.hub.revision, recipe.publish.repo) == ("c" * 40, "your-name/b-unlearned")
+
+
+def test_an_input_that_ends_early_writes_nothing(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("\n"))  # the demo's model, and then the end
+    done = call("new", str(tmp_path / "acme"))
+    assert (done.returncode, "Give --rows" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_console_script_is_the_command_line() -> None:
+    [(name, value)] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].items()
+    assert name == "unlearn-release"
+    assert EntryPoint(name, value, "console_scripts").load() is main
