@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.ranks import rows_per_step
+from core.strict import Strict
 from core.unlearning import (
     Bounds,
     CheckpointSelection,
@@ -25,15 +26,25 @@ from core.unlearning import (
     pairing_bytes,
     write_selection,
 )
-from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+from datasets_prep.schema import SPLITS, TOPICS, CheckFacts, PerturbedRow, Row, write_facts, write_rows
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Gate
-from eval.schema import JudgedGate, OnOtherRows, OnPart, Record, Verdict, write_measured, write_records, write_verdict
+from eval.schema import (
+    JudgedGate,
+    OnOtherRows,
+    OnPart,
+    Record,
+    Verdict,
+    write_measured,
+    write_records,
+    write_samples,
+    write_verdict,
+)
 from eval.verdicts.gates import judge_gate
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
 from pipeline.unlearn.config import Neighbours
-from tests.artifacts import unlearn_facts, write_manifest
+from tests.artifacts import data_facts, unlearn_facts, write_manifest
 
 MODELS = ("base", "gold", "unlearned")
 WEIGHTS = "5a" * 32
@@ -78,6 +89,10 @@ ATTACKS = {  # what an attack does to rows that are known, and to others
     "steer_language": (0.9, 0.97),
     "steer_known": (0.95, 1.1),
 }
+
+
+class Plain(Strict):
+    """Facts that say nothing."""
 
 
 class Suite(NamedTuple):
@@ -178,12 +193,18 @@ def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
         folder.mkdir(parents=True)
     shape = shape_of(recipe)
     write_data(inputs["data"], shape)
+    write_data_facts(inputs["data"])
     if config := recipe.unlearn.neighbours:
         write_neighbours(inputs["neighbours"], config, shape)
     write_unlearn(inputs["unlearn"], recipe, shape)
     records = {model: list(records_of(model, recipe, shape)) for model in MODELS if f"eval-{model}" in inputs}
     for model, found in records.items():
         write_evaluation(inputs[f"eval-{model}"], model, recipe, found)
+        write_rows_of(inputs[f"eval-{model}"], model, shape)
+    if recipe.eval.relative:
+        golds = 1 + len((recipe.gold != "none" and recipe.gold.seeds) or ())
+        places = {"gold_leaks": [0.01 * i - 0.01 for i in range(golds)], "gold_damages": [0.02] * golds}
+        (inputs["eval-unlearned"] / "relative.json").write_text(json.dumps(places))
     write_gate(inputs["gate"], recipe, shape, records)
     return inputs
 
@@ -212,6 +233,27 @@ def write_data(folder: Path, shape: Shape) -> None:
         write_rows(folder / f"{split}.jsonl", rows[split])
     asked = [(row, split) for split in ("forget", "holdout") for row in rows[split]]
     write_rows(folder / "perturbed.jsonl", [PerturbedRow(row.row_id, split, ("not", "so")) for row, split in asked])
+
+
+def write_data_facts(folder: Path) -> None:
+    """The manifest and the data's checks, one of which found something."""
+    found = {"too_long": CheckFacts(action="warn", count=2, first=["en-1", "en-2"])}
+    facts = data_facts({"sample": {"seed": 1, "identities": 1, "topics": 1}}).changed(checks=found)
+    write_facts(folder / "checks.json", facts)
+    write_manifest(folder, "data", facts)
+
+
+def write_rows_of(folder: Path, model: str, shape: Shape, most: int = 60) -> None:
+    """What a model says to the first rows of each split, and the measurements that plots and report read."""
+    samples: list[dict[str, object]] = []
+    for split in ("forget", "retain", "holdout"):
+        for i, row in enumerate(rows_of(split, shape)[:most]):
+            recall = near(ROWS["rouge_l_recall"][0 if model == "base" or split == "retain" else 1], model, i)
+            kind = {"row_id": row.row_id, "split": split, "language": row.language, "topic_id": row.topic_id}
+            said = f"{model} says {i} to {split}"
+            ratio = ROWS["truth_ratio"][0 if model == "base" else 1] * (0.5 + i / most)
+            samples.append({**kind, "rouge_l_recall": recall, "truth_ratio": ratio, "generation": said})
+    write_samples(folder / "samples.jsonl", samples)
 
 
 def neighbours_of(config: Neighbours, shape: Shape) -> list[Row]:
@@ -278,7 +320,12 @@ def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> None:
     ]
     (folder / "pairing.jsonl").write_bytes(pairing_bytes(pairs))
     packages = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
-    write_manifest(folder, "unlearn", ascent, packages=packages, device=shape.device, seconds=163.2)
+    made_of = {"base": "ba" * 32, "data": "da" * 32}
+    made_of |= {} if recipe.gold == "none" else {"gold": "60" * 32}
+    write_manifest(
+        folder, "unlearn", ascent, inputs=made_of, packages=packages, device=shape.device, seconds=163.2,
+        peak_memory_bytes=5_505_654_784,
+    )  # fmt: skip
 
 
 def ascent_of(recipe: Recipe, shape: Shape) -> UnlearnFacts:
@@ -426,6 +473,7 @@ def write_evaluation(folder: Path, model: str, recipe: Recipe, records: list[Rec
     """The records, whose weights they are of, and lm-eval's own results."""
     write_records(folder / "results.json", records)
     write_measured(folder, WEIGHTS if model == "unlearned" else "b0" * 32)
+    write_manifest(folder, f"eval-{model}", Plain(), digest=f"{MODELS.index(model)}e" * 32, seconds=61.5)
     (folder / "lm_eval").mkdir()
     ours = ("fame_topics_forget_choice", "general_knowledge")
     write_harness(folder, "fame_topics", {}, {task: {"task": task, "test_split": "test"} for task in ours})
@@ -444,7 +492,9 @@ def write_harness(
 ) -> None:
     """A results file of lm-eval, as far as it says what was asked: a task is a group without tasks below it."""
     below = {**groups, **{task: [] for task in configs}}
+    counted = {task: {"original": 2000, "effective": 1000} for task in configs}
     content = {"results": {task: {} for task in below}, "group_subtasks": below, "configs": configs}
+    content |= {"n-samples": counted}
     (folder / "lm_eval" / f"{name}.json").write_text(json.dumps(content))
 
 
@@ -470,6 +520,7 @@ def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str,
         gates=gates,
     )
     write_verdict(folder, verdict)
+    write_manifest(folder, "gate", Plain(), digest="9a" * 32, seconds=0.7)
 
 
 def confirmation(gate: Gate, judged: JudgedGate, shape: Shape, read: Mapping[str, int]) -> OnOtherRows:
