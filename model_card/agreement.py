@@ -241,7 +241,7 @@ def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
     known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
     known += [number for gate in evidence.gates for number in gate.numbers()]
     known += evidence.ascent.numbers()
-    known.append(evidence.leak_bound)
+    known += [evidence.leak_bound, *map(float, DECIMAL.findall(evidence.ascent.stopped))]
     for section in sections:
         if section.heading in ("Licence", "Provenance"):
             continue  # versions

@@ -95,9 +95,12 @@ def _like_holdout(records: Records) -> str:
 
 
 def _kept(rows: str) -> Callable[[Records], str]:
-    return lambda records: (
-        f"On {records['unlearned'].n} {rows}, it keeps {_share(records)} of base's answer probability."
-    )
+    def says(records: Records) -> str:
+        ours, base = (short(records[model].value) for model in ("unlearned", "base"))
+        share = _share(records)
+        return f"On {records['unlearned'].n} {rows}, it keeps {share} of base's answer probability ({ours} of {base})."
+
+    return says
 
 
 def _general(records: Records) -> str:

@@ -142,6 +142,7 @@ def truth_ratios(canvas: Canvas, evidence: Evidence, local: Local) -> None:
         tips = [f"{COLUMNS[model]}: {100 * y:.0f} % of rows have at most {number(x)}" for x, y in points]
         canvas.marks(axes, points, tips, marker=MARKS[model], color=COLOURS[model], markersize=3)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="truth ratio: false answers over the true one", ylabel="share of forget rows", ylim=(0, 1.02))
     canvas.legend(_models(evidence))
 

@@ -42,11 +42,10 @@ function grid(place) {
   const more = element("button", { type: "button", className: "more", textContent: "Show more" });
 
   function chosen() {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const sought = search.value.trim().toLowerCase();
     const rows = data.rows.filter((row) => {
       if (!selects.every(({ at, select }) => !select.value || row[at] === select.value)) return false;
-      const text = row.map(shown).join(" ").toLowerCase();
-      return words.every((word) => text.includes(word));
+      return row.map(shown).join(" ").toLowerCase().includes(sought);
     });
     if (sort < 0) return rows;
     return [...rows].sort((a, b) => {
@@ -84,7 +83,7 @@ function grid(place) {
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body);
   const frame = element("div", { className: "table", tabIndex: 0 }, table);
   frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", place.dataset.title);
+  frame.setAttribute("aria-label", `${place.dataset.title}, table`);
   place.append(controls, frame, more);
   draw();
 }

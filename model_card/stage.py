@@ -20,6 +20,8 @@ from model_card.published import write_card_file
 from model_card.render import render
 from model_card.report import report_html
 
+REPORT = "report.html"
+
 
 def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
     """Write the card of a release to ``out``.
@@ -30,9 +32,9 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
     if evidence is missing, and InputError if the card does not agree with it.
     """
     evidence, local = collect(inputs), read_local(inputs)
-    drawn = plots.drawn(evidence, local)
     card = render(config, evidence)
     check(card, config, evidence, local.rows["forget"])
+    drawn = plots.drawn(evidence, local)
     report = report_html(config, evidence, local, drawn)
     (out / "README.md").write_text(card, encoding="utf-8")
     (out / "plots").mkdir()
@@ -44,8 +46,17 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
             (out / ".eval_results" / name).write_text(text, encoding="utf-8")
     (out / "results.json").write_text(combined(evidence), encoding="utf-8")
     write_card_file(out, config, evidence)
-    (out / "report.html").write_text(report, encoding="utf-8")
+    (out / REPORT).write_text(report, encoding="utf-8")
     return CardFacts(passed=evidence.passed, metrics=len(tables.overall(evidence)), languages=evidence.languages())
+
+
+def refused(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> Path:
+    """Write the report of a release whose gates failed to ``out``: it shows why. Raises as :func:`run`."""
+    evidence, local = collect(inputs), read_local(inputs)
+    page = out / REPORT
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(report_html(config, evidence, local, plots.drawn(evidence, local)), encoding="utf-8")
+    return page
 
 
 def combined(evidence: Evidence) -> str:

@@ -131,6 +131,8 @@ def marks(evidence: Evidence, row: Line) -> str:
 
 def sides(gate: JudgedGate) -> str:
     """The gate's bounds, for example ``≥ 0.081 and ≤ 0.279``."""
+    if gate.at_least is not None and gate.at_least == gate.at_most:
+        return f"95 % interval holds {number(gate.at_least)}"
     known = [(sign, bound) for sign, bound in (("≥", gate.at_least), ("≤", gate.at_most)) if bound is not None]
     return " and ".join(f"{sign} {number(bound)}" for sign, bound in known) or NOT_MEASURED
 
