@@ -119,6 +119,6 @@ def benchmark_files(evidence: Evidence) -> dict[str, str]:
     for (task, metric), (dataset, task_id) in BENCHMARKS.items():
         record, suite = evidence.record("unlearned", metric, task), evidence.suites.get(task)
         if record is not None and suite is not None and not suite.limited:
-            entry = EvalResultEntry(dataset_id=dataset, task_id=task_id, value=100 * record.value)
+            entry = EvalResultEntry(dataset_id=dataset, task_id=task_id, value=round(100 * record.value, 4))
             files[f"{task}.yaml"] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return files

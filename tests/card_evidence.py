@@ -246,8 +246,9 @@ def write_data_facts(folder: Path) -> None:
 def write_rows_of(folder: Path, model: str, shape: Shape, most: int = 60) -> None:
     """What a model says to the first rows of each split, and the measurements that plots and report read."""
     samples: list[dict[str, object]] = []
+    shape = shape._replace(rows={split: min(n, most) for split, n in shape.rows.items()})
     for split in ("forget", "retain", "holdout"):
-        for i, row in enumerate(rows_of(split, shape)[:most]):
+        for i, row in enumerate(rows_of(split, shape)):
             recall = near(ROWS["rouge_l_recall"][0 if model == "base" or split == "retain" else 1], model, i)
             kind = {"row_id": row.row_id, "split": split, "language": row.language, "topic_id": row.topic_id}
             said = f"{model} says {i} to {split}"

@@ -351,7 +351,9 @@ def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Ev
 
 
 def test_a_failed_gate_without_evidence_is_shown_as_that(evidence: Evidence) -> None:
-    failed = evidence.gates[0].changed(measured=None, at_most=None, smallest_difference=None, n=0, passed=False)
+    failed = evidence.gates[0].changed(
+        measured=None, at_most=None, smallest_difference=None, n=0, passed=False, why="Nothing was measured."
+    )
     changed = with_gates(evidence, failed, passed=False)
     text = render(config(), changed)
     assert "must not be released" in text
