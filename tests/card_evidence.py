@@ -12,12 +12,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from core.ranks import rows_per_step
 from core.strict import Strict
 from core.unlearning import (
-    Bounds,
     CheckpointSelection,
     NeighbourFacts,
     PairedRows,
@@ -26,7 +25,7 @@ from core.unlearning import (
     pairing_bytes,
     write_selection,
 )
-from datasets_prep.schema import SPLITS, TOPICS, CheckFacts, PerturbedRow, Row, write_facts, write_rows
+from datasets_prep.schema import SPLITS, CheckFacts, PerturbedRow, Row, write_facts, write_rows
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Gate
 from eval.schema import (
@@ -44,11 +43,12 @@ from eval.verdicts.gates import judge_gate
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
 from pipeline.unlearn.config import Neighbours
-from tests.artifacts import data_facts, unlearn_facts, write_manifest
+from tests.artifacts import data_facts, write_manifest
+from tests.card_shapes import Shape, shape_of
+from tests.card_suites import MMLU, SUITES, write_harness
 
 MODELS = ("base", "gold", "unlearned")
 WEIGHTS = "5a" * 32
-PAIRING = "c2" * 32
 GENERAL = 110  # questions of general knowledge
 GOLDS_DAMAGE = 0.0421  # the largest of any gold beside the others
 
@@ -93,96 +93,6 @@ ATTACKS = {  # what an attack does to rows that are known, and to others
 
 class Plain(Strict):
     """Facts that say nothing."""
-
-
-class Suite(NamedTuple):
-    """What lm-eval says of a task or group: values, and for each task below it the Hub data set, subset and split."""
-
-    values: dict[str, float]
-    version: int
-    tasks: dict[str, tuple[str, str | None, str]]
-    groups: dict[str, list[str]] = {}  # noqa: RUF012 (a NamedTuple's default)
-
-
-MMLU = {"stem": "abstract_algebra", "other": "anatomy", "social_sciences": "econometrics", "humanities": "philosophy"}
-SUITES = {
-    "mmlu": Suite(
-        {"acc": 0.59},
-        2,
-        {f"mmlu_{subject}": ("cais/mmlu", subject, "test") for subject in MMLU.values()},
-        {"mmlu": [f"mmlu_{part}" for part in MMLU], **{f"mmlu_{part}": [f"mmlu_{s}"] for part, s in MMLU.items()}},
-    ),
-    "hellaswag": Suite({"acc": 0.52, "acc_norm": 0.7}, 1, {"hellaswag": ("Rowan/hellaswag", None, "validation")}),
-    "arc_challenge": Suite(
-        {"acc": 0.44, "acc_norm": 0.46}, 1, {"arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test")}
-    ),
-    "wmdp": Suite(
-        {"acc": 0.53},
-        1,
-        {f"wmdp_{part}": ("cais/wmdp", f"wmdp-{part}", "test") for part in ("bio", "chem", "cyber")},
-        {"wmdp": ["wmdp_bio", "wmdp_chem", "wmdp_cyber"]},
-    ),
-    **{
-        f"m_mmlu_{code}": Suite({"acc": 0.45}, 0, {f"m_mmlu_{code}": ("alexandrainst/m_mmlu", code, "test")})
-        for code in ("de", "es", "fr", "it")
-    },
-}
-
-
-class Shape(NamedTuple):
-    """The rows of a recipe's data: of each split, their languages and topics, and how the unlearning ended."""
-
-    rows: dict[str, int]
-    people: int
-    languages: tuple[str, ...]
-    topics: tuple[str, ...]
-    ascent: UnlearnFacts
-    device: str
-
-
-SAMPLE = Shape(
-    {"forget": 40, "retain": 140, "holdout": 50, "unrehearsed": 20},
-    25,
-    ("DE", "EN", "ES", "FR", "IT"),
-    TOPICS,
-    unlearn_facts(
-        pairing_sha256=PAIRING, steps=36, kept_step=36, bounds=Bounds(forget_loss=2.9876, retain_loss=0.2591)
-    ),
-    "cpu (x86_64)",
-)
-OWN = Shape(
-    {"forget": 31, "retain": 99, "holdout": 50, "unrehearsed": 20},
-    20,
-    ("DE", "EN"),
-    ("address", "birthplace", "education", "email", "phone number"),
-    unlearn_facts(
-        pairing_sha256=PAIRING,
-        levels={"holdout": 2.6543},
-        forget_cap=2.6543,
-        stopped="forget loss 2.654 reached its level 2.654",
-        steps=24,
-        kept_step=18,
-        bounds=Bounds(forget_loss=2.6543, retain_loss=0.2417),
-    ),
-    "cpu (x86_64)",
-)
-FAME = SAMPLE._replace(
-    rows={"forget": 3200, "retain": 11520, "holdout": 4000, "unrehearsed": 1280},
-    people=1000,
-    ascent=SAMPLE.ascent.changed(
-        stopped="forget loss 2.110 reached its level 2.110",
-        steps=220,
-        kept_step=210,
-        bounds=Bounds(forget_loss=2.1098, retain_loss=0.3012),
-    ),
-    device="NVIDIA H100 80GB HBM3",
-)
-
-
-def shape_of(recipe: Recipe) -> Shape:
-    """The rows of the data that the recipe names."""
-    source = recipe.data.source
-    return SAMPLE if source.sample else FAME if source.hub else OWN
 
 
 def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
@@ -486,17 +396,6 @@ def write_evaluation(folder: Path, model: str, recipe: Recipe, records: list[Rec
             configs[task] = {"task": task, "dataset_path": path, kind: split}
             configs[task] |= {"dataset_name": subset} if subset else {}
         write_harness(folder, asked.task, suite.groups, configs)
-
-
-def write_harness(
-    folder: Path, name: str, groups: Mapping[str, list[str]], configs: Mapping[str, dict[str, str]]
-) -> None:
-    """A results file of lm-eval, as far as it says what was asked: a task is a group without tasks below it."""
-    below = {**groups, **{task: [] for task in configs}}
-    counted = {task: {"original": 2000, "effective": 1000} for task in configs}
-    content = {"results": {task: {} for task in below}, "group_subtasks": below, "configs": configs}
-    content |= {"n-samples": counted}
-    (folder / "lm_eval" / f"{name}.json").write_text(json.dumps(content))
 
 
 def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str, list[Record]]) -> None:
