@@ -16,7 +16,7 @@ from model_card import tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
 from model_card.facts import Evidence
-from model_card.lint import DECIMAL, shows, unfinished
+from model_card.lint import DECIMAL, is_among, shows, unfinished
 from model_card.markdown import Section, read
 from model_card.metadata import indexed, result_name
 from model_card.tables import Line
@@ -247,5 +247,5 @@ def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
             continue  # versions
         for text in section.prose:
             for match in DECIMAL.finditer(text):
-                if not any(shows(match[0], value) for value in known):
+                if not is_among(match[0], known):
                     yield f"The number {match[0]} below {section.heading!r} is not in the evidence: {text[:80]!r}."

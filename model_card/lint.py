@@ -113,6 +113,12 @@ def shows(printed: str, value: float) -> bool:
     return known and abs(number - Decimal(value)) <= Decimal(5).scaleb(int(exponent) - 1)
 
 
+def is_among(printed: str, values: Collection[float]) -> bool:
+    """Whether a decimal number is one of ``values``, rounded."""
+    near = float(printed)
+    return any(shows(printed, value) for value in values if abs(value - near) <= 1)  # rounding takes less than that
+
+
 def _split(card: str) -> tuple[str | None, str]:
     block = re.match(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", card, re.DOTALL)
     return (block[1], card[block.end() :]) if block else (None, card)
@@ -240,5 +246,5 @@ def _image(source: str, alt: str, files: Collection[str]) -> Iterator[Problem]:
 def _unsourced(token: Any, numbers: Collection[float]) -> Iterator[Problem]:
     texts = [part.content for part in token.children or [] if part.type == "text"]
     for found in DECIMAL.findall(" ".join(texts)):
-        if not any(shows(found, value) for value in numbers):
+        if not is_among(found, numbers):
             yield Problem("numbers", f"The number {found} is in no file of results: {token.content[:80]!r}.")

@@ -82,16 +82,19 @@ def drawn(evidence: Evidence, local: Local) -> list[Plot]:
 
 def _plot(name: str, alt: str, evidence: Evidence, local: Local) -> Plot:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure()
-    FigureCanvasAgg(figure)
     canvas = figures.Canvas(figure)
     DRAWN[name](canvas, evidence, local)
     png, svg = io.BytesIO(), io.StringIO()
-    figure.savefig(png, format="png", metadata={"Software": None})  # it would name the version of matplotlib
+    # Not savefig(), which draws everything twice. Without metadata, since it would name the version of matplotlib.
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     figure.set_layout_engine("none")  # both files are laid out alike, and once
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_visible(False)  # the page's own background is seen
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Plot(name, alt, png.getvalue(), for_page(svg.getvalue(), name, canvas.tips))
 
 
