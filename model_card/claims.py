@@ -111,14 +111,15 @@ def _general(records: Records) -> str:
 
 def _membership(records: Records) -> str:
     ours, gold = (short(records[model].value) for model in ("unlearned", "gold"))
-    return f"Membership inference finds the forgotten facts as rarely as it does for gold (AUC {ours}, gold {gold})."
+    return (
+        f"Membership inference finds the forgotten facts about as rarely as it does for gold (AUC {ours}, gold {gold})."
+    )
 
 
 def _membership_alone(records: Records) -> str:
-    return (
-        "Membership inference hardly tells the forgotten facts from facts never seen "
-        f"(AUC {short(records['unlearned'].value)}; 0.5 is chance)."
-    )
+    ours = records["unlearned"]
+    interval = f"{short(ours.value)} ({short(ours.ci_low)} to {short(ours.ci_high)})"
+    return f"Membership inference against facts never seen has an AUC of {interval}, where 0.5 is chance."
 
 
 def _fluent(records: Records) -> str:

@@ -42,7 +42,12 @@ FAMILIES = {
     r"EleutherAI/pythia-": "apache-2.0",
     r"microsoft/[Pp]hi-": "mit",
 }
-SOURCES = ("results.json", "gate.json", "card.json")  # files of a release whose numbers a card may repeat
+SOURCES = (
+    "results.json",
+    "gate.json",
+    "card.json",
+    "release.json",
+)  # files of a release whose numbers a card may repeat
 WITHOUT_RESULTS = {"license", "licence", "citation", "provenance", "how to use", "usage"}  # versions and settings
 
 

@@ -142,3 +142,22 @@ def test_a_folder_without_a_card_is_an_error(tmp_path: Path, call: Call) -> None
     done = call("card", "lint", str(tmp_path))
     assert done.returncode == 2
     assert "no card can be read there" in done.stderr
+
+
+def test_the_command_lints_a_private_repository(tmp_path: Path, call: Call) -> None:
+    from huggingface_hub import HfApi
+
+    from pipeline.localhub.server import LocalHub
+
+    with LocalHub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("demo/other", private=True)
+        for name, text in (("README.md", GOOD), ("NOTES.md", "x"), ("results.json", '{"a": 0.457}')):
+            api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id="demo/other")
+    done = call("card", "lint", "demo/other", "--store", str(tmp_path), "--json")
+    assert done.returncode == 2, done.stderr
+    says = "The image plots/x.png is no file of the repository."
+    assert json.loads(done.stdout)["problems"] == [{"rule": "links", "says": says}]
+    done = call("card", "lint", "demo/nothing", "--hub", "local", "--store", str(tmp_path))
+    assert done.returncode == 4
+    assert "reading the card of demo/nothing at main: the Hub answered 404" in done.stderr

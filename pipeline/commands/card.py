@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from core.errors import ArtifactError, InputError
 from core.hub_ids import check_repository
@@ -52,9 +53,10 @@ def _downloaded(repo: str, revision: str, target: Target) -> list[Problem]:
         files = api.list_repo_files(repo, revision=revision)
         if "README.md" not in files:
             return [Problem("metadata", "There is no README.md.")]
-        texts = {
-            name: Path(api.hf_hub_download(repo, name, revision=revision)).read_text(encoding="utf-8")
-            for name in ("README.md", *SOURCES)
-            if name in files
-        }
+        with TemporaryDirectory(prefix="card-") as folder:  # not the cache, where Hubs have one place for each name
+            texts = {
+                name: Path(api.hf_hub_download(repo, name, revision=revision, local_dir=folder)).read_text("utf-8")
+                for name in ("README.md", *SOURCES)
+                if name in files
+            }
     return lint(texts.pop("README.md"), files, [json.loads(text) for text in texts.values()])
