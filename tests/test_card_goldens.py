@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_the_card_is_the_golden_one(name: str, tmp_path: Path) -> None:
     if os.environ.get(UPDATE):
         golden.write_text(card, encoding="utf-8")
     assert card == golden.read_text(encoding="utf-8"), f"run the test with {UPDATE}=1 and read the difference"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_what_a_card_says_first_is_short(name: str) -> None:
+    text = (GOLDENS / f"card-{name}.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    first = text.split("## What this does not show")[0].strip().splitlines()
+    unfolded = re.sub(r"<details>.*?</details>\n", "", text, flags=re.DOTALL).strip().splitlines()
+    assert len(first) <= 25
+    assert len(unfolded) <= (60 if name == "demo" else 65)
 
 
 @pytest.mark.parametrize("name", CARDS)

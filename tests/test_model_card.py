@@ -274,7 +274,7 @@ def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evid
     assert (data.license, data.datasets) == ("llama3.2", ["ClaudioSavelli/FAME"])
     assert data.eval_results is not None
     assert {r.dataset_revision for r in data.eval_results if r.dataset_split == "forget"} == {"b" * 40}
-    assert "demonstration" not in text
+    assert "people are invented" not in text
     assert "pinned to 26 Jul 2024" in text
     assert text.count("Built with Llama.") == 2
     assert "Llama 3.2 is licensed under the [Llama 3.2 Community License](https://www.llama.com/llama3_2/" in text
