@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup release test lint check bench seeds methods image
+.PHONY: help setup release test lint check bench seeds methods image pictures
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(READY)  ## measure time and memory and print the tables
 
 seeds: $(READY)  ## run the demo on ten data seeds that it was not tuned on (about four hours)
 	$(BIN)/python -m benchmarks.seeds 31 32 33 34 35 36 37 38 39 40
+
+pictures: $(READY)  ## take the pictures in the README, of the demo's pages (needs chromium)
+	$(BIN)/python -m benchmarks.pictures
 
 methods: $(READY)  ## compare all unlearning methods on three data seeds (about three hours)
 	$(BIN)/python -m benchmarks.methods

@@ -8,7 +8,7 @@ machine and is never published. The gate stage writes `gate.json`, a comparison 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,7 +61,8 @@ class Record:
 
     def plain(self) -> dict[str, Any]:
         """The record as it is written to a file: without ``by`` and ``note`` if it has none."""
-        return {key: value for key, value in asdict(self).items() if value is not None or key not in ("by", "note")}
+        # Not asdict(), which copies every value.
+        return {key: value for key, value in vars(self).items() if value is not None or key not in ("by", "note")}
 
 
 def write_records(path: Path, records: list[Record]) -> None:

@@ -1,194 +1,195 @@
-"""The tables of a card: their rows, their order, and how a number is printed."""
+"""The sentences of a card that assert something, each with the metric and the gate that back it.
+
+A claim is said only if its metric was measured for each model that it names, and if every gate on the metric passed
+for this very value. One of these gates must bound the value as the sentence does: on the sides it names, and by the
+model it names. What nobody measured or gated cannot be said: the template has no such sentence of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from eval.attacks.catalog import KINDS
-from eval.catalog import CATALOG, ROWS
+from eval.catalog import CATALOG, Metric, of_family
 from eval.schema import JudgedGate, Record
-from model_card.config import CardInputs
-from model_card.facts import MODELS, Evidence
-from model_card.markdown import escape, table
+from model_card.facts import Evidence
+from model_card.tables import number
 
-NOT_MEASURED = "–"
-
-
-def number(value: float) -> str:
-    """``value`` with three decimals, or with two significant digits if three decimals would show zero."""
-    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+Records = Mapping[str, Record]
+Part = Literal["forgotten", "attacked", "kept", "more"]
 
 
-def interval(record: Record | None) -> str:
-    """The value and its 95 % interval, or a dash if nothing was measured."""
-    if record is None:
-        return NOT_MEASURED
-    return f"{number(record.value)} ({number(record.ci_low)} to {number(record.ci_high)})"
+@dataclass(frozen=True)
+class Claim:
+    """A sentence about ``metric`` on ``split``, made of the records of ``models``.
+
+    ``by`` is the model, or split, whose value the gate's bound is made of (None: any bound); ``lower`` and ``upper``
+    are the sides that it must have. Of the claims with the same ``topic``, only the first that is backed is said.
+    """
+
+    part: Part
+    topic: str
+    metric: str
+    split: str
+    models: tuple[str, ...]
+    says: Callable[[Records], str]
+    by: str | None = None
+    lower: bool = False
+    upper: bool = False
+
+    def records(self, evidence: Evidence) -> dict[str, Record] | None:
+        """The records by model (``holdout``: this model on other rows), None if one was not measured."""
+        found = {
+            model: evidence.record("unlearned", self.metric, "holdout")
+            if model == "holdout"
+            else evidence.record(model, self.metric, self.split)
+            for model in self.models
+        }
+        return {model: r for model, r in found.items() if r is not None} if all(found.values()) else None
+
+    def sentence(self, evidence: Evidence) -> str | None:
+        """The sentence, or None if nothing backs it."""
+        records, gates = self.records(evidence), evidence.gates_on(self.metric, self.split)
+        if records is None or not all(_judged(gate, records["unlearned"]) for gate in gates):
+            return None
+        return self.says(records) if any(map(self._is_bounded_by, gates)) else None
+
+    def _is_bounded_by(self, gate: JudgedGate) -> bool:
+        sides = (gate.at_least is not None or not self.lower) and (gate.at_most is not None or not self.upper)
+        return sides and (self.by is None or f"{self.by}'s" in gate.rule)
 
 
-def verdict(passed: bool) -> str:
-    """The word of a gate's verdict."""
-    return "passed" if passed else "failed"
+def _judged(gate: JudgedGate, record: Record) -> bool:
+    """Whether a gate passed, and for these numbers."""
+    measured = (gate.measured, gate.ci_low, gate.ci_high, gate.n)
+    return gate.passed and measured == (record.value, record.ci_low, record.ci_high, record.n)
 
 
-def order(metric: str, split: str) -> tuple[int, str, int, str]:
-    """The sort key of a row: known metrics in the order of the catalogue, then others by name."""
-    known = list(CATALOG)
-    place = ROWS.index(split) if split in ROWS else len(ROWS)
-    return (known.index(metric) if metric in known else len(known), metric, place, split)
+def short(value: float) -> str:
+    """A number in a sentence: two decimals, or more if these would show zero."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else number(value)
 
 
-def keys(evidence: Evidence) -> list[tuple[str, str]]:
-    """Metric and split of every overall record of any of the models, in the order of the table."""
-    overall = {(r.metric, r.split) for records in evidence.records.values() for r in records if r.by is None}
-    return sorted(overall, key=lambda key: order(*key))
+def _share(records: Records) -> str:
+    """How much of base's value is left, in percent, rounded down."""
+    kept = records["unlearned"].value / records["base"].value if records["base"].value else 0.0
+    return f"{min(100, math.floor(100 * kept))} %"
 
 
-def metrics(evidence: Evidence) -> list[tuple[str, str]]:
-    """Each metric of the catalogue in the results table, with what it means."""
-    names = dict.fromkeys(metric for metric, _ in keys(evidence))
-    return [(metric, CATALOG[metric].meaning) for metric in names if metric in CATALOG]
+def _like_gold(records: Records) -> str:
+    ours, gold, base = (short(records[model].value) for model in ("unlearned", "gold", "base"))
+    return (
+        f"The {records['unlearned'].n} answers to be forgotten are about as likely to it as to a model that never saw "
+        f"them: {ours}, against {gold} there and {base} before the unlearning."
+    )
 
 
-def not_measured(evidence: Evidence) -> list[str]:
-    """The kinds of attack and audit of which no model has a record, in words."""
-    measured = {CATALOG[metric].kind for metric, _ in keys(evidence) if metric in CATALOG}
-    return [text for kind, text in KINDS.items() if kind not in measured]
+def _like_holdout(records: Records) -> str:
+    ours, never, base = (short(records[model].value) for model in ("unlearned", "holdout", "base"))
+    return (
+        f"The {records['unlearned'].n} answers to be forgotten are about as likely to it as answers that it never saw: "
+        f"{ours} against {never}, and {base} before the unlearning."
+    )
 
 
-def _better(record: Record) -> str:
-    return {True: "higher", False: "lower", None: "like gold"}[record.higher_is_better]
+def _kept(rows: str) -> Callable[[Records], str]:
+    def says(records: Records) -> str:
+        ours, base = (short(records[model].value) for model in ("unlearned", "base"))
+        share = _share(records)
+        return f"On {records['unlearned'].n} {rows}, it keeps {share} of base's answer probability ({ours} of {base})."
+
+    return says
 
 
-def _row(records: Mapping[str, Record | None], start: list[str]) -> list[str]:
-    ns = {record.n for record in records.values() if record is not None}
-    return [*start, *(interval(records[model]) for model in MODELS), " / ".join(str(n) for n in sorted(ns))]
+def _general(records: Records) -> str:
+    ours, base = (f"{100 * records[model].value:.0f} %" for model in ("unlearned", "base"))
+    n = records["unlearned"].n
+    return f"Of {n} general-knowledge questions it answers {ours} correctly, and base {base}."
 
 
-def results_table(evidence: Evidence) -> str:
-    """Every overall metric of the three models, with intervals and numbers of rows."""
-    rows = []
-    for metric, split in keys(evidence):
-        records = {model: evidence.record(model, metric, split) for model in MODELS}
-        better = next(_better(record) for record in records.values() if record is not None)
-        rows.append(_row(records, [f"`{metric}`", escape(split), better]))
-    return table(["Metric", "Split", "Better", *MODELS, "n"], rows)
+def _membership(records: Records) -> str:
+    ours, gold = (short(records[model].value) for model in ("unlearned", "gold"))
+    return (
+        f"Membership inference finds the forgotten facts about as rarely as it does for gold (AUC {ours}, gold {gold})."
+    )
 
 
-def language_rows(evidence: Evidence) -> list[tuple[str, str, str, dict[str, Record | None]]]:
-    """Metric, split, language and records of every row of the table by language."""
-    rows = []
-    for metric in [entry.name for entry in CATALOG.values() if entry.by_language]:
-        for split in ("forget", "retain"):
-            for language in evidence.languages():
-                group = {"language": language}
-                records = {model: _grouped(evidence, model, metric, split, group) for model in MODELS}
-                if any(records.values()):
-                    rows.append((metric, split, language, records))
-    return rows
+def _membership_alone(records: Records) -> str:
+    ours = records["unlearned"]
+    interval = f"{short(ours.value)} ({short(ours.ci_low)} to {short(ours.ci_high)})"
+    return f"Membership inference against facts never seen has an AUC of {interval}, where 0.5 is chance."
 
 
-def language_table(evidence: Evidence) -> str:
-    """Answer probability and ROUGE-L recall in each language; empty if the data name no language."""
-    rows = [
-        _row(records, [f"`{metric}`", split, escape(language)])
-        for metric, split, language, records in language_rows(evidence)
-    ]
-    return table(["Metric", "Split", "Language", *MODELS, "n"], rows) if rows else ""
+def _fluent(records: Records) -> str:
+    ours, gold = (short(records[model].value) for model in ("unlearned", "gold"))
+    return f"Asked about what it forgot, it answers about as fluently as gold ({ours}, gold {gold})."
 
 
-def _grouped(evidence: Evidence, model: str, metric: str, split: str, by: Mapping[str, str]) -> Record | None:
-    records = evidence.records.get(model, [])
-    return next((r for r in records if r.metric == metric and r.split == split and r.by == by), None)
+def _not_told_apart(other: str) -> Callable[[Records], str]:
+    return lambda records: (
+        f"By how it ranks true and false answers, a Kolmogorov-Smirnov test does not tell {other} "
+        f"(p = {short(records['unlearned'].value)})."
+    )
 
 
-def gates_table(evidence: Evidence) -> str:
-    """Every gate: its rule, what was measured, the verdict, and the recipe's reason for the threshold."""
-    rows = [
-        [
-            f"`{gate.metric}`",
-            escape(gate.split),
-            escape(gate.rule),
-            NOT_MEASURED if gate.measured is None else number(gate.measured),
-            bounds(gate),
-            str(gate.n),
-            NOT_MEASURED if gate.smallest_difference is None else number(gate.smallest_difference),
-            verdict(gate.passed),
-            escape(gate.reason),
-        ]
-        for gate in evidence.gates
-    ]
-    return table(["Metric", "Split", "Rule", "Measured", "Bound", "n", "Could see", "Verdict", "Reason"], rows)
+def _place(records: Records) -> str:
+    return f"On the line from gold (0) to base (1) it stands at {short(records['unlearned'].value)}."
 
 
-def bounds(gate: JudgedGate) -> str:
-    """The gate's bounds as numbers: one, or two joined by "to"."""
-    numbers = [number(bound) for bound in (gate.at_least, gate.at_most) if bound is not None]
-    return " to ".join(dict.fromkeys(numbers)) or NOT_MEASURED
+def _beyond_gold(metric: Metric) -> Callable[[Records], str]:
+    attack, reading = metric.attack, CATALOG[metric.reading or ""].label
+
+    def says(records: Records) -> str:
+        ours = records["unlearned"]
+        interval = f"{short(ours.value)} ({short(ours.ci_low)} to {short(ours.ci_high)})"
+        how = attack.how if attack else ""
+        return f"{how[:1].upper()}{how[1:]}, {reading} is {interval} beyond gold's."
+
+    return says
 
 
-def gate_notes(evidence: Evidence) -> list[str]:
-    """Notes below the table of gates: too few facts, which rows chose the checkpoint, what no gold means."""
-    small = dict.fromkeys(f"`{gate.metric}` on {escape(gate.split)}" for gate in evidence.gates if _is_small(gate))
-    notes = []
-    if small:
-        notes.append(f"These rest on fewer than 100 facts and cannot be certified alone: {', '.join(small)}.")
-    if evidence.selection:
-        notes.append(evidence.selection)
-    gates_by_sentence: dict[str, list[str]] = {}
-    for gate in evidence.gates:
-        for part in (gate.confirmed, *gate.parts):
-            if part:
-                gates = gates_by_sentence.setdefault(escape(part.says), [])
-                gates.append(f"`{gate.metric}` on {escape(gate.split)}")
-    notes += [f"{', '.join(dict.fromkeys(gates))}: {sentence}" for sentence, gates in gates_by_sentence.items()]
-    return [*notes, *dict.fromkeys(gate.limits for gate in evidence.gates if gate.limits)]
+ANSWERS, ONE = "answer_probability", ("unlearned",)
+CLAIMS = (
+    Claim(
+        "forgotten", "forgotten", ANSWERS, "forget", ("base", "gold", "unlearned"), _like_gold, "gold", True, True
+    ),
+    Claim(
+        "forgotten", "forgotten", ANSWERS, "forget", ("base", "holdout", "unlearned"), _like_holdout, "holdout",
+        True, True,
+    ),
+    Claim("kept", "retain", ANSWERS, "retain", ("base", "unlearned"), _kept("facts to be kept"), "base", True),
+    Claim(
+        "kept", "unrehearsed", ANSWERS, "unrehearsed", ("base", "unlearned"),
+        _kept("facts that the unlearning was not given"), "base", True,
+    ),
+    Claim("kept", "general", "utility", "general", ("base", "unlearned"), _general, "base", True),
+    *(
+        Claim(
+            "attacked" if metric.kind else "more", metric.name, metric.name, "forget", ONE, _beyond_gold(metric),
+            upper=True,
+        )
+        for metric in of_family("reading")
+        if metric.gap_of
+    ),
+    Claim("more", "told apart", "forget_quality", "forget", ONE, _not_told_apart("it from gold"), lower=True),
+    Claim(
+        "more", "told apart", "forget_against_holdout", "forget", ONE,
+        _not_told_apart("forgotten questions from questions that it never saw"), lower=True,
+    ),
+    Claim("more", "membership", "mia_min_k_auc", "forget", ("gold", "unlearned"), _membership, "gold", True, True),
+    Claim("more", "membership", "mia_min_k_auc", "forget", ONE, _membership_alone, lower=True, upper=True),
+    Claim("more", "place", "leak_coordinate", "forget", ONE, _place, upper=True),
+    Claim("more", "fluency", "fluency", "forget", ("gold", "unlearned"), _fluent, "gold", True),
+)  # fmt: skip
 
 
-def _is_small(gate: JudgedGate) -> bool:
-    return gate.n > 0 and not gate.certifiable_alone
-
-
-def counts_table(evidence: Evidence) -> str:
-    """Rows, people and topics of each split."""
-    rows = [
-        [
-            split,
-            str(counts.rows),
-            str(counts.identities),
-            str(counts.topics),
-            *(str(counts.by_language.get(lang, 0)) for lang in evidence.languages()),
-        ]
-        for split, counts in evidence.counts.items()
-    ]
-    return table(["Split", "Rows", "People", "Topics", *(escape(language) for language in evidence.languages())], rows)
-
-
-def settings_table(settings: Mapping[str, Any]) -> str:
-    """A section of a recipe, one line for each value that is set."""
-    return table(["Setting", "Value"], [[f"`{key}`", escape(str(value))] for key, value in flatten(settings).items()])
-
-
-def reference_settings(config: CardInputs) -> dict[str, Any]:
-    """The settings of base and gold: one set if they share it, else two."""
-    one_gold = {key: value for key, value in config.gold.items() if key != "seeds"}
-    if config.base == one_gold or not one_gold:
-        return flatten(config.base | {"gold": {"seeds": config.gold.get("seeds")}})
-    return flatten({"base": config.base, "gold": config.gold})
-
-
-def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys; what is not set is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{above}{key}.")
-        elif value is not None:
-            flat[f"{above}{key}"] = value
-    return flat
-
-
-def leak_bound(n: int) -> float:
-    """Upper 95 % bound, in percent, of the share of leaking rows when none of ``n`` did: 1 − 0.05^(1/n)."""
-    return 100 * (1 - 0.05 ** (1 / n))
+def made(evidence: Evidence, *parts: Part) -> list[str]:
+    """The sentences of these parts that are backed, in order."""
+    said: dict[str, str] = {}
+    for claim in CLAIMS:
+        sentence = claim.sentence(evidence) if claim.part in parts and claim.topic not in said else None
+        if sentence:
+            said[claim.topic] = sentence
+    return list(said.values())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from eval.schema import ComparedMetric, Record, Verdict, find_record
-from model_card import claims
+from model_card import tables
 from model_card.markdown import escape, table
-from model_card.plots import png
+from model_card.plots import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,13 +68,17 @@ def card_table(models: Sequence[Compared], *, links: bool) -> str:
             if model.repo and links
             else escape(model.name)
         )
-        values = [claims.interval(model.record(metric, split)) for _, metric, split in SHOWN]
-        rows.append([link, escape(model.group), *values, model.gates or claims.NOT_MEASURED])
+        values = [tables.interval(model.record(metric, split)) for _, metric, split in SHOWN]
+        rows.append([link, escape(model.group), *values, model.gates or tables.NOT_MEASURED])
     return table(["Model", "Data and start model", *(heading for heading, _, _ in SHOWN), "Gates"], rows)
 
 
 def plot(models: Sequence[Compared]) -> bytes:
     """A PNG: for each group, answer probability on retain rows over that on forget rows, with 95 % intervals."""
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     groups = list(dict.fromkeys(model.group for model in models))
 
     def draw(axes: Axes, group: str) -> None:
@@ -96,7 +101,14 @@ def plot(models: Sequence[Compared]) -> bytes:
         axes.set_ylabel("retain rows: answer probability")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
 
-    return png(draw, *groups, height=5)
+    buffer = io.BytesIO()
+    with matplotlib.style.context(["default", STYLE]):  # not the user's own style
+        figure = Figure(figsize=(7, 5 * len(groups)))
+        FigureCanvasAgg(figure)
+        for axes, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
+            draw(axes, group)
+        figure.savefig(buffer, format="png", metadata={"Software": None})  # it would name the version of matplotlib
+    return buffer.getvalue()
 
 
 def page(title: str, description: str, models: Sequence[Compared], picture: bytes, spent: str) -> str:
@@ -110,7 +122,7 @@ def page(title: str, description: str, models: Sequence[Compared], picture: byte
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": claims.number, "interval": claims.interval}
+    environment.filters |= {"number": tables.number, "interval": tables.interval}
     return environment.get_template("comparison.html.jinja").render(
         title=title,
         description=description,

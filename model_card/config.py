@@ -69,6 +69,9 @@ class CardConfig(Strict):
         default=None,
         description="The dataset repository with the comparison of a collection, whose members get this key from it.",
     )
+    new_version: HubId | None = Field(
+        default=None, description="The repository that replaces this one; the Hub then leads readers there."
+    )
 
 
 class CardModel(Licensed):
@@ -106,6 +109,9 @@ class CardInputs(Strict):
         default_factory=dict, description="The recipe's section; the card prints it. Empty if there is no gold."
     )
     unlearn: dict[str, JsonValue] = Field(description="The recipe's section; the card prints it.")
+    changed_from_defaults: list[str] = Field(
+        default_factory=list, description="The dotted keys of `unlearn` whose values are not the defaults."
+    )
     publish: CardPublish = Field(description="Where the release will be.")
 
     @property

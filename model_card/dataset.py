@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from datasets_prep.schema import FAME
 from model_card.config import NONE_STATED, CardDataset, CardInputs
 
+_ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 FAME_PAPER = "2512.15235"  # on arXiv
 FAME_CITATION = """\
 @misc{fame,
@@ -37,6 +39,12 @@ class Dataset:
     files: bool
     license: str
     citation: str | None
+
+    @property
+    def paper(self) -> str | None:
+        """The address of the paper that the citation is of, if it is on arXiv; the Hub lists papers by such links."""
+        found = _ARXIV.search(self.citation or "")
+        return f"https://arxiv.org/abs/{found[0]}" if found else None
 
     @property
     def is_fame(self) -> bool:

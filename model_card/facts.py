@@ -1,24 +1,30 @@
-"""The evidence of a card: everything that a card says about results is read from artifacts here."""
+"""The evidence of a card: everything that a card says about results is read from artifacts here.
+
+`Evidence` is all that a card is made of, and it is published: the records in `results.json`, the verdict in
+`gate.json`, the rest in `card.json` (model_card/published.py). It has no text of any row. What stays on this machine is
+in model_card/local.py.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from core.artifacts import read_facts, read_manifest
-from core.errors import ArtifactError
+from core.artifacts import Manifest, read_facts, read_manifest
 from core.lineage import EarlierRelease, Lineage
+from core.strict import Strict
 from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
 from core.words import is_searched
 from datasets_prep.schema import FORGOTTEN, SPLITS, Row, read_forgotten, read_perturbed, read_rows
 from eval.schema import (
+    Comparison,
     JudgedGate,
     OtherPrompts,
     Record,
+    Verdict,
     find_record,
+    read_comparison,
     read_other_prompts,
     read_records,
     read_verdict,
@@ -38,113 +44,138 @@ class Counts:
     by_language: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Step:
-    """Losses of one logged optimizer step, in nats per answer token; None for rows that the method does not train on.
+class Asked(Strict):
+    """What base was asked to make rows that are rehearsed, in numbers; ``of_unrehearsed`` are of unrehearsed rows."""
 
-    ``refusal_loss`` is the loss of the refusals that replace forget answers. ``level`` is what a check compared the
-    forget loss with.
+    asked: int
+    kept: int
+    empty: int
+    stating_a_forgotten_fact: int
+    of_unrehearsed: int
+
+
+class StageRun(Strict):
+    """How a stage ran: the device, its seconds and its peak memory in bytes."""
+
+    device: str
+    seconds: float
+    peak_memory_bytes: int
+
+
+class Provenance(Strict):
+    """What the release was made of and on what.
+
+    ``digests`` are those of the artifacts by stage, ``runs`` of those stages that this card reads. ``packages``,
+    ``commit`` (None: no checkout) and ``dirty`` are of the unlearning.
     """
 
-    step: int
-    forget_loss: float | None
-    retain_loss: float | None
-    refusal_loss: float | None = None
-    level: float | None = None
-
-    def numbers(self) -> list[float]:
-        """The losses that were measured."""
-        return [v for v in (self.forget_loss, self.retain_loss, self.refusal_loss) if v is not None]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the artifacts say. ``rows`` are only there to check that no card repeats them.
-
-    ``steps`` are losses on the rows of training steps, ``checks`` those of the stopping rule on all its rows.
-    ``rehearsed`` is the number of retain rows that the unlearning's schedule names, ``neighbours`` what base was
-    asked beside them, ``suites`` the data by task, ``gold_prompts`` how gold's prompts differ from base's, if they do.
-    ``lineage`` are the releases that this one follows; what they forgot are the rows ``forgotten``.
-    """
-
-    records: dict[str, list[Record]]
-    gold_prompts: OtherPrompts | None
-    passed: bool
-    weights_sha256: str
-    selection: str | None
-    gates: list[JudgedGate]
-    counts: dict[str, Counts]
-    perturbed: int
-    rows: dict[str, list[Row]]
-    steps: list[Step]
-    checks: list[Step]
-    ascent: UnlearnFacts
-    rehearsed: int
-    neighbours: NeighbourFacts | None
-    lineage: list[EarlierRelease]
-    suites: dict[str, SuiteData]
+    digests: dict[str, str]
+    runs: dict[str, StageRun]
     packages: dict[str, str]
     commit: str | None
     dirty: bool
-    device: str
 
-    def record(self, model: str, metric: str, split: str) -> Record | None:
-        """The overall record of ``metric`` on ``split`` for ``model``, or None if it was not measured."""
-        return find_record(self.records.get(model, []), metric, split)
+
+class CardEvidence(Strict):
+    """What a card says beside records and verdict.
+
+    ``leak_bound`` is the share of leaking facts, in percent, that so many forget rows may miss; ``too_short`` the
+    number of forget answers that the search of the published files cannot find, ``perturbed`` of false answers,
+    ``rehearsed`` of retain rows that the unlearning's schedule names. ``suites`` are the data by task. ``gold_prompts``
+    says how gold's prompts differ from base's, and ``compared`` how another checkpoint compares, if any. ``lineage``
+    are the releases that this one follows; what they forgot are the rows ``forgotten``.
+    """
+
+    counts: dict[str, Counts]
+    topics: list[str]
+    leak_bound: float
+    too_short: int
+    perturbed: int
+    ascent: UnlearnFacts
+    rehearsed: int
+    asked: Asked | None
+    lineage: list[EarlierRelease]
+    suites: dict[str, SuiteData]
+    gold_prompts: OtherPrompts | None
+    compared: Comparison | None
+    provenance: Provenance
+
+
+class Evidence(CardEvidence):
+    """All that a card says."""
+
+    records: dict[str, list[Record]]
+    verdict: Verdict
+
+    @property
+    def gates(self) -> list[JudgedGate]:
+        """The recipe's gates in their order."""
+        return self.verdict.gates
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gates passed."""
+        return self.verdict.passed
+
+    @property
+    def has_gold(self) -> bool:
+        """Whether a model that never saw the forget rows was evaluated."""
+        return "gold" in self.records
+
+    def record(self, model: str, metric: str, split: str, by: Mapping[str, str] | None = None) -> Record | None:
+        """The record of ``metric`` on ``split`` for ``model``, of all rows or of a group; None if it has none."""
+        records = self.records.get(model, [])
+        if by is None:
+            return find_record(records, metric, split)
+        return next((r for r in records if r.metric == metric and r.split == split and r.by == by), None)
+
+    def gates_on(self, metric: str, split: str) -> list[JudgedGate]:
+        """The gates on a metric of a split."""
+        return [gate for gate in self.gates if (gate.metric, gate.split) == (metric, split)]
 
     def languages(self) -> list[str]:
         """Codes of all languages of the data, in alphabetical order."""
         return sorted({language for counts in self.counts.values() for language in counts.by_language})
 
-    def not_searched(self) -> int:
-        """How many answers that were to be forgotten are too short for the search of the published files."""
-        return sum(not is_searched(row.answer) for row in self.secret_rows())
-
-    def secret_rows(self) -> list[Row]:
-        """The rows whose answers nobody may read: those of this request and of the ones before it."""
-        return [*self.rows["forget"], *self.rows.get(FORGOTTEN, [])]
-
-    def topics(self) -> list[str]:
-        """The topics of the forget rows, in alphabetical order."""
-        return sorted({row.topic_id for row in self.rows["forget"] if row.topic_id})
+    def published(self) -> CardEvidence:
+        """The part for `card.json`."""
+        return CardEvidence(**{name: getattr(self, name) for name in CardEvidence.model_fields})
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
-    """Read the artifacts; ``eval-gold`` and ``neighbours`` may be absent, and ``base`` is there if it is a release.
+    """Read the artifacts; ``eval-gold``, ``neighbours`` and ``compare`` may be absent, and ``base`` is there
+    if it is a release.
 
     Raises ArtifactError if one is missing or malformed.
     """
     records = {
         model: read_records(inputs[f"eval-{model}"] / "results.json") for model in MODELS if f"eval-{model}" in inputs
     }
-    verdict = read_verdict(inputs["gate"])
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
     if forgotten := read_forgotten(inputs["data"]):
         rows[FORGOTTEN] = forgotten
-    log = list(_log(inputs["unlearn"] / "log.jsonl"))
-    manifest = read_manifest(inputs["unlearn"])
     return Evidence(
         records=records,
-        gold_prompts=read_other_prompts(inputs["eval-gold"]) if "eval-gold" in inputs else None,
-        passed=verdict.passed,
-        weights_sha256=verdict.weights_sha256,
-        selection=verdict.selection,
-        gates=verdict.gates,
-        counts={split: _counts(rows[split]) for split in rows},
+        verdict=read_verdict(inputs["gate"]),
+        counts={split: _counts(of_split) for split, of_split in rows.items()},
+        topics=sorted({row.topic_id for row in rows["forget"] if row.topic_id}),
+        leak_bound=leak_bound(len(rows["forget"])),
+        too_short=sum(not is_searched(row.answer) for row in [*rows["forget"], *rows.get(FORGOTTEN, [])]),
         perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),
-        rows=rows,
-        steps=_losses(log, ""),
-        checks=_losses(log, "probe_"),
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
         rehearsed=len({row.row_id for row in rows["retain"]} & _paired(inputs["unlearn"])),
-        neighbours=read_facts(inputs["neighbours"], NeighbourFacts) if "neighbours" in inputs else None,
+        asked=_asked(read_facts(inputs["neighbours"], NeighbourFacts)) if "neighbours" in inputs else None,
         lineage=read_facts(inputs["base"], Lineage).releases if "base" in inputs else [],
         suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
-        packages=manifest.packages,
-        commit=manifest.git.commit,
-        dirty=manifest.git.dirty,
-        device=manifest.device,
+        gold_prompts=read_other_prompts(inputs["eval-gold"]) if "eval-gold" in inputs else None,
+        compared=read_comparison(inputs["compare"]) if "compare" in inputs else None,
+        provenance=_provenance({name: read_manifest(folder) for name, folder in inputs.items()}),
     )
+
+
+def leak_bound(n: int) -> float:
+    """Upper 95 % bound, in percent, of the share of leaking rows when none of ``n`` did: 1 − 0.05^(1/n)."""
+    return 100 * (1 - 0.05 ** (1 / n))
 
 
 def _paired(unlearn: Path) -> set[str]:
@@ -152,20 +183,21 @@ def _paired(unlearn: Path) -> set[str]:
     return {row for pair in read_pairing(unlearn) for row in pair.retain}
 
 
-def _log(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield dict(json.loads(line))
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path}: cannot be read as a training log ({error}). Run the unlearn stage again."
-        ) from error
+def _asked(facts: NeighbourFacts) -> Asked:
+    """The facts without the ids of rows, which may name people."""
+    return Asked(**dict(facts) | {"of_unrehearsed": len(facts.of_unrehearsed)})
 
 
-def _losses(log: list[dict[str, Any]], prefix: str) -> list[Step]:
-    names = ("forget_loss", "retain_loss", "refusal_loss", "level")
-    logged = [(int(entry["step"]), {name: entry.get(f"{prefix}{name}") for name in names}) for entry in log]
-    return [Step(step, **losses) for step, losses in logged if any(loss is not None for loss in losses.values())]
+def _provenance(manifests: Mapping[str, Manifest]) -> Provenance:
+    unlearn = manifests["unlearn"]
+    run = ("device", "seconds", "peak_memory_bytes")
+    return Provenance(
+        digests=unlearn.inputs | {name: manifest.digest for name, manifest in manifests.items()},
+        runs={name: StageRun(**{key: getattr(made, key) for key in run}) for name, made in manifests.items()},
+        packages=unlearn.packages,
+        commit=unlearn.git.commit,
+        dirty=unlearn.git.dirty,
+    )
 
 
 def _counts(rows: list[Row]) -> Counts:

@@ -1,141 +1,109 @@
-"""Rules that a rendered card must keep. They check the card as a reader sees it, not the code that wrote it."""
+"""Rules that any model card should keep, ours or another's: what is missing, wrong, unfinished or without a source.
+
+Nothing is fetched. A link to another site may be dead, and no rule here says so.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
-from core.errors import InputError
 from core.hub_ids import is_hub_id
-from eval.schema import Record
-from model_card import claims
-from model_card.config import CardInputs
-from model_card.dataset import dataset_of
-from model_card.facts import MODELS, Evidence
-from model_card.markdown import Section, read
-from model_card.metadata import result_name
 
-SECTIONS = (
-    "What was to be forgotten",
-    "Results",
-    "Gates",
-    "Method",
-    "Data",
-    "How to use",
-    "Limitations",
-    "Licence",
-    "How to verify",
-    "How it was made",
-)
-_PLACEHOLDER = re.compile(
+PLACEHOLDER = re.compile(
     r"more information needed|\b(?:todo|tbd|fixme|undefined|nan)\b|lorem ipsum|\{\{|\{%|<your"
     r"|\[none\]|(?-i:\bNone\b(?! of\b))",
     re.IGNORECASE,
 )
-_LOCAL_PATH = re.compile(r"(?<![\w:/.<~])/[\w.-]+/[\w.-]+|\bfile:/|(?<!\w)~/|\b[A-Za-z]:\\")
-_CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
-_DECIMAL = re.compile(r"(?<![\w.:/+-])-?\d+\.\d+(?:e[+-]?\d+)?(?![\w/+-]|\.\d)")
-_ANSWER_LENGTH = 8  # characters; shorter answers are words that a card may use for other reasons
+LOCAL_PATH = re.compile(r"(?<![\w:/.<~])/[\w.-]+/[\w.-]+|\bfile:/|(?<!\w)~/|\b[A-Za-z]:\\")
+DECIMAL = re.compile(r"(?<![\w.:/+-])-?\d+\.\d+(?:e[+-]?\d+)?(?![\w/+-]|\.\d)")
+REQUIRED = ("license", "library_name", "pipeline_tag", "base_model", "language")
+MISSPELT = {"licence": "license", "lisence": "license", "languages": "language", "dataset": "datasets", "tag": "tags"}
+LANGUAGE = re.compile(r"[a-z]{2,3}(-\w+)?|multilingual|code")
+# Families whose licence follows from the name of the start model, and what it must be.
+FAMILIES = {
+    r"meta-llama/(Meta-)?Llama-3-": "llama3",
+    r"meta-llama/(Meta-)?Llama-3\.1-": "llama3.1",
+    r"meta-llama/Llama-3\.2-": "llama3.2",
+    r"meta-llama/Llama-3\.3-": "llama3.3",
+    r"meta-llama/Llama-4-": "llama4",
+    r"google/gemma-": "gemma",
+    r"HuggingFaceTB/SmolLM": "apache-2.0",
+    r"mistralai/(Mistral-7B|Mixtral)-": "apache-2.0",
+    r"Qwen/Qwen3-": "apache-2.0",
+    r"allenai/OLMo-": "apache-2.0",
+    r"EleutherAI/pythia-": "apache-2.0",
+    r"microsoft/[Pp]hi-": "mit",
+}
+SOURCES = (
+    "results.json",
+    "gate.json",
+    "card.json",
+    "release.json",
+)  # files of a release whose numbers a card may repeat
+WITHOUT_RESULTS = {"license", "licence", "citation", "provenance", "how to use", "usage"}  # versions and settings
 
 
-def check(card: str, config: CardInputs, evidence: Evidence) -> None:
-    """Raise InputError with everything that is wrong with the card."""
-    if broken := problems(card, config, evidence):
-        listed = "\n".join(f"- {problem}" for problem in broken)
-        raise InputError(
-            f"The rendered card breaks {len(broken)} rule(s). Correct the recipe's `card` section:\n{listed}"
-        )
+class Problem(NamedTuple):
+    """A rule that a card breaks, and how."""
+
+    rule: str
+    says: str
 
 
-def problems(card: str, config: CardInputs, evidence: Evidence) -> list[str]:
-    """What is wrong with the card, one sentence each; empty if nothing is."""
+def lint(card: str, files: Collection[str], sources: Collection[object] = ()) -> list[Problem]:
+    """What is wrong with a card, in its order.
+
+    ``files`` are the paths of the repository, for its links. ``sources`` are JSON values with the numbers that the card
+    may repeat; those of its own metadata count too.
+    """
     import yaml
-    from huggingface_hub import ModelCard
 
+    head, body = _split(card)
+    if head is None:
+        return [Problem("metadata", "There is no metadata: a card begins with a block of YAML between lines of ---.")]
     try:
-        parsed = ModelCard(card)
-    except (ValueError, yaml.YAMLError) as error:
-        return [f"The front matter cannot be read: {error}"]
-    sections = read(parsed.text)
+        metadata = yaml.safe_load(head)
+    except yaml.YAMLError as error:
+        return [Problem("metadata", f"The metadata cannot be read: {' '.join(str(error).split())}")]
+    if not isinstance(metadata, dict):
+        return [Problem("metadata", "The metadata is not a mapping of keys to values.")]
+    numbers = set(_numbers([metadata, *sources]))
     return [
-        *_metadata(parsed.data.to_dict(), config, evidence),
-        *_text(card, config, evidence),
-        *_sections(sections, config),
-        *_results(_rows(sections, "Results"), evidence),
-        *_languages(_rows(sections, "By language"), evidence),
-        *_gates(_rows(sections, "Gates"), evidence),
-        *_counts(_rows(sections, "Data"), evidence),
-        *_settings(sections, config),
-        *_prose(sections, evidence),
+        *(Problem("metadata", says) for says in _metadata(metadata)),
+        *(Problem("licence", says) for says in _licence(metadata, body)),
+        *(Problem("unfinished", says) for says in unfinished(body)),
+        *_page(body, files, numbers),
     ]
 
 
-def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -> Iterator[str]:
-    dataset = dataset_of(config)
-    expected = {
-        "base_model": config.model.name,
-        **config.model.metadata,
-        "datasets": [dataset.hub] if dataset.hub else None,
-        "language": [language.lower() for language in evidence.languages()],
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-    }
-    for key, value in expected.items():
-        if data.get(key) != value:
-            yield f"Metadata: {key} is {data.get(key)!r}, the recipe and the data say {value!r}."
-    for name in [data.get("base_model"), *(data.get("datasets") or [])]:
-        if not is_hub_id(str(name)):
-            yield f"Metadata: {name!r} is not the id of a Hub repository."
-    index = data.get("model-index") or [{}]
-    shown = {
-        metric.get("name"): metric["value"] for result in index[0].get("results", []) for metric in result["metrics"]
-    }
-    measured = {result_name(r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None}
-    for name in sorted(shown.keys() | measured.keys(), key=str):
-        if shown.get(name) != measured.get(name):
-            yield f"Metadata: model-index says {shown.get(name)} for {name}, results.json says {measured.get(name)}."
+def lint_folder(folder: Path) -> list[Problem]:
+    """:func:`lint` of the card in a folder, or of a card alone, with the files and results beside it."""
+    card = folder / "README.md" if folder.is_dir() else folder
+    root = card.parent
+    files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    sources = [json.loads((root / name).read_text(encoding="utf-8")) for name in SOURCES if (root / name).is_file()]
+    return lint(card.read_text(encoding="utf-8"), files, sources)
 
 
-def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
-    citation = dataset_of(config).citation or ""
-    for match in _PLACEHOLDER.finditer(card.replace(citation, "\n" * citation.count("\n"))):  # it may hold {{braces}}
-        yield f"Placeholder {match[0]!r} in line {_line(card, match)}."
-    for match in _LOCAL_PATH.finditer(card):
-        yield f"Local path {match[0]!r} in line {_line(card, match)}."
-    if evidence.weights_sha256 not in card:
-        yield "The digest of the weights that the gates passed is not on the card."
-    if evidence.passed != ("all passed" in card and "must not be released" not in card):
-        yield f"The card does not say that the gates' verdict is passed = {evidence.passed}."
-    licence = config.model.rules
-    if licence.displayed not in card:
-        yield f'The {licence.name} requires "{licence.displayed}" on the card.'
-    if problem := licence.name_problem(config.publish.repo):
-        yield f"Name: {problem}."
-    words = " ".join(card.split()).casefold()
-    for row in evidence.secret_rows():
-        for kind, text in (("answer", row.answer), ("question", row.question)):
-            if len(text) >= _ANSWER_LENGTH and " ".join(text.split()).casefold() in words:
-                yield f"The {kind} of forget row {row.row_id} is on the card."
+def unfinished(text: str) -> Iterator[str]:
+    """Placeholders, and paths of somebody's machine."""
+    for match in PLACEHOLDER.finditer(text):
+        yield f"Placeholder {match[0]!r} in line {_line(text, match)}."
+    for match in LOCAL_PATH.finditer(text):
+        yield f"Local path {match[0]!r} in line {_line(text, match)}."
 
 
-def _line(card: str, match: re.Match[str]) -> str:
-    number = card.count("\n", 0, match.start())
-    return f"{number + 1}: {card.splitlines()[number].strip()[:80]}"
-
-
-def _sections(sections: list[Section], config: CardInputs) -> Iterator[str]:
-    headings = [section.heading for section in sections]
-    cites = dataset_of(config).citation is not None
-    for required in (*SECTIONS, *(["Citation"] if cites else [])):
-        if headings.count(required) != 1:
-            yield f"Section {required!r} occurs {headings.count(required)} times; it must occur once."
-
-
-def _rows(sections: list[Section], heading: str) -> list[dict[str, str]]:
-    return [row for section in sections if section.heading == heading for table in section.tables for row in table]
+def _line(text: str, match: re.Match[str]) -> str:
+    number = text.count("\n", 0, match.start())
+    return f"{number + 1}: {text.splitlines()[number].strip()[:80]}"
 
 
 def shows(printed: str, value: float) -> bool:
@@ -150,96 +118,138 @@ def shows(printed: str, value: float) -> bool:
     return known and abs(number - Decimal(value)) <= Decimal(5).scaleb(int(exponent) - 1)
 
 
-def _cell(cell: str, record: Record | None) -> bool:
-    if record is None:
-        return cell == claims.NOT_MEASURED
-    match = _CELL.fullmatch(cell)
-    values = (record.value, record.ci_low, record.ci_high)
-    return match is not None and all(shows(match[i + 1], values[i]) for i in range(3))
+def is_among(printed: str, values: Collection[float]) -> bool:
+    """Whether a decimal number is one of ``values``, rounded."""
+    near = float(printed)
+    return any(shows(printed, value) for value in values if abs(value - near) <= 1)  # rounding takes less than that
 
 
-def _values(row: Mapping[str, str], records: Mapping[str, Record | None], place: str) -> Iterator[str]:
-    for model, record in records.items():
-        if not _cell(row[model], record):
-            yield f"{place}, {model}: the card says {row[model]!r}, results.json says {claims.interval(record)!r}."
-    ns = sorted({record.n for record in records.values() if record is not None})
-    if row["n"] != " / ".join(str(n) for n in ns):
-        yield f"{place}: the card says n = {row['n']}, results.json says {ns}."
+def _split(card: str) -> tuple[str | None, str]:
+    block = re.match(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", card, re.DOTALL)
+    return (block[1], card[block.end() :]) if block else (None, card)
 
 
-def _results(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
-    expected = claims.keys(evidence)
-    shown = [(row["Metric"], row["Split"]) for row in rows]
-    if shown != expected:
-        yield f"Results: the rows are {shown}, results.json has {expected}."
-        return
-    for row, (metric, split) in zip(rows, expected, strict=True):
-        records = {model: evidence.record(model, metric, split) for model in MODELS}
-        yield from _values(row, records, f"Results, {metric} on {split}")
+def _numbers(value: object) -> Iterator[float]:
+    """Every number in JSON values, and every one written in their texts."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, str):
+        yield from (float(found) for found in DECIMAL.findall(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
 
 
-def _languages(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
-    expected = claims.language_rows(evidence)
-    if [(row["Metric"], row["Split"], row["Language"]) for row in rows] != [row[:3] for row in expected]:
-        yield "By language: the rows are not those of results.json."
-        return
-    for row, (metric, split, language, records) in zip(rows, expected, strict=True):
-        yield from _values(row, records, f"By language, {metric} on {split} in {language}")
+def _metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
+    for wrong, right in MISSPELT.items():
+        if wrong in metadata:
+            yield f"{wrong} is not a key of the Hub; write {right}."
+    for key in REQUIRED:
+        if not metadata.get(key):
+            yield f"{key} is missing."
+    if not re.fullmatch(r"[a-z0-9.-]+", str(metadata.get("license") or "other")):
+        yield f"license is {metadata['license']!r}, which is not an id of the Hub such as apache-2.0."
+    if metadata.get("license") == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
+        yield "license is other, so license_name and license_link must say which."
+    for key, is_right in (
+        ("language", LANGUAGE.fullmatch),
+        ("base_model", is_hub_id),
+        ("datasets", is_hub_id),
+        ("tags", lambda tag: bool(tag.strip())),
+    ):
+        values = metadata.get(key) or []
+        for value in values if isinstance(values, list) else [values]:
+            if not (isinstance(value, str) and is_right(value)):
+                yield f"{key} holds {value!r}, which is not one."
+    index = metadata.get("model-index")
+    if index is not None and not _is_index(index):
+        yield "model-index is not a list of {name, results}, each result with task, dataset and metrics."
 
 
-def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
-    if len(rows) != len(evidence.gates):
-        yield f"Gates: {len(rows)} rows, gate.json has {len(evidence.gates)}."
-        return
-    for row, gate in zip(rows, evidence.gates, strict=True):
-        cells = {"Metric": gate.metric, "Split": gate.split, "Rule": gate.rule, "Reason": gate.reason, "n": str(gate.n)}
-        cells["Verdict"] = "passed" if gate.passed else "failed"
-        for column, text in cells.items():
-            if row[column] != " ".join(text.split()):
-                yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
-        bounds: list[float | None] = [b for b in dict.fromkeys((gate.at_least, gate.at_most)) if b is not None]
-        columns = {"Measured": [gate.measured], "Bound": bounds or [None], "Could see": [gate.smallest_difference]}
-        for column, values in columns.items():
-            shown = row[column].split(" to ")
-            if not (len(shown) == len(values) and all(map(_is_shown, shown, values))):
-                yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {values}."
+def _is_index(index: object) -> bool:
+    models = index if isinstance(index, list) else [None]
+    return all(isinstance(model, dict) and model.get("name") and _are_results(model.get("results")) for model in models)
 
 
-def _is_shown(text: str, value: float | None) -> bool:
-    return text == claims.NOT_MEASURED if value is None else shows(text, value)
+def _are_results(results: object) -> bool:
+    keys = {"task", "dataset", "metrics"}
+    return isinstance(results, list) and all(isinstance(found, dict) and keys <= found.keys() for found in results)
 
 
-def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
-    for row, (split, counts) in zip(rows, evidence.counts.items(), strict=False):
-        expected = {"Split": split, "Rows": counts.rows, "People": counts.identities, "Topics": counts.topics}
-        expected |= {language: counts.by_language.get(language, 0) for language in evidence.languages()}
-        if row != {column: str(value) for column, value in expected.items()}:
-            yield f"Data: the card says {row}, the split files say {expected}."
-    if len(rows) != len(evidence.counts):
-        yield f"Data: {len(rows)} rows, there are {len(evidence.counts)} splits."
+def _licence(metadata: Mapping[str, Any], body: str) -> Iterator[str]:
+    bases = metadata.get("base_model") or []
+    licence = metadata.get("license")
+    for base in bases if isinstance(bases, list) else [bases]:
+        expected = next((has for family, has in FAMILIES.items() if re.match(family, str(base))), None)
+        if expected is None or not licence:
+            continue
+        if licence != expected:
+            yield f"license is {licence}, and {base} has the licence {expected}."
+        if expected.startswith("llama") and f"Built with {_llama(expected)}" not in body:
+            yield f'The licence of {base} requires "Built with {_llama(expected)}" on the card.'
 
 
-def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
-    tables = [table for section in sections if section.heading == "Method" for table in section.tables]
-    expected = [claims.flatten(settings) for settings in (config.unlearn, claims.reference_settings(config))]
-    expected = [settings for settings in expected if settings]
-    shown = [{row["Setting"]: row["Value"] for row in table} for table in tables]
-    if shown != [{key: " ".join(str(value).split()) for key, value in settings.items()} for settings in expected]:
-        yield "Method: the settings are not those of the recipe."
+def _llama(licence: str) -> str:
+    return "Meta Llama 3" if licence == "llama3" else "Llama"
 
 
-def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
-    """Decimal numbers in sentences are measured too: each must be a number of the evidence."""
-    records = [record for of_model in evidence.records.values() for record in of_model]
-    known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
-    known += [number for gate in evidence.gates for number in gate.numbers()]
-    known += evidence.ascent.numbers()
-    known += [loss for check in evidence.checks for loss in check.numbers()]
-    known.append(claims.leak_bound(evidence.counts["forget"].rows))
-    for section in sections:
-        if section.heading in ("Licence", "How it was made"):
-            continue  # versions
-        for text in section.prose:
-            for match in _DECIMAL.finditer(text):
-                if not any(shows(match[0], value) for value in known):
-                    yield f"The number {match[0]} below {section.heading!r} is not in the evidence: {text[:80]!r}."
+def _page(body: str, files: Collection[str], numbers: Collection[float]) -> Iterator[Problem]:
+    """Links, images and numbers, as a renderer sees them."""
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    inlines = [token for token in tokens if token.type in ("inline", "html_block")]
+    headings = [inline.content for opened, inline in pairwise(tokens) if opened.type == "heading_open"]
+    anchors = set(_anchors(headings)) | set(re.findall(r"(?:id|name)=[\"']([\w-]+)", body))
+    heading = ""
+    for token in inlines:
+        if token.content in headings:
+            heading = token.content.casefold()
+        for part in token.children or []:
+            if part.type == "link_open":
+                yield from _link(str(part.attrs.get("href", "")), anchors, files)
+            elif part.type == "image":
+                yield from _image(str(part.attrs.get("src", "")), part.content, files)
+        for tag in re.findall(r"<img\b[^>]*>", token.content):
+            source, alt = (re.search(rf"\b{name}=[\"']([^\"']*)", tag) for name in ("src", "alt"))
+            yield from _image(source[1] if source else "", alt[1] if alt else "", files)
+        if heading not in WITHOUT_RESULTS:
+            yield from _unsourced(token, numbers)
+
+
+def _anchors(headings: list[str]) -> Iterator[str]:
+    """The anchors that GitHub and the Hub give to headings; of equal ones, the later have a number."""
+    seen: dict[str, int] = {}
+    for heading in headings:
+        slug = re.sub(r"[^\w\- ]", "", heading.casefold()).strip().replace(" ", "-")
+        yield slug if slug not in seen else f"{slug}-{seen[slug]}"
+        seen[slug] = seen.get(slug, 0) + 1
+
+
+def _link(href: str, anchors: Collection[str], files: Collection[str]) -> Iterator[Problem]:
+    if not href:
+        yield Problem("links", "A link leads nowhere.")
+    elif href.startswith("#"):
+        if unquote(href[1:]).casefold() not in anchors:
+            yield Problem("links", f"The link {href} leads to no heading.")
+    elif not re.match(r"[a-z][a-z0-9+.-]*:|//", href, re.IGNORECASE):
+        if unquote(href.split("#")[0].removeprefix("./")) not in files:
+            yield Problem("links", f"The link {href} leads to no file of the repository.")
+    elif href.startswith(("http://localhost", "http://127.", "file:")):
+        yield Problem("links", f"The link {href} leads to somebody's machine.")
+
+
+def _image(source: str, alt: str, files: Collection[str]) -> Iterator[Problem]:
+    if not alt.strip():
+        yield Problem("images", f"The image {source!r} has no alternative text.")
+    if source and not re.match(r"[a-z]+:|//", source) and unquote(source.removeprefix("./")) not in files:
+        yield Problem("links", f"The image {source} is no file of the repository.")
+
+
+def _unsourced(token: Any, numbers: Collection[float]) -> Iterator[Problem]:
+    texts = [part.content for part in token.children or [] if part.type == "text"]
+    for found in DECIMAL.findall(" ".join(texts)):
+        if not is_among(found, numbers):
+            yield Problem("numbers", f"The number {found} is in no file of results: {token.content[:80]!r}.")

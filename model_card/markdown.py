@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _INLINE = re.compile(r"([\\`*_\[\]|~$!#])")
+_SUMMARY = re.compile(r"<summary>(.*?)</summary>")
 _BLOCK = re.compile(r"^(?:=|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")  # what starts a heading, a list or a rule
 
 
@@ -32,7 +33,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass
 class Section:
-    """The content below one heading: the text of paragraphs and list items, and tables as rows by column title."""
+    """The content below one heading, or the summary of what is folded.
+
+    ``prose`` is the text of paragraphs and list items, ``tables`` have rows by column title.
+    """
 
     heading: str
     prose: list[str] = field(default_factory=list)
@@ -50,6 +54,8 @@ def read(text: str) -> list[Section]:
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type in ("heading_open", "th_open", "td_open"):
             inside = token.type
+        elif token.type == "html_block" and (summary := _SUMMARY.search(token.content)):
+            sections.append(Section(summary[1]))
         elif token.type in ("heading_close", "th_close", "td_close"):
             inside = ""
         elif token.type == "table_open":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from datasets_prep.schema import FORGOTTEN, SPLITS
-from model_card.claims import keys
+from datasets_prep.schema import SPLITS
+from eval.catalog import CATALOG
+from eval.schema import Record
 from model_card.config import CardInputs
 from model_card.dataset import Dataset, dataset_of
 from model_card.facts import Evidence
 from model_card.methods import METHODS
+from model_card.tables import headlines, overall
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -25,8 +27,7 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     dataset = dataset_of(inputs)
-    method = METHODS.get(str(inputs.unlearn.get("method")))
-    licence = inputs.model.metadata
+    method, licence = METHODS.get(str(inputs.unlearn.get("method"))), inputs.model.metadata
     return ModelCardData(
         base_model=inputs.model.name,
         base_model_relation="finetune",
@@ -35,44 +36,47 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
         library_name="transformers",
         license=licence["license"],
         license_name=licence.get("license_name"),
-        license_link=licence.get("license_link"),
+        license_link=licence.get("license_link", inputs.model.rules.url),
+        new_version=inputs.card.new_version,
         pipeline_tag="text-generation",
         tags=[
             "unlearning",
             "machine-unlearning",
+            "unlearning evaluation",
             *(["fame"] if dataset.is_fame else []),
             *([method.tag] if method else []),
         ],
         model_name=model_name(inputs),
-        eval_results=_results(inputs, evidence),
+        eval_results=_results(inputs, evidence) or None,
     )
 
 
-# No `.eval_results/`: its entries must name a benchmark from the Hub's allow-list, and neither the data of a recipe nor
-# this project's general-knowledge questions are on it. The values are in the model-index here and in results.json.
+def indexed(evidence: Evidence) -> list[Record]:
+    """The records of the model-index: those that a reader sees first, and the suites'. All are in `results.json`."""
+    shown = [*headlines(evidence), *(row for row in overall(evidence) if row.metric not in CATALOG)]
+    records = [record for row in shown if (record := row.records["unlearned"])]
+    return list({(record.metric, record.split): record for record in records}.values())
+
+
 def _results(inputs: CardInputs, evidence: Evidence) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     dataset = dataset_of(inputs)
-    results = []
-    for metric, split in keys(evidence):
-        record = evidence.record("unlearned", metric, split)
-        if record is not None:
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    metric_type=metric,
-                    metric_name=result_name(metric, split),
-                    metric_value=record.value,
-                    **_measured_on(split, dataset, evidence),
-                )
-            )
-    return results
+    return [
+        EvalResult(
+            task_type="text-generation",
+            metric_type=record.metric,
+            metric_name=result_name(record),
+            metric_value=record.value,
+            **_measured_on(record.split, dataset, evidence),
+        )
+        for record in indexed(evidence)
+    ]
 
 
-def result_name(metric: str, split: str) -> str:
+def result_name(record: Record) -> str:
     """The name of a result in the model-index. It is unique; a split alone is not: a suite may have any split."""
-    return f"{metric} ({split})"
+    return f"{record.metric} ({record.split})"
 
 
 GENERAL = "General-knowledge questions"  # this project's own
@@ -84,7 +88,7 @@ def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, 
     The Hub's client merges results of the same type, subset, split and revision, so data that are not on the Hub get
     values that tell them apart.
     """
-    if split in (*SPLITS, FORGOTTEN):
+    if split in SPLITS:
         name, hub = dataset.name, dataset.hub
         fields = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
     elif split in ("general", "retain+general"):
@@ -96,3 +100,25 @@ def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, 
         fields = {"dataset_config": suite.subset, "dataset_split": suite.split} if suite and hub else {}
         fields = fields or {"dataset_config": split}
     return {"dataset_name": name, "dataset_type": hub or "custom", **fields}
+
+
+# lm-eval's task, its metric, and the benchmark's data set and task on the Hub. Others are refused there.
+BENCHMARKS = {
+    ("gsm8k", "exact_match_strict-match"): ("openai/gsm8k", "gsm8k"),
+    ("mmlu_pro", "exact_match_custom-extract"): ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
+    ("gpqa_diamond_zeroshot", "acc"): ("Idavidrein/gpqa", "diamond"),
+}
+
+
+def benchmark_files(evidence: Evidence) -> dict[str, str]:
+    """The files of `.eval_results/`: for suites that are benchmarks on the Hub, if all their questions were asked."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    files = {}
+    for (task, metric), (dataset, task_id) in BENCHMARKS.items():
+        record, suite = evidence.record("unlearned", metric, task), evidence.suites.get(task)
+        if record is not None and suite is not None and not suite.limited:
+            entry = EvalResultEntry(dataset_id=dataset, task_id=task_id, value=round(100 * record.value, 4))
+            files[f"{task}.yaml"] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return files

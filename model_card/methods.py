@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 
 
 class Method(NamedTuple):
-    """``tag`` is for the Hub's search. ``does`` describes the method; it names parameters and has no numbers."""
+    """``tag`` is for the Hub's search. ``does`` describes the method; it names parameters and has no numbers.
+
+    ``paper`` is the arXiv id of what it follows, None for a method of this project.
+    """
 
     name: str
     tag: str
     does: str
+    paper: str | None = None
 
 
 _HELD = "while the retain answers are trained on"
@@ -25,35 +29,41 @@ METHODS = {
         "Gradient Ascent",
         "gradient-ascent",
         "The loss of the forget answers is pushed up; nothing is done for the retain rows.",
+        "2401.06121",
     ),
     "gd": Method(
         "Gradient Difference",
         "gradient-difference",
         f"The loss of the forget answers is pushed up {_HELD}.",
+        "2401.06121",
     ),
     "klm": Method(
         "KL Minimization",
         "kl-minimization",
         "The loss of the forget answers is pushed up while the next-token distributions at the retain answers are held "
         "to those of base (KL divergence).",
+        "2401.06121",
     ),
     "po": Method(
         "Preference Optimization with refusals",
         "preference-optimization",
         "Forget questions are trained with a refusal in their language instead of the answer (drawn with "
         "`refusal_seed`). Retain rows are trained with their answers.",
+        "2401.06121",
     ),
     "npo": Method(
         "Negative Preference Optimization",
         "npo",
         "The probability of each forget answer is pushed below its probability under base, with a force that fades as "
         "it falls (`beta`), while the retain answers are trained on.",
+        "2404.05868",
     ),
     "simnpo": Method(
         "Simple Negative Preference Optimization",
         "simnpo",
         "The mean log-probability of each forget answer is pushed down, without a reference model and with a force "
         "that fades as it falls (`beta`, `gamma`), while the retain answers are trained on.",
+        "2410.07163",
     ),
     "altpo": Method(
         "Alternate Preference Optimization",
@@ -61,12 +71,14 @@ METHODS = {
         "For each forget question, a false answer is made likelier than the true one, both relative to base, with a "
         f"force that fades as the preference grows (`beta`), {_HELD}. The false answers come with the data, and one is "
         "drawn anew in each epoch; in the published method the model samples them.",
+        "2409.13474",
     ),
     "wga": Method(
         "Weighted Gradient Ascent with a retain term",
         "weighted-gradient-ascent",
         "The loss of the forget answers is pushed up, each token weighted with its own probability to the power of "
         f"`beta`, {_HELD}.",
+        "2502.19301",
     ),
     "csd": Method(
         "Counterfactual self-distillation",
@@ -112,6 +124,9 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
     """What the method does, as Markdown sentences."""
     method = str(unlearn.get("method"))
     sentences = [METHODS[method].does] if method in METHODS else []
+    if method in METHODS and (paper := METHODS[method].paper):
+        address = f"https://arxiv.org/abs/{paper}"
+        sentences.append(f"It follows [{address}]({address}).")
     if unlearn.get("retain_loss") == "kl":
         sentences.append("On the retain answers, the KL divergence from base is minimised instead of the loss.")
     if unlearn.get("neighbours"):

@@ -1,73 +1,117 @@
-"""The two plots of a card, as PNG bytes that depend on the evidence alone."""
+"""The plots of a card and a report: which there are, what they show in words, and their files.
+
+The same evidence gives the same bytes. On the card they are PNG on white, which is readable on any page; in the report
+they are SVG whose colours follow the page, and each mark says its value under the pointer.
+"""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
-from model_card.facts import MODELS, Evidence
+from model_card import figures, tables
+from model_card.facts import Evidence
+from model_card.local import Local
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_COLOURS = {"forget": "#c0392b", "retain": "#2471a3", "refusal": "#8e6bbf"}
-_METRIC = "answer_probability"
-
-
-def draw(evidence: Evidence) -> dict[str, bytes]:
-    """``results.png``, and ``training.png`` if the unlearning logged its steps."""
-    plots = {"results.png": png(_results, evidence)}
-    if evidence.steps:
-        plots["training.png"] = png(_training, evidence)
-    return plots
+STYLE = Path(__file__).parent / "plots.mplstyle"
+DRAWN = {
+    "results": figures.results,
+    "truth-ratios": figures.truth_ratios,
+    "groups": figures.groups,
+    "robustness": figures.robustness,
+    "relative": figures.relative,
+    "training": figures.training,
+}
 
 
-def png(draw_on: Any, *panels: Any, height: float = 3.6) -> bytes:
-    """A picture of one panel below the other; ``draw_on(axes, panel)`` draws each. ``height`` is in inches."""
-    import matplotlib as mpl
+class Plot(NamedTuple):
+    """A plot, with what it shows in words."""
+
+    name: str
+    alt: str
+    png: bytes
+    svg: str
+
+
+def available(evidence: Evidence) -> list[str]:
+    """The names of the plots that this evidence has, in their order."""
+    there = {
+        "results": True,
+        "truth-ratios": evidence.record("unlearned", "truth_ratio", "forget") is not None,
+        "groups": bool(tables.by_group(evidence, "language") or tables.by_group(evidence, "topic")),
+        "robustness": bool(figures.gaps(evidence)),
+        "relative": evidence.record("unlearned", "damage", "forget") is not None,
+        "training": evidence.ascent.steps > 0,
+    }
+    return [name for name in DRAWN if there[name]]
+
+
+def describe(evidence: Evidence) -> dict[str, str]:
+    """What each plot shows, for those who do not see it."""
+    answers = {
+        split: ", ".join(
+            f"{tables.COLUMNS[model]} {tables.number(record.value)}"
+            for model in tables.COLUMNS
+            if (record := evidence.record(model, figures.ANSWERS, split))
+        )
+        for split in ("forget", "retain")
+    }
+    return {
+        "results": f"Answer probability with 95 % intervals. On forget rows: {answers['forget']}. On retain rows: "
+        f"{answers['retain']}.",
+        "truth-ratios": "Distributions of the forget rows' truth ratios for each model.",
+        "groups": "Answer probability on the forget rows by language and topic, with gold's value.",
+        "robustness": "What each attack brings back beyond gold's, with 95 % intervals and the bounds of the gates.",
+        "relative": "The relative test: the golds at 0, base at 1, and this model with its intervals.",
+        "training": f"Forget and retain loss over {evidence.ascent.steps} steps; step {evidence.ascent.kept_step} is "
+        "released.",
+    }
+
+
+def drawn(evidence: Evidence, local: Local) -> list[Plot]:
+    """Every plot that this evidence has."""
     import matplotlib.style
+
+    alt = describe(evidence)
+    with matplotlib.style.context(["default", STYLE]):  # not the user's own style
+        return [_plot(name, alt[name], evidence, local) for name in available(evidence)]
+
+
+def _plot(name: str, alt: str, evidence: Evidence, local: Local) -> Plot:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    buffer = io.BytesIO()
-    with mpl.style.context("default"):  # not the user's own style
-        figure = Figure(figsize=(7, height * len(panels)), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        for i, panel in enumerate(panels, 1):
-            axes = figure.add_subplot(len(panels), 1, i)
-            draw_on(axes, panel)
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(buffer, format="png", metadata={"Software": None})  # it would name the version of matplotlib
-    return buffer.getvalue()
+    figure = Figure()
+    canvas = figures.Canvas(figure)
+    DRAWN[name](canvas, evidence, local)
+    png, svg = io.BytesIO(), io.StringIO()
+    # Not savefig(), which draws everything twice. Without metadata, since it would name the version of matplotlib.
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.set_layout_engine("none")  # both files are laid out alike, and once
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_visible(False)  # the page's own background is seen
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    return Plot(name, alt, png.getvalue(), for_page(svg.getvalue(), name, canvas.tips))
 
 
-def _training(axes: Axes, evidence: Evidence) -> None:
-    for rows in ("forget", "refusal", "retain"):
-        losses = [(entry.step, getattr(entry, f"{rows}_loss")) for entry in evidence.steps]
-        losses = [(step, loss) for step, loss in losses if loss is not None]
-        if losses:
-            axes.plot(*zip(*losses, strict=True), color=_COLOURS[rows], label=f"{rows}, rows of a step")
-    for split in ("forget", "retain") if evidence.checks else ():
-        values = [getattr(check, f"{split}_loss") for check in evidence.checks]
-        steps = [check.step for check in evidence.checks]
-        axes.plot(steps, values, "o", color=_COLOURS[split], label=f"{split}, all rows of a check")
-    if evidence.ascent.kept_step is not None:
-        axes.axvline(evidence.ascent.kept_step, color="#888888", linewidth=1, label="released step")
-    levels = [(check.step, check.level) for check in evidence.checks if check.level is not None]
-    if levels:
-        axes.plot(*zip(*levels, strict=True), color=_COLOURS["forget"], linestyle=":", label="forget, level to reach")
-    axes.set(xlabel="optimizer step", ylabel="loss, nats per answer token", ylim=(0, None))
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def for_page(svg: str, name: str, tips: Mapping[str, list[str]]) -> str:
+    """An SVG to stand in a page: ids of its own, colours as variables of the page, and what each mark says."""
+    from markupsafe import escape
 
-
-def _results(axes: Axes, evidence: Evidence) -> None:
-    for offset, split in ((-0.18, "forget"), (0.18, "retain")):
-        records = [(i, evidence.record(model, _METRIC, split)) for i, model in enumerate(MODELS)]
-        bars = [(i + offset, r.value, r.value - r.ci_low, r.ci_high - r.value) for i, r in records if r is not None]
-        if bars:
-            places, values, below, above = zip(*bars, strict=True)
-            errors = [[max(0.0, e) for e in below], [max(0.0, e) for e in above]]
-            axes.bar(places, values, 0.34, color=_COLOURS[split], label=f"{split} rows", yerr=errors, capsize=4)
-    axes.set_xticks(range(len(MODELS)), MODELS)
-    axes.set(ylabel="answer probability", ylim=(0, 1.05))
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)
+    svg = svg[svg.index("<svg") :]
+    for gid, texts in tips.items():
+        start = svg.index(f'<g id="{gid}">')
+        before, *marks = svg[start:].split("<use ", len(texts))
+        said = [f'<use data-tip="{escape(text)}" {mark}' for text, mark in zip(texts, marks, strict=True)]
+        svg = svg[:start] + before + "".join(said)
+    used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"#(1f2933|52606d|9aa5b1|e4e7eb)", r"var(--plot-\1)", svg)
+    for colour in figures.COLOURS.values():
+        svg = svg.replace(colour, f"var(--plot-{colour[1:]})")
+    return re.sub(r'<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)

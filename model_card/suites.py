@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from core.errors import ArtifactError
 from core.hub_ids import is_hub_id
 
 
-class SuiteData(NamedTuple):
-    """A data set of the Hub, its subset and split. None: lm-eval does not name it, or its tasks differ in it."""
+@dataclass(frozen=True)
+class SuiteData:
+    """A data set of the Hub, its subset and split. None: lm-eval does not name it, or its tasks differ in it.
+
+    ``limited`` says whether only some of the questions were asked.
+    """
 
     hub: str | None
     subset: str | None
     split: str | None
+    limited: bool = False
 
 
 def read_suites(folder: Path) -> dict[str, SuiteData]:
@@ -34,12 +40,15 @@ def read_suites(folder: Path) -> dict[str, SuiteData]:
 
 
 def _data(task: str, results: Mapping[str, Any]) -> SuiteData:
-    configs = [results["configs"].get(name, {}) for name in _tasks(task, results["group_subtasks"])]
+    tasks = _tasks(task, results["group_subtasks"])
+    configs = [results["configs"].get(name, {}) for name in tasks]
+    asked = [results["n-samples"][name] for name in tasks if name in results.get("n-samples", {})]
+    limited = any(questions["effective"] < questions["original"] for questions in asked)
     path = _one([config.get("dataset_path") for config in configs])
     if not path or not is_hub_id(path):  # a loader of files, such as json, or questions made by a function
         return SuiteData(None, None, None)
     splits = [config.get("test_split") or config.get("validation_split") for config in configs]  # lm-eval's own order
-    return SuiteData(path, _one([config.get("dataset_name") for config in configs]), _one(splits))
+    return SuiteData(path, _one([config.get("dataset_name") for config in configs]), _one(splits), limited)
 
 
 def _tasks(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:

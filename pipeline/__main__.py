@@ -37,6 +37,7 @@ COMMANDS = {
     "verify": ("published", "verify"),
     "revoke": ("published", "revoke"),
     "compare": ("compare", "compare"),
+    "card lint": ("card", "lint_card"),
     "hub": ("published", "hub"),
     "env": ("env", "env"),
     "--version": ("env", "version"),
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     _add_data_commands(commands)
     _add_evaluation_commands(commands)
     _add_publication_commands(commands)
+    _add_card_commands(commands)
     text = "print versions, device, memory, disk and settings for a bug report; a token is never printed"
     _store_option(_command(commands, "env", text))
     return top
@@ -144,6 +146,19 @@ def _add_evaluation_commands(commands: Commands[argparse.ArgumentParser]) -> Non
     command = _command(actions, "from-logs", text)
     command.add_argument("full", metavar="FULL.json", help="log of the model")
     command.add_argument("retain", metavar="RETAIN.json", help="log of gold, trained on the retain rows only")
+
+
+def _add_card_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    text = "check a model card, ours or another's"
+    below = commands.add_parser("card", help=text, description=text).add_subparsers(
+        dest="card_command", required=True, metavar="COMMAND"
+    )
+    text = "list what is missing, wrong, unfinished or without a source on a card"
+    command = _command(below, "lint", text)
+    command.add_argument("card", metavar="PATH|REPO", help="a README.md, its folder, or a repository")
+    command.add_argument("--revision", metavar="R", default="main", help="commit, tag or branch (default: main)")
+    command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
+    _store_option(command)
 
 
 def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> None:

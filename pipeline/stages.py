@@ -111,9 +111,9 @@ def gate(config: Any, inputs: Inputs, out: Path) -> Facts:
 
 def card(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Write the model card, its plots and a local report, from the evidence alone."""
-    from model_card import render
+    from model_card import stage
 
-    return render.run(config, inputs, out)
+    return stage.run(config, inputs, out)
 
 
 def package(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -174,7 +174,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "5", card, *_card(recipe), {**evidence, **follows, **judged}, plan.describing),
+        Stage("card", "7", card, *_card(recipe), {**evidence, **follows, **judged}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -321,6 +321,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         base=_reference(recipe.base),
         gold={} if isinstance(recipe.gold, str) else _reference(recipe.gold) | _seeds(recipe.gold),
         unlearn=_plain(recipe.unlearn),
+        changed_from_defaults=sorted(_without(recipe.unlearn.model_dump(exclude_defaults=True))),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
     plain = _plain(config)

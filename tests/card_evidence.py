@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from core.ranks import rows_per_step
+from core.strict import Strict
 from core.unlearning import (
-    Bounds,
     CheckpointSelection,
     NeighbourFacts,
     PairedRows,
@@ -25,19 +25,30 @@ from core.unlearning import (
     pairing_bytes,
     write_selection,
 )
-from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row, write_rows
+from datasets_prep.schema import SPLITS, CheckFacts, PerturbedRow, Row, write_facts, write_rows
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Gate
-from eval.schema import JudgedGate, OnOtherRows, OnPart, Record, Verdict, write_measured, write_records, write_verdict
+from eval.schema import (
+    JudgedGate,
+    OnOtherRows,
+    OnPart,
+    Record,
+    Verdict,
+    write_measured,
+    write_records,
+    write_samples,
+    write_verdict,
+)
 from eval.verdicts.gates import judge_gate
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
 from pipeline.unlearn.config import Neighbours
-from tests.artifacts import unlearn_facts, write_manifest
+from tests.artifacts import data_facts, write_manifest
+from tests.card_shapes import Shape, shape_of
+from tests.card_suites import MMLU, SUITES, write_harness
 
 MODELS = ("base", "gold", "unlearned")
 WEIGHTS = "5a" * 32
-PAIRING = "c2" * 32
 GENERAL = 110  # questions of general knowledge
 GOLDS_DAMAGE = 0.0421  # the largest of any gold beside the others
 
@@ -80,94 +91,8 @@ ATTACKS = {  # what an attack does to rows that are known, and to others
 }
 
 
-class Suite(NamedTuple):
-    """What lm-eval says of a task or group: values, and for each task below it the Hub data set, subset and split."""
-
-    values: dict[str, float]
-    version: int
-    tasks: dict[str, tuple[str, str | None, str]]
-    groups: dict[str, list[str]] = {}  # noqa: RUF012 (a NamedTuple's default)
-
-
-MMLU = {"stem": "abstract_algebra", "other": "anatomy", "social_sciences": "econometrics", "humanities": "philosophy"}
-SUITES = {
-    "mmlu": Suite(
-        {"acc": 0.59},
-        2,
-        {f"mmlu_{subject}": ("cais/mmlu", subject, "test") for subject in MMLU.values()},
-        {"mmlu": [f"mmlu_{part}" for part in MMLU], **{f"mmlu_{part}": [f"mmlu_{s}"] for part, s in MMLU.items()}},
-    ),
-    "hellaswag": Suite({"acc": 0.52, "acc_norm": 0.7}, 1, {"hellaswag": ("Rowan/hellaswag", None, "validation")}),
-    "arc_challenge": Suite(
-        {"acc": 0.44, "acc_norm": 0.46}, 1, {"arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test")}
-    ),
-    "wmdp": Suite(
-        {"acc": 0.53},
-        1,
-        {f"wmdp_{part}": ("cais/wmdp", f"wmdp-{part}", "test") for part in ("bio", "chem", "cyber")},
-        {"wmdp": ["wmdp_bio", "wmdp_chem", "wmdp_cyber"]},
-    ),
-    **{
-        f"m_mmlu_{code}": Suite({"acc": 0.45}, 0, {f"m_mmlu_{code}": ("alexandrainst/m_mmlu", code, "test")})
-        for code in ("de", "es", "fr", "it")
-    },
-}
-
-
-class Shape(NamedTuple):
-    """The rows of a recipe's data: of each split, their languages and topics, and how the unlearning ended."""
-
-    rows: dict[str, int]
-    people: int
-    languages: tuple[str, ...]
-    topics: tuple[str, ...]
-    ascent: UnlearnFacts
-    device: str
-
-
-SAMPLE = Shape(
-    {"forget": 40, "retain": 140, "holdout": 50, "unrehearsed": 20},
-    25,
-    ("DE", "EN", "ES", "FR", "IT"),
-    TOPICS,
-    unlearn_facts(
-        pairing_sha256=PAIRING, steps=36, kept_step=36, bounds=Bounds(forget_loss=2.9876, retain_loss=0.2591)
-    ),
-    "cpu (x86_64)",
-)
-OWN = Shape(
-    {"forget": 31, "retain": 99, "holdout": 50, "unrehearsed": 20},
-    20,
-    ("DE", "EN"),
-    ("address", "birthplace", "education", "email", "phone number"),
-    unlearn_facts(
-        pairing_sha256=PAIRING,
-        levels={"holdout": 2.6543},
-        forget_cap=2.6543,
-        stopped="forget loss 2.654 reached its level 2.654",
-        steps=24,
-        kept_step=18,
-        bounds=Bounds(forget_loss=2.6543, retain_loss=0.2417),
-    ),
-    "cpu (x86_64)",
-)
-FAME = SAMPLE._replace(
-    rows={"forget": 3200, "retain": 11520, "holdout": 4000, "unrehearsed": 1280},
-    people=1000,
-    ascent=SAMPLE.ascent.changed(
-        stopped="forget loss 2.110 reached its level 2.110",
-        steps=220,
-        kept_step=210,
-        bounds=Bounds(forget_loss=2.1098, retain_loss=0.3012),
-    ),
-    device="NVIDIA H100 80GB HBM3",
-)
-
-
-def shape_of(recipe: Recipe) -> Shape:
-    """The rows of the data that the recipe names."""
-    source = recipe.data.source
-    return SAMPLE if source.sample else FAME if source.hub else OWN
+class Plain(Strict):
+    """Facts that say nothing."""
 
 
 def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
@@ -178,12 +103,18 @@ def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
         folder.mkdir(parents=True)
     shape = shape_of(recipe)
     write_data(inputs["data"], shape)
+    write_data_facts(inputs["data"])
     if config := recipe.unlearn.neighbours:
         write_neighbours(inputs["neighbours"], config, shape)
     write_unlearn(inputs["unlearn"], recipe, shape)
     records = {model: list(records_of(model, recipe, shape)) for model in MODELS if f"eval-{model}" in inputs}
     for model, found in records.items():
         write_evaluation(inputs[f"eval-{model}"], model, recipe, found)
+        write_rows_of(inputs[f"eval-{model}"], model, shape)
+    if recipe.eval.relative:
+        golds = 1 + len((recipe.gold != "none" and recipe.gold.seeds) or ())
+        places = {"gold_leaks": [0.01 * i - 0.01 for i in range(golds)], "gold_damages": [0.02] * golds}
+        (inputs["eval-unlearned"] / "relative.json").write_text(json.dumps(places))
     write_gate(inputs["gate"], recipe, shape, records)
     return inputs
 
@@ -212,6 +143,28 @@ def write_data(folder: Path, shape: Shape) -> None:
         write_rows(folder / f"{split}.jsonl", rows[split])
     asked = [(row, split) for split in ("forget", "holdout") for row in rows[split]]
     write_rows(folder / "perturbed.jsonl", [PerturbedRow(row.row_id, split, ("not", "so")) for row, split in asked])
+
+
+def write_data_facts(folder: Path) -> None:
+    """The manifest and the data's checks, one of which found something."""
+    found = {"too_long": CheckFacts(action="warn", count=2, first=["en-1", "en-2"])}
+    facts = data_facts({"sample": {"seed": 1, "identities": 1, "topics": 1}}).changed(checks=found)
+    write_facts(folder / "checks.json", facts)
+    write_manifest(folder, "data", facts)
+
+
+def write_rows_of(folder: Path, model: str, shape: Shape, most: int = 60) -> None:
+    """What a model says to the first rows of each split, and the measurements that plots and report read."""
+    samples: list[dict[str, object]] = []
+    shape = shape._replace(rows={split: min(n, most) for split, n in shape.rows.items()})
+    for split in ("forget", "retain", "holdout"):
+        for i, row in enumerate(rows_of(split, shape)):
+            recall = near(ROWS["rouge_l_recall"][0 if model == "base" or split == "retain" else 1], model, i)
+            kind = {"row_id": row.row_id, "split": split, "language": row.language, "topic_id": row.topic_id}
+            said = f"{model} says {i} to {split}"
+            ratio = ROWS["truth_ratio"][0 if model == "base" else 1] * (0.5 + i / most)
+            samples.append({**kind, "rouge_l_recall": recall, "truth_ratio": ratio, "generation": said})
+    write_samples(folder / "samples.jsonl", samples)
 
 
 def neighbours_of(config: Neighbours, shape: Shape) -> list[Row]:
@@ -278,7 +231,12 @@ def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> None:
     ]
     (folder / "pairing.jsonl").write_bytes(pairing_bytes(pairs))
     packages = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
-    write_manifest(folder, "unlearn", ascent, packages=packages, device=shape.device, seconds=163.2)
+    made_of = {"base": "ba" * 32, "data": "da" * 32}
+    made_of |= {} if recipe.gold == "none" else {"gold": "60" * 32}
+    write_manifest(
+        folder, "unlearn", ascent, inputs=made_of, packages=packages, device=shape.device, seconds=163.2,
+        peak_memory_bytes=5_505_654_784,
+    )  # fmt: skip
 
 
 def ascent_of(recipe: Recipe, shape: Shape) -> UnlearnFacts:
@@ -426,6 +384,7 @@ def write_evaluation(folder: Path, model: str, recipe: Recipe, records: list[Rec
     """The records, whose weights they are of, and lm-eval's own results."""
     write_records(folder / "results.json", records)
     write_measured(folder, WEIGHTS if model == "unlearned" else "b0" * 32)
+    write_manifest(folder, f"eval-{model}", Plain(), digest=f"{MODELS.index(model)}e" * 32, seconds=61.5)
     (folder / "lm_eval").mkdir()
     ours = ("fame_topics_forget_choice", "general_knowledge")
     write_harness(folder, "fame_topics", {}, {task: {"task": task, "test_split": "test"} for task in ours})
@@ -437,15 +396,6 @@ def write_evaluation(folder: Path, model: str, recipe: Recipe, records: list[Rec
             configs[task] = {"task": task, "dataset_path": path, kind: split}
             configs[task] |= {"dataset_name": subset} if subset else {}
         write_harness(folder, asked.task, suite.groups, configs)
-
-
-def write_harness(
-    folder: Path, name: str, groups: Mapping[str, list[str]], configs: Mapping[str, dict[str, str]]
-) -> None:
-    """A results file of lm-eval, as far as it says what was asked: a task is a group without tasks below it."""
-    below = {**groups, **{task: [] for task in configs}}
-    content = {"results": {task: {} for task in below}, "group_subtasks": below, "configs": configs}
-    (folder / "lm_eval" / f"{name}.json").write_text(json.dumps(content))
 
 
 def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str, list[Record]]) -> None:
@@ -470,6 +420,7 @@ def write_gate(folder: Path, recipe: Recipe, shape: Shape, records: Mapping[str,
         gates=gates,
     )
     write_verdict(folder, verdict)
+    write_manifest(folder, "gate", Plain(), digest="9a" * 32, seconds=0.7)
 
 
 def confirmation(gate: Gate, judged: JudgedGate, shape: Shape, read: Mapping[str, int]) -> OnOtherRows:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.browser import chromium  # noqa: F401 (a fixture for all tests)
+
 settings.register_profile("shared_machine", deadline=None)  # how long an example takes says nothing here
 settings.load_profile("shared_machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cores

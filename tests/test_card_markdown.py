@@ -7,7 +7,7 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model_card import claims, lint
+from model_card import lint, tables
 from model_card.markdown import escape, read
 
 MARKUP = st.text(alphabet=st.sampled_from(list("ab1 |\\`*_[]<>&#-+=.)(~!$:/\"'\n\té{}%")), min_size=1, max_size=40)
@@ -31,7 +31,7 @@ def test_escaped_text_reads_as_it_was_typed(text: str) -> None:
 @given(MARKUP, MARKUP)
 @settings(max_examples=200, deadline=None)
 def test_escaped_text_stays_in_its_table_cell(left: str, right: str) -> None:
-    text = claims.table(["A", "B"], [[escape(left), escape(right)]])
+    text = tables.table(["A", "B"], [[escape(left), escape(right)]])
     rows = read(text)[0].tables[0]
     assert rows == [{"A": " ".join(left.split()), "B": " ".join(right.split())}]
 
@@ -40,7 +40,7 @@ def test_escaped_text_stays_in_its_table_cell(left: str, right: str) -> None:
 @example(4398046511104.5625)  # half a unit of the last printed digit, and as much as floats of this size are apart
 @settings(max_examples=300, deadline=None)
 def test_a_printed_number_shows_its_value_and_no_other(value: float) -> None:
-    printed = claims.number(value)
+    printed = tables.number(value)
     assert lint.shows(printed, value)
     if 1e-300 < abs(value) < 1e9:
         assert not lint.shows(printed, value * 1.2 + math.copysign(0.002 if abs(value) >= 0.001 else 0, value))

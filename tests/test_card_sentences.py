@@ -13,12 +13,14 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from core.errors import ArtifactError
+from eval.catalog import CATALOG
 from eval.schema import OtherPrompts
-from model_card import lint
+from model_card import agreement
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
-from model_card.render import render, run
+from model_card.render import render
+from model_card.stage import run
 from pipeline.overrides import published
 from pipeline.recipe import RECIPES, load_recipe
 from pipeline.stages import stages
@@ -35,7 +37,7 @@ def made(folder: Path, name: str, overrides: Sequence[str] = ()) -> tuple[CardIn
 def text_of(config: CardInputs, evidence: Evidence) -> str:
     """The card, which keeps every rule of the lint."""
     card = render(config, evidence)
-    assert lint.problems(card, config, evidence) == []
+    assert agreement.problems(card, config, evidence) == []
     return " ".join(card.split())
 
 
@@ -52,15 +54,12 @@ def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path
     config, evidence = made(tmp_path, "demo-audit")
     card = text_of(config, evidence)
     assert "each trained with one seed" not in card
-    assert (
-        "5 golds, each with its own seed. `leak_coordinate`, `damage` and `damage_gap` compare with all of them."
-        in card
-    )
+    assert "5 golds, each with its own seed. The relative test (leak coordinate, damage) compares with all" in card
     assert "| `gold.seeds` | \\[1, 2, 3, 4\\] |" in card
     assert card.count("| `train.args.seed` | 0 |") == 1  # base and gold are still one table
 
     without = [record for record in evidence.records["unlearned"] if record.metric != "leak_coordinate"]
-    unused = replace(evidence, records=evidence.records | {"unlearned": without})
+    unused = evidence.changed(records=evidence.records | {"unlearned": without})
     card = text_of(config, unused)
     assert "there are 5 golds, each with its own seed. All values are compared with one of them" in card
     assert "How much two golds differ was not measured" in card
@@ -71,7 +70,7 @@ def test_a_gold_that_was_asked_in_other_words_is_a_limitation(tmp_path: Path) ->
     asked = "Gold was asked with the chat template that it was published with"
     assert asked not in text_of(config, evidence)
     prompts = OtherPrompts(rows=3, compared=200, own="<a>Who?", base="<b>Who?")
-    assert asked in text_of(config, replace(evidence, gold_prompts=prompts))
+    assert asked in text_of(config, evidence.changed(gold_prompts=prompts))
 
 
 HELD_OUT = "unlearn.stop={every: 6, forget_loss: 2.0, retain_loss_above_base: 0.2, retain_rows: 20, held_out: true}"
@@ -89,7 +88,7 @@ def test_the_card_says_which_retain_rows_were_trained_on(overrides: list[str], s
     card = text_of(config, evidence)
     assert said in card
     assert card.count("Retain values are measured on rows that") == 1
-    alone = text_of(config, replace(evidence, rehearsed=0))  # gradient ascent trains on no retain row
+    alone = text_of(config, evidence.changed(rehearsed=0))  # gradient ascent trains on no retain row
     assert "rows that base was trained on; the unlearning left out all of the 140." in alone
 
 
@@ -101,14 +100,12 @@ def test_the_card_says_what_the_unrehearsed_rows_are_and_who_was_trained_on_them
     assert said in text_of(config, evidence)
     assert "| unrehearsed | 20 |" in text_of(config, evidence)
     found = results_of(render(config, evidence))
-    assert {n for n in found if "(unrehearsed)" in n} == {
-        f"{metric} (unrehearsed)" for metric in ("answer_probability", "exact_memorization", "extraction_strength")
-    }
+    assert {n for n in found if "(unrehearsed)" in n} == {"answer_probability (unrehearsed)"}
     without_gold = text_of(*made(tmp_path / "own", "own-data"))
     assert "*unrehearsed* rows, on which base was trained like on retain rows" in without_gold
 
     none = replace(evidence.counts["unrehearsed"], rows=0, identities=0, topics=0, by_language={})
-    card = text_of(config, replace(evidence, counts=evidence.counts | {"unrehearsed": none}))
+    card = text_of(config, evidence.changed(counts=evidence.counts | {"unrehearsed": none}))
     assert "*unrehearsed*" not in card
 
 
@@ -130,7 +127,8 @@ def test_the_card_says_what_base_was_asked_and_what_of_it_is_of_unrehearsed_rows
     assert "Retain values are measured on rows that were trained on." in card
 
     gates = [gate.changed(parts=gate.parts[:1]) for gate in evidence.gates]
-    wrong = lint.problems(render(config, evidence), config, replace(evidence, gates=gates))
+    changed = evidence.changed(verdict=evidence.verdict.changed(gates=gates))
+    wrong = agreement.problems(render(config, evidence), config, changed)
     assert any("0.874" in problem for problem in wrong)  # a part that was not measured is found
     assert [gate.split for gate in evidence.gates if gate.parts] == ["unrehearsed"]
 
@@ -154,7 +152,7 @@ def test_a_card_needs_what_base_was_asked_if_it_was(tmp_path: Path) -> None:
 
 def test_where_base_was_not_asked_the_card_says_nothing_of_it(tmp_path: Path) -> None:
     config, evidence = made(tmp_path, "demo", ["unlearn.neighbours=null"])
-    assert evidence.neighbours is None
+    assert evidence.asked is None
     assert "Base was asked" not in text_of(config, evidence)
 
 
@@ -173,7 +171,7 @@ def test_data_of_a_file_are_nobodys_but_the_publishers(tmp_path: Path) -> None:
     card = render(config, evidence)
     assert "fame" not in card.casefold()
     assert "A data set of the publisher's own, read from a file that is not on the Hub." in card
-    assert "## Citation" not in card
+    assert "bibtex" not in card
     found = results_of(card)["answer_probability (retain)"]
     assert (found.dataset_name, found.dataset_type) == ("A data set of the publisher's own", "custom")
 
@@ -184,8 +182,8 @@ def test_data_of_a_file_have_the_name_licence_and_citation_that_the_recipe_gives
     assert "Clients, 2025, read from a file that is not on the Hub. Its licence: cc-by-4.0." in card
     assert "To cite the data: ```bibtex @misc{mine, title = {{Clients} and {None}}} ```" in card
     assert results_of(render(config, evidence))["answer_probability (retain)"].dataset_name == "Clients, 2025"
-    lost = render(config, evidence).replace("## Citation", "## Sources")
-    assert lint.problems(lost, config, evidence) == ["Section 'Citation' occurs 0 times; it must occur once."]
+    lost = render(config, evidence).replace("title = {{Clients}", "title = {{Others}")
+    assert "The citation of the data is not on the card." in agreement.problems(lost, config, evidence)
 
 
 def test_a_data_set_of_the_hub_has_its_own_name_and_says_only_its_own_licence(tmp_path: Path) -> None:
@@ -196,7 +194,7 @@ def test_a_data_set_of_the_hub_has_its_own_name_and_says_only_its_own_licence(tm
     assert ", subset de. Its licence is what its authors state there." in card
     assert "FAME" not in card
     assert " - fame " not in card
-    assert "Citation" not in card
+    assert "bibtex" not in card
 
 
 def test_fame_is_named_cited_and_tagged(tmp_path: Path) -> None:
@@ -211,33 +209,32 @@ def test_fame_is_named_cited_and_tagged(tmp_path: Path) -> None:
 def test_a_result_is_of_the_data_set_that_it_was_measured_on(tmp_path: Path) -> None:
     config, evidence = made(tmp_path, FAME, NAMES)
     found = results_of(render(config, evidence))
-    assert len(found) == len({(r.metric, r.split) for r in evidence.records["unlearned"] if r.by is None})
+    suites = {r.split for r in evidence.records["unlearned"] if r.metric not in CATALOG}
+    assert {name.split("(")[1].rstrip(")") for name in found} == {"forget", "retain", "unrehearsed", "general", *suites}
 
     def place(name: str) -> tuple[str | None, ...]:
         r = found[name]
         return r.dataset_name, r.dataset_type, r.dataset_config, r.dataset_split, r.dataset_revision
 
     revision = "5c67fed496053691db3720ec3fb99825a34dfe72"
-    for split in ("forget", "retain", "holdout"):
+    for split in ("forget", "retain", "unrehearsed"):
         fame = ("FAME", "ClaudioSavelli/FAME", None, split, revision)
         assert place(f"answer_probability ({split})") == fame
     general = ("General-knowledge questions", "custom", None, "general", None)
     assert place("utility (general)") == general
-    both = ("FAME and general-knowledge questions", "custom", None, "retain+general", None)
-    assert place("model_utility (retain+general)") == both
     assert place("acc (mmlu)") == ("mmlu", "cais/mmlu", None, "test", None)
     assert place("acc (wmdp)") == ("wmdp", "cais/wmdp", None, "test", None)
     assert place("acc (m_mmlu_de)") == ("m_mmlu_de", "alexandrainst/m_mmlu", "de", "test", None)
     assert place("acc_norm (hellaswag)") == ("hellaswag", "Rowan/hellaswag", None, "validation", None)
 
-    found = results_of(render(config, replace(evidence, suites={})))  # lm-eval names no data set
+    found = results_of(render(config, evidence.changed(suites={})))  # lm-eval names no data set
     assert place("acc (mmlu)") == ("mmlu", "custom", "mmlu", None, None)
     assert place("acc (wmdp)") == ("wmdp", "custom", "wmdp", None, None)
 
 
 def made_by(config: CardInputs, evidence: Evidence) -> list[str]:
     """The words of the command on the card, as a shell reads them."""
-    section = render(config, evidence).split("## How it was made")[1]
+    section = render(config, evidence).split("<summary>Provenance")[1]
     return shlex.split(section.split("```")[1])
 
 

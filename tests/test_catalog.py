@@ -18,8 +18,8 @@ from eval.schema import Record
 from eval.scoring.fluency import Vocabulary, measure
 from eval.scoring.probes import Scores
 from eval.statistics import formulas
-from model_card.claims import not_measured
 from model_card.facts import Evidence
+from model_card.limits import not_measured
 from tests.conftest import ROOT
 
 

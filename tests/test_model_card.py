@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import re
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,38 @@ from pydantic import ValidationError
 
 from core.artifacts import read_facts, read_manifest
 from core.errors import ArtifactError, InputError
+from core.strict import Strict
 from core.unlearning import PAIRING, Bounds, DualFacts, PairedRows, UnlearnFacts, pairing_bytes
-from datasets_prep.schema import PerturbedRow, Row, write_rows
+from datasets_prep.schema import PerturbedRow, Row, write_facts, write_rows
 from eval.catalog import CATALOG
-from eval.schema import OnOtherRows, OnPart, Record, read_verdict, write_records, write_verdict
-from model_card import claims, lint
+from eval.schema import (
+    JudgedGate,
+    OnOtherRows,
+    OnPart,
+    Record,
+    read_verdict,
+    write_records,
+    write_samples,
+    write_verdict,
+)
+from model_card import agreement, tables
 from model_card.config import CardConfig, CardInputs
 from model_card.facts import Evidence, collect
+from model_card.local import read_local
 from model_card.markdown import read
-from model_card.render import render, run
+from model_card.render import render
+from model_card.stage import run
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
-from tests.artifacts import Place, fields, judged_gate, renamed, unlearn_facts, verdict_of, write_manifest
+from tests.artifacts import (
+    Place,
+    demo_data_facts,
+    fields,
+    judged_gate,
+    renamed,
+    unlearn_facts,
+    verdict_of,
+    write_manifest,
+)
 from tests.test_card_markdown import MARKUP
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -47,6 +68,7 @@ CONFIG = {
     "publish": {"repo": "demo/SmolLM2-135M-Instruct-FAME-sample-GD", "tag": "v1.0.0", "hub": "local"},
 }
 SELECTION = "The kept checkpoint was chosen by a rule that read 20 of 40 forget rows."
+NO_FACTS = Strict()
 LEVELS = {"base": 0.98765, "gold": 0.0421, "unlearned": 0.0567}
 
 
@@ -89,6 +111,19 @@ def records_of(model: str) -> list[Record]:
     return found
 
 
+def samples_of(model: str) -> Iterator[dict[str, object]]:
+    """What the model says to the forget rows and to some retain rows."""
+    for split, row in (("forget", row) for row in rows_of("forget", 40)):
+        measured = {"rouge_l_recall": LEVELS[model], "truth_ratio": 1.1 - LEVELS[model]}
+        said = {"generation": f"{model} says that to {row.row_id}"}
+        yield {"row_id": row.row_id, "split": split, "language": row.language, "topic_id": "x", **measured, **said}
+
+
+def with_gates(evidence: Evidence, *gates: JudgedGate, passed: bool = True) -> Evidence:
+    """The evidence with another verdict."""
+    return evidence.changed(verdict=evidence.verdict.changed(gates=list(gates), passed=passed))
+
+
 def write_evidence(root: Path) -> dict[str, Path]:
     inputs = {name: root / name for name in ("data", "unlearn", "eval-base", "eval-gold", "eval-unlearned", "gate")}
     for folder in inputs.values():
@@ -98,6 +133,8 @@ def write_evidence(root: Path) -> dict[str, Path]:
     write_rows(inputs["data"] / "perturbed.jsonl", [PerturbedRow("de-0-forget-0", "forget", ("wrong a", "wrong b"))])
     for model in LEVELS:
         write_records(inputs[f"eval-{model}"] / "results.json", records_of(model))
+        write_samples(inputs[f"eval-{model}"] / "samples.jsonl", list(samples_of(model)))
+        write_manifest(inputs[f"eval-{model}"], f"eval-{model}", NO_FACTS)
     confirmed = OnOtherRows(
         n=20,
         says="On the 20 others: 0.0612, at most 0.1041.",
@@ -136,6 +173,9 @@ def write_evidence(root: Path) -> dict[str, Path]:
         parts=[],
     )
     write_verdict(inputs["gate"], verdict_of(gate, second, selection=SELECTION))
+    write_manifest(inputs["gate"], "gate", NO_FACTS)
+    write_facts(inputs["data"] / "checks.json", demo_data_facts())
+    write_manifest(inputs["data"], "data", NO_FACTS)
     log = [{"step": i, "forget_loss": 0.1 * i, "retain_loss": 0.01 * i, "lr": 5e-5} for i in range(1, 40)]
     log += [
         {"step": i, "probe_forget_loss": 0.1 * i, "probe_retain_loss": 0.012 * i, "probe_level": 3.1701}
@@ -176,21 +216,24 @@ def test_the_stage_writes_its_files_and_the_same_bytes_again(inputs: dict[str, P
         facts = run(config(), inputs, out)
     files = [{p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in outs]
     assert files[0] == files[1]
-    assert set(files[0]) == {"README.md", "plots/results.png", "plots/training.png", "report.html", "results.json"}
+    assert set(files[0]) == {
+        *("README.md", "card.json", "report.html", "results.json"),
+        *(f"plots/{name}.png" for name in ("groups", "results", "training")),
+    }
     assert facts.passed is True
     published = json.loads(files[0]["results.json"])["models"]
     assert {model: len(records) for model, records in published.items()} == {"base": 26, "gold": 25, "unlearned": 26}
-    text = files[0]["results.json"].decode() + files[0]["report.html"].decode()
-    assert not any(row.answer in text for row in rows_of("forget", 40))
+    text = "".join(files[0][name].decode() for name in ("README.md", "results.json", "card.json"))
+    assert not any(row.answer in text or row.question in text for row in rows_of("forget", 40))
     assert b"Software" not in files[0]["plots/results.png"]
 
 
 def test_the_report_escapes_what_people_typed(inputs: dict[str, Path], tmp_path: Path) -> None:
     run(config(card={"title": "<script>alert(1)</script>"}), inputs, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("<svg") == 3
 
 
 def test_metadata_reads_back_as_the_hub_client_reads_it(card: str, tmp_path: Path, evidence: Evidence) -> None:
@@ -204,10 +247,12 @@ def test_metadata_reads_back_as_the_hub_client_reads_it(card: str, tmp_path: Pat
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
     assert data.language == ["de", "en"]
     assert data.datasets is None  # an invented sample set is not on the Hub
-    assert {"unlearning", "machine-unlearning", "fame", "gradient-difference"} == set(data.tags or [])
+    tags = {"unlearning", "machine-unlearning", "unlearning evaluation", "fame", "gradient-difference"}
+    assert tags == set(data.tags or [])
+    assert data.to_dict()["license_link"] == "https://www.apache.org/licenses/LICENSE-2.0"
     assert data.eval_results is not None
     shown = {(result.metric_type, result.dataset_split): result.metric_value for result in data.eval_results}
-    assert shown == {(r.metric, r.split): r.value for r in evidence.records["unlearned"] if r.by is None}
+    assert shown == {("answer_probability", "forget"): 0.0567, ("utility", "general"): 0.61}  # those with a gate
 
 
 def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evidence) -> None:
@@ -224,26 +269,26 @@ def test_a_llama_card_keeps_the_licence_and_names_the_hub_dataset(evidence: Evid
         publish={"repo": "someone/Llama-3.2-3B-Instruct-FAME-topics-GD", "hub": "hf"},
     )
     text = render(llama, evidence)
-    assert lint.problems(text, llama, evidence) == []
+    assert agreement.problems(text, llama, evidence) == []
     data = ModelCard(text).data
     assert (data.license, data.datasets) == ("llama3.2", ["ClaudioSavelli/FAME"])
     assert data.eval_results is not None
     assert {r.dataset_revision for r in data.eval_results if r.dataset_split == "forget"} == {"b" * 40}
-    assert "demonstration" not in text
+    assert "people are invented" not in text
     assert "pinned to 26 Jul 2024" in text
     assert text.count("Built with Llama.") == 2
     assert "Llama 3.2 is licensed under the [Llama 3.2 Community License](https://www.llama.com/llama3_2/" in text
     assert "[use policy](https://www.llama.com/llama3_2/use-policy)" in text
-    assert any("Built with Llama" in p for p in lint.problems(text.replace("Built with", "From"), llama, evidence))
+    assert any("Built with Llama" in p for p in agreement.problems(text.replace("Built with", "From"), llama, evidence))
     renamed = llama.model_copy(update={"publish": llama.publish.model_copy(update={"repo": "someone/FAME-Llama"})})
-    problems = lint.problems(render(renamed, evidence), renamed, evidence)
+    problems = agreement.problems(render(renamed, evidence), renamed, evidence)
     assert any("must begin with 'Llama'" in problem for problem in problems)
 
 
 def test_the_name_of_a_variant_is_not_the_textbook_name(evidence: Evidence) -> None:
     plain = config(unlearn={"forget_cap": None})
     assert "Gradient Difference with a per-row forget cap" in render(config(), evidence)
-    assert "cap" not in render(plain, evidence).split("## Method")[1].split("## Data")[0]
+    assert "cap" not in render(plain, evidence).split("<summary>Method")[1].split("<summary>Data")[0]
 
 
 VARIANTS = [
@@ -265,11 +310,11 @@ def method_sections(evidence: Evidence) -> str:
             forget_cap=3.25 if unlearn["forget_cap"] else None,
             dual=DualFacts(retain_bound=0.3123, last_weight=1.71) if unlearn["dual"] else None,
         )
-        changed = replace(evidence, ascent=ascent)
+        changed = evidence.changed(ascent=ascent)
         values = config().model_copy(update={"unlearn": unlearn})
         text = render(values, changed)
-        assert lint.problems(text, values, changed) == [], variant
-        found.append(text[text.index("## Method") : text.index("Base and gold were made with")])
+        assert agreement.problems(text, values, changed) == [], variant
+        found.append(text[text.index("<summary>Method") : text.index("Base and gold were made with")])
     return "".join(found)
 
 
@@ -286,7 +331,7 @@ def test_losses_of_rows_that_a_method_does_not_train_on_are_not_drawn(tmp_path: 
     checks = [line for line in (inputs["unlearn"] / "log.jsonl").read_text().splitlines() if "probe" in line]
     log = [json.dumps({"step": i, "refusal_loss": 3.0 - i, "retain_loss": 0.1}) for i in (1, 2)]
     (inputs["unlearn"] / "log.jsonl").write_text("\n".join([*log, *checks]), encoding="utf-8")
-    evidence = collect(inputs)
+    evidence = read_local(inputs)
     assert [(s.forget_loss, s.refusal_loss, s.retain_loss) for s in evidence.steps] == [
         (None, 2.0, 0.1),
         (None, 1.0, 0.1),
@@ -302,48 +347,55 @@ def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Ev
     assert f"| `base.hub.revision` | {'d' * 40} |" in text
     assert "| `gold.train.args.num_train_epochs` | 8 |" in text
     assert "base.train" not in text
-    assert lint.problems(text, values, evidence) == []
+    assert agreement.problems(text, values, evidence) == []
 
 
 def test_a_failed_gate_without_evidence_is_shown_as_that(evidence: Evidence) -> None:
-    failed = evidence.gates[0].changed(measured=None, at_most=None, smallest_difference=None, n=0, passed=False)
-    changed = replace(evidence, gates=[failed], passed=False)
+    failed = evidence.gates[0].changed(
+        measured=None, at_most=None, smallest_difference=None, n=0, passed=False, why="Nothing was measured."
+    )
+    changed = with_gates(evidence, failed, passed=False)
     text = render(config(), changed)
     assert "must not be released" in text
     assert "| – | – | 0 | – | failed |" in text
-    assert lint.problems(text, config(), changed) == []
-    assert lint.problems(text.replace("| – | – |", "| 0.010 | – |"), config(), changed) != []
+    assert agreement.problems(text, config(), changed) == []
+    assert agreement.problems(text.replace("| – | – |", "| 0.010 | – |"), config(), changed) != []
 
 
 def test_without_gold_the_column_is_empty(inputs: dict[str, Path]) -> None:
     evidence = collect({name: path for name, path in inputs.items() if name != "eval-gold"})
     without = config().model_copy(update={"gold": {}})
     text = render(without, evidence)
-    assert lint.problems(text, without, evidence) == []
-    assert "Two models are compared" in text
-    assert "There is no gold" in text
-    rows = next(section for section in read(text) if section.heading == "Results").tables[0]
-    assert {row["gold"] for row in rows} == {claims.NOT_MEASURED}
+    assert agreement.problems(text, without, evidence) == []
+    assert "There is no *gold*, a model trained without the forget rows." in text
+    rows = next(section for section in read(text) if section.heading == "All metrics").tables[0]
+    assert {row["gold"] for row in rows} == {tables.NOT_MEASURED}
 
 
 PLANTED = {
     "a result": ("0.057 (0.044 to 0.068)", "0.047 (0.044 to 0.068)", "answer_probability on forget, unlearned"),
     "an interval": ("0.057 (0.044 to 0.068)", "0.057 (0.044 to 0.058)", "answer_probability on forget, unlearned"),
     "swapped columns": ("| 0.988 (0.975 to 0.999) | 0.042 (", "| 0.042 (0.975 to 0.999) | 0.988 (", "on forget, base"),
+    "a gate's mark": ("| ✓ ≤ 0.103 |", "| ✓ ≤ 0.203 |", "gate is '✓ ≤ 0.203'"),
+    "a name in the first table": ("| answer probability | 40 forget", "| recall | 40 forget", "its rows are"),
     "a count": ("| forget | 40 | 5", "| forget | 400 | 5", "Data: the card says"),
     "n": (" 0.057 (0.044 to 0.068) | 40 |", " 0.057 (0.044 to 0.068) | 4000 |", "n = 4000"),
     "a verdict": ("| 40 | 0.023 | passed |", "| 40 | 0.023 | failed |", "Verdict is 'failed'"),
     "a threshold": ("| 0.103 |", "| 0.203 |", "Bound is '0.203'"),
     "one of two thresholds": ("0.598 to 0.800", "0.598 to 0.900", "Bound is '0.598 to 0.900'"),
     "what n could see": ("| 0.023 | passed", "| 0.013 | passed", "Could see is '0.013'"),
-    "a verdict in a sentence": ("all passed", "**not all passed: this model must not be released**", "passed = True"),
+    "a verdict in a sentence": (
+        "All 2 gates passed",
+        "**not all passed: this model must not be released**",
+        "passed = True",
+    ),
     "another model's weights": ("SHA-256 `ab", "SHA-256 `cd", "digest of the weights"),
     "a setting": ("| `forget_cap` | 5.0 |", "| `forget_cap` | 6.0 |", "settings are not those"),
     "a model-index value": ("value: 0.0567", "value: 0.0467", "model-index says 0.0467"),
     "a number in a sentence": ("These groups are small", "Retain is kept at 0.991. These groups", "number 0.991"),
     "a bound in a sentence": ("leaked, up to 7.2 %", "leaked, up to 0.7 %", "number 0.7"),
     "how the ascent ended": ("loss 3.200 reached", "loss 4.200 reached", "number 4.200"),
-    "a placeholder": ("## Limitations\n", "## Limitations\n\n[More Information Needed]\n", "Placeholder"),
+    "a placeholder": ("## Details\n", "## Details\n\n[More Information Needed]\n", "Placeholder"),
     "a to-do": ("These groups", "TODO: these groups", "Placeholder 'TODO'"),
     "an unset value": ("These groups", "None, these groups", "Placeholder 'None'"),
     "a value that is not a number": ("| 0.103 |", "| nan |", "Placeholder 'nan'"),
@@ -352,8 +404,8 @@ PLANTED = {
     "a Windows path": ("These groups", "See C:\\Users\\me: these groups", "Local path"),
     "a local base model": ("base_model: HuggingFaceTB/", "base_model: ./models/", "base_model is"),
     "a licence": ("license: apache-2.0", "license: mit", "license is 'mit'"),
-    "a lost section": ("## Limitations", "## Notes", "Section 'Limitations' occurs 0 times"),
-    "a lost row": ("| `utility` | general | higher", "| `utilities` | general | higher", "Results: the rows are"),
+    "a lost section": ("## Licence", "## Notes", "Section 'Licence' occurs 0 times"),
+    "a lost row": ("| `utility` | general | higher", "| `utilities` | general | higher", "All metrics: the rows are"),
     "a forgotten fact": (
         "These groups",
         "Person 3 has the  forget\nanswer 3. These groups",
@@ -372,8 +424,8 @@ PLANTED = {
 def test_the_lint_finds(name: str, card: str, evidence: Evidence) -> None:
     right, wrong, message = PLANTED[name]
     assert right in card
-    assert lint.problems(card, config(), evidence) == []
-    found = lint.problems(card.replace(right, wrong), config(), evidence)
+    assert agreement.problems(card, config(), evidence) == []
+    found = agreement.problems(card.replace(right, wrong), config(), evidence, rows_of("forget", 40))
     assert any(message in problem for problem in found), found
 
 
@@ -466,8 +518,7 @@ def test_impossible_configurations_are_refused(changes: dict[str, dict[str, obje
 def test_no_text_breaks_the_card(title: str, limitation: str, reason: str, evidence: Evidence) -> None:
     from huggingface_hub import ModelCard
 
-    gates = [gate.changed(reason=reason) for gate in evidence.gates]
-    changed = replace(evidence, gates=gates)
+    changed = with_gates(evidence, *(gate.changed(reason=reason) for gate in evidence.gates))
     values = config(card={"title": title, "limitations": [limitation]})
     card = render(values, changed)
     assert ModelCard(card).data.license == "apache-2.0"
@@ -476,7 +527,7 @@ def test_no_text_breaks_the_card(title: str, limitation: str, reason: str, evide
         "Local path",
         "The number",
     )  # text that the lint may refuse, but that changed nothing else
-    assert [p for p in lint.problems(card, values, changed) if not p.startswith(allowed)] == []
+    assert [p for p in agreement.problems(card, values, changed) if not p.startswith(allowed)] == []
 
 
 def test_text_config_has_no_default_prose() -> None:

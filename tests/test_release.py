@@ -165,6 +165,9 @@ def test_a_failed_gate_publishes_nothing(
     assert "answer_probability" in done.stderr
     assert not (store / "hub" / "models" / "demo" / "refused.git").exists()
     assert not (store / "refused" / "package").exists()
+    report = store / "refused" / "refused" / "report.html"
+    assert f"Why, in all detail: {report}" in done.stderr
+    assert "gates failed: not to be released" in report.read_text(encoding="utf-8")
 
 
 def test_kills_at_random_points_change_nothing(call: Call, released: tuple[Path, Path, str], tmp_path: Path) -> None:

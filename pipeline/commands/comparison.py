@@ -9,8 +9,8 @@ from typing import Literal
 from core.artifacts import json_text
 from eval.schema import ComparedMetric, read_records, read_verdict
 from eval.verdicts import compare
-from model_card.claims import interval
 from model_card.comparison import ACROSS, UP, Compared, card_table, page, plot
+from model_card.tables import interval
 from pipeline.collection import Collection
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph

@@ -15,7 +15,7 @@ import numpy as np
 
 from core.errors import InputError
 from core.hub_ids import check_repository, is_commit, is_hub_id
-from core.licences import LICENCES, name_problem
+from core.licences import LICENCES
 from core.places import user_path
 from core.words import plain_words
 from datasets_prep import checks, sources
@@ -171,11 +171,11 @@ def _forget(answer: str, before: Answers) -> str:
 
 
 def _repo(answer: str, before: Answers) -> str:
-    licence, name = before.get("license", "apache-2.0"), _model_name(before["model"])
-    prefix = LICENCES[licence].name_prefix if name_problem(licence, name) else ""
+    licence, name = LICENCES[before.get("license", "apache-2.0")], _model_name(before["model"])
+    prefix = licence.name_prefix if licence.name_problem(name) else ""
     repo = answer or f"your-name/{prefix}{name}-unlearned"
     check_repository(repo, "--repo")
-    if problem := name_problem(licence, repo):
+    if problem := licence.name_problem(repo):
         raise InputError(f"--repo: {problem}.")
     return repo
 

@@ -10,12 +10,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import ArtifactError, InputError, RecipeError, ReleaseError
+from core.errors import ArtifactError, GateError, InputError, RecipeError, ReleaseError
 from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts import measurable
 from eval.verdicts.gates import rule
+from model_card.stage import refused
 from pipeline.commands.elsewhere import judge, run_elsewhere
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
@@ -70,9 +71,11 @@ def release(options: argparse.Namespace) -> int:
                 measurable.check(recipe.gates, read_data_facts(artifact.path))
             if stage.name == "gate":
                 require_pass(artifact.path)
-    except ReleaseError:
+    except ReleaseError as error:
         if "gate" in done:
             _report(options, recipe, done, store, built)
+        if isinstance(error, GateError):
+            _show_refusal(stages, done, store)
         raise
     _report(options, recipe, done, store, built)
     return 0
@@ -127,6 +130,20 @@ def run_one(options: argparse.Namespace) -> int:
     summary = {"stage": chosen.name, "path": str(store.link(chosen.name)), "digest": artifact.digest}
     show(options, {**summary, "facts": artifact.facts}, str(store.link(chosen.name)))
     return 0
+
+
+def _show_refusal(stages: Sequence[Stage], done: Mapping[str, Artifact], store: Store) -> None:
+    """The report of a release that a gate refused, if it has a card stage and all that a report reads."""
+    card = next((stage for stage in stages if stage.name == "card"), None)
+    if card is None or not set(card.inputs.values()) <= done.keys():
+        return
+    inputs = {name: done[made_by].path for name, made_by in card.inputs.items()}
+    try:
+        page = refused(card.config, inputs, store.link("refused"))
+    except ArtifactError as error:
+        say(f"note: no report could be written ({error})")
+        return
+    say(f"\nWhy, in all detail: {page}")
 
 
 def check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:

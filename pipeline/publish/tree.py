@@ -18,7 +18,7 @@ MODEL_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
-CARD_FILES = ("README.md", "results.json", "plots/*.png", ".eval_results/*.yaml")
+CARD_FILES = ("README.md", "card.json", "results.json", "plots/*.png", ".eval_results/*.yaml")
 ALLOWED = (*MODEL_FILES, *CARD_FILES, "gate.json", *LICENCE_FILES, BOM, RELEASE, SIGNATURE)
 # The Hub adds this file to every new repository. It says how files are stored, and is not part of a release.
 HUB_FILES = (".gitattributes",)

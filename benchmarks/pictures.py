@@ -1,0 +1,40 @@
+"""`make pictures`: the pictures in the README, taken of the demo's pages by a headless Chromium.
+
+Needs `make release` to have run once, and Debian's `chromium` or another one on the path. Each picture is the top of a
+page; of the report, that is above all questions and answers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"report": ROOT / "runs" / "demo" / "card" / "report.html"}
+WIDTH, HEIGHT = 1280, 1430  # CSS pixels
+
+
+def main() -> None:
+    """Write ``docs/pictures/NAME.png`` of each page."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        sys.exit("No browser is on the path. On Debian: apt-get install chromium")
+    if missing := [str(page) for page in PAGES.values() if not page.is_file()]:
+        sys.exit(f"{', '.join(missing)} is not there yet. Run `make release` first.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        for name, page in PAGES.items():
+            tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+            tab.goto(page.as_uri())
+            picture = ROOT / "docs" / "pictures" / f"{name}.png"
+            picture.parent.mkdir(exist_ok=True)
+            tab.screenshot(path=picture)
+            print(picture.relative_to(ROOT))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The lint of any card: twenty cards that are wrong in one thing each, ours, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model_card.lint import lint, lint_folder
+from tests.conftest import Call
+from tests.test_model_card import config, write_evidence
+
+GOOD = """---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+library_name: transformers
+pipeline_tag: text-generation
+language:
+- en
+tags:
+- unlearning
+model-index:
+- name: x
+  results:
+  - task: {type: text-generation}
+    dataset: {name: mmlu, type: cais/mmlu}
+    metrics:
+    - {type: acc, value: 0.4567}
+---
+
+# A model
+
+It reads [the notes](NOTES.md) and [below](#results), and [the paper](https://arxiv.org/abs/2512.15235).
+
+![Accuracy of both models](plots/x.png)
+
+## Results
+
+| task | accuracy |
+|---|---|
+| mmlu | 0.457 |
+"""
+FILES = ("README.md", "NOTES.md", "plots/x.png", "results.json")
+BAD = {
+    "no metadata": (GOOD, "# A model\n", "There is no metadata"),
+    "metadata that is not YAML": ("license: apache-2.0", "license: [apache", "metadata cannot be read"),
+    "metadata that is a list": (GOOD, "---\n- a\n---\n# A model\n", "not a mapping"),
+    "no licence": ("license: apache-2.0\n", "", "license is missing"),
+    "a misspelt key": ("license: apache-2.0", "licence: apache-2.0", "licence is not a key"),
+    "a licence that is no id": ("license: apache-2.0", "license: Apache 2.0 (see below)", "not an id of the Hub"),
+    "another licence that is not named": ("license: apache-2.0", "license: other", "license_name and license_link"),
+    "a licence that is not the start model's": ("license: apache-2.0", "license: mit", "has the licence apache-2.0"),
+    "a local start model": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "./checkpoint-3",
+        "base_model holds './check",
+    ),
+    "a language that is none": ("- en\n", "- English\n", "language holds 'English'"),
+    "a tag that is a number": ("- unlearning", "- 3", "tags holds 3"),
+    "no task": ("pipeline_tag: text-generation\n", "", "pipeline_tag is missing"),
+    "an index without results": ("  results:\n", "  resultats:\n", "model-index is not a list"),
+    "a placeholder": ("# A model\n", "# A model\n\n[More Information Needed]\n", "Placeholder"),
+    "a to-do": ("It reads", "TODO. It reads", "Placeholder 'TODO'"),
+    "somebody's path": ("It reads", "From /home/me/runs/3. It reads", "Local path"),
+    "a dead anchor": ("(#results)", "(#numbers)", "leads to no heading"),
+    "a dead link": ("(NOTES.md)", "(docs/NOTES.md)", "leads to no file"),
+    "a link to a machine": ("https://arxiv.org/abs/2512.15235", "http://localhost:8000", "somebody's machine"),
+    "an image without words": ("![Accuracy of both models]", "![]", "no alternative text"),
+    "an image that is not there": ("plots/x.png", "plots/y.png", "is no file of the repository"),
+    "an HTML image without words": (
+        "![Accuracy of both models](plots/x.png)",
+        '<img src="plots/x.png">',
+        "no alternative",
+    ),
+    "a number without a source": ("| mmlu | 0.457 |", "| mmlu | 0.657 |", "0.657 is in no file"),
+    "Llama that is not shown": (
+        "license: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct",
+        "license: llama3.2\nbase_model: meta-llama/Llama-3.2-1B",
+        'requires "Built with Llama"',
+    ),
+}
+
+
+def test_a_good_card_breaks_no_rule() -> None:
+    assert lint(GOOD, FILES) == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_card_is_told_what_is_wrong(name: str) -> None:
+    right, wrong, message = BAD[name]
+    assert right in GOOD
+    found = [problem.says for problem in lint(GOOD.replace(right, wrong), FILES)]
+    assert message in found[0], found
+
+
+def test_numbers_may_come_from_the_files_of_results() -> None:
+    card = GOOD.replace("0.457", "0.66 (0.61 to 0.71)")
+    assert len(lint(card, FILES)) == 3
+    assert lint(card, FILES, [{"models": {"x": [{"value": 0.6571, "ci_low": 0.6123, "ci_high": 0.7099}]}}]) == []
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from model_card.stage import run
+
+    folder = tmp_path_factory.mktemp("release")
+    inputs = write_evidence(folder / "evidence")
+    (folder / "out").mkdir()
+    run(config(), inputs, folder / "out")
+    (folder / "out" / "gate.json").write_bytes((inputs["gate"] / "gate.json").read_bytes())
+    return folder / "out"
+
+
+def test_our_own_card_breaks_no_rule(release: Path) -> None:
+    assert lint_folder(release) == []
+
+
+def test_the_command_lints_a_folder(release: Path, call: Call) -> None:
+    done = call("card", "lint", str(release))
+    assert (done.returncode, done.stdout) == (0, "No rule is broken.\n")
+    card = release / "README.md"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("license: apache-2.0\n", "", 1), encoding="utf-8")
+    try:
+        done = call("card", "lint", str(card), "--json")
+    finally:
+        card.write_text(text, encoding="utf-8")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["problems"] == [{"rule": "metadata", "says": "license is missing."}]
+    assert "breaks 1 rule(s)" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["nowhere", "no/such/folder"])
+def test_what_is_no_card_and_no_repository_is_an_error(place: str, call: Call) -> None:
+    done = call("card", "lint", place)
+    assert done.returncode == 2
+    assert "is not the id of a Hub repository" in done.stderr
+
+
+def test_a_folder_without_a_card_is_an_error(tmp_path: Path, call: Call) -> None:
+    done = call("card", "lint", str(tmp_path))
+    assert done.returncode == 2
+    assert "no card can be read there" in done.stderr
+
+
+def test_the_command_lints_a_private_repository(tmp_path: Path, call: Call) -> None:
+    from huggingface_hub import HfApi
+
+    from pipeline.localhub.server import LocalHub
+
+    with LocalHub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("demo/other", private=True)
+        for name, text in (("README.md", GOOD), ("NOTES.md", "x"), ("results.json", '{"a": 0.457}')):
+            api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id="demo/other")
+    done = call("card", "lint", "demo/other", "--store", str(tmp_path), "--json")
+    assert done.returncode == 2, done.stderr
+    says = "The image plots/x.png is no file of the repository."
+    assert json.loads(done.stdout)["problems"] == [{"rule": "links", "says": says}]
+    done = call("card", "lint", "demo/nothing", "--hub", "local", "--store", str(tmp_path))
+    assert done.returncode == 4
+    assert "reading the card of demo/nothing at main: the Hub answered 404" in done.stderr

@@ -1,0 +1,149 @@
+"""Sentences of a card that assert something hang on what was measured and gated: none can be said without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from eval.catalog import CATALOG
+from eval.schema import Record
+from model_card.claims import CLAIMS, Claim, made
+from model_card.facts import Evidence, collect
+from model_card.limits import comparisons, finest
+from model_card.render import render
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
+from tests.card_evidence import write_evidence
+
+RECIPES = ("demo", "own-data")
+PARTS = ("forgotten", "kept", "attacked", "more")
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Evidence]:
+    return {name: collect(write_evidence(tmp_path_factory.mktemp(name), load_recipe(name))) for name in RECIPES}
+
+
+@pytest.fixture
+def evidence(found: Mapping[str, Evidence], name: str) -> Evidence:
+    return found[name]
+
+
+def said(evidence: Evidence) -> dict[Claim, str]:
+    return {claim: text for claim in CLAIMS if (text := claim.sentence(evidence))}
+
+
+def place(claim: Claim, model: str) -> tuple[str, str, str]:
+    """Model, metric and split of a record that a claim names."""
+    return ("unlearned", claim.metric, "holdout") if model == "holdout" else (model, claim.metric, claim.split)
+
+
+def with_record(evidence: Evidence, key: tuple[str, str, str], record: Record | None) -> Evidence:
+    """The evidence with another overall record at this place, or with none."""
+    model, metric, split = key
+    of = [r for r in evidence.records[model] if (r.metric, r.split, r.by) != (metric, split, None)]
+    return evidence.changed(records=evidence.records | {model: of + ([record] if record else [])})
+
+
+def with_gates(evidence: Evidence, claim: Claim, **changes: object) -> Evidence:
+    """The evidence whose gates on the claim's metric are otherwise; without changes they are not there."""
+    key = (claim.metric, claim.split)
+    gates = [g if (g.metric, g.split) != key else g.changed(**changes) for g in evidence.gates]
+    if not changes:
+        gates = [gate for gate in evidence.gates if (gate.metric, gate.split) != key]
+    return evidence.changed(verdict=evidence.verdict.changed(gates=gates))
+
+
+def test_no_sentence_outlives_a_value_that_it_rests_on(evidence: Evidence) -> None:
+    sentences = said(evidence)
+    assert len(sentences) >= 6
+    for claim, sentence in sentences.items():
+        for model in claim.models:
+            key = place(claim, model)
+            record = evidence.record(*key)
+            assert record
+            assert claim.sentence(with_record(evidence, key, None)) is None, (sentence, model)
+            other = replace(record, value=record.value / 2 + 0.01)
+            changed = claim.sentence(with_record(evidence, key, other))
+            assert changed is None if model == "unlearned" else changed != sentence, (sentence, model)
+            fewer = replace(record, n=record.n - 1)  # the gate judged other rows
+            if model == "unlearned":
+                assert claim.sentence(with_record(evidence, key, fewer)) is None
+
+
+def test_no_sentence_outlives_its_gate(evidence: Evidence) -> None:
+    for claim, sentence in said(evidence).items():
+        assert claim.sentence(with_gates(evidence, claim, passed=False)) is None, sentence
+        assert claim.sentence(with_gates(evidence, claim)) is None, sentence
+        for side, needed in (("at_least", claim.lower), ("at_most", claim.upper)):
+            if needed:
+                assert claim.sentence(with_gates(evidence, claim, **{side: None})) is None, (sentence, side)
+        if claim.by:
+            assert claim.sentence(with_gates(evidence, claim, rule="at least 0.5")) is None, sentence
+
+
+def test_each_sentence_is_said_on_some_card(found: Mapping[str, Evidence]) -> None:
+    never = {claim.topic for claim in CLAIMS if not claim.metric.endswith("_gap")}
+    for evidence in found.values():
+        never -= {claim.topic for claim in said(evidence)}
+    assert never == set()
+
+
+def test_of_two_ways_to_say_a_thing_one_is_taken(evidence: Evidence, name: str) -> None:
+    forgotten = made(evidence, "forgotten")
+    assert len(forgotten) == 1
+    assert ("a model that never saw" in forgotten[0]) == (name == "demo")
+
+
+@cache
+def config_of(name: str) -> object:
+    return next(stage.config for stage in stages(load_recipe(name)) if stage.name == "card")
+
+
+def test_a_card_whose_gates_failed_asserts_nothing_of_them(evidence: Evidence, name: str) -> None:
+    card = render(config_of(name), evidence)  # type: ignore[arg-type]
+    sentences = made(evidence, *PARTS)
+    assert all(sentence in card for sentence in sentences)
+    failed = [gate.changed(passed=False, why=f"{gate.metric} is wrong.") for gate in evidence.gates]
+    verdict = evidence.verdict.changed(gates=failed, passed=False)
+    card = render(config_of(name), evidence.changed(verdict=verdict))  # type: ignore[arg-type]
+    assert not any(sentence in card for sentence in sentences)
+    assert "**Not all gates passed: this model must not be released.**" in card
+    assert "fluency is wrong." in card
+
+
+def shifted(evidence: Evidence, metric: str, by: float) -> Evidence:
+    """The evidence with this model's value on the forget rows moved."""
+    record = evidence.record("unlearned", metric, "forget")
+    assert record
+    moved = {end: getattr(record, end) + by for end in ("value", "ci_low", "ci_high")}
+    return with_record(evidence, ("unlearned", metric, "forget"), replace(record, **moved))
+
+
+def test_the_finest_test_that_a_model_fails_is_named(found: Mapping[str, Evidence]) -> None:
+    demo = found["demo"]
+    n = len(comparisons(demo))
+    assert finest(demo) == f"None of {n} comparisons of the forget rows with gold shows a difference."
+    over = finest(shifted(demo, "extraction_strength_nf4_gap", -0.3))
+    assert over.startswith(f"1 of {n} comparisons of the forget rows with gold show a difference")
+    label = CATALOG["extraction_strength_nf4_gap"].label
+    assert f"The clearest: {label} is -0.31" in over
+    assert over.endswith("the facts are over-forgotten.")
+    assert finest(shifted(demo, "extraction_strength_nf4_gap", 0.3)).endswith("more is left than there should be.")
+    assert finest(shifted(demo, "truth_ratio", 0.6)).endswith("the facts are over-forgotten.")  # base's is low
+    told = finest(shifted(demo, "forget_quality", -0.4099))
+    assert "forget quality is 1.0e-04, so it answers differently." in told
+
+
+def test_without_gold_the_finest_test_is_against_rows_never_seen(found: Mapping[str, Evidence]) -> None:
+    own = found["own-data"]
+    assert "with rows that it never saw shows a difference" in finest(own)
+    assert "membership inference AUC (min-k) is 0.20" in finest(shifted(own, "mia_min_k_auc", -0.3))

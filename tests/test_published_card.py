@@ -1,0 +1,158 @@
+"""A card is rendered again from the published files alone, and results stand where the Hub looks for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from core.errors import ArtifactError
+from eval.schema import ComparedMetric, Comparison, Record, write_comparison
+from model_card import agreement, stage
+from model_card.facts import Evidence, collect
+from model_card.metadata import benchmark_files
+from model_card.published import CARD, render_from_published
+from model_card.render import render
+from model_card.suites import SuiteData
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
+from tests.artifacts import write_manifest
+from tests.card_evidence import Plain, write_evidence
+from tests.test_card_goldens import GOLDENS, UPDATE
+from tests.test_report import HOSTILE, poisoned
+
+OVERRIDES = [f"card.title={json.dumps(HOSTILE[2])}", f"card.limitations=[{json.dumps(HOSTILE[4])}]"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = write_evidence(tmp_path_factory.mktemp("evidence"), load_recipe("demo"))
+    for name in ("data", "eval-base", "eval-gold", "eval-unlearned"):
+        poisoned(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def config() -> stage.CardInputs:
+    return next(s.config for s in stages(load_recipe("demo", OVERRIDES)) if s.name == "card")
+
+
+@pytest.fixture
+def release(inputs: dict[str, Path], config: stage.CardInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What of a release a card is rendered from; it has a card, whose plots do not matter here."""
+    monkeypatch.setattr("model_card.plots.drawn", lambda *_: [])
+    stage.run(config, inputs, tmp_path)
+    (tmp_path / "gate.json").write_bytes((inputs["gate"] / "gate.json").read_bytes())
+    return tmp_path
+
+
+def test_the_published_files_give_the_card_again(release: Path) -> None:
+    assert render_from_published(release) == (release / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("results.json", '"value": 0.17', '"value": 0.27'),
+        ("gate.json", '"n": 40', '"n": 41'),
+        (CARD, '"too_short": 0', '"too_short": 7'),
+        (CARD, '"kept_step": 48', '"kept_step": 47'),
+        (CARD, '"epochs": 12', '"epochs": 13'),
+    ],
+)
+def test_a_changed_file_gives_another_card(release: Path, file: str, right: str, wrong: str) -> None:
+    text = (release / file).read_text(encoding="utf-8")
+    assert right in text
+    (release / file).write_text(text.replace(right, wrong), encoding="utf-8")
+    assert render_from_published(release) != (release / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_of_another_version_is_refused_by_name(release: Path) -> None:
+    content = json.loads((release / CARD).read_text(encoding="utf-8"))
+    (release / CARD).write_text(json.dumps(content | {"version": 9}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"card\.json: made by version 9 of CardFile"):
+        render_from_published(release)
+
+
+def test_what_is_published_has_no_text_of_any_row(release: Path) -> None:
+    published = [path for path in release.rglob("*") if path.is_file() and path.name != "report.html"]
+    for path in published:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(forget|retain|holdout) (answer|question) \d", text), path
+        assert "unlearned says" not in text, path
+
+
+def test_hostile_texts_reach_neither_the_page_nor_the_metadata(release: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    card = ModelCard((release / "README.md").read_text(encoding="utf-8"))
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text)
+    assert set(re.findall(r"<([a-z0-9]+)", page)) <= {
+        *("a", "code", "details", "em", "h1", "h2", "img", "li", "p", "pre", "strong", "summary", "ul"),
+        *("table", "tbody", "td", "th", "thead", "tr"),
+    }
+    assert "onerror=" not in re.sub(r"&lt;.*?&gt;", "", page)
+    assert not re.search(r'(href|src)="(?!https://|plots/)', page)
+    assert set(card.data.to_dict()) == {
+        *("base_model", "base_model_relation", "language", "library_name", "license", "license_link", "model-index"),
+        *("pipeline_tag", "tags"),
+    }
+
+
+def test_a_compared_checkpoint_has_its_table(inputs: dict[str, Path], tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    compared = ComparedMetric(
+        metric="answer_probability", split="forget", ours=0.1634, theirs=0.1712, n=40, paired=True, difference=-0.0078,
+        ci_low=-0.0191, ci_high=0.0042, margin=0.05, p_value=0.001, smallest_margin=0.02, verdict="equivalent",
+    )  # fmt: skip
+    unknown = compared.changed(split="retain", difference=None, ci_low=None, ci_high=None, verdict="not compared")
+    write_comparison(tmp_path, Comparison(metrics=[compared, unknown]))
+    write_manifest(tmp_path, "compare", Plain())
+    evidence = collect(inputs | {"compare": tmp_path})
+    config = next(s.config for s in stages(recipe) if s.name == "card")
+    card = render(config, evidence)
+    row = "| `answer_probability` | forget | 40 | 0.163 | 0.171 | -0.008 (-0.019 to 0.004) | 0.050 | equivalent |"
+    assert row in card
+    assert "| 0.171 | – | 0.050 | not compared |" in card
+    assert agreement.problems(card, config, evidence) == []
+
+
+def with_suite(evidence: Evidence, *, limited: bool) -> Evidence:
+    record = Record("exact_match_strict-match", "gsm8k", 0.5234, 0.5, 0.55, 1319, True, 3)
+    records = evidence.records | {"unlearned": [*evidence.records["unlearned"], record]}
+    return evidence.changed(records=records, suites={"gsm8k": SuiteData("openai/gsm8k", "main", "test", limited)})
+
+
+def test_benchmarks_of_the_hub_have_their_files_unless_questions_were_left_out(inputs: dict[str, Path]) -> None:
+    evidence = collect(inputs)
+    assert benchmark_files(evidence) == {}
+    assert benchmark_files(with_suite(evidence, limited=True)) == {}
+    files = benchmark_files(with_suite(evidence, limited=False))
+    expected = [{"dataset": {"id": "openai/gsm8k", "task_id": "gsm8k"}, "value": 52.34}]
+    assert {name: yaml.safe_load(text) for name, text in files.items()} == {"gsm8k.yaml": expected}
+
+
+def test_a_release_that_was_replaced_leads_to_the_next(inputs: dict[str, Path]) -> None:
+    recipe = load_recipe("demo", ["card.new_version=demo/next"])
+    config = next(s.config for s in stages(recipe) if s.name == "card")
+    assert ModelCard(render(config, collect(inputs))).data.to_dict()["new_version"] == "demo/next"
+
+
+def test_the_report_of_a_refused_release_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head, as text: what a maker reads first."""
+    monkeypatch.setattr("model_card.plots.drawn", lambda *_: [])
+    recipe = load_recipe("demo", ["gates.10.at_least={of: base, bound: value, times: 1.05}"])
+    config = next(s.config for s in stages(recipe) if s.name == "card")
+    page = stage.refused(config, write_evidence(tmp_path, recipe), tmp_path / "refused").read_text(encoding="utf-8")
+    head = re.sub(r"<(style|title|script).*?</\1>", "", page.split('<h2 id="plots">')[0], flags=re.DOTALL)
+    lines = [" ".join(line.split()) for line in re.sub(r"<[^>]*>", "", head).splitlines()]
+    text = "\n".join(line for line in lines if line) + "\n"
+    golden = GOLDENS / "report-refused.txt"
+    if os.environ.get(UPDATE):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8"), f"run the test with {UPDATE}=1 and read the difference"
