@@ -126,6 +126,14 @@ def test_private_repositories_are_for_the_owner(
     assert repo in stranger.get("/").text
 
 
+def test_addresses_that_the_client_prints_lead_somewhere(api: HfApi, repo: str, owner: httpx.Client) -> None:
+    made = api.create_commit(repo, [add("a.txt", b"1")], commit_message="x", create_pr=True)
+    for address in (made.pr_url, made.commit_url, api.create_repo(repo, exist_ok=True)):
+        answer = owner.get(str(address))
+        assert (answer.status_code, repo in answer.text) == (200, True), address
+    assert "a.txt" in owner.get(str(made.pr_url)).text
+
+
 def test_a_visit_changes_nothing(api: HfApi, repo: str, owner: httpx.Client) -> None:
     for path in ("/", f"/{repo}", f"/{repo}/tree/main"):
         for method in ("POST", "PUT", "DELETE"):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from dulwich.objects import ObjectID
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from pipeline.localhub.card_metadata import card_metadata
@@ -45,6 +45,8 @@ def page_routes(site: Site) -> list[Route]:
             site.route(of + "/commits/{rev}", "read", commits),
             site.route(of + "/versions", "read", versions),
             site.route(of + "/raw/{rev}/{path:path}", "files", raw),
+            site.route(of + "/commit/{rev}", "read", elsewhere),
+            site.route(of + "/discussions/{num}", "read", elsewhere),
         ]
     return routes
 
@@ -158,6 +160,12 @@ def versions(site: Site, call: Call) -> Response:
     return site.page(
         "versions.html.jinja", call, **about, versions=tags, branches=branches, pulls=pulls, now="versions"
     )
+
+
+def elsewhere(_: Site, call: Call) -> Response:
+    """The files of the commit or pull request whose address the client prints."""
+    rev = call.part("rev") or f"refs/pr/{call.part('num')}"
+    return RedirectResponse(f"{_base(call)}/tree/{quote(rev, safe='')}", 303, HEADERS)
 
 
 def raw(_: Site, call: Call) -> Response:
