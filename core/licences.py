@@ -99,7 +99,7 @@ class Licensed(Strict):
         """The licence in the metadata of a card, as the Hub names it."""
         if name := self.rules.license_name:
             return {"license": "other", "license_name": name, "license_link": self.rules.url}
-        return {"license": self.license}
+        return {"license": self.license, "license_link": self.rules.url}
 
 
 def _llama(version: str, folder: str, license_name: str = "") -> Licence:

@@ -36,7 +36,7 @@ def card_data(inputs: CardInputs, evidence: Evidence) -> ModelCardData:
         library_name="transformers",
         license=licence["license"],
         license_name=licence.get("license_name"),
-        license_link=licence.get("license_link", inputs.model.rules.url),
+        license_link=licence["license_link"],
         new_version=inputs.card.new_version,
         pipeline_tag="text-generation",
         tags=[
