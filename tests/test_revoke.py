@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,21 @@ LARGE = ["plots/metrics.png", "model.safetensors"]
 WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A store with its key, the inputs of a package, and the package, which no test changes."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNLEARN_RELEASE_STORE", str(folder / "store"))
+        build(make_inputs(folder / "inputs", tiny_model), folder / "package")
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(made / "store", tmp_path / "store")
     monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("pipeline.publish.verify._generation", lambda _folder: "tested elsewhere")  # it takes long
     return tmp_path / "store"
 
 
@@ -34,8 +47,8 @@ def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
-    return build(inputs, tmp_path / "package")
+def package(made: Path) -> Path:
+    return made / "package"
 
 
 @pytest.fixture
