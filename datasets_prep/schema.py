@@ -220,7 +220,7 @@ class RowFacts(Strict):
 
     ``rows_in`` are the records of the source, ``left_out`` says what cannot be measured on such rows, and why. Not all
     sources have splits of their own that are left out, paraphrases that belong to no row, rows that an earlier subset
-    has, or questions about the real world (by set).
+    has, rows outside the part that is used, or questions about the real world (by set).
     """
 
     source: SourceFacts
@@ -228,6 +228,7 @@ class RowFacts(Strict):
     splits_left_out: dict[str, int] | None = None
     paraphrases_without_row: int | None = None
     rows_read_before: int | None = None
+    rows_outside_part: int | None = None
     real_world: dict[str, int] | None = None
     rows: SplitSizes
     identities: int
