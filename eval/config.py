@@ -24,6 +24,11 @@ class Relearn(Strict):
     learning_rate: float = Field(default=2e-5, gt=0, le=1, description="Learning rate.")
 
 
+def relearned(forget_rows: int, share: float) -> int:
+    """How many of the forget rows are relearned; the others are probed."""
+    return max(1, round(share * forget_rows))
+
+
 class Steering(Strict):
     """A direction, the difference of two means of hidden states, is added to the output of one layer.
 

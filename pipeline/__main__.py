@@ -30,6 +30,7 @@ COMMANDS = {
     "status": ("state", "status"),
     "gate": ("gate", "gate"),
     "explain": ("state", "explain"),
+    "doctor": ("doctor", "doctor"),
     "data inspect": ("data", "inspect"),
     "eval from-logs": ("evaluation", "from_logs"),
     "verify": ("published", "verify"),
@@ -91,6 +92,8 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="WHERE",
         help="how processes share a training: local (same as ddp), ddp, fsdp2, zero3, or an accelerate configuration",
     )
+    text = "check, before anything is downloaded or trained, what a release would fail at later"
+    _recipe_options(_command(commands, "doctor", text))
     command = _command(commands, "run", "run one stage, whose inputs must be done")
     command.add_argument("stage", metavar="STAGE")
     _recipe_options(command)

@@ -13,7 +13,7 @@ from core import onednn
 from core.errors import DataError, ModelError
 from core.progress import report
 from datasets_prep.schema import Encoded
-from eval.config import Relearn
+from eval.config import Relearn, relearned
 from pipeline.train.packed import completion_log_probs, pack
 
 
@@ -23,7 +23,7 @@ def divided(row_ids: Sequence[str], share: float, seed: int) -> tuple[list[str],
     They are the same for every model and whatever the order of ``row_ids``. Raises DataError if no row is left to
     probe.
     """
-    count = max(1, round(share * len(row_ids)))
+    count = relearned(len(row_ids), share)
     if count >= len(row_ids):
         raise DataError(
             f"Relearning {share:g} of {len(row_ids)} forget rows leaves none to probe. Lower relearn.forget_share, or "

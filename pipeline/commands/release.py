@@ -5,35 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from core.errors import ArtifactError, InputError, RecipeError, ReleaseError
+from core.errors import ArtifactError, InputError, ReleaseError
 from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
-from eval.verdicts import measurable
-from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
+from pipeline import preflight
+from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
-from pipeline.cost.work import Cost, total
+from pipeline.cost.work import total
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
 from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
 from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
-from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
+from pipeline.engine.runner import Stage, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
+from pipeline.preflight import Preflight
 from pipeline.recipe import Recipe
 
 
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done.
 
-    Raises DataError before a training if the data cannot carry a gate, SystemLimitError before the first stage if one
-    would not fit in memory, GateError if the gates allow no publication.
+    Raises InputError before the first stage, and DataError before the first training, if a later stage would fail;
+    GateError if the gates allow no publication.
     """
     if options.device and not options.dry_run:
         raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
@@ -42,14 +43,12 @@ def release(options: argparse.Namespace) -> int:
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
-    refuse_unpinned(recipe)
     refuse_other_gates(recipe, stages)
     states = surveyed(stages, store)
-    waiting = [name for name, state in states.items() if state.artifact is None]
-    _check_trainings(recipe, waiting, store)
-    _check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
+    waiting = [stage for stage in stages if states[stage.name].artifact is None]
     check_device(options.launch)
-    check_launch(options.launch, accelerate, recipe, stages, waiting)
+    check_launch(options.launch, accelerate, recipe, stages, [stage.name for stage in waiting])
+    preflight.refuse(preflight.examine(Preflight(recipe, waiting, states, store)))
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
@@ -58,7 +57,7 @@ def release(options: argparse.Namespace) -> int:
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
             if stage.name == "data":
-                measurable.check(recipe.gates, read_data_facts(artifact.path))
+                preflight.refuse_missing(recipe, artifact.path, read_data_facts(artifact.path))
             if stage.name == "gate":
                 require_pass(artifact.path)
     except ReleaseError:
@@ -73,7 +72,7 @@ def run_one(options: argparse.Namespace) -> int:
     """Run one stage. Raises ArtifactError if an input is not done, GateError if a gate failed."""
     recipe, stages, store = prepare(options)
     chosen = stages[index_of(stages, options.stage)]
-    refuse_unpinned(recipe)
+    preflight.refuse_unpinned(recipe)
     refuse_other_gates(recipe, stages[: index_of(stages, options.stage) + 1])
     if not is_first():  # of several processes that were launched for this stage
         follow(chosen)
@@ -97,36 +96,6 @@ def run_one(options: argparse.Namespace) -> int:
     summary = {"stage": chosen.name, "path": str(store.link(chosen.name)), "digest": artifact.digest}
     show(options, {**summary, "facts": artifact.facts}, str(store.link(chosen.name)))
     return 0
-
-
-def _check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
-    """Before the first stage runs, raise RecipeError for arguments that the trainer's own config class refuses."""
-    whole = {"base": recipe.base, "gold": recipe.gold}
-    trainings: dict[str, Any] = {
-        f"{n}.train": c.train for n, c in whole.items() if n in waiting and not isinstance(c, str)
-    }
-    trainings |= {"unlearn": recipe.unlearn} if "unlearn" in waiting else {}
-    trainings = {key: config for key, config in trainings.items() if config is not None}
-    if not trainings:
-        return  # a cached release starts without torch
-    from pipeline.train.fit import training_arguments
-
-    for key, config in trainings.items():
-        try:
-            training_arguments(config.args, config.precision, store.root / "unused")
-        except RecipeError as error:
-            raise RecipeError(f"{key}.args: {error}") from error
-
-
-def _check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
-    """Before the first stage runs, raise SystemLimitError if one of those that wait would not fit in memory."""
-
-    def costs(device: devices.Device) -> dict[str, tuple[Any, Cost]]:
-        known = planned(recipe, states, device)
-        return {stage.name: (stage.config, stage.costs(stage.config, known)) for stage in waiting}
-
-    if any(cost.parts for _, cost in costs(devices.cpu()).values()):  # else it starts without torch, which `here` needs
-        refuse_what_does_not_fit(costs(devices.here()))
 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
@@ -188,8 +157,9 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
             f"of disk; {download} of downloads, without data sets."
         )
     show(options, {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}, "\n".join(lines))
-    for key in recipe.unpinned():
-        say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
+    for finding in preflight.examine(Preflight(recipe, waiting, states, store), recipe_alone=True):
+        if finding.problem:
+            say(f"warning: the release itself would refuse to start. {finding.problem}")
     refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
     return 0
 

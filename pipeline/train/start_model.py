@@ -23,6 +23,7 @@ from typing import Any
 
 from core.digests import hash_file
 from core.errors import ModelError
+from core.hub_access import access_errors
 from core.places import user_path
 from core.progress import report
 from core.weights import file_problems
@@ -100,15 +101,17 @@ def _from_path(folder: Path, out: Path) -> None:
 
 
 def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | None = None) -> None:
-    """Download the pinned revision. Raises ModelError, with the remedy, if it is gated, absent or unreachable."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.utils import httpx
+    """Download the pinned revision. Raises ModelError, with the remedy, if it is gated, absent or unreachable.
 
-    where = f"hub {ref.id} at {ref.revision}"
+    Offline (HF_HUB_OFFLINE) it is copied from the cache.
+    """
+    from huggingface_hub import is_offline_mode, snapshot_download
+
     revision = _pinned(ref)
+    if is_offline_mode():
+        return _from_path(cached(ref), out)
     report("downloading the model")
-    try:
+    with access_errors(ModelError, ref.id, revision):
         snapshot_download(
             ref.id,
             revision=revision,
@@ -118,25 +121,22 @@ def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | 
             allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
             ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/
         )
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{where}: access is gated. Accept the licence at https://huggingface.co/{ref.id}, then `hf auth login` "
-            f"with a token of that account, or set HF_TOKEN."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{where}: the repo has no such revision. Give one of its commits.") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{where}: no such repo, or it is private and the token cannot read it. Check the id; for a private repo "
-            f"set HF_TOKEN."
-        ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise ModelError(
-            f"{where}: cannot be downloaded ({' '.join(str(error).split())}). Check the network and run it again."
-        ) from error
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the client's own bookkeeping, with times in it
     check_model_folder(out)
     _normalise_tokenizer(out)
+    return None
+
+
+def cached(ref: HubRef) -> Path:
+    """The pinned revision in the Hub's cache. Raises ModelError if it is not there, or not complete."""
+    from huggingface_hub import snapshot_download
+
+    revision = _pinned(ref)
+    with access_errors(ModelError, ref.id, revision):
+        patterns = [*MODEL_FILES, *TOKENIZER_FILES]
+        folder = Path(snapshot_download(ref.id, revision=revision, local_files_only=True, allow_patterns=patterns))
+    check_model_folder(folder)
+    return folder
 
 
 def _pinned(ref: HubRef) -> str:
