@@ -14,6 +14,7 @@ def access_errors(error: type[InputError], repo: str, revision: str | None, *, p
 
     ``page`` is what stands before the id in the address of its page: nothing for a model, ``datasets/`` for a data set.
     """
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -39,12 +40,12 @@ def access_errors(error: type[InputError], repo: str, revision: str | None, *, p
             f"{where}: no such repo, or it is private and the token cannot read it. Check the id; for a private repo "
             f"set HF_TOKEN."
         ) from problem
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as problem:
-        raise error(
-            f"{where}: is not in the cache, and the Hub is not asked or cannot be reached. Unset HF_HUB_OFFLINE, check "
-            "the network, or run `hf download` where there is one."
-        ) from problem
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as problem:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as problem:
+        if is_offline_mode():
+            raise error(
+                f"{where}: is not in the cache, and HF_HUB_OFFLINE is set. Unset it, or fetch the repository with "
+                "`hf download` where there is a network."
+            ) from problem
         raise error(
             f"{where}: cannot be downloaded ({' '.join(str(problem).split())}). Check the network and run it again."
         ) from problem

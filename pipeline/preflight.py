@@ -169,9 +169,9 @@ def _readable(repo: str, revision: str | None, kind: str, error: type[InputError
 
     with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
         api = HfApi(endpoint=hf_endpoint())
-        files = api.list_repo_files(repo, repo_type=kind, revision=revision)
+        info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
         api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
-    return files
+    return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
 
 
 def _folder(recipe: Recipe) -> str:
