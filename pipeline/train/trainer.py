@@ -149,6 +149,11 @@ class CompletionTrainer(SFTTrainer):
             super().__init__(model, data_collator=collate, **kwargs)
         except (TypeError, ValueError, ImportError, NotImplementedError) as error:
             raise RecipeError(f"args: the trainer (trl.SFTTrainer) refuses them: {error}") from error
+        for parameter in model.parameters():
+            if (
+                parameter.requires_grad
+            ):  # TRL makes adapters over 4-bit weights bfloat16: most steps would round to none
+                parameter.data = parameter.data.float()
         self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]

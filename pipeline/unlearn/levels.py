@@ -38,7 +38,8 @@ def fixed_levels(
     if "gold" in names:
         if "gold" not in inputs:
             raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
-        gold = load(inputs["gold"] / "model")[0].to(base.device)
+        gold: Any = load(inputs["gold"] / "model", config.frozen)[0]
+        gold = gold if config.frozen == "nf4" else gold.to(base.device)  # which is where it was loaded
         levels["gold"] = mean(row_losses(gold, encoded["forget"]))
         del gold
         gc.collect()
