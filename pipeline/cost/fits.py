@@ -45,7 +45,11 @@ def _problem(config: Any, cost: Cost) -> str | None:
 def _levers(config: Any, cost: Cost) -> list[str]:
     if isinstance(config, EvalConfig):
         if "moments" in cost.parts:
-            return ["eval.robustness.relearn.rank: 16", "eval.robustness.relearn: null"]
+            relearn = config.robustness.relearn if config.robustness else None
+            smaller = "eval.robustness.relearn.rank: 16"
+            if relearn and relearn.rank:
+                smaller = f"eval.robustness.relearn.batch_rows below {relearn.batch_rows}"
+            return [smaller, "eval.robustness.relearn: null"]
         return [f"eval.batch_tokens below {config.batch_tokens}", f"eval.batch_rows below {config.batch_rows}"]
     train = config.train if isinstance(config, TrainedOrPublished) else config
     if not isinstance(train, TrainConfig):

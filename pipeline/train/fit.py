@@ -129,7 +129,7 @@ def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTra
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     for layer in model.modules():
         if frozen == "nf4" and hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False  # else a forward without gradients packs the weights for good
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # else a forward without gradients packs the weights for good
     head.install(model)
     onednn.install(model)
     return model, tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -74,15 +75,15 @@ def merged_in_float32(model: PeftModel) -> PreTrainedModel:
 
     peft rounds what is added too, and after nf4 it would round the sum to 4 bits again.
     """
-    plain = model.get_base_model()
+    plain: Any = model.get_base_model()
     if getattr(plain, "is_quantized", False):
         plain.dequantize()
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
-                weight = layer.get_base_layer().weight
-                weight.copy_(weight.float() + layer.get_delta_weight(ADAPTER).float())
-    unloaded: PreTrainedModel = model.unload()  # type: ignore[operator]
+                weight = cast("torch.Tensor", layer.get_base_layer().weight)
+                weight.copy_(weight.float() + cast("Any", layer).get_delta_weight(ADAPTER).float())
+    unloaded: PreTrainedModel = cast("Any", model).unload()
     return unloaded
 
 
