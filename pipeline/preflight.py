@@ -264,6 +264,9 @@ def _trainings(release: Preflight) -> Iterator[Check]:
 
 def _training(key: str, config: TrainConfig) -> str:
     """The trainer takes the arguments, and this device has the optimizer and the precision."""
+    import torch
+
+    from eval.attacks.quantize import try_quantization
     from pipeline.train.fit import training_arguments
     from pipeline.train.trainer import try_optimizer
 
@@ -272,6 +275,9 @@ def _training(key: str, config: TrainConfig) -> str:
             try_optimizer(training_arguments(config.args, config.precision, Path(folder)))
     except RecipeError as error:
         raise RecipeError(f"{key}.args: {error}") from error
+    if config.frozen == "nf4":
+        _package("bitsandbytes", f"{key}.lora.frozen: nf4")
+        try_quantization("nf4", "cuda" if torch.cuda.is_available() else "cpu")
     return "the trainer takes its arguments"
 
 
