@@ -35,7 +35,10 @@ MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
 
 
 class Finding(NamedTuple):
-    """What was checked, the first stage that needs it, what was found, and why the stage would fail (None: fine)."""
+    """What was checked, the first stage that needs it, what was found, and why the stage would fail (None: fine).
+
+    ``stage`` is empty if the problem itself names the stages, or is that of all together.
+    """
 
     what: str
     stage: str
@@ -79,7 +82,7 @@ def examine(release: Preflight, *, recipe_alone: bool = False) -> list[Finding]:
 
 def refuse(findings: Sequence[Finding]) -> None:
     """Raise InputError with every problem that was found."""
-    problems = [f"{finding.stage}: {finding.problem}" for finding in findings if finding.problem]
+    problems = [f"{f.stage}: {f.problem}" if f.stage else f.problem for f in findings if f.problem]
     if problems:
         raise InputError("The release would not come to its end.\n" + "\n".join(problems))
 
@@ -111,8 +114,8 @@ def _checks(release: Preflight) -> Iterator[Check]:
         yield "evaluation", stage, partial(_evaluation, recipe.eval)
         if recipe.eval.suites:
             yield "suites", stage, partial(_suites, recipe)
-    yield "memory", names[0], partial(_memory, release)
-    yield "disk", names[0], partial(_disk, release)
+    yield "memory", "", partial(_memory, release)
+    yield "disk", "", partial(_disk, release)
     if "publish" in names and recipe.publish.hub == "hf":
         yield "publication", "publish", partial(_target, recipe.publish.repo)
 

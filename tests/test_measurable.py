@@ -80,7 +80,7 @@ def test_a_gate_that_can_only_fail_is_refused_with_what_to_do(
 def test_a_reading_after_relearning_has_the_other_rows() -> None:
     judged = gate("extraction_strength_relearn_forget_gap", min_n=36)
     check([judged], facts(), relearn={"forget_share": 0.1})
-    with pytest.raises(DataError, match=r"needs 36 rows, and relearning leaves 30 of 40 to probe. Set min_n to 30"):
+    with pytest.raises(DataError, match=r"needs 36 rows, and relearning leaves 30 of 40 to probe"):
         check([judged], facts(), relearn={"forget_share": 0.25})
 
 

@@ -33,15 +33,16 @@ def _why(gate: Gate, config: EvalConfig, rows: Mapping[str, int], data: DataFact
     metric = CATALOG.get(gate.metric)
     if metric is None:
         return  # of a suite, which has questions of its own
-    if gate.split in rows and rows[gate.split] < gate.min_n:
+    probed = _after_relearning(metric, config, rows)
+    if probed is not None and probed < gate.min_n:
+        yield (
+            f"it needs {gate.min_n} rows, and relearning leaves {probed} of {rows['forget']} to probe. Give more rows, "
+            "set min_n to that number if so few can carry a verdict, or lower eval.robustness.relearn.forget_share."
+        )
+    elif gate.split in rows and rows[gate.split] < gate.min_n:
         yield (
             f"it needs {gate.min_n} rows, and the split has {rows[gate.split]}. Give more rows, or set min_n to the "
             f"number of rows if so few can carry a verdict{_remedy(gate.split)}."
-        )
-    elif (probed := _after_relearning(metric, config, rows)) and probed < gate.min_n:
-        yield (
-            f"it needs {gate.min_n} rows, and relearning leaves {probed} of {rows['forget']} to probe. Set min_n to "
-            f"{probed}, or lower eval.robustness.relearn.forget_share."
         )
     attacked = metric.attack is not None and metric.attack.needs_holdout
     of_holdout = metric.needs_holdout or attacked or any(reference.of == "holdout" for reference in gate.references)

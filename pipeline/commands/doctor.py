@@ -26,5 +26,6 @@ def doctor(options: argparse.Namespace) -> int:
 
 def _line(finding: Finding) -> str:
     verdict = "FAIL" if finding.problem else "ok"
-    says = f"will fail at {finding.stage}: {finding.problem}" if finding.problem else finding.found
+    at = f" at {finding.stage}" if finding.stage else ""
+    says = f"will fail{at}: {finding.problem}" if finding.problem else finding.found
     return f"{verdict:<5} {finding.what:<20}  " + says.replace("\n", f"\n{'':<28}")
