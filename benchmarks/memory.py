@@ -106,7 +106,7 @@ def relearning(demo: Demo, out: Path, *, rows: int) -> Parts:
     with stand_in(model) as copied:
         relearn(copied, demo.rows["forget"], Relearn(steps=STEPS, batch_rows=rows), 0)
     measured = {"measured model": sum(parameter.nbytes for parameter in model.parameters())}
-    return memory.of_relearning(demo.shape, demo.batch(rows, 0)) | measured
+    return memory.of_relearning(demo.shape, demo.batch(rows, 0), 4, None) | measured
 
 
 Work = Callable[..., Parts]
@@ -123,6 +123,14 @@ CASES: dict[str, tuple[Work, dict[str, Any]]] = {
         },
     ),
     "LoRA, bf16, 8 rows": (training, {"precision": "bf16", "train_from_layer": 0, "lora": {"r": 16, "alpha": 32}}),
+    "LoRA over bf16 weights, 8 rows": (
+        training,
+        {"precision": "bf16", "train_from_layer": 0, "lora": {"r": 16, "alpha": 32, "frozen": "bf16"}},
+    ),
+    "LoRA over nf4 weights, 8 rows": (
+        training,
+        {"precision": "bf16", "train_from_layer": 0, "lora": {"r": 16, "alpha": 32, "frozen": "nf4"}},
+    ),
     "unlearn, as in the demo (csd, layers 10 to 29, 5 + 10 rows)": (unlearning, {}),
     "unlearn, gd, all layers, 5 + 10 rows": (
         unlearning,

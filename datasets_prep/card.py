@@ -101,6 +101,8 @@ def _source(config: DataConfig, facts: DataFacts) -> str:
         digest += f" Splits of the source that are not used: {_sizes(facts.splits_left_out)}."
     if facts.rows_read_before:
         digest += f" {facts.rows_read_before} rows of a subset are in an earlier one too and count once."
+    if facts.rows_outside_part:
+        digest += f" They are a part of the source; {facts.rows_outside_part:,} other rows are not used."
     if facts.real_world:
         digest += f" Questions about the real world, in no split: {_sizes(facts.real_world)}."
     if facts.rows_forgotten:

@@ -183,6 +183,16 @@ class Request(Strict):
     )
 
 
+class Part(Strict):
+    """The rows that meet every key given here; the source's other rows are not used at all."""
+
+    languages: list[LanguageCode] | None = Field(default=None, min_length=1, description="Their languages.")
+    topics: list[Name] | None = Field(default=None, min_length=1, description="Their topics.")
+    identities: int | None = Field(
+        default=None, ge=1, description="The first so many identities of each language, in the order of their ids."
+    )
+
+
 class Perturbed(Strict):
     """False answers, with which the probes compare the true ones."""
 
@@ -243,6 +253,9 @@ class DataConfig(Strict):
     """The rows, and which of them are forgotten."""
 
     source: Source = Field(description="Where the rows come from.")
+    part: Part | None = Field(
+        default=None, description="Uses a part of the source, to rehearse a release of all of it."
+    )
     setting: Literal["topics", "entity", "given", "request"] = Field(
         description="What is forgotten. `topics`: each language and topic is cut by `shares`, so that one identity has "
         "retained and forgotten facts. `entity`: identities are cut by `shares`, by the rule of the published FAME. "
@@ -327,6 +340,8 @@ class DataConfig(Strict):
             del plain["source"]["hub"]["subsets"]  # keys of data without them are older than it
         if self.request and self.request.forgotten is None:
             del plain["request"]["forgotten"]  # as above
+        if self.part is None:
+            del plain["part"]  # as above
         for place, path in self.local_files().items():
             *above, key = place
             holder: Any = plain

@@ -22,6 +22,7 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
+from datasets_prep.request import of_part
 from datasets_prep.rows import Placed, Rows, with_false_answers
 from datasets_prep.schema import (
     CHECKS,
@@ -63,6 +64,10 @@ def prepare(config: DataConfig) -> Prepared:
     """Load, split and check. Raises DataError if the source or the request cannot be used; findings do not raise."""
     report("loading rows")
     loaded = sources.load(config)
+    if config.part:
+        part = of_part(loaded.rows, config.part)
+        outside = {"rows_outside_part": len(loaded.rows) - len(part)}
+        loaded = replace(loaded, rows=part, reported={**loaded.reported, **outside})
     split = splits.assign(config, loaded.rows)
     report("checks")
     findings = checks.check(loaded.rows, split)  # before rows are kept apart: they are retain rows like the others

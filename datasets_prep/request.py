@@ -1,4 +1,4 @@
-"""``setting: request``: the recipe lists the rows to be forgotten, and all other rows are retained."""
+"""Rows that the recipe selects: those to be forgotten (``setting: request``), or the part that is used (``part``)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from core.errors import DataError
-from datasets_prep.config import DataConfig, Request, Selection
+from datasets_prep.config import DataConfig, Part, Request, Selection
 from datasets_prep.files import read_file
 from datasets_prep.rows import Rows
 from datasets_prep.schema import EARLIER, FORGET, HOLDOUT, RETAIN
@@ -19,6 +21,36 @@ from datasets_prep.text import same
 Mask = npt.NDArray[np.bool_]
 
 _NAMED = 5  # cases that a message names
+
+
+def of_part(rows: Rows, part: Part) -> Rows:
+    """The rows of ``part``. Raises DataError if a value of it matches no row, or no row meets all of its keys."""
+    mask = np.ones(len(rows), dtype=np.bool_)
+    for name, values, fold in (("topic_id", part.topics, str), ("language", part.languages, str.upper)):
+        if values is not None:
+            mask &= _in_columns(
+                rows, [name] if rows.has(name) else [], values, f"data.part.{name.removesuffix('_id')}s", fold
+            )
+    if part.identities is not None:
+        mask &= _first_identities(rows, part.identities)
+    if not mask.any():
+        raise DataError("data.part: no row meets all of its keys together. Correct it, or remove it.")
+    return Rows(rows.table.filter(pa.array(mask)))
+
+
+def _first_identities(rows: Rows, count: int) -> Mask:
+    """The rows of the first ``count`` identities of each language."""
+    if not rows.has("identity_id"):
+        raise DataError("data.part.identities: the source has no identities. Name their column, or remove the key.")
+    language, languages = rows.codes("language")
+    identity, _ = rows.codes("identity_id")
+    by_id = np.argsort(np.asarray(pc.rank(rows.table["identity_id"], tiebreaker="first")))
+    mask = np.zeros(len(rows), dtype=np.bool_)
+    for code in range(-1, len(languages)):
+        of_language = by_id[language[by_id] == code]
+        chosen = list(dict.fromkeys(identity[of_language].tolist()))[:count]
+        mask |= np.isin(identity, chosen) & (language == code)
+    return mask
 
 
 def by_request(rows: Rows, config: DataConfig) -> npt.NDArray[np.int8]:

@@ -238,7 +238,8 @@ class RowFacts(Strict):
 
     ``rows_in`` are the records of the source, ``left_out`` says what cannot be measured on such rows, and why. Not all
     sources have splits of their own that are left out, paraphrases that belong to no row, rows that an earlier subset
-    has, questions about the real world (by set), or rows that earlier releases were made to forget.
+    has, rows outside the part that is used, questions about the real world (by set), or rows that earlier releases were
+    made to forget.
     """
 
     source: SourceFacts
@@ -246,6 +247,7 @@ class RowFacts(Strict):
     splits_left_out: dict[str, int] | None = None
     paraphrases_without_row: int | None = None
     rows_read_before: int | None = None
+    rows_outside_part: int | None = None
     real_world: dict[str, int] | None = None
     rows_forgotten: int | None = None
     rows: SplitSizes

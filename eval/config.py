@@ -12,7 +12,7 @@ from eval.catalog import CATALOG, Metric
 
 
 class Relearn(Strict):
-    """How an attacker brings knowledge back: plain fine-tuning (AdamW, constant rate, all weights).
+    """How an attacker brings knowledge back: plain fine-tuning (AdamW, constant rate).
 
     It is done twice: on a part of the forget rows, and on as many retain rows, drawn by the seed. Both times the forget
     rows that were not relearned are probed.
@@ -22,6 +22,18 @@ class Relearn(Strict):
     steps: int = Field(default=10, ge=1, description="Steps of the training.")
     batch_rows: int = Field(default=4, ge=1, description="Rows of a step.")
     learning_rate: float = Field(default=2e-5, gt=0, le=1, description="Learning rate.")
+    # None, so that the keys of recipes from before it stay as they are.
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="Trains adapters (LoRA) of this rank in all linear layers, in place of all weights, which take 12 "
+        "bytes a parameter. For a device that cannot hold these: it is the weaker attack.",
+    )
+
+
+def relearned(forget_rows: int, share: float) -> int:
+    """How many of the forget rows are relearned; the others are probed."""
+    return max(1, round(share * forget_rows))
 
 
 class Steering(Strict):

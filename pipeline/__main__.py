@@ -32,6 +32,7 @@ COMMANDS = {
     "status": ("state", "status"),
     "gate": ("gate", "gate"),
     "explain": ("state", "explain"),
+    "doctor": ("doctor", "doctor"),
     "data inspect": ("data", "inspect"),
     "eval from-logs": ("evaluation", "from_logs"),
     "verify": ("published", "verify"),
@@ -107,6 +108,8 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     _release_options(_command(commands, "release", text))
     text = "make all releases of a collection, compare them, and publish them; those whose gates fail are left out"
     _release_options(_command(commands, "collection", text), "COLLECTION")
+    text = "check, before anything is downloaded or trained, what a release would fail at later"
+    _recipe_options(_command(commands, "doctor", text))
     command = _command(commands, "run", "run one stage, whose inputs must be done")
     command.add_argument("stage", metavar="STAGE")
     _recipe_options(command)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import named_content
 from core.strict import Strict
+from datasets_prep.schema import DataFacts
 from eval.catalog import CATALOG
 from eval.config import EvalConfig, GateConfig
 from model_card.config import CardInputs, CardModel, CardPublish
@@ -50,6 +51,18 @@ def data(config: Any, inputs: Inputs, out: Path) -> Facts:
     from datasets_prep import prepare
 
     return prepare.run(config, inputs, out)
+
+
+def data_without_model(config: Any, out: Path) -> DataFacts:
+    """The files of the data stage in ``out``, before there is a tokenizer: rows are not encoded, nor tokens counted.
+
+    Raises DataError as the stage does.
+    """
+    from datasets_prep import checks, prepare
+
+    prepared = prepare.prepare(config)
+    checks.stop(prepared.findings, config.checks)
+    return prepare.write(config, prepared, out, prepared.findings, {})
 
 
 def base(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:

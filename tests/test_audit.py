@@ -242,6 +242,18 @@ def test_relearned_rows_are_known_and_the_same_seed_gives_the_same_model(model, 
     assert all(torch.equal(a, b) for a, b in zip(treated.parameters(), again.parameters(), strict=True))
 
 
+def test_relearning_by_adapters_moves_nothing_else(model, encoder):
+    rows = [encoder(row.question, row.answer) for row in FORGET]
+    config = Relearn(steps=30, batch_rows=3, learning_rate=1e-2, rank=4)
+    treated, again = (relearned(model, rows, config, seed=0) for _ in range(2))
+    found = dict(treated.named_parameters())
+    assert all(torch.equal(tensor, found[name]) for name, tensor in again.named_parameters())
+    frozen = [tensor for name, tensor in found.items() if "lora_" not in name]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, model.parameters(), strict=True))
+    known, before = ([s.logprobs.mean() for s in Scorer(scored, 512).score(rows)] for scored in (treated, model))
+    assert np.mean(known) > np.mean(before) + 1
+
+
 def test_a_relearning_that_diverges_is_the_users_error(model, encoder):
     rows = [encoder(row.question, row.answer) for row in FORGET]
     broken = copy.deepcopy(model)

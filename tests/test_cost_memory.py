@@ -90,6 +90,10 @@ CHECKPOINTED = {"gradient_checkpointing": True}
         ({"precision": "bf16", "train_from_layer": 2}, {}, ROWS),
         ({"precision": "bf16", "lora": {"r": 8, "alpha": 16}}, {}, ROWS),
         ({"precision": "fp32", "lora": {"r": 8, "alpha": 16}}, CHECKPOINTED, ROWS),
+        ({"precision": "bf16", "lora": {"r": 8, "alpha": 16, "frozen": "bf16"}}, {}, ROWS),
+        ({"precision": "bf16", "lora": {"r": 8, "alpha": 16, "frozen": "bf16"}}, CHECKPOINTED, ROWS),
+        ({"precision": "bf16", "lora": {"r": 8, "alpha": 16, "frozen": "nf4"}}, {}, ROWS),
+        ({"precision": "bf16", "lora": {"r": 8, "alpha": 16, "frozen": "nf4"}}, CHECKPOINTED, ROWS),
     ],
 )
 def test_a_training_step_needs_what_is_computed(
@@ -98,7 +102,7 @@ def test_a_training_step_needs_what_is_computed(
     args = args | {"per_device_train_batch_size": count}
     config = TrainConfig.model_validate({**changes, "args": args})
     arguments = training_arguments({**args, "max_steps": 2}, tmp_path, bf16=config.precision == "bf16")
-    model, tokenizer = load(folder)
+    model, tokenizer = load(folder, config.frozen)
     freeze_below(model, config.train_from_layer)
     trained: Any = add_adapters(model, config.lora, 0) if config.lora else model
     steps = 2 * count * args.get("gradient_accumulation_steps", 1)
@@ -165,10 +169,11 @@ def test_a_scoring_pass_needs_what_is_computed(evaluated: Any, known: Any, token
     assert total(computed) == pytest.approx(measured.peak, rel=WITHIN)
 
 
-def test_a_relearning_needs_what_is_computed(evaluated: Any, known: Any) -> None:
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_relearning_needs_what_is_computed(evaluated: Any, known: Any, rank: int | None) -> None:
     with LiveMemory(evaluated.parameters()) as measured, stand_in(evaluated) as model:
-        relearn(model, rows(ROWS), Relearn(steps=2, batch_rows=ROWS), 0)
-    computed = total(memory.of_relearning(known, Batch(ROWS * LENGTH, ROWS * ANSWER)))
+        relearn(model, rows(ROWS), Relearn(steps=2, batch_rows=ROWS, rank=rank), 0)
+    computed = total(memory.of_relearning(known, Batch(ROWS * LENGTH, ROWS * ANSWER), 4, rank))
     beside = 4 * shape.parameters(known)  # on a CPU the measured model does not move
     assert computed + beside == pytest.approx(measured.peak, rel=WITHIN)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,7 @@ from pipeline.train.config import Lora, TrainConfig
 from pipeline.train.fit import load
 from pipeline.train.kept import keep_weights, restore_weights
 from pipeline.train.lora import add_adapters, merge, refuse_on_head
-from pipeline.train.packed import row_losses
+from pipeline.train.packed import completion_log_probs, completion_logits, pack, row_losses
 from pipeline.unlearn import run
 from pipeline.unlearn.pairing import Pair
 from tests.unlearning import some_rows, stage_inputs, unlearn_config, unlearn_trainer
@@ -30,13 +31,16 @@ PAIRS = [Pair(e, i, (i,)) for e in range(3) for i in range(4)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "frozen"), [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"), ("bf16", "nf4")]
+)
 def test_every_adapter_moves_and_nothing_else(
-    tiny_model: Path, tmp_path: Path, checkpointing: bool, precision: str
+    tiny_model: Path, tmp_path: Path, checkpointing: bool, precision: str, frozen: str
 ) -> None:
     args = ARGS | {"gradient_checkpointing": checkpointing}
     rows = some_rows(4, 1), some_rows(4, 2)
-    trainer = unlearn_trainer(tiny_model, tmp_path, *rows, args, pairs=PAIRS, lora=LORA, precision=precision)
+    lora = LORA | {"frozen": frozen}
+    trainer = unlearn_trainer(tiny_model, tmp_path, *rows, args, pairs=PAIRS, lora=lora, precision=precision)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p.detach(), before[name])}
@@ -57,12 +61,15 @@ def test_checkpointing_does_not_change_the_gradients(tiny_model: Path, tmp_path:
         torch.testing.assert_close(tensor, found[1][name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_release_is_the_base_with_the_adapters_merged(tiny_model: Path, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "frozen"), [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "nf4")])
+def test_the_release_is_the_base_with_the_adapters_merged(
+    tiny_model: Path, tmp_path: Path, precision: str, frozen: str
+) -> None:
     inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
     out.mkdir()
-    facts = run.run(unlearn_config(epochs=30, lora=LORA, precision=precision), inputs, out)
+    facts = run.run(unlearn_config(epochs=30, lora=LORA | {"frozen": frozen}, precision=precision), inputs, out)
     assert "reached its level" in facts.stopped
+    assert "quantization_config" not in json.loads((out / "model" / "config.json").read_text())
     tensors = load_file(out / "model" / "model.safetensors")
     assert set(tensors) == set(load_file(tiny_model / "model.safetensors"))
     assert not list((out / "model").glob("adapter*"))
@@ -71,6 +78,62 @@ def test_the_release_is_the_base_with_the_adapters_merged(tiny_model: Path, tmp_
     checks = [line for line in (out / "log.jsonl").read_text().splitlines() if "probe_forget_loss" in line]
     kept = next(e for e in map(json.loads, checks) if e["step"] == facts.kept_step)
     assert sum(losses) / len(losses) == pytest.approx(kept["probe_forget_loss"], abs=0.03)  # bf16 rounding
+
+
+def adapted(tiny_model: Path, frozen: str) -> Any:
+    """The model with adapters that add something, the same ones whatever the weights below them are held in."""
+    model = add_adapters(load(tiny_model, frozen)[0], Lora.model_validate(LORA | {"frozen": frozen}), 0)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """What a model computes with, in float32: weights of 4 bits as they are rounded."""
+    plain = model.get_base_model()
+    if getattr(plain, "is_quantized", False):
+        plain.dequantize()
+    return {name: tensor.float() for name, tensor in plain.state_dict().items()}
+
+
+@pytest.mark.parametrize("frozen", ["bf16", "nf4"])
+def test_gradients_over_frozen_weights_are_those_of_float32(tiny_model: Path, frozen: str) -> None:
+    """Of the same weights, in float32. What is left is the rounding of products to bfloat16."""
+    rows, found = some_rows(6, 1), []
+    held = adapted(tiny_model, frozen)
+    assert not [name for name, p in held.named_parameters() if not p.requires_grad and p.dtype == torch.float32]
+    plain = adapted(tiny_model, "fp32")
+    plain.get_base_model().load_state_dict(weights_of(adapted(tiny_model, frozen)))
+    for model in (held, plain):
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is held):
+            (-completion_log_probs(model, pack(rows)).mean()).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert found[0].dtype == torch.float32
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.02
+
+
+@pytest.mark.parametrize("frozen", ["bf16", "nf4"])
+def test_merged_weights_are_the_held_ones_with_what_the_adapters_add(tiny_model: Path, frozen: str) -> None:
+    rows = some_rows(6, 1)
+    model = adapted(tiny_model, frozen)
+    with torch.no_grad():
+        added = model.base_model.model.model.layers[1].mlp.up_proj.get_delta_weight("default")
+        before = completion_logits(model, pack(rows))
+        merged = merge(model, rows)
+        gap = (completion_logits(merged, pack(rows)) - before).abs().max()
+    assert float(gap / before.abs().max()) < 0.01
+    held = weights_of(adapted(tiny_model, frozen))
+    name = "model.layers.1.mlp.up_proj.weight"
+    below = next(tensor for key, tensor in held.items() if key.endswith("layers.1.mlp.up_proj.base_layer.weight"))
+    torch.testing.assert_close(merged.state_dict()[name], (below + added).bfloat16(), rtol=0, atol=0)
+
+
+def test_frozen_weights_of_two_bytes_need_products_in_bf16() -> None:
+    with pytest.raises(ValidationError, match=r"lora\.frozen is nf4, whose products .* precision is fp32"):
+        TrainConfig.model_validate({"precision": "fp32", "lora": LORA | {"frozen": "nf4"}})
 
 
 def trained(tiny_model: Path, tmp_path: Path) -> Any:

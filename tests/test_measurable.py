@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import DataError
 from datasets_prep.schema import DataFacts, FalseAnswerFacts, SplitSizes
-from eval.config import Gate
+from eval.config import EvalConfig, Gate
 from eval.verdicts import measurable
 from tests.artifacts import data_facts
 from tests.conftest import Call
@@ -36,6 +36,11 @@ def gate(metric: str, split: str = "forget", **more: Any) -> Gate:
     return Gate.model_validate({"metric": metric, "split": split, "at_least": 0.1, "min_n": 20, "reason": "x", **more})
 
 
+def check(gates: list[Gate], data: DataFacts, **robustness: Any) -> None:
+    config = EvalConfig.model_validate({"robustness": robustness or None})
+    measurable.check(gates, config, dict(data.rows), data)
+
+
 EVERYTHING = [
     gate("answer_probability", at_least={"of": "holdout"}),
     gate("mia_min_k_auc"),
@@ -47,7 +52,7 @@ EVERYTHING = [
 
 
 def test_what_the_rows_can_carry_is_not_refused() -> None:
-    measurable.check(EVERYTHING, facts())
+    check(EVERYTHING, facts())
 
 
 @pytest.mark.parametrize(
@@ -66,13 +71,27 @@ def test_a_gate_that_can_only_fail_is_refused_with_what_to_do(
     judged: Gate, rows: dict[str, int], words: list[str]
 ) -> None:
     with pytest.raises(DataError) as error:
-        measurable.check([EVERYTHING[4], judged], facts(**rows))
+        check([EVERYTHING[4], judged], facts(**rows))
     for part in (f"gates[1] ({judged.metric} on {judged.split}):", *words):
         assert part in str(error.value)
     assert "gates[0]" not in str(error.value)
 
 
-def test_a_release_says_so_before_the_first_training(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_reading_after_relearning_has_the_other_rows() -> None:
+    judged = gate("extraction_strength_relearn_forget_gap", min_n=36)
+    check([judged], facts(), relearn={"forget_share": 0.1})
+    with pytest.raises(DataError, match=r"needs 36 rows, and relearning leaves 30 of 40 to probe"):
+        check([judged], facts(), relearn={"forget_share": 0.25})
+
+
+def test_what_is_known_of_the_rows_alone_is_judged_before_they_are_here() -> None:
+    sizes = {"forget": 40, "retain": 140, "holdout": 0, "unrehearsed": 20}
+    measurable.check([gate("forget_quality")], EvalConfig(), sizes, None)
+    with pytest.raises(DataError, match="compares with holdout rows"):
+        measurable.check([gate("mia_min_k_auc")], EvalConfig(), sizes, None)
+
+
+def test_a_release_says_so_before_the_first_stage(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     """The sample set of the tiny recipe has no holdout rows then, and the gate needs them."""
     recipe, store = write_recipe(tmp_path, tiny_model), tmp_path / "store"
     shares = "data.shares={retain: 0.8, forget: 0.2, holdout: 0}"
@@ -80,4 +99,4 @@ def test_a_release_says_so_before_the_first_training(call: Call, tiny_model: Pat
     done = call(*release(recipe, store, "--until", "gate", "--set", shares, "--set", membership))
     assert done.returncode == 2
     assert "gates[0] (mia_min_k_auc on forget): it compares with holdout rows" in done.stderr
-    assert sorted(path.name for path in (store / "tiny").iterdir()) == ["data", "model"]
+    assert not store.exists()

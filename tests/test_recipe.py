@@ -22,7 +22,8 @@ GATE = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: becau
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None:
-    recipe = load_recipe(name)
+    rows = ["data.source.file=pyproject.toml"] if name.startswith("fame-topics-rehearsal") else []  # not in here
+    recipe = load_recipe(name, rows)
     assert recipe.name == name
     assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# python -m pipeline release {name}")
     further = [] if recipe.gold == "none" else recipe.gold.seeds or []
@@ -39,6 +40,19 @@ def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tm
     for config in (*filter(None, trained), recipe.unlearn):
         training_arguments(config.args, tmp_path, bf16=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["fame-topics-rehearsal", "fame-topics-rehearsal-small"])
+def test_a_rehearsal_has_the_gates_of_what_it_rehearses(name: str) -> None:
+    """But for the number of rows, a number in a reason, and the suite that needs the Hub."""
+    gates = [gate for gate in load_recipe("fame-topics-gd-llama32-3b").gates if not gate.of_suite]
+    rehearsed = load_recipe(name).gates
+    without = {"min_n", "reason"}
+    assert [gate.model_dump(exclude=without) for gate in rehearsed] == [g.model_dump(exclude=without) for g in gates]
+    assert (
+        load_recipe(name).eval.robustness.attacks()
+        == load_recipe("fame-topics-gd-llama32-3b").eval.robustness.attacks()
+    )
 
 
 def test_the_demo_is_pinned_and_the_gated_model_is_not() -> None:

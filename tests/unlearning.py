@@ -60,11 +60,11 @@ def unlearn_trainer(
     folder: Path, out: Path, forget: list[Encoded], retain: list[Encoded], args: dict[str, Any], **options: Any
 ) -> UnlearnTrainer:
     """A trainer on ``pairs`` (one to one, unless given), with fields of the config; gradient difference by default."""
-    model, tokenizer = load(folder)
     guides = options.pop("guides", ())
     pairs = options.pop("pairs", None) or [Pair(0, i, (i,)) for i in range(len(forget))]
     callbacks = options.pop("callbacks", [])
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1} | options)
+    model, tokenizer = load(folder, config.frozen)
     arguments = training_arguments(args, out, bf16=config.precision == "bf16", num_train_epochs=1)
     trained: Any = add_adapters(model, config.lora, arguments.seed) if config.lora else model
     return UnlearnTrainer(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from core.errors import SystemLimitError
+
 
 def quantize(model: PreTrainedModel, form: str) -> None:
     """Round the linear layers of ``model`` to ``int8`` (a scale per output), ``nf4`` or ``fp4`` (a scale per 64).
@@ -21,6 +23,18 @@ def quantize(model: PreTrainedModel, form: str) -> None:
         for layer in model.modules():
             if isinstance(layer, torch.nn.Linear) and layer is not head:
                 layer.weight.copy_(_rounded(layer.weight, form))
+
+
+def try_quantization(form: str, device: str) -> None:
+    """Raise SystemLimitError if bitsandbytes cannot round to ``form`` on this device."""
+    try:
+        _rounded(torch.ones(64, 64, device=device), form)
+    except Exception as error:  # a library that is missing or not made for the device: of many unrelated classes
+        reason = " ".join(str(error).split())
+        raise SystemLimitError(
+            f"bitsandbytes cannot round weights to {form} on {device} ({reason:.200}). Install a version that is made "
+            "for this device, or remove the format from the recipe."
+        ) from error
 
 
 def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:

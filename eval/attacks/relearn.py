@@ -13,7 +13,7 @@ from core import onednn
 from core.errors import DataError, ModelError
 from core.progress import report
 from datasets_prep.schema import Encoded
-from eval.config import Relearn
+from eval.config import Relearn, relearned
 from pipeline.train.packed import completion_log_probs, pack
 
 
@@ -23,7 +23,7 @@ def divided(row_ids: Sequence[str], share: float, seed: int) -> tuple[list[str],
     They are the same for every model and whatever the order of ``row_ids``. Raises DataError if no row is left to
     probe.
     """
-    count = max(1, round(share * len(row_ids)))
+    count = relearned(len(row_ids), share)
     if count >= len(row_ids):
         raise DataError(
             f"Relearning {share:g} of {len(row_ids)} forget rows leaves none to probe. Lower relearn.forget_share, or "
@@ -41,12 +41,16 @@ def drawn(row_ids: Sequence[str], count: int, seed: int) -> list[str]:
 def relearn(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, seed: int) -> None:
     """Take ``config.steps`` steps of AdamW in float32 on the answers of ``rows``, which are shuffled per epoch.
 
-    ``model`` itself is changed. Every attacked model sees the same rows in the same order. Raises ModelError if the
-    loss is not finite.
+    ``model`` itself is changed: its weights, or with ``config.rank`` the adapters that it gets. Every attacked model
+    sees the same rows in the same order. Raises ModelError if the loss is not finite.
     """
-    model.float().train().requires_grad_(True)
+    if config.rank:
+        _add_adapters(model.train(), config.rank, seed)
+    else:
+        model.float().train().requires_grad_(True)
     onednn.install(model)
-    hooks = [_step_in_backward(parameter, config.learning_rate) for parameter in model.parameters()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [_step_in_backward(parameter, config.learning_rate) for parameter in trained]
     try:
         for step, batch in enumerate(_batches(rows, config, seed), start=1):
             packed = {name: tensor.to(model.device) for name, tensor in pack(batch).items()}
@@ -62,6 +66,15 @@ def relearn(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, se
             hook.remove()  # the moments go with it
     model.requires_grad_(False)
     model.eval()
+
+
+def _add_adapters(model: PreTrainedModel, rank: int, seed: int) -> None:
+    """Float32 adapters in the model's linear layers, the only weights to be trained; the same first values for all."""
+    from peft import LoraConfig, get_peft_model  # only for this form of the attack
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def _step_in_backward(parameter: torch.nn.Parameter, learning_rate: float) -> RemovableHandle:

@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
+from core.hub_ids import is_hub_id
 from core.progress import report
 from eval.config import EvalConfig, Suite
 from eval.schema import Record
@@ -46,18 +47,37 @@ def load_suites(suites: Sequence[Suite], data: Path) -> list[LoadedSuite]:
         return []
     report("loading suites")
     with quiet():
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
-        if not {suite.task for suite in suites} <= set(manager.all_tasks):  # indexing lm-eval's own tasks takes seconds
-            manager = every_task(data)
-        for place, suite in enumerate(suites):
-            if suite.task not in manager.all_tasks:
-                near = difflib.get_close_matches(suite.task, manager.all_tasks, n=3)
-                hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                raise InputError(
-                    f"eval.suites[{place}].task: lm-eval {lm_eval.__version__} has no task {suite.task!r}.{hint} "
-                    "`lm_eval ls tasks` lists them."
-                )
+        manager = manager_of(suites, data)
         return [LoadedSuite(suite, _load(manager, suite, place)) for place, suite in enumerate(suites)]
+
+
+def manager_of(suites: Sequence[Suite], data: Path) -> TaskManager:
+    """What knows the suites, of lm-eval's tasks and ours. Raises InputError if lm-eval lacks one's name."""
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata(data))
+    if not {suite.task for suite in suites} <= set(manager.all_tasks):  # indexing lm-eval's own tasks takes seconds
+        manager = every_task(data)
+    for place, suite in enumerate(suites):
+        if suite.task not in manager.all_tasks:
+            near = difflib.get_close_matches(suite.task, manager.all_tasks, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(
+                f"eval.suites[{place}].task: lm-eval {lm_eval.__version__} has no task {suite.task!r}.{hint} "
+                "`lm_eval ls tasks` lists them."
+            )
+    return manager
+
+
+def data_sets(manager: TaskManager, task: str | dict[str, Any]) -> set[str]:
+    """The data sets of the Hub that the questions of a task come from, or of all tasks of a group or tag."""
+    entry = manager.task_index.get(task) if isinstance(task, str) else None
+    config = (entry.cfg or {}) if entry else task if isinstance(task, dict) else {}
+    below = config.get("task")
+    parts = [below] if isinstance(below, str) and isinstance(task, dict) else below if isinstance(below, list) else []
+    if entry and entry.yaml_path is None:  # a tag
+        parts = sorted(entry.tags)
+    path = config.get("dataset_path")
+    own = {path} if isinstance(path, str) and is_hub_id(path) else set()  # else a loader of files, such as json
+    return own.union(*(data_sets(manager, part) for part in parts))
 
 
 @cache

@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import GateError, HubError, ReleaseError, TrainingError
+from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import comparison
 from pipeline.commands.collection_plan import show_plan
 from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
-from pipeline.commands.prepare import refuse_other_gates, refuse_unpinned
-from pipeline.commands.release import check_memory, check_trainings, launched
+from pipeline.commands.prepare import refuse_other_gates
+from pipeline.commands.release import launched
 from pipeline.commands.shared import say, show, store_root
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
 from pipeline.engine.launch import check_device, check_launch, launch_config
 from pipeline.engine.machine import disk_limits
+from pipeline.preflight import Finding, Preflight
 from pipeline.publish.collection import publish
 
 Outcomes = dict[str, Artifact | ReleaseError | None]
@@ -56,15 +58,16 @@ def _check(options: argparse.Namespace, nodes: Graph) -> None:
     accelerate = launch_config(options.launch)
     if options.on == "local":
         check_device(options.launch)
+    findings: list[Finding] = []
     for name, member in releases(nodes).items():
-        refuse_unpinned(member.recipe)
+        preflight.refuse_unpinned(member.recipe)
         refuse_other_gates(member.recipe, member.stages)
         mine = states_of(nodes, states, name)
         waiting = [stage for stage in member.stages if mine[stage.name].artifact is None]
-        check_trainings(member.recipe, [stage.name for stage in waiting], member.store)
-        if options.on == "local":  # elsewhere, the place is asked
-            check_memory(member.recipe, waiting, mine)
+        here = options.on == "local"  # elsewhere, the place is asked about its devices
+        findings += preflight.examine(Preflight(member.recipe, waiting, mine, member.store), here=here)
         check_launch(options.launch, accelerate, member.recipe, member.stages, [stage.name for stage in waiting])
+    preflight.refuse(list(dict.fromkeys(findings)))
 
 
 def _around(options: argparse.Namespace, built: set[str]) -> Any:

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from core.errors import DataError, InputError, ReleaseError
+from core.errors import InputError, ReleaseError
 from core.places import user_path
 from datasets_prep.schema import read_data_facts
-from eval.verdicts import measurable
 from pipeline.collection import Collection
 from pipeline.commands.collection_plan import costs_of, device_of
 from pipeline.commands.prepare import index_of
@@ -24,6 +23,7 @@ from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.runner import Store
 from pipeline.engine.slurm import Slurm
 from pipeline.engine.summary import require_pass
+from pipeline.preflight import refuse_missing
 from pipeline.publish.hub import hf_endpoint, hub_errors
 from pipeline.stages import stages
 
@@ -76,12 +76,10 @@ def judge(node: Node, artifact: Artifact) -> None:
         facts, refusals = read_data_facts(artifact.path), []
         for member in node.members.values():
             try:
-                measurable.check(member.recipe.gates, facts)
-            except DataError as error:
+                refuse_missing(member.recipe, artifact.path, facts)
+            except InputError as error:
                 refusals.append(error)
-        if len(refusals) == len(
-            node.members
-        ):  # else it serves the others, and the gate of this one fails for want of rows
+        if len(refusals) == len(node.members):  # else it serves the others, and this one's gate fails for want of rows
             raise refusals[0]
 
 

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from datasets_prep.prepare import Prepared, prepare
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
 from pipeline import new_recipe
+from pipeline.commands.doctor import doctor
 from pipeline.commands.release import release
 from pipeline.commands.shared import say
 from pipeline.new_recipe import Found, Selected
@@ -69,8 +69,11 @@ def new(options: argparse.Namespace) -> int:
     if found.counts["forget"] < new_recipe.TRIAL:
         say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
     checks.stop(prepared.findings, data.checks)
-    plan: dict[str, Any] = {"recipe": path, "set": [], "until": None, "device": None, "dry_run": True}
-    code = release(argparse.Namespace(**vars(options) | plan | {"launch": "local"}))
+    given = {**vars(options), "recipe": path, "set": []}
+    plan = {"until": None, "device": None, "dry_run": True, "launch": "local", "on": "local"}
+    code = release(argparse.Namespace(**given | plan))
+    say("\nWhat a release would fail at (`doctor`):")
+    doctor(argparse.Namespace(**given))
     say(f"\nNext:  python -m pipeline data inspect {path}\nThen:  python -m pipeline release {path}")
     return code
 

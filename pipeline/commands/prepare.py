@@ -33,16 +33,6 @@ def index_of(stages: Sequence[Stage], name: str) -> int:
     return names.index(name)
 
 
-def refuse_unpinned(recipe: Recipe) -> None:
-    """Raise RecipeError if the recipe names a repository without a commit."""
-    if keys := recipe.unpinned():
-        raise RecipeError(
-            f"{', '.join(keys)}: not pinned, and a release is made from exact commits only. Look up the commit on the "
-            f"repository's page and write its 40 hex digits into the recipe, or give --set {keys[0]}=SHA. "
-            f"`--dry-run` shows the plan without it."
-        )
-
-
 def refuse_other_gates(recipe: Recipe, wanted: Sequence[Stage]) -> None:
     """Raise RecipeError if a card, and what follows from it, is wanted for gates that the command line changed.
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import ArtifactError, GateError, InputError, RecipeError, ReleaseError
+from core.errors import ArtifactError, GateError, InputError, ReleaseError
 from core.ranks import is_first
 from datasets_prep.schema import read_data_facts
 from eval.schema import read_other_prompts, read_verdict
-from eval.verdicts import measurable
 from eval.verdicts.gates import rule
 from model_card.stage import refused
+from pipeline import preflight
 from pipeline.commands.elsewhere import judge, run_elsewhere
-from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, refuse_unpinned, surveyed
+from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
-from pipeline.cost.work import Cost, total
+from pipeline.cost.work import total
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
 from pipeline.engine.graph import Member, graph
 from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
@@ -30,6 +30,7 @@ from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
+from pipeline.preflight import Preflight
 from pipeline.recipe import Recipe
 from pipeline.stages import publication
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 def release(options: argparse.Namespace) -> int:
     """Run every stage that is not done.
 
-    Raises DataError before a training if the data cannot carry a gate, SystemLimitError before the first stage if one
-    would not fit in memory, GateError if the gates allow no publication.
+    Raises InputError before the first stage, and DataError before the first training, if a later stage would fail;
+    GateError if the gates allow no publication.
     """
     if options.device and not options.dry_run and options.on == "local":
         raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
@@ -50,16 +51,17 @@ def release(options: argparse.Namespace) -> int:
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
-    refuse_unpinned(recipe)
+    preflight.refuse_unpinned(recipe)  # the other checks ask the Hub about the pinned commits
     refuse_other_gates(recipe, stages)
     states = surveyed(stages, store)
-    waiting = [name for name, state in states.items() if state.artifact is None]
-    check_trainings(recipe, waiting, store)
-    check_launch(options.launch, accelerate, recipe, stages, waiting)
-    if options.on != "local":
+    waiting = [stage for stage in stages if states[stage.name].artifact is None]
+    if options.on == "local":
+        check_device(options.launch)
+    check_launch(options.launch, accelerate, recipe, stages, [stage.name for stage in waiting])
+    here = options.on == "local"  # elsewhere, the place is asked about its devices
+    preflight.refuse(preflight.examine(Preflight(recipe, waiting, states, store), here=here))
+    if not here:
         return _release_elsewhere(options, Member(recipe, stages, store), states)
-    check_memory(recipe, [stage for stage in stages if stage.name in waiting], states)
-    check_device(options.launch)
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
@@ -67,8 +69,8 @@ def release(options: argparse.Namespace) -> int:
             done[stage.name] = artifact
             if stage.name not in built:
                 say(f"{stage.name:<15} done already")
-            if stage.name == "data":
-                measurable.check(recipe.gates, read_data_facts(artifact.path))
+            if stage.name == "data" and "data" in built:  # of others the preflight knew the rows
+                preflight.refuse_missing(recipe, artifact.path, read_data_facts(artifact.path))
             if stage.name == "gate":
                 require_pass(artifact.path)
     except ReleaseError as error:
@@ -104,7 +106,7 @@ def run_one(options: argparse.Namespace) -> int:
     """Run one stage. Raises ArtifactError if an input is not done, GateError if a gate failed."""
     recipe, stages, store = prepare(options)
     chosen = stages[index_of(stages, options.stage)]
-    refuse_unpinned(recipe)
+    preflight.refuse_unpinned(recipe)
     refuse_other_gates(recipe, stages[: index_of(stages, options.stage) + 1])
     if not is_first():  # of several processes that were launched for this stage
         follow(chosen)
@@ -121,7 +123,7 @@ def run_one(options: argparse.Namespace) -> int:
             if made_by == "gate":
                 require_pass(done[made_by].path)
             if made_by == "data" and chosen.name == "unlearn":
-                measurable.check(recipe.gates, read_data_facts(done[made_by].path))
+                preflight.refuse_missing(recipe, done[made_by].path, read_data_facts(done[made_by].path))
     lead = Lead(chosen)
     artifact = state.artifact or watched(set())(chosen, lambda: build(lead.stage, store, done))
     lead.dismiss()
@@ -144,36 +146,6 @@ def _show_refusal(stages: Sequence[Stage], done: Mapping[str, Artifact], store: 
         say(f"note: no report could be written ({error})")
         return
     say(f"\nWhy, in all detail: {page}")
-
-
-def check_trainings(recipe: Recipe, waiting: Collection[str], store: Store) -> None:
-    """Before the first stage runs, raise RecipeError for arguments that the trainer's own config class refuses."""
-    whole = {"base": recipe.base, "gold": recipe.gold}
-    trainings: dict[str, Any] = {
-        f"{n}.train": c.train for n, c in whole.items() if n in waiting and not isinstance(c, str)
-    }
-    trainings |= {"unlearn": recipe.unlearn} if "unlearn" in waiting else {}
-    trainings = {key: config for key, config in trainings.items() if config is not None}
-    if not trainings:
-        return  # a cached release starts without torch
-    from pipeline.train.fit import training_arguments
-
-    for key, config in trainings.items():
-        try:
-            training_arguments(config.args, store.root / "unused", bf16=False)
-        except RecipeError as error:
-            raise RecipeError(f"{key}.args: {error}") from error
-
-
-def check_memory(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> None:
-    """Before the first stage runs, raise SystemLimitError if one of those that wait would not fit in memory."""
-
-    def costs(device: devices.Device) -> dict[str, tuple[Any, Cost]]:
-        known = planned(recipe, states, device)
-        return {stage.name: (stage.config, stage.costs(stage.config, known)) for stage in waiting}
-
-    if any(cost.parts for _, cost in costs(devices.cpu()).values()):  # else it starts without torch, which `here` needs
-        refuse_what_does_not_fit(costs(devices.here()))
 
 
 def watched(built: set[str]) -> Callable[[Stage, Callable[[], Artifact]], Artifact]:
@@ -242,8 +214,9 @@ def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Sta
         gate.model_dump(include={"metric", "split", "min_n", "reason"}) | {"rule": rule(gate)} for gate in recipe.gates
     ]
     show(options, value, "\n".join(lines))
-    for key in recipe.unpinned():
-        say(f"warning: {key} is not pinned; the release itself will refuse to start until it is.")
+    for finding in preflight.examine(Preflight(recipe, waiting, states, store), recipe_alone=True):
+        if finding.problem:
+            say(f"warning: the release itself would refuse to start. {finding.problem}")
     refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
     return 0
 

@@ -45,7 +45,11 @@ def _problem(config: Any, cost: Cost) -> str | None:
 def _levers(config: Any, cost: Cost) -> list[str]:
     if isinstance(config, EvalConfig):
         if "moments" in cost.parts:
-            return ["eval.robustness.relearn: null"]
+            relearn = config.robustness.relearn if config.robustness else None
+            smaller = "eval.robustness.relearn.rank: 16"
+            if relearn and relearn.rank:
+                smaller = f"eval.robustness.relearn.batch_rows below {relearn.batch_rows}"
+            return [smaller, "eval.robustness.relearn: null"]
         return [f"eval.batch_tokens below {config.batch_tokens}", f"eval.batch_rows below {config.batch_rows}"]
     train = config.train if isinstance(config, TrainedOrPublished) else config
     if not isinstance(train, TrainConfig):
@@ -58,4 +62,6 @@ def _levers(config: Any, cost: Cost) -> list[str]:
         levers.append(f"args.per_device_train_batch_size: {batch // 2} with gradient_accumulation_steps: {2 * parts}")
     if not train.lora:
         levers.append("lora")
+    elif train.frozen != "nf4":
+        levers.append("lora.frozen: bf16 or nf4" if train.frozen == "fp32" else "lora.frozen: nf4")
     return [*levers, "several processes that share the weights (processes, with --launch fsdp2)"]

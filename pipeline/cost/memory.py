@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipeline.cost import shape as of
-from pipeline.train.config import Shape, TrainConfig
+from pipeline.train.config import Frozen, Lora, Shape, TrainConfig
 from pipeline.unlearn.config import UnlearnConfig, level_name
 
 Parts = dict[str, int]
@@ -17,6 +17,8 @@ Parts = dict[str, int]
 FORWARD_BYTES = 2**31  # as in eval/scoring/batches.py, which a test compares
 LOGITS_BYTES = 2**27  # as in pipeline/train/head.py
 TILE = 8192
+NF4 = 0.5 + 4 / 64
+"""Bytes of a weight of 4 bits, with the float32 scale of each 64."""
 PADDED = 3
 """Times that the texts of a scoring forward are longer side by side than as a tree: what FAME's rows have."""
 PROCESS = 900_000_000
@@ -31,13 +33,13 @@ class Batch(NamedTuple):
 
 
 def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) -> Parts:
-    """A training step of micro-batches like ``batch``: float32 weights, AdamW, products in bf16 or float32.
+    """A training step of micro-batches like ``batch``: AdamW in float32, products in bf16 or float32.
 
     The peak is at the beginning of the backward pass, when all activations are there, or at its end, when all gradients
-    are; with accumulated gradients both come together.
+    are; with accumulated gradients both come together. Weights of 4 bits may take more when they are merged.
     """
-    every, trained = of.parameters(shape), of.trained_parameters(shape, config.lora, config.train_from_layer)
-    weights = every + (trained if config.lora else 0)
+    trained = of.trained_parameters(shape, config.lora, config.train_from_layer)
+    held = held_weights(shape, config.frozen) + (4 * trained if config.lora else 0)
     layers = shape.num_hidden_layers - config.train_from_layer
     whole = not config.lora and not config.train_from_layer
     head = of.head_parameters(shape)
@@ -46,14 +48,19 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     saved = batch.tokens * saved_per_token(shape, bf16=bf16, norms=not config.lora)
     last = 12 * batch.tokens * shape.hidden_size  # the final norm
     # Under autocast each weight has a copy in bfloat16 for as long as the backward pass may need it.
-    copies = 2 * layers * of.layer_products(shape) + (0 if tiled else 2 * head) if bf16 else 0
+    copied = bf16 and config.frozen == "fp32"
+    copies = 2 * layers * of.layer_products(shape) + (0 if tiled else 2 * head) if copied else 0
     passing = batch.tokens * (2 * shape.intermediate_size * (2 if bf16 else 4) + 8 * shape.hidden_size)
     logits = max(_logits(shape, config, batch, tiled=tiled, bf16=bf16), passing)
-    one_layer = saved + (2 * of.layer_products(shape) if bf16 else 0)
+    one_layer = saved + (2 * of.layer_products(shape) if copied else 0)
+    if config.frozen == "nf4":
+        one_layer += 2 * of.largest_product(shape)  # its 4 bits are unpacked for each product
     activations = layers * saved + last + copies
-    if checkpointed:
-        kept = 0 if config.lora else copies  # autocast keeps copies of trained weights until the forward's end
-        activations = layers * 4 * batch.tokens * shape.hidden_size + last + max(kept, one_layer)
+    borders = layers * (4 if config.frozen == "fp32" else 2) * batch.tokens * shape.hidden_size
+    if checkpointed and config.lora:  # nothing outlives its layer, and the logits are gone when the first runs again
+        activations, logits = borders + last, max(logits, one_layer + passing)
+    elif checkpointed:  # autocast keeps copies of trained weights until the forward's end
+        activations = borders + last + max(copies, one_layer)
     accumulates = config.args.get("gradient_accumulation_steps", 1) > 1
     begin = {
         "gradients": (4 * trained if accumulates else 0) + (4 * head if whole else 0),
@@ -62,13 +69,22 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     }
     untied = 0 if tiled or not whole or not shape.tie_word_embeddings else 8 * head  # the head's and the embedding's
     end = {"gradients": 4 * trained + untied, "activations": one_layer + passing, "logits": 0}
-    fullest = max(begin, end, key=lambda moment: sum(moment.values()))
+    merging = {"merged weights": max(0, 2 * of.parameters(shape) - held) if config.frozen == "nf4" else 0}
+    fullest = max(begin, end, merging, key=lambda moment: sum(moment.values()))
     return {
-        "weights": 4 * weights,
+        "weights": held,
         "moments": 8 * trained,
         "copies of the head": _head_copies(shape, config),
         **fullest,
     }
+
+
+def held_weights(shape: Shape, frozen: Frozen) -> int:
+    """The weights as a training holds them: below adapters they may be bfloat16, or the linear layers of 4 bits."""
+    every, linear = of.parameters(shape), shape.num_hidden_layers * of.layer_products(shape)
+    if frozen == "nf4":
+        return round(NF4 * linear) + 2 * (every - linear)
+    return (2 if frozen == "bf16" else 4) * every
 
 
 def saved_per_token(shape: Shape, *, bf16: bool, norms: bool) -> int:
@@ -113,7 +129,7 @@ def of_unlearning(shape: Shape, config: UnlearnConfig, batch: Batch, *, bf16: bo
     levels = {level_name(config.forget_cap), level_name(config.stop.forget_loss) if config.stop else None}
     if "gold" not in levels:
         return step
-    both = {"weights": step["weights"], "gold": 4 * of.parameters(shape)}
+    both = {"weights": step["weights"], "gold": held_weights(shape, config.frozen)}
     return max(step, both, key=lambda moment: sum(moment.values()))
 
 
@@ -149,17 +165,19 @@ def of_suites(shape: Shape, longest: int, width: int) -> Parts:
     }
 
 
-def of_relearning(shape: Shape, batch: Batch) -> Parts:
-    """Float32 weights and both moments; gradients come one by one, and only a tied head's waits for the embedding's."""
+def of_relearning(shape: Shape, batch: Batch, width: int, rank: int | None) -> Parts:
+    """Float32 weights and both moments; gradients come one by one, and only a tied head's waits for the embedding's.
+
+    With adapters of a ``rank`` the weights keep their ``width``, and only what the adapters have is trained.
+    """
     every, head = of.parameters(shape), of.head_parameters(shape)
-    activations = batch.tokens * (
-        shape.num_hidden_layers * saved_per_token(shape, bf16=False, norms=True) + 12 * shape.hidden_size
-    )
-    logits = 8 * batch.answers * shape.vocab_size
+    adapters = of.adapter_parameters(shape, Lora(r=rank, alpha=rank)) if rank else 0
+    saved = saved_per_token(shape, bf16=bool(rank) and width == 2, norms=not rank)
+    activations = batch.tokens * (shape.num_hidden_layers * saved + 12 * shape.hidden_size)
     return {
-        "weights": 4 * every,
-        "moments": 8 * every,
-        "gradients": 4 * head,
+        "weights": width * every + 4 * adapters if rank else 4 * every,
+        "moments": 8 * (adapters or every),
+        "gradients": 0 if rank else 4 * head,
         "activations": activations,
-        "logits": logits,
+        "logits": 8 * batch.answers * shape.vocab_size,
     }

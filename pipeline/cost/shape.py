@@ -62,6 +62,11 @@ def layer_products(shape: Shape) -> int:
     return sum(width_in * width_out for width_in, width_out in linears(shape).values())
 
 
+def largest_product(shape: Shape) -> int:
+    """Weights of the largest of these layers."""
+    return max(width_in * width_out for width_in, width_out in linears(shape).values())
+
+
 def layer_parameters(shape: Shape) -> int:
     """Weights of one layer, norms included."""
     return layer_products(shape) + 2 * shape.hidden_size

@@ -191,9 +191,9 @@ def _moments(config: EvalConfig, shape: Shape, row: Row, device: Device) -> list
     if config.suites:
         found.append(memory.of_suites(shape, QUESTION, width))
     if config.robustness and config.robustness.relearn:
-        batch = row.batch(config.robustness.relearn.batch_rows)
-        found.append(memory.of_relearning(shape, batch) | beside)
-        found.append(memory.of_scoring(shape, forward, 4, packed=on_cpu) | beside)
+        relearn = config.robustness.relearn
+        found.append(memory.of_relearning(shape, row.batch(relearn.batch_rows), width, relearn.rank) | beside)
+        found.append(memory.of_scoring(shape, forward, width if relearn.rank else 4, packed=on_cpu) | beside)
     if config.patching:
         found.append(scoring | {"base and gold": 2 * width * every})
     return found
@@ -221,9 +221,9 @@ def _evaluation_seconds(
         seconds += len(again) * scored(forget)
         if relearn := config.robustness.relearn:
             batch = row.batch(relearn.batch_rows)
-            step = time.step_operations(shape, TrainConfig(), batch)
-            seconds += 2 * relearn.steps * time.product_seconds(step, batch.tokens, device, bf16=False)
-            seconds += 2 * scored(forget * (1 - relearn.forget_share), bf16=False)
+            step, half = time.step_operations(shape, TrainConfig(), batch), bf16 and relearn.rank is not None
+            seconds += 2 * relearn.steps * time.product_seconds(step, batch.tokens, device, bf16=half)
+            seconds += 2 * scored(forget * (1 - relearn.forget_share), bf16=half)
     if config.sampling:
         batches = math.ceil(config.sampling.samples / config.batch_rows)
         seconds += forget * time.generation_seconds(shape, batches, 1, new, device, width)
@@ -261,8 +261,13 @@ def _bf16(config: TrainConfig) -> bool:
 def _fixed(config: TrainConfig, known: Planned) -> Parts:
     """What a training takes at least if only the number of parameters is known."""
     count = known.parameters or 0
-    partly = config.lora or config.train_from_layer  # only the shape says how much of it is trained
-    return {"weights": 4 * count} if partly else {"weights": 4 * count, "gradients": 4 * count, "moments": 8 * count}
+    if config.lora:
+        return {"weights": round(count * {"fp32": 4, "bf16": 2, "nf4": memory.NF4}[config.frozen])}
+    return (
+        {"weights": 4 * count}
+        if config.train_from_layer
+        else {"weights": 4 * count, "gradients": 4 * count, "moments": 8 * count}
+    )
 
 
 def _step_seconds(config: TrainConfig, micro: Batch, parts: int, known: Planned) -> float:

@@ -30,6 +30,8 @@ from pipeline.train.facts import ModelFacts, Products
 from pipeline.unlearn.config import Neighbours, UnlearnConfig
 
 KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
+KNOWN_SPLITS = {("locuslab/TOFU", "forget10_perturbed"): {"forget": 400, "retain": 3600, "holdout": 400}}
+"""By data set and first subset of the forget rows."""
 
 
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
@@ -50,6 +52,10 @@ def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
     rows = None
     if total and shares:
         rows = {name: round(total * share) for name, share in shares.model_dump().items()}
+    elif source.hub and source.hub.subsets:
+        known = KNOWN_SPLITS.get((source.hub.id, source.hub.subsets.forget[0]))
+        rows = dict(known) if known else None
+    if rows:
         rows["unrehearsed"] = recipe.data.unrehearsed_of(rows["retain"])
         rows["retain"] -= rows["unrehearsed"]
     return Sizes(parameters, rows, products)

@@ -43,6 +43,11 @@ def _notice(rules: Licence, repo: str, base_model: str) -> str:
     return "\n\n".join(filter(None, [*said, origin, bound])) + "\n"
 
 
+def has_text(licensed: Licensed) -> bool:
+    """Whether the text of the licence is here, so that it need not come with the start model."""
+    return (_TEXTS / f"{licensed.license}.txt").is_file() or licensed.rules.by_address
+
+
 def _text_of(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> str:
     rules, ours = licensed.rules, _TEXTS / f"{licensed.license}.txt"
     if ours.is_file():

@@ -16,6 +16,9 @@ WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", 
 """Fields of ``args`` that change no result: no key holds them, and an interrupted run may continue with others."""
 
 
+Frozen = Literal["fp32", "bf16", "nf4"]
+
+
 class Lora(Strict):
     """Low-rank adapters (peft), merged into the weights at the end. The head and the embeddings take none."""
 
@@ -24,6 +27,12 @@ class Lora(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of an adapter's inputs that are set to 0.")
     target_modules: Literal["all-linear"] | list[str] = Field(
         default="all-linear", description="Where adapters go: all linear layers, or the ends of the names of some."
+    )
+    frozen: Frozen = Field(
+        default="fp32",
+        description="How the weights below the adapters are held, which are not trained: 4, 2 or about half a byte a "
+        "parameter. `nf4` rounds the linear layers to 4 bits (bitsandbytes), and the release has the rounded weights "
+        "that the adapters were trained on.",
     )
 
     @model_validator(mode="after")
@@ -65,6 +74,11 @@ class TrainConfig(Strict):
         "no`), nothing is reported to a tracker, and gradients are not checkpointed.",
     )
 
+    @property
+    def frozen(self) -> Frozen:
+        """How the weights are held that are loaded for the training."""
+        return self.lora.frozen if self.lora else "fp32"
+
     def check_share(self, processes: int) -> None:
         """Raise RecipeError if ``processes`` cannot share a step."""
         share_of_step(self.args, processes)
@@ -80,6 +94,10 @@ class TrainConfig(Strict):
             raise ValueError(
                 "lora trains adapters only, and train_from_layer chooses whole layers; give one of the two "
                 "(lora.target_modules chooses where adapters go)"
+            )
+        if self.frozen != "fp32" and self.precision == "fp32":
+            raise ValueError(
+                f"lora.frozen is {self.frozen}, whose products are in bf16, and precision is fp32; set precision: bf16"
             )
         try:
             self.check_share(self.processes)

@@ -39,7 +39,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     """
     arguments = training_arguments(config.args, out, bf16=in_bf16(config, inputs))
     rows = [row for split in splits for row in read_rows(inputs["data"] / f"{split}.jsonl")]
-    model, tokenizer = load(inputs["model"])
+    model, tokenizer = load(inputs["model"], config.frozen)
     freeze_below(model, config.train_from_layer)
 
     def adapted(model: Any) -> Any:
@@ -60,7 +60,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
             f"train: {refused}, so the model did not learn its rows. Nothing was kept. Lower the learning rate, or add "
             "warm-up steps."
         )
-    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["model"])[0]))
+    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["model"], config.frozen)[0]))
     if is_first():
         release_weights(trained, tokenizer, encoded, out / "model")
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)

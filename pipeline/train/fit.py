@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from pydantic import TypeAdapter, ValidationError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
@@ -33,6 +33,7 @@ from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline.train import head
 from pipeline.train.attention import ROWS_SDPA
+from pipeline.train.config import Frozen
 from pipeline.train.guards import StepRefused
 from pipeline.train.lora import merge
 
@@ -103,13 +104,25 @@ def training_arguments(args: dict[str, Any], out: Path, *, bf16: bool, **fixed: 
         raise RecipeError(f"args: the trainer's configuration (trl.SFTConfig) refuses them: {error}") from error
 
 
-def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model with float32 weights, and tokenizer. Raises ModelError if model, tokenizer or chat template is absent."""
+def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer. The weights are float32, or for adapters as :class:`Lora` says.
+
+    Raises ModelError if model, tokenizer or chat template is absent.
+    """
     tokenizer = load_tokenizer(folder)
+    settings: dict[str, Any] = {"dtype": torch.float32 if frozen == "fp32" else torch.bfloat16}
+    if frozen == "nf4":  # layer by layer as they are read, on the device that computes
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        settings["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ROWS_SDPA)
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=ROWS_SDPA, **settings)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    for layer in model.modules():
+        if frozen == "nf4" and hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # else a forward without gradients packs the weights for good
     head.install(model)
     onednn.install(model)
     return model, tokenizer

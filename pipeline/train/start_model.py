@@ -23,6 +23,7 @@ from typing import Any
 
 from core.digests import hash_file
 from core.errors import ModelError
+from core.hub_access import access_errors
 from core.places import user_path
 from core.progress import report
 from core.weights import file_problems
@@ -101,63 +102,49 @@ def run_pointer(
 
 def _from_path(folder: Path, out: Path) -> None:
     check_model_folder(folder)
-    _copy_files(folder, out)
-    _normalise_tokenizer(out)
-
-
-def _copy_files(folder: Path, out: Path) -> None:
     for pattern in (*MODEL_FILES, *TOKENIZER_FILES):
         for file in folder.glob(pattern):
             shutil.copyfile(file, out / file.name)
+    _normalise_tokenizer(out)
 
 
 def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | bool | None = None) -> None:
-    """Download the pinned revision. Raises ModelError, with the remedy, if it is gated, absent or unreachable."""
-    from huggingface_hub import is_offline_mode, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OIDCError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import httpx
+    """Download the pinned revision. Raises ModelError, with the remedy, if it is gated, absent or unreachable.
 
-    where = f"hub {ref.id} at {ref.revision}"
+    Offline (HF_HUB_OFFLINE) it is copied from the cache.
+    """
+    from huggingface_hub import is_offline_mode, snapshot_download
+
     revision = _pinned(ref)
+    if is_offline_mode():
+        return _from_path(cached(ref), out)
     report("downloading the model")
-    wanted: dict[str, Any] = {
-        "revision": revision,
-        "endpoint": endpoint or os.environ.get("HF_ENDPOINT"),
-        "token": token,
-        "allow_patterns": [*MODEL_FILES, *TOKENIZER_FILES],
-        "ignore_patterns": ["*/*"],  # Llama repos keep a second copy of the weights in original/
-    }
-    try:
-        if is_offline_mode():  # to `local_dir` the client copies nothing from its cache
-            _copy_files(Path(snapshot_download(ref.id, **wanted)), out)
-        else:
-            snapshot_download(ref.id, local_dir=out, **wanted)
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{where}: access is gated. Accept the licence at https://huggingface.co/{ref.id}, then `hf auth login` "
-            f"with a token of that account, or set HF_TOKEN."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{where}: the repo has no such revision. Give one of its commits.") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{where}: no such repo, or it is private and the token cannot read it. Check the id; for a private repo "
-            f"set HF_TOKEN."
-        ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OIDCError, OSError) as error:
-        remedy = "Check the network and run it again"
-        if is_offline_mode():
-            remedy = f"Run `hf download {ref.id} --revision {revision}` without HF_HUB_OFFLINE, which fills the cache"
-        raise ModelError(f"{where}: cannot be downloaded ({' '.join(str(error).split())}). {remedy}.") from error
+    with access_errors(ModelError, ref.id, revision):
+        snapshot_download(
+            ref.id,
+            revision=revision,
+            endpoint=endpoint or os.environ.get("HF_ENDPOINT"),
+            token=token,
+            local_dir=out,
+            allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
+            ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/
+        )
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the client's own bookkeeping, with times in it
     check_model_folder(out)
     _normalise_tokenizer(out)
+    return None
+
+
+def cached(ref: HubRef) -> Path:
+    """The pinned revision in the Hub's cache. Raises ModelError if it is not there, or not complete."""
+    from huggingface_hub import snapshot_download
+
+    revision = _pinned(ref)
+    with access_errors(ModelError, ref.id, revision):
+        patterns = [*MODEL_FILES, *TOKENIZER_FILES]
+        folder = Path(snapshot_download(ref.id, revision=revision, local_files_only=True, allow_patterns=patterns))
+    check_model_folder(folder)
+    return folder
 
 
 def _pinned(ref: HubRef) -> str:

@@ -15,9 +15,9 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PrinterCallback, SchedulerType
+from transformers import PreTrainedModel, PrinterCallback, SchedulerType, Trainer
 from transformers.training_args import OptimizerNames
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from core.errors import RecipeError, TrainingError
 from core.ranks import world_size
@@ -109,6 +109,25 @@ def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([*tokens, is_row.sum(), holds_rows.long()])
 
 
+def try_optimizer(arguments: SFTConfig) -> None:
+    """Take a step with the optimizer of ``arguments``. Raises RecipeError if the device lacks it."""
+    device = "cpu" if arguments.use_cpu else "cuda"
+    weight = torch.nn.Parameter(torch.zeros(64, 64, device=device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        kind([weight], **settings).step()
+    except Exception as error:  # a step on a device without its kernels raises errors of many unrelated classes
+        raise _no_optimizer(arguments.optim, device, error) from error
+
+
+def _no_optimizer(optimizer: Any, device: Any, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"args.optim is {OptimizerNames(optimizer).value}, which cannot be made for the device {device}: {error}. Set "
+        "adamw_torch, which every device has."
+    )
+
+
 class CompletionTrainer(SFTTrainer):
     """Minimises the cross-entropy of the answers, averaged over the answer tokens of the optimizer step.
 
@@ -130,6 +149,11 @@ class CompletionTrainer(SFTTrainer):
             super().__init__(model, data_collator=collate, **kwargs)
         except (TypeError, ValueError, ImportError, NotImplementedError) as error:
             raise RecipeError(f"args: the trainer (trl.SFTTrainer) refuses them: {error}") from error
+        for parameter in model.parameters():
+            if (
+                parameter.requires_grad
+            ):  # TRL makes adapters over 4-bit weights bfloat16: most steps would round to none
+                parameter.data = parameter.data.float()
         self.remove_callback(PrinterCallback)  # steps are reported by `guards.Watch`
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
@@ -140,10 +164,7 @@ class CompletionTrainer(SFTTrainer):
         try:
             return cast("torch.optim.Optimizer", super().create_optimizer(model))
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise RecipeError(
-                f"args.optim is {OptimizerNames(self.args.optim).value}, which cannot be made for the device "
-                f"{self.args.device}: {error}. Set adamw_torch, which every device has."
-            ) from error
+            raise _no_optimizer(self.args.optim, self.args.device, error) from error
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The schedule of ``args.lr_scheduler_type``."""

@@ -38,7 +38,8 @@ def fixed_levels(
     if "gold" in names:
         if "gold" not in inputs:
             raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
-        gold = load(inputs["gold"] / "model")[0].to(base.device)
+        gold: Any = load(inputs["gold"] / "model", config.frozen)[0]
+        gold = gold if config.frozen == "nf4" else gold.to(base.device)  # which is where it was loaded
         levels["gold"] = mean(row_losses(gold, encoded["forget"]))
         del gold
         gc.collect()
@@ -52,10 +53,11 @@ def number(level: Level, named: Mapping[str, float]) -> float:
     return named[level] if isinstance(level, str) else level
 
 
-def read_guides(
-    config: UnlearnConfig, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
-) -> list[list[Encoded]]:
-    """The false answers to each forget row's question; an empty list if neither a level nor the method reads them."""
+def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[tuple[str, ...]]:
+    """The false answers to each forget row's question; an empty list if neither a level nor the method reads them.
+
+    Raises InputError if a row has none.
+    """
     if "false_answers" not in named_levels(config) and config.method not in ("csd", "altpo"):
         return []
     answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
@@ -66,7 +68,15 @@ def read_guides(
             "unlearning: the evaluation gets its own first, and answers of trained rows cannot be used. Set "
             "data.perturbed.for_unlearning to 1 or more, lower per_row, or use a method and levels without them."
         )
-    return [[encode(tokenizer, chat_example(tokenizer, r.question, a)) for a in answers[r.row_id]] for r in forget]
+    return [answers[row.row_id] for row in forget]
+
+
+def read_guides(
+    config: UnlearnConfig, data: Path, forget: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> list[list[Encoded]]:
+    """The tokens of :func:`false_answers`, each with its question."""
+    of_rows = zip(forget, false_answers(config, data, forget), strict=False)  # of no row, where nothing reads them
+    return [[encode(tokenizer, chat_example(tokenizer, row.question, a)) for a in answers] for row, answers in of_rows]
 
 
 def mean_by_row(model: Any, guides: list[list[Encoded]]) -> list[float]:

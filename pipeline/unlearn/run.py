@@ -101,7 +101,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     config.check_share(world_size())
     kept = {"save_total_limit": 2}  # the last checkpoint may hold what the guard refuses at the next step
     arguments = training_arguments(kept | config.args, out, bf16=in_bf16(config, inputs), num_train_epochs=1)
-    model, tokenizer = load(inputs["base"] / "model")
+    model, tokenizer = load(inputs["base"] / "model", config.frozen)
     freeze_below(model, config.train_from_layer)
     rows = _read(config, inputs, tokenizer)
     probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
@@ -127,7 +127,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     cap = _set_cap(trainer, levels, len(rows.plain["forget"]))
     ended = _fit(trainer, trained, levels, rows, probes, out)
     facts = _facts(trainer, levels, cap, pairing, ended)
-    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model")[0]))
+    trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model", config.frozen)[0]))
     if is_first():
         release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)

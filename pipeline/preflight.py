@@ -1,0 +1,413 @@
+"""What would fail later, found before the first stage. `doctor` prints it, and `release` begins with it.
+
+Each check is a function that says in words what it found, and raises a ReleaseError, with what to do, if a stage would
+fail. Only stages that are not done are checked. Nothing is downloaded but answers about repositories, and nothing is
+written but temporary files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from core.errors import DataError, HubError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
+from core.hub_access import access_errors
+from datasets_prep.schema import DataFacts, read_data_facts, read_rows
+from eval.config import EvalConfig, Suite
+from eval.verdicts import measurable
+from pipeline.cost import devices
+from pipeline.cost.fits import refuse_what_does_not_fit
+from pipeline.cost.work import SUITES, Cost, total
+from pipeline.engine.plan import gigabytes, planned, sizes
+from pipeline.engine.runner import Stage, Status, Store
+from pipeline.publish.config import PublishConfig
+from pipeline.publish.hub import has_token, hf_endpoint, hub_errors
+from pipeline.publish.licence import has_text
+from pipeline.recipe import Recipe
+from pipeline.stages import data_without_model
+from pipeline.train import start_model
+from pipeline.train.config import HubRef, TrainConfig
+
+MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
+
+
+class Finding(NamedTuple):
+    """What was checked, the first stage that needs it, what was found, and why the stage would fail (None: fine).
+
+    ``stage`` is empty if the problem itself names the stages, or is that of all together.
+    """
+
+    what: str
+    stage: str
+    found: str
+    problem: str | None
+
+
+class Preflight(NamedTuple):
+    """A release that is about to run: its recipe, the stages that are not done, the state of all, and the store."""
+
+    recipe: Recipe
+    waiting: Sequence[Stage]
+    states: Mapping[str, Status]
+    store: Store
+
+    def first(self, *names: str) -> str | None:
+        """The first waiting stage of these names, or whose name begins with one that ends in a hyphen."""
+        found = (s.name for s in self.waiting if s.name in names or s.name.startswith(_prefixes(names)))
+        return next(found, None)
+
+    def costs(self, device: devices.Device) -> dict[str, tuple[Any, Cost]]:
+        """Configuration and cost of each waiting stage."""
+        known = planned(self.recipe, self.states, device)
+        return {stage.name: (stage.config, stage.costs(stage.config, known)) for stage in self.waiting}
+
+
+def _prefixes(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.endswith("-"))
+
+
+def examine(release: Preflight, *, recipe_alone: bool = False, here: bool = True) -> list[Finding]:
+    """All checks of the release; with ``recipe_alone`` those that read no rows and ask neither the Hub nor torch.
+
+    If its stages do not run ``here``, nothing is said of the device and of packages for it.
+    """
+    found = []
+    for what, stage, check in _told_by_the_recipe(release) if recipe_alone else _checks(release, here=here):
+        try:
+            found.append(Finding(what, stage, check(), None))
+        except ReleaseError as problem:
+            found.append(Finding(what, stage, "", str(problem)))
+    return found
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise InputError with every problem that was found."""
+    problems = [f"{f.stage}: {f.problem}" if f.stage else f.problem for f in findings if f.problem]
+    if problems:
+        raise InputError("The release would not come to its end.\n" + "\n".join(problems))
+
+
+Check = tuple[str, str, Callable[[], str]]
+"""What is checked, the first stage that needs it, and the check."""
+
+
+def _told_by_the_recipe(release: Preflight) -> Iterator[Check]:
+    names = [stage.name for stage in release.waiting]
+    if names:
+        yield "commits", names[0], partial(refuse_unpinned, release.recipe)
+    if "gate" in names:
+        yield "gates", "gate", partial(_gates, release)
+    if "publish" in names and release.recipe.publish.hub == "hf":
+        yield "publication", "publish", partial(_refuse_example, release.recipe.publish.repo)
+
+
+def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
+    recipe, names = release.recipe, [stage.name for stage in release.waiting]
+    if not names:
+        return
+    yield "commits", names[0], partial(refuse_unpinned, recipe)
+    yield from _models(release)
+    if release.first("data", "unlearn", "gate"):
+        yield "rows and gates", "data" if "data" in names else "gate", partial(_rows, release)
+    yield from _trainings(release, here=here)
+    if stage := release.first("eval-gold", "eval-base", "eval-unlearned", "eval-gold-"):
+        if here:
+            yield "evaluation", stage, partial(_evaluation, recipe.eval)
+        if recipe.eval.suites:
+            yield "suites", stage, partial(_suites, recipe)
+    if here:
+        yield "memory", "", partial(_memory, release)
+    yield "disk", "", partial(_disk, release)
+    if "publish" in names and recipe.publish.hub == "hf":
+        yield "publication", "publish", partial(_target, recipe.publish)
+
+
+# Models
+
+
+def refuse_unpinned(recipe: Recipe) -> str:
+    """Raise RecipeError if the recipe names a repository without a commit."""
+    if keys := recipe.unpinned():
+        raise RecipeError(
+            f"{', '.join(keys)}: not pinned, and a release is made from exact commits only. Look up the commit on the "
+            f"repository's page and write its 40 hex digits into the recipe, or give --set {keys[0]}=SHA. "
+            f"`--dry-run` shows the plan without it."
+        )
+    return "all pinned"
+
+
+def _models(release: Preflight) -> Iterator[Check]:
+    recipe = release.recipe
+    refs = {"model": recipe.model.hub, "base": recipe.base.hub}
+    refs |= {} if isinstance(recipe.gold, str) else {"gold": recipe.gold.hub}
+    for stage, ref in refs.items():
+        if ref is not None and ref.revision is not None and release.first(stage):
+            with_licence = stage == "model" and _needs_text(recipe)
+            yield f"access to {ref.id}", stage, partial(_model, ref, with_licence=with_licence)
+    if release.first("model") and recipe.model.path:
+        yield "start model", "model", partial(_folder, recipe)
+    if release.first("model") and recipe.model.pypi:
+        yield "start model", "model", partial(_package, "gguf", "model.pypi: a GGUF file is read")
+
+
+def _model(ref: HubRef, *, with_licence: bool) -> str:
+    """The pinned commit can be read, and holds what a release needs."""
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        files = [path.name for path in start_model.cached(ref).iterdir()]
+    else:
+        files = _readable(ref.id, ref.revision, "model", ModelError)
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ModelError(f"hub {ref.id} at {ref.revision}: holds no safetensors, and other weights are not read.")
+    if with_licence and not any(name.startswith("LICENSE") for name in files):
+        raise ModelError(
+            f"hub {ref.id} at {ref.revision}: holds no LICENSE file, and its licence has to be part of the release "
+            "(package would stop). Name a file with its text in model.license_file."
+        )
+    return "in the cache" if is_offline_mode() else "can be read"
+
+
+def _needs_text(recipe: Recipe) -> bool:
+    """Whether the text of the licence has to come with the start model."""
+    return recipe.model.license_file is None and not has_text(recipe.model)
+
+
+def _readable(repo: str, revision: str | None, kind: str, error: type[InputError]) -> list[str]:
+    """The files of a repository that the token may read. Raises ``error``, with what to do, if it may not."""
+    from huggingface_hub import HfApi
+
+    with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
+        api = HfApi(endpoint=hf_endpoint())
+        info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
+        api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
+    return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
+
+
+def _folder(recipe: Recipe) -> str:
+    folder = Path(str(recipe.model.path)).expanduser()
+    start_model.check_model_folder(folder)
+    if _needs_text(recipe) and not any(folder.glob("LICENSE*")):
+        raise ModelError(
+            f"model.path: {folder} holds no LICENSE file, and the licence of the start model has to be part of the "
+            "release (package would stop). Put the file of its repository there, or name one in model.license_file."
+        )
+    return "complete"
+
+
+def _package(name: str, why: str) -> str:
+    if importlib.util.find_spec(name) is None:
+        raise SystemLimitError(f"{why}, which needs the package {name}. Run pip install {name}.")
+    return f"{name} is installed"
+
+
+# Data
+
+
+def _rows(release: Preflight) -> str:
+    """The rows can be used, each forget row has the false answers that the method needs, and the gates can be measured.
+
+    Rows that are not here yet are judged by their number, if that is known.
+    """
+    from huggingface_hub import is_offline_mode
+
+    recipe, hub = release.recipe, release.recipe.data.source.hub
+    if done := release.states["data"].artifact:
+        facts = read_data_facts(done.path)
+        refuse_missing(recipe, done.path, facts)
+    elif hub and not is_offline_mode():
+        _readable(hub.id, hub.revision, "dataset", DataError)
+        return f"can be read; {_gates(release)}"
+    else:
+        with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
+            facts = data_without_model(recipe.data, Path(folder))
+            refuse_missing(recipe, Path(folder), facts)
+    return f"{sum(dict(facts.rows).values()):,} rows, enough for each gate"
+
+
+def _gates(release: Preflight) -> str:
+    """The gates can be measured on as many rows and questions as are known to come."""
+    recipe, rows = release.recipe, sizes(release.recipe, release.states).rows
+    for place, gate in enumerate(recipe.gates):
+        asked = _questions(recipe.eval.suites, gate.split) if gate.of_suite else None
+        if asked is not None and asked < gate.min_n:
+            raise DataError(
+                f"gates[{place}] ({gate.metric} on {gate.split}): it needs {gate.min_n} questions, and the suite asks "
+                f"{asked}. Raise its limit, or lower min_n."
+            )
+    if rows is None:
+        return "gates are checked once the rows are here"
+    measurable.check(recipe.gates, recipe.eval, rows, None)
+    return f"{sum(rows.values()):,} rows expected, enough for each gate"
+
+
+def _questions(asked: Sequence[Suite], task: str) -> int | None:
+    """How many questions a suite asks, if its size is known."""
+    suite = next((suite for suite in asked if suite.task == task), None)
+    if suite is None or task not in SUITES:
+        return None
+    questions, tasks, *_ = SUITES[task]
+    return min(questions, tasks * suite.limit) if suite.limit else questions
+
+
+def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
+    """Raise InputError if the rows of ``data`` cannot carry the gates, or lack false answers that the method reads."""
+    from pipeline.unlearn.levels import false_answers  # brings torch
+
+    measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts)
+    false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
+
+
+# Trainings
+
+
+def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
+    recipe = release.recipe
+    whole = {"base": recipe.base, "gold": recipe.gold}
+    trainings = {name: part.train for name, part in whole.items() if not isinstance(part, str)}
+    for name, config in {**trainings, "unlearn": recipe.unlearn}.items():
+        stage = release.first(name, *(["gold-seed-"] if name == "gold" else []))
+        if config is not None and stage:
+            key = name if name == "unlearn" else f"{name}.train"
+            yield key, stage, partial(_training, key, config, here=here)
+
+
+def _training(key: str, config: TrainConfig, *, here: bool) -> str:
+    """The trainer takes the arguments, and if it runs ``here``, this device has the optimizer and the precision."""
+    import torch
+
+    from eval.attacks.quantize import try_quantization
+    from pipeline.train.fit import training_arguments
+    from pipeline.train.trainer import try_optimizer
+
+    try:
+        with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
+            arguments = training_arguments(config.args, Path(folder), bf16=config.precision == "bf16")
+            if here:
+                try_optimizer(arguments)
+    except RecipeError as error:
+        raise RecipeError(f"{key}.args: {error}") from error
+    if here and config.frozen == "nf4":
+        _package("bitsandbytes", f"{key}.lora.frozen: nf4")
+        try_quantization("nf4", "cuda" if torch.cuda.is_available() else "cpu")
+    return "the trainer takes its arguments"
+
+
+# Evaluation
+
+
+def _evaluation(config: EvalConfig) -> str:
+    """The packages of the attacks and of the backend are here, and bitsandbytes works on the device."""
+    if config.backend == "vllm":
+        _package("vllm", "eval.backend: vllm")
+    if not config.robustness or not config.robustness.quantize:
+        return "its packages are installed"
+    _package("bitsandbytes", "eval.robustness.quantize")
+    from eval.attacks.quantize import try_quantization  # brings torch
+
+    for form in config.robustness.quantize:
+        try_quantization(form, config.device)
+    return f"bitsandbytes rounds to {', '.join(config.robustness.quantize)}"
+
+
+def _suites(recipe: Recipe) -> str:
+    """lm-eval has the tasks, and their questions can be read."""
+    from huggingface_hub import is_offline_mode
+
+    from eval.scoring import suites  # brings lm-eval, whose index of tasks takes seconds
+
+    if is_offline_mode():
+        suites.load_suites(recipe.eval.suites, Path())
+        return "in the cache"
+    with suites.quiet():
+        manager = suites.manager_of(recipe.eval.suites, Path())
+    needed = {name for suite in recipe.eval.suites for name in suites.data_sets(manager, suite.task)}
+    for name in sorted(needed):
+        _readable(name, None, "dataset", DataError)
+    return f"lm-eval has them, and their {len(needed)} data sets can be read"
+
+
+# The machine
+
+
+def _memory(release: Preflight) -> str:
+    """Each stage fits in the memory of its device."""
+    if not any(cost.parts for _, cost in release.costs(devices.cpu()).values()):
+        return "none is needed"  # it is said without torch, which `here` needs
+    device = devices.here()
+    refuse_what_does_not_fit(release.costs(device))
+    fullest = total([cost for _, cost in release.costs(device).values()], device)["memory_bytes"]
+    return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}"
+
+
+def _disk(release: Preflight) -> str:
+    """What the stages leave and need meanwhile fits on the disk of the store."""
+    costs = release.costs(devices.cpu())
+    needed = total([cost for _, cost in costs.values()], devices.cpu())["disk_bytes"]
+    root = release.store.root.absolute()
+    place = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise SystemLimitError(
+            f"The artifacts and checkpoints of this release take {gigabytes(needed)}, and {gigabytes(free)} are free "
+            f"at {place}. Free some space, or give another place with --store."
+        )
+    return f"{gigabytes(needed)} of {gigabytes(free)} free at {place}"
+
+
+# Publication
+
+
+def _refuse_example(repo: str) -> str:
+    if repo.startswith("your-name/"):
+        raise RecipeError(f"publish.repo is {repo}, the example's. Give a repository of yours: --set publish.repo=….")
+    return repo
+
+
+def _target(config: PublishConfig) -> str:
+    """The token may write to the repository, or create it in its namespace."""
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    repo = config.repo
+    _refuse_example(repo)
+    namespace = repo.partition("/")[0]
+    if is_offline_mode():
+        raise HubError("HF_HUB_OFFLINE is set, and nothing can be published. Unset it, or stop with --until package.")
+    if os.environ.get("HF_OIDC_RESOURCE"):
+        return "the token of a trusted publisher is asked for when it publishes"
+    if not has_token():
+        raise HubError(f"There is no token for {hf_endpoint()}. Set HF_TOKEN, or run 'hf auth login'.")
+    api = HfApi(endpoint=hf_endpoint(), token=True)
+    with hub_errors(f"looking up {repo}"):
+        account = api.whoami()
+        try:
+            api.auth_check(repo, write=config.via != "pr")
+        except RepositoryNotFoundError:
+            _may_create(account, repo, namespace)
+            return f"{account['name']} may create {repo}"
+    return f"{account['name']} may write to {repo}"
+
+
+def _may_create(account: dict[str, Any], repo: str, namespace: str) -> None:
+    roles = {org["name"]: org.get("roleInOrg", "write") for org in account.get("orgs", ())}
+    yours = [account["name"], *(name for name, role in roles.items() if role in MAY_WRITE)]
+    if namespace not in yours:
+        raise RecipeError(
+            f"publish.repo is {repo}, and the token's account {account['name']} cannot create a repository of "
+            f"{namespace}. It can for {', '.join(yours)}: set publish.repo, or take a token of {namespace}."
+        )
+    access = account.get("auth", {}).get("accessToken", {})
+    scopes = access.get("fineGrained", {}).get("scoped", ())
+    writes = [s["entity"]["name"] for s in scopes if "repo.write" in s.get("permissions", ())]
+    if access.get("role") == "read" or (access.get("role") == "fineGrained" and namespace not in writes):
+        raise RecipeError(
+            f"publish.repo is {repo}, and the token may not write there. Make one with write access to {namespace} at "
+            "https://huggingface.co/settings/tokens."
+        )

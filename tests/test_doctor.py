@@ -1,0 +1,215 @@
+"""`doctor` and the beginning of `release`: what would fail later, told before anything is downloaded or written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from huggingface_hub import HfApi
+from lm_eval.tasks import TaskManager
+
+from core.errors import RecipeError
+from eval.scoring import suites
+from pipeline import preflight
+from pipeline.localhub.server import LocalHub
+from tests.conftest import Call
+from tests.hub_world import Faulty
+from tests.test_release import write_recipe
+
+GATED = ("someone", "gated")
+
+
+class Doctor(NamedTuple):
+    """The command on a recipe that is sound, with changes; and the Hub's repositories by name, each at its commit."""
+
+    call: Call
+    recipe: Path
+    store: Path
+    commits: dict[str, str]
+
+    def __call__(self, *changes: str, command: str = "doctor") -> subprocess.CompletedProcess[str]:
+        words = [word for change in changes for word in ("--set", change)]
+        return self.call(command, str(self.recipe), "--store", str(self.store), "--json", *words)
+
+    def problems(self, *changes: str) -> dict[str, dict[str, Any]]:
+        """The checks that failed, by what they look at."""
+        done = self(*changes)
+        failed = {c["what"]: c for c in json.loads(done.stdout)["checks"] if c["problem"] is not None}
+        assert done.returncode == (2 if failed else 0)
+        assert "Traceback" not in done.stderr
+        assert not self.store.exists()
+        return failed
+
+    def of(self, name: str, **more: str) -> str:
+        """A model section that names a repository of the Hub."""
+        section = {"license": "apache-2.0", **more}
+        given = ", ".join(f"{key}: {value}" for key, value in section.items())
+        return f"model={{hub: {{id: someone/{name}, revision: {self.commits[name]}}}, name: someone/{name}, {given}}}"
+
+
+class _Gate(Faulty):
+    """A Hub whose repository ``GATED`` shows its page to everybody, and its files to nobody."""
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        path = scope.get("path", "")
+        if f"{'/'.join(GATED)}/auth-check" in path or f"/{'/'.join(GATED)}/resolve/" in path:
+            headers = [(b"x-error-code", b"GatedRepo"), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self.app(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, dict[str, str]]]:
+    served = LocalHub(tmp_path_factory.mktemp("doctor") / "hub")
+    served.app = _Gate(served.app)  # type: ignore[assignment]
+    with served, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        api = HfApi(endpoint=served.endpoint, token=served.token)
+        commits = {}
+        for name in ("tiny", "gated"):
+            api.create_repo(f"someone/{name}")
+            commits[name] = api.upload_folder(repo_id=f"someone/{name}", folder_path=tiny_model).oid
+        yield served, commits
+
+
+@pytest.fixture
+def doctor(
+    call: Call, tiny_model: Path, hub: tuple[LocalHub, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Doctor:
+    served, commits = hub
+    monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+    monkeypatch.setenv("HF_TOKEN", served.token)
+    return Doctor(call, write_recipe(tmp_path, tiny_model), tmp_path / "store", commits)
+
+
+def test_nothing_is_found_in_a_sound_recipe(doctor: Doctor) -> None:
+    assert doctor.problems() == {}
+    assert doctor.problems(doctor.of("tiny"), "publish.hub=hf", "publish.repo=someone/new") == {}
+
+
+# Broken recipes: what is changed, what is looked at, the stage that would fail, and words of the message.
+BROKEN: list[tuple[Sequence[str], str, str, str]] = [
+    (["publish.hub=hf", "publish.repo=nobody/tiny"], "publication", "publish", "cannot create a repository of nobody"),
+    (["gates.0.min_n=17"], "rows and gates", "data", r"it needs 17 rows, and the split has 16"),
+    (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .* no false answer"),
+    (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "there is no file or folder nowhere.csv"),
+    (["unlearn.args.optim=adamw_bnb_no_such"], "unlearn", "unlearn", "unlearn.args"),
+    (["unlearn.args.optim=lomo"], "unlearn", "unlearn", r"unlearn.args: args.optim is lomo, .* Set adamw_torch"),
+    (["eval.backend=vllm"], "evaluation", "eval-gold", "needs the package vllm. Run pip install vllm"),
+    (["eval.device=cuda"], "memory", "", "eval.device is cuda, and CPU is no GPU"),
+]
+
+
+@pytest.mark.parametrize(("changes", "what", "stage", "says"), BROKEN)
+def test_a_broken_recipe_is_told_what_would_fail(
+    doctor: Doctor, changes: Sequence[str], what: str, stage: str, says: str
+) -> None:
+    if not what:
+        done = doctor(*changes)
+        assert (done.returncode, says in done.stderr) == (2, True)
+        return
+    found = doctor.problems(*changes)
+    assert what in found
+    assert re.search(says, found[what]["problem"], re.DOTALL)
+    if stage:
+        assert found[what]["stage"] == stage
+
+
+def test_a_gated_model_without_access_is_found_and_nothing_is_fetched(doctor: Doctor) -> None:
+    found = doctor.problems(doctor.of("gated"))
+    assert list(found) == ["access to someone/gated"]
+    assert (
+        "access is gated. Accept the licence at https://huggingface.co/someone/gated"
+        in (found["access to someone/gated"]["problem"])
+    )
+
+
+def test_a_commit_that_is_not_there_and_a_licence_without_its_text_are_found(doctor: Doctor) -> None:
+    other = doctor.of("tiny").replace(doctor.commits["tiny"], "0" * 40)
+    assert "no such revision" in doctor.problems(other)["access to someone/tiny"]["problem"]
+    llama = (doctor.of("tiny", license="llama3.2"), "publish.repo=demo/Llama-tiny")
+    assert "holds no LICENSE file" in doctor.problems(*llama)["access to someone/tiny"]["problem"]
+    mine = doctor.problems("publish.hub=hf", "publish.repo=your-name/x")
+    assert "publish.repo is your-name/x, the example's" in mine["publication"]["problem"]
+
+
+def test_a_suite_that_does_not_exist_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = TaskManager(include_path=str(suites.TASKS), include_defaults=False)
+    monkeypatch.setattr(suites, "every_task", lambda _: own)  # lm-eval's own index takes seconds
+    found = doctor.problems("eval.suites=[{task: general_knowlege}]")
+    assert found["suites"]["stage"] == "eval-gold"
+    assert "has no task 'general_knowlege'. Did you mean general_knowledge" in found["suites"]["problem"]
+    assert doctor.problems("eval.suites=[{task: general_knowledge}]") == {}
+
+
+def test_a_suite_whose_data_set_cannot_be_read_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = doctor.recipe.parent / "tasks"
+    tasks.mkdir()
+    (tasks / "one.yaml").write_text("task: one\ndataset_path: someone/questions\ntag: tagged\n")
+    (tasks / "all.yaml").write_text("group: all\ntask: [one, general_knowledge]\n")
+    manager = TaskManager(include_path=[str(suites.TASKS), str(tasks)], include_defaults=False)
+    for name in ("one", "all", "tagged"):
+        assert suites.data_sets(manager, name) == {"someone/questions"}
+    assert suites.data_sets(manager, "general_knowledge") == set()
+    monkeypatch.setattr(suites, "every_task", lambda _: manager)
+    assert (
+        "datasets/someone/questions: no such repo" in doctor.problems("eval.suites=[{task: all}]")["suites"]["problem"]
+    )
+
+
+def test_too_small_a_disk_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 10_000}))
+    found = doctor.problems()
+    assert "0.0 MB are free at" in found["disk"]["problem"]
+    assert found["disk"]["stage"] == ""
+
+
+def test_questions_that_a_suite_does_not_ask_cannot_carry_a_gate(doctor: Doctor) -> None:
+    gate = "{metric: acc, split: mmlu, at_least: 0.2, min_n: 2000, reason: x}"
+    done = doctor(f"gates=[{gate}]", "eval.suites=[{task: mmlu, limit: 10}]", command="release")
+    assert done.returncode == 2
+    plan = doctor.call(
+        "release", str(doctor.recipe), "--dry-run", "--store", str(doctor.store),
+        "--set", f"gates=[{gate}]", "--set", "eval.suites=[{task: mmlu, limit: 10}]",
+    )  # fmt: skip
+    assert "it needs 2000 questions, and the suite asks 570" in plan.stderr
+
+
+def test_a_release_says_all_of_it_at_once_and_starts_nothing(doctor: Doctor) -> None:
+    changes = ("data.shares={retain: 0.9, forget: 0.05, holdout: 0.05}", "unlearn.args.optim=lomo", "eval.backend=vllm")
+    done = doctor(*changes, command="release")
+    assert done.returncode == 2
+    for stage in ("data: These gates", "unlearn: unlearn.args", "eval-gold: eval.backend: vllm"):
+        assert stage in done.stderr
+    assert not doctor.store.exists()
+
+
+ORG = {"name": "team", "roleInOrg": "read"}
+FINE = {"role": "fineGrained", "fineGrained": {"scoped": [{"entity": {"name": "me"}, "permissions": ["repo.write"]}]}}
+
+
+@pytest.mark.parametrize(
+    ("repo", "account", "says"),
+    [
+        ("me/x", {}, None),
+        ("team/x", {"orgs": [{**ORG, "roleInOrg": "write"}]}, None),
+        ("team/x", {"orgs": [ORG]}, "cannot create a repository of team. It can for me"),
+        ("me/x", {"auth": {"accessToken": {"role": "read"}}}, "the token may not write there"),
+        ("me/x", {"auth": {"accessToken": FINE}}, None),
+        ("team/x", {"orgs": [{**ORG, "roleInOrg": "admin"}], "auth": {"accessToken": FINE}}, "may not write there"),
+    ],
+)
+def test_what_a_token_may_create(repo: str, account: dict[str, Any], says: str | None) -> None:
+    namespace = repo.partition("/")[0]
+    if says is None:
+        preflight._may_create({"name": "me", **account}, repo, namespace)
+        return
+    with pytest.raises(RecipeError, match=says):
+        preflight._may_create({"name": "me", **account}, repo, namespace)
