@@ -237,7 +237,7 @@ def _trained(
     return Stage(
         name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
         {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
-        partial(work.training, splits=splits), config.processes, resumable=True, shardable=True,
+        partial(work.training, splits=splits), config.processes, resumable=config.train is not None, shardable=True,
         fetches=config.hub is not None,
     )  # fmt: skip
 
