@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.lineage import rows_of_each
 from core.words import SEARCHED
@@ -14,6 +15,9 @@ from model_card.facts import Evidence
 from model_card.markdown import escape
 from model_card.methods import cap_name, method_does, method_name
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
 
 ATTACKS = 2  # claims about attacks in the first paragraph; the others stand with all attacks
@@ -21,6 +25,11 @@ ATTACKS = 2  # claims about attacks in the first paragraph; the others stand wit
 
 def render(config: CardInputs, evidence: Evidence) -> str:
     """The text of README.md with its front matter."""
+    return _template().render(context(config, evidence))
+
+
+@cache
+def _template() -> Template:
     import jinja2
 
     # Markdown is not HTML: what people typed goes through the `md` filter instead of HTML escaping.
@@ -32,7 +41,7 @@ def render(config: CardInputs, evidence: Evidence) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": escape, "number": tables.number}
-    return environment.get_template("card.md.jinja").render(context(config, evidence))
+    return environment.get_template("card.md.jinja")
 
 
 def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from model_card import agreement
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
+from model_card.local import read_local
 from model_card.render import render
-from model_card.stage import run
+from model_card.report import report_html
 from pipeline.overrides import published
 from pipeline.recipe import RECIPES, load_recipe
 from pipeline.stages import stages
@@ -136,9 +137,8 @@ def test_the_card_says_what_base_was_asked_and_what_of_it_is_of_unrehearsed_rows
 def test_the_report_says_what_the_parts_of_the_unrehearsed_rows_say(tmp_path: Path) -> None:
     recipe = load_recipe("demo", ASKING)
     config = next(stage.config for stage in stages(recipe) if stage.name == "card")
-    (tmp_path / "out").mkdir()
-    run(config, write_evidence(tmp_path / "evidence", recipe), tmp_path / "out")
-    page = " ".join((tmp_path / "out" / "report.html").read_text(encoding="utf-8").split())
+    inputs = write_evidence(tmp_path, recipe)
+    page = " ".join(report_html(config, collect(inputs), read_local(inputs), []).split())
     for said in ("On the 12 rows whose question the method put to base,", "On the 8 rows about which it did not ask,"):
         assert page.count(said) == 1
 
