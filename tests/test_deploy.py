@@ -155,7 +155,8 @@ def test_skypilot_takes_the_example() -> None:
     [task] = documents("skypilot.yaml")
     assert problems(schema, task) == []
     assert [command.store for command in our_commands(task["run"])] == ["/store/runs"]
-    assert problems(schema, {**task, "sekrets": {}})
+    for key, wrong in (("sekrets", {}), ("resources", {**task["resources"], "accelerator": "H100:1"})):
+        assert problems(schema, {**task, key: wrong})
 
 
 def test_the_dockerfile_is_clean() -> None:
