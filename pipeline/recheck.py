@@ -1,7 +1,8 @@
-"""Whether a release's verdict follows from what the release itself publishes, for whoever has nothing but its files."""
+"""Whether a release's verdict and card follow from what it publishes itself, for whoever has nothing but its files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,7 +29,28 @@ def problems(tree: Path) -> list[str]:
         return [str(error)]
     except ValidationError as error:
         return [f"{RELEASE} has no gates that can be read ({error.error_count()} problems)."]
-    found = verdict_problems(verdict, gates, results.models)
+    found = [*verdict_problems(verdict, gates, results.models), *_card(tree, release)]
     if release.lineage and all(gate.split != FORGOTTEN or gate.at_most is None for gate in gates):
         found.append(f"It follows {len(release.lineage)} releases, and no gate holds what they were made to forget.")
     return found
+
+
+def _card(tree: Path, release: Release) -> Iterator[str]:
+    """What the card says that the evidence does not. Releases made before `card.json` was published have none."""
+    from model_card.published import CARD, read_card_file, render_from_published  # brings the template engine
+
+    if not (tree / CARD).is_file():
+        return
+    try:
+        inputs = read_card_file(tree).inputs
+        rendered = render_from_published(tree)
+        card = (tree / "README.md").read_text(encoding="utf-8")
+    except (ArtifactError, OSError, UnicodeDecodeError) as error:
+        yield f"The card cannot be rendered again: {error}"
+        return
+    said = (inputs.publish.repo, inputs.publish.tag, inputs.model.name, inputs.model.license)
+    made = (release.repo, release.tag, release.base_model, release.license)
+    if said != made:
+        yield f"{CARD} is of {' '.join(said)}, and {RELEASE} of {' '.join(made)}."
+    if card != rendered:
+        yield "README.md is not the card that the published results, verdict and settings give."

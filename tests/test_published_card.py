@@ -11,7 +11,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from core.artifacts import write_file
 from core.errors import ArtifactError
+from core.lineage import Forgotten
 from eval.schema import ComparedMetric, Comparison, Record, write_comparison
 from model_card import agreement, stage
 from model_card.facts import Evidence, collect
@@ -19,6 +21,8 @@ from model_card.metadata import benchmark_files
 from model_card.published import CARD, render_from_published
 from model_card.render import render
 from model_card.suites import SuiteData
+from pipeline import recheck
+from pipeline.publish.schema import RELEASE, Release
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from tests.artifacts import write_manifest
@@ -53,6 +57,42 @@ def release(inputs: dict[str, Path], config: stage.CardInputs, tmp_path: Path, m
 
 def test_the_published_files_give_the_card_again(release: Path) -> None:
     assert render_from_published(release) == (release / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tree(release: Path, config: stage.CardInputs) -> Path:
+    """The same with `release.json`, as `verify` reads it."""
+    gates = [gate.model_dump(mode="json") for gate in load_recipe("demo", OVERRIDES).gates]
+    publish, model = config.publish, config.model
+    made = Release(
+        repo=publish.repo, tag=publish.tag, base_model=model.name, license=model.license, weights_sha256="0" * 64,
+        recipe={"gates": gates}, data={}, gate_sha256="", forgotten=Forgotten(rows=1, sha256=""), lineage=[],
+        packages={}, files={},
+    )  # fmt: skip
+    write_file(release / RELEASE, made)
+    return release
+
+
+def of_card(tree: Path) -> list[str]:
+    return [problem for problem in recheck.problems(tree) if "card" in problem]
+
+
+def test_a_release_is_checked_to_have_the_card_of_its_evidence(tree: Path) -> None:
+    assert of_card(tree) == []
+    card = tree / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + "It forgets everything.\n", encoding="utf-8")
+    assert of_card(tree) == ["README.md is not the card that the published results, verdict and settings give."]
+
+
+def test_a_card_of_another_release_is_named(tree: Path) -> None:
+    release = tree / RELEASE
+    release.write_text(release.read_text(encoding="utf-8").replace('"v1.0.0"', '"v2.0.0"'), encoding="utf-8")
+    assert of_card(tree)[0].startswith("card.json is of demo/")
+
+
+def test_a_damaged_card_file_is_named(tree: Path) -> None:
+    (tree / CARD).write_text("{}", encoding="utf-8")
+    assert of_card(tree)[0].startswith("The card cannot be rendered again: ")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core.artifacts import json_text, read_file, write_file
-from core.errors import GateError
+from core.errors import ArtifactError, GateError
 from eval.config import Gate
 from eval.schema import OnOtherRows, PublishedResults, Record, Verdict, read_verdict
 from eval.verdicts.gates import judge_gate
@@ -133,19 +133,22 @@ def edit_results(inputs: dict[str, Path]) -> None:
     (inputs["card"] / "results.json").write_text(json_text(results.plain()))
 
 
-def break_results(inputs: dict[str, Path]) -> None:
-    (inputs["card"] / "results.json").write_text('{"models": {}}')
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
-    [(edit_gate, "at_most is 0.3"), (edit_results, "measured is 0.125"), (break_results, "results.json: made by no")],
+    [(edit_gate, "at_most is 0.3"), (edit_results, "measured is 0.125")],
 )
 def test_what_does_not_follow_is_not_packaged(
     inputs: dict[str, Path], tmp_path: Path, edit: Callable[[dict[str, Path]], None], message: str
 ) -> None:
     edit(inputs)
     with pytest.raises(GateError, match=f"does not follow from recipe and results: .*{message}"):
+        build(inputs, tmp_path / "out")
+    assert not (tmp_path / "out" / "hub" / "model.sig").exists()
+
+
+def test_results_of_no_version_are_not_packaged(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (inputs["card"] / "results.json").write_text('{"models": {}}')
+    with pytest.raises(ArtifactError, match=r"results\.json: made by no version"):
         build(inputs, tmp_path / "out")
     assert not (tmp_path / "out" / "hub" / "model.sig").exists()
 

@@ -59,7 +59,9 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     report("scanning for secrets and forget answers")
     scan.refuse_findings(hub, scanner)
     if wrong := recheck(hub):
-        raise GateError(f"The verdict does not follow from recipe and results: {' '.join(wrong)} Nothing was packaged.")
+        raise GateError(
+            f"The verdict or the card does not follow from recipe and results: {' '.join(wrong)} Nothing was packaged."
+        )
     report("signing")
     sign.sign_tree(hub)
     files = [path for path in hub.rglob("*") if path.is_file()]
