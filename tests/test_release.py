@@ -111,7 +111,8 @@ def test_the_unmodified_client_loads_it_from_the_served_hub(released: tuple[Path
     server = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
-        endpoint = server.stderr.readline().split()[0].removeprefix("HF_ENDPOINT=")
+        said = next(line for line in server.stderr if line.startswith("HF_ENDPOINT="))
+        endpoint = said.split()[0].removeprefix("HF_ENDPOINT=")
         code = (
             "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
             "print(type(M.from_pretrained('demo/tiny', revision='v1.0.0')).__name__)\n"

@@ -11,7 +11,7 @@ from core.strict import Strict
 from pipeline.cost.work import Cost
 
 SLACK = 4.0
-"""Time limit over estimated time. Ours: the estimates were right to a factor of two where they could be checked."""
+"""Time limit over estimated time. Ours: an estimate is no promise, and a job over its limit is ended."""
 START_SECONDS = 900  # to load Python, packages and the model, on a slow disk
 UNKNOWN_SECONDS = 24 * 3600
 GB = 10**9
