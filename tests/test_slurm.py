@@ -25,7 +25,7 @@ from tests.conftest import Call
 from tests.slurm import PATIENCE, Cluster, missing, running, until
 from tests.toy_job import GIVEN, toy_graph, want
 
-WHOLE = os.environ.get("UNLEARN_RELEASE_WHOLE_ON_SLURM", "0") not in ("", "0")  # minutes more: .ci/run sets it
+WHOLE = os.environ.get("UNLEARN_RELEASE_WHOLE_ON_SLURM", "0") not in ("", "0")  # minutes more
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
