@@ -18,8 +18,8 @@ from pipeline.train.packed import completion_logits, pack
 
 ADAPTER = "default"  # peft's name for the only one
 MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
-"""Of the largest logit, by the precision of the weights. In float32 sums in another order are a hundred times closer; in
-bfloat16, where each weight and each product is rounded anew, 30 layers were 0.031 apart (docs/measurements/fame.md)."""
+"""Of the largest logit, by the precision of the weights. In float32 sums in another order are a hundred times closer;
+in bfloat16, where each weight and product is rounded anew, 30 layers were 0.031 apart (docs/measurements/fame.md)."""
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
