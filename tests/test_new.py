@@ -77,9 +77,9 @@ def test_its_data_stage_runs_and_carries_its_gates(call: Call, rows: Path, tiny_
     out.mkdir()
     found = prepare.run(recipe.data, {"model": tiny_model}, out)
     assert found.rows.model_dump() == {"forget": 12, "retain": 19, "holdout": 10, "unrehearsed": 19}
-    measurable.check(recipe.gates, found)
+    measurable.check(recipe.gates, recipe.eval, dict(found.rows), found)
     with pytest.raises(Exception, match="needs 30 rows, and the split has 12"):  # own-data's, as they are there
-        measurable.check(load_recipe("own-data").gates, found)
+        measurable.check(load_recipe("own-data").gates, recipe.eval, dict(found.rows), found)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_model_of_the_hub_that_is_not_pinned_is_planned_with_a_warning(
     given = ("--model", "acme/Some-1B", "--license", "apache-2.0", "--rows", str(rows))
     done = call("new", str(tmp_path / "acme"), *given)
     assert done.returncode == 0
-    assert "model.hub.revision is not pinned" in done.stderr
+    assert "would refuse to start. model.hub.revision: not pinned" in done.stderr
     pinned = call("new", str(tmp_path / "pinned"), *("--model", f"acme/Some-1B@{'a' * 40}", *given[2:]))
     assert (pinned.returncode, "not pinned" in pinned.stderr) == (0, False)
     assert load_recipe(str(tmp_path / "pinned.yaml")).publish.repo == "your-name/Some-1B-unlearned"
@@ -163,7 +163,7 @@ BAD = {
     "a folder without a model": (("--model", "./docs"), "the model folder lacks config.json"),
     "a branch": (("--model", "a/b@main"), "--model: 'main' is not a commit"),
     "no licence": (("--model", "a/b"), "--license: the model's licence is not given"),
-    "another licence": (("--model", "a/b", "--license", "mit"), "--license: 'mit' is not supported"),
+    "another licence": (("--model", "a/b", "--license", "gpl"), "--license: 'gpl' is not supported"),
     "a name that the licence forbids": (
         ("--model", "a/b", "--license", "llama3.2", "--repo", "a/b"), "must begin with 'Llama'",
     ),
@@ -219,7 +219,7 @@ class Terminal(io.StringIO):
 def test_at_a_terminal_it_asks_and_asks_again(
     call: Call, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = ["a/b@main", f"a/b@{'c' * 40}", "mit", "apache-2.0", "missing.csv", str(rows), "Ida Holt", ""]
+    answers = ["a/b@main", f"a/b@{'c' * 40}", "gpl", "apache-2.0", "missing.csv", str(rows), "Ida Holt", ""]
     monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{answer}\n" for answer in answers)))
     done = call("new", str(tmp_path / "acme"))
     assert done.returncode == 0

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.artifacts import Made
-from pipeline.engine import artifact
 from pipeline.train import precision
 from pipeline.train.config import TrainConfig
 from pipeline.train.facts import ModelFacts, Products
 from pipeline.unlearn.config import UnlearnConfig
+from tests.artifacts import write_manifest
 
 
 @pytest.fixture
@@ -23,15 +22,9 @@ def _knows_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _model(folder: Path, products: Products) -> Path:
     """A finished artifact of the model stage."""
-    partial = folder.with_name("new.partial")
-    partial.mkdir(parents=True)
-    (partial / "config.json").write_text("{}", encoding="utf-8")
+    folder.mkdir()
     facts = ModelFacts(name="demo/x", license="mit", parameters=1, dtypes=["F32"], products=products)
-    made = Made(
-        stage="model", version="2", key="0" * 64, config={}, inputs={}, facts=facts.model_dump(mode="json"), seconds=0,
-        peak_memory_bytes=0, git={"commit": None, "dirty": False}, packages={}, device="cpu", argv=[],
-    )  # fmt: skip
-    artifact.finish(partial, folder, made)
+    write_manifest(folder, "model", facts)
     return folder
 
 

@@ -144,8 +144,8 @@ def test_a_gate_on_tofus_utility_needs_its_sets() -> None:
     with pytest.raises(
         DataError, match=r"tofu_model_utility on retain\+real_world\): it reads questions about the real"
     ):
-        measurable.check([judged], facts)
-    measurable.check([judged], facts.changed(real_world={"world_facts": 117}))
+        measurable.check([judged], RECIPE.eval, dict(facts.rows), facts)
+    measurable.check([judged], RECIPE.eval, dict(facts.rows), facts.changed(real_world={"world_facts": 117}))
 
 
 def samples_of(log: dict[str, Any]) -> list[dict[str, Any]]:
@@ -209,12 +209,14 @@ def test_the_prompt_is_that_of_open_unlearning(tmp_path: Path) -> None:
 
 
 def test_the_recipe_runs_to_its_gates_and_measures_what_tofu_does(
-    call: Call, hub: tuple[LocalHub, str], tmp_path: Path
+    call: Call, hub: tuple[LocalHub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Base and gold are pointers to the Hub, so only the unlearning is trained."""
     from huggingface_hub import HfApi
 
     running, commit = hub
+    monkeypatch.setenv("HF_ENDPOINT", running.endpoint)  # of which each test has its own
+    monkeypatch.setenv("HF_TOKEN", running.token)
     api = HfApi(endpoint=running.endpoint, token=running.token)
     pointers = []
     for seed, part in enumerate(("base", "gold")):

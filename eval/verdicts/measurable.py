@@ -68,7 +68,7 @@ def _why(gate: Gate, config: EvalConfig, rows: Mapping[str, int], data: DataFact
 def _after_relearning(metric: Metric, config: EvalConfig, rows: Mapping[str, int]) -> int | None:
     """How many forget rows a reading after relearning has, if the metric is one."""
     relearn = config.robustness.relearn if config.robustness else None
-    if relearn is None or metric.attack is None or not metric.attack.name.startswith("relearn"):
+    if relearn is None or metric.kind != "relearning":
         return None
     return rows["forget"] - relearned(rows["forget"], relearn.forget_share)
 
