@@ -148,10 +148,10 @@ def _models(release: Preflight) -> Iterator[Check]:
     refs |= {} if isinstance(recipe.gold, str) else {"gold": recipe.gold.hub}
     for stage, ref in refs.items():
         if ref is not None and ref.revision is not None and release.first(stage):
-            with_licence = stage == "model" and _needs_text(recipe)
+            with_licence = stage == "model" and _needs_text(release)
             yield f"access to {ref.id}", stage, partial(_model, ref, with_licence=with_licence)
     if release.first("model") and recipe.model.path:
-        yield "start model", "model", partial(_folder, recipe)
+        yield "start model", "model", partial(_folder, release)
     if release.first("model") and recipe.model.pypi:
         yield "start model", "model", partial(_package, "gguf", "model.pypi: a GGUF file is read")
 
@@ -174,9 +174,10 @@ def _model(ref: HubRef, *, with_licence: bool) -> str:
     return "in the cache" if is_offline_mode() else "can be read"
 
 
-def _needs_text(recipe: Recipe) -> bool:
-    """Whether the text of the licence has to come with the start model."""
-    return recipe.model.license_file is None and not has_text(recipe.model)
+def _needs_text(release: Preflight) -> bool:
+    """Whether there will be a package, for which the text of the licence has to come with the start model."""
+    model = release.recipe.model
+    return release.first("package") is not None and model.license_file is None and not has_text(model)
 
 
 def _readable(repo: str, revision: str | None, kind: str, error: type[InputError]) -> list[str]:
@@ -190,10 +191,10 @@ def _readable(repo: str, revision: str | None, kind: str, error: type[InputError
     return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
 
 
-def _folder(recipe: Recipe) -> str:
-    folder = Path(str(recipe.model.path)).expanduser()
+def _folder(release: Preflight) -> str:
+    folder = Path(str(release.recipe.model.path)).expanduser()
     start_model.check_model_folder(folder)
-    if _needs_text(recipe) and not any(folder.glob("LICENSE*")):
+    if _needs_text(release) and not any(folder.glob("LICENSE*")):
         raise ModelError(
             f"model.path: {folder} holds no LICENSE file, and the licence of the start model has to be part of the "
             "release (package would stop). Put the file of its repository there, or name one in model.license_file."
