@@ -13,6 +13,7 @@ from datasets_prep.schema import FORGOTTEN
 from eval.config import Gate
 from eval.schema import PublishedResults, read_verdict
 from eval.verdicts.recheck import verdict_problems
+from model_card.published import CARD, read_card_file, render_from_published
 from pipeline.publish.schema import RELEASE, Release
 
 AGAIN = "Ask its publisher to publish it again."
@@ -37,8 +38,6 @@ def problems(tree: Path) -> list[str]:
 
 def _card(tree: Path, release: Release) -> Iterator[str]:
     """What the card says that the evidence does not. Releases made before `card.json` was published have none."""
-    from model_card.published import CARD, read_card_file, render_from_published  # brings the template engine
-
     if not (tree / CARD).is_file():
         return
     try:
