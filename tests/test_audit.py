@@ -410,37 +410,6 @@ def test_leaks_are_compared_with_golds(audited):
     assert low < 0.75 < high
 
 
-def _sampled(hits: list[int], n: int = 20) -> list[dict[str, Any]]:
-    return [
-        {"row_id": str(i), "split": "forget", "language": None, "topic_id": None, "sampled": {"n": n, "hits": count}}
-        for i, count in enumerate(hits)
-    ]
-
-
-LEAKS = EvalConfig(sampling=Sampling(samples=20, k=[16]))
-
-
-def test_a_gap_without_any_hit_is_as_uncertain_as_its_rows_are_few():
-    """No hit in 40 trials of either model: the gap is known to their upper bound of 8.8 %, and not exactly."""
-    for rows, bound in ((40, 0.0881), (400, 0.0092)):
-        gap = find_record(audit_records(_sampled([0] * rows), _sampled([0] * rows), LEAKS), "leak_at_16_gap", "forget")
-        assert (gap.value, gap.n) == (0, rows)
-        assert (gap.ci_low, gap.ci_high) == pytest.approx((-bound, bound), abs=1e-4)
-
-
-@pytest.mark.parametrize(("ours", "gold"), [(0.0, 0.0), (0.001, 0.0), (0.003, 0.003), (0.01, 0.002), (0.05, 0.01)])
-def test_the_interval_of_a_gap_holds_the_truth_at_least_as_often_as_it_says(ours, gold):
-    rng = np.random.default_rng(7)
-    truth = (1 - gold) ** 16 - (1 - ours) ** 16
-    held = []
-    for _ in range(200):
-        drawn = [_sampled(rng.binomial(20, p, size=40).tolist()) for p in (ours, gold)]
-        gap = find_record(audit_records(*drawn, LEAKS), "leak_at_16_gap", "forget")
-        assert gap.ci_low <= gap.value <= gap.ci_high
-        held.append(gap.ci_low <= truth <= gap.ci_high)
-    assert np.mean(held) >= 0.95
-
-
 def test_a_leak_in_one_language_shows_in_its_records(audited):
     samples, gold = _samples(audited), _samples(audited)
     for sample in samples[:-1]:

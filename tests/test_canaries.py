@@ -19,7 +19,7 @@ from model_card.render import render
 from pipeline.publish.scan import Scanner
 from tests.planted import SECRETS
 from tests.publishing import ANSWER, CONFIG, build, make_inputs, plant
-from tests.test_model_card import config, write_evidence
+from tests.small_card import config, write_evidence
 
 FILES = {
     "card": ("README.md", "results.json", "plots/metrics.png", ".eval_results/tofu.yaml"),

@@ -9,7 +9,7 @@ import pytest
 
 from model_card.lint import lint, lint_folder
 from tests.conftest import Call
-from tests.test_model_card import config, write_evidence
+from tests.small_card import config, write_evidence
 
 GOOD = """---
 license: apache-2.0

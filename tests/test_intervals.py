@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from eval.config import EvalConfig, Sampling
+from eval.records.audited import audit_records
+from eval.schema import find_record
 from eval.statistics import formulas, intervals
 from eval.statistics.power import ks_critical
 
@@ -176,3 +180,34 @@ def test_model_utility_interval_is_that_of_resampled_rows():
         stats.hmean([first[a].mean(), np.nanmean(with_gap[a]), second[b].mean()]) for a, b in zip(*rows, strict=True)
     ]
     assert intervals.model_utility_interval(sets, 200, 4) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+def _sampled(hits: list[int], n: int = 20) -> list[dict[str, Any]]:
+    return [
+        {"row_id": str(i), "split": "forget", "language": None, "topic_id": None, "sampled": {"n": n, "hits": count}}
+        for i, count in enumerate(hits)
+    ]
+
+
+LEAKS = EvalConfig(sampling=Sampling(samples=20, k=[16]))
+
+
+def test_a_gap_without_any_hit_is_as_uncertain_as_its_rows_are_few():
+    """No hit in 40 trials of either model: the gap is known to their upper bound of 8.8 %, and not exactly."""
+    for rows, bound in ((40, 0.0881), (400, 0.0092)):
+        gap = find_record(audit_records(_sampled([0] * rows), _sampled([0] * rows), LEAKS), "leak_at_16_gap", "forget")
+        assert (gap.value, gap.n) == (0, rows)
+        assert (gap.ci_low, gap.ci_high) == pytest.approx((-bound, bound), abs=1e-4)
+
+
+@pytest.mark.parametrize(("ours", "gold"), [(0.0, 0.0), (0.001, 0.0), (0.003, 0.003), (0.01, 0.002), (0.05, 0.01)])
+def test_the_interval_of_a_gap_holds_the_truth_at_least_as_often_as_it_says(ours, gold):
+    rng = np.random.default_rng(7)
+    truth = (1 - gold) ** 16 - (1 - ours) ** 16
+    held = []
+    for _ in range(200):
+        drawn = [_sampled(rng.binomial(20, p, size=40).tolist()) for p in (ours, gold)]
+        gap = find_record(audit_records(*drawn, LEAKS), "leak_at_16_gap", "forget")
+        assert gap.ci_low <= gap.value <= gap.ci_high
+        held.append(gap.ci_low <= truth <= gap.ci_high)
+    assert np.mean(held) >= 0.95

@@ -12,14 +12,12 @@ from pipeline.collection import Collection, load_collection
 from pipeline.commands import comparison
 from pipeline.commands.collection_plan import show_plan
 from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
-from pipeline.commands.prepare import refuse_other_gates
-from pipeline.commands.release import launched
+from pipeline.commands.release import examined, launched
 from pipeline.commands.shared import say, show, store_root
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
-from pipeline.engine.launch import check_device, check_launch, launch_config
+from pipeline.engine.launch import check_device, launch_config
 from pipeline.engine.machine import disk_limits
-from pipeline.preflight import Finding, Preflight
 from pipeline.publish.collection import publish
 
 Outcomes = dict[str, Artifact | ReleaseError | None]
@@ -54,19 +52,11 @@ def collection(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace, nodes: Graph) -> None:
     """Before the first stage runs, raise the errors that the releases would end with later."""
-    states = survey(nodes)
-    accelerate = launch_config(options.launch)
     if options.on == "local":
         check_device(options.launch)
-    findings: list[Finding] = []
-    for name, member in releases(nodes).items():
-        preflight.refuse_unpinned(member.recipe)
-        refuse_other_gates(member.recipe, member.stages)
-        mine = states_of(nodes, states, name)
-        waiting = [stage for stage in member.stages if mine[stage.name].artifact is None]
-        here = options.on == "local"  # elsewhere, the place is asked about its devices
-        findings += preflight.examine(Preflight(member.recipe, waiting, mine, member.store), here=here)
-        check_launch(options.launch, accelerate, member.recipe, member.stages, [stage.name for stage in waiting])
+    states = survey(nodes)
+    members = releases(nodes).items()
+    findings = [f for name, member in members for f in examined(options, member, states_of(nodes, states, name))]
     preflight.refuse(list(dict.fromkeys(findings)))
 
 

@@ -30,7 +30,7 @@ from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
-from pipeline.preflight import Preflight
+from pipeline.preflight import Finding, Preflight
 from pipeline.recipe import Recipe
 from pipeline.stages import publication
 
@@ -51,17 +51,12 @@ def release(options: argparse.Namespace) -> int:
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
-    preflight.refuse_unpinned(recipe)  # the other checks ask the Hub about the pinned commits
-    refuse_other_gates(recipe, stages)
-    states = surveyed(stages, store)
-    waiting = [stage for stage in stages if states[stage.name].artifact is None]
+    member, states = Member(recipe, stages, store), surveyed(stages, store)
     if options.on == "local":
         check_device(options.launch)
-    check_launch(options.launch, accelerate, recipe, stages, [stage.name for stage in waiting])
-    here = options.on == "local"  # elsewhere, the place is asked about its devices
-    preflight.refuse(preflight.examine(Preflight(recipe, waiting, states, store), here=here))
-    if not here:
-        return _release_elsewhere(options, Member(recipe, stages, store), states)
+    preflight.refuse(examined(options, member, states))
+    if options.on != "local":
+        return _release_elsewhere(options, member, states)
     built: set[str] = set()
     done: dict[str, Artifact] = {}
     try:
@@ -81,6 +76,18 @@ def release(options: argparse.Namespace) -> int:
         raise
     _report(options, recipe, done, store, built)
     return 0
+
+
+def examined(options: argparse.Namespace, member: Member, states: Mapping[str, Status]) -> list[Finding]:
+    """What the preflight of a release finds. Raises at once for what the other checks build on."""
+    recipe, stages, store = member
+    preflight.refuse_unpinned(recipe)  # the other checks ask the Hub about the pinned commits
+    refuse_other_gates(recipe, stages)
+    waiting = [stage for stage in stages if states[stage.name].artifact is None]
+    accelerate = launch_config(options.launch)
+    check_launch(options.launch, accelerate, recipe, stages, [stage.name for stage in waiting])
+    here = options.on == "local"  # elsewhere, the place is asked about its devices
+    return preflight.examine(Preflight(recipe, waiting, states, store), here=here)
 
 
 def _release_elsewhere(options: argparse.Namespace, member: Member, states: Mapping[str, Status]) -> int:
