@@ -27,7 +27,7 @@ from pipeline.cost.work import SUITES, Cost, total
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import has_token, hf_endpoint, hub_errors
+from pipeline.publish.hub import hf_endpoint, hub_errors, need_token
 from pipeline.publish.licence import has_text
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model
@@ -383,8 +383,7 @@ def _target(config: PublishConfig) -> str:
         raise HubError("HF_HUB_OFFLINE is set, and nothing can be published. Unset it, or stop with --until package.")
     if os.environ.get("HF_OIDC_RESOURCE"):
         return "the token of a trusted publisher is asked for when it publishes"
-    if not has_token():
-        raise HubError(f"There is no token for {hf_endpoint()}. Set HF_TOKEN, or run 'hf auth login'.")
+    need_token()
     api = HfApi(endpoint=hf_endpoint(), token=True)
     with hub_errors(f"looking up {repo}"):
         account = api.whoami()

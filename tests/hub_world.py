@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from huggingface_hub import HfApi
 
 from pipeline.localhub.server import LocalHub
@@ -16,7 +18,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target
 from pipeline.publish.schema import Receipt
 from pipeline.recheck import problems
-from tests.publishing import CARD, REPO, build, own_signer
+from tests.publishing import CARD, REPO, build, make_inputs, own_signer
 from tests.publishing import CONFIG as PACKAGE
 
 CONFIG = PublishConfig(repo=REPO, hub="local", visibility="private", tag="v1.0.0")
@@ -142,3 +144,41 @@ def next_release(inputs: dict[str, Path], tmp_path: Path, name: str = "next", ta
     (inputs["card"] / "plots" / "metrics.png").unlink(missing_ok=True)
     (inputs["card"] / "plots" / f"{name}.png").write_bytes(b"\x89PNG\0")
     return build(inputs, tmp_path / name, PACKAGE.model_copy(update={"tag": tag}))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A store with its key, the inputs of a package, and the package, which no test changes."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNLEARN_RELEASE_STORE", str(folder / "store"))
+        build(make_inputs(folder / "inputs", tiny_model), folder / "package")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that store; a verification generates nothing, which it takes long to do."""
+    shutil.copytree(made / "store", tmp_path / "store")
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("pipeline.publish.verify._generation", lambda _folder: "tested elsewhere")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
+    """The inputs of a package, for tests that change them."""
+    return make_inputs(tmp_path / "inputs", tiny_model)
+
+
+@pytest.fixture
+def package(made: Path) -> Path:
+    """The package that no test changes."""
+    return made / "package"
+
+
+@pytest.fixture
+def world(store: Path) -> Iterator[World]:
+    """The Hub of ``store``, of which a file may have its own."""
+    with running(store) as world:
+        yield world

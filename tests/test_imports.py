@@ -44,7 +44,10 @@ ALLOWED = {  # beyond that
     "pipeline.unlearn": {"pipeline.train", "datasets_prep.chat", "datasets_prep.perturb", "datasets_prep.text"},
     "pipeline.publish": {"pipeline.localhub"},
 }
-HEAVY = {"torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "scipy", "sklearn", "peft", "accelerate"}
+HEAVY = {
+    *("torch", "transformers", "trl", "datasets", "lm_eval", "matplotlib", "scipy", "sklearn", "peft", "accelerate"),
+    *("starlette", "uvicorn"),
+}
 
 
 def module_name(path: Path) -> str:

@@ -301,9 +301,9 @@ def test_releases_are_checked_as_verify_checks_them(
         good, other, edited = (next(s for s in sections if f"> {tag} " in s) for tag in ("v1.0.0", "v9.9.9", "v1.0.1"))
         assert "> v1.0.0 valid" in good
         assert "✓ signature: covers all files, by the key" in good
-        assert "✗ name: these files are v1.0.0 of demo/tiny-unlearned" in other
+        assert "✗ name: it was signed as v1.0.0, and the tag v9.9.9 was moved to it" in other
         assert "> v1.0.1 not valid" in edited
-        for name in ("signature", "contents", "gates"):
+        for name in ("signature", "contents", "gate"):
             assert f"✗ {name}:" in edited
         assert not list(judged.folder.rglob("release-*"))
         asked = []

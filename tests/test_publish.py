@@ -1,12 +1,13 @@
 """Publishing to a Hub that breaks in every way: afterwards main is the old release, or the complete new one."""
 
+# ruff: noqa: F811  (fixtures are imported, and named by tests)
+
 from __future__ import annotations
 
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
-from tests.hub_world import CONFIG, Fault, World, next_release, running
-from tests.publishing import CARD, REPO, build, make_inputs, own_signer, write_gate
+from tests.hub_world import CONFIG, Fault, World, inputs, next_release, running, world  # noqa: F401
+from tests.publishing import CARD, REPO, build, own_signer, write_gate
 
 SLEEP = time.sleep
 
@@ -37,19 +38,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
-    return make_inputs(tmp_path / "inputs", tiny_model)
-
-
-@pytest.fixture
 def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
     return build(inputs, tmp_path / "package")
-
-
-@pytest.fixture
-def world(store: Path) -> Iterator[World]:
-    with running(store) as world:
-        yield world
 
 
 def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store: Path) -> None:
@@ -65,7 +55,7 @@ def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store
     assert str(tmp_path) not in (out / "receipt.json").read_text()
     assert (store / receipt.url).is_dir()
     with connect("local") as target:
-        found = verify_release(REPO, receipt.tag, target.endpoint, target.token, [own_signer()], problems)
+        found = verify_release(REPO, receipt.tag, target, [own_signer()], problems)
         assert [c.name for c in found.checks] == [c.name for c in receipt.verified]
         assert HfApi(endpoint=target.endpoint, token=target.token).repo_info(REPO, revision="v1.0.0").private is True
     again = tmp_path / "again"

@@ -1,10 +1,10 @@
 """Ways to publish: by pull request, gated, into a collection; the plan of it; and how much is sent."""
 
+# ruff: noqa: F811  (fixtures are imported, and named by tests)
+
 from __future__ import annotations
 
 import io
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,47 +16,17 @@ from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
-from tests.hub_world import CONFIG, Fault, World, next_release, running
-from tests.publishing import REPO, build, make_inputs, own_signer
+from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, package, running, store, world  # noqa: F401
+from tests.publishing import REPO, own_signer
 
 WRITES = (
     r"(POST|PUT|DELETE) .*/(commit|branch|tag|settings|create|merge|status|comment|discussions|items|super-squash).*"
 )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A store with its key, the inputs of a package, and the package, which no test changes."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNLEARN_RELEASE_STORE", str(folder / "store"))
-        build(make_inputs(folder / "inputs", tiny_model), folder / "package")
-    return folder
-
-
 @pytest.fixture(autouse=True)
-def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(made / "store", tmp_path / "store")
-    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr("pipeline.publish.verify._generation", lambda _folder: "tested elsewhere")  # it takes long
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
-    return make_inputs(tmp_path / "inputs", tiny_model)
-
-
-@pytest.fixture
-def package(made: Path) -> Path:
-    return made / "package"
-
-
-@pytest.fixture
-def world(store: Path) -> Iterator[World]:
-    with running(store) as world:
-        yield world
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # the client waits between attempts
 
 
 def watch_writes(world: World) -> Fault:
@@ -76,7 +46,7 @@ def requested(world: World, package: Path) -> int:
 def test_a_release_by_pull_request_is_verified_before_and_after_the_merge(world: World, package: Path) -> None:
     number = requested(world, package)
     before = world.head()
-    verify_release(REPO, f"refs/pr/{number}", world.target.endpoint, world.target.token, [own_signer()], problems)
+    verify_release(REPO, f"refs/pr/{number}", world.target, [own_signer()], problems)
     assert world.tags() == {}
     assert world.branches() == ["main"]
     writes = watch_writes(world)

@@ -1,10 +1,10 @@
 """Revoking a release: a tombstone in its place, everything refused by `verify`, and no half-done state for good."""
 
+# ruff: noqa: F811  (fixtures are imported, and named by tests)
+
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,45 +16,11 @@ from pipeline.__main__ import main
 from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
-from tests.hub_world import Fault, World, next_release, running
-from tests.publishing import REPO, build, make_inputs, own_signer
+from tests.hub_world import Fault, World, inputs, made, next_release, package, store, world  # noqa: F401
+from tests.publishing import REPO, own_signer
 
 LARGE = ["plots/metrics.png", "model.safetensors"]
 WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A store with its key, the inputs of a package, and the package, which no test changes."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNLEARN_RELEASE_STORE", str(folder / "store"))
-        build(make_inputs(folder / "inputs", tiny_model), folder / "package")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(made / "store", tmp_path / "store")
-    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr("pipeline.publish.verify._generation", lambda _folder: "tested elsewhere")  # it takes long
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
-    return make_inputs(tmp_path / "inputs", tiny_model)
-
-
-@pytest.fixture
-def package(made: Path) -> Path:
-    return made / "package"
-
-
-@pytest.fixture
-def world(store: Path) -> Iterator[World]:
-    with running(store) as world:
-        yield world
 
 
 def revoke(world: World, tag: str = "v1.0.0", successor: str | None = None, **ways: bool) -> tuple[str, ...]:
@@ -79,7 +45,7 @@ def card(world: World, revision: str, tmp_path: Path) -> ModelCard:
 
 def refused(world: World, revision: str) -> str:
     with pytest.raises(VerificationError) as caught:
-        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, [own_signer()], problems)
+        verify_release(REPO, revision, world.target, [own_signer()], problems)
     assert caught.value.exit_code == 4
     return str(caught.value)
 
@@ -119,7 +85,7 @@ def test_a_newer_release_stays(world: World, inputs: dict, package: Path, tmp_pa
     assert f"Its successor is {REPO}" in refused(world, "v1.0.0")
     assert refused(world, old)
     for revision in ("main", "v1.1.0"):
-        verify_release(REPO, revision, world.hub.endpoint, world.hub.token, [own_signer()], problems)
+        verify_release(REPO, revision, world.target, [own_signer()], problems)
     revoke(world, "v1.1.0")  # then the older one is revoked with it, and main is a tombstone
     assert set(card(world, "main", tmp_path).data.to_dict()["revocation"]["revisions"]) == {"v1.0.0", "v1.1.0"}
     assert refused(world, "v1.1.0")
@@ -133,7 +99,7 @@ def test_what_was_revoked_is_not_published_again_and_a_new_version_is(
     with pytest.raises(HubError, match=r"v1\.0\.0 of demo/tiny-unlearned was revoked.*new version"):
         world.publish(package)
     world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
-    verify_release(REPO, "main", world.hub.endpoint, world.hub.token, [own_signer()], problems)
+    verify_release(REPO, "main", world.target, [own_signer()], problems)
     assert refused(world, "v1.0.0")
 
 
@@ -156,7 +122,7 @@ def test_purge_deletes_the_weights_for_good(
     assert "was revoked on" in refused(world, "v1.0.0")
     assert "was revoked on" in refused(world, old)
     if newer:
-        verify_release(REPO, "main", world.hub.endpoint, world.hub.token, [own_signer()], problems)
+        verify_release(REPO, "main", world.target, [own_signer()], problems)
     else:
         with pytest.raises((EntryNotFoundError, HfHubHTTPError)):
             card(world, old, tmp_path / "gone")
@@ -214,7 +180,7 @@ def test_the_command(world: World, package: Path, store: Path, capsys: pytest.Ca
 def test_a_stranger_reads_that_a_public_release_was_revoked(world: World, package: Path) -> None:
     world.publish(package, visibility="public")
     revoke(world)
-    stranger = world.target.__class__(world.hub.endpoint, None)
+    stranger = world.target.__class__(world.hub.endpoint, False)
     found = revocation_of(REPO, "v1.0.0", stranger)
     assert found
     assert found.reason == WHY

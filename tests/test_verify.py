@@ -1,5 +1,7 @@
 """`verify` as a stranger runs it: what a valid signature alone does not show is noticed and named."""
 
+# ruff: noqa: F811  (fixtures are imported, and named by tests)
+
 from __future__ import annotations
 
 import re
@@ -19,8 +21,8 @@ from pipeline.commands import published
 from pipeline.publish import push, sign, tree, verify
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
-from tests.hub_world import World, next_release, running
-from tests.publishing import REPO, build, make_inputs, own_signer, write_gate
+from tests.hub_world import World, inputs, next_release, running, world  # noqa: F401
+from tests.publishing import REPO, build, own_signer, write_gate
 
 
 @pytest.fixture(autouse=True)
@@ -30,26 +32,19 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def inputs(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
-    return make_inputs(tmp_path / "inputs", tiny_model)
-
-
-@pytest.fixture
 def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
     return build(inputs, tmp_path / "package")
-
-
-@pytest.fixture
-def world(store: Path) -> Iterator[World]:
-    with running(store) as world:
-        yield world
 
 
 def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = re.findall(r"``verify\.(\w+)``", str(publish.__doc__))
     assert named == [verify_release.__name__]
     own = [name for name, value in vars(verify).items() if getattr(value, "__module__", "") == verify.__name__]
-    assert [name for name in own if name.islower() and not name.startswith("_")] == [*named, "read_release"]
+    assert [name for name in own if name.islower() and not name.startswith("_")] == [
+        "file_steps",
+        *named,
+        "read_release",
+    ]
     assert push.verify_release is published.verify_release is verify_release
 
     def called(*_given: object) -> None:
@@ -88,13 +83,13 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
         ):
             verified(world, commit)
     with pytest.raises(HubError, match="404"):
-        verify_release(REPO, "never-was", world.target.endpoint, world.target.token, [own_signer()], problems)
+        verify_release(REPO, "never-was", world.target, [own_signer()], problems)
     with pytest.raises(RevisionNotFoundError):
         world.head("never-was")
 
 
 def verified(world: World, revision: str = "main", repo: str = REPO) -> list[str]:
-    found = verify_release(repo, revision, world.target.endpoint, world.target.token, [own_signer()], problems)
+    found = verify_release(repo, revision, world.target, [own_signer()], problems)
     return [check.name for check in found.checks]
 
 

@@ -42,10 +42,9 @@ def _of_repository(options: argparse.Namespace) -> list[Problem]:
 
 
 def _downloaded(repo: str, revision: str, target: Target) -> list[Problem]:
-    from huggingface_hub import HfApi
 
     with hub_errors(f"reading the card of {repo} at {revision}"):
-        api = HfApi(endpoint=target.endpoint, token=target.token)
+        api = target.api()
         files = api.list_repo_files(repo, revision=revision)
         if "README.md" not in files:
             return [Problem("metadata", "There is no README.md.")]

@@ -65,10 +65,9 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
 
 
 def _commit(target: Target, repo: str, revision: str) -> str:
-    from huggingface_hub import HfApi
 
     with hub_errors(f"looking up {repo} at {revision}"):
-        commit = HfApi(endpoint=target.endpoint, token=target.token).repo_info(repo, revision=revision).sha
+        commit = target.api().repo_info(repo, revision=revision).sha
     if commit is None:
         raise InputError(
             f"--to {repo}: the repository has no commit at {revision}. Give one of its branches, tags or commits."

@@ -8,13 +8,11 @@ from core.errors import InputError
 from core.hub_ids import check_repository
 from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
-from pipeline.localhub.server import serve
 from pipeline.publish.hub import connect
 from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_reason
 from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
-from pipeline.release_checks import release_checks
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -27,7 +25,7 @@ def verify(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("key", "ca", "identity", "issuer")}
     signers = trusted_signers(options.repo, given_signer(**given))
     with connect(hub_of(options, options.repo), anonymous=True) as target, watching("verify"):
-        verified = verify_release(options.repo, options.revision, target.endpoint, target.token, signers, problems)
+        verified = verify_release(options.repo, options.revision, target, signers, problems)
     value = {
         "repo": options.repo,
         "commit": verified.commit,
@@ -66,6 +64,9 @@ def revoke(options: argparse.Namespace) -> int:
 
 def hub(options: argparse.Namespace) -> int:
     """Serve the loopback Hub's repositories, also as pages. Raises InputError if nothing was published there."""
+    from pipeline.localhub.server import serve  # brings the server and its pages
+    from pipeline.release_checks import release_checks
+
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")

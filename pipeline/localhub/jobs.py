@@ -47,8 +47,6 @@ def hardware(call: Call) -> Response:
 def run(call: Call) -> Response:
     """Start a job and return what is known of it. The values of its secrets are not kept."""
     spec, namespace = call.json(), call.part("ns")
-    if not is_hub_id(f"{namespace}/x"):
-        raise Refusal(400, f"Invalid namespace: {namespace:.200}")
     call.require("write", namespace)
     command: list[str] = field(spec, "command", list)
     if not command or not all(isinstance(word, str) for word in command):
@@ -155,6 +153,8 @@ def _bucket(call: Call, volume: Any) -> Path:
 
 
 def _folder(hub: Hub, namespace: str) -> Path:
+    if not is_hub_id(f"{namespace}/x"):
+        raise Refusal(400, f"Invalid namespace: {namespace:.200}")
     folder = hub.folder / "jobs" / namespace
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -16,7 +16,7 @@ LEFT_OVER = 3600  # seconds after which an upload without new bytes was killed
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what uploads and checks left that were killed. Another Hub may still be at those of the last hour."""
-    for path in (*folder.rglob("*.part"), *folder.glob("*/*/*.git/release-*")):
+    for path in (*folder.glob("*/*/*.git/lfs/**/*.part"), *folder.glob("*/*/*.git/release-*")):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - LEFT_OVER:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

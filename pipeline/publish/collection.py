@@ -26,10 +26,10 @@ def publish(listing: Listing, hub: Literal["local", "hf"]) -> str:
 
     The collection is found by its title. Items that are none of ours any more are taken out of it. Raises HubError.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd
 
     with connect(hub) as target, quiet(), hub_errors(f"publishing the collection {listing.title!r}"):
-        api = HfApi(endpoint=target.endpoint, token=target.token)
+        api = target.api()
         api.create_repo(listing.repo, repo_type="dataset", private=listing.private, exist_ok=True)
         files = sorted(listing.files.items())  # open files are sent by LFS, which a Hub without xet needs
         operations = [CommitOperationAdd(name, BytesIO(content)) for name, content in files]

@@ -28,9 +28,7 @@ def fetch(release: str, start: Mapping[str, str], data: Path, out: Path, recheck
     verified_tree = out / "verified"
     signers = sign.trusted_signers(repo)
     with connect(holder(repo, sign.store()), anonymous=True) as target:
-        verified = verify_release(
-            repo, tag, target.endpoint, target.token, signers, recheck, scratch=out, keep=verified_tree
-        )
+        verified = verify_release(repo, tag, target, signers, recheck, scratch=out, keep=verified_tree)
     made = read_release(verified_tree)
     _check_start(release, made, start)
     _check_rows(release, made.forgotten, data)

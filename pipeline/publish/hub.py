@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from core.errors import HubError
-from pipeline.localhub.server import LocalHub
 from pipeline.publish.sign import store
+from pipeline.publish.tree import HUB_FILES
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
     from huggingface_hub.utils import httpx
 
 LOOPBACK = ("127.0.0.1", "localhost")
+MAIN = "main"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,21 @@ class Target:
         """Whether the Hub is on this machine. Such a Hub has no xet storage, so large files are sent by LFS."""
         return urlsplit(self.endpoint).hostname in LOOPBACK
 
+    def api(self) -> HfApi:
+        """The client for it."""
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.endpoint, token=self.token)
+
+    def files(self, repo: str, revision: str) -> dict[str, str]:
+        """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
+        from huggingface_hub.hf_api import RepoFile
+
+        with hub_errors(f"listing {repo}"):
+            listed = list(self.api().list_repo_tree(repo, revision=revision, recursive=True))
+        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
+        return {path: oid for path, oid in sorted(files.items()) if path not in HUB_FILES}
+
 
 def hf_endpoint() -> str:
     """The address of the real Hub: HF_ENDPOINT, or huggingface.co."""
@@ -50,15 +67,14 @@ def connect(hub: Literal["local", "hf"], *, anonymous: bool = False) -> Iterator
     Raises HubError if there is no token, unless ``anonymous``, or if the client cannot get the one it is told to get.
     """
     if hub == "local":
+        from pipeline.localhub.server import LocalHub  # brings the server and its pages
+
         with _no_proxy(), _client(), LocalHub(store() / "hub") as running:
             yield Target(running.endpoint, running.token)
         return
     endpoint = hf_endpoint()
     with _client(endpoint):
-        token = has_token()
-        if not token and not anonymous:
-            raise HubError(f"There is no token for {endpoint}. Set HF_TOKEN, or run 'hf auth login'.")
-        yield Target(endpoint, token)
+        yield Target(endpoint, has_token() if anonymous else need_token())
 
 
 def has_token() -> bool:
@@ -70,6 +86,13 @@ def has_token() -> bool:
             return get_token() is not None
     except (KeyError, TypeError) as error:  # the client takes answers apart without looking
         raise HubError(f"asking for a token: the answer has another form ({error!r}).{_of_publisher()}") from error
+
+
+def need_token() -> bool:
+    """True. Raises HubError if the client has no token for the real Hub."""
+    if not has_token():
+        raise HubError(f"There is no token for {hf_endpoint()}. Set HF_TOKEN, or run 'hf auth login'.")
+    return True
 
 
 @contextmanager

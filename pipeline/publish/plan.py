@@ -10,10 +10,8 @@ from core.strict import Strict
 from pipeline.localhub.repository import LFS_SUFFIXES, MAX_REGULAR_BYTES
 from pipeline.publish import tree
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import Target, connect, hub_errors
+from pipeline.publish.hub import MAIN, Target, connect, hub_errors
 from pipeline.publish.sign import store
-
-MAIN = "main"
 
 
 class PlannedFile(Strict):
@@ -73,7 +71,7 @@ def plan_publication(config: PublishConfig, package: Path, target: Target | None
         f"it is added to the collection {config.collection}": config.collection,
         "main is reached by a pull request that others merge": config.via == "pr",
     }
-    remote = _files(config, target) if target and info else {}
+    remote = target.files(config.repo, MAIN) if target and info else {}
     if target and info:
         how = _modes(config, package, local, target)
     else:
@@ -94,34 +92,19 @@ def plan_publication(config: PublishConfig, package: Path, target: Target | None
     )
 
 
-def _api(target: Target) -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi(endpoint=target.endpoint, token=target.token)
-
-
 def _info(config: PublishConfig, target: Target) -> Any:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with hub_errors(f"reading {config.repo}"):
         try:
-            return _api(target).repo_info(config.repo)
+            return target.api().repo_info(config.repo)
         except RepositoryNotFoundError:
             return None
 
 
 def _tags(config: PublishConfig, target: Target | None) -> list[str]:
     with hub_errors(f"reading {config.repo}"):
-        return [tag.name for tag in _api(target).list_repo_refs(config.repo).tags] if target else []
-
-
-def _files(config: PublishConfig, target: Target) -> dict[str, str]:
-    from huggingface_hub.hf_api import RepoFile
-
-    with hub_errors(f"listing {config.repo}"):
-        listed = list(_api(target).list_repo_tree(config.repo, revision=MAIN, recursive=True))
-    files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-    return {path: oid for path, oid in files.items() if path not in tree.HUB_FILES}
+        return [tag.name for tag in target.api().list_repo_refs(config.repo).tags] if target else []
 
 
 def _modes(config: PublishConfig, package: Path, local: dict[str, tree.Digest], target: Target) -> dict[str, str]:

@@ -31,14 +31,14 @@ from core.hub_ids import newest_release
 from core.progress import report
 from pipeline.publish import sign, tree, trust
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import Target, connect, hub_errors, quiet
+from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
 from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
-from pipeline.publish.verify import MAIN, Verified, read_release, verify_release
+from pipeline.publish.verify import Verified, read_release, verify_release
 
 ATTEMPTS = 3
 _STAGING = re.compile(r"staging-[0-9a-f]{12}")
@@ -123,12 +123,10 @@ class _Repository:
     def __init__(
         self, config: PublishConfig, package: Path, target: Target, signer: Signer, scratch: Path | None
     ) -> None:
-        from huggingface_hub import HfApi
-
         self._config, self._package, self._target, self._signer = config, package, target, signer
         self._scratch = scratch
         self._files = tree.read_tree(package)
-        self._api = HfApi(endpoint=target.endpoint, token=target.token)
+        self._api = target.api()
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
         self._staging = f"staging-{name}"  # the signature covers all files, so the name stands for this content
 
@@ -186,15 +184,6 @@ class _Repository:
         """The commit of the newest release's tag, where there is one."""
         return self.head(str(newest_release(self.tags())))
 
-    def remote_files(self, revision: str) -> dict[str, str]:
-        """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
-        from huggingface_hub.hf_api import RepoFile
-
-        with hub_errors(f"listing {self._config.repo}"):
-            listed = list(self._api.list_repo_tree(self._config.repo, revision=revision, recursive=True))
-        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-        return {path: oid for path, oid in files.items() if path not in tree.HUB_FILES}
-
     def _different(self, remote: Mapping[str, str]) -> set[str]:
         local = {n: d.sha256 if len(remote.get(n, "")) == 64 else d.git for n, d in self._files.items()}
         return {name for name in local.keys() | remote.keys() if local.get(name) != remote.get(name)}
@@ -204,7 +193,7 @@ class _Repository:
 
         Signatures are random, so a package that was made again differs from the published one in its signature only.
         """
-        different = self._different(self.remote_files(revision))
+        different = self._different(self._target.files(self._config.repo, revision))
         return not different or (different == {tree.SIGNATURE} and self._is_signed(revision))
 
     def _is_signed(self, revision: str) -> bool:
@@ -238,7 +227,7 @@ class _Repository:
                 if _STAGING.fullmatch(other):  # of a package that is not wanted any more
                     self._api.delete_branch(repo, branch=other)
             if branch in refs:
-                if not self._different(self.remote_files(branch)):
+                if not self._different(self._target.files(self._config.repo, branch)):
                     return refs[branch]
                 self._api.delete_branch(repo, branch=branch)
             self._api.create_branch(repo, branch=branch, revision=base)
@@ -265,7 +254,7 @@ class _Repository:
             time.sleep(attempt)
             refusal = self._try_commit(branch, parent)
             head = self.head(branch)
-            if not self._different(self.remote_files(head)):
+            if not self._different(self._target.files(self._config.repo, head)):
                 return head
             if head != parent:
                 raise HubError(
@@ -283,7 +272,7 @@ class _Repository:
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import httpx
 
-        removed = sorted(self.remote_files(parent).keys() - self._files.keys())
+        removed = sorted(self._target.files(self._config.repo, parent).keys() - self._files.keys())
         with Upload(self._package, self._files) as files:
             operations: list[Any] = [CommitOperationDelete(path) for path in removed]
             for name in self._files:
@@ -308,13 +297,12 @@ class _Repository:
     def verify(self, commit: str, recheck: Recheck) -> Verified:
         """Download a commit, check it, and compare it with the package."""
         expected = {name: digest.sha256 for name, digest in self._files.items()}
-        if tree.SIGNATURE in self._different(self.remote_files(commit)):
+        if tree.SIGNATURE in self._different(self._target.files(self._config.repo, commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
             self._config.repo,
             commit,
-            self._target.endpoint,
-            self._target.token,
+            self._target,
             [self._signer],
             recheck,
             expected,

@@ -21,11 +21,11 @@ from core.errors import HubError, InputError
 from core.hub_ids import is_release_tag, newest_release
 from core.progress import report
 from core.strict import Strict
-from pipeline.publish import scan, tree
-from pipeline.publish.hub import Target, hub_errors, quiet
+from pipeline.publish import scan
+from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence
 
-MAIN, CARD, MARK = "main", "README.md", "revoked-"
+CARD, MARK = "README.md", "revoked-"
 LONGEST_REASON = 1000
 CANNOT_TAKE_BACK = """\
 What this does not take back: the old commits and tags still hold the weights, and whoever downloaded them keeps them.
@@ -77,14 +77,17 @@ def check_reason(reason: str) -> str:
         raise InputError(f"--reason: {len(text)} characters. Say in 1 to {LONGEST_REASON} why the release is revoked.")
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / CARD).write_text(text, encoding="utf-8")
-        scan.refuse_findings(Path(temporary), scan.Scanner(()))
+        try:
+            scan.refuse_findings(Path(temporary), scan.Scanner(()))
+        except InputError as error:
+            raise InputError(f"--reason would be public, and must not be: {error}") from error
     return text
 
 
 def revocation_of(repo: str, revision: str, target: Target) -> Revocation | None:
     """The revocation of a revision, or None. Raises HubError if the Hub does not answer."""
     hub = _Repository(repo, target)
-    marks = [hub.read(tag) for tag in hub.tags() if tag.startswith(MARK)]
+    marks = [hub.read(tag) for tag in hub.tag_names() if tag.startswith(MARK)]
     if found := _of(revision, marks):
         return found
     commit = hub.commit(revision)
@@ -186,16 +189,19 @@ class _Repository:
     """The calls to the Hub, each with the errors that it may raise in words."""
 
     def __init__(self, repo: str, target: Target) -> None:
-        from huggingface_hub import HfApi
-
         self._repo, self._target = repo, target
-        self._api = HfApi(endpoint=target.endpoint, token=target.token or False)
+        self._api = target.api()
+
+    def files(self, revision: str) -> dict[str, str]:
+        return self._target.files(self._repo, revision)
+
+    def tag_names(self) -> list[str]:
+        with hub_errors(f"reading {self._repo}"):
+            return [tag.name for tag in self._api.list_repo_refs(self._repo).tags]
 
     def tags(self) -> dict[str, str]:
         """Tag to commit."""
-        with hub_errors(f"reading {self._repo}"):
-            names = [tag.name for tag in self._api.list_repo_refs(self._repo).tags]
-        return {name: self.commit(name) for name in names}
+        return {name: self.commit(name) for name in self.tag_names()}
 
     def branches(self) -> list[str]:
         with hub_errors(f"reading {self._repo}"):
@@ -204,15 +210,6 @@ class _Repository:
     def commit(self, revision: str) -> str:
         with hub_errors(f"reading {self._repo} at {revision}"):
             return str(self._api.repo_info(self._repo, revision=revision).sha)
-
-    def files(self, revision: str) -> dict[str, str]:
-        """The files of a revision, with the Hub's ids, without those that the Hub adds."""
-        from huggingface_hub.hf_api import RepoFile
-
-        with hub_errors(f"listing {self._repo}"):
-            listed = list(self._api.list_repo_tree(self._repo, revision=revision, recursive=True))
-        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-        return {name: oid for name, oid in sorted(files.items()) if name not in tree.HUB_FILES}
 
     def _card(self, revision: str, folder: Path) -> Path | None:
         from huggingface_hub import hf_hub_download
@@ -225,7 +222,7 @@ class _Repository:
                     CARD,
                     revision=revision,
                     endpoint=self._target.endpoint,
-                    token=self._target.token or False,
+                    token=self._target.token,
                     cache_dir=folder,
                 )
             except EntryNotFoundError:
@@ -307,7 +304,7 @@ class _Repository:
         """The large files that no branch and tag holds, apart from the refs ``without``."""
         with hub_errors(f"listing the large files of {self._repo}"):
             large = list(self._api.list_lfs_files(self._repo))
-        kept = {*self.tags(), *self.branches()} - set(without)
+        kept = {*self.tag_names(), *self.branches()} - set(without)
         used = {oid for revision in kept for oid in self.files(revision).values()}
         return [file for file in large if file.oid not in used]
 

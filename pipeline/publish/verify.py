@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from core.artifacts import read_file
@@ -19,14 +20,13 @@ from core.progress import report
 from core.weights import weights_problems
 from eval.schema import GATE
 from pipeline.publish import tree, trust
-from pipeline.publish.hub import Target, hub_errors, quiet
+from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import Release, VerifiedCheck
 from pipeline.publish.trust import Signer
 
-MAIN = "main"
 # What the Hub writes there: endings of files that are large in new repositories, and the names of large files.
 _ATTRIBUTES = re.compile(r"(\S+) filter=lfs diff=lfs merge=lfs -text")
 _ENDINGS = re.compile(r"\*\.[a-z0-9]{1,11}(\.\*)?|saved_model/\*\*/\*|\*tfevents\*")
@@ -43,11 +43,41 @@ class Verified:
     files: dict[str, str]
 
 
+Step = tuple[str, Callable[[], str]]
+"""A check by its name; it says what it found, and raises VerificationError."""
+
+
+def file_steps(
+    folder: Path,
+    repo: str,
+    revision: str,
+    signers: Sequence[Signer],
+    recheck: Recheck,
+    *,
+    attributes: str = "",
+    commit: str = "",
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> list[Step]:
+    """The checks of a release that need nothing but its files in ``folder``.
+
+    ``attributes`` is the text of `.gitattributes`. ``commit`` and ``tags`` (with their commits) are for ``main`` alone.
+    """
+    files = {name: digest.sha256 for name, digest in tree.read_tree(folder).items()}
+    return [
+        ("allowed files", lambda: _allowed(files, attributes)),
+        ("signature", lambda: _signature(folder, signers)),
+        ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
+        ("contents", lambda: _contents(read_release(folder), files, folder)),
+        ("gate", lambda: _gate(folder, recheck)),
+        ("licence", lambda: _licence(read_release(folder), folder)),
+        ("safetensors", lambda: _safetensors(folder)),
+    ]
+
+
 def verify_release(
     repo: str,
     revision: str,
-    endpoint: str,
-    token: str | bool,
+    target: Target,
     signers: Sequence[Signer],
     recheck: Recheck,
     expected: Mapping[str, str] | None = None,
@@ -62,24 +92,18 @@ def verify_release(
     Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as temporary, quiet():
-        if revoked := revocation_of(repo, revision, Target(endpoint, token)):
+        if revoked := revocation_of(repo, revision, target):
             raise VerificationError(f"{repo} at {revision} was {revoked}")
         report("downloading what was published")
-        commit, oids, folder = _download(repo, revision, endpoint, token, Path(temporary))
-        tags = _tags(repo, endpoint, token) if revision == MAIN else {}
+        commit, oids, folder = _download(repo, revision, target, Path(temporary))
+        tags = _tags(repo, target) if revision == MAIN else {}
         attributes = _take(folder, tree.HUB_FILES)
         digests = tree.read_tree(folder)
         files = {name: digest.sha256 for name, digest in digests.items()}
         report("checking what was published")
-        steps: list[tuple[str, Callable[[], str]]] = [
+        steps: list[Step] = [
             ("digests", lambda: _digests(oids, digests, files, expected)),
-            ("allowed files", lambda: _allowed(files, attributes)),
-            ("signature", lambda: _signature(folder, signers)),
-            ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
-            ("contents", lambda: _contents(read_release(folder), files, folder)),
-            ("gate", lambda: _gate(folder, recheck)),
-            ("licence", lambda: _licence(read_release(folder), folder)),
-            ("safetensors", lambda: _safetensors(folder)),
+            *file_steps(folder, repo, revision, signers, recheck, attributes=attributes, commit=commit, tags=tags),
             ("generation", lambda: _generation(folder)),
         ]
         release = f"{repo} at {commit[:12]}"
@@ -95,34 +119,26 @@ def verify_release(
         return Verified(commit, checks, files)
 
 
-def _download(
-    repo: str, revision: str, endpoint: str, token: str | bool, temporary: Path
-) -> tuple[str, dict[str, str], Path]:
+def _download(repo: str, revision: str, target: Target, temporary: Path) -> tuple[str, dict[str, str], Path]:
     """The commit, its files with the Hub's own ids (sha256 of large files, else git's), and the folder they are in."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub import snapshot_download
 
     folder, cache = temporary / "tree", temporary / "cache"
     with hub_errors(f"downloading {repo} at {revision}"):
-        api = HfApi(endpoint=endpoint, token=token)
-        commit = api.repo_info(repo, revision=revision).sha
+        commit = target.api().repo_info(repo, revision=revision).sha
         if commit is None:
             raise VerificationError(f"{repo} has no commit at {revision}.")
-        listed = api.list_repo_tree(repo, revision=commit, recursive=True)
-        oids = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-        snapshot_download(repo, revision=commit, endpoint=endpoint, token=token, local_dir=folder, cache_dir=cache)
+        oids = target.files(repo, commit)
+        where: Any = {"endpoint": target.endpoint, "token": target.token, "local_dir": folder, "cache_dir": cache}
+        snapshot_download(repo, revision=commit, **where)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
-    for name in tree.HUB_FILES:
-        oids.pop(name, None)
     return commit, oids, folder
 
 
-def _tags(repo: str, endpoint: str, token: str | bool) -> dict[str, str]:
+def _tags(repo: str, target: Target) -> dict[str, str]:
     """The commit of each release's tag."""
-    from huggingface_hub import HfApi
-
     with hub_errors(f"reading the tags of {repo}"):
-        api = HfApi(endpoint=endpoint, token=token)
+        api = target.api()
         names = [tag.name for tag in api.list_repo_refs(repo).tags if is_release_tag(tag.name)]
         return {name: str(api.repo_info(repo, revision=name).sha) for name in names}
 
