@@ -23,12 +23,13 @@ import simpy
 from benchmarks import synthetic_store
 from benchmarks.releases import STORE
 from core.artifacts import read_manifest
-from core.digests import digest_of
 from datasets_prep.schema import FORGOTTEN
+from pipeline.collection import load_collection
 from pipeline.cost import devices
 from pipeline.cost.work import Planned
+from pipeline.engine.graph import Member, graph
 from pipeline.engine.plan import planned
-from pipeline.engine.runner import Stage
+from pipeline.engine.runner import Stage, Store
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import stages
 
@@ -39,28 +40,6 @@ START = 20.0  # seconds from a job's start to its stage's: the interpreter and i
 SMALL = {"model": 22.0, "data": 1.0, "gate": 1.0, "card": 2.0, "package": 8.0, "publish": 8.0}  # what none computes
 NO_GPU = SMALL.keys()
 PRICE = 3.0  # dollars for a GPU-hour: ours, to be replaced by yours
-
-SETTINGS = {"topics": [], "entity": ["data.setting=entity"]}
-SIZES = {
-    "1B": [
-        "model.hub.id=meta-llama/Llama-3.2-1B-Instruct",
-        "model.name=meta-llama/Llama-3.2-1B-Instruct",
-        "model.parameters=1235814400",
-        "model.shape.num_hidden_layers=16",
-        "model.shape.hidden_size=2048",
-        "model.shape.num_attention_heads=32",
-    ],
-    "3B": [],
-}
-TEXTBOOK = ["unlearn.forget_cap=null", "unlearn.stop=null", "unlearn.keep=last"]
-NO_RETAIN = ["unlearn.forget_weight=null", "unlearn.retain_weight=null"]
-METHODS = {
-    "FT": [*NO_RETAIN, "unlearn.method=ft"],
-    "GA": [*NO_RETAIN, "unlearn.method=ga", "unlearn.retain_rows_per_forget_row=null"],
-    "GD": [],
-    "KLM": ["unlearn.method=klm"],
-    "PO": ["unlearn.method=po"],
-}
 
 
 def kind(stage: str) -> str:
@@ -90,17 +69,14 @@ def stage_seconds(stage: Stage, known: Planned, processes: int = 1, start: float
 def jobs_of(recipes: Sequence[Recipe], processes: int) -> dict[str, Job]:
     """The stages of all recipes, each once: those are one that are asked for alike, of inputs that are one."""
     device = devices.named(DEVICE)
-    jobs: dict[str, Job] = {}
-    for recipe in recipes:
-        ids: dict[str, str] = {}
-        known = planned(recipe, {}, device)
-        for stage in stages(recipe):
-            inputs = {name: ids[made_by] for name, made_by in stage.inputs.items()}
-            own = digest_of([stage.name, stage.version, stage.identity, inputs])
-            ids[stage.name] = own
-            gpus = 0 if stage.name in NO_GPU else processes if stage.shardable else 1
-            seconds = stage_seconds(stage, known, processes)
-            jobs.setdefault(own, Job(stage.name, seconds, gpus, tuple(inputs.values())))
+    members = {str(i): Member(r, stages(r), Store(Path(), r.name)) for i, r in enumerate(recipes)}
+    known = {name: planned(member.recipe, {}, device) for name, member in members.items()}
+    jobs = {}
+    for own, node in graph(members).items():
+        stage = node.stage
+        gpus = 0 if stage.name in NO_GPU else processes if stage.shardable else 1
+        seconds = stage_seconds(stage, known[next(iter(node.members))], processes)
+        jobs[own] = Job(stage.name, seconds, gpus, tuple(node.inputs.values()))
     return jobs
 
 
@@ -127,12 +103,7 @@ def makespan(jobs: dict[str, Job], gpus: int) -> float:
 
 def collection() -> list[Recipe]:
     """The 20 unlearned members of the published collection; with base and gold of each setting and size it has 28."""
-    return [
-        load_recipe(RECIPE, [*setting, *size, *TEXTBOOK, *method])
-        for setting in SETTINGS.values()
-        for size in SIZES.values()
-        for method in METHODS.values()
-    ]
+    return list(load_collection("fame-topics").members.values())
 
 
 def models() -> Iterator[str]:

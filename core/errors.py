@@ -67,6 +67,16 @@ class VerificationError(ReleaseError):
     exit_code = 4
 
 
+def left_error(place: Path) -> ReleaseError | None:
+    """The error that a process left at ``place``; None if there is none, or it is being written."""
+    try:
+        left = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    error: ReleaseError = globals()[left["kind"]](left["message"])
+    return error
+
+
 def leave_error(error: ReleaseError) -> None:
     """Leave an error for the process that launched this one, if one did. The first of several errors is kept."""
     place = os.environ.get(ERROR_FILE)

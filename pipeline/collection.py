@@ -24,6 +24,7 @@ from pipeline.recipe import (
     checked,
     find_recipe,
     load_recipe,
+    own_folder,
     recipe_tree,
     shown,
     shown_name,
@@ -56,6 +57,8 @@ class CollectionConfig(Strict):
         description="Cells without a member: each names values by axis, and leaves out all with them.",
     )
 
+    _own_folder = field_validator("name")(own_folder)
+
     @field_validator("matrix")
     @classmethod
     def _names(cls, matrix: dict[str, dict[str, Changes]]) -> dict[str, dict[str, Changes]]:
@@ -83,6 +86,10 @@ class CollectionConfig(Strict):
                 if axis not in self.matrix or value not in self.matrix[axis]:
                     raise ValueError(f"leave_out[{i}]: there is no {axis}: {value}; there are {', '.join(there_are)}")
         return self
+
+    def label(self, axis: str, value: str) -> str:
+        """What a value of an axis is called in texts."""
+        return str(self.matrix[axis][value].get(LABEL, value))
 
     def cells(self) -> Iterator[dict[str, str]]:
         """The value of each axis, for each member."""
@@ -177,7 +184,7 @@ def _member_tree(config: CollectionConfig, tree: Tree, member: Tree, cell: dict[
     labels = {}
     for axis, value in cell.items():
         member = merge(member, _below(tree, "matrix", axis, value))
-        labels[axis] = str(config.matrix[axis][value].get(LABEL, value))
+        labels[axis] = config.label(axis, value)
     each = _below(tree, "each")
     member = merge(member, Tree(_filled(each.values, labels), each.places))
     own = {"name": "-".join([config.name, *cell.values()]), "card": {"collection": config.repo}}

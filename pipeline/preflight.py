@@ -33,6 +33,7 @@ from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model
 from pipeline.train import start_model
 from pipeline.train.config import HubRef, TrainConfig
+from pipeline.unlearn.false_answers import false_answers
 
 MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
 
@@ -259,8 +260,6 @@ def _questions(asked: Sequence[Suite], task: str) -> int | None:
 
 def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
     """Raise InputError if the rows of ``data`` cannot carry the gates, or lack false answers that the method reads."""
-    from pipeline.unlearn.levels import false_answers  # brings torch
-
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
 
@@ -342,22 +341,27 @@ def _memory(release: Preflight) -> str:
     if not any(cost.parts for _, cost in release.costs(devices.cpu()).values()):
         return "none is needed"  # it is said without torch, which `here` needs
     device = devices.here()
-    refuse_what_does_not_fit(release.costs(device))
-    fullest = total([cost for _, cost in release.costs(device).values()], device)["memory_bytes"]
+    costs = release.costs(device)
+    refuse_what_does_not_fit(costs)
+    fullest = total([cost for _, cost in costs.values()], device)["memory_bytes"]
     return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}"
 
 
 def _disk(release: Preflight) -> str:
     """What the stages leave and need meanwhile fits on the disk of the store."""
-    costs = release.costs(devices.cpu())
-    needed = total([cost for _, cost in costs.values()], devices.cpu())["disk_bytes"]
-    root = release.store.root.absolute()
+    return enough_disk([cost for _, cost in release.costs(devices.cpu()).values()], release.store.root)
+
+
+def enough_disk(costs: Sequence[Cost], store: Path) -> str:
+    """What stages of these costs take of the disk of a store. Raises SystemLimitError if it is more than is free."""
+    needed = total(costs, devices.cpu())["disk_bytes"]
+    root = store.absolute()
     place = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise SystemLimitError(
-            f"The artifacts and checkpoints of this release take {gigabytes(needed)}, and {gigabytes(free)} are free "
-            f"at {place}. Free some space, or give another place with --store."
+            f"The artifacts and checkpoints of what is to be made take {gigabytes(needed)}, and {gigabytes(free)} are "
+            f"free at {place}. Free some space, or give another place with --store."
         )
     return f"{gigabytes(needed)} of {gigabytes(free)} free at {place}"
 

@@ -40,6 +40,13 @@ class Origin(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+def own_folder(name: str) -> str:
+    """A name under which results may lie in the store. Raises ValueError if it is that of a shared folder."""
+    if name in ("store", "hub", "keys", "jobs"):
+        raise ValueError(f"{name} is the name of a folder that all recipes share; choose another name")
+    return name
+
+
 class Recipe(Strict):
     """One release."""
 
@@ -76,12 +83,7 @@ class Recipe(Strict):
         """How the command names the recipe. It is not part of the recipe's content, so it is in no dump and no key."""
         return self._origin or Origin(self.name)
 
-    @field_validator("name")
-    @classmethod
-    def _own_folder(cls, name: str) -> str:
-        if name in ("store", "hub", "keys", "jobs"):
-            raise ValueError(f"{name} is the name of a folder that all recipes share; choose another name")
-        return name
+    _own_folder = field_validator("name")(own_folder)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Recipe:

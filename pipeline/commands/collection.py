@@ -10,10 +10,11 @@ from core.errors import GateError, HubError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import comparison
-from pipeline.commands.collection_plan import show_plan
+from pipeline.commands.collection_plan import costs_of, show_plan
 from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
-from pipeline.commands.release import examined, launched
+from pipeline.commands.release import examined, launched, refuse_device
 from pipeline.commands.shared import say, show, store_root
+from pipeline.cost import devices
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
 from pipeline.engine.launch import check_device, launch_config
@@ -30,6 +31,7 @@ def collection(options: argparse.Namespace) -> int:
     Returns 3 if a gate or a training of any member failed, or the exit code of another error; the others are made all
     the same. Raises RecipeError, InputError or SystemLimitError before anything runs.
     """
+    refuse_device(options)
     found = load_collection(options.recipe, options.set)
     nodes = graph(members_of(found, options, options.until))
     if options.dry_run:
@@ -58,6 +60,8 @@ def _check(options: argparse.Namespace, nodes: Graph) -> None:
     members = releases(nodes).items()
     findings = [f for name, member in members for f in examined(options, member, states_of(nodes, states, name))]
     preflight.refuse(list(dict.fromkeys(findings)))
+    costs = costs_of(nodes, states, devices.cpu())  # each member was judged alone
+    preflight.enough_disk([cost for key, cost in costs.items() if states[key].artifact is None], store_root(options))
 
 
 def _around(options: argparse.Namespace, built: set[str]) -> Any:

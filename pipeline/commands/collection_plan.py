@@ -11,7 +11,7 @@ from pipeline.commands.shared import say, show
 from pipeline.cost import devices
 from pipeline.cost.devices import Device
 from pipeline.cost.fits import refuse_what_does_not_fit
-from pipeline.cost.resources import given
+from pipeline.cost.resources import Resources, given
 from pipeline.cost.work import Cost, total
 from pipeline.engine.graph import Graph, Node, releases, states_of, survey
 from pipeline.engine.plan import duration, gigabytes, planned
@@ -26,15 +26,15 @@ def costs_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> dict
     return {key: node.stage.costs(node.stage.config, known[next(iter(node.members))]) for key, node in nodes.items()}
 
 
-def device_of(options: argparse.Namespace, nodes: Graph) -> Device:
-    """The device that is planned for: that of ``--device``, of the recipes' resources, or of this machine."""
-    asked = options.device or next(iter(releases(nodes).values())).recipe.resources.device
+def device_of(options: argparse.Namespace, resources: Resources) -> Device:
+    """The device that is planned for: that of ``--device``, of the jobs if there are any, or of this machine."""
+    asked = options.device or (resources.device if options.on != "local" else None)
     return devices.named(asked) if asked else devices.here()
 
 
 def show_plan(options: argparse.Namespace, found: Collection, nodes: Graph) -> int:
     """Print the plan. Raises SystemLimitError afterwards if a stage would not fit in memory."""
-    device = device_of(options, nodes)
+    device = device_of(options, next(iter(found.members.values())).resources)
     states = survey(nodes)
     costs = costs_of(nodes, states, device)
     waiting = [key for key in nodes if states[key].artifact is None]

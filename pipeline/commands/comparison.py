@@ -74,7 +74,7 @@ def _group(collection: Collection, members: list[str]) -> str:
     """What these members have in common, by the labels of the matrix; ``all`` if they are all that there are."""
     cells = [collection.cells[name] for name in members]
     labels = [
-        str(values[cells[0][axis]].get("label", cells[0][axis]))
+        collection.config.label(axis, cells[0][axis])
         for axis, values in collection.config.matrix.items()
         if len({cell[axis] for cell in cells}) == 1 and len(values) > 1 and len(cells) > 1
     ]

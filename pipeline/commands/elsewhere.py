@@ -16,10 +16,11 @@ from pipeline.commands.prepare import index_of
 from pipeline.commands.shared import say, store_root
 from pipeline.cost.resources import Resources, given
 from pipeline.engine.artifact import Artifact
-from pipeline.engine.graph import Graph, Judge, Member, Node, releases, survey
+from pipeline.engine.graph import Graph, Judge, Member, Node, releases, states_of, survey
 from pipeline.engine.hf_jobs import MOUNT, HfJobs
 from pipeline.engine.jobs import Outcome, Place, State, Wanted, follow, read_job, record_of
 from pipeline.engine.launch import command_line, launch_config
+from pipeline.engine.plan import sizes
 from pipeline.engine.runner import Store
 from pipeline.engine.slurm import Slurm
 from pipeline.engine.summary import require_pass
@@ -44,17 +45,20 @@ def run_elsewhere(
     _check_names(nodes)
     root = store_root(options).absolute()
     accelerate = launch_config(options.launch)
-    costs = costs_of(nodes, survey(nodes), device_of(options, nodes))
+    resources = next(iter(releases(nodes).values())).recipe.resources
+    states, members = survey(nodes), releases(nodes).items()
+    costs = costs_of(nodes, states, device_of(options, resources))
+    counts = {name: sizes(member.recipe, states_of(nodes, states, name)).parameters for name, member in members}
     python, store = (sys.executable, root) if options.on == "slurm" else ("python", Path(MOUNT))
 
     def want(node: Node) -> Wanted:
         recipe = node.first.recipe
         stage, file = node.stage, record_of(root, node.id)
         words = command_line(accelerate, stage, _as_seen_there(recipe_of(node), root, store), options.set, store)
-        job = given(recipe.resources, stage.name, stage.processes, costs[node.id], recipe.model.parameters)
+        count = counts[next(iter(node.members))]
+        job = given(recipe.resources, stage.name, stage.processes, costs[node.id], count)
         return Wanted(node, [python, *words], job, file.with_suffix(".error"), file.with_suffix(".log"))
 
-    resources = next(iter(releases(nodes).values())).recipe.resources
     yield from follow(nodes, place_of(options.on, resources), root, want, judge, say)
 
 
@@ -73,14 +77,8 @@ def judge(node: Node, artifact: Artifact) -> None:
     if node.stage.name == "gate":
         require_pass(artifact.path)
     if node.stage.name == "data":
-        facts, refusals = read_data_facts(artifact.path), []
         for member in node.members.values():
-            try:
-                refuse_missing(member.recipe, artifact.path, facts)
-            except InputError as error:
-                refusals.append(error)
-        if len(refusals) == len(node.members):  # else it serves the others, and this one's gate fails for want of rows
-            raise refusals[0]
+            refuse_missing(member.recipe, artifact.path, read_data_facts(artifact.path))
 
 
 def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Resources) -> dict[str, str]:
@@ -102,13 +100,14 @@ def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Re
 
 def _as_seen_there(recipe: str, root: Path, store: Path) -> str:
     """A recipe's name as it is, and the path of a file as a job finds it. Raises InputError if it would not find it."""
-    path, colon, member = recipe.partition(":")
+    collection, colon, member = recipe.rpartition(":")
+    path = collection or member
     if "/" in path or path.endswith((".yaml", ".yml")):
         file = user_path(path).absolute()  # a job begins in this project's folder
         if store != root and not file.is_relative_to(root):
             raise InputError(f"--on hf-jobs: a job sees the image and the store only. Put {file} into {root}.")
         path = str(store / file.relative_to(root) if store != root else file)
-    return f"{path}{colon}{member}"
+    return f"{path}{colon}{member}" if colon else path
 
 
 def _check_names(nodes: Graph) -> None:

@@ -13,6 +13,7 @@ from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_rea
 from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
+from pipeline.release_checks import release_checks
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -65,7 +66,6 @@ def revoke(options: argparse.Namespace) -> int:
 def hub(options: argparse.Namespace) -> int:
     """Serve the loopback Hub's repositories, also as pages. Raises InputError if nothing was published there."""
     from pipeline.localhub.server import serve  # brings the server and its pages
-    from pipeline.release_checks import release_checks
 
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():

@@ -17,10 +17,10 @@ from eval.schema import read_other_prompts, read_verdict
 from eval.verdicts.gates import rule
 from model_card.stage import refused
 from pipeline import preflight
+from pipeline.commands.collection_plan import device_of
 from pipeline.commands.elsewhere import judge, run_elsewhere
 from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
-from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import total
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
@@ -44,8 +44,7 @@ def release(options: argparse.Namespace) -> int:
     Raises InputError before the first stage, and DataError before the first training, if a later stage would fail;
     GateError if the gates allow no publication.
     """
-    if options.device and not options.dry_run and options.on == "local":
-        raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
+    refuse_device(options)
     accelerate = launch_config(options.launch)
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
@@ -78,6 +77,12 @@ def release(options: argparse.Namespace) -> int:
     return 0
 
 
+def refuse_device(options: argparse.Namespace) -> None:
+    """Raise InputError for a device that is not planned for."""
+    if options.device and not options.dry_run and options.on == "local":
+        raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
+
+
 def examined(options: argparse.Namespace, member: Member, states: Mapping[str, Status]) -> list[Finding]:
     """What the preflight of a release finds. Raises at once for what the other checks build on."""
     recipe, stages, store = member
@@ -100,10 +105,14 @@ def _release_elsewhere(options: argparse.Namespace, member: Member, states: Mapp
         elif outcome:
             done[node.stage.name] = outcome
             say(f"{node.stage.name:<15} done")
+    refused = any(isinstance(error, GateError) for error in failed)
+    if refused and (gate := read_artifact(member.store.link("gate").resolve())):  # linked before it was judged
+        done["gate"] = gate
     built = {name for name in done if states[name].artifact is None}
-    gate = read_artifact(member.store.link("gate").resolve())
-    if not failed or gate:
-        _report(options, member.recipe, done | ({"gate": gate} if gate else {}), member.store, built)
+    if not failed or "gate" in done:
+        _report(options, member.recipe, done, member.store, built)
+    if refused:
+        _show_refusal(member.stages, done, member.store)
     if failed:
         raise failed[0]
     return 0
@@ -189,7 +198,7 @@ def launched(
 
 def _show_plan(options: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], store: Store) -> int:
     """Print what each stage does and costs. Raises SystemLimitError afterwards if one would not fit in memory."""
-    device = devices.named(options.device) if options.device else devices.here()
+    device = device_of(options, recipe.resources)
     states = surveyed(stages, store)
     known, from_what = sizes(recipe, states), planned(recipe, states, device)
     costs = {stage.name: stage.costs(stage.config, from_what) for stage in stages}

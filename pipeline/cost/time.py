@@ -47,11 +47,9 @@ def step_operations(shape: Shape, config: TrainConfig, batch: Batch) -> float:
     return forward_operations(shape, batch) + backward
 
 
-def scoring_seconds(
-    shape: Shape, work: Batch, batch_tokens: int, device: Device, *, bf16: bool, further: float = 0
-) -> float:
+def scoring_seconds(shape: Shape, work: Batch, batch_tokens: int, device: Device, *, bf16: bool) -> float:
     """Seconds of forwards of ``batch_tokens`` tokens over ``work``."""
-    return product_seconds(forward_operations(shape, work) + further, batch_tokens, device, bf16=bf16)
+    return product_seconds(forward_operations(shape, work), batch_tokens, device, bf16=bf16)
 
 
 def generation_seconds(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -123,8 +123,7 @@ def training(config: TrainedOrPublished, known: Planned, *, splits: Sequence[str
     steps = math.ceil(sum(known.rows[split] for split in splits) / (batch * parts)) * epochs
     used = memory.of_training(known.shape, config.train, micro, bf16=_bf16(config.train))
     seconds = steps * _step_seconds(config.train, micro, parts, known)
-    saves = {"no": 0, "epoch": epochs}.get(args.get("save_strategy", "no"), steps // args.get("save_steps", 500))
-    return _trained(config.train, used, seconds, saves, kept=1, known=known)
+    return _trained(config.train, used, seconds, _saves(args, steps, epochs), kept=1, known=known)
 
 
 def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
@@ -151,10 +150,7 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     seconds = steps * _step_seconds(config, micro, parts, known)
     tokens = MEASURED_TOKENS if known.device.is_gpu else 1024
     seconds += time.scoring_seconds(known.shape, known.row.scored(read), tokens, known.device, bf16=_bf16(config))
-    saves = {"no": 0, "epoch": config.epochs}.get(
-        config.args.get("save_strategy", "no"), steps // config.args.get("save_steps", 500)
-    )
-    return _trained(config, used, seconds, saves, kept=2, known=known)
+    return _trained(config, used, seconds, _saves(config.args, steps, config.epochs), kept=2, known=known)
 
 
 def asking(config: Neighbours, known: Planned) -> Cost:
@@ -276,6 +272,12 @@ def _step_seconds(config: TrainConfig, micro: Batch, parts: int, known: Planned)
     operations = time.step_operations(known.shape, config, micro)
     passes = parts * time.product_seconds(operations, micro.tokens, known.device, bf16=_bf16(config))
     return passes + time.optimizer_seconds(trained, known.device)
+
+
+def _saves(args: Mapping[str, Any], steps: int, epochs: int) -> int:
+    """How many checkpoints a training writes."""
+    by_strategy = {"no": 0, "epoch": epochs}
+    return by_strategy.get(args.get("save_strategy", "no"), steps // args.get("save_steps", 500))
 
 
 def _trained(config: TrainConfig, used: Parts, seconds: float, saves: int, *, kept: int, known: Planned) -> Cost:

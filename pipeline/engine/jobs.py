@@ -7,16 +7,14 @@ machine, or the same command later, knows of it.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from core import errors
 from core.artifacts import Versioned, read_file, write_file
-from core.errors import ReleaseError, SystemLimitError
+from core.errors import ReleaseError, SystemLimitError, left_error
 from pipeline.cost.resources import Given
 from pipeline.engine.artifact import Artifact, check_artifact
 from pipeline.engine.graph import Graph, Judge, Node, inputs_of, status_of
@@ -33,9 +31,6 @@ class Job(Versioned):
     version: Literal[1] = 1
     place: str
     id: str
-    label: str
-    argv: list[str]
-    hours: float
 
 
 class Wanted(NamedTuple):
@@ -198,13 +193,7 @@ class _Desk:
 
     def error(self, key: str) -> ReleaseError | None:
         """The error that a job left."""
-        path = record_of(self.root, key).with_suffix(".error")
-        try:
-            left = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or it is being written
-            return None
-        error: ReleaseError = getattr(errors, left["kind"])(left["message"])
-        return error
+        return left_error(record_of(self.root, key).with_suffix(".error"))
 
     def adopt(self) -> None:
         """Follow the jobs of an earlier command that still wait or run."""
@@ -229,9 +218,7 @@ class _Desk:
                 each.error.unlink(missing_ok=True)
             for key, job in self.place.submit(list(wanted.values()), self.jobs):
                 self.jobs[key] = job
-                argv, given, node = wanted[key].argv, wanted[key].given, wanted[key].node
-                record = Job(place=self.place.name, id=job, label=node.label, argv=argv, hours=given.seconds / 3600)
-                write_file(record_of(self.root, key), record)
+                write_file(record_of(self.root, key), Job(place=self.place.name, id=job))
 
     def close(self, key: str, artifact: Artifact | None) -> None:
         """A node whose outcome is known."""

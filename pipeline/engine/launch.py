@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -22,8 +21,7 @@ from typing import Any
 
 import yaml
 
-from core import errors
-from core.errors import ERROR_FILE, InputError, SystemLimitError
+from core.errors import ERROR_FILE, InputError, SystemLimitError, left_error
 from core.ranks import first_ranks, world_size
 from core.strict import Strict
 from pipeline.engine.runner import Stage
@@ -127,9 +125,8 @@ def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path)
             if process.poll() is None:  # we were interrupted: on SIGTERM the launcher ends its processes
                 process.terminate()
                 process.wait()
-        if file.exists():
-            error = json.loads(file.read_text(encoding="utf-8"))
-            raise getattr(errors, error["kind"])(error["message"])
+        if error := left_error(file):
+            raise error
     if code:
         raise SystemLimitError(
             f"{stage.name}: one of {stage.processes} processes ended with code {code}. The last line of output: "

@@ -14,15 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
 from datasets_prep.chat import chat_example, encode
-from datasets_prep.schema import Encoded, Row, read_perturbed
+from datasets_prep.schema import Encoded, Row
 from pipeline.train.fit import load, mean
 from pipeline.train.packed import row_losses
-from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig, level_name
-
-
-def named_levels(config: UnlearnConfig) -> set[str | None]:
-    """The named levels that the recipe uses."""
-    return {level_name(config.forget_cap), level_name(config.stop.forget_loss) if config.stop else None}
+from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig
+from pipeline.unlearn.false_answers import false_answers, named_levels
 
 
 def fixed_levels(
@@ -51,24 +47,6 @@ def number(level: Level, named: Mapping[str, float]) -> float:
     if isinstance(level, AboveLevel):
         return named[level.of] + level.plus
     return named[level] if isinstance(level, str) else level
-
-
-def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[tuple[str, ...]]:
-    """The false answers to each forget row's question; an empty list if neither a level nor the method reads them.
-
-    Raises InputError if a row has none.
-    """
-    if "false_answers" not in named_levels(config) and config.method not in ("csd", "altpo"):
-        return []
-    answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
-    without = [row.row_id for row in forget if not answers.get(row.row_id)]
-    if without:
-        raise InputError(
-            f"unlearn: {len(without)} of {len(forget)} forget rows (first {without[0]}) have no false answer for the "
-            "unlearning: the evaluation gets its own first, and answers of trained rows cannot be used. Set "
-            "data.perturbed.for_unlearning to 1 or more, lower per_row, or use a method and levels without them."
-        )
-    return [answers[row.row_id] for row in forget]
 
 
 def read_guides(
