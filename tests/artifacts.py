@@ -63,6 +63,7 @@ def unlearn_facts(**changes: Any) -> UnlearnFacts:
         kept_step=32,
         bounds=None,
         dual=None,
+        about_strangers=None,
     )
     return facts.changed(**changes)
 

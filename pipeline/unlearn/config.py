@@ -102,7 +102,14 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "simnpo": {**_BOTH, **_LOSS, "beta": 2.5, "gamma": 0.0},
     "altpo": {**_BOTH, **_LOSS, "beta": 0.1},
     "wga": {**_BOTH, **_LOSS, "forget_cap": None, "beta": 1.0},
-    "csd": {**_BOTH, "retain_weight": 32.0, "retain_rows_per_forget_row": 2, "pull_weight": 1.0, "temper": 0.6},
+    "csd": {
+        **_BOTH,
+        "retain_weight": 32.0,
+        "retain_rows_per_forget_row": 2,
+        "pull_weight": 1.0,
+        "temper": 0.7,
+        "strangers": 12,
+    },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
 
@@ -175,6 +182,13 @@ class UnlearnConfig(TrainConfig):
         le=1,
         description="Power of base's probabilities of all tokens but the true one of a fact, before they are rescaled: "
         f"below 1 they are more alike. {_readers('temper')}",
+    )
+    strangers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Made-up names about which base is asked each forget question: the mean of what it says takes the "
+        "place of its own probabilities of all tokens but the true one of a fact. Needs names of several words in the "
+        f"questions; a row without keeps base's own. {_readers('strangers')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."
