@@ -187,7 +187,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "7", card, *_card(recipe), {**evidence, **follows, **judged}, plan.describing),
+        Stage("card", "8", card, *_card(recipe), {**evidence, **follows, **judged}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),

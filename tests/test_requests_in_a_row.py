@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 
 from core.artifacts import read_facts, read_file
 from core.errors import DataError, RecipeError
@@ -140,6 +140,14 @@ def test_earlier_rows_are_a_split_of_the_evaluation_and_a_gate(store: Path) -> N
             assert (record.n, record.higher_is_better) == (10, None)
     gate = read_verdict(store / "second" / "gate").gates[1]
     assert (gate.split, gate.n, gate.passed) == ("forgotten", 10, True)
+
+
+def test_what_was_measured_on_earlier_rows_is_of_the_data_set_in_the_metadata(store: Path) -> None:
+    results = {r.metric_name: r for r in ModelCard.load(store / "second" / "card" / "README.md").data.eval_results}
+    places = [
+        (r.dataset_name, r.dataset_type, r.dataset_split) for r in results.values() if "forgotten" in r.metric_name
+    ]
+    assert places == [("FAME-format sample set", "custom", "forgotten")]
 
 
 def test_the_release_verifies_and_its_earlier_answers_are_searched_for(call: Call, store: Path, tmp_path: Path) -> None:
