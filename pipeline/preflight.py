@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from core.errors import DataError, HubError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
 from core.hub_access import access_errors
+from core.hub_ids import HubRef
 from datasets_prep.schema import DataFacts, read_data_facts, read_rows
 from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
@@ -32,7 +33,7 @@ from pipeline.publish.licence import has_text
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model
 from pipeline.train import start_model
-from pipeline.train.config import HubRef, TrainConfig
+from pipeline.train.config import TrainConfig
 from pipeline.unlearn.false_answers import false_answers
 
 MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
@@ -117,7 +118,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     if release.first("data", "unlearn", "gate"):
         yield "rows and gates", "data" if "data" in names else "gate", partial(_rows, release)
     yield from _trainings(release, here=here)
-    if stage := release.first("eval-gold", "eval-base", "eval-unlearned", "eval-gold-"):
+    if stage := release.first("eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
         if here:
             yield "evaluation", stage, partial(_evaluation, recipe.eval)
         if recipe.eval.suites:
@@ -147,6 +148,7 @@ def _models(release: Preflight) -> Iterator[Check]:
     recipe = release.recipe
     refs = {"model": recipe.model.hub, "base": recipe.base.hub}
     refs |= {} if isinstance(recipe.gold, str) else {"gold": recipe.gold.hub}
+    refs["other"] = recipe.card.compared
     for stage, ref in refs.items():
         if ref is not None and ref.revision is not None and release.first(stage):
             with_licence = stage == "model" and _needs_text(release)
