@@ -148,9 +148,11 @@ def _of_golds(config: CardInputs, evidence: Evidence) -> str:
     if not evidence.has_gold:
         return "There is no gold, so it is not known how a model that never saw the forget rows would answer."
     seeds = config.gold.get("seeds")
+    base = "the release before this one" if evidence.lineage else "trained with one seed"
     if not isinstance(seeds, list):
-        return "There is one base and one gold, each trained with one seed. How much two golds differ was not measured."
-    golds = f"There is one base, trained with one seed, and there are {1 + len(seeds)} golds, each with its own seed."
+        both = f"base, {base}, and one gold," if evidence.lineage else "base and one gold, each"
+        return f"There is one {both} trained with one seed. How much two golds differ was not measured."
+    golds = f"There is one base, {base}, and there are {1 + len(seeds)} golds, each with its own seed."
     if evidence.record("unlearned", "leak_coordinate", "forget") is None:
         return f"{golds} All values are compared with one of them. How much two golds differ was not measured."
     return (
