@@ -205,7 +205,7 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
         return
     for row, gate in zip(rows, evidence.gates, strict=True):
         cells = {"Metric": gate.metric, "Split": gate.split, "Rule": gate.rule, "Reason": gate.reason, "n": str(gate.n)}
-        cells["Verdict"] = "passed" if gate.passed else "failed"
+        cells["Verdict"] = tables.verdict(gate.passed)
         for column, text in cells.items():
             if row[column] != " ".join(text.split()):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."

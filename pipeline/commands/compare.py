@@ -60,7 +60,6 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
 
 
 def _commit(target: Target, repo: str, revision: str) -> str:
-
     with hub_errors(f"looking up {repo} at {revision}"):
         commit = target.api().repo_info(repo, revision=revision).sha
     if commit is None:
