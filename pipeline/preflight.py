@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from eval.verdicts import measurable
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import SUITES, Cost, total
+from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.config import PublishConfig
@@ -185,12 +185,17 @@ def _needs_text(release: Preflight) -> bool:
 
 def _readable(repo: str, revision: str | None, kind: str, error: type[InputError]) -> list[str]:
     """The files of a repository that the token may read. Raises ``error``, with what to do, if it may not."""
+    with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
+        return _files(hf_endpoint(), repo, revision, kind)
+
+
+@cache  # the members of a collection read the same repositories. A refusal is an error, and asked for again
+def _files(endpoint: str, repo: str, revision: str | None, kind: str) -> list[str]:
     from huggingface_hub import HfApi
 
-    with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
-        api = HfApi(endpoint=hf_endpoint())
-        info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
-        api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
+    api = HfApi(endpoint=endpoint)
+    info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
+    api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
     return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
 
 
@@ -357,9 +362,7 @@ def _disk(release: Preflight) -> str:
 def enough_disk(costs: Sequence[Cost], store: Path) -> str:
     """What stages of these costs take of the disk of a store. Raises SystemLimitError if it is more than is free."""
     needed = total(costs, devices.cpu())["disk_bytes"]
-    root = store.absolute()
-    place = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    place, free = free_space(store)
     if needed > free:
         raise SystemLimitError(
             f"The artifacts and checkpoints of what is to be made take {gigabytes(needed)}, and {gigabytes(free)} are "
