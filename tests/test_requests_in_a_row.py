@@ -221,7 +221,8 @@ def test_a_published_release_with_a_lineage_needs_the_gate(store: Path, tmp_path
     (tmp_path / "release.json").write_text(json.dumps(release))
     (tmp_path / "gate.json").write_text(json.dumps(verdict))
     (tmp_path / "results.json").write_bytes((hub / "results.json").read_bytes())
-    assert problems(tmp_path) == ["It follows 1 releases, and no gate holds what they were made to forget."]
+    said = "It follows 1 releases, and no gate holds what they were made to forget."
+    assert [problem for problem in problems(tmp_path) if "card" not in problem] == [said]
 
 
 @pytest.mark.parametrize(
