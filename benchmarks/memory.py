@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.releases import ROOT, STORE
 from datasets_prep.chat import encode_rows, load_tokenizer
 from datasets_prep.schema import SPLITS, Encoded, read_perturbed, read_rows, write_rows
 from eval.attacks.copies import stand_in
@@ -34,7 +35,6 @@ from pipeline.train.precision import in_bf16
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
 
 
@@ -160,7 +160,7 @@ def main() -> int:
     """Print the table, a line for each case that is measured in a child process."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     options.add_argument("case", nargs="*", help="cases of the table by their beginnings (default: all)")
-    options.add_argument("--artifacts", type=Path, default=ROOT / "runs" / "demo", help="(default: runs/demo)")
+    options.add_argument("--artifacts", type=Path, default=STORE / "demo", help="(default: runs/demo)")
     options.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.here:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"report": ROOT / "runs" / "demo" / "card" / "report.html"}
+from benchmarks.releases import ROOT, STORE
+
+PAGES = {"report": STORE / "demo" / "card" / "report.html"}
 WIDTH, HEIGHT = 1280, 1430  # CSS pixels
 
 

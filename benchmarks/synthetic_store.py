@@ -37,7 +37,11 @@ COMMANDS = {
     ],
 }
 MODEL = ModelFacts(
-    name="a/b", license="apache-2.0", parameters=134_515_008, dtypes=["F32"], products=Products(precision="fp32")
+    name="a/b",
+    license="apache-2.0",
+    parameters=134_515_008,
+    dtypes=["F32"],
+    products=Products.unmeasured("fp32"),
 )
 # A small process starts the command, since a child's peak begins with its parent's.
 STARTER = (

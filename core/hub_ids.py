@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from core.errors import InputError
+from core.strict import Strict
 
 _PART = r"\w(?:[\w.-]{0,94}\w)?"  # an owner or a name: up to 96 characters
 _HUB_ID = re.compile(f"{_PART}/{_PART}", re.ASCII)
@@ -91,3 +92,12 @@ HubId = Annotated[str, AfterValidator(check_hub_id)]
 Commit = Annotated[str, AfterValidator(_check_commit)]
 ReleaseTag = Annotated[str, AfterValidator(_check_tag)]
 ReleaseRef = Annotated[str, AfterValidator(_check_release)]
+
+
+class HubRef(Strict):
+    """A repository on the Hub at one commit."""
+
+    id: HubId = Field(description="Full name of the repository, `owner/name`.")
+    revision: Commit | None = Field(
+        description="Commit, 40 hex digits. `null` says that it is not pinned yet: it can be planned, never released.",
+    )

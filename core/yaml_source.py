@@ -21,16 +21,21 @@ from core.errors import RecipeError
 Place = tuple[str | int, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: numbers with or without a point, true and false, null, and text."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own field)
+class WithoutAnchors(yaml.SafeLoader):
+    """A safe loader that takes no anchors: nine lines of them can stand for a billion values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node. Raises ComposerError if it has an anchor."""
         event = self.peek_event()
         if getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases are not allowed", event.start_mark)
         return super().compose_node(parent, index)
+
+
+class _Loader(WithoutAnchors):
+    """YAML 1.2's plain scalars: numbers with or without a point, true and false, null, and text."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own field)
 
 
 _FLOAT = re.compile(r"[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$|[-+]?\.inf$|\.nan$")

@@ -28,10 +28,9 @@ BATCH = 8192
 def read_file(name: str, key: str) -> Iterator[NumberedRecord]:
     """The records of a file. Raises DataError, naming the recipe's ``key`` or the line, if it cannot be read."""
     path = user_path(name)
-    readers = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path.name}: the suffix must be one of {', '.join(readers)}. Convert the file or rename it.")
+        raise DataError(f"{path.name}: the suffix must be one of {', '.join(READERS)}. Convert the file or rename it.")
     try:
         yield from reader(path)
     except ReleaseError:
@@ -137,3 +136,7 @@ def _csv(path: Path) -> Iterator[NumberedRecord]:
         if None in record.values():
             raise DataError(f"{where}: has fewer cells than the {len(names)} columns. Add the missing cells.")
         yield f"{path.name}, line", reader.line_num, record
+
+
+READERS = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}
+"""By the suffix of a file."""

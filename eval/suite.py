@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +66,13 @@ class Measurements:
     harness: dict[str, dict[str, Any]]
 
 
+class Base(NamedTuple):
+    """The base model: its checkpoint and its tokenizer."""
+
+    checkpoint: Path
+    tokenizer: PreTrainedTokenizerBase
+
+
 def run(
     config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str] = ()
 ) -> EvaluationFacts:
@@ -104,16 +111,16 @@ def _memory_advice(config: EvalConfig, has: str) -> str:
 def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_golds: Sequence[str]) -> EvaluationFacts:
     check_backend(config)
     checkpoint = checkpoint_folder(inputs["model"])
-    base = checkpoint_folder(inputs["base"]) if "base" in inputs else None
     digest = weights_sha256(checkpoint)
     rows = _rows(inputs["data"])
     check(config, rows["forget"])
     gold = read_samples(inputs["gold"] / "samples.jsonl") if "gold" in inputs else None
     tokenizer = load_tokenizer(checkpoint)
-    prompts = None
-    if base is not None:
+    base = prompts = None
+    if "base" in inputs:
+        base = Base(checkpoint_folder(inputs["base"]), load_tokenizer(checkpoint_folder(inputs["base"])))
         check_vocabulary(checkpoint, tokenizer, base)
-        prompts = other_prompts(tokenizer, load_tokenizer(base), [row for split in SPLITS for row in rows[split]])
+        prompts = other_prompts(tokenizer, base.tokenizer, [row for split in SPLITS for row in rows[split]])
     suites = load_suites(config.suites, inputs["data"])
     report("loading the model")
     model = load(checkpoint, config.device)
@@ -157,7 +164,7 @@ def measure(
     config: EvalConfig,
     *,
     suites: list[Any] | None = None,
-    base: Path | None = None,
+    base: Base | None = None,
     gold: Path | None = None,
 ) -> Measurements:
     """Measure every row, in the order of the splits, rows forgotten before, real-world questions, and the suites.
@@ -188,7 +195,7 @@ def measure(
     if base is not None:
         _add_generation_losses(samples, everything, scorer, base, config)
         if gold is not None and config.patching:
-            models = (_base_of(base, scorer, config), load(checkpoint_folder(gold), config.device), model)
+            models = (_base_of(base.checkpoint, scorer, config), load(checkpoint_folder(gold), config.device), model)
             depths = unlearning_depths(*models, encoder, rows["forget"], perturbed, config)
             for sample in samples:
                 if sample["row_id"] in depths:
@@ -238,19 +245,18 @@ def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list
 
 
 def _add_generation_losses(
-    samples: list[dict[str, Any]], rows: list[Row], scorer: Scorer, base: Path, config: EvalConfig
+    samples: list[dict[str, Any]], rows: list[Row], scorer: Scorer, base: Base, config: EvalConfig
 ) -> None:
     """Score the generations under base, as answers to base's own prompts."""
     report("generations under base")
     forget = [sample for sample in samples if sample["split"] == "forget"]
     questions = {row.row_id: row.question for row in rows}
-    tokenizer = load_tokenizer(base)
-    if _is_measured(base, scorer):
-        losses = fluency.generation_losses(forget, questions, scorer, tokenizer)
+    if _is_measured(base.checkpoint, scorer):
+        losses = fluency.generation_losses(forget, questions, scorer, base.tokenizer)
     else:
         with aside(scorer.model):
-            of_base = Scorer(load(base, config.device), config.batch_tokens)
-            losses = fluency.generation_losses(forget, questions, of_base, tokenizer)
+            of_base = Scorer(load(base.checkpoint, config.device), config.batch_tokens)
+            losses = fluency.generation_losses(forget, questions, of_base, base.tokenizer)
             del of_base  # before the measured model is back
     for sample in samples:
         if sample["row_id"] in losses:
@@ -282,17 +288,19 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     return model.eval()
 
 
-def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Path) -> None:
+def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base: Base) -> None:
     """Raise ModelError if a checkpoint's tokens are not base's: their probabilities could not be compared.
 
     It compares the sizes of the heads and the vocabularies.
     """
-    sizes = [AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base)]
+    sizes = [
+        AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base.checkpoint)
+    ]
     if sizes[0] != sizes[1]:
         raise ModelError(
             f"{checkpoint}: the vocabulary has {sizes[0]} tokens, base's has {sizes[1]}. Compare models of one family."
         )
-    if tokenizer.get_vocab() != load_tokenizer(base).get_vocab():
+    if tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise ModelError(f"{checkpoint}: the tokenizer's vocabulary is not base's. Save base's tokenizer with it.")
 
 

@@ -34,6 +34,7 @@ SECTIONS = (
 )
 AUDITED = "Robustness, against gold under the same attack"
 GROUPED = "By language and topic"
+COMPARED = "Compared with another checkpoint"
 CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
 _ANSWER_LENGTH = 8  # characters; shorter answers are words that a card may use for other reasons
 
@@ -66,6 +67,7 @@ def problems(card: str, config: CardInputs, evidence: Evidence, forget: Sequence
         *_results(sections, evidence),
         *_groups(_rows(sections, GROUPED), evidence),
         *_gates(_rows(sections, "Gates"), evidence),
+        *_comparison(_rows(sections, COMPARED), evidence),
         *_counts(_rows(sections, "Data"), evidence),
         *_settings(sections, config),
         *_prose(sections, evidence),
@@ -136,11 +138,15 @@ def _rows(sections: list[Section], heading: str) -> list[dict[str, str]]:
 
 
 def _cell(cell: str, record: Record | None) -> bool:
-    if record is None:
-        return cell == tables.NOT_MEASURED
+    return _is_interval(cell, *((record.value, record.ci_low, record.ci_high) if record else (None, None, None)))
+
+
+def _is_interval(cell: str, *values: float | None) -> bool:
+    """Whether a cell shows a value and both ends of its interval, or a dash if there are none."""
     match = CELL.fullmatch(cell)
-    values = (record.value, record.ci_low, record.ci_high)
-    return match is not None and all(shows(match[i + 1], values[i]) for i in range(3))
+    if match is None:
+        return cell == tables.NOT_MEASURED and None in values
+    return all(map(_is_shown, match.groups(), values))
 
 
 def _values(row: Mapping[str, str], expected: Line, place: str) -> Iterator[str]:
@@ -199,7 +205,7 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
         return
     for row, gate in zip(rows, evidence.gates, strict=True):
         cells = {"Metric": gate.metric, "Split": gate.split, "Rule": gate.rule, "Reason": gate.reason, "n": str(gate.n)}
-        cells["Verdict"] = "passed" if gate.passed else "failed"
+        cells["Verdict"] = tables.verdict(gate.passed)
         for column, text in cells.items():
             if row[column] != " ".join(text.split()):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
@@ -209,6 +215,21 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
             shown = row[column].split(" to ")
             if not (len(shown) == len(values) and all(map(_is_shown, shown, values))):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {values}."
+
+
+def _comparison(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
+    entries = evidence.compared.metrics if evidence.compared else []
+    shown = [(row["Metric"], row["Split"], row["n"], row["Verdict"]) for row in rows]
+    if shown != [(entry.metric, entry.split, str(entry.n), entry.verdict) for entry in entries]:
+        yield f"{COMPARED}: the rows are not those of the comparison."
+        return
+    for row, entry in zip(rows, entries, strict=True):
+        values = {"Ours": entry.ours, "Theirs": entry.theirs, "Margin": entry.margin}
+        wrong = [column for column, value in values.items() if not _is_shown(row[column], value)]
+        if not _is_interval(row["Difference"], entry.difference, entry.ci_low, entry.ci_high):
+            wrong.append("Difference")
+        for column in wrong:
+            yield f"{COMPARED}, {entry.metric} on {entry.split}: {column} is {row[column]!r}, which was not measured."
 
 
 def _is_shown(text: str, value: float | None) -> bool:

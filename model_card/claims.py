@@ -72,6 +72,11 @@ def short(value: float) -> str:
     return f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else number(value)
 
 
+def short_interval(record: Record) -> str:
+    """A value in a sentence, with its 95 % interval."""
+    return f"{short(record.value)} ({short(record.ci_low)} to {short(record.ci_high)})"
+
+
 def _share(records: Records) -> str:
     """How much of base's value is left, in percent, rounded down."""
     kept = records["unlearned"].value / records["base"].value if records["base"].value else 0.0
@@ -117,9 +122,8 @@ def _membership(records: Records) -> str:
 
 
 def _membership_alone(records: Records) -> str:
-    ours = records["unlearned"]
-    interval = f"{short(ours.value)} ({short(ours.ci_low)} to {short(ours.ci_high)})"
-    return f"Membership inference against facts never seen has an AUC of {interval}, where 0.5 is chance."
+    auc = short_interval(records["unlearned"])
+    return f"Membership inference against facts never seen has an AUC of {auc}, where 0.5 is chance."
 
 
 def _fluent(records: Records) -> str:
@@ -142,10 +146,8 @@ def _beyond_gold(metric: Metric) -> Callable[[Records], str]:
     attack, reading = metric.attack, CATALOG[metric.reading or ""].label
 
     def says(records: Records) -> str:
-        ours = records["unlearned"]
-        interval = f"{short(ours.value)} ({short(ours.ci_low)} to {short(ours.ci_high)})"
         how = attack.how if attack else ""
-        return f"{how[:1].upper()}{how[1:]}, {reading} is {interval} beyond gold's."
+        return f"{how[:1].upper()}{how[1:]}, {reading} is {short_interval(records['unlearned'])} beyond gold's."
 
     return says
 

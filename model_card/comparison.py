@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from eval.schema import ComparedMetric, Record, Verdict, find_record
 from model_card import tables
 from model_card.markdown import escape, table
 from model_card.plots import STYLE
+from model_card.templates import template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,17 +113,7 @@ def plot(models: Sequence[Compared]) -> bytes:
 
 def page(title: str, description: str, models: Sequence[Compared], picture: bytes, spent: str) -> str:
     """The page in HTML, self-contained: the plot, the table, every gate that failed and every equivalence."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": tables.number, "interval": tables.interval}
-    return environment.get_template("comparison.html.jinja").render(
+    return template("comparison.html.jinja").render(
         title=title,
         description=description,
         models=models,

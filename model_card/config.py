@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator
 
-from core.hub_ids import Commit, HubId, ReleaseTag
+from core.hub_ids import Commit, HubId, HubRef, ReleaseTag
 from core.licences import Licensed
 from core.strict import Strict
 
@@ -64,6 +64,11 @@ class CardConfig(Strict):
     dataset: CardDataset | None = Field(default=None, description="What the card says about data of your own.")
     limitations: list[Text] = Field(
         default_factory=list, description="Limitations in addition to those that follow from the evidence."
+    )
+    compared: HubRef | None = Field(
+        default=None,
+        description="Another checkpoint, for example a published one. It is fetched, evaluated with the same suite and "
+        "compared, as by the command `compare`; the card then holds the table. Its margins are those of `equivalence`.",
     )
     collection: HubId | None = Field(
         default=None,

@@ -82,8 +82,9 @@ class CardEvidence(Strict):
     ``leak_bound`` is the share of leaking facts, in percent, that so many forget rows may miss; ``too_short`` the
     number of forget answers that the search of the published files cannot find, ``perturbed`` of false answers,
     ``rehearsed`` of retain rows that the unlearning's schedule names. ``suites`` are the data by task. ``gold_prompts``
-    says how gold's prompts differ from base's, and ``compared`` how another checkpoint compares, if any. ``lineage``
-    are the releases that this one follows; what they forgot are the rows ``forgotten``.
+    says how gold's prompts differ from base's, ``compared`` how another checkpoint compares, and ``compared_prompts``
+    how its prompts differ, if any. ``lineage`` are the releases that this one follows; what they forgot are the rows
+    ``forgotten``.
     """
 
     counts: dict[str, Counts]
@@ -98,6 +99,7 @@ class CardEvidence(Strict):
     suites: dict[str, SuiteData]
     gold_prompts: OtherPrompts | None
     compared: Comparison | None
+    compared_prompts: OtherPrompts | None
     provenance: Provenance
 
 
@@ -143,8 +145,8 @@ class Evidence(CardEvidence):
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
-    """Read the artifacts; ``eval-gold``, ``neighbours`` and ``compare`` may be absent, and ``base`` is there
-    if it is a release.
+    """Read the artifacts; ``eval-gold`` and ``neighbours`` may be absent, ``base`` is there if it is a release, and
+    ``compare`` and ``eval-other`` if another checkpoint was compared.
 
     Raises ArtifactError if one is missing or malformed.
     """
@@ -169,6 +171,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         suites=read_suites(inputs["eval-unlearned"] / "lm_eval"),
         gold_prompts=read_other_prompts(inputs["eval-gold"]) if "eval-gold" in inputs else None,
         compared=read_comparison(inputs["compare"]) if "compare" in inputs else None,
+        compared_prompts=read_other_prompts(inputs["eval-other"]) if "eval-other" in inputs else None,
         provenance=_provenance({name: read_manifest(folder) for name, folder in inputs.items()}),
     )
 

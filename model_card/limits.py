@@ -10,13 +10,88 @@ from typing import NamedTuple
 from eval.attacks.catalog import KINDS
 from eval.catalog import CATALOG, Metric
 from eval.schema import Record
-from model_card.claims import short
+from model_card.claims import short, short_interval
 from model_card.config import CardInputs
 from model_card.facts import Evidence
 
 CHANCE = 0.05
 DISTINCT = NormalDist().inv_cdf(1 - CHANCE / 2)  # standard errors
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
+DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does
+
+
+def limits(config: CardInputs, evidence: Evidence) -> list[str]:
+    """The three sentences that a reader must see."""
+    n = evidence.counts["forget"].rows
+    share = f"up to {evidence.leak_bound:.1f} % of facts like these could (95 % bound)"
+    bound = f"Even if none of the {n} forget rows leaked, {share}."
+    return [finest(evidence), bound, _of_golds(config, evidence)]
+
+
+def _of_golds(config: CardInputs, evidence: Evidence) -> str:
+    """How many golds there are, and in which metrics the difference between golds was measured."""
+    if not evidence.has_gold:
+        return "There is no gold, so it is not known how a model that never saw the forget rows would answer."
+    seeds = config.gold.get("seeds")
+    base = "the release before this one" if evidence.lineage else "trained with one seed"
+    if not isinstance(seeds, list):
+        both = f"base, {base}, and one gold," if evidence.lineage else "base and one gold, each"
+        return f"There is one {both} trained with one seed. How much two golds differ was not measured."
+    golds = f"There is one base, {base}, and there are {1 + len(seeds)} golds, each with its own seed."
+    if evidence.record("unlearned", "leak_coordinate", "forget") is None:
+        return f"{golds} All values are compared with one of them. How much two golds differ was not measured."
+    return (
+        f"{golds} The relative test (leak coordinate, damage) compares with all of them, and everything else with one: "
+        "how much two golds differ there was not measured."
+    )
+
+
+def further(evidence: Evidence) -> Iterator[str]:
+    """What else the measurements cannot show."""
+    yield (
+        f"Retain values are measured on rows that {_trained_on(evidence)}. They show what was kept, not how well the "
+        "model generalises."
+    )
+    if evidence.gold_prompts:
+        yield (
+            "Gold was asked with the chat template that it was published with, which gives rows other tokens than "
+            "base's. What differs between the models may be due to that."
+        )
+    if missing := not_measured(evidence):
+        yield f"Not measured: {'; '.join(missing)}."
+
+
+def _trained_on(evidence: Evidence) -> str:
+    """Which models were trained on the retain rows, to follow "rows that"."""
+    rows, left_out = evidence.counts["retain"].rows, evidence.counts["retain"].rows - evidence.rehearsed
+    if not left_out:
+        return "were trained on"
+    return f"base was trained on; the unlearning left out {left_out if evidence.rehearsed else 'all'} of the {rows}"
+
+
+def not_measured(evidence: Evidence) -> list[str]:
+    """The kinds of attack and audit of which no model has a record, in words."""
+    names = {record.metric for records in evidence.records.values() for record in records if record.by is None}
+    measured = {CATALOG[name].kind for name in names if name in CATALOG}
+    return [text for kind, text in KINDS.items() if kind not in measured]
+
+
+def finest(evidence: Evidence) -> str:
+    """Whether any comparison tells the model from one that never knew, and the clearest of those that do."""
+    found = comparisons(evidence)
+    other = "gold" if evidence.has_gold else "rows that it never saw"
+    apart = sorted((c for c in found if abs(c.errors) > DISTINCT), key=lambda c: -abs(c.errors))
+    if not apart:
+        return f"None of {len(found)} comparisons of the forget rows with {other} shows a difference."
+    meaning = {
+        True: "so more is left than there should be",
+        False: "so less is left than there should be, and the facts are over-forgotten",
+        None: "so it answers differently",
+    }[apart[0].towards_base]
+    return (
+        f"{len(apart)} of {len(found)} comparisons of the forget rows with {other} show a difference, and one in "
+        f"twenty would by chance. The clearest: {apart[0].says}, {meaning}."
+    )
 
 
 class Compared(NamedTuple):
@@ -49,10 +124,12 @@ def _compared(evidence: Evidence, record: Record) -> Compared | None:
         base = evidence.record("base", metric.name, "forget")
         up = record.value > 0
         return Compared(
-            _errors(record, 0.0), up if base is None else up == (base.value > 0), f"{metric.label} is {_shown(record)}"
+            _errors(record, 0.0),
+            up if base is None else up == (base.value > 0),
+            f"{metric.label} is {short_interval(record)}",
         )
     if metric.name == "damage_gap":  # only what is beyond the golds' counts
-        return Compared(max(0.0, _errors(record, 0.0)), None, f"{metric.label} is {_shown(record)}")
+        return Compared(max(0.0, _errors(record, 0.0)), None, f"{metric.label} is {short_interval(record)}")
     gold = evidence.record("gold", metric.name, "forget")
     if gold is None or metric.family not in ROW_BY_ROW:
         return None
@@ -62,7 +139,7 @@ def _compared(evidence: Evidence, record: Record) -> Compared | None:
 def _against_holdout(evidence: Evidence, metric: Metric, record: Record) -> Compared | None:
     base = evidence.record("base", metric.name, "forget")
     if metric.family == "membership":
-        return Compared(_errors(record, 0.5), record.value > 0.5, f"{metric.label} is {_shown(record)}")
+        return Compared(_errors(record, 0.5), record.value > 0.5, f"{metric.label} is {short_interval(record)}")
     holdout = evidence.record("unlearned", metric.name, "holdout")
     return None if holdout is None else _between(metric, record, holdout, base, "that of rows it never saw")
 
@@ -78,9 +155,6 @@ def _between(metric: Metric, ours: Record, other: Record, base: Record | None, w
     return Compared(errors, towards, f"{metric.label} is {short(ours.value)}, {whose} {short(other.value)}")
 
 
-DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does
-
-
 def _standard_error(record: Record) -> float:
     return (record.ci_high - record.ci_low) / (2 * DISTINCT)
 
@@ -89,79 +163,3 @@ def _errors(record: Record, null: float) -> float:
     """How far ``null`` is outside of the interval, in its half-widths as standard errors: above 1.96 if it is."""
     side = record.value - record.ci_low if record.value > null else record.ci_high - record.value
     return DISTINCT * (record.value - null) / side if side > 0 else 0.0
-
-
-def _shown(record: Record) -> str:
-    return f"{short(record.value)} ({short(record.ci_low)} to {short(record.ci_high)})"
-
-
-def finest(evidence: Evidence) -> str:
-    """Whether any comparison tells the model from one that never knew, and the clearest of those that do."""
-    found = comparisons(evidence)
-    other = "gold" if evidence.has_gold else "rows that it never saw"
-    apart = sorted((c for c in found if abs(c.errors) > DISTINCT), key=lambda c: -abs(c.errors))
-    if not apart:
-        return f"None of {len(found)} comparisons of the forget rows with {other} shows a difference."
-    meaning = {
-        True: "so more is left than there should be",
-        False: "so less is left than there should be, and the facts are over-forgotten",
-        None: "so it answers differently",
-    }[apart[0].towards_base]
-    return (
-        f"{len(apart)} of {len(found)} comparisons of the forget rows with {other} show a difference, and one in "
-        f"twenty would by chance. The clearest: {apart[0].says}, {meaning}."
-    )
-
-
-def limits(config: CardInputs, evidence: Evidence) -> list[str]:
-    """The three sentences that a reader must see."""
-    n = evidence.counts["forget"].rows
-    share = f"up to {evidence.leak_bound:.1f} % of facts like these could (95 % bound)"
-    bound = f"Even if none of the {n} forget rows leaked, {share}."
-    return [finest(evidence), bound, _of_golds(config, evidence)]
-
-
-def further(evidence: Evidence) -> Iterator[str]:
-    """What else the measurements cannot show."""
-    yield (
-        f"Retain values are measured on rows that {_trained_on(evidence)}. They show what was kept, not how well the "
-        "model generalises."
-    )
-    if evidence.gold_prompts:
-        yield (
-            "Gold was asked with the chat template that it was published with, which gives rows other tokens than "
-            "base's. What differs between the models may be due to that."
-        )
-    if missing := not_measured(evidence):
-        yield f"Not measured: {'; '.join(missing)}."
-
-
-def not_measured(evidence: Evidence) -> list[str]:
-    """The kinds of attack and audit of which no model has a record, in words."""
-    names = {record.metric for records in evidence.records.values() for record in records if record.by is None}
-    measured = {CATALOG[name].kind for name in names if name in CATALOG}
-    return [text for kind, text in KINDS.items() if kind not in measured]
-
-
-def _of_golds(config: CardInputs, evidence: Evidence) -> str:
-    """How many golds there are, and in which metrics the difference between golds was measured."""
-    if not evidence.has_gold:
-        return "There is no gold, so it is not known how a model that never saw the forget rows would answer."
-    seeds = config.gold.get("seeds")
-    if not isinstance(seeds, list):
-        return "There is one base and one gold, each trained with one seed. How much two golds differ was not measured."
-    golds = f"There is one base, trained with one seed, and there are {1 + len(seeds)} golds, each with its own seed."
-    if evidence.record("unlearned", "leak_coordinate", "forget") is None:
-        return f"{golds} All values are compared with one of them. How much two golds differ was not measured."
-    return (
-        f"{golds} The relative test (leak coordinate, damage) compares with all of them, and everything else with one: "
-        "how much two golds differ there was not measured."
-    )
-
-
-def _trained_on(evidence: Evidence) -> str:
-    """Which models were trained on the retain rows, to follow "rows that"."""
-    rows, left_out = evidence.counts["retain"].rows, evidence.counts["retain"].rows - evidence.rehearsed
-    if not left_out:
-        return "were trained on"
-    return f"base was trained on; the unlearning left out {left_out if evidence.rehearsed else 'all'} of the {rows}"

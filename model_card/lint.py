@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from core.hub_ids import is_hub_id
+from core.licences import LICENCES
 
 PLACEHOLDER = re.compile(
     r"more information needed|\b(?:todo|tbd|fixme|undefined|nan)\b|lorem ipsum|\{\{|\{%|<your"
@@ -34,7 +35,8 @@ FAMILIES = {
     r"meta-llama/Llama-3\.2-": "llama3.2",
     r"meta-llama/Llama-3\.3-": "llama3.3",
     r"meta-llama/Llama-4-": "llama4",
-    r"google/gemma-": "gemma",
+    r"google/gemma-4-": "apache-2.0",
+    r"google/gemma-(?!4-)": "gemma",
     r"HuggingFaceTB/SmolLM": "apache-2.0",
     r"mistralai/(Mistral-7B|Mixtral)-": "apache-2.0",
     r"Qwen/Qwen3-": "apache-2.0",
@@ -181,18 +183,17 @@ def _are_results(results: object) -> bool:
 def _licence(metadata: Mapping[str, Any], body: str) -> Iterator[str]:
     bases = metadata.get("base_model") or []
     licence = metadata.get("license")
+    if licence == "other":  # the Hub has no id for it
+        licence = metadata.get("license_name")
     for base in bases if isinstance(bases, list) else [bases]:
         expected = next((has for family, has in FAMILIES.items() if re.match(family, str(base))), None)
         if expected is None or not licence:
             continue
         if licence != expected:
             yield f"license is {licence}, and {base} has the licence {expected}."
-        if expected.startswith("llama") and f"Built with {_llama(expected)}" not in body:
-            yield f'The licence of {base} requires "Built with {_llama(expected)}" on the card.'
-
-
-def _llama(licence: str) -> str:
-    return "Meta Llama 3" if licence == "llama3" else "Llama"
+        displayed = LICENCES[expected].displayed
+        if displayed not in body:
+            yield f'The licence of {base} requires "{displayed}" on the card.'
 
 
 def _page(body: str, files: Collection[str], numbers: Collection[float]) -> Iterator[Problem]:

@@ -25,6 +25,11 @@ def escape(text: str) -> str:
     return f"{block[0]}\\{line[block.end() :]}" if block[0].isdigit() else f"\\{line}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of cells that are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]

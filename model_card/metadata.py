@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from datasets_prep.schema import SPLITS
+from datasets_prep.schema import FORGOTTEN, REAL_WORLD, SPLITS
 from eval.catalog import CATALOG
 from eval.schema import Record
 from model_card.config import CardInputs
@@ -80,6 +80,7 @@ def result_name(record: Record) -> str:
 
 
 GENERAL = "General-knowledge questions"  # this project's own
+OF_RECIPE = (*SPLITS, FORGOTTEN, f"retain+{REAL_WORLD}")  # rows of the recipe's data set
 
 
 def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, 
     The Hub's client merges results of the same type, subset, split and revision, so data that are not on the Hub get
     values that tell them apart.
     """
-    if split in SPLITS:
+    if split in OF_RECIPE:
         name, hub = dataset.name, dataset.hub
         fields = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
     elif split in ("general", "retain+general"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from model_card.markdown import listed
+
 
 class Method(NamedTuple):
     """``tag`` is for the Hub's search. ``does`` describes the method; it names parameters and has no numbers.
@@ -116,8 +118,7 @@ def method_name(unlearn: Mapping[str, Any]) -> str:
         variants.append("LoRA adapters that were merged")
     if not variants:
         return name
-    listed = " and ".join([", ".join(variants[:-1]), variants[-1]] if len(variants) > 1 else variants)
-    return f"{name}{', also' if ' with ' in name else ''} with {listed}"
+    return f"{name}{', also' if ' with ' in name else ''} with {listed(variants)}"
 
 
 def method_does(unlearn: Mapping[str, Any]) -> list[str]:

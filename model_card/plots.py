@@ -25,6 +25,14 @@ DRAWN = {
     "relative": figures.relative,
     "training": figures.training,
 }
+TITLES = {
+    "results": "What was to be forgotten, and what was to be kept",
+    "truth-ratios": "Forget quality",
+    "groups": "Languages and topics",
+    "robustness": "Robustness",
+    "relative": "Between gold and base",
+    "training": "The unlearning",
+}
 
 
 class Plot(NamedTuple):

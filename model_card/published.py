@@ -21,7 +21,7 @@ class CardFile(Versioned):
     ``inputs`` is the card stage's configuration, ``evidence`` what was counted and noted. No text of any row.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     inputs: CardInputs
     evidence: CardEvidence
 

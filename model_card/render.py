@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.lineage import rows_of_each
 from core.words import SEARCHED
@@ -12,11 +10,9 @@ from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
 from model_card.facts import Evidence
-from model_card.markdown import escape
+from model_card.markdown import escape, listed
 from model_card.methods import cap_name, method_does, method_name
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from model_card.templates import template
 
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
 
@@ -25,23 +21,7 @@ ATTACKS = 2  # claims about attacks in the first paragraph; the others stand wit
 
 def render(config: CardInputs, evidence: Evidence) -> str:
     """The text of README.md with its front matter."""
-    return _template().render(context(config, evidence))
-
-
-@cache
-def _template() -> Template:
-    import jinja2
-
-    # Markdown is not HTML: what people typed goes through the `md` filter instead of HTML escaping.
-    environment = jinja2.Environment(  # noqa: S701
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"md": escape, "number": tables.number}
-    return environment.get_template("card.md.jinja")
+    return template("card.md.jinja").render(context(config, evidence))
 
 
 def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
@@ -97,11 +77,6 @@ def code(text: str) -> str:
     """``text`` as code, which shows it unchanged; as escaped text if it holds what would end the code."""
     plain = " ".join(text.split())
     return escape(text) if "`" in plain or "<" in plain else f"`{plain}`"
-
-
-def listed(words: list[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def asked(evidence: Evidence) -> list[str]:

@@ -19,19 +19,12 @@ from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence
 from model_card.local import Local
 from model_card.methods import method_name
-from model_card.plots import Plot
+from model_card.plots import TITLES, Plot
 from model_card.tables import COLUMNS, NOT_MEASURED, number
+from model_card.templates import template
 
 HERE = Path(__file__).parent
 ASKED = ("forget", "retain")  # whose answers the page shows
-TITLES = {
-    "results": "What was to be forgotten, and what was to be kept",
-    "truth-ratios": "Forget quality",
-    "groups": "Languages and topics",
-    "robustness": "Robustness",
-    "relative": "Between gold and base",
-    "training": "The unlearning",
-}
 Cell = str | tuple[float | None, str]  # text, or a number to sort by with its text
 
 
@@ -51,18 +44,9 @@ class Grid(NamedTuple):
 
 def report_html(config: CardInputs, evidence: Evidence, local: Local, plots: list[Plot]) -> str:
     """The page, self-contained."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.jinja").render(
+    return template("report.html.jinja").render(
         config=config,
         evidence=evidence,
         method=method_name(config.unlearn),

@@ -28,8 +28,8 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
 
     To be published: `README.md` and its plots, `results.json`, and `card.json`, with which the card can be rendered
     again. To stay here: `report.html`. ``inputs``: data, neighbours (if the unlearning rehearsed any), unlearn,
-    eval-base, eval-gold, eval-unlearned, gate, and compare (if another checkpoint was compared). Raises ArtifactError
-    if evidence is missing, and InputError if the card does not agree with it.
+    eval-base, eval-gold, eval-unlearned, gate, and compare and eval-other (if another checkpoint was compared). Raises
+    ArtifactError if evidence is missing, and InputError if the card does not agree with it.
     """
     evidence, local = collect(inputs), read_local(inputs)
     card = render(config, evidence)

@@ -22,7 +22,7 @@ class SuiteData:
     hub: str | None
     subset: str | None
     split: str | None
-    limited: bool = False
+    limited: bool
 
 
 def read_suites(folder: Path) -> dict[str, SuiteData]:
@@ -46,7 +46,7 @@ def _data(task: str, results: Mapping[str, Any]) -> SuiteData:
     limited = any(questions["effective"] < questions["original"] for questions in asked)
     path = _one([config.get("dataset_path") for config in configs])
     if not path or not is_hub_id(path):  # a loader of files, such as json, or questions made by a function
-        return SuiteData(None, None, None)
+        return SuiteData(None, None, None, limited)
     splits = [config.get("test_split") or config.get("validation_split") for config in configs]  # lm-eval's own order
     return SuiteData(path, _one([config.get("dataset_name") for config in configs]), _one(splits), limited)
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from core.errors import DataError, HubError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
 from core.hub_access import access_errors
+from core.hub_ids import HubRef
 from datasets_prep.schema import DataFacts, read_data_facts, read_rows
 from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import SUITES, Cost, total
+from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.config import PublishConfig
@@ -32,7 +33,7 @@ from pipeline.publish.licence import has_text
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model
 from pipeline.train import start_model
-from pipeline.train.config import HubRef, TrainConfig
+from pipeline.train.config import TrainConfig
 from pipeline.unlearn.false_answers import false_answers
 
 MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
@@ -117,7 +118,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     if release.first("data", "unlearn", "gate"):
         yield "rows and gates", "data" if "data" in names else "gate", partial(_rows, release)
     yield from _trainings(release, here=here)
-    if stage := release.first("eval-gold", "eval-base", "eval-unlearned", "eval-gold-"):
+    if stage := release.first("eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
         if here:
             yield "evaluation", stage, partial(_evaluation, recipe.eval)
         if recipe.eval.suites:
@@ -147,6 +148,7 @@ def _models(release: Preflight) -> Iterator[Check]:
     recipe = release.recipe
     refs = {"model": recipe.model.hub, "base": recipe.base.hub}
     refs |= {} if isinstance(recipe.gold, str) else {"gold": recipe.gold.hub}
+    refs["other"] = recipe.card.compared
     for stage, ref in refs.items():
         if ref is not None and ref.revision is not None and release.first(stage):
             with_licence = stage == "model" and _needs_text(release)
@@ -183,12 +185,17 @@ def _needs_text(release: Preflight) -> bool:
 
 def _readable(repo: str, revision: str | None, kind: str, error: type[InputError]) -> list[str]:
     """The files of a repository that the token may read. Raises ``error``, with what to do, if it may not."""
+    with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
+        return _files(hf_endpoint(), repo, revision, kind)
+
+
+@cache  # the members of a collection read the same repositories. A refusal is an error, and asked for again
+def _files(endpoint: str, repo: str, revision: str | None, kind: str) -> list[str]:
     from huggingface_hub import HfApi
 
-    with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
-        api = HfApi(endpoint=hf_endpoint())
-        info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
-        api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
+    api = HfApi(endpoint=endpoint)
+    info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
+    api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
     return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
 
 
@@ -355,9 +362,7 @@ def _disk(release: Preflight) -> str:
 def enough_disk(costs: Sequence[Cost], store: Path) -> str:
     """What stages of these costs take of the disk of a store. Raises SystemLimitError if it is more than is free."""
     needed = total(costs, devices.cpu())["disk_bytes"]
-    root = store.absolute()
-    place = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    place, free = free_space(store)
     if needed > free:
         raise SystemLimitError(
             f"The artifacts and checkpoints of what is to be made take {gigabytes(needed)}, and {gigabytes(free)} are "

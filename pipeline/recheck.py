@@ -13,10 +13,8 @@ from datasets_prep.schema import FORGOTTEN
 from eval.config import Gate
 from eval.schema import PublishedResults, read_verdict
 from eval.verdicts.recheck import verdict_problems
-from model_card.published import CARD, read_card_file, render_from_published
+from model_card.published import AGAIN, CARD, read_card_file, render_from_published
 from pipeline.publish.schema import RELEASE, Release
-
-AGAIN = "Ask its publisher to publish it again."
 
 
 def problems(tree: Path) -> list[str]:
@@ -37,9 +35,10 @@ def problems(tree: Path) -> list[str]:
 
 
 def _card(tree: Path, release: Release) -> Iterator[str]:
-    """What the card says that the evidence does not. Releases made before `card.json` was published have none."""
-    if not (tree / CARD).is_file():
-        return
+    """What the card says that the evidence does not.
+
+    The texts are compared byte by byte, so it is the version of this project that made the release that can say so.
+    """
     try:
         inputs = read_card_file(tree).inputs
         rendered = render_from_published(tree)
@@ -52,4 +51,7 @@ def _card(tree: Path, release: Release) -> Iterator[str]:
     if said != made:
         yield f"{CARD} is of {' '.join(said)}, and {RELEASE} of {' '.join(made)}."
     if card != rendered:
-        yield "README.md is not the card that the published results, verdict and settings give."
+        yield (
+            "README.md is not the card that the published results, verdict and settings give with this version of the "
+            f"project. If another made the release ({CARD} names its commit), verify with that one."
+        )

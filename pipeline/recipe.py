@@ -193,6 +193,7 @@ class Recipe(Strict):
         refs = {"model.hub.revision": self.model.hub, "base.hub.revision": self.base.hub}
         if not isinstance(self.gold, str):
             refs["gold.hub.revision"] = self.gold.hub
+        refs["card.compared.revision"] = self.card.compared
         return [key for key, ref in refs.items() if ref is not None and ref.revision is None]
 
 

@@ -9,12 +9,14 @@ A stage imports its code when it runs, so a release that is done already does no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from core.digests import named_content
+from core.hub_ids import HubRef
 from core.strict import Strict
 from datasets_prep.schema import DataFacts
 from eval.catalog import CATALOG
@@ -26,7 +28,7 @@ from pipeline.engine.runner import Stage
 from pipeline.overrides import published
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.recipe import Recipe
-from pipeline.train.config import WITHOUT_EFFECT, HubRef, TrainedOrPublished
+from pipeline.train.config import WITHOUT_EFFECT, TrainedOrPublished
 
 if TYPE_CHECKING:
     from pipeline.publish.plan import PublicationPlan
@@ -115,6 +117,20 @@ def evaluate(config: Any, inputs: Inputs, out: Path, *, further_golds: Sequence[
     return suite.run(config, inputs, out, further_golds)
 
 
+def other(config: Any, inputs: Inputs, out: Path, **how: str | bool | None) -> Facts:
+    """Fetch a checkpoint to compare with. Its chat template is its own, but for the date."""
+    from pipeline.train import start_model
+
+    return start_model.run_pointer(config.hub, out, **how)  # type: ignore[arg-type]  # the keywords that it has
+
+
+def compare(config: Any, inputs: Inputs, out: Path) -> Facts:
+    """Compare the unlearned model with another checkpoint, metric by metric."""
+    from eval.verdicts import compare
+
+    return compare.run(compare.Config(**config), inputs, out)
+
+
 def gate(config: Any, inputs: Inputs, out: Path) -> Facts:
     """Compare the measurements with the recipe's gates."""
     from eval.verdicts import gates
@@ -162,11 +178,13 @@ def stages(recipe: Recipe) -> list[Stage]:
     ascent, evidence = ascent | asked, evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     follows = {"base": "base"} if recipe.base.release else {}
+    beside = {"compare": "compare", "eval-other": "eval-other"} if recipe.card.compared else {}
     judged = {"data": "data", "gate": "gate"}
     further = further_golds(recipe)
     golds = [measured.name for _, measured in further] if recipe.eval.relative else []
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
     patched = {"gold-model": "gold"} if recipe.eval.patching else {}
+    unlearned = _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds)
     return [
         Stage(
             "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
@@ -185,15 +203,44 @@ def stages(recipe: Recipe) -> list[Stage]:
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
-        _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds),
+        unlearned,
+        *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "7", card, *_card(recipe), {**evidence, **follows, **judged}, plan.describing),
+        Stage("card", "8", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
         Stage(
             "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
             plan.publishing, work.publishing, publishes=True,
+        ),
+    ]  # fmt: skip
+
+
+def compared_with(
+    recipe: Recipe,
+    checkpoint: HubRef,
+    unlearned: Stage,
+    *,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+) -> list[Stage]:
+    """Three more stages: fetch the checkpoint, evaluate it as ``unlearned`` does the model made here, and compare.
+
+    It comes from the Hub at ``endpoint``, with ``token``; if they are None, from the Hub that the environment names.
+    """
+    date = recipe.model.model_dump(include={"date_string"}, exclude_none=True)  # the rest of its template is its own
+    settings = {"margins": dict(recipe.equivalence), "seed": recipe.eval.seed}
+    return [
+        Stage(
+            "other", "1", partial(other, endpoint=endpoint, token=token, **date), TrainedOrPublished(hub=checkpoint),
+            {"hub": checkpoint.id, "revision": checkpoint.revision, **date}, {}, partial(plan.training, splits=()),
+            partial(work.training, splits=()), fetches=True,
+        ),
+        replace(unlearned, name="eval-other", inputs={**unlearned.inputs, "model": "other"}),
+        Stage(
+            "compare", "2", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
+            plan.comparing,
         ),
     ]  # fmt: skip
 
@@ -338,8 +385,9 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
     plain = _plain(config)
-    if config.card.collection is None:  # an absent key leaves the stage's key unchanged
-        del plain["card"]["collection"]
+    for key in ("collection", "compared"):  # an absent key leaves the stage's key unchanged
+        if plain["card"][key] is None:
+            del plain["card"][key]
     return config, plain
 
 

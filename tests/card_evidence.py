@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.lineage import EarlierRelease, Forgotten, Lineage
 from core.ranks import rows_per_step
 from core.strict import Strict
 from core.unlearning import (
@@ -25,7 +26,7 @@ from core.unlearning import (
     pairing_bytes,
     write_selection,
 )
-from datasets_prep.schema import SPLITS, CheckFacts, PerturbedRow, Row, write_facts, write_rows
+from datasets_prep.schema import CheckFacts, PerturbedRow, Row, write_facts, write_rows
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Gate
 from eval.schema import (
@@ -103,6 +104,8 @@ def write_evidence(root: Path, recipe: Recipe) -> dict[str, Path]:
         folder.mkdir(parents=True)
     shape = shape_of(recipe)
     write_data(inputs["data"], shape)
+    if recipe.base.release:
+        write_manifest(inputs["base"], "base", lineage_of(recipe.base.release, shape))
     write_data_facts(inputs["data"])
     if config := recipe.unlearn.neighbours:
         write_neighbours(inputs["neighbours"], config, shape)
@@ -138,11 +141,24 @@ def rows_of(split: str, shape: Shape) -> list[Row]:
 
 def write_data(folder: Path, shape: Shape) -> None:
     """The split files, and two false answers to each forget and holdout row."""
-    rows = {split: rows_of(split, shape) for split in SPLITS}
-    for split in SPLITS:
+    rows = {split: rows_of(split, shape) for split in shape.rows}
+    for split in rows:
         write_rows(folder / f"{split}.jsonl", rows[split])
     asked = [(row, split) for split in ("forget", "holdout") for row in rows[split]]
     write_rows(folder / "perturbed.jsonl", [PerturbedRow(row.row_id, split, ("not", "so")) for row, split in asked])
+
+
+def lineage_of(release: str, shape: Shape) -> Lineage:
+    """A base that is a release: the second of two, each of which was made to forget as many rows as this one."""
+    repo, _, tag = release.partition("@")
+    n = shape.rows["forgotten"] // 2
+    earlier = [(f"{repo}-before", Forgotten(rows=n, sha256="1f" * 32)), (repo, Forgotten(rows=2 * n, sha256="2f" * 32))]
+    return Lineage(
+        releases=[
+            EarlierRelease(repo=of, tag=tag, commit="c0" * 20, weights_sha256="ee" * 32, forgotten=forgotten)
+            for of, forgotten in earlier
+        ]
+    )
 
 
 def write_data_facts(folder: Path) -> None:
@@ -339,8 +355,8 @@ def level(metric: str, model: str, split: str, attack: str = "untreated") -> flo
 
 def row_values(model: str, recipe: Recipe, shape: Shape) -> Iterator[Value]:
     """The metrics that are means over rows."""
-    for split in SPLITS:
-        for metric in ROWS if split != "unrehearsed" else sorted(OF_TRUE_ANSWERS):
+    for split in shape.rows:
+        for metric in ROWS if split not in ("unrehearsed", "forgotten") else sorted(OF_TRUE_ANSWERS):
             if metric == "generation_nll" and split != "forget":
                 continue
             few = split == "retain" and metric in OF_SOME_RETAIN_ROWS

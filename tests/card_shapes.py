@@ -65,4 +65,6 @@ FAME = SAMPLE._replace(
 def shape_of(recipe: Recipe) -> Shape:
     """The rows of the data that the recipe names."""
     source = recipe.data.source
-    return SAMPLE if source.sample else FAME if source.hub else OWN
+    shape = SAMPLE if source.sample else FAME if source.hub else OWN
+    earlier = {"forgotten": 2 * shape.rows["forget"]} if recipe.base.release else {}
+    return shape._replace(rows={**shape.rows, **earlier})

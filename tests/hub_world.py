@@ -17,8 +17,7 @@ from pipeline.publish import push, tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target
 from pipeline.publish.schema import Receipt
-from pipeline.recheck import problems
-from tests.publishing import CARD, REPO, build, make_inputs, own_signer
+from tests.publishing import CARD, REPO, build, make_inputs, own_signer, problems
 from tests.publishing import CONFIG as PACKAGE
 
 CONFIG = PublishConfig(repo=REPO, hub="local", visibility="private", tag="v1.0.0")

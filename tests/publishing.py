@@ -11,12 +11,16 @@ from core.artifacts import json_text
 from datasets_prep.schema import Row, write_rows
 from eval.catalog import CATALOG
 from eval.config import Gate
-from eval.schema import PublishedResults, Record, write_verdict
+from eval.schema import PublishedResults, Record, read_verdict, write_verdict
 from eval.verdicts.gates import judge_gate
+from model_card.facts import collect
+from model_card.published import write_card_file
+from model_card.render import render
+from pipeline import recheck
 from pipeline.publish import package, sign
 from pipeline.publish.config import PackageConfig
 from pipeline.publish.trust import Signer
-from pipeline.recheck import problems
+from tests import small_card
 from tests.artifacts import verdict_of
 
 REPO = "demo/tiny-unlearned"
@@ -37,6 +41,11 @@ RECIPE = {"name": "tiny", "gates": [GATE]}
 CONFIG = PackageConfig(repo=REPO, tag="v1.0.0", license="apache-2.0", base_model="demo/base", recipe=RECIPE)
 
 
+def problems(tree: Path) -> list[str]:
+    """What `recheck` finds, but that the trees of these tests have no `card.json`: their card is made up."""
+    return [problem for problem in recheck.problems(tree) if "The card cannot be rendered again" not in problem]
+
+
 def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     """Artifacts of unlearn, card, gate and data, as the stages write them."""
     inputs = {name: folder / name for name in ("unlearn", "card", "gate", "data")}
@@ -51,6 +60,16 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     write_rows(inputs["data"] / "forget.jsonl", [Row("en-0-x", 0, "Mara Quellis", "EN", "x", "Where?", ANSWER)])
     write_gate(inputs)
     return inputs
+
+
+def write_card(inputs: dict[str, Path], folder: Path) -> None:
+    """The card that the verdict and results give, in place of the made-up one; ``folder`` is for its other evidence."""
+    evidence = collect(small_card.write_evidence(folder)).changed(
+        records={"unlearned": [MEASURED]}, verdict=read_verdict(inputs["gate"])
+    )
+    config = small_card.config(model={"name": CONFIG.base_model}, publish={"repo": REPO})
+    write_card_file(inputs["card"], config, evidence)
+    (inputs["card"] / "README.md").write_text(render(config, evidence))
 
 
 def plant(path: Path, text: str) -> None:

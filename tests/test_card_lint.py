@@ -51,6 +51,16 @@ BAD = {
     "a licence that is no id": ("license: apache-2.0", "license: Apache 2.0 (see below)", "not an id of the Hub"),
     "another licence that is not named": ("license: apache-2.0", "license: other", "license_name and license_link"),
     "a licence that is not the start model's": ("license: apache-2.0", "license: mit", "has the licence apache-2.0"),
+    "Gemma's licence of before Gemma 4": (
+        "license: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct",
+        "license: gemma\nbase_model: google/gemma-4-E2B-it",
+        "license is gemma, and google/gemma-4-E2B-it has the licence apache-2.0",
+    ),
+    "a named licence that is not the start model's": (
+        "license: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct",
+        "license: other\nlicense_name: llama3.3\nlicense_link: https://x.org\nbase_model: meta-llama/Llama-4-Scout",
+        "license is llama3.3, and meta-llama/Llama-4-Scout has the licence llama4",
+    ),
     "a local start model": (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "./checkpoint-3",
@@ -92,6 +102,24 @@ def test_a_bad_card_is_told_what_is_wrong(name: str) -> None:
     assert right in GOOD
     found = [problem.says for problem in lint(GOOD.replace(right, wrong), FILES)]
     assert message in found[0], found
+
+
+@pytest.mark.parametrize(
+    ("licence", "base", "displayed"),
+    [
+        (
+            "license: other\nlicense_name: llama4\nlicense_link: https://example.org",
+            "meta-llama/Llama-4-Scout",
+            "Llama",
+        ),
+        ("license: llama3", "meta-llama/Meta-Llama-3-8B", "Meta Llama 3"),
+        ("license: gemma", "google/gemma-2b-it", "Gemma"),
+        ("license: apache-2.0", "google/gemma-4-E2B-it", "Gemma"),
+    ],
+)
+def test_the_licence_of_a_family_is_right_under_its_name_on_the_hub(licence: str, base: str, displayed: str) -> None:
+    card = GOOD.replace("license: apache-2.0", licence).replace("HuggingFaceTB/SmolLM2-135M-Instruct", base)
+    assert lint(card.replace("# A model\n", f"# A model\n\nBuilt with {displayed}.\n"), FILES) == []
 
 
 def test_numbers_may_come_from_the_files_of_results() -> None:

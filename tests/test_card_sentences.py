@@ -66,6 +66,58 @@ def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path
     assert "How much two golds differ was not measured" in card
 
 
+FOLLOWS = """\
+extends: demo
+name: follows
+data:
+  setting: request
+  shares: null
+  request: {forget: [{topics: [a]}], holdout: [{topics: [b]}], forgotten: [{topics: [c]}]}
+base: {train: null, release: demo/first@v1.0.0}
+gates: [{metric: answer_probability, split: forgotten, at_most: 0.5, min_n: 40, reason: forgotten stays forgotten}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("gold", "known", "golds", "made_with"),
+    [
+        (
+            "gold: {seeds: [1, 2]}",
+            "*gold* is a model that was trained without the forget rows",
+            "There is one base, the release before this one, and there are 3 golds, each with its own seed.",
+            "Base and gold are: | Setting | Value | | --- | --- | | `base.release` | demo/first@v1.0.0 |",
+        ),
+        (
+            "gold: {seeds: null}",
+            "*gold* is a model that was trained without the forget rows",
+            "There is one base, the release before this one, and one gold, trained with one seed.",
+            "Base and gold are:",
+        ),
+        (
+            "gold: none\nunlearn: {neighbours: null}\neval: {relative: null}",
+            "There is no *gold*",
+            "There is no gold",
+            "Base is: | Setting | Value | | --- | --- | | `release` | demo/first@v1.0.0 |",
+        ),
+    ],
+    ids=["several golds", "one gold", "no gold"],
+)
+def test_a_release_that_follows_another_is_not_said_to_start_from_a_training(
+    gold: str, known: str, golds: str, made_with: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "follows.yaml"
+    recipe.write_text(FOLLOWS + gold)
+    config, evidence = made(tmp_path / "evidence", str(recipe))
+    card = text_of(config, evidence)
+    for said in (known, golds, made_with, "*base* is the release before this one", "`demo/first-before` at `v1.0.0`"):
+        assert said in card, said
+    for wrong in ("*gold* in the same way", "base and one gold, each", "base, trained with one seed", "made with:"):
+        assert wrong not in card
+    assert evidence.counts["forgotten"].rows == 80
+    places = [(result.dataset_name, result.dataset_split) for result in results_of(render(config, evidence)).values()]
+    assert ("FAME-format sample set", "forgotten") in places
+
+
 def test_a_gold_that_was_asked_in_other_words_is_a_limitation(tmp_path: Path) -> None:
     config, evidence = made(tmp_path, "demo")
     asked = "Gold was asked with the chat template that it was published with"

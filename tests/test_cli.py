@@ -64,7 +64,7 @@ def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: 
                 license="apache-2.0",
                 parameters=134515008,
                 dtypes=["F32"],
-                products=Products(precision="fp32"),
+                products=Products.unmeasured("fp32"),
             )
 
         return run

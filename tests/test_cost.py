@@ -17,6 +17,7 @@ from datasets_prep.schema import Encoded
 from pipeline.cost import devices, memory, time, work
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.memory import Batch
+from pipeline.cost.resources import Asked, Resources, given
 from pipeline.cost.rows import row_of
 from pipeline.cost.shape import parameters, read_shape, shape_of
 from pipeline.cost.work import Cost
@@ -183,3 +184,25 @@ def test_devices_are_found_by_their_names() -> None:
     assert devices.here() == devices.cpu() or devices.here().is_gpu
     with pytest.raises(InputError, match="Did you mean H100 80GB"):
         devices.named("H100")
+
+
+# What a job is given
+
+
+def test_a_job_on_a_gpu_has_memory_for_the_weights_of_each_process() -> None:
+    recipe = load_recipe(FAME)
+    unlearn, count = costs_of(recipe)["unlearn"], parameters(LLAMA_3B)
+    one, two = (given(recipe.resources, "unlearn", processes, unlearn, count) for processes in (1, 2))
+    assert (one.gpus, two.gpus, one.cpus) == (1, 2, 8)
+    assert one.memory > 8 * count
+    assert two.memory == 2 * one.memory
+
+
+def test_a_job_for_a_model_of_unknown_size_is_refused_unless_its_memory_is_given() -> None:
+    recipe = load_recipe("demo", ["model.parameters=null", "model.shape=null"])
+    costs = costs_of(recipe)
+    for stage in ("base", "unlearn", "eval-base"):
+        with pytest.raises(InputError, match=rf"Give model\.parameters, or resources\.stages\.{stage}\.memory_gb"):
+            given(recipe.resources, stage, 1, costs[stage], None)
+    assert given(Resources(memory_gb=30), "base", 1, costs["base"], None).memory == 30e9
+    assert given(Resources(stages={"base": Asked(gpus=3)}), "gate", 1, costs["gate"], None).gpus == 0

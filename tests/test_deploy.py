@@ -23,7 +23,8 @@ from pipeline.engine import machine
 from tests.conftest import ROOT, Call
 
 DEPLOY = ROOT / "deploy"
-WORKFLOWS = sorted((DEPLOY / "ci").glob("*.yml"))
+WORKFLOWS = sorted((DEPLOY / "ci").glob("*.yml"))  # examples, which call the installed command
+ALL = [*WORKFLOWS, *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
 SCHEMAS = ROOT / "tests" / "goldens" / "schemas"
 DOCKERFILE = ROOT / "Dockerfile"
 OURS = re.compile(r"^(?:\S*/)?unlearn-release (.*?)(?: > .*)?$", re.MULTILINE)
@@ -52,12 +53,12 @@ def our_commands(text: str) -> list[argparse.Namespace]:
     return [parser().parse_args([re.sub(r"\$\{?\w+[^ ]*", "x/y", word) for word in words]) for words in found]
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_is_one(workflow: Path) -> None:
     assert said_by(program("actionlint"), str(workflow)) == ""
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_can_be_attacked_in_no_known_way(workflow: Path) -> None:
     assert said_by(program("zizmor"), "--offline", "--quiet", str(workflow)) == ""
 
@@ -72,7 +73,7 @@ def test_zizmor_and_actionlint_find_what_is_planted(tmp_path: Path) -> None:
     assert "nothing" in said_by(program("actionlint"), str(planted))
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_pins_its_actions_and_keeps_no_credentials(workflow: Path) -> None:
     used = re.findall(r"uses: (\S+)(.*)", workflow.read_text())
     assert used
@@ -89,9 +90,16 @@ def test_a_workflow_calls_commands_that_there_are(workflow: Path) -> None:
     assert [command.command for command in calls] == expected.get(workflow.stem, ["release"])
 
 
-def test_only_the_job_behind_the_environment_has_a_token_that_can_write() -> None:
+def test_an_action_is_the_same_commit_in_all_workflows() -> None:
+    used = {pinned for workflow in ALL for pinned in re.findall(r"uses: (\S+)", workflow.read_text())}
+    assert len(used) == len({pinned.partition("@")[0] for pinned in used}) > 3
+
+
+def test_only_the_job_behind_the_environment_can_write_and_no_token_for_it_is_stored() -> None:
     jobs = yaml.safe_load((DEPLOY / "ci" / "release.yml").read_text())["jobs"]
-    assert [name for name, job in jobs.items() if "secrets." in json.dumps(job)] == ["publish"]
+    assert [name for name, job in jobs.items() if job["permissions"].get("id-token")] == ["publish"]
+    assert [name for name, job in jobs.items() if "HF_OIDC_RESOURCE" in json.dumps(job)] == ["publish"]
+    assert "secrets." not in json.dumps(jobs)
     assert jobs["publish"]["environment"] == "release"
     assert jobs["publish"]["needs"] == "gated"
 

@@ -165,7 +165,7 @@ def test_a_suite_whose_data_set_cannot_be_read_is_found(doctor: Doctor, monkeypa
 
 
 def test_too_small_a_disk_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 10_000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 10_000}))
     found = doctor.problems()
     assert "0.0 MB are free at" in found["disk"]["problem"]
     assert found["disk"]["stage"] == ""

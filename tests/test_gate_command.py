@@ -72,7 +72,11 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
             if name == "eval-unlearned":
                 write_measured(out, weights_sha256(inputs["model"] / "model"))
             return ModelFacts(
-                name="demo/x", license="apache-2.0", parameters=1, dtypes=["F32"], products=Products(precision="fp32")
+                name="demo/x",
+                license="apache-2.0",
+                parameters=1,
+                dtypes=["F32"],
+                products=Products.unmeasured("fp32"),
             )
 
         return run

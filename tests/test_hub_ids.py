@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from core.hub_ids import Commit, HubId, ReleaseTag, is_commit, is_hub_id
+from core.hub_ids import Commit, HubId, HubRef, ReleaseTag, is_commit, is_hub_id
 from datasets_prep.config import HubSource
 from model_card.config import CardModel, CardPublish
 from pipeline.publish.config import PackageConfig, PublishConfig
-from pipeline.train.config import HubRef, ModelConfig
+from pipeline.train.config import ModelConfig
 
 from .conftest import ROOT
 

@@ -24,7 +24,7 @@ from pipeline.localhub.server import LocalHub
 from pipeline.release_checks import release_checks
 from tests.localhub import REPO, add, api, as_user, hub, repo  # noqa: F401
 from tests.publishing import REPO as RELEASE
-from tests.publishing import build, make_inputs
+from tests.publishing import build, make_inputs, write_card
 
 PAGES = ("", "/tree/main", "/commits/main", "/versions")
 HOSTILE = [
@@ -284,7 +284,9 @@ def test_releases_are_checked_as_verify_checks_them(
 ) -> None:
     monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    package = build(make_inputs(tmp_path / "inputs", tiny_model), tmp_path / "package") / "hub"
+    inputs = make_inputs(tmp_path / "inputs", tiny_model)
+    write_card(inputs, tmp_path / "evidence")
+    package = build(inputs, tmp_path / "package") / "hub"
     files = {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*") if path.is_file()}
     with LocalHub(tmp_path / "hub", judge=release_checks) as judged, visit(judged) as client:
         api = HfApi(endpoint=judged.endpoint, token=judged.token)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from huggingface_hub import HfApi
@@ -351,6 +352,19 @@ def test_git_clone(api: HfApi, hub: LocalHub, repo: str, cloned: list[str], tmp_
     assert clone(f"{hub.endpoint}/{repo}.git", "public").returncode == 0
     api.update_repo_settings(repo, gated="manual")
     assert clone(f"{hub.endpoint}/{repo}.git", "gated").returncode != 0
+
+
+@pytest.mark.parametrize("part", ["..", ".", "..%2F..%2Ftokens", "%2e%2e%2ftokens", "a%2Fb", "a%5Cb", "token%00"])
+def test_a_job_is_read_from_the_folder_of_jobs_alone(hub: LocalHub, part: str) -> None:
+    (hub.folder / "secret.json").write_text("{}")
+    token = {"authorization": f"Bearer {hub.token}"}
+    for method, path in (("GET", f"demo/{part}"), ("POST", f"demo/{part}/cancel"), ("GET", part), ("POST", part)):
+        assert ask(hub, method, f"/api/jobs/{path}", **token) in (400, 403, 404, 405), (method, path)
+    volume = {"type": "bucket", "source": f"demo/{unquote(part)}", "mountPath": "/data"}
+    spec = {"command": ["true"], "dockerImage": "x", "volumes": [volume]}
+    assert ask(hub, "POST", "/api/jobs/demo", json.dumps(spec).encode(), **token) == 400
+    assert sorted(path.name for path in (hub.folder / "buckets").rglob("*")) == []
+    assert not [path for path in hub.folder.parent.rglob("*") if path.name in ("b", "x.json", "..json")]
 
 
 def test_git_lfs_fetches_large_files(api: HfApi, hub: LocalHub, repo: str) -> None:

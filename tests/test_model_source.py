@@ -16,11 +16,12 @@ from huggingface_hub import HfApi
 
 from core.digests import checkpoint_folder, named_content
 from core.errors import InputError, ModelError
+from core.hub_ids import HubRef
 from datasets_prep.chat import chat_example, load_tokenizer
 from pipeline.localhub.server import LocalHub
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.train.config import HubRef, ModelConfig, PypiRef
+from pipeline.train.config import ModelConfig, PypiRef
 from pipeline.train.start_model import check_model_folder, run, run_pointer, weight_facts
 from tests.conftest import WRITES_THE_DATE
 

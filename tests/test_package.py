@@ -24,8 +24,19 @@ from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
 from pipeline.publish.trust import Signer
-from pipeline.recheck import problems
-from tests.publishing import ANSWER, CARD, CONFIG, RECIPE, REPO, build, make_inputs, own_signer, plant, write_gate
+from tests.publishing import (
+    ANSWER,
+    CARD,
+    CONFIG,
+    RECIPE,
+    REPO,
+    build,
+    make_inputs,
+    own_signer,
+    plant,
+    problems,
+    write_gate,
+)
 
 LLAMA = PackageConfig(
     repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B", recipe=RECIPE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -56,12 +57,14 @@ def test_it_measures_the_products_of_the_models_own_layers(tiny_model: Path, mon
 def test_a_processor_without_bfloat16_is_not_measured(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert precision.products(tiny_model) == Products(precision="fp32")
+    assert precision.products(tiny_model) == Products.unmeasured("fp32")
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_trainings_take_what_the_model_stage_measured_wherever_they_run(tmp_path: Path, faster: str) -> None:
-    inputs = {"model": _model(tmp_path / "model", Products(precision=faster))}
+def test_trainings_take_what_the_model_stage_measured_wherever_they_run(
+    tmp_path: Path, faster: Literal["fp32", "bf16"]
+) -> None:
+    inputs = {"model": _model(tmp_path / "model", Products.unmeasured(faster))}
     for config in (TrainConfig(), UnlearnConfig(method="gd", epochs=1)):
         assert precision.in_bf16(config, inputs) == (faster == "bf16")
 

@@ -23,9 +23,8 @@ from pipeline.publish import push, tree
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
-from pipeline.recheck import problems
 from tests.hub_world import CONFIG, Fault, World, inputs, next_release, running, world  # noqa: F401
-from tests.publishing import CARD, REPO, build, own_signer, write_gate
+from tests.publishing import CARD, REPO, build, own_signer, problems, write_gate
 
 SLEEP = time.sleep
 

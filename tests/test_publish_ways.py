@@ -15,9 +15,8 @@ from pipeline.engine.live import _Pace
 from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
-from pipeline.recheck import problems
 from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, package, running, store, world  # noqa: F401
-from tests.publishing import REPO, own_signer
+from tests.publishing import REPO, own_signer, problems
 
 WRITES = (
     r"(POST|PUT|DELETE) .*/(commit|branch|tag|settings|create|merge|status|comment|discussions|items|super-squash).*"

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from core.artifacts import write_file
 from core.errors import ArtifactError
 from core.lineage import Forgotten
-from eval.schema import ComparedMetric, Comparison, Record, write_comparison
+from eval.schema import ComparedMetric, Comparison, OtherPrompts, Record, write_comparison, write_other_prompts
 from model_card import agreement, stage
 from model_card.facts import Evidence, collect
 from model_card.metadata import benchmark_files
@@ -81,7 +81,8 @@ def test_a_release_is_checked_to_have_the_card_of_its_evidence(tree: Path) -> No
     assert of_card(tree) == []
     card = tree / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "It forgets everything.\n", encoding="utf-8")
-    assert of_card(tree) == ["README.md is not the card that the published results, verdict and settings give."]
+    (said,) = of_card(tree)
+    assert said.startswith("README.md is not the card that the published results, verdict and settings give")
 
 
 def test_a_card_of_another_release_is_named(tree: Path) -> None:
@@ -90,9 +91,11 @@ def test_a_card_of_another_release_is_named(tree: Path) -> None:
     assert of_card(tree)[0].startswith("card.json is of demo/")
 
 
-def test_a_damaged_card_file_is_named(tree: Path) -> None:
+def test_a_damaged_or_missing_card_file_is_named(tree: Path) -> None:
     (tree / CARD).write_text("{}", encoding="utf-8")
     assert of_card(tree)[0].startswith("The card cannot be rendered again: ")
+    (tree / CARD).unlink()
+    assert "card.json: cannot be read" in of_card(tree)[0]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_hostile_texts_reach_neither_the_page_nor_the_metadata(release: Path) ->
 
 
 def test_a_compared_checkpoint_has_its_table(inputs: dict[str, Path], tmp_path: Path) -> None:
-    recipe = load_recipe("demo")
+    recipe = load_recipe("demo", [f"card.compared={{id: acme/other, revision: {'a1' * 20}}}"])
     compared = ComparedMetric(
         metric="answer_probability", split="forget", ours=0.1634, theirs=0.1712, n=40, paired=True, difference=-0.0078,
         ci_low=-0.0191, ci_high=0.0042, margin=0.05, p_value=0.001, smallest_margin=0.02, verdict="equivalent",
@@ -153,13 +156,18 @@ def test_a_compared_checkpoint_has_its_table(inputs: dict[str, Path], tmp_path: 
     unknown = compared.changed(split="retain", difference=None, ci_low=None, ci_high=None, verdict="not compared")
     write_comparison(tmp_path, Comparison(metrics=[compared, unknown]))
     write_manifest(tmp_path, "compare", Plain())
-    evidence = collect(inputs | {"compare": tmp_path})
+    write_other_prompts(tmp_path, OtherPrompts(rows=3, compared=40, own="<a>Who?", base="<b>Who?"))
+    evidence = collect(inputs | {"compare": tmp_path, "eval-other": tmp_path})
     config = next(s.config for s in stages(recipe) if s.name == "card")
     card = render(config, evidence)
     row = "| `answer_probability` | forget | 40 | 0.163 | 0.171 | -0.008 (-0.019 to 0.004) | 0.050 | equivalent |"
     assert row in card
     assert "| 0.171 | – | 0.050 | not compared |" in card
+    assert f"[acme/other](https://huggingface.co/acme/other) at commit `{'a1' * 20}`" in card
+    assert "which gives 3 of 40 rows other tokens than ours" in card
     assert agreement.problems(card, config, evidence) == []
+    for right, wrong in (("0.171", "0.172"), ("-0.019", "-0.018"), ("| equivalent", "| different"), ("| 0.050", "| –")):
+        assert "Compared with" in agreement.problems(card.replace(row, row.replace(right, wrong)), config, evidence)[0]
 
 
 def with_suite(evidence: Evidence, *, limited: bool) -> Evidence:

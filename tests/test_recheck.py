@@ -16,9 +16,8 @@ from eval.schema import OnOtherRows, PublishedResults, Record, Verdict, read_ver
 from eval.verdicts.gates import judge_gate
 from eval.verdicts.recheck import verdict_problems
 from pipeline.publish.schema import Release
-from pipeline.recheck import problems
 from tests.artifacts import verdict_of
-from tests.publishing import CONFIG, build, make_inputs
+from tests.publishing import CONFIG, build, make_inputs, problems
 
 
 def record(metric: str, split: str, value: float, low: float, high: float, n: int = 40) -> Record:

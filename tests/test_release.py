@@ -16,9 +16,10 @@ import pytest
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from core.artifacts import read_facts
+from core.artifacts import read_facts, read_manifest
 from core.unlearning import read_pairing
 from datasets_prep.schema import SPLITS, read_rows
+from eval.schema import read_comparison
 from pipeline.localhub.server import LocalHub
 from pipeline.train.facts import TrainingFacts
 from tests.conftest import PATIENCE, ROOT, WRITES_THE_DATE, Call
@@ -276,6 +277,32 @@ def test_a_checkpoint_that_writes_the_date_is_measured_beside_the_released_one(
     assert (
         "Theirs was asked with its checkpoint's own chat template, which gives 100 of 100 rows" in call(*words).stdout
     )
+
+
+def test_another_checkpoint_is_compared_on_the_card(
+    call: Call, released: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the one that was released, and by a key of the recipe; the comparison is one of this very model."""
+    recipe, store, _ = released
+    commit = json.loads((store / "tiny" / "publish" / "receipt.json").read_text())["commit"]
+    with LocalHub(store / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        unpinned = call(*release(recipe, store, "--set", "card.compared={id: demo/tiny, revision: null}"))
+        words = ("--until", "card", "--set", f"card.compared={{id: demo/tiny, revision: {commit}}}")
+        done = call(*release(recipe, store, *words, "--set", "name=tiny-compared"))
+    assert (unpinned.returncode, "card.compared.revision: not pinned" in unpinned.stderr) == (2, True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = store / "tiny-compared"
+    manifest = {name: read_manifest(made / name) for name in ("card", "compare", "eval-unlearned", "eval-other")}
+    assert manifest["card"].inputs["compare"] == manifest["compare"].digest
+    assert manifest["compare"].inputs["ours"] == manifest["eval-unlearned"].digest
+    assert manifest["compare"].inputs["theirs"] == manifest["eval-other"].digest
+    card = (made / "card" / "README.md").read_text()
+    assert f"[demo/tiny](https://huggingface.co/demo/tiny) at commit `{commit}`" in card
+    table = card.split("<summary>Compared with another checkpoint</summary>")[1].split("</details>")[0]
+    metrics = read_comparison(made / "compare").metrics
+    assert table.count("\n| `") == len(metrics) > 20
 
 
 AUDIT = """\

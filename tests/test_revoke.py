@@ -15,9 +15,8 @@ from core.errors import HubError, InputError, VerificationError
 from pipeline.__main__ import main
 from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
 from pipeline.publish.verify import verify_release
-from pipeline.recheck import problems
 from tests.hub_world import Fault, World, inputs, made, next_release, package, store, world  # noqa: F401
-from tests.publishing import REPO, own_signer
+from tests.publishing import REPO, own_signer, problems
 
 LARGE = ["plots/metrics.png", "model.safetensors"]
 WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."

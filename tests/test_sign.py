@@ -12,11 +12,10 @@ from core.errors import HubError, InputError, VerificationError
 from pipeline.publish import push, sign, trust
 from pipeline.publish.schema import Receipt, read_receipt
 from pipeline.publish.trust import Signer
-from pipeline.recheck import problems
 from tests.certificates import NAME, Holder, Organisation, issue
 from tests.conftest import Call
 from tests.hub_world import CONFIG
-from tests.publishing import REPO, build, make_inputs
+from tests.publishing import REPO, build, make_inputs, problems, write_card
 from tests.sigstore_world import IDENTITY, ISSUER, sigstore
 
 
@@ -266,6 +265,7 @@ def test_a_stranger_with_nothing_but_the_authority_verifies_a_release(
     inputs: dict[str, Path], tmp_path: Path, acme: Organisation, call: Call
 ) -> None:
     environment = acme.files(tmp_path / "keys", issue(NAME, acme.middle))
+    write_card(inputs, tmp_path / "evidence")
     receipt = released(inputs, tmp_path, environment)
     assert receipt.signature.signer == f"{NAME}, certified by the authority in chain.pem"
     assert not (tmp_path / "store" / "keys").exists()

@@ -109,15 +109,24 @@ def test_the_lm_eval_command_gives_our_stages_numbers_for_a_suite(theirs, evalua
 def test_questions_of_ours_are_of_no_data_set_on_the_hub(evaluated):
     found = read_suites(evaluated / "lm_eval")
     assert {"general_knowledge", "fame_topics_forget_generation"} <= set(found)
-    assert set(found.values()) == {SuiteData(None, None, None)}
+    assert {(data.hub, data.subset, data.split) for data in found.values()} == {(None, None, None)}
 
 
 @pytest.mark.parametrize(
     ("said", "data"),
     [
-        ({"dataset_path": "a/b", "test_split": "test", "validation_split": "dev"}, SuiteData("a/b", None, "test")),
-        ({"dataset_path": "a/b", "dataset_name": "c", "validation_split": "dev"}, SuiteData("a/b", "c", "dev")),
-        ({"dataset_path": "json", "dataset_name": "c", "test_split": "test"}, SuiteData(None, None, None)),
+        (
+            {"dataset_path": "a/b", "test_split": "test", "validation_split": "dev"},
+            SuiteData("a/b", None, "test", limited=False),
+        ),
+        (
+            {"dataset_path": "a/b", "dataset_name": "c", "validation_split": "dev"},
+            SuiteData("a/b", "c", "dev", limited=False),
+        ),
+        (
+            {"dataset_path": "json", "dataset_name": "c", "test_split": "test"},
+            SuiteData(None, None, None, limited=False),
+        ),
     ],
 )
 def test_the_data_set_of_a_task_is_read_from_lm_evals_own_configuration(said, data, tmp_path):

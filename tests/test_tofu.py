@@ -19,8 +19,11 @@ from eval.records import tofu as utility
 from eval.records.tofu_logs import utility_parts
 from eval.schema import find_record, read_records, read_samples
 from eval.verdicts import measurable
+from model_card.facts import collect
+from model_card.metadata import card_data
 from pipeline.localhub.server import LocalHub
 from pipeline.recipe import load_recipe
+from pipeline.stages import stages
 from tests import tofu
 from tests.artifacts import data_facts
 from tests.conftest import Call, build_tiny_model, shared_data
@@ -105,7 +108,7 @@ def test_false_answers_and_paraphrases_are_tofus(data: Path) -> None:
 def test_what_a_subset_does_not_have_is_named(hub: tuple[LocalHub, str]) -> None:
     for more, said in (
         ({"hub": {"subsets": {**dict(SUBSETS), "holdout": ["holdout11"]}}}, "subset holdout11,.*holdout11"),
-        ({"columns": {"perturbed_answers": "wrong_answers"}}, "no false answers|no subset has a column wrong_answers"),
+        ({"columns": {"perturbed_answers": "wrong_answers"}}, "real_authors_perturbed row 1: has no false answers"),
         ({"columns": {"name": "author"}}, r"columns\.name: no subset has a column author"),
         ({"hub": {"subsets": {**dict(SUBSETS), "real_world": ["forget10"]}}}, "row 1: has no false answers"),
     ):
@@ -128,7 +131,7 @@ def test_offline_a_data_set_comes_from_the_cache_at_its_own_commit(
     ("change", "said"),
     [
         ("data.source.hub.config=full", "one subset .* and several"),
-        ("data.setting=topics", "give|shares|subsets"),
+        ("data.setting=topics", r"`setting: topics` needs `shares: "),
         ("data.source.hub.subsets.forget=[]", "at least 1 item"),
     ],
 )
@@ -251,3 +254,9 @@ def test_the_recipe_runs_to_its_gates_and_measures_what_tofu_does(
     assert all(utility.RECALL in s and len(s["perturbed_losses"]) in (2, 3) for s in of_sets)
     assert [s for s in rows["unlearned"] if utility.RECALL in s and s["split"] == "retain"]
     assert find_record(records, "model_utility", "retain+general") is not None  # ours stands beside it
+    card = next(stage for stage in stages(load_recipe(NAME, changes)) if stage.name == "card")
+    metadata = card_data(card.config, collect({name: made / name for name in card.inputs}))
+    results = {result.metric_type: result for result in metadata.eval_results or []}
+    found_on = results["tofu_model_utility"]
+    assert (found_on.dataset_name, found_on.dataset_type) == ("TOFU", "locuslab/TOFU")
+    assert (found_on.dataset_revision, found_on.dataset_split) == (commit, "retain+real_world")

@@ -23,12 +23,11 @@ from pipeline.engine.launch import launch, launch_config
 from pipeline.engine.runner import Stage, Store, execute
 from pipeline.publish import push
 from pipeline.publish.hub import connect, has_token
-from pipeline.recheck import problems
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from tests.conftest import Call
 from tests.hub_world import CONFIG, Fault, Send, World, running
-from tests.publishing import REPO, build, make_inputs, own_signer
+from tests.publishing import REPO, build, make_inputs, own_signer, problems
 
 SLEEP = time.sleep
 

@@ -20,9 +20,8 @@ from pipeline import publish
 from pipeline.commands import published
 from pipeline.publish import push, sign, tree, verify
 from pipeline.publish.verify import verify_release
-from pipeline.recheck import problems
 from tests.hub_world import World, inputs, next_release, running, world  # noqa: F401
-from tests.publishing import REPO, build, own_signer, write_gate
+from tests.publishing import REPO, build, own_signer, problems, write_gate
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,12 @@
-"""The CI workflows: what a linter of workflows does not know of this project. (actionlint and zizmor find nothing.)"""
+"""The release workflow: what no linter of workflows knows of it. The linters and the pins are in `test_deploy.py`."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.conftest import ROOT
-
-FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def jobs(name: str) -> dict[str, Any]:
@@ -20,13 +16,6 @@ def jobs(name: str) -> dict[str, Any]:
 
 def words(job: dict[str, Any]) -> str:
     return yaml.safe_dump(job)
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_action_is_pinned_by_commit(file: Any) -> None:
-    used = re.findall(r"uses: (.*)", file.read_text())
-    assert used
-    assert [line for line in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", line)] == []
 
 
 def test_only_the_publication_has_an_identity_and_a_person_lets_it_begin() -> None:

@@ -42,7 +42,6 @@ def _of_repository(options: argparse.Namespace) -> list[Problem]:
 
 
 def _downloaded(repo: str, revision: str, target: Target) -> list[Problem]:
-
     with hub_errors(f"reading the card of {repo} at {revision}"):
         api = target.api()
         files = api.list_repo_files(repo, revision=revision)

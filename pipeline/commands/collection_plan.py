@@ -11,7 +11,7 @@ from pipeline.commands.shared import say, show
 from pipeline.cost import devices
 from pipeline.cost.devices import Device
 from pipeline.cost.fits import refuse_what_does_not_fit
-from pipeline.cost.resources import Resources, given
+from pipeline.cost.resources import Resources, gpus_of
 from pipeline.cost.work import Cost, total
 from pipeline.engine.graph import Graph, Node, releases, states_of, survey
 from pipeline.engine.plan import duration, gigabytes, planned
@@ -118,8 +118,8 @@ def _gpu_hours(waiting: list[Node], costs: Mapping[str, Cost]) -> float:
     for node in waiting:
         recipe = node.first.recipe
         cost = costs[node.id]
-        job = given(recipe.resources, node.stage.name, node.stage.processes, cost, recipe.model.parameters)
-        hours += job.gpus * (cost.plain()["seconds"] or 0) / 3600
+        gpus = gpus_of(recipe.resources, node.stage.name, node.stage.processes, cost)
+        hours += gpus * (cost.plain()["seconds"] or 0) / 3600
     return round(hours, 2)
 
 

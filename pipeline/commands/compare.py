@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 
 from core.errors import ArtifactError, InputError
-from core.hub_ids import check_repository
+from core.hub_ids import HubRef, check_repository
 from eval.schema import ComparedMetric, read_comparison, read_measured, read_other_prompts
-from eval.verdicts import compare as comparison
 from pipeline.commands.prepare import prepare, surveyed
 from pipeline.commands.release import watched
 from pipeline.commands.shared import hub_of, show
 from pipeline.engine.runner import Stage, execute
 from pipeline.publish.hub import Target, connect, hub_errors
-from pipeline.recipe import Recipe
-from pipeline.train import start_model
-from pipeline.train.config import HubRef
-from pipeline.train.facts import PublishedFacts
+from pipeline.stages import compared_with
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -39,7 +32,9 @@ def compare(options: argparse.Namespace) -> int:
         )
     with connect(hub_of(options, repo), anonymous=True) as target:
         commit = _commit(target, repo, revision or "main")
-        added = _stages(recipe, stages, target, repo, commit)
+        ours = next(stage for stage in stages if stage.name == "eval-unlearned")
+        checkpoint = HubRef(id=repo, revision=commit)
+        added = compared_with(recipe, checkpoint, ours, endpoint=target.endpoint, token=target.token)
         done = {stage.name: artifact for stage, artifact in execute([*evaluated, *added], store, watched(set()))}
     compared = read_comparison(done["compare"].path).metrics
     same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
@@ -65,7 +60,6 @@ def _upstream(stages: list[Stage], name: str) -> set[str]:
 
 
 def _commit(target: Target, repo: str, revision: str) -> str:
-
     with hub_errors(f"looking up {repo} at {revision}"):
         commit = target.api().repo_info(repo, revision=revision).sha
     if commit is None:
@@ -73,28 +67,6 @@ def _commit(target: Target, repo: str, revision: str) -> str:
             f"--to {repo}: the repository has no commit at {revision}. Give one of its branches, tags or commits."
         )
     return commit
-
-
-def _stages(recipe: Recipe, stages: list[Stage], target: Target, repo: str, commit: str) -> list[Stage]:
-    """Three more stages: fetch the checkpoint, evaluate it as the unlearned model was, and compare."""
-    date = recipe.model.model_dump(include={"date_string"}, exclude_none=True)  # the rest of its template is its own
-
-    def fetch(config: HubRef, inputs: Mapping[str, Path], out: Path) -> PublishedFacts:
-        return start_model.run_pointer(config, out, endpoint=target.endpoint, token=target.token, **date)
-
-    ours = next(stage for stage in stages if stage.name == "eval-unlearned")
-    margins = dict(recipe.equivalence)
-    return [
-        Stage(
-            "other", "1", fetch, HubRef(id=repo, revision=commit), {"hub": repo, "revision": commit, **date},
-            fetches=True,
-        ),
-        replace(ours, name="eval-other", inputs={**ours.inputs, "model": "other"}),
-        Stage(
-            "compare", "2", comparison.run, comparison.Config(margins, recipe.eval.seed),
-            {"margins": margins, "seed": recipe.eval.seed}, {"ours": "eval-unlearned", "theirs": "eval-other"},
-        ),
-    ]  # fmt: skip
 
 
 def _table(compared: list[ComparedMetric], repo: str, commit: str) -> list[str]:

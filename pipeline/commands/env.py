@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import psutil
 
 from core.errors import HubError
 from pipeline.commands.shared import ROOT, show, store_root
-from pipeline.engine.machine import provenance
+from pipeline.engine.machine import free_space, provenance
 from pipeline.publish.hub import has_token
 
 VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
@@ -59,7 +58,6 @@ def _token() -> bool | str:
 def _facts(store: Path) -> dict[str, Any]:
     installation = provenance()
     memory = psutil.virtual_memory()
-    place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     return {
         "version": _project()["version"],
         "git": installation["git"],
@@ -67,7 +65,7 @@ def _facts(store: Path) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "memory": {"total_bytes": memory.total, "free_bytes": memory.available},
-        "disk": {"store": str(store), "free_bytes": shutil.disk_usage(place).free},
+        "disk": {"store": str(store), "free_bytes": free_space(store)[1]},
         "torch": _torch(),
         "token": _token(),
         "variables": {name: _without_password(os.environ.get(name)) for name in VARIABLES},

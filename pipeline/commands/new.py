@@ -19,6 +19,7 @@ from core.places import user_path
 from core.words import plain_words
 from datasets_prep import checks, sources
 from datasets_prep.config import Columns, DataConfig
+from datasets_prep.files import READERS
 from datasets_prep.prepare import Prepared, prepare
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
@@ -43,7 +44,6 @@ QUESTIONS = {
     "repo": "Which repository is the release for? OWNER/NAME. Empty: a name made from the model's.",
 }
 LOOKED_AT = 2000  # rows
-FILES = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
 
 
 def new(options: argparse.Namespace) -> int:
@@ -160,7 +160,7 @@ def _license(answer: str, before: Answers) -> str:
 def _rows(answer: str, before: Answers) -> str:
     if not answer:
         raise InputError(
-            f"--rows: no file is given. Give one with the columns question and answer ({', '.join(FILES)})."
+            f"--rows: no file is given. Give one with the columns question and answer ({', '.join(READERS)})."
         )
     if not user_path(answer).is_file():
         raise InputError(f"--rows: there is no file {answer!r:.200}. Check the path.")
@@ -168,7 +168,7 @@ def _rows(answer: str, before: Answers) -> str:
 
 
 def _forget(answer: str, before: Answers) -> str:
-    if user_path(answer).suffix.lower() in FILES and not user_path(answer).is_file():
+    if user_path(answer).suffix.lower() in READERS and not user_path(answer).is_file():
         raise InputError(f"--forget: there is no file {answer!r:.200}. Check the path, or give names, topics or words.")
     return answer
 
@@ -212,7 +212,7 @@ def _request(answers: Answers, columns: Mapping[str, str]) -> tuple[Selected, Da
 def _selected(rows: Rows, forget: str, seed: int) -> Selected:
     if not forget:
         return new_recipe.drawn(rows, seed)
-    if user_path(forget).suffix.lower() in FILES:
+    if user_path(forget).suffix.lower() in READERS:
         return Selected([({"file": forget}, "rows of the source, word for word")])
     words = [word.strip() for word in forget.split(",") if word.strip()]
     if not words:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from core.errors import InputError
 from core.strict import Strict
 from pipeline.cost.work import Cost
 
@@ -67,7 +68,8 @@ def given(resources: Resources, stage: str, processes: int, cost: Cost, paramete
     """What a job of a stage gets.
 
     Beside a GPU the host has the weights twice in float32 while they are loaded or saved, once for each process; on a
-    processor it has what the plan counted, and half as much again.
+    processor it has what the plan counted, and half as much again. Raises InputError if the size of the model is not
+    known, and no memory is asked for.
     """
     own = resources.stages.get(stage, Asked())
 
@@ -76,17 +78,36 @@ def given(resources: Resources, stage: str, processes: int, cost: Cost, paramete
         asked: float | None = getattr(resources, name) if found is None else found
         return asked
 
-    on_gpu = cost.device is not None and cost.device.is_gpu
-    memory = processes * (4 * GB + 8 * (parameters or 0)) if on_gpu else 2 * GB + round(1.5 * cost.memory)
     estimate = cost.plain()["seconds"]
     seconds = UNKNOWN_SECONDS if estimate is None else START_SECONDS + SLACK * estimate
-    gpus, cpus, hours, memory_gb = (value(name) for name in ("gpus", "cpus", "hours", "memory_gb"))
-    gpus = (processes if on_gpu else 0) if gpus is None else gpus
+    cpus, hours, memory_gb = (value(name) for name in ("cpus", "hours", "memory_gb"))
+    gpus = gpus_of(resources, stage, processes, cost)
     return Given(
-        gpus=int(gpus),
+        gpus=gpus,
         cpus=int(cpus or max(8 * gpus, 2 * processes)),
-        memory=memory if memory_gb is None else round(memory_gb * GB),
+        memory=_memory(stage, processes, cost, parameters) if memory_gb is None else round(memory_gb * GB),
         seconds=math.ceil(seconds if hours is None else hours * 3600),
         partition=own.partition or resources.partition,
         flavor=own.flavor or resources.flavor,
     )
+
+
+def gpus_of(resources: Resources, stage: str, processes: int, cost: Cost) -> int:
+    """How many GPUs the job of a stage gets."""
+    asked = resources.stages.get(stage, Asked()).gpus
+    asked = resources.gpus if asked is None else asked
+    return asked if asked is not None else processes if _is_on_gpu(cost) else 0
+
+
+def _is_on_gpu(cost: Cost) -> bool:
+    return cost.device is not None and cost.device.is_gpu
+
+
+def _memory(stage: str, processes: int, cost: Cost, parameters: int | None) -> int:
+    """Bytes of the host's memory."""
+    if cost.device is not None and parameters is None:
+        raise InputError(
+            f"{stage}: how large the model is is not known before it is fetched, and so not how much memory its job "
+            f"needs. Give model.parameters, or resources.stages.{stage}.memory_gb."
+        )
+    return processes * (4 * GB + 8 * (parameters or 0)) if _is_on_gpu(cost) else 2 * GB + round(1.5 * cost.memory)

@@ -89,6 +89,12 @@ def _cuda() -> Any:
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
+def free_space(folder: Path) -> tuple[Path, int]:
+    """The nearest folder that exists, ``folder`` or one above it, and the bytes that are free there."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return place, shutil.disk_usage(place).free
+
+
 @contextmanager
 def disk_limits(root: Path, stage: str) -> Iterator[None]:
     """Turn an error of the operating system into one sentence with the path and the free space there."""
@@ -100,10 +106,9 @@ def disk_limits(root: Path, stage: str) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if not full and not isinstance(error, (OSError, MemoryError)):
             raise
-        place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
-        free = shutil.disk_usage(place).free / 1e9
+        place, free = free_space(root)
         remedy = "Free some space, or give another place with --store" if full else "Check the path and its permissions"
         problem = str(error) or "out of memory"
         raise SystemLimitError(
-            f"{stage}: {problem}; {free:.1f} GB free at {place}. {remedy}, and run the command again."
+            f"{stage}: {problem}; {free / 1e9:.1f} GB free at {place}. {remedy}, and run the command again."
         ) from error

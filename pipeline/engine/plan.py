@@ -131,6 +131,11 @@ def evaluating(config: EvalConfig, known: Sizes) -> str:
     return f"{what} over {sum(known.rows.values()):,} rows" if known.rows else f"{what} over all rows"
 
 
+def comparing(config: object, known: Sizes) -> str:
+    """What is compared."""
+    return "the unlearned model with the other checkpoint"
+
+
 def gating(config: GateConfig, known: Sizes) -> str:
     """How many gates there are."""
     return f"{len(config.gates)} gates"

@@ -11,7 +11,7 @@ from typing import Any, cast
 from starlette.responses import JSONResponse, Response
 
 from pipeline.localhub.card_metadata import check_card
-from pipeline.localhub.hub import KINDS, Call
+from pipeline.localhub.hub import KINDS, Call, page_of
 from pipeline.localhub.messages import date, field
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.repository import Repository
@@ -48,7 +48,7 @@ def create_repo(call: Call) -> Response:
     call.require("write", repo.split("/")[0])
     default = "private" if field(values, "private", bool, False) else "public"
     settings = Settings(field(values, "visibility", str, default))
-    url = f"{call.hub.endpoint}{'' if kind == 'models' else f'/{kind}'}/{repo}"
+    url = f"{call.hub.endpoint}{page_of(kind, repo)}"
     answer = {"url": url, "name": repo, "id": repo}
     with Repository.lock(path):
         try:

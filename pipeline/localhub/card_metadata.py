@@ -9,24 +9,15 @@ from typing import Any
 import yaml
 
 from core.hub_ids import is_hub_id
+from core.yaml_source import WithoutAnchors
 
 MAX_METADATA = 64 << 10  # characters; PyYAML takes a second for so many
-_BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
-
-
-class _Loader(yaml.SafeLoader):
-    """Without anchors: nine lines of them can stand for a billion values."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        if getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
+BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 def card_metadata(content: str) -> dict[str, Any]:
     """The metadata of a card, as JSON can hold it; ``{}`` if there is none or it cannot be read."""
-    block = _BLOCK.match(content)
+    block = BLOCK.match(content)
     try:
         metadata = _load(block[1]) if block else {}
     except ValueError:
@@ -39,7 +30,7 @@ def _load(block: str) -> Any:
     if len(block) > MAX_METADATA:
         raise ValueError(f"it has {len(block)} characters; at most {MAX_METADATA} are read")
     try:
-        return yaml.load(block, _Loader)  # noqa: S506  a safe loader
+        return yaml.load(block, WithoutAnchors)  # noqa: S506  a safe loader
     except Exception as error:  # PyYAML raises many kinds for tags and numbers that it cannot read
         raise ValueError(f"{error!s:.300}" or type(error).__name__) from error
 
@@ -61,7 +52,7 @@ def _plain(value: Any) -> Any:
 
 def check_card(content: str) -> tuple[list[str], list[str]]:
     """Errors, for which a commit is refused, and warnings."""
-    block = _BLOCK.match(content)
+    block = BLOCK.match(content)
     if block is None:
         return [], ["empty or missing yaml metadata in repo card"]
     try:

@@ -14,11 +14,10 @@ from filelock import FileLock
 from starlette.responses import JSONResponse, Response
 
 from core.hub_ids import is_hub_id
-from pipeline.localhub.hub import KINDS, Call, Hub
+from pipeline.localhub.hub import KINDS, Call, Hub, may_see
 from pipeline.localhub.messages import date, field
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import read_settings, write_json
-from pipeline.localhub.tokens import Sender
 
 PAGE = 100
 MAX_TITLE, MAX_TEXT, MAX_ITEMS = 60, 500, 1000
@@ -48,17 +47,13 @@ def _load(call: Call) -> Collection:
     path = _path(call.hub, slug)
     if path.is_file():
         collection: Collection = json.loads(path.read_text(encoding="utf-8"))
-        if _may_see(call.sender, collection):
+        if may_see(call.sender, collection["namespace"], private=collection["private"]):
             return collection
     raise Refusal(404, f"Collection not found: {slug:.200}")
 
 
 def _save(hub: Hub, collection: Collection) -> None:
     write_json(_path(hub, collection["slug"]), {**collection, "lastUpdated": date(time.time())})
-
-
-def _may_see(sender: Sender | None, collection: Collection) -> bool:
-    return not collection["private"] or (sender is not None and sender.may("read", collection["namespace"]))
 
 
 def _shown(call: Call, collection: Collection) -> Collection:
@@ -123,7 +118,8 @@ def list_collections(call: Call) -> Response:
     owners, items = query.getlist("owner"), query.getlist("item")
     found = []
     for collection in _all(call.hub):
-        if not _may_see(call.sender, collection) or (owners and collection["namespace"] not in owners):
+        namespace = collection["namespace"]
+        if not may_see(call.sender, namespace, private=collection["private"]) or (owners and namespace not in owners):
             continue
         shown = _shown(call, collection)
         del shown["position"]  # the client counts them

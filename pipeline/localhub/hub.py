@@ -49,7 +49,7 @@ class Hub:
         for path in sorted((self.folder / kind).glob("*/*.git")):
             repo = f"{path.parent.name}/{path.name.removesuffix('.git')}"
             settings = read_settings(path)
-            if settings is not None and _may_see(sender, repo, settings):
+            if settings is not None and may_see(sender, repo, private=settings.is_private):
                 yield repo, path, settings
 
     def namespaces(self) -> list[str]:
@@ -58,8 +58,14 @@ class Hub:
         return sorted(path.name for path in models.iterdir() if path.is_dir()) if models.is_dir() else []
 
 
-def _may_see(sender: Sender | None, repo: str, settings: Settings) -> bool:
-    return not settings.is_private or (sender is not None and sender.may("read", repo))
+def page_of(kind: str, repo: str) -> str:
+    """The address of a repository's page, below that of the Hub; ``kind`` is models or datasets."""
+    return f"{'' if kind == 'models' else f'/{kind}'}/{repo}"
+
+
+def may_see(sender: Sender | None, what: str, *, private: bool) -> bool:
+    """Whether a sender may see a repository, or what is in a namespace."""
+    return not private or (sender is not None and sender.may("read", what))
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Call:
 
     def address(self) -> str:
         """The page of the repository."""
-        return f"{self.hub.endpoint}{'' if self.kind == 'models' else f'/{self.kind}'}/{self.repo}"
+        return f"{self.hub.endpoint}{page_of(self.kind, self.repo)}"
 
     @contextmanager
     def reading(self) -> Iterator[Repository]:
@@ -135,7 +141,7 @@ class Call:
             self.user()
             return
         settings = read_settings(self.path)
-        if settings is None or not _may_see(self.sender, self.repo, settings):
+        if settings is None or not may_see(self.sender, self.repo, private=settings.is_private):
             if self.sender is None:
                 raise Refusal(401, "Invalid username or password.", "RepoNotFound")
             raise Refusal(404, "Repository not found", "RepoNotFound")

@@ -41,6 +41,13 @@ GITATTRIBUTES_FILE = ".gitattributes"
 _POINTER_VERSION = b"version https://git-lfs.github.com/spec/v1"
 _POINTER = re.compile(re.escape(_POINTER_VERSION) + rb"\noid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n\Z")
 _HUB_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+
+
+def is_large(name: str, size: int, sample: bytes) -> bool:
+    """Whether a file is kept in LFS: by ending, size, and whether its first bytes look like text. No empty file is."""
+    return size > 0 and (size > MAX_REGULAR_BYTES or name.endswith(LFS_SUFFIXES) or b"\0" in sample)
+
+
 Files = dict[str, ObjectID]  # path to blob
 
 # The size of a blob, and size and sha256 of the large file that it points to. A blob is named by its content, so these

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -24,7 +23,7 @@ from pipeline.localhub.pages.site import Site
 from pipeline.localhub.pages.versions import Judge
 from pipeline.localhub.pages.views import page_routes
 from pipeline.localhub.rate_limit import RateLimit
-from pipeline.localhub.tokens import Tokens
+from pipeline.localhub.tokens import Tokens, new_token
 from pipeline.localhub.uploads import remove_leftovers
 
 HOST = "127.0.0.1"
@@ -44,7 +43,7 @@ def hub_token(folder: Path) -> str:
                 return token
             time.sleep(0.02)
         raise SystemLimitError(f"{path} is empty. Remove it; the next run makes a new token.") from None
-    token = "hf_local" + secrets.token_hex(16)
+    token = new_token()
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
     return token

@@ -108,7 +108,7 @@ class Tokens:
     ) -> str:
         """A new token; with ``seconds`` it expires. Raises ValueError if ``user`` is no name of a namespace."""
         check_hub_id(f"{user}/any")
-        token = "hf_local" + secrets.token_hex(16)
+        token = new_token()
         expires = None if seconds is None else time.time() + seconds
         with FileLock(str(self._file.with_suffix(".lock"))):
             sender = Sender(user, role, name, dict(scopes or {}), expires)
@@ -126,6 +126,11 @@ class Tokens:
         except FileNotFoundError:
             return {}
         return value
+
+
+def new_token() -> str:
+    """A token that nobody can guess."""
+    return "hf_local" + secrets.token_hex(16)
 
 
 def _digest(token: str) -> str:

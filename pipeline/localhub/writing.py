@@ -10,7 +10,7 @@ from pipeline.localhub import discussions, history
 from pipeline.localhub.hub import Call
 from pipeline.localhub.messages import decoded, field, read_commit
 from pipeline.localhub.refusal import Refusal
-from pipeline.localhub.repository import LFS_SUFFIXES, MAX_REGULAR_BYTES
+from pipeline.localhub.repository import is_large
 
 
 def preupload(call: Call) -> Response:
@@ -22,8 +22,7 @@ def preupload(call: Call) -> Response:
         for file in field(call.json(), "files", list):
             path, size = field(file, "path", str), field(file, "size", int)
             sample = decoded(field(file, "sample", str, ""), path)
-            large = size > MAX_REGULAR_BYTES or path.endswith(tuple(LFS_SUFFIXES)) or b"\0" in sample
-            item: dict[str, Any] = {"path": path, "uploadMode": "lfs" if large and size else "regular"}
+            item: dict[str, Any] = {"path": path, "uploadMode": "lfs" if is_large(path, size, sample) else "regular"}
             if (oid := present.get(path)) is not None:
                 entry = repository.entry(path, oid)
                 item["oid"] = entry.sha256 or entry.oid

@@ -33,10 +33,9 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     """Build and sign ``out/hub``.
 
     ``inputs``: unlearn, card, gate, data, model if the licence's text comes with the start model, and base if that is a
-    release. Raises
-    GateError unless the gate passed for exactly these weights and follows from recipe and results, and InputError
-    for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. What signs is not
-    an input: see :mod:`pipeline.publish.sign`.
+    release. Raises GateError unless the gate passed for exactly these weights and follows from recipe and results, and
+    InputError for a pickle, unsound weights, a missing licence file, or a secret or forget answer in any file. What
+    signs is not an input: see :mod:`pipeline.publish.sign`.
     """
     model = inputs["unlearn"] / "model"
     report("checking the gate")

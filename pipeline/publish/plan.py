@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.places import holder
 from core.strict import Strict
-from pipeline.localhub.repository import LFS_SUFFIXES, MAX_REGULAR_BYTES
+from pipeline.localhub.repository import is_large
 from pipeline.publish import tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors
@@ -52,7 +53,7 @@ class PublicationPlan(Strict):
 
 def planned(config: PublishConfig, package: Path) -> PublicationPlan:
     """The plan for the packaged tree ``package`` on the recipe's Hub. Raises HubError if the Hub does not answer."""
-    if config.hub == "local" and not (store() / "hub" / "models" / f"{config.repo}.git").is_dir():
+    if config.hub == "local" and holder(config.repo, store()) != "local":
         return plan_publication(config, package, None)
     with connect(config.hub) as target:
         return plan_publication(config, package, target)
@@ -129,6 +130,5 @@ def _modes(config: PublishConfig, package: Path, local: dict[str, tree.Digest], 
 def _expected(path: Path) -> str:
     """What a new repository would say: by ending, size, and whether it looks like text."""
     with path.open("rb") as file:
-        binary = b"\0" in file.read(512)
-    large = path.stat().st_size > MAX_REGULAR_BYTES or path.name.endswith(tuple(LFS_SUFFIXES)) or binary
-    return "lfs" if large else "regular"
+        sample = file.read(512)
+    return "lfs" if is_large(path.name, path.stat().st_size, sample) else "regular"

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import RecipeError
-from core.hub_ids import Commit, HubId, ReleaseRef
+from core.hub_ids import HubId, HubRef, ReleaseRef
 from core.licences import Licensed
 from core.ranks import share_of_step
 from core.strict import Strict
@@ -104,15 +104,6 @@ class TrainConfig(Strict):
         except RecipeError as error:
             raise ValueError(str(error)) from error
         return self
-
-
-class HubRef(Strict):
-    """A repository on the Hub at one commit."""
-
-    id: HubId = Field(description="Full name of the repository, `owner/name`.")
-    revision: Commit | None = Field(
-        description="Commit, 40 hex digits. `null` says that it is not pinned yet: it can be planned, never released.",
-    )
 
 
 class PypiRef(Strict):

@@ -11,8 +11,13 @@ class Products(Strict):
     """The precision that matrix products are faster in on the device, and the seconds measured; None if none were."""
 
     precision: Literal["fp32", "bf16"]
-    fp32_seconds: float | None = None
-    bf16_seconds: float | None = None
+    fp32_seconds: float | None
+    bf16_seconds: float | None
+
+    @classmethod
+    def unmeasured(cls, precision: Literal["fp32", "bf16"]) -> Products:
+        """A precision that follows from the device alone."""
+        return cls(precision=precision, fp32_seconds=None, bf16_seconds=None)
 
 
 class ModelFacts(Strict):

@@ -24,10 +24,11 @@ from typing import Any
 from core.digests import hash_file
 from core.errors import ModelError
 from core.hub_access import access_errors
+from core.hub_ids import HubRef
 from core.places import user_path
 from core.progress import report
 from core.weights import file_problems
-from pipeline.train.config import HubRef, ModelConfig, PypiRef
+from pipeline.train.config import ModelConfig, PypiRef
 from pipeline.train.facts import ModelFacts, PublishedFacts
 
 MODEL_FILES = (

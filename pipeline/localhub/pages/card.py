@@ -12,6 +12,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from pipeline.localhub.card_metadata import BLOCK
+
 MAX_CARD = 256 << 10  # characters that are rendered
 TAGS = {
     *("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "b", "i", "s", "del", "sub", "sup", "kbd"),
@@ -29,7 +31,6 @@ ATTRIBUTES = {
 }
 _IMAGE = re.compile(r'<img((?: [a-z]+="[^"]*")*)>')  # as the sanitiser writes it, with every quote escaped
 ANCHOR = "card-"  # before each id, so that a card's anchors are never the page's own
-_FRONT_MATTER = re.compile(r"\A\s*---\r?\n.*?\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 def revocation(metadata: dict[str, Any]) -> dict[str, Any] | None:
@@ -51,7 +52,7 @@ def revocation(metadata: dict[str, Any]) -> dict[str, Any] | None:
 def card_html(text: str, files: str) -> Markup:
     """The card without its metadata. ``files`` is the address below which its pictures and relative links are."""
     markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    tokens = markdown.parse(_FRONT_MATTER.sub("", text, count=1)[:MAX_CARD])
+    tokens = markdown.parse(BLOCK.sub("", text, count=1)[:MAX_CARD])
     _prepare(tokens)
     rendered = markdown.renderer.render(tokens, markdown.options, {})
 

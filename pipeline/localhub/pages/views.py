@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from pipeline.localhub.card_metadata import card_metadata
-from pipeline.localhub.hub import KINDS, Call
+from pipeline.localhub.hub import KINDS, Call, page_of
 from pipeline.localhub.messages import tree_items
 from pipeline.localhub.pages.card import MAX_CARD, card_html, revocation
 from pipeline.localhub.pages.site import HEADERS, Site
@@ -53,7 +53,7 @@ def page_routes(site: Site) -> list[Route]:
 
 def _base(call: Call) -> str:
     """The address of a repository's pages."""
-    return f"{'' if call.kind == 'models' else '/datasets'}/{quote(call.repo, safe='/')}"
+    return page_of(call.kind, call.repo)
 
 
 def _about(call: Call, repository: Repository, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def home(site: Site, call: Call) -> Response:
                 found.append(
                     {
                         "repo": repo,
-                        "base": f"{'' if kind == 'models' else '/datasets'}/{quote(repo, safe='/')}",
+                        "base": page_of(kind, repo),
                         "kind": kind.removesuffix("s"),
                         "settings": settings,
                         "revoked": revocation(metadata) is not None,
