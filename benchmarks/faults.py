@@ -7,7 +7,6 @@ failed can be run alone: `python -m benchmarks.faults matrix --only "Hub killed"
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import re
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.faulty_hub import Fault
-from benchmarks.publications import Outcome, World, make_worlds, prepare_processes, requests, with_fault
+from benchmarks.publications import World, make_worlds, prepare_processes, requests, with_fault
 
 Kind = dict[str, object]
 
@@ -36,10 +35,12 @@ KINDS: dict[str, Kind] = {
     **_both("429", kind="answer", status=429),
     **_both("429 with Retry-After", kind="answer", status=429, retry_after=True),
     **{
-        name: kind for status in (500, 502, 503, 504) for name, kind in _both(str(status), kind="answer", status=status).items()
+        name: kind
+        for status in (500, 502, 503, 504)
+        for name, kind in _both(str(status), kind="answer", status=status).items()
     },
-    "truncated PUT, line cut": {"kind": "cut_body"},
-    "truncated PUT, taken for whole": {"kind": "cut_body", "acts": True},
+    "truncated body, line cut": {"kind": "cut_body"},
+    "truncated body, taken for whole": {"kind": "cut_body", "acts": True},
     "truncated answer": {"kind": "cut_answer"},
     "corrupted stored blob": {"kind": "damage"},
     "slow body": {"kind": "slow"},
@@ -53,7 +54,9 @@ KINDS: dict[str, Kind] = {
     **_both("Hub killed", kind="kill_hub"),
 }
 ALWAYS_ONCE = ("hold", "damage", "commit", "delete", "show", "kill_client")
-WITH_BODY = r"PUT .*/upload/.*|POST .*/(commit|preupload|batch|validate-yaml|create).*"
+# Seconds: longer than the client waits, a slow line, and instants around a request, which takes some milliseconds.
+WAITS = {"hold": (2.5,), "slow": (0.01, 0.1, 0.6), "refuse": (0.02, 0.2), "kill_client": (0.03,), "kill_hub": (0.03,)}
+WITH_BODY = r"PUT.*upload.*|POST.*(commit|preupload|batch|validate.*yaml|create).*"
 
 
 def general(request: str) -> str:
@@ -64,48 +67,57 @@ def general(request: str) -> str:
 
 
 class Places:
-    """The sorts of requests of each world's publication, in order, and how often each comes."""
+    """Where a fault may happen: each sort of request of each world's publication."""
 
     def __init__(self, worlds: Sequence[World], folder: Path) -> None:
-        self.worlds = worlds
-        self.recorded = [requests(world, folder / "recorded") for world in worlds]
-        self.sorts = [Counter(general(request) for request in recorded) for recorded in self.recorded]
+        recorded = {world: requests(world, folder / "recorded") for world in worlds}
+        self._orders = {world: [general(request) for request in order] for world, order in recorded.items()}
+        self._places = [(world, sort) for world, order in self._orders.items() for sort in dict.fromkeys(order)]
 
-    def draw(self, what: Kind, seed: int) -> tuple[World, Fault]:
-        """The place of a seed: worlds in turn, then sorts of requests in turn; the rest is drawn."""
-        draw = random.Random(seed)
-        turn = seed % len(self.worlds)
-        sorts = {s: n for s, n in self.sorts[turn].items() if what["kind"] != "cut_body" or re.fullmatch(WITH_BODY, s.replace("\\", ""))}
-        sort = list(sorts)[seed // len(self.worlds) % len(sorts)]
-        at = draw.randint(1, sorts[sort])
-        lasting = what["kind"] not in ALWAYS_ONCE and draw.random() < 0.5
-        wait = {"hold": 2.5, "slow": draw.choice((0.01, 0.1, 0.6)), "refuse": draw.choice((0.02, 0.2))}.get(str(what["kind"]), 0.03)
-        if what["kind"] == "refuse":  # the answer before is the last one
-            order = [i for i, r in enumerate(self.recorded[turn]) if general(r) == sort]
-            sort, at = ".*", max(1, order[at - 1])
-        return self.worlds[turn], Fault(**{"request": sort, "at": at, "seed": seed, "lasting": lasting, "wait": wait} | what)  # type: ignore[arg-type]
+    def draw(self, name: str, seed: int) -> tuple[World, Fault]:
+        """The place of a seed, which takes all in turn, in another order for each fault; the rest is drawn."""
+        what, draw = KINDS[name], random.Random(f"{name} {seed}")
+        kind = str(what["kind"])
+        places = [place for place in self._places if kind != "cut_body" or re.fullmatch(WITH_BODY, place[1])]
+        random.Random(name).shuffle(places)
+        world, request = places[seed % len(places)]
+        at = draw.randint(1, self._orders[world].count(request))
+        if kind == "refuse":  # the answer before is the last one
+            order = [i for i, sort in enumerate(self._orders[world]) if sort == request]
+            request, at = ".*", max(1, order[at - 1])
+        drawn: Kind = {
+            "lasting": kind not in ALWAYS_ONCE and draw.random() < 0.5,
+            "wait": draw.choice(WAITS.get(kind, (0.0,))),
+        }
+        return world, Fault(**drawn | what)  # type: ignore[arg-type]
 
 
-def matrix(folder: Path, kinds: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Run the faults and print a line for each; what did not hold."""
-    worlds = make_worlds(folder)
-    places = Places(worlds, folder)
-    print("| fault | seeds | run with it: finished / refused / killed | next run: finished / left to a person | did not hold |")
-    print("|---|--:|--:|--:|--:|")
-    wrong: list[str] = []
+HEAD = "| fault | seeds | finished / refused / killed | next run: finished / left to a person | did not hold |"
+
+
+def matrix(folder: Path, kinds: Sequence[str], seeds: Sequence[int]) -> int:
+    """Run the faults and print a line for each; in how many cases something did not hold."""
+    places = Places(make_worlds(folder), folder)
+    print(f"{HEAD}\n|---|--:|--:|--:|--:|")
+    wrong = 0
     for name in kinds:
-        outcomes: list[Outcome] = []
+        first, second, broken = Counter[str](), Counter[str](), 0
         for seed in seeds:
-            world, fault = places.draw(KINDS[name], seed)
+            world, fault = places.draw(name, seed)
             outcome = with_fault(world, fault, folder / "case")
-            outcomes.append(outcome)
-            wrong += [f"{name}, seed {seed}, {world.name} release, {fault}: {what}" for what in outcome.wrong]
-            for what in outcome.wrong:
-                print(f"{name}, seed {seed}: {fault}: {what}\n    it said: {outcome.first.said}", file=sys.stderr, flush=True)
-        first, second = (Counter(run.end for run in runs) for runs in zip(*((o.first, o.second) for o in outcomes)))
-        broken = sum(bool(outcome.wrong) for outcome in outcomes)
+            first[outcome.first.end] += 1
+            second[outcome.second.end] += 1
+            broken += bool(outcome.wrong)
+            if outcome.wrong:
+                said = f"{outcome.first.said!r}, then {outcome.second.said!r}"
+                print(
+                    f"{name}, seed {seed}: {outcome.wrong}\n  {world.name}, {fault}: {said}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         ends = " / ".join(str(first[end]) for end in ("finished", "refused", "killed"))
         print(f"| {name} | {len(seeds)} | {ends} | {second['finished']} / {second['refused']} | {broken} |", flush=True)
+        wrong += broken
     return wrong
 
 

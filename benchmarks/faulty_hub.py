@@ -116,7 +116,7 @@ class Front:
         _reset(send)
 
     async def refuse(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> None:
-        """This answer is the last one; for some time then, or for good, nobody listens."""
+        """Nobody listens after this answer, for some time or for good."""
 
         async def last(message: dict) -> None:
             if message["type"] == "http.response.start":

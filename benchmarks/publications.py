@@ -55,7 +55,7 @@ def prepare_processes(home: Path) -> None:
     _PROCESSES.set_forkserver_preload(list(LOADED))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """A store as it is before a publication, and what is published then."""
 
@@ -352,7 +352,6 @@ def _unfinished(world: World, fault: Fault, run: Run) -> Iterator[str]:
     }
     if fault.kind not in decisions or not re.search(decisions[fault.kind], run.said):
         yield f"it {run.end}: {run.said}"
-    if strange := [ref for ref in run.state.refs if ref.startswith("heads/staging-")]:
-        if fault.kind != "damage":
-            yield f"it left {strange}"
-
+    strange = [ref for ref in run.state.refs if ref.startswith("heads/staging-")]
+    if strange and fault.kind != "damage":
+        yield f"it left {strange}"

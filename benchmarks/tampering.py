@@ -31,7 +31,14 @@ from tests.publishing import REPO, build, make_inputs, own_signer
 
 OLD_TAG, NEW_TAG, COPY = "v1.0.0", "v1.1.0", "demo/copy"
 FILE, LINK, PROGRAM = 0o100644, 0o120000, 0o100755
-NAMES = ("plots/more.png", "model-00002-of-00002.safetensors", "training_args.bin", "evil.py", "a/b/c.json", "README.MD")
+NAMES = (
+    "plots/more.png",
+    "model-00002-of-00002.safetensors",
+    "training_args.bin",
+    "evil.py",
+    "a/b/c.json",
+    "README.MD",
+)
 
 
 @dataclass
