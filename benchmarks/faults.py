@@ -53,9 +53,9 @@ KINDS: dict[str, Kind] = {
     **_both("client killed", kind="kill_client"),
     **_both("Hub killed", kind="kill_hub"),
 }
-ALWAYS_ONCE = ("hold", "damage", "commit", "delete", "show", "kill_client")
+ALWAYS_ONCE = ("hold", "slow", "damage", "commit", "delete", "show", "kill_client")
 # Seconds: longer than the client waits, a slow line, and instants around a request, which takes some milliseconds.
-WAITS = {"hold": (2.5,), "slow": (0.01, 0.1, 0.6), "refuse": (0.02, 0.2), "kill_client": (0.03,), "kill_hub": (0.03,)}
+WAITS = {"hold": (2.5,), "slow": (0.01, 0.1, 0.4), "refuse": (0.02, 0.2), "kill_client": (0.03,), "kill_hub": (0.03,)}
 WITH_BODY = r"PUT.*upload.*|POST.*(commit|preupload|batch|validate.*yaml|create).*"
 
 
@@ -85,10 +85,8 @@ class Places:
         if kind == "refuse":  # the answer before is the last one
             order = [i for i, sort in enumerate(self._orders[world]) if sort == request]
             request, at = ".*", max(1, order[at - 1])
-        drawn: Kind = {
-            "lasting": kind not in ALWAYS_ONCE and draw.random() < 0.5,
-            "wait": draw.choice(WAITS.get(kind, (0.0,))),
-        }
+        lasting, wait = kind not in ALWAYS_ONCE and draw.random() < 0.5, draw.choice(WAITS.get(kind, (0.0,)))
+        drawn: Kind = {"request": request, "at": at, "seed": seed, "lasting": lasting, "wait": wait}
         return world, Fault(**drawn | what)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ loaded with transformers, which asks the Hub for nothing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -23,8 +24,9 @@ from pathlib import Path
 
 from dulwich import porcelain
 
-from benchmarks.faulty_hub import WRITES, Event, Fault, serve
+from benchmarks.faulty_hub import Event, Fault, serve
 from core.errors import ReleaseError
+from pipeline.engine.machine import disk_limits
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.repository import GITATTRIBUTES_FILE, Repository
 from pipeline.publish import push, tree, verify
@@ -72,12 +74,15 @@ class World:
 
 @dataclass
 class State:
-    """The repository on the Hub's disk. ``trees`` has the content of each ref: path to sha256 of the file's bytes."""
+    """The repository on the Hub's disk. ``trees`` has the content of each ref: path to sha256 of the file's bytes.
+
+    ``history`` has id and title of each commit of main, newest first.
+    """
 
     is_public: bool = False
     refs: dict[str, str] = field(default_factory=dict)
     trees: dict[str, dict[str, str]] = field(default_factory=dict)
-    titles: list[str] = field(default_factory=list)
+    history: list[tuple[str, str]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
 
@@ -214,8 +219,9 @@ def _client(
     verify._generation = lambda _folder: "not loaded"
     set_client_factory(lambda: httpx.Client(timeout=patience, follow_redirects=True))
     try:
-        signer = Signer(key=str(public_key()))
-        receipt = push.publish(config, package, target, signer, problems, scratch)
+        with disk_limits(store, "publish"):  # as the engine runs the stage
+            signer = Signer(key=str(public_key()))
+            receipt = push.publish(config, package, target, signer, problems, scratch)
         pipe.send(("finished", receipt.commit))
     except ReleaseError as error:
         pipe.send(("refused", str(error)))
@@ -246,8 +252,8 @@ def _state(store: Path) -> State:
             state.damaged += [str(error) for _, error in porcelain.fsck(str(path))]
             for ref, sha in state.refs.items():
                 state.trees[ref] = _read(repository, sha, state.damaged)
-            history = list(repository.history(repository.resolve("main")))
-            state.titles = [commit.message.decode().split("\n")[0] for commit in history]
+            for commit in repository.history(repository.resolve("main")):
+                state.history.append((commit.id.decode(), commit.message.decode().split("\n")[0]))
         except Exception as error:  # what a damaged object raises is dulwich's choice
             state.damaged.append(repr(error))
     return state
@@ -298,9 +304,10 @@ def _broken(world: World, fault: Fault | None, run: Run) -> Iterator[str]:
         yield "the old tag is not at the old release"
     if state.is_public and kind != "show" and not (main == "new" and tag in state.refs):
         yield "it is public without the complete release"
-    if (times := state.titles.count(f"Release {world.config.tag}")) > 1:
-        yield f"the release was committed {times} times"
-    yield from _unverified(world, run)
+    landed = [sha for sha, title in state.history if title == f"Release {world.config.tag}"]
+    if len(landed) > 1:
+        yield f"the release was committed {len(landed)} times"
+    yield from _unverified(world, run, landed)
     yield from _shown(world, run)
     if run.end == "finished":
         yield from _incomplete(world, state)
@@ -315,34 +322,34 @@ def _incomplete(world: World, state: State) -> Iterator[str]:
         yield f"it finished, and the repository is not {world.config.visibility}"
 
 
-def _unverified(world: World, run: Run) -> Iterator[str]:
+def _unverified(world: World, run: Run, landed: list[str]) -> Iterator[str]:
     """Whether main moved to the release before all of the staged commit was downloaded."""
     fetched: set[str] = set()
+    if run.events and run.events[0].refs.get("heads/main") in landed:
+        return  # by an earlier run
     for event in run.events:
         if match := re.fullmatch(rf"GET /{REPO}/resolve/[0-9a-f]{{40}}/(.+)", event.request):
             fetched.add(match[1])
-        if re.fullmatch(rf"POST /api/models/{REPO}/commit/main", event.request):
+        if event.refs.get("heads/main") in landed:
             if missing := _content(world.package).keys() - fetched:
-                yield f"main was committed to before these were downloaded: {sorted(missing)}"
+                yield f"main moved before these were downloaded: {sorted(missing)}"
             return
 
 
 def _shown(world: World, run: Run) -> Iterator[str]:
-    """Whether something of the release was sent to a repository after it had become public, against the recipe."""
-    public_since = None
-    for index, event in enumerate(run.events):
-        if event.is_public and public_since is None:
-            public_since = index
-    if public_since is None or world.config.visibility == "public":
+    """Whether the client went on after it could see that the repository had become public, against the recipe."""
+    if world.config.visibility == "public":
         return
-    for event in run.events[public_since + 2 :]:  # the request after it may be under way already
-        if event.request.startswith(WRITES) and re.search(r"/commit/|/upload/", event.request):
+    could_see = False
+    for before, event in itertools.pairwise(run.events):
+        if could_see and re.search(r"(POST .*/commit/(main|staging)|PUT .*/upload/)", event.request):
             yield f"it went on in a repository that had become public: {event.request}"
+        could_see |= before.is_public and event.request == f"GET /api/models/{REPO}"
 
 
 def _unfinished(world: World, fault: Fault, run: Run) -> Iterator[str]:
     """What must hold after the next run: it finished, or said what a person must decide."""
-    yield from _broken(world, fault if fault.kind in ("damage", "commit", "show") else None, run)
+    yield from _broken(world, fault if fault.kind in ("damage", "commit", "show", "delete") else None, run)
     if run.end == "finished":
         return
     decisions = {
