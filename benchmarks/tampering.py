@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -317,11 +317,12 @@ def tampering(folder: Path, seeds: Sequence[int]) -> int:
     logging.disable()  # the Hub's tracebacks, of damaged repositories
     with made.hub:
         assert not made.verify("main"), made.verify("main")
-        for seed in seeds:
-            kind, found, said = tampered(made, seed)
-            counts[kind, found] += 1
-            if found != "caught":
-                print(f"seed {seed}: {kind}: {found}: {said}", file=sys.stderr, flush=True)
+        with suppress(KeyboardInterrupt):  # the table then has what was tried until then
+            for seed in seeds:
+                kind, found, said = tampered(made, seed)
+                counts[kind, found] += 1
+                if found != "caught":
+                    print(f"seed {seed}: {kind}: {found}: {said}", file=sys.stderr, flush=True)
         assert not made.verify("main"), made.verify("main")
     print("| change | tried | caught | no change | missed |\n|---|--:|--:|--:|--:|")
     for kind in (*FILES, *PLACES):

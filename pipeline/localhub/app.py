@@ -183,9 +183,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _damaged(request: Request, error: Exception) -> Response:
     """What is read in git's objects does not change, unless the disk did it."""
     message = (
-        f"What this Hub holds of {'/'.join(request.scope['path'].strip('/').split('/')[:4])} is damaged on its disk "
-        f"({error}). `git fsck` in the repository's folder names the object: take it from a copy, or delete the "
-        "repository and publish again."
+        f"What this Hub holds of this repository is damaged on its disk ({error}). `git fsck` in its folder "
+        "names the object: take it from a copy, or delete the repository and publish again."
     )
     return await _refuse(request, Refusal(500, message))
 

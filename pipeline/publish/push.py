@@ -208,8 +208,8 @@ class _Repository:
             )
 
     def _different(self, remote: Mapping[str, str]) -> set[str]:
-        local = {n: d.sha256 if len(remote.get(n, "")) == 64 else d.git for n, d in self._files.items()}
-        return {name for name in local.keys() | remote.keys() if local.get(name) != remote.get(name)}
+        same = {name for name in self._files.keys() & remote.keys() if self._files[name].has_id(remote[name])}
+        return (self._files.keys() | remote.keys()) - same
 
     def holds_release(self, revision: str) -> bool:
         """Whether a commit holds this release: the same files, with this signature or another valid one of this key.
