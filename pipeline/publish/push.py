@@ -1,6 +1,7 @@
 """The publish stage: either the repository stays what it was, or it becomes the complete, verified new release.
 
-1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted.
+1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted,
+   here and before each commit.
 2. One commit with everything goes onto a staging branch, is downloaded again into an empty folder, and verified.
 3. The same operations with the same parent go onto main. This is a second commit and not a merge: the Hub merges pull
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
@@ -8,7 +9,8 @@
    downloaded again.
    With ``publish.via: pr`` it is a pull request instead, which is verified, and waits for those who merge it. The next
    run finds the release on main, and continues with verifying and tagging it.
-4. Tag, then delete the staging branch, then make the repository public if the recipe says so.
+4. Tag, then delete the staging branch, then see that main is still the release, and make the repository public if the
+   recipe says so.
 
 A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: reading the branch shows whether it landed.
 Every step first looks at the repository. Running again after a failure therefore continues, and running again after a
