@@ -189,6 +189,7 @@ def publication(world: World, store: Path, fault: Fault | None) -> Run:
         events += hub.events()
         if not hub.process.is_alive() and fault is not None and fault.kind == "kill_hub":
             with suppress(OSError):
+                events += hub.events()
                 hub.end()
             if not fault.lasting:  # somebody starts it again, at its old address
                 hub = _Hub(store / "hub", None, int(target.endpoint.rsplit(":", 1)[1]))

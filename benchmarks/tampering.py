@@ -195,7 +195,9 @@ def _linked(changed: Tree, _: Released, draw: random.Random) -> None:
     how = draw.choice(("moved", "other", "out"))
     if how == "moved":
         changed.files["plots/target.png"] = changed.files[name]
-    target = {"moved": "plots/target.png", "other": draw.choice(list(changed.files)), "out": "../../etc/passwd"}[how]
+    target = {"moved": "plots/target.png", "other": draw.choice(list(changed.files)), "out": "../" * 9 + "etc/passwd"}[
+        how
+    ]
     changed.files[name], changed.modes[name] = target.encode(), LINK
 
 
