@@ -300,12 +300,15 @@ def tampered(made: Released, seed: int) -> tuple[str, str, str]:
     changed = Tree(dict(original), {})
     FILES[kind](changed, made, draw)
     with made.holding(changed) as commit:
-        said = made.verify(draw.choice(("main", NEW_TAG, commit)))
+        revision = draw.choice(("main", NEW_TAG, commit))
+        said = made.verify(revision)
     if said:
         return kind, "caught", said
     different = {n for n in original.keys() | changed.files.keys() if original.get(n) != changed.files.get(n)}
-    # A signature that is valid for the very files is none that was tampered with; .gitattributes is not signed.
+    # A signature that is valid for the very files is none that was tampered with; .gitattributes is not signed. And a
+    # commit's id says nothing of a version: the whole older release is that release there, and verify says which.
     same = different <= {tree.SIGNATURE, GITATTRIBUTES_FILE} and LINK not in changed.modes.values()
+    same |= revision == commit and {**changed.files, GITATTRIBUTES_FILE: b""} == {**made.old, GITATTRIBUTES_FILE: b""}
     return kind, "no change" if same else "missed", ", ".join(sorted(different))
 
 
