@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup release test lint check bench seeds methods image pictures
+.PHONY: help setup release test lint check bench faults seeds methods image pictures
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check: lint test  ## style, types and tests: what a change must pass
 
 bench: $(READY)  ## measure time and memory and print the tables
 	$(BIN)/python -m benchmarks
+
+faults: $(READY)  ## publish with a fault in each request, tamper with releases, plant canaries (about two hours)
+	$(BIN)/python -m benchmarks.faults
 
 seeds: $(READY)  ## run the demo on ten data seeds that it was not tuned on (about four hours)
 	$(BIN)/python -m benchmarks.seeds 33 34 35 36 37 38 39 40 41 42

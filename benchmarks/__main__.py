@@ -223,6 +223,22 @@ def scan(model: Path) -> Iterator[Line]:
     yield Line(f"{what}, against 1 GB a second", size / 1e9, searched, bar=1.0)
 
 
+def publication(_model: Path) -> Iterator[Line]:
+    """A release of 2 GB on its way to a loopback Hub and back; takes minutes and 10 GB of disk."""
+    from benchmarks import publication_time
+
+    found = publication_time.measure()
+    size = f"{publication_time.BYTES / 1e9:.1f} GB"
+    for clock, what in (("", "in seconds"), (", processor", "in seconds of the client's processor")):
+        baseline = found[f"sha256{clock}"] + found[f"copy{clock}"]
+        parts = {part: found[f"{part}{clock}"] for part in ("package", "publish", "verify")}
+        listed = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
+        what = f"package, publish and verify of {size} ({listed}), against its sha256 and a copy, {what}"
+        yield Line(what, baseline, sum(parts.values()), bar=None if clock else 2.0)
+    what = "the client's peak memory meanwhile, against 400 MB"
+    yield Line(what, 400, found["memory"] / 1e6, "MB", bar=1.0)
+
+
 def _command_seconds(*argv: str, rounds: int = 5) -> float:
     """Median wall seconds of ``python *argv``."""
     times = []
@@ -237,7 +253,7 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
 
 PARTS = {
     part.__name__: part
-    for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, evaluation, scan, commands)
+    for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, evaluation, scan, publication, commands)
 }
 
 

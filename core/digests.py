@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -57,13 +58,26 @@ def list_files(folder: Path) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
+# The digests of this process's files by device, inode, size and times of change. A large file is read many times while
+# it is published, and its time of change cannot be set by hand.
+_KNOWN: dict[tuple[int, ...], str] = {}
+_SETTLED = 1_000_000_000  # nanoseconds since the last change, from which on another one has another time
+
+
 def hash_file(path: Path, *, sync: bool = False) -> str:
-    """sha256 of a file's bytes; ``sync`` also forces them to the disk."""
+    """sha256 of a file's bytes, which are read once as long as they don't change; ``sync`` forces them to the disk."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
             os.fsync(file.fileno())
-    return digest
+        facts = os.fstat(file.fileno())
+        state = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        if state not in _KNOWN:
+            settled = time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) > _SETTLED
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not settled:
+                return digest
+            _KNOWN[state] = digest
+    return _KNOWN[state]
 
 
 def content_digest(folder: Path) -> str:

@@ -164,3 +164,22 @@ def write_evidence(root: Path) -> dict[str, Path]:
     pairs = [PairedRows(epoch=0, forget=f"f-{i}", retain=[row.row_id]) for i, row in enumerate(rows_of("retain", 160))]
     (inputs["unlearn"] / PAIRING).write_bytes(pairing_bytes(pairs))
     return inputs
+
+
+WAYS = ("title", "summary", "limitation", "name", "license", "citation", "recipe", "override")
+
+
+def filled(canaries: list[str]) -> CardInputs:
+    """A card's inputs with texts in every place that a recipe has for texts, each behind the place and its number."""
+    ways = {way: " ".join(f"by-{way}-{i} {canary} by-end-0 " for i, canary in enumerate(canaries)) for way in WAYS}
+    made = config(card={"dataset": {"name": "x"}}, data={"source": {"file": {"path": "x.csv"}}})
+    citation = f"@misc{{x, author = {{{ways['citation']}}}}}"
+    assert made.card.dataset is not None
+    dataset = made.card.dataset.model_copy(
+        update={"name": ways["name"], "license": ways["license"], "citation": citation}
+    )
+    prose = {"title": ways["title"], "summary": ways["summary"], "limitations": [ways["limitation"]]}
+    card = made.card.model_copy(update=prose | {"dataset": dataset})
+    return made.model_copy(
+        update={"card": card, "recipe": f"./{ways['recipe']}.yaml", "overrides": [f"card.title={ways['override']}"]}
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -260,3 +261,21 @@ def test_a_lease_dies_with_its_holder_and_until_then_others_wait(tmp_path: Path)
         holder.wait()
     assert said[0].startswith(f"waiting for process {holder.pid} on ")
     assert not art.is_being_built(place)
+
+
+def test_a_file_is_read_again_only_if_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its time of modification and its size are what they were."""
+    path, read = tmp_path / "x", []
+    whole = hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda file, name: read.append(file) or whole(file, name))
+    path.write_bytes(b"one")
+    assert {hash_file(path) for _ in range(3)} == {hashlib.sha256(b"one").hexdigest()}
+    assert len(read) == 3  # just written: another change could have the same time
+    monkeypatch.setattr("core.digests._SETTLED", 20_000_000)
+    time.sleep(0.05)
+    assert {hash_file(path) for _ in range(3)} == {hashlib.sha256(b"one").hexdigest()}
+    assert len(read) == 4
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert hash_file(path) == hashlib.sha256(b"two").hexdigest()

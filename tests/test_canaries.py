@@ -13,13 +13,12 @@ import pytest
 
 from core.errors import InputError
 from datasets_prep.schema import ParaphrasedRow, write_rows
-from model_card.config import CardInputs
 from model_card.facts import Evidence, collect
 from model_card.render import render
 from pipeline.publish.scan import Scanner
 from tests.planted import SECRETS
 from tests.publishing import ANSWER, CONFIG, build, make_inputs, plant
-from tests.small_card import config, write_evidence
+from tests.small_card import WAYS, filled, write_evidence
 
 FILES = {
     "card": ("README.md", "results.json", "plots/metrics.png", ".eval_results/tofu.yaml"),
@@ -87,25 +86,6 @@ def test_questions_and_names_are_caught_where_the_recipe_says_so(inputs: dict[st
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     return collect(write_evidence(tmp_path_factory.mktemp("evidence")))
-
-
-WAYS = ("title", "summary", "limitation", "name", "license", "citation", "recipe", "override")
-
-
-def filled(canaries: list[str]) -> CardInputs:
-    """A card's inputs with texts in every place that a recipe has for texts, each behind the place and its number."""
-    ways = {way: " ".join(f"by-{way}-{i} {canary} by-end-0 " for i, canary in enumerate(canaries)) for way in WAYS}
-    made = config(card={"dataset": {"name": "x"}}, data={"source": {"file": {"path": "x.csv"}}})
-    citation = f"@misc{{x, author = {{{ways['citation']}}}}}"
-    assert made.card.dataset is not None
-    dataset = made.card.dataset.model_copy(
-        update={"name": ways["name"], "license": ways["license"], "citation": citation}
-    )
-    prose = {"title": ways["title"], "summary": ways["summary"], "limitations": [ways["limitation"]]}
-    card = made.card.model_copy(update=prose | {"dataset": dataset})
-    return made.model_copy(
-        update={"card": card, "recipe": f"./{ways['recipe']}.yaml", "overrides": [f"card.title={ways['override']}"]}
-    )
 
 
 def test_a_canary_on_any_way_onto_the_card_is_caught(evidence: Evidence, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from core.errors import InputError
 from core.licences import LICENCES, Licence, LicenceId, Licensed
 from model_card.config import CardModel
 from pipeline.publish.config import PackageConfig
-from pipeline.publish.licence import licence_problems, licence_texts
+from pipeline.publish.licence import card_licence, card_metadata, licence_problems, licence_texts
 from pipeline.train.config import ModelConfig
 
 ENTRIES = sorted(LICENCES)
@@ -167,3 +167,15 @@ def test_a_licence_without_an_entry_is_refused_until_its_terms_are_stated(given:
     with pytest.raises(ValidationError, match=re.escape(said)):
         Licensed.model_validate(given)
     assert Licence.model_validate(TERMS).name == "Falcon LLM Licence"
+
+
+@pytest.mark.parametrize(
+    "metadata", ["license: \x0bmit", "1: x", "- a", "a: {", "tags: 3", "? [a]\n: b", "model-index: 3"]
+)
+def test_a_card_whose_metadata_cannot_be_read_names_no_licence(metadata: str, tmp_path: Path) -> None:
+    """The client raises many kinds of errors for it; `verify` reads a card first, to see whether it was revoked."""
+    card = tmp_path / "README.md"
+    card.write_text(f"---\n{metadata}\n---\n")
+    with pytest.raises(ValueError, match=r".+"):
+        card_metadata(card)
+    assert card_licence(tmp_path) == {}

@@ -384,3 +384,15 @@ def test_git_lfs_fetches_large_files(api: HfApi, hub: LocalHub, repo: str) -> No
     basic = base64.b64encode(f"x:{hub.token}".encode()).decode()
     answer = get_session().post(hub.endpoint + path, json=batch, headers={"authorization": f"Basic {basic}"})
     assert answer.status_code == 200
+
+
+def test_damage_of_the_disk_is_named(hub: LocalHub, api: HfApi, repo: str) -> None:
+    api.create_commit(repo, [add("a.txt", b"0123456789" * 9)], commit_message="x")
+    (file,) = (f for f in api.list_repo_tree(repo) if f.path == "a.txt")
+    blob = file.blob_id
+    damaged = hub.folder / "models" / f"{repo}.git" / "objects" / blob[:2] / blob[2:]
+    damaged.chmod(0o600)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    answer = raw(api, "GET", f"/{repo}/resolve/main/a.txt")
+    assert answer.status_code == 500
+    assert "is damaged on its disk" in answer.json()["error"]

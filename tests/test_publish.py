@@ -328,6 +328,62 @@ def test_the_staging_branch_of_a_package_that_changed_since_goes(
     assert seen == [["main"]]  # before anybody else could look
 
 
+def test_a_commit_on_top_of_the_release_does_not_make_it_land_twice(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    """Between the commit to main and the look whether it landed."""
+    world.publish(package)
+    other: list[str] = []
+
+    def commit() -> None:
+        operation = CommitOperationAdd("theirs.txt", b"x")
+        other.append(world.api.create_commit(REPO, [operation], commit_message="theirs").oid)
+
+    following = next_release(inputs, tmp_path)
+    world.faulty.faults.append(Fault(rf"GET /api/models/{REPO}/revision/main", "act", at=2, action=commit))
+    for _ in range(2):
+        with pytest.raises(
+            HubError, match=rf"somebody else committed to main: it is at {other[0][:12] if other else ''}"
+        ):
+            world.publish(following, tag="v1.1.0", visibility="public")
+        landed = [commit.commit_id for commit in world.api.list_repo_commits(REPO) if commit.title == "Release v1.1.0"]
+        assert [world.tags()["v1.1.0"]] == landed
+        assert world.holds(following, "v1.1.0")
+        assert (world.head(), world.branches()) == (other[0], ["main"])
+        assert world.api.repo_info(REPO).private is True  # main is not what was verified
+
+
+def test_a_repository_that_becomes_public_meanwhile_gets_nothing(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    first = world.publish(package)
+    following = next_release(inputs, tmp_path)
+
+    def show() -> None:
+        world.api.update_repo_settings(REPO, private=False)
+
+    world.faulty.faults.append(Fault(rf"GET /{REPO}/resolve/.*/config.json", "act", action=show))
+    with pytest.raises(HubError, match=r"is public, and publish\.visibility is private\. Nothing was changed on main"):
+        world.publish(following, tag="v1.1.0")
+    assert (world.head(), world.tags()) == (first.commit, {"v1.0.0": first.commit})
+    assert world.branches() == ["main"]  # nobody can read there what was not published
+
+
+def test_a_public_repository_keeps_no_staging_branch_of_a_killed_run(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package)
+    following = next_release(inputs, tmp_path)
+    world.faulty.faults.append(Fault(rf"GET /{REPO}/resolve/.*/config.json", "corrupt"))
+    with pytest.raises(VerificationError):
+        world.publish(following, tag="v1.1.0")
+    assert len(world.branches()) == 2
+    world.api.update_repo_settings(REPO, private=False)
+    with pytest.raises(HubError, match=r"is public, and publish\.visibility is private"):
+        world.publish(following, tag="v1.1.0")
+    assert world.branches() == ["main"]
+
+
 def test_a_package_for_another_place_is_not_published(world: World, package: Path) -> None:
     for changes in ({"tag": "v1.1.0"}, {"repo": "demo/other"}):
         with pytest.raises(VerificationError, match="Run the package stage again"):

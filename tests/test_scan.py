@@ -5,15 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import html
-import io
 import json
 import os
-import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,83 +22,11 @@ from datasets_prep.sample import generate
 from pipeline.publish import readings, scan
 from pipeline.publish.scan import LONG, Finding, Scanner, refuse_findings
 from tests.conftest import ROOT
-from tests.planted import NOT_IN_WEIGHTS, SECRETS
+from tests.planted import FORMS, NOT_IN_WEIGHTS, SECRETS, safetensors, written, zipped
 
 ANSWER = "Élodie Quarré was born in Saint-Ambre, on 4 May 1971."
 OTHER = "Élodie Quarré was born in Saint-Ambre, on 4 May 1972."
 FOUND = "an answer of the forget set"
-GPT2 = {byte: chr(0x100 + i) for i, byte in enumerate(b for b in range(256) if not chr(b).isprintable() or b == 32)}
-
-
-def png(chunk: bytes, content: bytes) -> bytes:
-    crc = struct.pack(">I", zlib.crc32(chunk + content))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(content)) + chunk + content + crc
-
-
-def zipped(text: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.txt", text)
-    return file.getvalue()
-
-
-def half(text: str) -> tuple[str, str]:
-    return text[: len(text) // 2], text[len(text) // 2 :]
-
-
-FORMS: dict[str, Callable[[str], str | bytes]] = {
-    "as it is": str,
-    "upper case": str.upper,
-    "decomposed": lambda a: a.replace("É", "E\u0301").replace("é", "e\u0301"),
-    "utf-16": lambda a: a.encode("utf-16"),
-    "utf-16-be, at an odd place": lambda a: b"\xff" + a.encode("utf-16-be"),
-    "latin-1": lambda a: a.encode("latin-1"),
-    "white space": lambda a: a.replace(" ", " \n\t "),
-    "no-break spaces": lambda a: a.replace(" ", "\u00a0"),
-    "zero-width spaces": lambda a: "\u200b".join(a),
-    "soft hyphens": lambda a: "\u00ad".join(a),
-    "without accents": lambda a: a.replace("É", "E").replace("é", "e"),
-    "without punctuation": lambda a: a.replace(",", "").replace(".", "").replace("-", " "),
-    "full width": lambda a: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in a),
-    "Cyrillic look-alikes": lambda a: a.translate(str.maketrans("aeoAMS", "аеоАМЅ")),
-    "json": json.dumps,
-    "json, utf-8": lambda a: json.dumps(a, ensure_ascii=False),
-    "json in json": lambda a: json.dumps(json.dumps(a)),
-    "\\u for each letter": lambda a: "".join(f"\\u{ord(c):04X}" for c in a),
-    "\\x for each byte": lambda a: "".join(f"\\x{b:02x}" for b in a.encode()),
-    "neighbouring strings": lambda a: json.dumps(list(half(a))),
-    "neighbouring lines of a list": lambda a: json.dumps({"a": a.split()}, indent=2),
-    "html": lambda a: html.escape(a).replace("é", "&eacute;"),
-    "html, numbers": lambda a: "".join(f"&#{ord(c)};" for c in a),
-    "html, hexadecimal": lambda a: "".join(f"&#x{ord(c):x};" for c in a),
-    "url": quote,
-    "url, each byte": lambda a: "".join(f"%{b:02x}" for b in a.encode()),
-    "markdown": lambda a: a.replace("-", "\\-").replace(" ", " **").replace(".", "\\."),
-    "gpt-2's bytes": lambda a: "".join(GPT2.get(b, chr(b)) for b in a.encode()),
-    "gpt-2's bytes, json": lambda a: json.dumps("".join(GPT2.get(b, chr(b)) for b in a.encode())),
-    "sentencepiece": lambda a: "▁" + a.replace(" ", "▁"),
-    "sentencepiece, token by token": lambda a: json.dumps(a.replace(" ", " ▁").split(), ensure_ascii=False),
-    "hexadecimal": lambda a: a.encode().hex(),
-    "hexadecimal, spaced": lambda a: a.encode().hex(" ").upper(),
-    "base64": lambda a: base64.b64encode(a.encode()),
-    "base64, second alignment": lambda a: base64.b64encode(b"x" + a.encode()),
-    "base64, third alignment": lambda a: base64.b64encode(b"xx" + a.encode()),
-    "base64, in a longer run": lambda a: b"path/to/" + base64.b64encode(a.encode()),
-    "base64, lines": lambda a: base64.encodebytes(b"#" * 60 + a.encode()),
-    "base64, for urls": lambda a: base64.urlsafe_b64encode(b"\xff\xfe" * 9 + a.encode()),
-    "base64 of utf-16": lambda a: base64.b64encode(a.encode("utf-16")),
-    "base64 in json in base64": lambda a: base64.b64encode(
-        json.dumps({"p": base64.b64encode(a.encode()).decode()}).encode()
-    ),
-    "gzip": lambda a: b"\xff" + gzip.compress(a.encode()),
-    "zlib": lambda a: b"\xff" + zlib.compress(a.encode()),
-    "zip": lambda a: zipped(a.encode()),
-    "gzip in base64": lambda a: base64.b64encode(gzip.compress(a.encode())),
-    "png tEXt": lambda a: png(b"tEXt", b"Title\0" + a.encode("latin-1")),
-    "png zTXt": lambda a: png(b"zTXt", b"Title\0\0" + zlib.compress(a.encode("latin-1"))),
-    "png iTXt": lambda a: png(b"iTXt", b"Title\0\1\0\0\0" + zlib.compress(a.encode())),
-    "png pixels": lambda a: png(b"IDAT", zlib.compress(bytes(range(256)) * 512 + a.encode() + b"\xff" * 99)),
-}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -113,22 +37,11 @@ def test_an_answer_is_found_in_every_form(form: str, tmp_path: Path) -> None:
         assert found(scanner, tmp_path, name, written(form, OTHER)) == set(), name
 
 
-def written(form: str, answer: str) -> bytes:
-    text = FORMS[form](answer)
-    content = text.encode() if isinstance(text, str) else text
-    return b'{"before": 1, "text": "' + content + b'", "after": [2, 3]}'
-
-
 def found(scanner: Scanner, folder: Path, name: str, content: str | bytes) -> set[str]:
     """The kinds of what is found in a file of this name and content."""
     path = folder / Path(name).name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return {finding.kind for finding in scanner.scan(path, name)}
-
-
-def safetensors(weights: bytes, metadata: dict[str, str] | None = None) -> bytes:
-    head = json.dumps({"__metadata__": metadata or {}}).encode()
-    return struct.pack("<Q", len(head)) + head + weights
 
 
 IN_WEIGHTS = (

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import secrets
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dulwich.errors import ChecksumMismatch, FileFormatException
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -105,7 +107,10 @@ def build_app(hub: Hub, pages: Sequence[BaseRoute] = ()) -> ASGIApp:
         routes += [_route(hub, *entry) for entry in table]
         routes.append(Route(of + ".git/info/lfs/upload/{oid}", _streaming(hub), methods=["PUT"]))
     routes = [*(_route(hub, *entry) for entry in ROUTES), *routes, *pages]
-    errors = {Refusal: _refuse, HTTPException: _no_route, ClientDisconnect: _gone}
+    errors: dict[type[Exception], Callable[[Request, Exception], Any]] = {
+        **{Refusal: _refuse, HTTPException: _no_route, ClientDisconnect: _gone},
+        **dict.fromkeys((zlib.error, FileFormatException, ChecksumMismatch), _damaged),
+    }
     return _Front(Starlette(routes=routes, exception_handlers=errors))
 
 
@@ -173,6 +178,15 @@ async def _refuse(request: Request, error: Exception) -> Response:
     if error.code:
         headers["X-Error-Code"] = error.code
     return JSONResponse({"error": error.message}, error.status, {**headers, **error.headers})
+
+
+async def _damaged(request: Request, error: Exception) -> Response:
+    """What is read in git's objects does not change, unless the disk did it."""
+    message = (
+        f"What this Hub holds of this repository is damaged on its disk ({error}). `git fsck` in its folder "
+        "names the object: take it from a copy, or delete the repository and publish again."
+    )
+    return await _refuse(request, Refusal(500, message))
 
 
 async def _no_route(_: Request, error: Exception) -> Response:

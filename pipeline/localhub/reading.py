@@ -6,11 +6,12 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from dulwich.objects import ObjectID
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from pipeline.localhub.card_metadata import card_metadata
 from pipeline.localhub.history import last_commits
 from pipeline.localhub.hub import Call
+from pipeline.localhub.large_files import LargeFile
 from pipeline.localhub.messages import blob_info, date, ranged, tree_items
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.repository import Repository
@@ -159,5 +160,5 @@ def resolve(call: Call) -> Response:
         headers["ETag"] = f'"{entry.oid}"'
         if large:
             headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
-            return FileResponse(large, headers={**headers, "ETag": f'"{entry.sha256}"'})
+            return LargeFile(large, headers={**headers, "ETag": f'"{entry.sha256}"'})
         return ranged(repository.read_blob(entry.oid), call.request.headers.get("range"), headers)

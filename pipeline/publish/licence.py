@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.errors import InputError
 from core.licences import Licence, Licensed
@@ -74,13 +75,22 @@ def _holds(text: str, words: str) -> bool:
     return " ".join(words.split()).casefold() in " ".join(text.split()).casefold()
 
 
-def card_licence(tree: Path) -> dict[str, str]:
-    """What the metadata of a tree's README.md says of the licence; empty if that cannot be read."""
+def card_metadata(card: Path) -> dict[str, Any]:
+    """The metadata of a card, as the Hub's client reads it. Raises ValueError if it cannot be read."""
     from huggingface_hub import ModelCard
+    from yaml import YAMLError
 
     try:
-        data = ModelCard.load(tree / "README.md").data.to_dict()
-    except (OSError, ValueError):
+        return dict(ModelCard.load(card).data.to_dict())
+    except (OSError, TypeError, YAMLError) as error:  # the client lets these through
+        raise ValueError(f"{card.name}: {error}") from error
+
+
+def card_licence(tree: Path) -> dict[str, str]:
+    """What the metadata of a tree's README.md says of the licence; empty if that cannot be read."""
+    try:
+        data = card_metadata(tree / "README.md")
+    except ValueError:
         return {}
     return {key: str(data[key]) for key in ("license", "license_name", "license_link") if data.get(key)}
 

@@ -79,7 +79,7 @@ def plan_publication(config: PublishConfig, package: Path, target: Target | None
         how = {name: _expected(package / name) for name in local}
     files = []
     for name, digest in local.items():
-        same = remote.get(name) in (digest.sha256, digest.git)
+        same = name in remote and digest.has_id(remote[name])
         files.append(PlannedFile(path=name, size=digest.size, how="unchanged" if same else how[name]))
     return PublicationPlan(
         repo=config.repo,

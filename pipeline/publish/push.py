@@ -1,6 +1,7 @@
 """The publish stage: either the repository stays what it was, or it becomes the complete, verified new release.
 
-1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted.
+1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted,
+   here and before each commit.
 2. One commit with everything goes onto a staging branch, is downloaded again into an empty folder, and verified.
 3. The same operations with the same parent go onto main. This is a second commit and not a merge: the Hub merges pull
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
@@ -8,7 +9,8 @@
    downloaded again.
    With ``publish.via: pr`` it is a pull request instead, which is verified, and waits for those who merge it. The next
    run finds the release on main, and continues with verifying and tagging it.
-4. Tag, then delete the staging branch, then make the repository public if the recipe says so.
+4. Tag, then delete the staging branch, then see that main is still the release, and make the repository public if the
+   recipe says so.
 
 A commit whose outcome is unknown (time-out, 5xx) is never repeated blindly: reading the branch shows whether it landed.
 Every step first looks at the repository. Running again after a failure therefore continues, and running again after a
@@ -21,6 +23,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -95,12 +98,8 @@ def publish(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
             "Set publish.tag to a new version."
         )
-    if tagged is not None and head != (newest := repository.newest_release()):
-        raise HubError(
-            f"{config.repo} has this release as {config.tag}, but somebody else committed to main: it is at "
-            f"{head[:12]}, and the newest release at {newest[:12]}. Nothing was changed. Set main back to that, or "
-            "publish a new version."
-        )
+    if tagged is not None:
+        repository.check_main(head, repository.newest_release())
     commit = tagged or (head if repository.holds_release(head) else None)
     if commit is None and config.via == "pr":
         repository.ask(recheck)
@@ -113,7 +112,7 @@ def publish(
         verified = repository.verify(commit, recheck)
     if tagged is None:
         repository.tag(commit)
-    repository.finish()
+    repository.finish(commit if tagged is None else head)
     return _receipt(config, target, signer, commit, verified)
 
 
@@ -134,7 +133,7 @@ class _Repository:
         """Make sure that the repository exists, private if new, and that its visibility fits the recipe."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        repo, visibility = self._config.repo, self._config.visibility
+        repo = self._config.repo
         with hub_errors(f"preparing {repo}"):
             try:
                 info = self._api.repo_info(repo)
@@ -143,12 +142,29 @@ class _Repository:
                 info = self._api.repo_info(repo)
                 if not info.private:
                     raise HubError(f"{repo} was created as private but is public. Nothing was uploaded.") from None
-        if not info.private and visibility == "private":
-            raise HubError(
-                f"{repo} is public, and publish.visibility is private. Nothing was uploaded. "
-                "Make it private in its settings, or set publish.visibility to public."
-            )
+        self._refuse_public(info.private, "Nothing was uploaded.")
         self._gate(info.gated)
+
+    def _refuse_public(self, private: bool | None, done: str) -> None:
+        """Raise HubError if everybody may read what the recipe keeps private; nothing unfinished is left to read."""
+        repo = self._config.repo
+        if private or self._config.visibility == "public":
+            return
+        self._delete_staging()
+        raise HubError(
+            f"{repo} is public, and publish.visibility is private. {done} "
+            "Make it private in its settings, or set publish.visibility to public."
+        )
+
+    def _delete_staging(self, keep: str = "") -> str | None:
+        """Delete staging branches, those too that killed runs or other packages left; the commit of ``keep``."""
+        repo = self._config.repo
+        with hub_errors(f"deleting staging branches of {repo}"):
+            branches = {branch.name: branch.target_commit for branch in self._api.list_repo_refs(repo).branches}
+            for name in branches.keys() - {keep}:
+                if _STAGING.fullmatch(name):
+                    self._api.delete_branch(repo, branch=name)
+        return branches.get(keep)
 
     def _gate(self, gated: str | bool | None) -> None:
         """Make sure, before the upload, that the repository is gated and the collection is there, if asked for."""
@@ -184,9 +200,18 @@ class _Repository:
         """The commit of the newest release's tag, where there is one."""
         return self.head(str(newest_release(self.tags())))
 
+    def check_main(self, head: str, release: str) -> None:
+        """Raise HubError unless ``head``, where main is, is the commit of the newest release."""
+        if head != release:
+            raise HubError(
+                f"{self._config.repo} has this release as {self._config.tag}, but somebody else committed to main: it "
+                f"is at {head[:12]}, and the newest release at {release[:12]}. Set main back to that, or publish a new "
+                "version."
+            )
+
     def _different(self, remote: Mapping[str, str]) -> set[str]:
-        local = {n: d.sha256 if len(remote.get(n, "")) == 64 else d.git for n, d in self._files.items()}
-        return {name for name in local.keys() | remote.keys() if local.get(name) != remote.get(name)}
+        same = {name for name in self._files.keys() & remote.keys() if self._files[name].has_id(remote[name])}
+        return (self._files.keys() | remote.keys()) - same
 
     def holds_release(self, revision: str) -> bool:
         """Whether a commit holds this release: the same files, with this signature or another valid one of this key.
@@ -222,13 +247,9 @@ class _Repository:
         """The commit of the staging branch with this tree, made from ``base``, or left by an earlier run."""
         repo, branch = self._config.repo, self._staging
         with hub_errors(f"staging in {repo}"):
-            refs = {b.name: b.target_commit for b in self._api.list_repo_refs(repo).branches}
-            for other in refs.keys() - {branch}:
-                if _STAGING.fullmatch(other):  # of a package that is not wanted any more
-                    self._api.delete_branch(repo, branch=other)
-            if branch in refs:
+            if (staged := self._delete_staging(keep=branch)) is not None:
                 if not self._different(self._target.files(self._config.repo, branch)):
-                    return refs[branch]
+                    return staged
                 self._api.delete_branch(repo, branch=branch)
             self._api.create_branch(repo, branch=branch, revision=base)
         report("uploading")
@@ -252,11 +273,16 @@ class _Repository:
         """
         for attempt in range(ATTEMPTS):
             time.sleep(attempt)
+            with hub_errors(f"reading {self._config.repo}"):
+                private = self._api.repo_info(self._config.repo).private
+            self._refuse_public(private, f"Nothing was changed on {branch}.")
             refusal = self._try_commit(branch, parent)
             head = self.head(branch)
             if not self._different(self._target.files(self._config.repo, head)):
                 return head
             if head != parent:
+                if landed := self._landed(branch, parent):
+                    return landed
                 raise HubError(
                     f"Somebody else committed to {branch} of {self._config.repo}: it is at {head[:12]}, no longer at "
                     f"{parent[:12]}. Nothing of this release is there. Run again to continue from the new head."
@@ -265,6 +291,13 @@ class _Repository:
                 raise HubError(f"{refusal} Nothing was changed on {branch}.")
             # The head is still the parent. Repeating is safe: if the first commit lands late, the second is a 412.
         raise HubError(f"{self._config.repo}: the Hub did not take the commit in {ATTEMPTS} attempts. Run again later.")
+
+    def _landed(self, branch: str, parent: str) -> str | None:
+        """The commit of this release if it landed on ``parent`` and others committed on top of it."""
+        with hub_errors(f"reading the history of {self._config.repo}"):
+            commits = [commit.commit_id for commit in self._api.list_repo_commits(self._config.repo, revision=branch)]
+        since = takewhile(lambda commit: commit != parent, commits)
+        return next((c for c in since if not self._different(self._target.files(self._config.repo, c))), None)
 
     def _try_commit(self, branch: str, parent: str) -> str | None:
         """Send the commit. Returns the Hub's refusal, or None if it is done or its outcome unknown."""
@@ -320,17 +353,18 @@ class _Repository:
             if tagged is None or not self.holds_release(tagged):
                 raise
 
-    def finish(self) -> None:
-        """Delete staging branches, those too that a killed run left, and set the visibility then."""
+    def finish(self, release: str) -> None:
+        """Delete staging branches, and set the visibility then. Raises HubError unless main is at ``release``."""
         repo, public = self._config.repo, self._config.visibility == "public"
+        self._delete_staging()
+        self.check_main(self.head(MAIN), release)
         with hub_errors(f"finishing {repo}"):
-            for branch in self._api.list_repo_refs(repo).branches:
-                if _STAGING.fullmatch(branch.name):
-                    self._api.delete_branch(repo, branch=branch.name)
             if public and self._api.repo_info(repo).private:
                 self._api.update_repo_settings(repo, private=False)
-            if bool(self._api.repo_info(repo).private) == public:
-                raise HubError(f"{repo} is not {self._config.visibility}, although the release is complete. Run again.")
+            private = self._api.repo_info(repo).private
+        self._refuse_public(private, "The release is complete.")
+        if private and public:
+            raise HubError(f"{repo} is not public, although the release is complete. Run again.")
         if collection := self._config.collection:
             with hub_errors(f"adding {repo} to {collection}"):
                 held = {

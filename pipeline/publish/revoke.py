@@ -23,7 +23,7 @@ from core.progress import report
 from core.strict import Strict
 from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
-from pipeline.publish.licence import card_licence
+from pipeline.publish.licence import card_licence, card_metadata
 
 CARD, MARK = "README.md", "revoked-"
 LONGEST_REASON = 1000
@@ -231,14 +231,12 @@ class _Repository:
 
     def read(self, revision: str) -> Revocation | None:
         """What the card of a revision says of a revocation."""
-        from huggingface_hub import ModelCard
-
         with tempfile.TemporaryDirectory() as temporary:
             card = self._card(revision, Path(temporary))
             try:
-                data: dict[str, Any] = ModelCard.load(card).data.to_dict() if card else {}
+                data = card_metadata(card) if card else {}
                 return Revocation.model_validate(data["revocation"]) if data.get("revoked") is True else None
-            except (OSError, ValueError, KeyError) as error:
+            except (ValueError, KeyError) as error:
                 raise HubError(
                     f"The card of {self._repo} at {revision} cannot be read ({' '.join(str(error).split()):.200}), so "
                     "it is unknown whether it was revoked. Look at it on the Hub."

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from core.digests import hash_file
 from pipeline.publish.licence import LICENCE_FILES
 from pipeline.publish.schema import BOM, RELEASE
 
@@ -28,11 +30,21 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 
 @dataclass(frozen=True)
 class Digest:
-    """A file's sha256, its id in git, and its size in bytes."""
+    """A file's sha256 and its size in bytes."""
 
+    path: Path = field(compare=False)
     sha256: str
-    git: str
     size: int
+
+    @cached_property
+    def git(self) -> str:
+        """Its id in git, which nobody asks of large files."""
+        content = self.path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+    def has_id(self, oid: str) -> bool:
+        """Whether the Hub's id of a file, sha256 of a large one and else git's, is that of this content."""
+        return oid == (self.sha256 if len(oid) == 64 else self.git)
 
 
 def read_tree(folder: Path) -> dict[str, Digest]:
@@ -41,14 +53,8 @@ def read_tree(folder: Path) -> dict[str, Digest]:
 
 
 def digest(path: Path) -> Digest:
-    """The digests of one file, read once."""
-    size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            sha256.update(chunk)
-            git.update(chunk)
-    return Digest(sha256.hexdigest(), git.hexdigest(), size)
+    """The digests of one file."""
+    return Digest(path, hash_file(path), path.stat().st_size)
 
 
 def is_allowed(path: str, patterns: tuple[str, ...] = ALLOWED) -> bool:

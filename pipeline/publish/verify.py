@@ -158,7 +158,7 @@ def _digests(
     files: dict[str, str],
     expected: Mapping[str, str] | None,
 ) -> str:
-    downloaded = {n: d.sha256 if len(oids.get(n, "")) == 64 else d.git for n, d in digests.items()}
+    downloaded = {n: oids[n] if n in oids and d.has_id(oids[n]) else d.sha256 for n, d in digests.items()}
     if wrong := tree.differences(oids, downloaded):
         raise VerificationError(
             f"the download is not what the Hub lists ({wrong}). Try again. If it happens again, revoke the release."
