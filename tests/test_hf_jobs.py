@@ -62,7 +62,7 @@ def run(hub: LocalHub, store: Path, nodes: Graph, work: float = 0.1, **given: An
         return here._replace(argv=there)
 
     said: list[str] = []
-    place = HfJobs(api_of(hub), RESOURCES, hub_errors)
+    place = HfJobs(api_of(hub), RESOURCES, hub_errors, {})
     outcomes = follow(nodes, place, store, wanted, lambda node, artifact: None, said.append)
     return {node.label: outcome for node, outcome in outcomes}
 
@@ -147,7 +147,7 @@ def test_a_job_that_vanishes_is_an_error_and_its_command_is_not_run_beside_it(hu
 
 
 def test_a_hub_that_refuses_is_an_error_and_no_traceback(hub: LocalHub, store: Path) -> None:
-    place = HfJobs(HfApi(endpoint=hub.endpoint, token="hf_wrong"), RESOURCES, hub_errors)
+    place = HfJobs(HfApi(endpoint=hub.endpoint, token="hf_wrong"), RESOURCES, hub_errors, {})
     with pytest.raises(HubError, match="submitting a of one"):
         list(place.submit([want(store)(next(iter(toy_graph(store, until="a").values())))], {}))
 
