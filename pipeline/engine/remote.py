@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 LEASE = "lease-"  # followed by a number: the greatest is in force, and who takes over takes the next
+IN_FLIGHT = 4  # parts of a large file at the same time, of 50 MB each
 BEATS = 6  # of a lease's heart, in the time after which it counts as dead
 TAKEN = (409, 412)  # what S3 answers where the object is there, or is being made
 
 
+@cache
 def remote_of(url: str) -> Remote:
-    """The store at a URL, which is not asked yet. Raises InputError for another URL than s3://BUCKET/PREFIX."""
+    """The one store at a URL, which is not asked yet. Raises InputError for another URL than s3://BUCKET/PREFIX."""
     bucket = url.removeprefix("s3://").split("/")[0]
     if not url.startswith("s3://") or not bucket or "@" in bucket:
         raise InputError(
@@ -60,22 +62,21 @@ class Remote:
 
     @cached_property
     def _files(self) -> AbstractFileSystem:
+        """The store, which at first use must refuse to write an object again: all else builds on that."""
         from fsspec.core import url_to_fs
 
-        return url_to_fs(self.url, use_listings_cache=False)[0]
-
-    def check(self) -> None:
-        """Write an object, and try to write it again, which must be refused: the one thing that all else builds on."""
         probe = f"{self.url}/probe-{uuid.uuid4().hex}"
         with self._errors("writing a first object"):
-            once, twice = self._create(probe, b"1"), self._create(probe, b"2")
-            self._files.rm_file(probe)
+            files = url_to_fs(self.url, use_listings_cache=False, max_concurrency=IN_FLIGHT)[0]
+            once, twice = _create(files, probe, b"1"), _create(files, probe, b"2")
+            files.rm_file(probe)
         if not once or twice:
             raise SystemLimitError(
                 f"--remote-store {self.url}: the store overwrites an object although it is asked not to "
                 "(If-None-Match: *), so that two runners could spoil each other's artifacts. Use one with conditional "
                 "writes: AWS S3, MinIO and others have them."
             )
+        return files
 
     def manifest(self, final: Path) -> Manifest | None:
         """The manifest of the artifact that belongs at ``final``, if it is there. Raises ArtifactError if damaged."""
@@ -128,7 +129,7 @@ class Remote:
                     with self._errors(f"writing {folder}"):
                         self._files.put_file(str(artifact.path / name), f"{folder}/{entry.sha256}", callback=callback)
             with self._errors(f"writing {folder}"):
-                self._create(f"{folder}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
+                _create(self._files, f"{folder}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
         if theirs.digest != artifact.digest:
             raise ArtifactError(
                 f"{artifact.path} and {folder} are different results of the same request, made by two runners. "
@@ -165,13 +166,13 @@ class Remote:
         while self.manifest(final) is None:
             with self._errors(f"asking for {folder}"):
                 last = max((name for name in self._listed(folder) if name.startswith(LEASE)), default=f"{LEASE}{0:08}")
-                found = self._read(f"{folder}/{last}")
+                found = _read(self._files, f"{folder}/{last}")
                 if found is not None and seen != (last, found):
                     seen, since = (last, found), time.monotonic()
                     report(f"waiting for {found.decode(errors='replace').partition(' (')[0]}, which is building it")
                 if found is None or time.monotonic() - since > art.LEASE_SECONDS:
                     following = f"{folder}/{LEASE}{int(last.removeprefix(LEASE)) + 1:08}"
-                    if self._create(following, token.encode()):
+                    if _create(self._files, following, token.encode()):
                         return following
             time.sleep(min(5.0, art.LEASE_SECONDS / 20))
         return None
@@ -193,26 +194,6 @@ class Remote:
             return {str(path).rpartition("/")[2] for path in self._files.ls(folder, detail=False)}
         return set()
 
-    def _read(self, path: str) -> bytes | None:
-        try:
-            return bytes(self._files.cat_file(path))
-        except FileNotFoundError:
-            return None
-
-    def _create(self, path: str, data: bytes) -> bool:
-        """Make an object that must not be there yet. Returns whether it holds ``data`` now.
-
-        A request that got through and whose answer was lost is sent again by the client, and then refused.
-        """
-        try:
-            self._files.pipe_file(path, data, mode="create")
-        except OSError as error:
-            status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if not isinstance(error, FileExistsError) and status not in TAKEN:
-                raise
-            return self._read(path) == data
-        return True
-
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
         """Turn what fsspec and the client of S3 raise into one sentence. That an object is absent is for the caller."""
@@ -228,6 +209,28 @@ class Remote:
             if absent or full_here or not (of_client or isinstance(error, OSError | ImportError)):
                 raise
             raise SystemLimitError(f"--remote-store {self.url}: {doing}: {error}. {_remedy(error)}") from error
+
+
+def _read(files: AbstractFileSystem, path: str) -> bytes | None:
+    try:
+        return bytes(files.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def _create(files: AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Make an object that must not be there yet. Returns whether it holds ``data`` now.
+
+    A request that got through and whose answer was lost is sent again by the client, and then refused.
+    """
+    try:
+        files.pipe_file(path, data, mode="create")
+    except OSError as error:
+        status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if not isinstance(error, FileExistsError) and status not in TAKEN:
+            raise
+        return _read(files, path) == data
+    return True
 
 
 def _answer(error: Exception) -> dict[str, Any]:

@@ -162,7 +162,6 @@ def fetch(stages: Sequence[Stage], store: Store) -> Iterator[Stage]:
     """Bring what is not done here from the remote store, up to the first stage that it lacks; yield what came."""
     if store.remote is None:
         return
-    store.remote.check()
     done: dict[str, Artifact] = {}
     for stage in stages:
         status = store.status(stage, done)
