@@ -220,7 +220,7 @@ def _store_option(command: argparse.ArgumentParser) -> None:
 
 
 def _remote_option(command: argparse.ArgumentParser) -> None:
-    text = "a store on S3, s3://BUCKET/PREFIX, that artifacts are fetched from and handed on to, for other machines"
+    text = "a store on S3 that machines share, s3://BUCKET/PREFIX: what is there is fetched, what is made is handed on"
     command.add_argument("--remote-store", metavar="URL", help=text)
 
 

@@ -186,3 +186,16 @@ def test_a_stage_of_a_release_has_the_same_digest_there(
     there, here = ({n: s["digest"] for n, s in json.loads(text)["stages"].items()} for text in digests)
     assert there == here
     assert set(there) == {"model", "data"}
+
+
+def test_a_job_sees_what_this_machine_gives_it_beside_the_token(hub: LocalHub, store: Path) -> None:
+    place = HfJobs(api_of(hub), RESOURCES, hub_errors, {"AWS_PROFILE": "mine"})
+    (node,) = toy_graph(store, until="a").values()
+    prints = "import os, sys; print(os.environ['AWS_PROFILE'], 'HF_TOKEN' in os.environ, file=open(sys.argv[1], 'w'))"
+    wanted = want(store)(node)._replace(argv=["python", "-c", prints, f"{MOUNT}/seen"])
+    ((_, job),) = place.submit([wanted], {})
+    end = time.monotonic() + PATIENCE
+    while (place.states([job]) or {})[job].what != "ended":
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert (store / "seen").read_text() == "mine True\n"
