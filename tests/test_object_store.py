@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -312,6 +313,26 @@ def test_a_runner_that_was_stopped_for_too_long_changes_nothing_that_another_fin
     assert "ArtifactError" in (tmp_path / "first").read_text()
     assert all(files(remote).cat_file(path) == content for path, content in before.items())
     assert all_whole(remote, tmp_path / "all")["a"] == [str(second.pid)]
+
+
+def test_a_build_that_takes_longer_than_a_lease_keeps_it(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(art, "LEASE_SECONDS", 2.0)
+    place, entered, released = tmp_path / "a" / "key", [0.0], 0.0
+
+    def wait() -> None:
+        with Remote(remote.url).turn(place):
+            entered.append(time.monotonic())
+
+    other = threading.Thread(target=wait)
+    with remote.turn(place):
+        other.start()
+        time.sleep(6)
+        released = time.monotonic()
+    other.join(PATIENCE)
+    assert entered[-1] > released
+    assert not objects(remote)
 
 
 def test_who_waits_takes_what_the_other_has_made(remote: Remote, tmp_path: Path) -> None:

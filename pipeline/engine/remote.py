@@ -240,7 +240,7 @@ def _answer(error: Exception) -> dict[str, Any]:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return "Install what this store needs with pip install 's3fs>=2026.2'."
+        return "Install what it needs with pip install 's3fs>=2026.2'."
     if isinstance(error, PermissionError):
         return "The credentials must be allowed to list the bucket and to get, put and delete objects below the prefix."
     return (
