@@ -84,7 +84,7 @@ class Store:
     recipe: str
     remote: Remote | None = None
 
-    def remote_of(self, stage: Stage) -> Remote | None:
+    def remote_for(self, stage: Stage) -> Remote | None:
         """The remote store, if a stage's artifacts are shared: a signature, and a publication, is one machine's own."""
         return None if stage.publishes else self.remote
 
@@ -154,7 +154,7 @@ def execute(
 def check(stage: Stage, store: Store, artifact: Artifact) -> None:
     """Compare a finished artifact with its manifest, and hand it on to the remote store if that lacks it."""
     art.check_artifact(artifact)
-    if remote := store.remote_of(stage):
+    if remote := store.remote_for(stage):
         remote.push(artifact)
 
 
@@ -165,7 +165,7 @@ def fetch(stages: Sequence[Stage], store: Store) -> Iterator[Stage]:
     done: dict[str, Artifact] = {}
     for stage in stages:
         status = store.status(stage, done)
-        artifact, remote = status.artifact, store.remote_of(stage)
+        artifact, remote = status.artifact, store.remote_for(stage)
         if artifact is None and status.key and remote:
             final = store.place(stage.name, status.key)
             if remote.manifest(final):
@@ -198,7 +198,7 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
     with disk_limits(store.root, stage.name), art.building(final) as own:
         if artifact := art.read_artifact(final):
             return artifact
-        remote = store.remote_of(stage)
+        remote = store.remote_for(stage)
         if remote is None:
             return _make(stage, done, key, own)
         with remote.turn(final):
