@@ -218,6 +218,30 @@ def test_two_results_of_one_request_are_named_and_neither_is_lost(remote: Remote
     assert {name: artifact.digest for name, artifact in came.items()} == {n: a.digest for n, a in first.items()}
 
 
+@pytest.mark.parametrize("content", ["A", "Z"])
+def test_of_two_uploads_at_once_the_first_manifest_stays(
+    content: str, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = go(chain("A"), Store(tmp_path / "one", "demo"))["a"]
+    other = go(chain(content), Store(tmp_path / "two", "demo"))["a"]
+    listed = Remote._listed
+
+    def meanwhile(self: Remote, folder: str) -> set[str]:
+        monkeypatch.setattr(Remote, "_listed", listed)
+        Remote(remote.url).push(other)
+        return listed(self, folder)
+
+    monkeypatch.setattr(Remote, "_listed", meanwhile)
+    if content == "A":
+        remote.push(mine)
+    else:
+        with pytest.raises(ArtifactError, match="different results"):
+            remote.push(mine)
+    assert remote.manifest(mine.path) == other.manifest
+    other_disk = Store(tmp_path / "three", "demo", remote)
+    assert whole(go(chain(content), other_disk)["a"]).digest == other.digest
+
+
 # Several runners
 
 
