@@ -24,7 +24,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 # hadolint ignore=DL3013
 RUN python3 -m venv .venv \
     && .venv/bin/pip install --no-deps --index-url "${TORCH_INDEX}" torch
-RUN .venv/bin/pip install --constraint constraints.txt --editable .
+RUN .venv/bin/pip install --constraint constraints.txt --editable '.[s3]'
 
 FROM python
 ARG VERSION=unknown

@@ -113,6 +113,7 @@ def _add_stage_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     command = _command(commands, "run", "run one stage, whose inputs must be done")
     command.add_argument("stage", metavar="STAGE")
     _recipe_options(command)
+    _remote_option(command)
     _recipe_options(_command(commands, "status", "show the state of each stage: done, stale, missing or running"))
     text = "judge what was measured and say why, without running a stage (`gate replay FILE`: a table of models)"
     command = _command(commands, "gate", text)
@@ -218,8 +219,14 @@ def _store_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
 
 
+def _remote_option(command: argparse.ArgumentParser) -> None:
+    text = "a store on S3 that machines share, s3://BUCKET/PREFIX: what is there is fetched, what is made is handed on"
+    command.add_argument("--remote-store", metavar="URL", help=text)
+
+
 def _release_options(command: argparse.ArgumentParser, what: str = "RECIPE") -> None:
     _recipe_options(command, what)
+    _remote_option(command)
     command.add_argument("--until", metavar="STAGE", help="stop after this stage")
     text = "print the plan with estimated time, memory, disk and download, and run nothing"
     command.add_argument("--dry-run", action="store_true", help=text)

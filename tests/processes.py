@@ -20,7 +20,14 @@ from tests.conftest import PATIENCE
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["tests.conftest", "pipeline.commands.release", "pipeline.unlearn.run", "pipeline.train.fine_tune", "eval.suite"]
+    [
+        "tests.conftest",
+        "pipeline.commands.release",
+        "pipeline.unlearn.run",
+        "pipeline.train.fine_tune",
+        "eval.suite",
+        "s3fs",
+    ]
 )
 
 

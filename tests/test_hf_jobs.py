@@ -62,7 +62,7 @@ def run(hub: LocalHub, store: Path, nodes: Graph, work: float = 0.1, **given: An
         return here._replace(argv=there)
 
     said: list[str] = []
-    place = HfJobs(api_of(hub), RESOURCES, hub_errors)
+    place = HfJobs(api_of(hub), RESOURCES, hub_errors, {})
     outcomes = follow(nodes, place, store, wanted, lambda node, artifact: None, said.append)
     return {node.label: outcome for node, outcome in outcomes}
 
@@ -147,7 +147,7 @@ def test_a_job_that_vanishes_is_an_error_and_its_command_is_not_run_beside_it(hu
 
 
 def test_a_hub_that_refuses_is_an_error_and_no_traceback(hub: LocalHub, store: Path) -> None:
-    place = HfJobs(HfApi(endpoint=hub.endpoint, token="hf_wrong"), RESOURCES, hub_errors)
+    place = HfJobs(HfApi(endpoint=hub.endpoint, token="hf_wrong"), RESOURCES, hub_errors, {})
     with pytest.raises(HubError, match="submitting a of one"):
         list(place.submit([want(store)(next(iter(toy_graph(store, until="a").values())))], {}))
 
@@ -186,3 +186,16 @@ def test_a_stage_of_a_release_has_the_same_digest_there(
     there, here = ({n: s["digest"] for n, s in json.loads(text)["stages"].items()} for text in digests)
     assert there == here
     assert set(there) == {"model", "data"}
+
+
+def test_a_job_sees_what_this_machine_gives_it_beside_the_token(hub: LocalHub, store: Path) -> None:
+    place = HfJobs(api_of(hub), RESOURCES, hub_errors, {"AWS_PROFILE": "mine"})
+    (node,) = toy_graph(store, until="a").values()
+    prints = "import os, sys; print(os.environ['AWS_PROFILE'], 'HF_TOKEN' in os.environ, file=open(sys.argv[1], 'w'))"
+    wanted = want(store)(node)._replace(argv=["python", "-c", prints, f"{MOUNT}/seen"])
+    ((_, job),) = place.submit([wanted], {})
+    end = time.monotonic() + PATIENCE
+    while (place.states([job]) or {})[job].what != "ended":
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert (store / "seen").read_text() == "mine True\n"

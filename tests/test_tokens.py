@@ -264,7 +264,7 @@ def test_a_launched_training_sees_no_token(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "executable", str(python))
     options = argparse.Namespace(recipe="demo", set=[], debug=False)
     with pytest.raises(SystemLimitError):
-        launch(launch_config("local"), environment(processes=2), options, tmp_path)
+        launch(launch_config("local"), environment(processes=2), options, Store(tmp_path, "demo"))
     assert "UNLEARN_RELEASE_ERROR_FILE=" in (tmp_path / "seen").read_text()
     assert "HF_TOKEN" not in (tmp_path / "seen").read_text()
 

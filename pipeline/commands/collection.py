@@ -12,6 +12,7 @@ from pipeline.collection import Collection, load_collection
 from pipeline.commands import comparison
 from pipeline.commands.collection_plan import costs_of, show_plan
 from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
+from pipeline.commands.prepare import bring
 from pipeline.commands.release import examined, launched, refuse_device
 from pipeline.commands.shared import say, show, store_root
 from pipeline.cost import devices
@@ -36,6 +37,8 @@ def collection(options: argparse.Namespace) -> int:
     nodes = graph(members_of(found, options, options.until))
     if options.dry_run:
         return show_plan(options, found, nodes)
+    for member in releases(nodes).values():
+        bring(options, member.stages, member.store)
     _check(options, nodes)
     outcomes: Outcomes = {}
     built: set[str] = set()

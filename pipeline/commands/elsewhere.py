@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from core.errors import InputError, ReleaseError
@@ -12,7 +12,7 @@ from core.places import user_path
 from datasets_prep.schema import read_data_facts
 from pipeline.collection import Collection
 from pipeline.commands.collection_plan import costs_of, device_of
-from pipeline.commands.prepare import index_of
+from pipeline.commands.prepare import index_of, store_of
 from pipeline.commands.shared import say, store_root
 from pipeline.cost.resources import Resources, given
 from pipeline.engine.artifact import Artifact
@@ -21,7 +21,7 @@ from pipeline.engine.hf_jobs import MOUNT, HfJobs
 from pipeline.engine.jobs import Outcome, Place, State, Wanted, follow, read_job, record_of
 from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.plan import sizes
-from pipeline.engine.runner import Store
+from pipeline.engine.remote import credentials
 from pipeline.engine.slurm import Slurm
 from pipeline.engine.summary import require_pass
 from pipeline.preflight import refuse_missing
@@ -29,13 +29,16 @@ from pipeline.publish.hub import hf_endpoint, hub_errors
 from pipeline.stages import stages
 
 
-def place_of(name: str, resources: Resources) -> Place:
-    """Where the stages are to run. Raises SystemLimitError if ``resources`` lack what the place needs."""
+def place_of(name: str, resources: Resources, secrets: Mapping[str, str]) -> Place:
+    """Where the stages are to run. Raises SystemLimitError if ``resources`` lack what the place needs.
+
+    ``secrets`` are given to jobs that do not see the environment of this machine.
+    """
     if name == "slurm":
         return Slurm()
     from huggingface_hub import HfApi, get_token
 
-    return HfJobs(HfApi(endpoint=hf_endpoint(), token=get_token()), resources, hub_errors)
+    return HfJobs(HfApi(endpoint=hf_endpoint(), token=get_token()), resources, hub_errors, secrets)
 
 
 def run_elsewhere(
@@ -54,12 +57,14 @@ def run_elsewhere(
     def want(node: Node) -> Wanted:
         recipe = node.first.recipe
         stage, file = node.stage, record_of(root, node.id)
-        words = command_line(accelerate, stage, _as_seen_there(recipe_of(node), root, store), options.set, store)
+        name = _as_seen_there(recipe_of(node), root, store)
+        words = command_line(accelerate, stage, name, options.set, store, options.remote_store)
         count = counts[next(iter(node.members))]
         job = given(recipe.resources, stage.name, stage.processes, costs[node.id], count)
         return Wanted(node, [python, *words], job, file.with_suffix(".error"), file.with_suffix(".log"))
 
-    yield from follow(nodes, place_of(options.on, resources), root, want, judge, say)
+    secrets = credentials() if options.remote_store else {}
+    yield from follow(nodes, place_of(options.on, resources, secrets), root, want, judge, say)
 
 
 def members_of(found: Collection, options: argparse.Namespace, until: str | None = None) -> dict[str, Member]:
@@ -68,7 +73,7 @@ def members_of(found: Collection, options: argparse.Namespace, until: str | None
     for name, recipe in found.members.items():
         all_stages = stages(recipe)
         wanted = all_stages[: index_of(all_stages, until) + 1] if until else all_stages
-        members[name] = Member(recipe, wanted, Store(store_root(options), recipe.name))
+        members[name] = Member(recipe, wanted, store_of(options, recipe.name))
     return members
 
 
@@ -89,7 +94,7 @@ def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Re
     for name in dict.fromkeys(record.place for record in jobs.values()):
         ids = {key: record.id for key, record in jobs.items() if record.place == name}
         try:
-            states = place_of(name, resources).states(list(ids.values()))
+            states = place_of(name, resources, {}).states(list(ids.values()))
         except ReleaseError:  # only the cluster's own machines have its programs
             states = None
         for key, job in ids.items():

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from core.errors import InputError, RecipeError
 from core.yaml_source import did_you_mean
 from pipeline.collection import load
-from pipeline.commands.shared import store_root
-from pipeline.engine.runner import Stage, Status, Store, survey
+from pipeline.commands.shared import say, store_root
+from pipeline.engine.remote import remote_of
+from pipeline.engine.runner import Stage, Status, Store, fetch, survey
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
 
@@ -17,7 +18,19 @@ from pipeline.stages import stages
 def prepare(options: argparse.Namespace) -> tuple[Recipe, list[Stage], Store]:
     """The recipe of the command, its stages and its store. Raises RecipeError or InputError."""
     recipe = load(options.recipe, options.set)
-    return recipe, stages(recipe), Store(store_root(options), recipe.name)
+    return recipe, stages(recipe), store_of(options, recipe.name)
+
+
+def store_of(options: argparse.Namespace, name: str) -> Store:
+    """The store of a recipe's artifacts, with the one that other machines share. Raises InputError for a wrong URL."""
+    url = getattr(options, "remote_store", None)  # of the commands that build
+    return Store(store_root(options), name, remote_of(url) if url else None)
+
+
+def bring(options: argparse.Namespace, stages: Sequence[Stage], store: Store) -> None:
+    """Fetch what is not done here, and is in the remote store if one is given, and say so."""
+    for stage in fetch(stages, store):
+        say(f"{stage.name:<15} fetched from {options.remote_store}")
 
 
 def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:

@@ -19,7 +19,7 @@ from model_card.stage import refused
 from pipeline import preflight
 from pipeline.commands.collection_plan import device_of
 from pipeline.commands.elsewhere import judge, run_elsewhere
-from pipeline.commands.prepare import index_of, prepare, refuse_other_gates, surveyed
+from pipeline.commands.prepare import bring, index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import total
@@ -28,7 +28,7 @@ from pipeline.engine.graph import Member, graph
 from pipeline.engine.launch import Lead, check_device, check_launch, follow, launch, launch_config
 from pipeline.engine.live import watching
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
-from pipeline.engine.runner import Stage, Status, Store, build, execute, survey
+from pipeline.engine.runner import Stage, Status, Store, build, check, execute, needed, survey
 from pipeline.engine.summary import measurements, places, require_pass, results_table
 from pipeline.preflight import Finding, Preflight
 from pipeline.recipe import Recipe
@@ -50,6 +50,7 @@ def release(options: argparse.Namespace) -> int:
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     if options.dry_run:
         return _show_plan(options, recipe, stages, store)
+    bring(options, stages, store)
     member, states = Member(recipe, stages, store), surveyed(stages, store)
     if options.on == "local":
         check_device(options.launch)
@@ -127,6 +128,7 @@ def run_one(options: argparse.Namespace) -> int:
     if not is_first():  # of several processes that were launched for this stage
         follow(chosen)
         return 0
+    bring(options, needed(stages, chosen), store)
     done: dict[str, Artifact] = {}
     for stage, state in survey(stages, store):
         if stage.name == chosen.name:
@@ -143,7 +145,7 @@ def run_one(options: argparse.Namespace) -> int:
     lead = Lead(chosen)
     artifact = state.artifact or watched(set())(chosen, lambda: build(lead.stage, store, done))
     lead.dismiss()
-    check_artifact(artifact)
+    check(chosen, store, artifact)
     link(artifact.path, store.link(chosen.name))
     summary = {"stage": chosen.name, "path": str(store.link(chosen.name)), "digest": artifact.digest}
     show(options, {**summary, "facts": artifact.facts}, str(store.link(chosen.name)))
@@ -185,7 +187,7 @@ def launched(
     def around(stage: Stage, build: Callable[[], Artifact]) -> Artifact:
         if stage.processes == 1:
             return here(stage, build)
-        launch(accelerate, stage, options, store.root)
+        launch(accelerate, stage, options, store)
         artifact = read_artifact(store.link(stage.name).resolve())
         if artifact is None:
             raise ArtifactError(f"{store.link(stage.name)} was built, but is gone. Run the command again.")

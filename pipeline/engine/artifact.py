@@ -152,6 +152,21 @@ class Build:
         Folders without files are removed. Raises ArtifactError for a link, since what it points to would not be a part;
         and if the lease was lost.
         """
+        files = self._hashed()
+        return self._commit(Manifest(**dict(made), digest=_digest(files), files=files))
+
+    def adopt(self, made: Manifest) -> Artifact:
+        """Commit a copy of an artifact, if its files are those of ``made``. Raises ArtifactError that names others."""
+        files = self._hashed()
+        known = made.files
+        wrong = [n for n in files.keys() | known.keys() if n not in files or n not in known]
+        wrong += [n for n in files.keys() & known.keys() if files[n].sha256 != known[n].sha256]
+        if wrong or not _is_its_own(Artifact(self.final, made)):
+            raise ArtifactError(f"changed or missing: {', '.join(sorted(wrong)) or MANIFEST}")
+        return self._commit(made.changed(files=files))
+
+    def _hashed(self) -> dict[str, FileEntry]:
+        """The files with their digests, on the disk for good. Folders without files are removed."""
         present = list_files(self.partial)
         for name in reversed(_without_files(self.partial, present)):
             if (self.partial / name).is_symlink():
@@ -159,8 +174,9 @@ class Build:
                     f"{self.partial / name} is a link, and an artifact has none. Put the file itself there."
                 )
             (self.partial / name).rmdir()
-        files = {name: _entry(path, hash_file(path, sync=True)) for name, path in present.items()}
-        manifest = Manifest(**dict(made), digest=_digest(files), files=files)
+        return {name: _entry(path, hash_file(path, sync=True)) for name, path in present.items()}
+
+    def _commit(self, manifest: Manifest) -> Artifact:
         if self.is_lost():
             raise ArtifactError(LOST.format(self.final))
         _write_manifest(self.partial, manifest)

@@ -15,7 +15,7 @@ from core.errors import ReleaseError
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits
-from pipeline.engine.runner import Stage, Status, Store, build
+from pipeline.engine.runner import Stage, Status, Store, build, check
 from pipeline.recipe import Recipe
 
 
@@ -136,7 +136,7 @@ def execute(nodes: Graph, around: Around, judge: Judge) -> Iterator[tuple[Node, 
         try:
             artifact = status_of(node, done).artifact
             if artifact:
-                art.check_artifact(artifact)
+                check(node.stage, node.first.store, artifact)
             else:
                 artifact = around(node, lambda node=node: build(node.stage, node.first.store, inputs_of(node, done)))  # type: ignore[misc]
             node.link(artifact)

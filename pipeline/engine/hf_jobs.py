@@ -27,8 +27,8 @@ class HfJobs:
     name = "hf-jobs"
     chains = False
 
-    def __init__(self, api: HfApi, resources: Resources, errors: Errors) -> None:
-        """``errors`` says what was being done when the Hub refused."""
+    def __init__(self, api: HfApi, resources: Resources, errors: Errors, secrets: Mapping[str, str]) -> None:
+        """``errors`` says what was being done when the Hub refused; ``secrets`` is what a job gets beside the token."""
         if not resources.image or not resources.bucket:
             raise SystemLimitError(
                 "--on hf-jobs: set resources.image (a container image whose working folder is a checkout of this "
@@ -37,6 +37,7 @@ class HfJobs:
         self._api, self._image, self._bucket = api, resources.image, resources.bucket
         self._namespace = self._bucket.split("/")[0]
         self._errors = errors
+        self._secrets = {**secrets, **({"HF_TOKEN": api.token} if isinstance(api.token, str) else {})}
 
     def check(self, wanted: Sequence[Wanted]) -> None:
         """Raise SystemLimitError for hardware that the Hub does not have, or a stage on a GPU that names none."""
@@ -64,7 +65,7 @@ class HfJobs:
                     image=self._image,
                     command=each.argv,
                     env={ERROR_FILE: f"{MOUNT}/jobs/{each.error.name}"},
-                    secrets={"HF_TOKEN": self._api.token} if self._api.token else None,
+                    secrets=self._secrets or None,
                     flavor=each.given.flavor,
                     timeout=each.given.seconds,
                     volumes=[Volume(type="bucket", source=self._bucket, mount_path=MOUNT)],

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple, Protocol
 from core.artifacts import Versioned, read_file, write_file
 from core.errors import ReleaseError, SystemLimitError, left_error
 from pipeline.cost.resources import Given
-from pipeline.engine.artifact import Artifact, check_artifact
+from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Judge, Node, inputs_of, status_of
 from pipeline.engine.machine import disk_limits
+from pipeline.engine.runner import check
 
 POLL_SECONDS = 3.0
 GRACE_SECONDS = 10.0  # how long a shared file system may take to show what a job on another machine wrote
@@ -159,7 +160,7 @@ class _Desk:
     def found(self, key: str, node: Node, states: Mapping[str, State] | None) -> Artifact | None:
         """The artifact of a node whose inputs are there. Raises the error for which there will be none."""
         if artifact := status_of(node, self.done).artifact:
-            check_artifact(artifact)
+            check(node.stage, node.first.store, artifact)
             node.link(artifact)
             self.judge(node, artifact)
             return artifact

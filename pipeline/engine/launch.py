@@ -24,7 +24,7 @@ import yaml
 from core.errors import ERROR_FILE, InputError, SystemLimitError, left_error
 from core.ranks import first_ranks, world_size
 from core.strict import Strict
-from pipeline.engine.runner import Stage
+from pipeline.engine.runner import Stage, Store
 from pipeline.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "accelerate"
@@ -89,13 +89,16 @@ def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stag
         )
 
 
-def command_line(config: Path, stage: Stage, recipe: str, overrides: Sequence[str], store: Path) -> list[str]:
+def command_line(
+    config: Path, stage: Stage, recipe: str, overrides: Sequence[str], store: Path, remote: str | None
+) -> list[str]:
     """The words after ``python`` that run a stage, on its several processes if it has more than one.
 
     If the stage is not shardable, each process has the whole model, even if ``config`` shards the trainings.
     """
     command = ["-m", "pipeline", "run", stage.name, recipe, "--store", str(store), "--json"]
     command += [word for value in overrides for word in ("--set", value)]
+    command += ["--remote-store", remote] if remote else []
     if stage.processes == 1:
         return command
     if not stage.shardable and config.parent == CONFIGS:
@@ -104,9 +107,10 @@ def command_line(config: Path, stage: Stage, recipe: str, overrides: Sequence[st
     return [*launcher, "--num_processes", str(stage.processes), "--main_process_port", "0", *command]
 
 
-def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Path) -> None:
+def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Store) -> None:
     """Run a stage on its several processes, on this machine. Raises the error of the process that failed first."""
-    argv = [sys.executable, *command_line(config, stage, options.recipe, options.set, store.absolute())]
+    remote = store.remote.url if store.remote else None
+    argv = [sys.executable, *command_line(config, stage, options.recipe, options.set, store.root.absolute(), remote)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "error.json"
         with stage.credentials():

@@ -19,6 +19,7 @@ from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.credentials import hidden
 from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
+from pipeline.engine.remote import Remote
 from pipeline.train.facts import Products
 
 
@@ -74,10 +75,18 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """The place of artifacts: ``root/store/<stage>/<key>``, with links in ``root/<recipe>/<stage>`` for people."""
+    """The place of artifacts: ``root/store/<stage>/<key>``, with links in ``root/<recipe>/<stage>`` for people.
+
+    ``remote`` is the store that other machines share with this one.
+    """
 
     root: Path
     recipe: str
+    remote: Remote | None = None
+
+    def remote_for(self, stage: Stage) -> Remote | None:
+        """The remote store, if a stage's artifacts are shared: a signature, and a publication, is one machine's own."""
+        return None if stage.publishes else self.remote
 
     def place(self, stage: str, key: str) -> Path:
         """The folder of an artifact."""
@@ -133,7 +142,7 @@ def execute(
     for stage in stages:
         artifact = store.status(stage, done).artifact
         if artifact:
-            art.check_artifact(artifact)
+            check(stage, store, artifact)
         else:
             artifact = around(stage, lambda stage=stage: build(stage, store, done))  # type: ignore[misc]
         done[stage.name] = artifact
@@ -142,8 +151,42 @@ def execute(
         yield stage, artifact
 
 
+def check(stage: Stage, store: Store, artifact: Artifact) -> None:
+    """Compare a finished artifact with its manifest, and hand it on to the remote store if that lacks it."""
+    art.check_artifact(artifact)
+    if remote := store.remote_for(stage):
+        remote.push(artifact)
+
+
+def fetch(stages: Sequence[Stage], store: Store) -> Iterator[Stage]:
+    """Bring what is not done here from the remote store, up to the first stage that it lacks; yield what came."""
+    if store.remote is None:
+        return
+    done: dict[str, Artifact] = {}
+    for stage in stages:
+        status = store.status(stage, done)
+        artifact, remote = status.artifact, store.remote_for(stage)
+        if artifact is None and status.key and remote:
+            final = store.place(stage.name, status.key)
+            if remote.manifest(final):
+                with disk_limits(store.root, stage.name), art.building(final) as own:
+                    artifact = art.read_artifact(final) or remote.fetch(own)
+                yield stage
+        if artifact:
+            done[stage.name] = artifact
+
+
+def needed(stages: Sequence[Stage], chosen: Stage) -> list[Stage]:
+    """The stages whose results enter a stage, also through others, and that stage itself last, in order."""
+    names = {chosen.name}
+    for stage in reversed(stages):
+        if stage.name in names:
+            names.update(stage.inputs.values())
+    return [stage for stage in stages if stage.name in names]
+
+
 def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
-    """Run one stage into a partial folder and make an artifact of it."""
+    """Run one stage into a partial folder and make an artifact of it, unless another runner has just done so."""
     if absent := [name for name in stage.inputs.values() if name not in done]:
         raise ArtifactError(
             f"{stage.name} reads {', '.join(absent)}, not done yet. Run `release RECIPE --until {absent[-1]}`."
@@ -153,28 +196,40 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
     key = key_of(stage, done)
     final = store.place(stage.name, key)
     with disk_limits(store.root, stage.name), art.building(final) as own:
-        if artifact := art.read_artifact(final):  # another process has just finished it
+        if artifact := art.read_artifact(final):
             return artifact
-        partial = own.begin(resume=stage.resumable)
-        reset_peak_memory()
-        began = time.monotonic()
-        try:
-            with stage.credentials():
-                facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
-        except BaseException as error:
-            can_resume = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
-            if not stage.resumable or (isinstance(error, ReleaseError) and not can_resume):
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
-        made = Made(
-            stage=stage.name,
-            version=stage.version,
-            key=key,
-            config=stage.identity,
-            inputs={name: done[by].digest for name, by in stage.inputs.items()},
-            facts=facts.model_dump(mode="json"),
-            seconds=round(time.monotonic() - began, 3),
-            peak_memory_bytes=peak_memory(),
-            **provenance(),
-        )
-        return own.finish(made)
+        remote = store.remote_for(stage)
+        if remote is None:
+            return _make(stage, done, key, own)
+        with remote.turn(final):
+            artifact = remote.fetch(own)
+            if artifact is None:
+                artifact = _make(stage, done, key, own)
+                remote.push(artifact)
+            return artifact
+
+
+def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) -> Artifact:
+    partial = own.begin(resume=stage.resumable)
+    reset_peak_memory()
+    began = time.monotonic()
+    try:
+        with stage.credentials():
+            facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
+    except BaseException as error:
+        can_resume = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
+        if not stage.resumable or (isinstance(error, ReleaseError) and not can_resume):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    made = Made(
+        stage=stage.name,
+        version=stage.version,
+        key=key,
+        config=stage.identity,
+        inputs={name: done[by].digest for name, by in stage.inputs.items()},
+        facts=facts.model_dump(mode="json"),
+        seconds=round(time.monotonic() - began, 3),
+        peak_memory_bytes=peak_memory(),
+        **provenance(),
+    )
+    return own.finish(made)

@@ -1,0 +1,472 @@
+"""A store on S3 that several runners share: a real server, real processes, kills, and answers that nobody likes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.registry import _registry
+
+from core.errors import ArtifactError, SystemLimitError
+from core.strict import Strict
+from pipeline.engine import artifact as art
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.launch import command_line, launch_config
+from pipeline.engine.remote import Remote
+from pipeline.engine.runner import Stage, Store, execute, fetch
+from tests.collections import RECIPE
+from tests.conftest import PATIENCE, ROOT, Call, build_tiny_model
+from tests.object_store import ObjectStore, running
+from tests.processes import start
+
+pytest.importorskip("s3fs", reason="the package s3fs is not installed")
+pytest.importorskip("moto.server", reason="the package moto[server] is not installed")
+
+STEPS = 15
+RUNS: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running(tmp_path_factory.mktemp("s3")) as store:
+        yield store
+
+
+def forget_addresses() -> None:
+    """What s3fs has read from the environment of an earlier test."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    forget_addresses()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def remote(s3: ObjectStore, tmp_path: Path) -> Remote:
+    """A place of its own in the bucket."""
+    return Remote(f"{s3.bucket}/{tmp_path.name}")
+
+
+def files(remote: Remote) -> Any:
+    """The store as fsspec shows it, past our code."""
+    return remote._files
+
+
+def objects(remote: Remote, stage: str = "") -> list[str]:
+    return [str(path) for path in files(remote).find(f"{remote.url}/{stage}")]
+
+
+def chain(content: str = "A", **options: Any) -> list[Stage]:
+    """Two stages; the first writes more than one kind of file."""
+
+    def first(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
+        RUNS.append("a")
+        (out / "weights" / "ü deep").mkdir(parents=True)
+        (out / "weights" / "ü deep" / "file one").write_bytes(b"\0\xff" * 1000)
+        (out / "text").write_text(content)
+        (out / "same").write_text(content)
+        (out / "nothing").touch()
+        return Strict()
+
+    def second(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
+        RUNS.append("b")
+        (out / "text").write_text((inputs["x"] / "text").read_text() + "b")
+        return Strict()
+
+    return [Stage("a", "1", first, "A", "A"), Stage("b", "1", second, "B", "B", {"x": "a"}, **options)]
+
+
+def go(stages: list[Stage], store: Store) -> dict[str, Artifact]:
+    RUNS.clear()
+    list(fetch(stages, store))
+    return {stage.name: artifact for stage, artifact in execute(stages, store, lambda _, build: build())}
+
+
+def whole(artifact: Artifact | None) -> Artifact:
+    assert artifact
+    art.check_artifact(artifact, by_content=True)
+    return artifact
+
+
+def test_what_one_machine_made_another_has_byte_by_byte(remote: Remote, tmp_path: Path) -> None:
+    made = go(chain(), Store(tmp_path / "one", "demo", remote))
+    assert RUNS == ["a", "b"]
+    came = go(chain(), Store(tmp_path / "two", "other", remote))
+    assert RUNS == []
+    for name, artifact in came.items():
+        assert artifact.path.is_relative_to(tmp_path / "two")
+        assert whole(artifact).digest == made[name].digest
+        assert artifact.manifest.seconds == made[name].manifest.seconds
+    assert (tmp_path / "two" / "other" / "a" / "weights" / "ü deep" / "file one").read_bytes() == b"\0\xff" * 1000
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(objects(remote, "a")) == 4  # three contents and a manifest: leases and first objects are gone
+    assert sorted(path.split("/")[2] for path in objects(remote)) == ["a"] * 4 + ["b"] * 2
+
+
+def test_what_was_made_without_the_store_is_handed_on_later(remote: Remote, tmp_path: Path) -> None:
+    made = go(chain(), Store(tmp_path / "one", "demo"))
+    assert go(chain(), Store(tmp_path / "one", "demo", remote))["b"].digest == made["b"].digest
+    assert RUNS == []
+    assert go(chain(), Store(tmp_path / "two", "demo", remote))["b"].digest == made["b"].digest
+    assert RUNS == []
+
+
+def test_a_signature_and_a_publication_are_each_machines_own(remote: Remote, tmp_path: Path) -> None:
+    for machine in ("one", "two"):
+        go(chain(publishes=True), Store(tmp_path / machine, "demo", remote))
+        assert (["a", "b"] if machine == "one" else ["b"]) == RUNS
+    assert not any("/b/" in path for path in objects(remote))
+
+
+def test_an_upload_that_was_cut_off_is_no_artifact_and_the_next_run_completes_it(
+    s3: ObjectStore, remote: Remote, tmp_path: Path
+) -> None:
+    one = Store(tmp_path / "one", "demo", remote)
+    with s3.failing("PUT manifest.json 403 AccessDenied"), pytest.raises(SystemLimitError, match="must be allowed"):
+        go(chain(), one)
+    place = next((tmp_path / "one" / "store" / "a").iterdir())
+    assert whole(art.read_artifact(place))  # what is finished stays finished
+    assert len(objects(remote, "a")) == 3
+    assert remote.manifest(place) is None
+    began = {path: files(remote).info(path)["LastModified"] for path in objects(remote, "a")}
+    time.sleep(1.1)  # S3 tells the time in seconds
+    made = go(chain(), one)
+    assert RUNS == ["b"]
+    assert remote.manifest(place) == made["a"].manifest
+    assert all(files(remote).info(path)["LastModified"] == when for path, when in began.items())  # nothing sent twice
+
+
+def test_when_the_first_uploader_is_gone_another_runner_makes_it(
+    s3: ObjectStore, remote: Remote, tmp_path: Path
+) -> None:
+    with s3.failing("PUT manifest.json 403 AccessDenied"), pytest.raises(SystemLimitError):
+        go(chain(), Store(tmp_path / "one", "demo", remote))
+    go(chain(), Store(tmp_path / "two", "demo", remote))
+    assert RUNS == ["a", "b"]
+    go(chain(), Store(tmp_path / "three", "demo", remote))
+    assert RUNS == []
+
+
+def rewritten(remote: Remote, path: str, **changes: Any) -> None:
+    manifest = json.loads(files(remote).cat_file(path))
+    files(remote).pipe_file(path, json.dumps(manifest | changes).encode())
+
+
+ENTRY = {"sha256": "ab" * 32, "size": 1, "mtime_ns": 1, "ctime_ns": 1, "inode": 1}
+DAMAGES = {
+    "changed": lambda r, folder, file: files(r).pipe_file(file, b"B"),
+    "longer": lambda r, folder, file: files(r).pipe_file(file, b"A and more"),
+    "missing": lambda r, folder, file: files(r).rm_file(file),
+    "not JSON": lambda r, folder, file: files(r).pipe_file(f"{folder}/manifest.json", b"\xff{"),
+    "half a manifest": lambda r, folder, file: files(r).pipe_file(f"{folder}/manifest.json", b'{"stage": "a"}'),
+    "of another request": lambda r, folder, file: rewritten(r, f"{folder}/manifest.json", config="B"),
+    "of another content": lambda r, folder, file: rewritten(r, f"{folder}/manifest.json", digest="0" * 64),
+    "a file outside": lambda r, folder, file: rewritten(
+        r, f"{folder}/manifest.json", files={"../../../outside": ENTRY}
+    ),
+    "an absolute file": lambda r, folder, file: rewritten(r, f"{folder}/manifest.json", files={"/outside": ENTRY}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_was_damaged_in_the_store_is_refused_by_name_and_made_again_when_it_is_deleted(
+    damage: str, remote: Remote, tmp_path: Path
+) -> None:
+    made = go(chain(), Store(tmp_path / "one", "demo", remote))
+    folder = f"{remote.url}/a/{made['a'].path.name}"
+    DAMAGES[damage](remote, folder, f"{folder}/{made['a'].manifest.files['text'].sha256}")
+    two = Store(tmp_path / "two", "demo", remote)
+    for _ in range(2):
+        with pytest.raises(ArtifactError) as caught:
+            go(chain(), two)
+        assert f"Delete the folder {folder} to have it built again" in str(caught.value)
+    if damage in ("changed", "longer", "missing"):
+        assert "same, text)" in str(caught.value)
+    assert RUNS == []
+    assert not [path for path in (tmp_path / "two" / "store" / "a").glob("*") if len(path.name) == 16]
+    assert not list(tmp_path.rglob("outside"))
+    files(remote).rm(folder, recursive=True)
+    assert go(chain(), two)["b"].digest == made["b"].digest
+    assert RUNS == ["a"]  # b was there
+    assert whole(go(chain(), Store(tmp_path / "three", "demo", remote))["a"]).digest == made["a"].digest
+    assert RUNS == []
+
+
+def test_two_results_of_one_request_are_named_and_neither_is_lost(remote: Remote, tmp_path: Path) -> None:
+    first = go(chain("A"), Store(tmp_path / "one", "demo", remote))
+    second = go(chain("Z"), Store(tmp_path / "two", "demo"))
+    with pytest.raises(ArtifactError, match="different results of the same request") as caught:
+        go(chain("Z"), Store(tmp_path / "two", "demo", remote))
+    assert str(second["a"].path) in str(caught.value)
+    assert whole(second["a"]).digest != first["a"].digest
+    came = go(chain("A"), Store(tmp_path / "three", "demo", remote))
+    assert {name: artifact.digest for name, artifact in came.items()} == {n: a.digest for n, a in first.items()}
+
+
+@pytest.mark.parametrize("content", ["A", "Z"])
+def test_of_two_uploads_at_once_the_first_manifest_stays(
+    content: str, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = go(chain("A"), Store(tmp_path / "one", "demo"))["a"]
+    other = go(chain(content), Store(tmp_path / "two", "demo"))["a"]
+    listed = Remote._listed
+
+    def meanwhile(self: Remote, folder: str) -> set[str]:
+        monkeypatch.setattr(Remote, "_listed", listed)
+        Remote(remote.url).push(other)
+        return listed(self, folder)
+
+    monkeypatch.setattr(Remote, "_listed", meanwhile)
+    if content == "A":
+        remote.push(mine)
+    else:
+        with pytest.raises(ArtifactError, match="different results"):
+            remote.push(mine)
+    assert remote.manifest(mine.path) == other.manifest
+    other_disk = Store(tmp_path / "three", "demo", remote)
+    assert whole(go(chain(content), other_disk)["a"]).digest == other.digest
+
+
+# Several runners
+
+
+def work(root: Path, url: str, log: Path, member: str, lease: float, seconds: float = 0.02) -> None:
+    """A release of three stages, of which the second is each member's own. What is begun and ended goes to ``log``."""
+    art.LEASE_SECONDS = lease
+
+    def note(line: str) -> None:
+        with log.open("a") as file:
+            file.write(line + "\n")
+
+    def steps(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
+        note(f"begin {config} {os.getpid()}")
+        for step in range(STEPS):
+            (out / f"part-{step}").write_text(f"{config} {step} of {os.getpid()}")  # no two builds are alike
+            time.sleep(seconds)
+        note(f"end {config} {os.getpid()}")
+        return Strict()
+
+    stages = [
+        Stage("a", "1", steps, "A", "A"),
+        Stage("b", "1", steps, f"B-{member}", f"B-{member}", {"x": "a"}),
+        Stage("c", "1", steps, "C", "C", {"x": "a"}),
+    ]
+    for _ in execute(stages, Store(root, member, Remote(url)), lambda _, build: build()):
+        pass
+
+
+def all_whole(remote: Remote, into: Path) -> dict[str, list[str]]:
+    """Fetch every artifact of the store and check its bytes. Returns who wrote each, by stage."""
+    writers: dict[str, list[str]] = {}
+    for folder in sorted({path.rpartition("/")[0] for path in objects(remote)}):
+        final = into / "store" / Path(folder).parent.name / Path(folder).name
+        with art.building(final) as own:
+            artifact = whole(remote.fetch(own))
+        who = {path.read_text().split()[-1] for path in artifact.path.glob("part-*")}
+        assert len(who) == 1, who  # no artifact is made of two builds
+        assert len(artifact.manifest.files) == STEPS
+        writers.setdefault(final.parent.name, []).extend(who)
+    return writers
+
+
+def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(remote: Remote, tmp_path: Path) -> None:
+    log, chance, lease = tmp_path / "log", random.Random(5), 6.0
+    killed: list[int] = []
+
+    def begin(i: int) -> Any:  # every other one shares its disk with the one before it
+        return start(
+            work, tmp_path / f"disk-{i // 2}", remote.url, log, f"m{i % 2}", lease, said=tmp_path / f"said-{i}"
+        )
+
+    begun = [begin(i) for i in range(6)]
+    while not log.exists():
+        time.sleep(0.01)
+    for _ in range(3):
+        time.sleep(chance.uniform(0.05, 0.6))
+        process = chance.choice(begun)
+        process.kill()
+        killed.append(process.pid or 0)
+        begun.remove(process)
+    begun += [begin(i) for i in range(6, 9)]
+    for process in begun:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in begun] == [0] * len(begun), [
+        path.read_text()[-300:] for path in tmp_path.glob("said-*")
+    ]
+    builders: dict[str, set[int]] = {}
+    for line in log.read_text().splitlines():
+        _, stage, pid = line.split()
+        builders.setdefault(stage, set()).add(int(pid))
+    assert set(builders) == {"A", "B-m0", "B-m1", "C"}
+    assert all(len(pids - set(killed)) <= 1 for pids in builders.values()), builders  # others waited for it
+    writers = all_whole(remote, tmp_path / "all")
+    assert {stage: len(who) for stage, who in writers.items()} == {"a": 1, "b": 2, "c": 1}
+
+
+def test_a_runner_that_was_stopped_for_too_long_changes_nothing_that_another_finished(
+    remote: Remote, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    first = start(work, tmp_path / "one", remote.url, log, "m", 1.0, 0.1, said=tmp_path / "first")
+    while not log.exists():
+        time.sleep(0.005)
+    assert first.pid
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(work, tmp_path / "two", remote.url, log, "m", 1.0, said=tmp_path / "second")
+    second.join(PATIENCE)
+    assert second.exitcode == 0, (tmp_path / "second").read_text()
+    before = {path: files(remote).cat_file(path) for path in objects(remote) if "/lease-" not in path}
+    os.kill(first.pid, signal.SIGCONT)
+    first.join(PATIENCE)
+    assert first.exitcode == 1
+    assert "ArtifactError" in (tmp_path / "first").read_text()
+    assert all(files(remote).cat_file(path) == content for path, content in before.items())
+    assert all_whole(remote, tmp_path / "all")["a"] == [str(second.pid)]
+
+
+def test_a_build_that_takes_longer_than_a_lease_keeps_it(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(art, "LEASE_SECONDS", 2.0)
+    place, entered, released = tmp_path / "a" / "key", [0.0], 0.0
+
+    def wait() -> None:
+        with Remote(remote.url).turn(place):
+            entered.append(time.monotonic())
+
+    other = threading.Thread(target=wait)
+    with remote.turn(place):
+        other.start()
+        time.sleep(6)
+        released = time.monotonic()
+    other.join(PATIENCE)
+    assert entered[-1] > released
+    assert not objects(remote)
+
+
+def test_who_waits_takes_what_the_other_has_made(remote: Remote, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    begun = [
+        start(work, tmp_path / f"{i}", remote.url, log, "m", 60.0, 0.05, said=tmp_path / f"said-{i}") for i in range(2)
+    ]
+    for process in begun:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    assert sorted(line.rpartition(" ")[0] for line in log.read_text().splitlines()) == sorted(
+        f"{what} {stage}" for what in ("begin", "end") for stage in ("A", "B-m", "C")
+    )
+
+
+# The command line
+
+
+def test_a_release_goes_on_where_another_machine_was(s3: ObjectStore, tmp_path: Path, call: Call) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        RECIPE.format(demo=ROOT / "pipeline" / "recipes" / "demo.yaml", model=build_tiny_model(tmp_path / "model"))
+    )
+    url = f"{s3.bucket}/{tmp_path.name}"
+    digests = {}
+    for machine in ("one", "two"):
+        words = ("--store", str(tmp_path / machine), "--remote-store", url, "--json")
+        done = call("run", "data", str(recipe), *words) if machine == "two" else None
+        assert not done or (done.returncode == 0 and f"data            fetched from {url}" in done.stderr)
+        done = call("release", str(recipe), "--until", "data", *words)
+        assert done.returncode == 0, done.stderr
+        stages = json.loads(done.stdout)["stages"]
+        digests[machine] = {name: stage["digest"] for name, stage in stages.items()}
+        assert {stage["built"] for stage in stages.values()} == {machine == "one"}
+    assert digests["one"] == digests["two"]
+
+
+def test_a_launched_stage_and_a_job_get_the_option(remote: Remote) -> None:
+    words = command_line(launch_config("local"), chain()[0], "demo", ["a=1"], Path("/store"), remote.url)
+    assert words[words.index("--remote-store") + 1] == remote.url
+
+
+REFUSED = {
+    "PUT probe 403 AccessDenied": "The credentials must be allowed to list the bucket and to get, put and delete",
+    "PUT probe 403 InvalidAccessKeyId": "The credentials must be allowed",
+    "PUT probe 507 XMinioStorageFull": "XMinioStorageFull",
+    "PUT probe ignore": "Use one with conditional writes",
+    "GET shared 403 AccessDenied": "The credentials must be allowed",
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_store_that_refuses_is_an_error_before_the_first_stage(
+    fault: str, s3: ObjectStore, tmp_path: Path, call: Call
+) -> None:
+    words = ("--store", str(tmp_path / "runs"), "--remote-store", f"{s3.bucket}/{tmp_path.name}")
+    with s3.failing(fault):
+        done = call("release", "demo", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --remote-store {s3.bucket}/{tmp_path.name}: ")
+    assert REFUSED[fault] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("url", ["shared", "/disk/shared", "file:///disk/shared", "s3://", "s3://key:word@shared/x"])
+def test_only_s3_has_what_is_needed(url: str, call: Call, tmp_path: Path) -> None:
+    done = call("release", "demo", "--store", str(tmp_path / "runs"), "--remote-store", url)
+    assert done.returncode == 2
+    assert "give s3://BUCKET/PREFIX" in done.stderr
+
+
+def test_a_bucket_an_endpoint_and_credentials_that_are_not_there(
+    s3: ObjectStore, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(url: str) -> str:
+        forget_addresses()
+        done = call("release", "demo", "--store", str(tmp_path / "runs"), "--remote-store", url)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: --remote-store {url}: ")
+        assert "Check the bucket, AWS_ENDPOINT_URL and the credentials" in done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "bucket does not exist" in refused("s3://nobodys/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "127.0.0.1:9" in refused("s3://shared/y")
+    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_EC2_METADATA_DISABLED"]:
+        monkeypatch.delenv(name)
+    assert "credentials" in refused("s3://shared/z")
+
+
+def test_without_s3fs_the_error_says_what_to_install(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "s3fs"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    done = call("release", "demo", "--store", str(tmp_path / "runs"), "--remote-store", "s3://shared/none")
+    assert done.returncode == 2
+    assert "pip install 's3fs" in done.stderr
+
+
+def test_a_store_that_is_full_when_a_stage_is_done_loses_nothing(
+    s3: ObjectStore, remote: Remote, tmp_path: Path
+) -> None:
+    one = Store(tmp_path / "one", "demo", remote)
+    list(fetch(chain(), one))
+    with s3.failing("PUT a/ 507 XMinioStorageFull"), pytest.raises(SystemLimitError, match="XMinioStorageFull"):
+        go(chain(), one)
+    assert go(chain(), one)
+    assert sorted(RUNS) == ["a", "b"]
