@@ -123,12 +123,14 @@ def _why(gate: JudgedGate) -> Iterator[str]:
 
 
 def _results(evidence: Evidence) -> Grid:
-    keys = dict.fromkeys(
-        (r.metric, r.split, tuple((r.by or {}).items())) for records in evidence.records.values() for r in records
-    )
+    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], dict[str, Record]] = {}
+    for model, records in evidence.records.items():
+        for r in records:
+            found.setdefault((r.metric, r.split, tuple((r.by or {}).items())), {}).setdefault(model, r)
     rows: list[list[Cell]] = []
-    for metric, split, by in sorted(keys, key=lambda key: (*tables.order(*key[:2]), key[2])):
-        line = tables.line(evidence, metric, split, dict(by) or None)
+    for key in sorted(found, key=lambda key: (*tables.order(*key[:2]), key[2])):
+        metric, split, by = key
+        line = tables.Line(metric, split, dict(by) or None, {model: found[key].get(model) for model in MODELS})
         group = ", ".join(value for _, value in by)
         rows.append(
             [
