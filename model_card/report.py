@@ -123,25 +123,17 @@ def _why(gate: JudgedGate) -> Iterator[str]:
 
 
 def _results(evidence: Evidence) -> Grid:
-    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], dict[str, Record]] = {}
-    for model, records in evidence.records.items():
-        for r in records:
-            found.setdefault((r.metric, r.split, tuple((r.by or {}).items())), {}).setdefault(model, r)
-    rows: list[list[Cell]] = []
-    for key in sorted(found, key=lambda key: (*tables.order(*key[:2]), key[2])):
-        metric, split, by = key
-        line = tables.Line(metric, split, dict(by) or None, {model: found[key].get(model) for model in MODELS})
-        group = ", ".join(value for _, value in by)
-        rows.append(
-            [
-                label(metric),
-                split,
-                " and ".join(kind for kind, _ in by) or "all rows",
-                group,
-                *(_value(line.records[model]) for model in MODELS),
-                line.n,
-            ]
-        )
+    rows: list[list[Cell]] = [
+        [
+            label(line.metric),
+            line.split,
+            " and ".join(line.by or ()) or "all rows",
+            ", ".join((line.by or {}).values()),
+            *(_value(line.records[model]) for model in MODELS),
+            line.n,
+        ]
+        for line in tables.overall(evidence, groups=True)
+    ]
     columns = ["Metric", "Rows", "Grouped by", "Group", *COLUMNS.values(), "n"]
     return Grid("results", columns, rows, {"Rows": "", "Grouped by": "all rows"})
 
