@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    gc.set_threshold(50_000, 20, 20)  # of what stays after that, little is garbage
     gc.enable()
 
 
