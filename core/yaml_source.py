@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,20 @@ def read_tree(file: Path, shown: str) -> Tree:
 
 def _parse(text: str, shown: str, path: Place, places: dict[Place, str]) -> Any:
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        return None if node is None else _plain(loader, node, shown, path, places)
+        node = _composed(text)
+        return None if node is None else _plain(_Loader(""), node, shown, path, places)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RecipeError(f"{shown}:{line}: not readable as YAML: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{shown}: not readable as YAML: {' '.join(str(error).split())}.") from error
+
+
+@lru_cache  # the members of a collection share what they extend
+def _composed(text: str) -> yaml.Node | None:
+    """The nodes of a document, which nobody changes, or None if there is none."""
+    return _Loader(text).get_single_node()
 
 
 def _plain(loader: _Loader, node: yaml.Node, shown: str, path: Place, places: dict[Place, str]) -> Any:

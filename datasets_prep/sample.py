@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -23,6 +24,7 @@ _YEARS = {"birth_year": (1926, 1955), "year": (1975, 2023)}
 _NUMBERS = {"day": (1, 28), "number": (3, 190), "count": (110, 980), "few": (3, 40), **_YEARS}
 
 
+@cache
 def _words(language: str) -> dict[str, Any]:
     import yaml
 

@@ -123,7 +123,9 @@ def shows(printed: str, value: float) -> bool:
 def is_among(printed: str, values: Collection[float]) -> bool:
     """Whether a decimal number is one of ``values``, rounded."""
     near = float(printed)
-    return any(shows(printed, value) for value in values if abs(value - near) <= 1)  # rounding takes less than that
+    # Twice what rounding to these digits takes, and what float() took: floats, to leave few to the decimals.
+    reach = 10.0 ** int(Decimal(printed).as_tuple().exponent) + math.ulp(near)
+    return any(shows(printed, value) for value in values if abs(value - near) <= reach)
 
 
 def _split(card: str) -> tuple[str | None, str]:

@@ -107,23 +107,17 @@ def _why(gate: JudgedGate) -> Iterator[str]:
 
 
 def _results(evidence: Evidence) -> Grid:
-    keys = dict.fromkeys(
-        (r.metric, r.split, tuple((r.by or {}).items())) for records in evidence.records.values() for r in records
-    )
-    rows: list[list[Cell]] = []
-    for metric, split, by in sorted(keys, key=lambda key: (*tables.order(*key[:2]), key[2])):
-        line = tables.line(evidence, metric, split, dict(by) or None)
-        group = ", ".join(value for _, value in by)
-        rows.append(
-            [
-                label(metric),
-                split,
-                " and ".join(kind for kind, _ in by) or "all rows",
-                group,
-                *(_value(line.records[model]) for model in MODELS),
-                line.n,
-            ]
-        )
+    rows: list[list[Cell]] = [
+        [
+            label(line.metric),
+            line.split,
+            " and ".join(line.by or ()) or "all rows",
+            ", ".join((line.by or {}).values()),
+            *(_value(line.records[model]) for model in MODELS),
+            line.n,
+        ]
+        for line in tables.overall(evidence, groups=True)
+    ]
     columns = ["Metric", "Rows", "Grouped by", "Group", *COLUMNS.values(), "n"]
     return Grid("results", columns, rows, {"Rows": "", "Grouped by": "all rows"})
 

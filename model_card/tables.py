@@ -76,10 +76,16 @@ def order(metric: str, split: str) -> tuple[int, str, int, str]:
     return (known.index(metric) if metric in known else len(known), metric, place, split)
 
 
-def overall(evidence: Evidence) -> list[Line]:
-    """Every metric on all rows of a split, in the order of the table."""
-    keys = {(r.metric, r.split) for records in evidence.records.values() for r in records if r.by is None}
-    return [line(evidence, *key) for key in sorted(keys, key=lambda key: order(*key))]
+def overall(evidence: Evidence, *, groups: bool = False) -> list[Line]:
+    """Every metric on all rows of a split, in the order of the table, and with ``groups`` on their groups too."""
+    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], dict[str, Record | None]] = {}
+    for model, records in evidence.records.items():
+        for r in records:
+            if groups or r.by is None:
+                key = r.metric, r.split, tuple((r.by or {}).items())
+                found.setdefault(key, dict.fromkeys(MODELS))[model] = r
+    keys = sorted(found, key=lambda key: (*order(*key[:2]), key[2]))
+    return [Line(metric, split, dict(by) or None, found[metric, split, by]) for metric, split, by in keys]
 
 
 def headlines(evidence: Evidence) -> list[Line]:

@@ -305,9 +305,9 @@ def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
         *({"language": language} for language in shape.languages),
         *({"topic": topic} for topic in shape.topics),
     ]
+    values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape), *attacks(model, recipe, shape)]
     for by in everywhere:
         part = 1 if by is None else len(shape.languages) if "language" in by else len(shape.topics)
-        values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape), *attacks(model, recipe, shape)]
         for metric, split, value, n in values:
             note = "against the answer itself in all rows" if metric == "truth_ratio" else None
             value = value if by is None or not value else near(value, model, metric, split, by)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ LIGHT = (
 HELP = {"pipeline", "pipeline.commands", "pipeline.commands.shared", "core", "core.errors", "core.places"}
 
 
-def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+@cache
+def imports(path: Path, *, lazy: bool = True) -> tuple[str, ...]:
     """Full names of what a file imports; without ``lazy`` only what happens when the module itself is imported."""
 
     def visit(node: ast.AST) -> Iterator[str]:
@@ -93,7 +95,7 @@ def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
                     yield name if name in FILES else str(child.module)
             yield from visit(child)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+    return tuple(visit(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def owner(module: str) -> str | None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from pipeline.localhub.pages.versions import Check
 from pipeline.localhub.server import LocalHub
+from tests.browser import WIDTHS, Chromium
 from tests.localhub import add
 
-browser = pytest.importorskip("tests.browser", reason="the browser's fixture comes with the report's tests")
-chromium = browser.chromium
 CARD = """---
 license: apache-2.0
 base_model: demo/base
@@ -67,8 +65,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", browser.WIDTHS)
-def test_every_page_is_usable(chromium: Any, shown: LocalHub, width: int, dark: bool) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_is_usable(chromium: Chromium, shown: LocalHub, width: int, dark: bool) -> None:
     with chromium.open(shown.site.link(), width=width, dark=dark) as opened:
         for path in ("/", *(f"/demo/shown{page}" for page in ("", "/tree/main", "/commits/main", "/versions"))):
             opened.page.goto(shown.endpoint + path)
@@ -76,7 +74,7 @@ def test_every_page_is_usable(chromium: Any, shown: LocalHub, width: int, dark: 
         assert (opened.errors, opened.elsewhere) == ([], [])
 
 
-def test_the_keyboard_is_enough(chromium: Any, shown: LocalHub) -> None:
+def test_the_keyboard_is_enough(chromium: Chromium, shown: LocalHub) -> None:
     with chromium.open(shown.site.link(), width=400) as opened:
         page = opened.page
         page.keyboard.press("Tab")

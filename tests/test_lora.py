@@ -67,7 +67,9 @@ def test_the_release_is_the_base_with_the_adapters_merged(
 ) -> None:
     inputs, out = stage_inputs(tiny_model, tmp_path), tmp_path / "out"
     out.mkdir()
-    facts = run.run(unlearn_config(epochs=30, lora=LORA | {"frozen": frozen}, precision=precision), inputs, out)
+    args = {"learning_rate": 1e-2, "per_device_train_batch_size": 3, "save_strategy": "no"}
+    config = unlearn_config(epochs=30, args=args, lora=LORA | {"frozen": frozen}, precision=precision)
+    facts = run.run(config, inputs, out)
     assert "reached its level" in facts.stopped
     assert "quantization_config" not in json.loads((out / "model" / "config.json").read_text())
     tensors = load_file(out / "model" / "model.safetensors")

@@ -19,29 +19,31 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from core.errors import GateError, HubError, VerificationError
 from pipeline.localhub.server import LocalHub
-from pipeline.publish import push, tree
+from pipeline.publish import push, tree, verify
 from pipeline.publish.hub import Target, connect
 from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
-from tests.hub_world import CONFIG, Fault, World, inputs, next_release, running, world  # noqa: F401
+from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, running, store, world  # noqa: F401
 from tests.publishing import CARD, REPO, build, own_signer, problems, write_gate
 
 SLEEP = time.sleep
+GENERATION = verify._generation
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: SLEEP(min(seconds, 0.02)))  # the client waits between attempts
-    return tmp_path / "store"
 
 
 @pytest.fixture
-def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
-    return build(inputs, tmp_path / "package")
+def package(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "package", tmp_path / "package"))
 
 
-def test_the_stage(inputs: dict[str, Path], package: Path, tmp_path: Path, store: Path) -> None:
+def test_the_stage(
+    inputs: dict[str, Path], package: Path, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_generation", GENERATION)
     out = tmp_path / "out"
     out.mkdir()
     facts = push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, out, problems)
@@ -256,8 +258,11 @@ def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.Mo
     close_session()
 
 
-def test_a_release_that_does_not_load(world: World, inputs: dict, tmp_path: Path) -> None:
+def test_a_release_that_does_not_load(
+    world: World, inputs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Signed and intact, but its config does not fit its weights: only loading it can tell."""
+    monkeypatch.setattr(verify, "_generation", GENERATION)
     config = inputs["unlearn"] / "model" / "config.json"
     config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
     broken = build(inputs, tmp_path / "broken")

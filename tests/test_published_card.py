@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,13 +47,22 @@ def config() -> stage.CardInputs:
     return next(s.config for s in stages(load_recipe("demo", OVERRIDES)) if s.name == "card")
 
 
-@pytest.fixture
-def release(inputs: dict[str, Path], config: stage.CardInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def carded(inputs: dict[str, Path], config: stage.CardInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What of a release a card is rendered from; it has a card, whose plots do not matter here."""
+    folder = tmp_path_factory.mktemp("carded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model_card.plots.drawn", lambda *_: [])
+        stage.run(config, inputs, folder)
+    (folder / "gate.json").write_bytes((inputs["gate"] / "gate.json").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def release(carded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, for a test that changes it."""
     monkeypatch.setattr("model_card.plots.drawn", lambda *_: [])
-    stage.run(config, inputs, tmp_path)
-    (tmp_path / "gate.json").write_bytes((inputs["gate"] / "gate.json").read_bytes())
-    return tmp_path
+    return Path(shutil.copytree(carded, tmp_path, dirs_exist_ok=True))
 
 
 def test_the_published_files_give_the_card_again(release: Path) -> None:

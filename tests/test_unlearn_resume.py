@@ -56,14 +56,15 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_files(tiny_model: Path, tm
     whole = tmp_path / "whole"
     whole.mkdir()
     facts = run.run(config, inputs, whole)
-    assert facts.steps >= 3
-    for step in range(facts.steps):
-        cut = tmp_path / f"cut-{step}"
+    assert facts.steps in (3, 4)
+    for steps in ((1, facts.steps - 1), (2,)):  # a step is a checkpoint, so a run goes on from each of them
+        cut = tmp_path / f"cut-{steps[0]}"
         cut.mkdir()
-        cut_off(config, inputs, cut, step)
+        for step in steps:
+            cut_off(config, inputs, cut, step)
         assert (cut / "checkpoints").is_dir()
-        assert run.run(config, inputs, cut) == facts, step
-        assert files(cut) == files(whole), step
+        assert run.run(config, inputs, cut) == facts, steps
+        assert files(cut) == files(whole), steps
 
 
 def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model: Path, tmp_path: Path) -> None:
@@ -72,14 +73,13 @@ def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     facts = run.run(config, inputs, whole)
-    for step in range(1, facts.steps):
+    for step in range(facts.steps):
         cut_off(config, inputs, cut, step)
     assert run.run(config, inputs, cut) == facts
     assert files(cut) == files(whole)
 
 
-@pytest.mark.parametrize("torn", [None, "", '{"epoch": 1.0, "glo'])
-def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path, torn: str | None) -> None:
+def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path) -> None:
     """The trainer writes a checkpoint where it will lie, and its state last: absent or half a file, it is torn."""
     inputs = stage_inputs(tiny_model, tmp_path)
     config = config_of("full, moving cap")
@@ -90,14 +90,15 @@ def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path,
     cut_off(config, inputs, cut, 2)
     good = cut / "checkpoints" / "checkpoint-2"
     killed = good.with_name("checkpoint-3")
-    shutil.copytree(good, killed)
-    (killed / "trainer_state.json").unlink()
-    if torn is not None:
-        (killed / "trainer_state.json").write_text(torn)
     saved = good.stat().st_mtime_ns
-    cut_off(config, inputs, cut, 2)  # it would write this checkpoint again, had it begun anew
-    assert not killed.exists()
-    assert good.stat().st_mtime_ns == saved
+    for torn in (None, "", '{"epoch": 1.0, "glo'):
+        shutil.copytree(good, killed)
+        (killed / "trainer_state.json").unlink()
+        if torn is not None:
+            (killed / "trainer_state.json").write_text(torn)
+        cut_off(config, inputs, cut, 2)  # it would write this checkpoint again, had it begun anew
+        assert not killed.exists()
+        assert good.stat().st_mtime_ns == saved
     assert run.run(config, inputs, cut) == facts
     assert files(cut) == files(whole)
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,19 +21,19 @@ from pipeline import publish
 from pipeline.commands import published
 from pipeline.publish import push, sign, tree, verify
 from pipeline.publish.verify import verify_release
-from tests.hub_world import World, inputs, next_release, running, world  # noqa: F401
-from tests.publishing import REPO, build, own_signer, problems, write_gate
+from tests.hub_world import World, inputs, made, next_release, running, world  # noqa: F401
+from tests.publishing import REPO, own_signer, problems, write_gate
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "store"))
-    return tmp_path / "store"
+    return Path(shutil.copytree(made / "store", tmp_path / "store"))
 
 
 @pytest.fixture
-def package(inputs: dict[str, Path], tmp_path: Path) -> Path:
-    return build(inputs, tmp_path / "package")
+def package(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "package", tmp_path / "package"))
 
 
 def test_one_function_verifies_for_the_command_and_for_the_stage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
