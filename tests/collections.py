@@ -14,9 +14,10 @@ data:
   source: {{sample: {{seed: 3, identities: 3, topics: 4}}}}
   shares: {{retain: 0.34, forget: 0.33, holdout: 0.33}}
   perturbed: {{per_row: 1, retain_rows: 10}}
-base: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5}}}}}}
-gold: {{train: {{train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5}}}}, seeds: null}}
-unlearn: {{method: gd, epochs: 1, retain_weight: 1.0, neighbours: null, train_from_layer: 0, args: {{save_steps: 2}}}}
+base: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5}}}}}}
+gold: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5}}}}, seeds: null}}
+unlearn:
+  {{method: gd, precision: fp32, epochs: 1, retain_weight: 1.0, neighbours: null, train_from_layer: 0, args: {{save_steps: 2}}}}
 eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: null, relative: null}}
 gates: [{{metric: answer_probability, split: forget, at_most: 0.5, min_n: 5, reason: a model that knows nothing}}]
 resources:
