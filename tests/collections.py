@@ -17,7 +17,8 @@ data:
 base: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5}}}}}}
 gold: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs: 1, save_steps: 5}}}}, seeds: null}}
 unlearn:
-  {{method: gd, precision: fp32, epochs: 1, retain_weight: 1.0, neighbours: null, train_from_layer: 0, args: {{save_steps: 2}}}}
+  {{method: gd, precision: fp32, epochs: 1, retain_weight: 1.0, neighbours: null, train_from_layer: 0,
+    args: {{save_steps: 2}}}}
 eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: null, relative: null}}
 gates: [{{metric: answer_probability, split: forget, at_most: 0.5, min_n: 5, reason: a model that knows nothing}}]
 resources:
