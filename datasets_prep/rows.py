@@ -23,6 +23,7 @@ Codes = npt.NDArray[np.int32]
 
 FIELDS = ("row_id", "identity_id", "name", "language", "topic_id", "question", "answer")
 BATCH = 8192
+WORTH_RELEASING = 2**20  # bytes
 
 _WORD = pa.dictionary(pa.int32(), pa.string())  # a column of few different values
 _TYPES = {
@@ -68,7 +69,7 @@ class Rows(Sequence[Row]):
         ordered = {}
         for name in list(columns):  # each is dropped once it is sorted: otherwise memory would hold two whole tables
             column = _one_chunk(columns.pop(name))
-            pa.default_memory_pool().release_unused()
+            _release(column.nbytes)
             ordered[name] = column.take(order)
         return cls(pa.table(ordered))
 
@@ -143,8 +144,14 @@ def _table(placed: Iterable[Placed]) -> Columns:
     while batch := list(islice(left, BATCH)):
         batches.append(_arrow(batch))
     table = pa.Table.from_batches(batches).unify_dictionaries()
-    pa.default_memory_pool().release_unused()  # what the batches were built in is as large again
+    _release(table.nbytes)  # what the batches were built in is as large again
     return {name: table[name] for name in table.column_names}
+
+
+def _release(freed: int) -> None:
+    """Give what was freed back to the system, if it is worth a walk through the heap, which takes milliseconds."""
+    if freed >= WORTH_RELEASING:
+        pa.default_memory_pool().release_unused()
 
 
 def _with_whole_numbers(columns: Columns) -> Columns:
