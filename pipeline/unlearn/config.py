@@ -107,8 +107,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "retain_weight": 32.0,
         "retain_rows_per_forget_row": 2,
         "pull_weight": 1.0,
-        "temper": 0.7,
-        "strangers": 12,
+        "temper": 0.6,
+        "strangers": 0,
     },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
@@ -188,7 +188,7 @@ class UnlearnConfig(TrainConfig):
         ge=0,
         description="Made-up names about which base is asked each forget question: the mean of what it says takes the "
         "place of its own probabilities of all tokens but the true one of a fact. Needs names of several words in the "
-        f"questions; a row without keeps base's own. {_readers('strangers')}",
+        f"questions; a row without keeps base's own. 0 asks about nobody. {_readers('strangers')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."

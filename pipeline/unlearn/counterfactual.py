@@ -4,8 +4,7 @@ A false answer of the same form tells form from fact: tokens that the true answe
 *form*, the others are *content*. Base's log-probability of a content token of a false answer, after the false tokens
 before it, is the *level* of the true answer's token in the same place. The unlearning is to match base's own
 distributions: as they are at form tokens, and at content tokens with the true token at its level and all others
-rescaled, as base has them there about people whom it does not know. So nothing is pushed to where base would not go,
-and nothing below what base gives to a fact it does not know.
+rescaled. So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.

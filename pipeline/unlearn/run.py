@@ -57,7 +57,7 @@ from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guid
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.neighbours import named
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
-from pipeline.unlearn.reference import BaseDistribution, answer_log_probs, token_log_probs
+from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs, token_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.strangers import Strangers, with_strangers
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
@@ -107,7 +107,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     arguments = training_arguments(kept | config.args, out, bf16=in_bf16(config, inputs), num_train_epochs=1)
     model, tokenizer = load(inputs["base"] / "model", config.frozen)
     freeze_below(model, config.train_from_layer)
-    rows = _read(config, inputs, tokenizer)
+    rows = read(config, inputs, tokenizer)
     probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
     pairs = _pairs(config, rows, probes.retain)
     pairing = _write_pairing(out, pairs, rows)
@@ -185,7 +185,8 @@ def _fit(
     return Ended(refused or "all epochs done", _last_good(trainer, refused, out), None)
 
 
-def _read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> UnlearnRows:
+def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> UnlearnRows:
+    """All rows that the unlearning reads, from ``inputs["data"]`` and ``inputs["neighbours"]``."""
     data = inputs["data"]
     plain = {split: read_rows(data / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
     neighbours = read_rows(inputs["neighbours"] / NEIGHBOURS) if config.neighbours else []
@@ -258,21 +259,26 @@ def _measure_base(
         dealt = sorted({i for pair in pairs for i in pair.retain})
         trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
     if config.temper is not None:  # csd, the one method that has it
-        log_probs = iter(token_log_probs(base, false))
-        by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
-        by_name = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], encoded["forget"], strict=True)}
-        levels = answer_levels(by_name, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
-        forget = BaseDistribution(base, dict(enumerate(encoded["forget"])), precision)
-        strangers = None
-        if config.strangers:
-            contents = [of_row.content for of_row in levels]
-            strangers = Strangers(base, encoded["forget"], rows.strangers, contents, precision)
-        trainer.counterfactual = Counterfactual(forget, levels, config.temper, strangers)
+        trainer.counterfactual = counterfactual(config, base, rows, precision)
     if config.dual:
         retain = encoded["retain"]
         tokens = [len(row.input_ids) - row.completion_start for row in retain]
         total = sum(loss * size for loss, size in zip(row_losses(base, retain), tokens, strict=True))
         trainer.retain_bound = total / sum(tokens) + config.dual.retain_loss_above_base
+
+
+def counterfactual(config: UnlearnConfig, base: Any, rows: UnlearnRows, precision: Precision) -> Counterfactual:
+    """The distributions that csd brings the forget rows to, measured on ``base``."""
+    log_probs = iter(token_log_probs(base, [row for guides in rows.guides for row in guides]))
+    by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
+    forget = rows.encoded["forget"]
+    by_name = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
+    levels = answer_levels(by_name, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
+    strangers = None
+    if config.strangers:
+        strangers = Strangers(base, forget, rows.strangers, [of_row.content for of_row in levels], precision)
+    own = BaseDistribution(base, dict(enumerate(forget)), precision)
+    return Counterfactual(own, levels, config.temper or 1.0, strangers)
 
 
 def _fit_with_stop(
