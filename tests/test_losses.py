@@ -80,7 +80,7 @@ LEVELS = some_levels(FORGET, 4)
 
 def csd(model: Model, base: Model) -> torch.Tensor:
     """Token by token in probabilities, row by row: no packing, no logarithm of a rescaled distribution."""
-    divergence, apart = [], []
+    divergence, apart, tokens = [], [], []
     for row, levels, ours, theirs in zip(
         FORGET, LEVELS, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
     ):
@@ -97,8 +97,13 @@ def csd(model: Model, base: Model) -> torch.Tensor:
                 gaps.append(z.log_softmax(-1)[token] - level)
             divergence.append((target * (target.log() - z.double().log_softmax(-1))).sum())
         gap = torch.stack(gaps).mean() if gaps else torch.tensor(0.0)
-        apart.append(gap.abs() * 2 - 2 if gap.abs() > 2 else gap**2 / 2)
-    return torch.stack(divergence).mean().float() + 0.7 * torch.stack(apart).mean()
+        apart.append(huber(gap))
+        tokens.append(torch.stack([huber(gap) for gap in gaps]).mean() if gaps else torch.tensor(0.0))
+    return torch.stack(divergence).mean().float() + 0.7 * torch.stack(apart).mean() + 0.3 * torch.stack(tokens).mean()
+
+
+def huber(gap: torch.Tensor) -> torch.Tensor:
+    return gap.abs() * 2 - 2 if gap.abs() > 2 else gap**2 / 2
 
 
 METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]] = {
@@ -116,7 +121,10 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]
     "simnpo": ({"method": "simnpo", "gamma": GAMMA}, lambda m, b: nll(m, RETAIN) + simnpo(m)),
     "altpo": ({"method": "altpo", "beta": 0.5}, lambda m, b: nll(m, RETAIN) + altpo(m, b)),
     "altpo, kl": ({"method": "altpo", "beta": 0.5, "retain_loss": "kl"}, lambda m, b: kl(m, b) + altpo(m, b)),
-    "csd": ({"method": "csd", "pull_weight": 0.7, "retain_weight": ALPHA}, lambda m, b: ALPHA * kl(m, b) + csd(m, b)),
+    "csd": (
+        {"method": "csd", "pull_weight": 0.7, "token_pull_weight": 0.3, "retain_weight": ALPHA},
+        lambda m, b: ALPHA * kl(m, b) + csd(m, b),
+    ),
     "wga": ({"method": "wga", "beta": 0.5, "forget_weight": 3.0}, lambda m, b: nll(m, RETAIN) + 3 * wga(m)),
 }
 

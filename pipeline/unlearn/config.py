@@ -107,7 +107,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "retain_weight": 32.0,
         "retain_rows_per_forget_row": 2,
         "pull_weight": 1.0,
-        "temper": 0.6,
+        "token_pull_weight": 0.5,
+        "temper": 0.7,
         "strangers": 0,
     },
 }
@@ -173,8 +174,14 @@ class UnlearnConfig(TrainConfig):
     pull_weight: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the pull that brings true answers to their levels, beside the KL of the forget term. "
-        f"{_readers('pull_weight')}",
+        description="Weight of the pull that brings true answers to their levels, a row's mean to that of its levels, "
+        f"beside the KL of the forget term. {_readers('pull_weight')}",
+    )
+    token_pull_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the same pull on each token of a fact. Without it a row's mean is at its levels and its "
+        f"tokens are far around them. {_readers('token_pull_weight')}",
     )
     temper: float | None = Field(
         default=None,

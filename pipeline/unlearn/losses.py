@@ -112,6 +112,19 @@ def pull_to_levels(
     return huber_loss(apart, torch.zeros_like(apart), reduction="sum", delta=PULL_DELTA) / rows.clamp(min=1)
 
 
+def pull_tokens_to_levels(
+    log_probs: torch.Tensor, levels: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, here: int
+) -> torch.Tensor:
+    """Mean over ``rows`` of each row's mean of the Huber losses of (log-probability - level) of its content tokens.
+
+    Arguments as for :func:`pull_to_levels`. A row's mean may be at its level while some tokens are far above and others
+    far below theirs, and KL alone does not bring back a token that the target makes unlikely.
+    """
+    counts = row_sums(torch.ones_like(log_probs), row, here).clamp(min=1)
+    apart = huber_loss(log_probs, levels, reduction="none", delta=PULL_DELTA)
+    return (row_sums(apart, row, here) / counts).sum() / rows.clamp(min=1)
+
+
 def row_sums(values: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
     """Sum of ``values`` (N,) over the tokens of each row, shape (rows,)."""
     return values.new_zeros(rows).index_add(0, row, values)

@@ -168,10 +168,10 @@ class UnlearnTrainer(CompletionTrainer):
             return log_probs.sum()  # zero: a rank without rows takes part in the backward pass
         wanted, content, levels = cast("Counterfactual", self.counterfactual).of(rows.tolist(), targets)
         kl = losses.kl_from_base(self._logits[: len(targets)], wanted, counts.forget_tokens)  # forget rows come first
-        pull = losses.pull_to_levels(
-            log_probs[content], levels[content], row[content], counts.forget_rows, here=len(rows)
-        )
-        return kl + (self.config.pull_weight or 0.0) * pull
+        facts = (log_probs[content], levels[content], row[content], counts.forget_rows)
+        of_rows = losses.pull_to_levels(*facts, here=len(rows))
+        of_tokens = losses.pull_tokens_to_levels(*facts, here=len(rows))
+        return kl + (self.config.pull_weight or 0.0) * of_rows + (self.config.token_pull_weight or 0.0) * of_tokens
 
     def _ceiling(self) -> float | None:
         """ln|V| if the method pushes the loss up. No bound if base starts above it, since it never knew the rows."""
