@@ -84,7 +84,9 @@ def test_the_mean_level_is_that_of_all_false_answers() -> None:
 def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_path: Path) -> None:
     forget = some_rows(3, 1)
     levels = some_levels(forget, 4)
-    trainer: Any = unlearn_trainer(tiny_model, tmp_path, forget, forget, SGD, method="csd", pull_weight=0.7, token_pull_weight=0.0)
+    trainer: Any = unlearn_trainer(
+        tiny_model, tmp_path, forget, forget, SGD, method="csd", pull_weight=0.7, token_pull_weight=0.0
+    )
     trainer.base = "so that logits are kept"
     batch = collate([trainer.train_dataset[i] for i in range(3)])
     log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
