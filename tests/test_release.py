@@ -307,7 +307,7 @@ def test_another_checkpoint_is_compared_on_the_card(
 
 
 AUDIT = """\
-gold: {train: {train_from_layer: 1, args: {num_train_epochs: 2, save_steps: 5}}, seeds: [1, 2]}
+gold: {train: {precision: fp32, train_from_layer: 1, args: {num_train_epochs: 2, save_steps: 5}}, seeds: [1, 2]}
 eval:
   max_new_tokens: 4
   bootstrap_samples: 100

@@ -138,7 +138,7 @@ def test_a_plan_says_what_is_not_known_yet() -> None:
         ("data", "rows unknown until they are read"),
         ("base", "fine-tune, rows unknown until data is done, 5 epochs"),
         ("gold", "a/b at a commit to be pinned"),
-        ("unlearn", "csd, 12 epochs over ? forget rows"),
+        ("unlearn", "csd, 16 epochs over ? forget rows"),
         ("eval-base", "over all rows"),
         ("package", "the tree for the Hub"),
     ):
