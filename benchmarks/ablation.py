@@ -134,7 +134,6 @@ VARIANTS = (
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("mean", "mean of all false answers' levels", patch=(run, "answer_levels", mean_levels)),
-    Variant("strangers", "12 made-up names", ("unlearn.strangers=12",)),
     Variant("temper-1", "temper 1", ("unlearn.temper=1.0",)),
     Variant(
         "lora",

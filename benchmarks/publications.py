@@ -34,9 +34,9 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target
 from pipeline.publish.sign import public_key
 from pipeline.publish.trust import Signer
+from pipeline.recheck import problems
 from tests.conftest import build_tiny_model
-from tests.hub_world import next_release
-from tests.publishing import REPO, build, make_inputs, problems
+from tests.publishing import CONFIG, REPO, build, make_inputs, write_card
 
 PATIENCE = 60.0  # seconds that a publication may take
 QUICK = 0.02  # seconds of waiting between attempts
@@ -104,13 +104,24 @@ class Outcome:
     wrong: list[str]
 
 
+def two_packages(folder: Path) -> list[Path]:
+    """The trees of a release and of the next one, with another card and another plot, as `recheck` wants them."""
+    inputs = make_inputs(folder / "inputs", build_tiny_model(folder / "model", hidden=16, layers=1, vocab=300))
+    plots, packages = inputs["card"] / "plots", []
+    for tag, plot in ((OLD_TAG, "metrics.png"), (NEW_TAG, "next.png")):
+        shutil.rmtree(plots)
+        plots.mkdir()
+        (plots / plot).write_bytes(b"\x89PNG" + tag.encode())
+        (folder / tag).mkdir()
+        write_card(inputs, folder / tag, tag)
+        packages.append(build(inputs, folder / f"package-{tag}", CONFIG.model_copy(update={"tag": tag})) / "hub")
+    return packages
+
+
 def make_worlds(folder: Path) -> list[World]:
     """A first release, which becomes public, and the second one of a private repository."""
-    model = build_tiny_model(folder / "model", hidden=16, layers=1, vocab=300)
     os.environ["UNLEARN_RELEASE_STORE"] = str(folder / "first")
-    inputs = make_inputs(folder / "inputs", model)
-    package = build(inputs, folder / "package") / "hub"
-    following = next_release(inputs, folder, tag=NEW_TAG) / "hub"
+    package, following = two_packages(folder)
     made = {"repo": REPO, "hub": "local"}
     worlds = [
         World("first", folder / "first", package, PublishConfig(**made, tag=OLD_TAG, visibility="public")),
@@ -276,7 +287,7 @@ def _read(repository: Repository, sha: str, damaged: list[str]) -> dict[str, str
 def _holds(state: State, ref: str, world: World) -> str:
     """What a ref holds: new, old, nothing, or the names of what is strange."""
     content = {name: digest for name, digest in state.trees.get(ref, {}).items() if name != "theirs.txt"}
-    old = {} if world.is_first else _content(world.package.parents[1] / "package" / "hub")
+    old = {} if world.is_first else _content(world.package.parents[1] / f"package-{OLD_TAG}" / "hub")
     if content == _content(world.package):
         return "new"
     return "old" if content == old else tree.differences(_content(world.package), content)

@@ -20,15 +20,15 @@ from dulwich.index import commit_tree
 from dulwich.objects import Blob, Commit, ObjectID
 from dulwich.refs import Ref
 
+from benchmarks.publications import two_packages
 from core.errors import HubError, VerificationError
 from pipeline.localhub.repository import GITATTRIBUTES_FILE, LFS_SUFFIXES, MAIN, Repository
 from pipeline.localhub.server import LocalHub
 from pipeline.publish import push, tree, verify
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target
-from tests.conftest import build_tiny_model
-from tests.hub_world import next_release
-from tests.publishing import REPO, build, make_inputs, own_signer, problems
+from pipeline.recheck import problems
+from tests.publishing import REPO, own_signer
 
 OLD_TAG, NEW_TAG, COPY = "v1.0.0", "v1.1.0", "demo/copy"
 FILE, LINK, PROGRAM = 0o100644, 0o120000, 0o100755
@@ -58,8 +58,7 @@ class Released:
 
     def __init__(self, folder: Path) -> None:
         os.environ["UNLEARN_RELEASE_STORE"] = str(folder / "store")
-        inputs = make_inputs(folder / "inputs", build_tiny_model(folder / "model", hidden=16, layers=1, vocab=300))
-        packages = [build(inputs, folder / "package") / "hub", next_release(inputs, folder, tag=NEW_TAG) / "hub"]
+        packages = two_packages(folder)
         self.hub, self.signer = LocalHub(folder / "store" / "hub"), own_signer()
         self.target = Target(self.hub.endpoint, self.hub.token)
         with self.hub:

@@ -91,7 +91,6 @@ class UnlearnFacts(Versioned):
 
     ``levels`` are the named levels that it measured and ``forget_cap`` the number that the cap came to, in nats per
     answer token; ``stopped`` says why the run ended after ``steps`` steps, ``kept_step`` is the one that is released.
-    ``about_strangers`` is the number of forget rows that could be asked about made-up names; None if none were wanted.
     """
 
     version: Literal[1] = 1
@@ -104,7 +103,6 @@ class UnlearnFacts(Versioned):
     kept_step: int
     bounds: Bounds | None
     dual: DualFacts | None
-    about_strangers: int | None
 
     def numbers(self) -> list[float]:
         """Every measured value."""

@@ -130,11 +130,6 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
         sentences.append(f"It follows [{address}]({address}).")
     if unlearn.get("retain_loss") == "kl":
         sentences.append("On the retain answers, the KL divergence from base is minimised instead of the loss.")
-    if unlearn.get("strangers"):
-        sentences.append(
-            "That rest is not what base says about the person, of whom it knows the fact, but the mean of what it says "
-            f"in the same place about up to {unlearn['strangers']} people with made-up names."
-        )
     if unlearn.get("neighbours"):
         sentences.append("It also rehearses base's own answers to the given questions about other people.")
     if unlearn.get("loss_normalization") == "microbatch_mean":

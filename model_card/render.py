@@ -80,19 +80,11 @@ def code(text: str) -> str:
 
 
 def asked(evidence: Evidence) -> list[str]:
-    """What base was asked about strangers and to make rows that are rehearsed, in numbers."""
-    sentences = []
-    if evidence.ascent.about_strangers is not None:
-        rows = evidence.counts["forget"].rows
-        sentences.append(
-            f"{evidence.ascent.about_strangers} of {rows} forget rows could be asked about made-up names; the others "
-            "keep what base says about the person."
-        )
+    """What base was asked to make rows that are rehearsed, in numbers."""
     facts = evidence.asked
     if facts is None:
-        return sentences
+        return []
     return [
-        *sentences,
         f"Base was asked {facts.asked} questions about other people, and {facts.kept} of its answers are rehearsed. "
         f"Dropped were {facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that were empty "
         f"or did not end. {facts.of_unrehearsed} of the {facts.kept} are about the facts of *unrehearsed* rows.",

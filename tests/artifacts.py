@@ -63,7 +63,6 @@ def unlearn_facts(**changes: Any) -> UnlearnFacts:
         kept_step=32,
         bounds=None,
         dual=None,
-        about_strangers=None,
     )
     return facts.changed(**changes)
 

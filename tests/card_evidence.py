@@ -262,7 +262,6 @@ def ascent_of(recipe: Recipe, shape: Shape) -> UnlearnFacts:
     forget = shape.rows["forget"]
     steps = math.ceil(recipe.unlearn.passes(forget) * forget / rows_per_step(recipe.unlearn.args))
     ended = {"stopped": "all epochs done", "steps": steps, "kept_step": steps, "bounds": None}
-    ended |= {"about_strangers": forget - 1 if recipe.unlearn.strangers else None}
     return shape.ascent.changed(levels={}, forget_cap=None, **ended)
 
 

@@ -62,12 +62,12 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     return inputs
 
 
-def write_card(inputs: dict[str, Path], folder: Path) -> None:
+def write_card(inputs: dict[str, Path], folder: Path, tag: str = "v1.0.0") -> None:
     """The card that the verdict and results give, in place of the made-up one; ``folder`` is for its other evidence."""
     evidence = collect(small_card.write_evidence(folder)).changed(
         records={"unlearned": [MEASURED]}, verdict=read_verdict(inputs["gate"])
     )
-    config = small_card.config(model={"name": CONFIG.base_model}, publish={"repo": REPO})
+    config = small_card.config(model={"name": CONFIG.base_model}, publish={"repo": REPO, "tag": tag})
     write_card_file(inputs["card"], config, evidence)
     (inputs["card"] / "README.md").write_text(render(config, evidence))
 

@@ -32,7 +32,7 @@ def test_a_few_faults_break_nothing() -> None:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """Files instead of packages, since nothing is published here."""
-    for name, content in (("package", "old"), ("next", "new")):
+    for name, content in (("package-v1.0.0", "old"), ("next", "new")):
         (tmp_path / name / "hub").mkdir(parents=True)
         (tmp_path / name / "hub" / "README.md").write_text(content)
     config = PublishConfig(repo=REPO, hub="local", tag="v1.1.0", visibility="private")
@@ -68,7 +68,7 @@ COMMIT = Event(f"POST /api/models/{REPO}/commit/main", is_public=True, refs={"he
 def test_what_must_hold_is_noticed_if_it_does_not(world: World, changes: dict, end: str, found: list[str]) -> None:
     contents = {
         name: {n: d.sha256 for n, d in tree.read_tree(world.package.parents[1] / folder / "hub").items()}
-        for name, folder in (("old", "package"), ("new", "next"))
+        for name, folder in (("old", "package-v1.0.0"), ("new", "next"))
     } | {"partial": {}}
     given = {"main": "new", "tag": "new", "before": "old"} | changes
     held = {"heads/main": given["main"], "tags/v1.1.0": given["tag"], "tags/v1.0.0": given["before"]}

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -194,15 +195,21 @@ def test_a_hub_that_never_takes_the_commit(world: World, inputs: dict, package: 
     assert world.holds(following)
 
 
-@pytest.mark.parametrize("where", [STAGING, MAIN])
-def test_somebody_else_commits(world: World, inputs: dict, package: Path, tmp_path: Path, where: str) -> None:
-    world.publish(package)
-    other: list[str] = []
+def somebody(world: World) -> tuple[Callable[[], None], list[str]]:
+    """A commit to main by somebody else, and the list that it is then noted in."""
+    commits: list[str] = []
 
     def commit() -> None:
         operation = CommitOperationAdd("theirs.txt", b"x")
-        other.append(world.api.create_commit(REPO, [operation], commit_message="theirs").oid)
+        commits.append(world.api.create_commit(REPO, [operation], commit_message="theirs").oid)
 
+    return commit, commits
+
+
+@pytest.mark.parametrize("where", [STAGING, MAIN])
+def test_somebody_else_commits(world: World, inputs: dict, package: Path, tmp_path: Path, where: str) -> None:
+    world.publish(package)
+    commit, other = somebody(world)
     following = next_release(inputs, tmp_path)
     world.faulty.faults.append(Fault(where, "act", action=commit))
     with pytest.raises(HubError, match=r"Somebody else committed to main.*Run again"):
@@ -338,12 +345,7 @@ def test_a_commit_on_top_of_the_release_does_not_make_it_land_twice(
 ) -> None:
     """Between the commit to main and the look whether it landed."""
     world.publish(package)
-    other: list[str] = []
-
-    def commit() -> None:
-        operation = CommitOperationAdd("theirs.txt", b"x")
-        other.append(world.api.create_commit(REPO, [operation], commit_message="theirs").oid)
-
+    commit, other = somebody(world)
     following = next_release(inputs, tmp_path)
     world.faulty.faults.append(Fault(rf"GET /api/models/{REPO}/revision/main", "act", at=2, action=commit))
     for _ in range(2):

@@ -141,7 +141,7 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     read = float(guides * forget if level_name(config.forget_cap) == "false_answers" or config.temper else 0)
     if config.retain_kl:
         neighbours = config.neighbours.questions if config.neighbours else 0
-        read += retain + neighbours + (forget * (1 + (config.strangers or 0)) if config.method == "csd" else 0)
+        read += retain + neighbours + (forget if config.method == "csd" else 0)
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)
         levels = (level_name(config.forget_cap), level_name(config.stop.forget_loss))

@@ -109,7 +109,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "pull_weight": 1.0,
         "token_pull_weight": 0.5,
         "temper": 0.7,
-        "strangers": 0,
     },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
@@ -189,13 +188,6 @@ class UnlearnConfig(TrainConfig):
         le=1,
         description="Power of base's probabilities of all tokens but the true one of a fact, before they are rescaled: "
         f"below 1 they are more alike. {_readers('temper')}",
-    )
-    strangers: int | None = Field(
-        default=None,
-        ge=0,
-        description="Made-up names about which base is asked each forget question: the mean of what it says takes the "
-        "place of its own probabilities of all tokens but the true one of a fact. Needs names of several words in the "
-        f"questions; a row without keeps base's own. 0 asks about nobody. {_readers('strangers')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."

@@ -24,7 +24,6 @@ import torch
 from core.errors import InputError
 from datasets_prep.schema import Encoded
 from pipeline.unlearn.reference import BaseDistribution
-from pipeline.unlearn.strangers import Strangers
 
 HIGHEST = math.log(0.98)
 """No level is above it: the other tokens need a share to be rescaled to."""
@@ -123,18 +122,12 @@ def _means(gaps: Sequence[Sequence[tuple[int, list[float]]]]) -> tuple[float, fl
 
 
 class Counterfactual:
-    """The distributions that forget rows are to match: base's, with the true tokens at their levels.
+    """The distributions that forget rows are to match: base's, with the true tokens at their levels."""
 
-    All other tokens of a fact are as base has them about strangers, where a row has any.
-    """
-
-    def __init__(
-        self, base: BaseDistribution, levels: Sequence[Levels], temper: float, strangers: Strangers | None = None
-    ) -> None:
+    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], temper: float) -> None:
         self.base = base
         self.levels = levels
         self.temper = temper
-        self.strangers = strangers
 
     def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the answer tokens of ``rows``: log-probabilities (N, V), which are content (N,), and their levels (N,).
@@ -146,20 +139,8 @@ class Counterfactual:
         content = torch.tensor([c for row in rows for c in self.levels[row].content], device=device)
         levels = torch.tensor([n for row in rows for n in self.levels[row].nats], device=device)
         place, true, level = content.nonzero()[:, 0], targets[content], levels[content]
-        others = self.temper * self._about_others(rows, log_probs[place])
+        others = self.temper * log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level
         return log_probs, content, levels
-
-    def _about_others(self, rows: Sequence[int], log_probs: torch.Tensor) -> torch.Tensor:
-        """``log_probs`` (C, V) at the content of ``rows``, those of strangers where a row has any."""
-        if self.strangers is None:
-            return log_probs
-        parts = log_probs.split([sum(self.levels[row].content) for row in rows])
-        return torch.cat(
-            [
-                self.strangers.log_probs(row, log_probs.device) if row in self.strangers.rows else own
-                for row, own in zip(rows, parts, strict=True)
-            ]
-        )

@@ -53,26 +53,19 @@ def token_log_probs(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 
 
 
 class BaseDistribution:
-    """Base's next-token distributions at the answer tokens of some rows, or at those of them that ``tokens`` names.
+    """Base's next-token distributions at the answer tokens of some rows.
 
     Keeps float32 hidden states on the CPU (bfloat16 if the training multiplies in it), and a copy of the head if the
     head is trained. Raises ModelError if the model's logits are not its head applied to its hidden states.
     """
 
     def __init__(
-        self,
-        model: Any,
-        rows: Mapping[int, Encoded],
-        precision: Precision,
-        *,
-        tokens: Mapping[int, Sequence[int]] | None = None,
-        batch_tokens: int = 1024,
+        self, model: Any, rows: Mapping[int, Encoded], precision: Precision, *, batch_tokens: int = 1024
     ) -> None:
         head = model.get_output_embeddings()
         trained = any(parameter.requires_grad for parameter in head.parameters())
         self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
         self.precision = precision
-        self.tokens = tokens
         self.hidden: dict[int, torch.Tensor] = {}
         captured: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
@@ -101,8 +94,7 @@ class BaseDistribution:
             if torch.is_autocast_enabled(model.device.type):
                 hidden = hidden.to(torch.get_autocast_dtype(model.device.type))  # as the head would
         for index, name in enumerate(rows):
-            of_row = hidden[batch["row"] == index]
-            self.hidden[name] = (of_row[list(self.tokens[name])] if self.tokens else of_row).cpu()
+            self.hidden[name] = hidden[batch["row"] == index].cpu()
 
     def logits(self, rows: Sequence[int], device: torch.device) -> torch.Tensor:
         """Base's logits at the answer tokens of ``rows``, in their order, shape (N, V), float32."""

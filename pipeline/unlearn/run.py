@@ -55,26 +55,22 @@ from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
-from pipeline.unlearn.neighbours import named
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs, token_log_probs
 from pipeline.unlearn.refusals import draw_refusals
-from pipeline.unlearn.strangers import Strangers, with_strangers
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
 
 class UnlearnRows(NamedTuple):
     """Rows and their tokens by split, false answers to forget rows, and the refusals that replace answers (po).
 
-    ``strangers`` are the forget rows about people who are not there (csd). The split ``rehearsed`` holds the retain
-    rows and after them the neighbours.
+    The split ``rehearsed`` holds the retain rows and after them the neighbours.
     """
 
     plain: dict[str, list[Row]]
     encoded: dict[str, list[Encoded]]
     guides: list[list[Encoded]]
     refusals: list[str]
-    strangers: list[list[Encoded]]
 
 
 class Probes(NamedTuple):
@@ -152,7 +148,6 @@ def _facts(
     trainer: UnlearnTrainer, levels: dict[str, float], cap: float | None, pairing_sha256: str, ended: Ended
 ) -> UnlearnFacts:
     config = trainer.config
-    strangers = trainer.counterfactual.strangers if trainer.counterfactual else None
     return UnlearnFacts(
         levels=levels,
         forget_cap=cap,
@@ -163,7 +158,6 @@ def _facts(
         kept_step=ended.kept_step,
         bounds=ended.bounds,
         dual=DualFacts(retain_bound=trainer.retain_bound, last_weight=trainer.retain_weight) if config.dual else None,
-        about_strangers=len(strangers.rows) if strangers else None,
     )
 
 
@@ -193,19 +187,7 @@ def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTraine
     plain["rehearsed"] = [*plain["retain"], *neighbours]  # retain rows keep their places
     encoded = {split: encode_rows(tokenizer, plain[split]) for split in plain}
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
-    guides = read_guides(config, data, plain["forget"], tokenizer)
-    return UnlearnRows(plain, encoded, guides, refusals, _strangers(config, plain, tokenizer))
-
-
-def _strangers(
-    config: UnlearnConfig, plain: Mapping[str, list[Row]], tokenizer: PreTrainedTokenizerBase
-) -> list[list[Encoded]]:
-    """The forget rows about people who are not there; an empty list if the method asks for none."""
-    if not config.strangers:
-        return []
-    rows = named([*plain["forget"], *plain["retain"]])
-    found = with_strangers(rows[: len(plain["forget"])], rows, config.strangers, f"{config.pairing_seed}|strangers")
-    return [encode_rows(tokenizer, others) for others in found]
+    return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
 
 
 def _forget_inputs(rows: UnlearnRows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
@@ -274,11 +256,7 @@ def counterfactual(config: UnlearnConfig, base: Any, rows: UnlearnRows, precisio
     forget = rows.encoded["forget"]
     by_name = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
     levels = answer_levels(by_name, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
-    strangers = None
-    if config.strangers:
-        strangers = Strangers(base, forget, rows.strangers, [of_row.content for of_row in levels], precision)
-    own = BaseDistribution(base, dict(enumerate(forget)), precision)
-    return Counterfactual(own, levels, config.temper or 1.0, strangers)
+    return Counterfactual(BaseDistribution(base, dict(enumerate(forget)), precision), levels, config.temper or 1.0)
 
 
 def _fit_with_stop(
