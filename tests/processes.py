@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import socket
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -29,6 +31,15 @@ _SERVER.set_forkserver_preload(
         "s3fs",
     ]
 )
+
+
+def kill_one(begun: list[ForkServerProcess], chance: random.Random, least: float, most: float) -> int:
+    """Kill one of these processes after so many seconds, and take it out of them. Returns its id."""
+    time.sleep(chance.uniform(least, most))
+    process = chance.choice(begun)
+    process.kill()
+    begun.remove(process)
+    return process.pid or 0
 
 
 def start(work: Callable[..., None], *arguments: Any, said: Path, **variables: str) -> ForkServerProcess:

@@ -26,7 +26,7 @@ from pipeline.engine.runner import Stage, Store, execute, fetch
 from tests.collections import RECIPE
 from tests.conftest import PATIENCE, ROOT, Call, build_tiny_model
 from tests.object_store import ObjectStore, running
-from tests.processes import start
+from tests.processes import kill_one, start
 
 pytest.importorskip("s3fs", reason="the package s3fs is not installed")
 pytest.importorskip("moto.server", reason="the package moto[server] is not installed")
@@ -286,7 +286,6 @@ def all_whole(remote: Remote, into: Path) -> dict[str, list[str]]:
 
 def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(remote: Remote, tmp_path: Path) -> None:
     log, chance, lease = tmp_path / "log", random.Random(5), 6.0
-    killed: list[int] = []
 
     def begin(i: int) -> Any:  # every other one shares its disk with the one before it
         return start(
@@ -296,12 +295,7 @@ def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(remote: Re
     begun = [begin(i) for i in range(6)]
     while not log.exists():
         time.sleep(0.01)
-    for _ in range(3):
-        time.sleep(chance.uniform(0.05, 0.6))
-        process = chance.choice(begun)
-        process.kill()
-        killed.append(process.pid or 0)
-        begun.remove(process)
+    killed = {kill_one(begun, chance, 0.05, 0.6) for _ in range(3)}
     begun += [begin(i) for i in range(6, 9)]
     for process in begun:
         process.join(PATIENCE)
@@ -313,7 +307,7 @@ def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(remote: Re
         _, stage, pid = line.split()
         builders.setdefault(stage, set()).add(int(pid))
     assert set(builders) == {"A", "B-m0", "B-m1", "C"}
-    assert all(len(pids - set(killed)) <= 1 for pids in builders.values()), builders  # others waited for it
+    assert all(len(pids - killed) <= 1 for pids in builders.values()), builders  # others waited for it
     writers = all_whole(remote, tmp_path / "all")
     assert {stage: len(who) for stage, who in writers.items()} == {"a": 1, "b": 2, "c": 1}
 

@@ -18,7 +18,7 @@ from pipeline.engine import artifact as art
 from pipeline.engine.runner import Stage, Store, execute
 from tests.artifacts import toy_made
 from tests.conftest import PATIENCE
-from tests.processes import start
+from tests.processes import kill_one, start
 
 STEPS = 15
 
@@ -63,14 +63,8 @@ def work(root: Path, log: Path, member: str, lease: float, seconds: float = 0.01
 
 def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(tmp_path: Path) -> None:
     root, log, chance = tmp_path / "runs", tmp_path / "log", random.Random(3)
-    killed: list[int] = []
     begun = [start(work, root, log, f"m{i % 3}", 60.0, said=tmp_path / f"said-{i}") for i in range(9)]
-    for _ in range(4):
-        time.sleep(chance.uniform(0.02, 0.3))
-        process = chance.choice(begun)
-        process.kill()
-        killed.append(process.pid or 0)
-        begun.remove(process)
+    killed = {kill_one(begun, chance, 0.02, 0.3) for _ in range(4)}
     begun += [start(work, root, log, f"m{i}", 60.0, said=tmp_path / f"said-again-{i}") for i in range(3)]
     for process in begun:
         process.join(PATIENCE)
@@ -80,7 +74,7 @@ def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(tmp_path: 
     for _, stage, pid, *_ in lines:
         builders.setdefault(stage, set()).add(int(pid))
     assert set(builders) == {"A", "B-m0", "B-m1", "B-m2", "C"}
-    assert all(len(pids - set(killed)) <= 1 for pids in builders.values()), builders  # others waited for it
+    assert all(len(pids - killed) <= 1 for pids in builders.values()), builders  # others waited for it
     made = [path for path in (root / "store").glob("*/*") if path.is_dir()]
     assert sorted(path.parent.name for path in made) == ["a", "b", "b", "b", "c"]
     for path in made:
