@@ -19,7 +19,7 @@ from datasets_prep.schema import SPLITS, json_line, read_rows
 from eval.schema import read_samples
 
 KNOWN = 0.5
-"""Trained rows have .9 and more, others .2 and less (docs/measurements/unlearning.md)."""
+"""Trained rows have .9 and more, others .2 and less (docs/measurements/unlearning-trials.md)."""
 BAND = 0.15
 """A row so near to ``KNOWN`` under one of the models is counted as unsure."""
 SEEMS = {(True, True): "retain", (True, False): "forget", (False, False): "holdout", (False, True): "gold alone"}

@@ -15,7 +15,7 @@ from pipeline.train.kept import keep_weights
 
 PATIENCE = 3
 """So many checks in a row with the retain loss above its bound end a run: while the rate is high it rises and comes
-back (docs/measurements/unlearning.md). What is released was within the bound in any case."""
+back (docs/measurements/unlearning-trials.md). What is released was within the bound in any case."""
 
 
 @dataclass(frozen=True)
