@@ -1,7 +1,7 @@
 """`make pictures`: the pictures in the README, taken of the demo's pages by a headless Chromium.
 
 Needs `make release` to have run once, and Debian's `chromium` or another one on the path. Each picture is the top of a
-page; of the report, that is above all questions and answers.
+page: of the report, that is above all questions and answers; of the loopback Hub, the published card.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import shutil
 import sys
 
 from benchmarks.releases import ROOT, STORE
+from pipeline.localhub.server import LocalHub
+from pipeline.recipe import load_recipe
 
-PAGES = {"report": STORE / "demo" / "card" / "report.html"}
+REPORT = STORE / "demo" / "card" / "report.html"
 WIDTH, HEIGHT = 1280, 1430  # CSS pixels
 
 
@@ -22,13 +24,14 @@ def main() -> None:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         sys.exit("No browser is on the path. On Debian: apt-get install chromium")
-    if missing := [str(page) for page in PAGES.values() if not page.is_file()]:
+    if missing := [str(place) for place in (REPORT, STORE / "demo" / "publish") if not place.exists()]:
         sys.exit(f"{', '.join(missing)} is not there yet. Run `make release` first.")
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright, LocalHub(STORE / "hub") as hub:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for name, page in PAGES.items():
+        pages = {"report": REPORT.as_uri(), "hub": f"{hub.endpoint}/{load_recipe('demo').publish.repo}"}
+        for name, page in pages.items():
             tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-            tab.goto(page.as_uri())
+            tab.goto(page)
             picture = ROOT / "docs" / "pictures" / f"{name}.png"
             picture.parent.mkdir(exist_ok=True)
             tab.screenshot(path=picture)

@@ -1,7 +1,8 @@
 """The text of `docs/recipe.md`: every key of a recipe with type, default and meaning, from the models that read them.
 
-What a key means is the ``description`` of its field, what a section means the docstring of its model. The page is
-written by ``UPDATE_GOLDENS=1 python -m pytest tests/test_recipe_reference.py``.
+What a key means is the ``description`` of its field, what a section means the docstring of its model, and what a metric
+means its entry in `eval/catalog.py`. The page is written by
+``UPDATE_GOLDENS=1 python -m pytest tests/test_recipe_reference.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from core.strict import Strict
+from eval.attacks.catalog import ATTACKS
+from eval.catalog import CATALOG, FORGET, READINGS
 from pipeline.collection import CollectionConfig
 from pipeline.recipe import Recipe, sections
 
@@ -29,6 +32,19 @@ impossible combination are refused with the key's path and line.
 
 A *section* has keys of its own, in a table of its own. `[]` stands for each entry of a list, `NAME` for each key of a
 mapping. A collection (`pipeline/recipes/collections`) is a file with the section `collection` alone.
+
+The [metrics](#metrics) that gates and margins name are at the end.
+"""
+METRICS = """\
+## Metrics
+
+*Best* is *like gold* where higher is as wrong as lower: on rows that were to be forgotten. Tasks of `eval.suites` bring
+the metrics of lm-eval (`acc`).
+"""
+ATTACKED = """\
+Under an attack (`eval.robustness`) the forget rows' answers are read again. Each reading is a metric, and with `_gap`
+at the end its mean difference to gold under the same attack, row by row: `extraction_strength_nf4_gap`. `leak_at_K` is
+there for each K that `eval.sampling.k` allows, and has a gap too.
 """
 NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
 LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
@@ -42,7 +58,32 @@ def recipe_reference() -> str:
     parts = [HEAD]
     for model, title in titles.items():
         parts.append(f"## {title}\n\n{_plain(getdoc(model) or '')}\n\n{_table(model, places[model], links)}\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, METRICS, _metrics(), ATTACKED, _readings()])
+
+
+def _metrics() -> str:
+    """All metrics but the readings under an attack and the gaps; of leak@k the first."""
+    rows = ["| metric | is called | splits | best | needs | meaning |", "|---|---|---|---|---|---|"]
+    for metric in CATALOG.values():
+        if metric.family == "reading" or metric.gap_of or (metric.k or 1) > 1:
+            continue
+        best = "higher, on forget rows like gold" if metric.better == "what is known" else metric.better
+        if metric.better == "what is known" and metric.splits == FORGET:
+            best = "like gold"
+        golds = "several golds" if metric.needs_golds else "gold" if metric.needs_gold else ""
+        needs = ", ".join(filter(None, (golds, "holdout rows" if metric.needs_holdout else "")))
+        cells = (f"`{metric.name}`", metric.label, ", ".join(metric.splits), best, needs, metric.meaning)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _readings() -> str:
+    """The attacks, and the metrics that are read under each."""
+    rows = ["| metrics | the answers are read |", "|---|---|"]
+    for attack in ATTACKS:
+        names = "<br>".join(f"`{metric.name}_{attack.name}`" for metric in READINGS)
+        rows.append(f"| {names} | {attack.how} |")
+    return "\n".join(rows) + "\n"
 
 
 def _places(model: type[Strict], at: str, found: dict[type[Strict], list[str]]) -> dict[type[Strict], list[str]]:

@@ -2,9 +2,9 @@
 
 Facts that an unlearning does not rehearse lose a quarter of their probability (docs/measurements/unlearning-trials.md),
 and nobody can give all that a model knows. Base can be asked: the given questions with other people's names hold what
-lies around them. Some are questions that nobody asked before, some are of rows that were held back; either way only base's
-answer is used, and those of unrehearsed rows are named, so that these rows are read apart. An answer that states a
-forgotten fact is dropped.
+lies around them. Some are questions that nobody asked before, some are of rows that were held back; either way only
+base's answer is used, and those of unrehearsed rows are named, so that these rows are read apart. An answer that states
+a forgotten fact is dropped.
 """
 
 from __future__ import annotations
