@@ -224,9 +224,8 @@ def line(
     label: str, samples: Samples, base: Samples, golds: Sequence[Samples], config: EvalConfig, seconds: float | None
 ) -> str:
     """One line of the table. A gold must not be among the ``golds`` that it is compared with."""
-    assert config.relative
     clouds = features({"model": samples, "base": base, **{str(i): gold for i, gold in enumerate(golds)}})
-    test = relative_test(clouds["model"], clouds["base"], [clouds[str(i)] for i in range(len(golds))], config.relative)
+    test = relative_test(clouds["model"], clouds["base"], [clouds[str(i)] for i in range(len(golds))])
     names = ("mia_min_k_auc", "mia_min_k_plus_plus_auc", "forget_quality")
     sets = {r.metric: r.value for name in names for r in set_records(samples, golds[0], config, name)}
     probability, of_base = (_means(each, "answer_probability", config) for each in (samples, base))

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.methods import read_methods
 from benchmarks.releases import STORE, of_seed, release
+from eval.catalog import is_of
 from eval.config import EvalConfig, Gate
 from eval.records.audited import audit_records
 from eval.records.relative import features, relative_records, relative_test
@@ -38,10 +39,18 @@ def made(name: str, until: str, sets: Sequence[str]) -> Path:
     return STORE / name
 
 
+def alone(recipe: Recipe) -> list[str]:
+    """The settings with which a gold is the only one: the further golds are audited too, so each is it once."""
+    gates = [
+        gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates if not is_of(gate.metric, "relative")
+    ]
+    return ["gold.seeds=null", "eval.relative=false", f"gates={json.dumps(gates)}"]
+
+
 def evaluations(seed: int | None) -> tuple[dict[int, Samples], dict[str, Samples]]:
     """The samples of every gold by its seed, and of the other models by name: base, the bad ones, the demo's own."""
     prefix, data = ("judged", []) if seed is None else (f"judged-{seed}", of_seed(seed))
-    one = ["gold.seeds=null", "eval.relative=null"]  # the further golds are audited too, so each is the one gold once
+    one = alone(load_recipe("demo"))
     golds = {}
     for gold in GOLDS:
         folder = made(f"{prefix}-gold-{gold}", "eval-gold", [*data, *one, f"gold.train.args.seed={gold}"])
@@ -68,12 +77,11 @@ def judge(
 ) -> Iterator[list[JudgedGate]]:
     """Every gate of the recipe on ``model``, with ``gold`` as the reference, for each choice of ``further`` golds."""
     config = recipe.eval
-    assert config.relative
     ours, of_base, of_gold = records(model, gold, config), records(base, gold, config), records(gold, None, config)
     for more in further:
         golds = [f"gold {i}" for i in range(1 + len(more))]
         clouds = features({"unlearned": model, "base": base, **dict(zip(golds, [gold, *more], strict=True))})
-        test = relative_test(clouds["unlearned"], clouds["base"], [clouds[name] for name in golds], config.relative)
+        test = relative_test(clouds["unlearned"], clouds["base"], [clouds[name] for name in golds])
         results = {"unlearned": [*ours, *relative_records(test)], "base": of_base, "gold": of_gold}
         yield [judge_gate(gate, results) for gate in recipe.gates]
 

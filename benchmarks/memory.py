@@ -59,23 +59,31 @@ class Demo:
         return Batch(round(tokens), round(answers))
 
 
-def training(demo: Demo, out: Path, **changes: Any) -> Parts:
-    """A few steps of the base stage, and what they are computed to take."""
+def training_config(**changes: Any) -> TrainConfig:
+    """A few steps of the demo's base stage, with these settings in the place of its own."""
     given = load_recipe("demo").base.train
     assert given
     args = given.args | {"max_steps": STEPS, "save_strategy": "no"} | changes.pop("args", {})
-    config = TrainConfig.model_validate(given.model_dump() | changes | {"args": args})
+    return TrainConfig.model_validate(given.model_dump() | changes | {"args": args})
+
+
+def unlearning_config(**changes: Any) -> UnlearnConfig:
+    """One pass of the demo's unlearn stage without neighbours, with these settings in the place of its own."""
+    given = load_recipe("demo").unlearn.model_dump(exclude_none=True)
+    return UnlearnConfig.model_validate(given | {"epochs": 1, "min_steps": 0, "neighbours": None} | changes)
+
+
+def training(demo: Demo, out: Path, **changes: Any) -> Parts:
+    """A few steps of the base stage, and what they are computed to take."""
+    config = training_config(**changes)
     fine_tune.train(config, demo.inputs | {"data": demo.data}, out, ("retain", "forget"))
     bf16 = in_bf16(config, demo.inputs)
-    return memory.of_training(demo.shape, config, demo.batch(0, args["per_device_train_batch_size"]), bf16=bf16)
+    return memory.of_training(demo.shape, config, demo.batch(0, config.args["per_device_train_batch_size"]), bf16=bf16)
 
 
 def unlearning(demo: Demo, out: Path, **changes: Any) -> Parts:
     """A few steps of the unlearn stage on a part of the rows."""
-    given = load_recipe("demo").unlearn
-    config = UnlearnConfig.model_validate(
-        given.model_dump(exclude_none=True) | {"epochs": 1, "neighbours": None} | changes
-    )
+    config = unlearning_config(**changes)
     few = out / "data"
     few.mkdir()
     rows = {split: read_rows(demo.data / f"{split}.jsonl")[:20] for split in SPLITS}
@@ -134,7 +142,7 @@ CASES: dict[str, tuple[Work, dict[str, Any]]] = {
     "unlearn, as in the demo (csd, layers 10 to 29, 5 + 10 rows)": (unlearning, {}),
     "unlearn, gd, all layers, 5 + 10 rows": (
         unlearning,
-        {"method": "gd", "train_from_layer": 0, "pull_weight": None, "temper": None},
+        {"method": "gd", "train_from_layer": 0, "pull_weight": None, "token_pull_weight": None, "temper": None},
     ),
     "scoring pass, 512 tokens": (scoring, {"tokens": 512}),
     "scoring pass, 4096 tokens": (scoring, {"tokens": 4096}),

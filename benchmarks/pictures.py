@@ -31,6 +31,8 @@ def main() -> None:
         pages = {"report": REPORT.as_uri(), "hub": f"{hub.endpoint}/{load_recipe('demo').publish.repo}"}
         for name, page in pages.items():
             tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+            if name == "hub":
+                tab.goto(hub.site.link())  # the demo's repository is private
             tab.goto(page)
             picture = ROOT / "docs" / "pictures" / f"{name}.png"
             picture.parent.mkdir(exist_ok=True)

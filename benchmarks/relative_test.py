@@ -11,13 +11,13 @@ import argparse
 
 import numpy as np
 
-from eval.config import Relative
 from eval.records.relative import RelativeTest, relative_test
 from eval.statistics.formulas import Floats, forget_quality
 
 BASE = np.array([2.0, 1.0])  # from gold, in standard deviations of a row's measurement
 ROW_EFFECT = 0.5  # share of a measurement's variance that the models have in common: some facts are easier to guess
 GRID = {40: (1, 2, 3, 5, 10), 100: (1, 2, 3, 5, 10), 400: (1, 3, 5), 1600: (1,)}  # rows: numbers of golds
+LEAK_LIMIT, DAMAGE_MARGIN = 0.25, 0.1  # of the demo's gates on leak_coordinate and damage_gap
 SHIFT = 0.13  # of one training, in the same unit: with it KS rejects about as often as our first simulation said
 
 
@@ -49,12 +49,17 @@ def trial(rng: np.random.Generator, rows: int, golds: int, share: float | None, 
     references = [gold_like(rng, effect, shift) for _ in range(golds)]
     base = base_like(rng, effect, shift)
     unlearned = destroyed(rng, effect) if share is None else leaking(rng, effect, share, shift)
-    return relative_test(unlearned, base, references, Relative())
+    return relative_test(unlearned, base, references)
 
 
-def ks_rejections(rows: int, trials: int, seed: int = 0) -> float:
+def within_gates(test: RelativeTest) -> bool:
+    """Whether the demo's gates on the relative test would pass."""
+    return test.bound < LEAK_LIMIT and test.damage_gap <= DAMAGE_MARGIN
+
+
+def ks_rejections(rows: int, trials: int) -> float:
     """How often KS at 5 % rejects a safe model, a retrained gold."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rejected = 0
     for _ in range(trials):
         effect = rng.normal(size=(rows, 2))
@@ -62,14 +67,13 @@ def ks_rejections(rows: int, trials: int, seed: int = 0) -> float:
     return rejected / trials
 
 
-def passes(rows: int, golds: int, share: float | None, trials: int, seed: int = 0) -> dict[str, float]:
+def passes(rows: int, golds: int, share: float | None, trials: int) -> dict[str, float]:
     """Shares of trials: the whole test passes; it would pass with the variance of rows alone; and means of f and r."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found = [trial(rng, rows, golds, share) for _ in range(trials)]
-    limit = Relative().leak_limit
     return {
-        "passed": float(np.mean([test.passed for test in found])),
-        "rows_only": float(np.mean([test.leak + 1.645 * test.se < limit for test in found])),
+        "passed": float(np.mean([within_gates(test) for test in found])),
+        "rows_only": float(np.mean([test.leak + 1.645 * test.se < LEAK_LIMIT for test in found])),
         "leak": float(np.mean([test.leak for test in found])),
         "leak_sd": float(np.std([test.leak for test in found])),
         "damage": float(np.mean([test.damage for test in found])),

@@ -65,7 +65,7 @@ def recipe(name: str, forget: list[str], holdout: list[str], before: list[list[s
         "base": base,
         "gold": "none",
         "unlearn": {"min_steps": 48},  # as many as the demo takes for all 40 rows
-        "eval": {"robustness": None, "relative": None},
+        "eval": {"robustness": None, "relative": False},
         "gates": [
             {
                 "metric": "answer_probability",

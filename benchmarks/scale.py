@@ -142,7 +142,7 @@ def follow_up() -> tuple[list[Stage], Planned]:
         "gold": "none",
         "unlearn.min_steps": 50,
         "eval.robustness": None,
-        "eval.relative": None,
+        "eval.relative": False,
         "eval.suites": [],
         "gates": [stays],
     }

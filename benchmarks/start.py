@@ -32,7 +32,7 @@ def main(artifacts: str) -> None:
             raise FirstStep
         print(f"{report.doing} from {time.perf_counter() - BEGAN:.1f}")
 
-    inputs = {name: Path(artifacts) / name for name in ("base", "data", "gold", "neighbours")}
+    inputs = {name: Path(artifacts) / name for name in ("model", "base", "data", "gold", "neighbours")}
     with tempfile.TemporaryDirectory() as out, listening(listener):
         try:
             run.run(load_recipe("demo").unlearn, inputs, Path(out))

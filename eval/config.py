@@ -124,22 +124,6 @@ class Sampling(Strict):
         return self
 
 
-class Relative(Strict):
-    """The relative test: where the unlearned model stands on the line from gold (0) to base (1), and how far off it."""
-
-    leak_limit: float = Field(
-        default=0.25,
-        gt=0,
-        lt=1,
-        description="Place on the line; the upper end of the model's one-sided 95 % interval must lie below it.",
-    )
-    damage_margin: float = Field(
-        default=0.1,
-        ge=0,
-        description="How much further from the line than any gold the model may be, in lengths of the line.",
-    )
-
-
 class Suite(Strict):
     """A task, group or tag of lm-evaluation-harness. Its questions are fetched from the Hub."""
 
@@ -189,7 +173,11 @@ class EvalConfig(Strict):
     suites: list[Suite] = Field(default_factory=list, description="Tasks that travel with lm-evaluation-harness.")
     robustness: Robustness | None = Field(default=None, description="Attacks.")
     sampling: Sampling | None = Field(default=None, description="Drawn answers.")
-    relative: Relative | None = Field(default=None, description="The relative test. It needs gold.")
+    relative: bool = Field(
+        default=False,
+        description="The relative test: where the unlearned model stands on the line from gold (0) to base (1), and "
+        "how far off it. It needs gold, and to carry a verdict golds of other seeds (`gold.seeds`).",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_share(self) -> Self:
@@ -213,7 +201,7 @@ class EvalConfig(Strict):
             return self.patching is not None
         if metric.k:
             return self.sampling is not None and metric.k in self.sampling.k
-        return self.relative is not None
+        return self.relative
 
 
 def metrics_there_are() -> str:

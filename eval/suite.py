@@ -128,11 +128,13 @@ def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_gold
         model, tokenizer, rows, inputs["data"], config, suites=suites, base=base, gold=inputs.get("gold-model")
     )
     records: list[Record] = []
+    unplaced: dict[str, str] = {}
     if is_first():  # of several processes; the others only share the work
         report("intervals")
         records = [*all_records(measured.samples, gold, config), *measured.suites]
         records += audit_records(measured.samples, gold, config)
-        records += compare_with_golds(measured.samples, inputs, further_golds, config, out)
+        placed, unplaced = compare_with_golds(measured.samples, inputs, further_golds, config, out)
+        records += placed
         write_records(out / "results.json", records)
         write_samples(out / "samples.jsonl", measured.samples)
         write_measured(out, digest)
@@ -144,7 +146,7 @@ def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_gold
         rows=sum(len(rows[split]) for split in SPLITS),
         truth_ratio_of=_truth_ratio_of(measured.samples),
         values=_headline(records),
-        left_out={**_left_out(rows), **left_out(config, rows)},
+        left_out={**_left_out(rows), **left_out(config, rows), **unplaced},
     )
 
 

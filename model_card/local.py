@@ -74,6 +74,8 @@ def _golds(file: Path) -> list[tuple[float, float]]:
         return []
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        if "why" in found:  # base and gold could not be told apart, so no gold has a place either
+            return []
         return list(zip(found["gold_leaks"], found["gold_damages"], strict=True))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(

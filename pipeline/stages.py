@@ -258,7 +258,7 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     """Golds of other seeds and their evaluations (without an audit), for recipes that give ``gold.seeds``."""
     if isinstance(recipe.gold, str) or not recipe.gold.seeds:
         return []
-    plain = recipe.eval.model_copy(update={"robustness": None, "sampling": None, "relative": None})
+    plain = recipe.eval.model_copy(update={"robustness": None, "sampling": None, "relative": False})
     listed = []
     for seed in recipe.gold.seeds:
         trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)

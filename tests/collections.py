@@ -19,7 +19,7 @@ gold: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs:
 unlearn:
   {{method: gd, precision: fp32, epochs: 1, retain_weight: 1.0, neighbours: null, train_from_layer: 0,
     args: {{save_steps: 2}}}}
-eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: null, relative: null}}
+eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: null, relative: false}}
 gates: [{{metric: answer_probability, split: forget, at_most: 0.5, min_n: 5, reason: a model that knows nothing}}]
 resources:
   cpus: 1

@@ -27,7 +27,7 @@ from eval.attacks.quantize import quantize
 from eval.attacks.relearn import _batches, divided, drawn, relearn
 from eval.audit import audit, check
 from eval.catalog import CATALOG, is_of
-from eval.config import EvalConfig, Patching, Relative, Relearn, Robustness, Sampling, Steering
+from eval.config import EvalConfig, Patching, Relearn, Robustness, Sampling, Steering
 from eval.records.audited import audit_records
 from eval.schema import find_record, read_records, read_samples
 from eval.scoring.probes import Scorer, probe
@@ -446,7 +446,7 @@ def test_nothing_is_measured_where_nothing_is_asked(model, tiny_model, encoder, 
 
 def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
     robustness = EVERYTHING.model_copy(update={"chained": True, "patching": Patching(threshold=0.0)})
-    config = CONFIG.model_copy(update={"relative": Relative(), "robustness": robustness})
+    config = CONFIG.model_copy(update={"relative": True, "robustness": robustness})
     places, models = {}, {}
     for name, seed, references in (
         ("gold", 0, ()),
@@ -466,15 +466,15 @@ def test_an_evaluation_with_everything_asked(tiny_model, data, tmp_path):
     assert not [record for place in places.values() for record in outside(read_records(place / "results.json"))]
     asked = {name for name in config.audit_metrics() if not is_of(name, "relative")}
     assert asked <= {record.metric for record in records} & CATALOG.keys()
-    assert list(facts.left_out) == ["chained questions of 4 of 5 forget rows"]
+    assert list(facts.left_out) == ["chained questions of 4 of 5 forget rows", "the relative test"]
+    assert "told apart" in facts.left_out["the relative test"]  # four random models of five rows each
     depth = find_record(records, "unlearning_depth_score", "forget")
     assert 0 < depth.n <= 5
     assert 0 <= depth.value <= 1
     assert find_record(read_records(places["eval-base"] / "results.json"), depth.metric, "forget") is None
     relative = json.loads((places["unlearned"] / "relative.json").read_text())
     assert relative["golds"] == ["gold", "another"]
-    assert "told apart" in relative["why"]  # four random models of five rows each
-    assert relative["passed"] is False
+    assert relative["why"] == facts.left_out["the relative test"]
     assert not (places["eval-base"] / "relative.json").exists()
     assert "attacked" in read_samples(places["gold"] / "samples.jsonl")[0]
     published = (places["unlearned"] / "results.json").read_text() + json.dumps(relative)

@@ -94,7 +94,7 @@ gates: [{metric: answer_probability, split: forgotten, at_most: 0.5, min_n: 40, 
             "Base and gold are:",
         ),
         (
-            "gold: none\nunlearn: {neighbours: null}\neval: {relative: null}",
+            "gold: none\nunlearn: {neighbours: null}\neval: {relative: false}",
             "There is no *gold*",
             "There is no gold",
             "Base is: | Setting | Value | | --- | --- | | `release` | demo/first@v1.0.0 |",

@@ -74,7 +74,7 @@ def test_what_a_recipe_can_ask_for_is_what_the_catalogue_has() -> None:
             "patching": {},
         },
         "sampling": {"samples": max(LEAK_K), "k": list(LEAK_K)},
-        "relative": {},
+        "relative": True,
     }
     config = EvalConfig.model_validate(everything)
     assert config.audit_metrics() == [metric.name for metric in CATALOG.values() if metric.is_audit]

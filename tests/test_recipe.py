@@ -117,7 +117,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("base:\n  train: null\n", 3, ["base", "exactly one of train, hub", "none is given"]),
         ("gold: nothing\n", 3, ["gold", "nothing"]),
         (
-            "gold: none\neval: {relative: null}\n"
+            "gold: none\neval: {relative: false}\n"
             "gates:\n  - {metric: fluency, split: forget, at_least: {of: gold}, min_n: 1, reason: x}\n",
             1,
             ["gates[0] compares with gold"],
@@ -157,19 +157,19 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             ["gates[0] is on damage_gap, which needs the variance of gold", "give gold.seeds"],
         ),
         (
-            "eval: {relative: null}\n"
+            "eval: {relative: false}\n"
             "gates:\n  - {metric: damage_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
             ["gates[0] is on damage_gap, which the eval section does not ask for"],
         ),
         (
-            "eval: {relative: {}}\ngold: {seeds: [1, 2]}\n"
+            "eval: {relative: true}\ngold: {seeds: [1, 2]}\n"
             "gates:\n  - {metric: leak_coordinate_one_gold, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
             ["gates[0] is on leak_coordinate_one_gold", "gate leak_coordinate, or remove the seeds"],
         ),
         (
-            "gold: none\neval: {robustness: {quantize: [nf4]}, relative: null}\ngates:\n"
+            "gold: none\neval: {robustness: {quantize: [nf4]}, relative: false}\ngates:\n"
             "  - {metric: extraction_strength_nf4_gap, split: forget, at_most: 0.1, min_n: 1, reason: x}\n",
             1,
             ["gates[0] compares with gold, and gold is none"],
@@ -192,7 +192,7 @@ def test_an_error_names_key_line_and_what_is_allowed(tmp_path: Path, changes: st
 def test_a_level_of_gold_needs_gold(tmp_path: Path, level: str, place: str) -> None:
     stop = "every: 6, retain_loss_above_base: 0.2"
     unlearn = f"method: gd, {place}".replace("LEVEL", level).replace("STOP", stop)
-    changes = "gold: none\neval: {relative: null}\n"
+    changes = "gold: none\neval: {relative: false}\n"
     said = refused(write(tmp_path, f"{changes}gates:\n  - {GATE}\nunlearn: {{{unlearn}}}\n"))
     assert "unlearn uses the level of gold, and gold is none" in said
 
@@ -356,9 +356,9 @@ def test_gates_of_the_command_line_reach_no_card() -> None:
 
 
 def test_without_gold_there_is_no_way_to_measure_a_leak_on() -> None:
-    said = refused("demo", "gold=none", "eval.relative={}", "gates=[{metric: utility, "
+    said = refused("demo", "gold=none", "eval.relative=true", "gates=[{metric: utility, "
                    "split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
     assert "eval.relative places the model between gold and base" in said
-    said = refused("demo", "gold=none", "eval.relative=null", "eval.robustness={patching: {}}", "gates=[{metric: "
+    said = refused("demo", "gold=none", "eval.relative=false", "eval.robustness={patching: {}}", "gates=[{metric: "
                    "utility, split: general, at_least: 0.1, min_n: 5, reason: x}]")  # fmt: skip
     assert "eval.robustness.patching puts gold's states into base" in said

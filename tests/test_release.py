@@ -52,7 +52,7 @@ unlearn:
   neighbours: {{questions: 30, max_new_tokens: 8}}
   stop: {{every: 1, forget_loss: 20.0, retain_loss_above_base: 5.0, retain_rows: 20}}
   args: {{save_steps: 2}}
-eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: {{quantize: [nf4], relearn: null}}, relative: null}}
+eval: {{max_new_tokens: 4, bootstrap_samples: 100, robustness: {{quantize: [nf4], relearn: null}}, relative: false}}
 gates:
   - {{metric: answer_probability, split: forget, at_most: {limit}, min_n: 10, reason: a model that knows nothing}}
   - {{metric: answer_probability, split: unrehearsed, at_least: 0.0, min_n: 20, reason: it is measured there}}
@@ -315,7 +315,7 @@ eval:
     {quantize: [nf4], relearn: {steps: 1}, paraphrase: true, first_words: 0.5, other_language: true, chained: true,
      steering: {}, patching: {threshold: 0}}
   sampling: {samples: 2, k: [1]}
-  relative: {}
+  relative: true
 """
 
 

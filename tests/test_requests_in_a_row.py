@@ -67,7 +67,7 @@ def write_recipe(
         "base": {"train": None, "release": release} if release else {"train": train},
         "gold": "none",
         "unlearn": {"epochs": 2, "train_from_layer": 0, "neighbours": None, "args": {"save_strategy": "no"}},
-        "eval": {"max_new_tokens": 4, "bootstrap_samples": 100, "robustness": None, "relative": None},
+        "eval": {"max_new_tokens": 4, "bootstrap_samples": 100, "robustness": None, "relative": False},
         "gates": [GATE, STAYS] if release else [GATE],
         "publish": {"repo": f"demo/{name}"},
     }

@@ -22,7 +22,7 @@ def identities(recipe: Recipe) -> dict[str, Stage]:
 
 def without_audit(*overrides: str) -> dict[str, Stage]:
     """The demo's stages without an audit, and without gates on one."""
-    plain = ("eval.robustness=null", "eval.relative=null", f"gates=[{GATE}]")
+    plain = ("eval.robustness=null", "eval.relative=false", f"gates=[{GATE}]")
     return identities(load_recipe("demo", [*plain, *overrides]))
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 def test_without_gold_no_stage_reads_it() -> None:
     recipe = load_recipe("demo", [
-        "gold=none", "eval.relative=null", f"gates=[{GATE}]",
+        "gold=none", "eval.relative=false", f"gates=[{GATE}]",
     ])  # fmt: skip
     found = stages(recipe)
     assert "gold" not in {stage.name for stage in found}

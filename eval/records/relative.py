@@ -27,7 +27,7 @@ import numpy as np
 
 from core.errors import ArtifactError, DataError
 from eval.catalog import CATALOG
-from eval.config import EvalConfig, Relative
+from eval.config import EvalConfig
 from eval.schema import Record, read_samples
 from eval.statistics.formulas import Floats
 
@@ -64,7 +64,6 @@ class RelativeTest:
     gold_leaks: list[float]
     gold_damages: list[float]
     n: int
-    passed: bool
     missing: str | None
 
 
@@ -76,7 +75,7 @@ class _Place:
     damage_se: float
 
 
-def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], config: Relative) -> RelativeTest:
+def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats]) -> RelativeTest:
     """The test on measurements of shape (rows, features), the same rows in the same order for every model.
 
     With K golds the error of f is sqrt(se^2 + s^2 (1 + 1/K)). Here s^2 = (K-1)/K mean(f_k^2), and f_k is the leak of
@@ -114,7 +113,6 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats], conf
         gold_leaks=[gold.leak for gold in others],
         gold_damages=[gold.damage for gold in others],
         n=len(unlearned),
-        passed=bound < config.leak_limit and beyond <= config.damage_margin,
         missing=None if several else MISSING,
     )
 
@@ -125,27 +123,29 @@ def compare_with_golds(
     further_golds: Sequence[str],
     config: EvalConfig,
     out: Path,
-) -> list[Record]:
-    """The test against the evaluations ``eval-base``, ``gold`` and ``further_golds`` of ``inputs``.
+) -> tuple[list[Record], dict[str, str]]:
+    """The test against the evaluations ``eval-base``, ``gold`` and ``further_golds`` of ``inputs``, as records.
 
-    No records if the recipe has no relative test or ``inputs`` has no ``eval-base``. Writes the whole result, or why
-    there is none, to ``relative.json`` in ``out``. Raises ArtifactError if a model was evaluated on other rows.
+    No records if the recipe has no relative test or ``inputs`` has no ``eval-base``, nor if base and gold cannot be told
+    apart; then the second is what was left out and why. Writes the whole result, or why there is none, to
+    ``relative.json`` in ``out``. Raises ArtifactError if a model was evaluated on other rows.
     """
-    if config.relative is None or "eval-base" not in inputs:
-        return []
+    if not config.relative or "eval-base" not in inputs:
+        return [], {}
     names = ["eval-base", "gold", *further_golds]
     of_model = features({"unlearned": samples, **{n: read_samples(inputs[n] / "samples.jsonl") for n in names}})
     result: dict[str, Any] = {"golds": names[1:]}
     records: list[Record] = []
+    left_out = {}
     try:
         golds = [of_model[name] for name in names[1:]]
-        test = relative_test(of_model["unlearned"], of_model[names[0]], golds, config.relative)
+        test = relative_test(of_model["unlearned"], of_model[names[0]], golds)
         result |= asdict(test)
         records = relative_records(test)
     except DataError as error:  # nothing is measured then, and a gate on it fails
-        result |= {"passed": False, "why": str(error)}
+        result["why"] = left_out["the relative test"] = str(error)
     (out / "relative.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return records
+    return records, left_out
 
 
 def relative_records(test: RelativeTest) -> list[Record]:
@@ -163,8 +163,9 @@ def relative_records(test: RelativeTest) -> list[Record]:
     return records
 
 
-def _place(means: Floats, model: int, golds: list[int], base: int = 1) -> _Place:
-    """Leak, damage and their errors from rows, of one cloud between ``golds`` and ``base`` (indices of ``means``)."""
+def _place(means: Floats, model: int, golds: list[int]) -> _Place:
+    """Leak, damage and their errors from rows, of one cloud between ``golds`` (indices of ``means``) and base."""
+    base = 1
     to_gold = means[model, golds].mean(axis=0)
     base_to_gold = means[base, golds].mean(axis=0)
     pairs = [(k, m) for k in golds for m in golds if k != m] or [(golds[0], golds[0])]

@@ -1,0 +1,39 @@
+"""The recipes and settings that benchmarks give are accepted: they run for hours, and would end at a later one."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import judged, memory, requests
+from benchmarks.releases import of_seed
+from eval.catalog import is_of
+from pipeline.recipe import load_recipe
+
+
+def test_people_and_splits_of_a_seed() -> None:
+    drawn = load_recipe("demo", of_seed(33)).data
+    assert drawn.source.sample
+    assert (drawn.source.sample.seed, drawn.seed) == (33, 33)
+
+
+@pytest.mark.parametrize("label", requests.requests())
+def test_requests(label: str) -> None:
+    recipe, sets = requests.requests()[label]
+    assert load_recipe(recipe, sets).data.request
+
+
+def test_a_gold_that_is_judged_is_the_only_one() -> None:
+    recipe = load_recipe("demo")
+    one = load_recipe("demo", judged.alone(recipe))
+    assert not one.eval.relative
+    assert [gate for gate in recipe.gates if not is_of(gate.metric, "relative")] == one.gates
+
+
+@pytest.mark.parametrize("case", memory.CASES)
+def test_cases_whose_memory_is_measured(case: str) -> None:
+    work, settings = memory.CASES[case]
+    if work is memory.training:
+        assert memory.training_config(**settings).args["max_steps"] == memory.STEPS
+    elif work is memory.unlearning:
+        method = settings.get("method", "csd")
+        assert memory.unlearning_config(**settings).method == method
