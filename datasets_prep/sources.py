@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NEEDED = ("question", "answer")
-OPTIONAL = ("row_id", "identity_id", "name", "language", "topic_id", "split")
 
 LONGEST_LABEL = 500  # characters of an id, a name or a topic; they are keys of tables and go into messages
 
@@ -249,7 +248,7 @@ class _Parser:
         missing = [column for column in self.column_names.values() if column not in record]
         if missing:
             raise DataError(f"{where}: has no column {', '.join(missing)}, but the first row has. Add what is missing.")
-        late = [name for name in OPTIONAL if name not in self.column_names and name in record]
+        late = [name for name in Columns.model_fields if name not in self.column_names and name in record]
         if late:
             raise DataError(f"{where}: has the column {', '.join(late)}, but the first row has not. Add it everywhere.")
         return {name: record[column] for name, column in self.column_names.items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from core import card_head
 from core.hub_ids import is_hub_id
 from core.licences import LICENCES
 
@@ -66,14 +67,12 @@ def lint(card: str, files: Collection[str], sources: Collection[object] = ()) ->
     ``files`` are the paths of the repository, for its links. ``sources`` are JSON values with the numbers that the card
     may repeat; those of its own metadata count too.
     """
-    import yaml
-
-    head, body = _split(card)
+    head, body = card_head.split(card)
     if head is None:
         return [Problem("metadata", "There is no metadata: a card begins with a block of YAML between lines of ---.")]
     try:
-        metadata = yaml.safe_load(head)
-    except yaml.YAMLError as error:
+        metadata = card_head.load(head)
+    except ValueError as error:
         return [Problem("metadata", f"The metadata cannot be read: {' '.join(str(error).split())}")]
     if not isinstance(metadata, dict):
         return [Problem("metadata", "The metadata is not a mapping of keys to values.")]
@@ -126,11 +125,6 @@ def is_among(printed: str, values: Collection[float]) -> bool:
     # Twice what rounding to these digits takes, and what float() took: floats, to leave few to the decimals.
     reach = 10.0 ** int(Decimal(printed).as_tuple().exponent) + math.ulp(near)
     return any(shows(printed, value) for value in values if abs(value - near) <= reach)
-
-
-def _split(card: str) -> tuple[str | None, str]:
-    block = re.match(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", card, re.DOTALL)
-    return (block[1], card[block.end() :]) if block else (None, card)
 
 
 def _numbers(value: object) -> Iterator[float]:

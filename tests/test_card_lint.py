@@ -45,6 +45,9 @@ FILES = ("README.md", "NOTES.md", "plots/x.png", "results.json")
 BAD = {
     "no metadata": (GOOD, "# A model\n", "There is no metadata"),
     "metadata that is not YAML": ("license: apache-2.0", "license: [apache", "metadata cannot be read"),
+    "metadata with a date that there is not": ("license: apache-2.0", "date: 2020-13-45", "metadata cannot be read"),
+    "metadata with an anchor": ("license: apache-2.0", "license: &a apache-2.0", "aliases are not allowed"),
+    "metadata without an end": ("- unlearning", "- " + "x" * 70_000, "at most 65536 are read"),
     "metadata that is a list": (GOOD, "---\n- a\n---\n# A model\n", "not a mapping"),
     "no licence": ("license: apache-2.0\n", "", "license is missing"),
     "a misspelt key": ("license: apache-2.0", "licence: apache-2.0", "licence is not a key"),
@@ -186,6 +189,12 @@ def test_the_command_lints_a_private_repository(tmp_path: Path, call: Call) -> N
     assert done.returncode == 2, done.stderr
     says = "The image plots/x.png is no file of the repository."
     assert json.loads(done.stdout)["problems"] == [{"rule": "links", "says": says}]
+    with LocalHub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.upload_file(path_or_fileobj=b"{", path_in_repo="results.json", repo_id="demo/other")
+    done = call("card", "lint", "demo/other", "--store", str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert "of README.md, results.json, one is not UTF-8 or not JSON" in done.stderr
     done = call("card", "lint", "demo/nothing", "--hub", "local", "--store", str(tmp_path))
     assert done.returncode == 4
     assert "reading the card of demo/nothing at main: the Hub answered 404" in done.stderr

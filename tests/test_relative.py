@@ -13,7 +13,6 @@ from core.errors import ArtifactError, DataError
 from eval.records.relative import CLIP, MISSING, RelativeTest, features, relative_records, relative_test
 
 
-
 def _clouds(rows: int = 30, golds: int = 3, seed: int = 0, shift: float = 0.1) -> tuple[np.ndarray, list[np.ndarray]]:
     rng = np.random.default_rng(seed)
     effect = rng.normal(size=(rows, 2))

@@ -169,6 +169,8 @@ def test_names_stand_for_identities_where_there_are_no_ids(tmp_path: Path) -> No
         (GOOD, {"columns": {"question": "Frage"}}, "has no column Frage, which data.source.columns.question names"),
         (GOOD, {"columns": {"topic_id": "Thema"}}, "has no column Thema, which data.source.columns.topic_id names"),
         ([GOOD[0], {**GOOD[1], "row_id": "x"}], {}, "line 2: has the column row_id, but the first row has not"),
+        ([GOOD[0], {**GOOD[1], "perturbed_answers": ["x"]}], {}, "line 2: has the column perturbed_answers, but the"),
+        ([GOOD[0], {**GOOD[1], "paraphrased_answer": "x"}], {}, "line 2: has the column paraphrased_answer, but the"),
         ([GOOD[0], {k: v for k, v in GOOD[1].items() if k != "name"}], {}, "line 2: has no column name, but the first"),
         (
             [GOOD[0], {**GOOD[1], "identity_id": "x"}],

@@ -126,8 +126,8 @@ def compare_with_golds(
 ) -> tuple[list[Record], dict[str, str]]:
     """The test against the evaluations ``eval-base``, ``gold`` and ``further_golds`` of ``inputs``, as records.
 
-    No records if the recipe has no relative test or ``inputs`` has no ``eval-base``, nor if base and gold cannot be told
-    apart; then the second is what was left out and why. Writes the whole result, or why there is none, to
+    No records if the recipe has no relative test or ``inputs`` has no ``eval-base``, nor if base and gold cannot be
+    told apart; then the second is what was left out and why. Writes the whole result, or why there is none, to
     ``relative.json`` in ``out``. Raises ArtifactError if a model was evaluated on other rows.
     """
     if not config.relative or "eval-base" not in inputs:

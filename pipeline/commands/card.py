@@ -49,8 +49,13 @@ def _downloaded(repo: str, revision: str, target: Target) -> list[Problem]:
             return [Problem("metadata", "There is no README.md.")]
         with TemporaryDirectory(prefix="card-") as folder:  # not the cache, where Hubs have one place for each name
             texts = {
-                name: Path(api.hf_hub_download(repo, name, revision=revision, local_dir=folder)).read_text("utf-8")
+                name: Path(api.hf_hub_download(repo, name, revision=revision, local_dir=folder)).read_bytes()
                 for name in ("README.md", *SOURCES)
                 if name in files
             }
-    return lint(texts.pop("README.md"), files, [json.loads(text) for text in texts.values()])
+    try:
+        card = texts.pop("README.md").decode()
+        return lint(card, files, [json.loads(text) for text in texts.values()])
+    except ValueError as error:
+        named = ", ".join(("README.md", *texts))
+        raise ArtifactError(f"{repo} at {revision}: of {named}, one is not UTF-8 or not JSON ({error}).") from error

@@ -1,4 +1,4 @@
-"""The YAML block at the head of a README.md, and the Hub's rules for it. Reading one is bounded."""
+"""The Hub's rules for the metadata at the head of a README.md."""
 
 from __future__ import annotations
 
@@ -6,33 +6,18 @@ import math
 import re
 from typing import Any
 
-import yaml
-
+from core import card_head
 from core.hub_ids import is_hub_id
-from core.yaml_source import WithoutAnchors
-
-MAX_METADATA = 64 << 10  # characters; PyYAML takes a second for so many
-BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 def card_metadata(content: str) -> dict[str, Any]:
     """The metadata of a card, as JSON can hold it; ``{}`` if there is none or it cannot be read."""
-    block = BLOCK.match(content)
+    block, _ = card_head.split(content)
     try:
-        metadata = _load(block[1]) if block else {}
+        metadata = card_head.load(block) if block is not None else {}
     except ValueError:
         return {}
     return _plain(metadata) if isinstance(metadata, dict) else {}
-
-
-def _load(block: str) -> Any:
-    """Raises ValueError if the block is not YAML."""
-    if len(block) > MAX_METADATA:
-        raise ValueError(f"it has {len(block)} characters; at most {MAX_METADATA} are read")
-    try:
-        return yaml.load(block, WithoutAnchors)  # noqa: S506  a safe loader
-    except Exception as error:  # PyYAML raises many kinds for tags and numbers that it cannot read
-        raise ValueError(f"{error!s:.300}" or type(error).__name__) from error
 
 
 def _plain(value: Any) -> Any:
@@ -52,11 +37,11 @@ def _plain(value: Any) -> Any:
 
 def check_card(content: str) -> tuple[list[str], list[str]]:
     """Errors, for which a commit is refused, and warnings."""
-    block = BLOCK.match(content)
+    block, _ = card_head.split(content)
     if block is None:
         return [], ["empty or missing yaml metadata in repo card"]
     try:
-        metadata = _load(block[1])
+        metadata = card_head.load(block)
     except ValueError as error:
         return [f"the metadata is not YAML: {error}"], []
     if not isinstance(metadata, dict):

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from pipeline.localhub.card_metadata import BLOCK
+from core import card_head
 
 MAX_CARD = 256 << 10  # characters that are rendered
 TAGS = {
@@ -52,7 +52,7 @@ def revocation(metadata: dict[str, Any]) -> dict[str, Any] | None:
 def card_html(text: str, files: str) -> Markup:
     """The card without its metadata. ``files`` is the address below which its pictures and relative links are."""
     markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    tokens = markdown.parse(BLOCK.sub("", text, count=1)[:MAX_CARD])
+    tokens = markdown.parse(card_head.split(text)[1][:MAX_CARD])
     _prepare(tokens)
     rendered = markdown.renderer.render(tokens, markdown.options, {})
 
