@@ -28,7 +28,6 @@ from pipeline.localhub.server import HOST, LocalHub
 
 Send = Callable[[dict], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict]]
-WRITES = ("POST", "PUT", "DELETE", "PATCH")
 FULL = 1 << 14  # bytes of the largest file that a full disk still takes, at most
 
 

@@ -7,7 +7,6 @@ never knew the fact is not the fact.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from core.errors import SystemLimitError
 from core.progress import report
 from core.ranks import from_all_ranks, rank, world_size
 from datasets_prep.schema import Encoded, PerturbedRow, Row
@@ -23,7 +21,7 @@ from eval.attacks import steering
 from eval.attacks.copies import stand_in
 from eval.attacks.patching import depth_scores, fact_of
 from eval.attacks.prompts import chained, in_another_language, paraphrased, shown_words
-from eval.attacks.quantize import quantize
+from eval.attacks.quantize import quantize, try_quantization
 from eval.attacks.relearn import divided, drawn, relearn
 from eval.attacks.sampling import distinctive_words, row_seed, sample_answers, states_fact
 from eval.catalog import READINGS
@@ -37,14 +35,11 @@ Readings = dict[str, dict[str, float]]  # by row_id
 def check(config: EvalConfig, forget: Sequence[Row]) -> None:
     """Check, before anything is measured, that the audit can be done.
 
-    Raises SystemLimitError if bitsandbytes is missing, DataError if relearning leaves no row to probe.
+    Raises SystemLimitError if bitsandbytes cannot round on the device, DataError if relearning leaves no row to probe.
     """
     robustness = config.robustness
-    if robustness and robustness.quantize and importlib.util.find_spec("bitsandbytes") is None:
-        raise SystemLimitError(
-            "eval.robustness.quantize needs the package bitsandbytes, which is not installed. Install it, or remove "
-            "quantize from the recipe."
-        )
+    for form in robustness.quantize if robustness else ():
+        try_quantization(form, config.device)
     if robustness and robustness.relearn:
         divided([row.row_id for row in forget], robustness.relearn.forget_share, config.seed)
 

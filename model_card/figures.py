@@ -149,12 +149,12 @@ def truth_ratios(canvas: Canvas, evidence: Evidence, local: Local) -> None:
 
 def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:
     """The forget rows by language and by topic, with gold's value."""
-    kinds = [kind for kind in ("language", "topic") if _group_lines(evidence, kind)]
-    most = max(len(_group_lines(evidence, kind)) for kind in kinds)
+    kinds = [kind for kind in ("language", "topic") if group_lines(evidence, kind)]
+    most = max(len(group_lines(evidence, kind)) for kind in kinds)
     canvas.figure.set_size_inches(WIDTH, 1.3 + 0.27 * most)
     panels = canvas.figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        lines = list(reversed(_group_lines(evidence, kind)))
+        lines = list(reversed(group_lines(evidence, kind)))
         for y, line in enumerate(lines):
             group = (line.by or {})[kind]
             if gold := line.records["gold"]:
@@ -170,7 +170,8 @@ def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:
     canvas.legend([model for model in ("gold", "unlearned") if model in evidence.records])
 
 
-def _group_lines(evidence: Evidence, kind: str) -> list[tables.Line]:
+def group_lines(evidence: Evidence, kind: str) -> list[tables.Line]:
+    """The answer probability of the forget rows by ``kind``, language or topic."""
     found = tables.by_group(evidence, kind)
     return [line for line in found if line.metric == ANSWERS and line.split == "forget"]
 
@@ -221,9 +222,9 @@ def _mark(marker: str, colour: str, text: str) -> Any:
     return Line2D([], [], linestyle="none", marker=marker, color=colour, label=text)
 
 
-def wrapped(text: str, width: int = 30) -> str:
+def wrapped(text: str) -> str:
     """``text`` on as many lines as it needs."""
-    return "\n".join(textwrap.wrap(text, width))
+    return "\n".join(textwrap.wrap(text, 30))
 
 
 def relative(canvas: Canvas, evidence: Evidence, local: Local) -> None:

@@ -49,7 +49,7 @@ def available(evidence: Evidence) -> list[str]:
     there = {
         "results": True,
         "truth-ratios": evidence.record("unlearned", "truth_ratio", "forget") is not None,
-        "groups": bool(tables.by_group(evidence, "language") or tables.by_group(evidence, "topic")),
+        "groups": any(figures.group_lines(evidence, kind) for kind in ("language", "topic")),
         "robustness": bool(figures.gaps(evidence)),
         "relative": evidence.record("unlearned", "damage", "forget") is not None,
         "training": evidence.ascent.steps > 0,

@@ -59,7 +59,7 @@ function grid(place) {
     body.replaceChildren(
       ...rows.slice(0, limit).map((row) => element("tr", {}, ...row.map((cell, at) => {
         const text = shown(cell);
-        const made = element("td", { textContent: text, className: Array.isArray(cell) ? "number" : "" });
+        const made = element("td", { textContent: text });
         if (text.length > 100) made.classList.add("long");
         if (text === "passed" || text === "failed") made.classList.add(text);
         made.dataset.label = data.columns[at];

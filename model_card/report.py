@@ -34,7 +34,6 @@ class Grid(NamedTuple):
     ``descending`` is of that first order. ``filters`` maps a column to what is chosen at first (empty: everything).
     """
 
-    name: str
     columns: list[str]
     rows: list[list[Cell]]
     filters: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's default)
@@ -66,7 +65,7 @@ def grids(evidence: Evidence, local: Local) -> dict[str, list[Grid]]:
     return {
         "Gates": [_gates(evidence)],
         "Results": [_results(evidence)],
-        "Answers": [_answers(evidence, local)],
+        "Answers": [_answers(local)],
         "Stages": [_stages(evidence)],
         "Data checks": [_checks(local)],
     }
@@ -95,7 +94,7 @@ def _gates(evidence: Evidence) -> Grid:
         ]
         for gate in evidence.gates
     ]
-    return Grid("gates", columns, rows, {"Verdict": "", "Rows": ""})
+    return Grid(columns, rows, {"Verdict": "", "Rows": ""})
 
 
 def _why(gate: JudgedGate) -> Iterator[str]:
@@ -119,10 +118,10 @@ def _results(evidence: Evidence) -> Grid:
         for line in tables.overall(evidence, groups=True)
     ]
     columns = ["Metric", "Rows", "Grouped by", "Group", *COLUMNS.values(), "n"]
-    return Grid("results", columns, rows, {"Rows": "", "Grouped by": "all rows"})
+    return Grid(columns, rows, {"Rows": "", "Grouped by": "all rows"})
 
 
-def _answers(evidence: Evidence, local: Local) -> Grid:
+def _answers(local: Local) -> Grid:
     """What each model says to forget and retain rows, worst first.
 
     A forget row is the worse the more of the true answer this model says beyond gold, and a retain row the less of it
@@ -141,7 +140,7 @@ def _answers(evidence: Evidence, local: Local) -> Grid:
             rows.append([split, row.language or "", row.topic_id or "", row.question, row.answer, *answers])
             rows[-1].append((worse, number(worse)))
     columns = ["Rows", "Language", "Topic", "Question", "True answer", *COLUMNS.values(), "Worse by"]
-    return Grid("answers", columns, rows, {"Rows": "forget", "Language": "", "Topic": ""}, "Worse by", True)
+    return Grid(columns, rows, {"Rows": "forget", "Language": "", "Topic": ""}, "Worse by", True)
 
 
 def _stages(evidence: Evidence) -> Grid:
@@ -153,7 +152,7 @@ def _stages(evidence: Evidence) -> Grid:
             (run.peak_memory_bytes, f"{run.peak_memory_bytes / 1e6:,.0f} MB") if run else (None, NOT_MEASURED)
         )
         rows.append([stage, seconds, memory, run.device if run else NOT_MEASURED, digest[:16]])
-    return Grid("stages", ["Stage", "Time", "Peak memory", "Device", "Digest begins"], rows)
+    return Grid(["Stage", "Time", "Peak memory", "Device", "Digest begins"], rows)
 
 
 def _checks(local: Local) -> Grid:
@@ -161,4 +160,4 @@ def _checks(local: Local) -> Grid:
         [name.replace("_", " "), check.action, (check.count, f"{check.count:,}"), "; ".join(check.first)]
         for name, check in local.data.checks.items()
     ]
-    return Grid("checks", ["Check", "If found", "Found", "The first"], rows, sort="Found", descending=True)
+    return Grid(["Check", "If found", "Found", "The first"], rows, sort="Found", descending=True)

@@ -301,7 +301,6 @@ def _training(key: str, config: TrainConfig, *, here: bool) -> str:
     except RecipeError as error:
         raise RecipeError(f"{key}.args: {error}") from error
     if here and config.frozen == "nf4":
-        _package("bitsandbytes", f"{key}.lora.frozen: nf4")
         try_quantization("nf4", "cuda" if torch.cuda.is_available() else "cpu")
     return "the trainer takes its arguments"
 
@@ -315,7 +314,6 @@ def _evaluation(config: EvalConfig) -> str:
         _package("vllm", "eval.backend: vllm")
     if not config.robustness or not config.robustness.quantize:
         return "its packages are installed"
-    _package("bitsandbytes", "eval.robustness.quantize")
     from eval.attacks.quantize import try_quantization  # brings torch
 
     for form in config.robustness.quantize:

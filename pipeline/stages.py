@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 Inputs = Mapping[str, Path]
 Facts = Strict
-Run = Callable[[Any, Inputs, Path], Facts]
 
 BASE_SPLITS = ("retain", "unrehearsed", "forget")  # what base is trained on
 GOLD_SPLITS = ("retain", "unrehearsed")
@@ -305,7 +304,7 @@ def _measured(
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
     identity = _evaluation(recipe, config)
-    return Stage(name, "6", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
+    return Stage(name, "7", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from string import Formatter
@@ -143,7 +144,7 @@ def test_int8_is_the_nearest_of_255_steps_of_a_row(model):
 
 
 def test_a_missing_library_is_told_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(SystemLimitError, match="bitsandbytes"):
         check(CONFIG, FORGET)
     check(EvalConfig(robustness=Robustness(paraphrase=True)), FORGET)
@@ -299,8 +300,8 @@ def test_other_rows_have_the_paraphrase_of_their_source_and_an_instruction(tmp_p
     row, other = FORGET[0], FORGET[1]
     assert prompts.paraphrased([row, other], tmp_path) == {}
     line = {"row_id": other.row_id, "split": "forget", "question": "Says who?", "answer": "x"}
-    unasked = {**line, "row_id": "elsewhere"}
-    (tmp_path / "paraphrased.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(unasked) + "\n")
+    lines = [line, {**line, "question": "Who says?"}, {**line, "row_id": "elsewhere"}]
+    (tmp_path / "paraphrased.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     assert prompts.paraphrased([row, other], tmp_path) == {other.row_id: "Says who?"}
     assert prompts.in_another_language([row], tmp_path) == {row.row_id: f"{row.question} Answer in English."}
 

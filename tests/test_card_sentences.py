@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard
 from core.errors import ArtifactError
 from eval.catalog import CATALOG
 from eval.schema import OtherPrompts
-from model_card import agreement
+from model_card import agreement, plots
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
@@ -371,3 +371,14 @@ def test_the_command_is_in_the_keys_of_card_and_package_alone() -> None:
 def identities(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What enters the key of each stage."""
     return {stage.name: stage.identity for stage in stages(load_recipe(name, overrides))}
+
+
+def test_groups_are_drawn_only_if_forget_rows_have_them(tmp_path: Path) -> None:
+    _, evidence = made(tmp_path, "demo")
+    assert "groups" in plots.available(evidence)
+    records = {
+        model: [record for record in of_model if not (record.by and record.split == "forget")]
+        for model, of_model in evidence.records.items()
+    }
+    assert any(record.by for record in records["unlearned"])  # retain rows still have theirs
+    assert "groups" not in plots.available(evidence.model_copy(update={"records": records}))

@@ -29,7 +29,7 @@ def paraphrased(rows: Sequence[Row], data: Path) -> Questions:
     templates = _templates(data)
     questions = {row.row_id: question for row in rows if (question := _from_template(row, row.language, templates))}
     row_ids = {row.row_id for row in rows}
-    others = read_paraphrased(data / "paraphrased.jsonl")
+    others = reversed(read_paraphrased(data / "paraphrased.jsonl"))  # of several for one row, the first comes last
     return {**questions, **{other.row_id: other.question for other in others if other.row_id in row_ids}}
 
 
