@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
@@ -20,6 +21,10 @@ from core.strict import Strict
 from eval.catalog import Metric
 
 EVALUATE = "Run the evaluation again."
+
+
+Z_95 = NormalDist().inv_cdf(0.975)
+"""Half the width of a two-sided 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Record:
         """The record of a metric of the catalogue, with the direction and version of its entry."""
         better = metric.higher_is_better(split)
         return cls(metric.name, split, value, *interval, n, better, metric.version, by, note)
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error that the 95 % interval stands for."""
+        return (self.ci_high - self.ci_low) / (2 * Z_95)
 
     def plain(self) -> dict[str, Any]:
         """The record as it is written to a file: without ``by`` and ``note`` if it has none."""

@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 from eval.attacks.catalog import KINDS
 from eval.catalog import CATALOG, Metric
-from eval.schema import Record
+from eval.schema import Z_95, Record
 from model_card.claims import short, short_interval
 from model_card.config import CardInputs
 from model_card.facts import Evidence
 
-CHANCE = 0.05
-DISTINCT = NormalDist().inv_cdf(1 - CHANCE / 2)  # standard errors
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
 DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does
 
@@ -80,7 +78,7 @@ def finest(evidence: Evidence) -> str:
     """Whether any comparison tells the model from one that never knew, and the clearest of those that do."""
     found = comparisons(evidence)
     other = "gold" if evidence.has_gold else "rows that it never saw"
-    apart = sorted((c for c in found if abs(c.errors) > DISTINCT), key=lambda c: -abs(c.errors))
+    apart = sorted((c for c in found if abs(c.errors) > Z_95), key=lambda c: -abs(c.errors))
     if not apart:
         return f"None of {len(found)} comparisons of the forget rows with {other} shows a difference."
     meaning = {
@@ -146,7 +144,7 @@ def _against_holdout(evidence: Evidence, metric: Metric, record: Record) -> Comp
 
 def _between(metric: Metric, ours: Record, other: Record, base: Record | None, whose: str) -> Compared | None:
     """Two values with their own intervals, as if of different rows: rows that both read would make it finer."""
-    error = math.hypot(_standard_error(ours), _standard_error(other))
+    error = math.hypot(ours.standard_error, other.standard_error)
     difference = ours.value - other.value
     if metric.name in DIFFERENTLY_AGGREGATED and other.split != ours.split:
         return None
@@ -155,11 +153,7 @@ def _between(metric: Metric, ours: Record, other: Record, base: Record | None, w
     return Compared(errors, towards, f"{metric.label} is {short(ours.value)}, {whose} {short(other.value)}")
 
 
-def _standard_error(record: Record) -> float:
-    return (record.ci_high - record.ci_low) / (2 * DISTINCT)
-
-
 def _errors(record: Record, null: float) -> float:
     """How far ``null`` is outside of the interval, in its half-widths as standard errors: above 1.96 if it is."""
     side = record.value - record.ci_low if record.value > null else record.ci_high - record.value
-    return DISTINCT * (record.value - null) / side if side > 0 else 0.0
+    return Z_95 * (record.value - null) / side if side > 0 else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from eval.catalog import CATALOG, ROWS, Family, is_headline, is_of, label
+from eval.catalog import CATALOG, ROWS, is_headline, label
 from eval.schema import JudgedGate, Record
 from model_card.config import CardInputs
 from model_card.facts import MODELS, Evidence
@@ -14,12 +14,6 @@ from model_card.markdown import escape, table
 NOT_MEASURED = "–"
 HEADLINES = 8  # rows of the table that a reader sees first
 COLUMNS = {"base": "base", "gold": "gold", "unlearned": "this model"}
-AUDITS: tuple[Family, ...] = (
-    "reading",
-    "patching",
-    "sampled",
-    "relative",
-)  # attack it, or look inside
 
 
 def number(value: float) -> str:
@@ -117,7 +111,7 @@ def by_group(evidence: Evidence, kind: str) -> list[Line]:
 
 def is_audit(line: Line) -> bool:
     """Whether a row is of an attack, of sampled answers or of the relative test."""
-    return is_of(line.metric, *AUDITS)
+    return line.metric in CATALOG and CATALOG[line.metric].is_audit
 
 
 def headline_table(evidence: Evidence) -> str:

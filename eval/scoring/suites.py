@@ -24,13 +24,12 @@ from core.errors import InputError
 from core.hub_ids import is_hub_id
 from core.progress import report
 from eval.config import EvalConfig, Suite
-from eval.schema import Record
+from eval.schema import Z_95, Record
 from eval.scoring.harness import TASKS, BoundedLM, language_model, metadata, published, quiet, with_its_share
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Scorer
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: the same examples as its command draws
-Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,6 @@ FACTS = 100
 """A cell of fewer facts cannot be certified on its own."""
 
 
-def standard_error(record: Record) -> float:
-    """The standard error that the record's 95 % interval stands for."""
-    from scipy.stats import norm
-
-    return (record.ci_high - record.ci_low) / (2 * float(norm.ppf(1 - ALPHA / 2)))
-
-
 def smallest_difference(error: float) -> float:
     """(z(1 - alpha / 2) + z(power)) x standard error: what a two-sided z test at 5 % sees with a power of 80 %.
 
@@ -91,8 +84,8 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
         return None, "The number of rows is not known, and so is not what they could have shown."
     if is_of(gate.metric, "ks"):
         return _ks_power(gate, record.n)
-    errors = [abs(reference.times) * standard_error(bound) for reference, bound in references]
-    seen = smallest_difference(math.hypot(standard_error(record), max(errors, default=0.0)))
+    errors = [abs(reference.times) * bound.standard_error for reference, bound in references]
+    seen = smallest_difference(math.hypot(record.standard_error, max(errors, default=0.0)))
     if not seen > 0:
         return None, f"The {record.n} rows do not vary, so nothing says what difference they could have shown."
     return seen, (

@@ -29,7 +29,7 @@ from eval.schema import (
 )
 from eval.statistics.formulas import Floats
 from eval.statistics.intervals import resampled_aucs, resampled_means
-from eval.statistics.power import ALPHA, smallest_margin, standard_error
+from eval.statistics.power import ALPHA, smallest_margin
 
 Samples = dict[tuple[str, str], dict[str, Any]]
 """Measurements of rows by split and ``row_id``."""
@@ -125,7 +125,7 @@ def _entry(
     if (
         resampled is None
     ):  # as if both errors were independent, which makes the interval too wide for the same questions
-        error = math.hypot(standard_error(ours), standard_error(theirs))
+        error = math.hypot(ours.standard_error, theirs.standard_error)
         resampled = ours.value - theirs.value + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
     low, high = np.percentile(resampled, [2.5, 97.5])
     entry |= {"difference": ours.value - theirs.value, "ci_low": float(low), "ci_high": float(high)}
