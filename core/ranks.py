@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from core.errors import RecipeError
+from core.steps import rows_per_step, split_of_step
 
 if TYPE_CHECKING:
     import torch
@@ -32,24 +33,6 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process has rank 0, and so writes files and prints."""
     return rank() == 0
-
-
-def split_of_step(args: Mapping[str, Any]) -> tuple[int, int]:
-    """Items per micro-batch, and micro-batches per optimizer step, under a recipe's ``args``.
-
-    A forget row with its retain rows is one item. Raises RecipeError if either number is not a whole number above 0.
-    """
-    batch, parts = args.get("per_device_train_batch_size", 8), args.get("gradient_accumulation_steps", 1)
-    for name, value in (("per_device_train_batch_size", batch), ("gradient_accumulation_steps", parts)):
-        if type(value) is not int or value < 1:
-            raise RecipeError(f"args.{name} is {value!r}; give a whole number of 1 or more, without quotes.")
-    return batch, parts
-
-
-def rows_per_step(args: Mapping[str, Any]) -> int:
-    """Training items per optimizer step under a recipe's ``args``; a forget row with its retain rows is one item."""
-    batch, parts = split_of_step(args)
-    return batch * parts
 
 
 def share_of_step(args: Mapping[str, Any], processes: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.lineage import EarlierRelease, Forgotten, Lineage
-from core.ranks import rows_per_step
+from core.steps import rows_per_step
 from core.strict import Strict
 from core.unlearning import (
     CheckpointSelection,

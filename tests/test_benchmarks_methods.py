@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import methods
 from benchmarks.methods import Run
-from core.ranks import rows_per_step
+from core.steps import rows_per_step
 from eval.schema import Record, write_records, write_verdict
 from pipeline.recipe import load_recipe
 from tests.artifacts import judged_gate, unlearn_facts, verdict_of, write_manifest

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from core import ranks
 from core.errors import InputError, RecipeError
+from core.steps import rows_per_step
 from eval import suite
 from eval.config import EvalConfig
 from pipeline.engine.launch import CONFIGS, check_launch, launch
@@ -48,7 +49,7 @@ def test_a_step_is_shared_out_whole_or_refused(batch: int, parts: int, processes
             ranks.share_of_step(args, processes)
         return
     share = ranks.share_of_step(args, processes)
-    assert ranks.rows_per_step(share) * processes == rows
+    assert rows_per_step(share) * processes == rows
     assert share["per_device_train_batch_size"] <= batch
     assert share["seed"] == 1
     if parts % processes == 0:

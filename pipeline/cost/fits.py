@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import SystemLimitError
-from core.ranks import split_of_step
+from core.steps import split_of_step
 from eval.config import EvalConfig
 from pipeline.cost.work import Cost
 from pipeline.train.config import TrainConfig, TrainedOrPublished

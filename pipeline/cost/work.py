@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from core.ranks import split_of_step
+from core.steps import saves_of, split_of_step, steps_of
 from datasets_prep.config import DataConfig
 from eval.config import EvalConfig, Suite
 from pipeline.cost import memory, time
@@ -119,11 +119,10 @@ def training(config: TrainedOrPublished, known: Planned, *, splits: Sequence[str
         return Cost(None, _fixed(config.train, known), known.device, stored)
     batch, parts = split_of_step(args)
     micro = known.row.batch(batch)
-    epochs = math.ceil(args.get("num_train_epochs", 3))
-    steps = math.ceil(sum(known.rows[split] for split in splits) / (batch * parts)) * epochs
+    rows = sum(known.rows[split] for split in splits)
     used = memory.of_training(known.shape, config.train, micro, bf16=_bf16(config.train))
-    seconds = steps * _step_seconds(config.train, micro, parts, known)
-    return _trained(config.train, used, seconds, _saves(args, steps, epochs), kept=1, known=known)
+    seconds = steps_of(args, rows) * _step_seconds(config.train, micro, parts, known)
+    return _trained(config.train, used, seconds, saves_of(args, rows), kept=1, known=known)
 
 
 def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
@@ -135,7 +134,8 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     forget, retain = known.rows["forget"], known.rows["retain"]
     each = (config.method != "ft") + (config.method == "altpo") + (config.retain_rows_per_forget_row or 0)
     micro = known.row.batch(batch * each)
-    steps = math.ceil(config.passes(forget) * forget / (batch * parts))
+    args, items = {**config.args, "num_train_epochs": 1}, config.passes(forget) * forget  # all passes are one epoch
+    steps = steps_of(args, items)
     used = memory.of_unlearning(known.shape, config, micro, bf16=_bf16(config))
     guides = known.data.perturbed.for_unlearning
     read = float(guides * forget if level_name(config.forget_cap) == "false_answers" or config.temper else 0)
@@ -150,7 +150,7 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     seconds = steps * _step_seconds(config, micro, parts, known)
     tokens = MEASURED_TOKENS if known.device.is_gpu else 1024
     seconds += time.scoring_seconds(known.shape, known.row.scored(read), tokens, known.device, bf16=_bf16(config))
-    return _trained(config, used, seconds, _saves(config.args, steps, config.epochs), kept=2, known=known)
+    return _trained(config, used, seconds, saves_of(args, items), kept=2, known=known)
 
 
 def asking(config: Neighbours, known: Planned) -> Cost:
@@ -272,12 +272,6 @@ def _step_seconds(config: TrainConfig, micro: Batch, parts: int, known: Planned)
     operations = time.step_operations(known.shape, config, micro)
     passes = parts * time.product_seconds(operations, micro.tokens, known.device, bf16=_bf16(config))
     return passes + time.optimizer_seconds(trained, known.device)
-
-
-def _saves(args: Mapping[str, Any], steps: int, epochs: int) -> int:
-    """How many checkpoints a training writes."""
-    by_strategy = {"no": 0, "epoch": epochs}
-    return by_strategy.get(args.get("save_strategy", "no"), steps // args.get("save_steps", 500))
 
 
 def _trained(config: TrainConfig, used: Parts, seconds: float, saves: int, *, kept: int, known: Planned) -> Cost:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.artifacts import read_facts
 from core.differences import differences
-from core.ranks import rows_per_step
+from core.steps import rows_per_step, steps_of
 from core.yaml_source import dotted
 from datasets_prep.config import DataConfig
 from datasets_prep.schema import read_data_facts
@@ -103,12 +103,12 @@ def training(config: TrainedOrPublished, known: Sizes, *, splits: Sequence[str])
     if config.hub:
         return f"{config.hub.id} at {config.hub.revision or 'a commit to be pinned'}"
     args = config.train.args if config.train else {}
-    epochs = args.get("num_train_epochs", 3)
+    most = args.get("max_steps", -1)
+    epochs = "" if most > 0 else f", {args.get('num_train_epochs', 3)} epochs"
     if known.rows is None:
-        return f"fine-tune, rows unknown until data is done, {epochs} epochs"
+        return f"fine-tune, rows unknown until data is done{epochs or f', {most} steps'}"
     rows = sum(known.rows[split] for split in splits)
-    steps = math.ceil(rows / rows_per_step(args)) * math.ceil(epochs)
-    return f"fine-tune on {rows:,} rows, {epochs} epochs, {steps} steps"
+    return f"fine-tune on {rows:,} rows{epochs}, {steps_of(args, rows)} steps"
 
 
 def asking(config: Neighbours, known: Sizes) -> str:

@@ -10,6 +10,7 @@ from core.errors import RecipeError
 from core.hub_ids import HubId, HubRef, ReleaseRef
 from core.licences import Licensed
 from core.ranks import share_of_step
+from core.steps import saves_of
 from core.strict import Strict
 
 WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
@@ -101,6 +102,7 @@ class TrainConfig(Strict):
             )
         try:
             self.check_share(self.processes)
+            saves_of(self.args, 1)  # reads every field that steps and checkpoints are counted from
         except RecipeError as error:
             raise ValueError(str(error)) from error
         return self
@@ -195,7 +197,8 @@ class TrainedOrPublished(Strict):
         if self.seeds:
             if self.train is None:
                 raise ValueError("seeds: more golds can be trained only if this one is; give `train`")
-            if len({*self.seeds, self.train.args.get("seed", 42)}) <= len(self.seeds):  # 42 is the trainer's default
+            own = self.train.args.get("seed", 42)  # the trainer's default
+            if own in self.seeds or len({*self.seeds}) < len(self.seeds):
                 raise ValueError(f"seeds: {self.seeds} holds a seed twice, or the seed of train.args; give other seeds")
         return self
 

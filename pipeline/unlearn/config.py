@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from core.errors import RecipeError
-from core.ranks import rows_per_step, split_of_step
+from core.steps import rows_per_step, split_of_step
 from core.strict import Strict
 from pipeline.train.config import TrainConfig
 
