@@ -253,6 +253,12 @@ def test_a_precision_that_the_device_lacks(tmp_path: Path) -> None:
         training_arguments({"tf32": True}, tmp_path, bf16=False)
 
 
+@pytest.mark.parametrize("report_to", [None, "none", ["none"], []])
+def test_no_tracker_is_none_however_it_is_said(report_to: Any, tmp_path: Path) -> None:
+    """Also null, which the trainer's configuration takes, and of which the trainer then knows no callback."""
+    assert training_arguments({"report_to": report_to}, tmp_path, bf16=False).report_to == []
+
+
 def test_curves_go_where_the_user_says(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="tensorboard and trackio"):
         training_arguments({"report_to": "wandb"}, tmp_path, bf16=False)

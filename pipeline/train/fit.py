@@ -88,11 +88,10 @@ def training_arguments(args: dict[str, Any], out: Path, *, bf16: bool, **fixed: 
             f"{'it' if len(reserved) == 1 else 'them'} from the recipe."
         )
     _check_types(args)
-    _check_trackers(args.get("report_to", []))
+    reserved_values["report_to"] = _trackers(args.get("report_to"))
     if args.get("save_strategy") == "best":
         raise RecipeError("args.save_strategy is best, but nothing is evaluated during training; set steps or no.")
     defaults = {
-        "report_to": [],
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "save_total_limit": 1,
@@ -267,12 +266,11 @@ def _check_types(args: dict[str, Any]) -> None:
             raise RecipeError(f"args.{name} is {args[name]!r}; its type in trl.SFTConfig is {kind}.") from error
 
 
-def _check_trackers(report_to: Any) -> None:
-    """Raise RecipeError if a tracker is not supported, is not installed, or would write into the artifact."""
-    names = [report_to] if isinstance(report_to, str) else report_to
+def _trackers(report_to: str | list[str] | None) -> list[str]:
+    """Where curves go. Raises RecipeError if a tracker is not supported or installed, or writes into the artifact."""
+    names = [] if report_to is None else [report_to] if isinstance(report_to, str) else report_to
+    names = [name for name in names if name != "none"]
     for name in names:
-        if name == "none":
-            continue
         if name not in TRACKERS:
             raise RecipeError(f"args.report_to is {name!r}; supported are {' and '.join(TRACKERS)}, or none.")
         if importlib.util.find_spec(name) is None:
@@ -284,6 +282,7 @@ def _check_trackers(report_to: Any) -> None:
                 "args.report_to: tensorboard writes beside the checkpoints, which are deleted at the end. Set the "
                 "environment variable TENSORBOARD_LOGGING_DIR to a folder of yours."
             )
+    return names
 
 
 def shards_weights(trainer: SFTTrainer) -> bool:
