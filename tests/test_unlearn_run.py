@@ -18,12 +18,13 @@ from core.unlearning import UnlearnSeeds, read_selection
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import PerturbedRow, read_rows, write_rows
 from pipeline.train.fit import load, training_arguments
+from pipeline.train.kept import keep_weights
 from pipeline.train.packed import row_losses
 from pipeline.unlearn import run
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
-from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import mean_by_row, read_guides
 from pipeline.unlearn.refusals import draw_refusals, read_refusals
+from pipeline.unlearn.stopping import Check, EndOfAscent
 from tests.unlearning import files, stage_inputs, unlearn_config
 
 
@@ -306,6 +307,22 @@ def test_kept_step_follows_from_the_checks(tmp_path: Path) -> None:
     ]
     assert end.kept_step(history) == 6
     assert end.kept_step(history[:1]) is None
+
+
+@pytest.mark.parametrize("keep", ["last", "closest"])
+def test_weights_are_written_at_checks_only_if_they_may_be_released(
+    keep: str, inputs: dict[str, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `last` nobody reads them, and where weights are sharded the first process has none to write."""
+    written = []
+
+    def write(model: torch.nn.Module, target: Path) -> None:
+        written.append(target)
+        keep_weights(model, target)
+
+    monkeypatch.setattr("pipeline.unlearn.stopping.keep_weights", write)
+    run.run(unlearn_config(keep=keep, epochs=1), inputs, out)
+    assert bool(written) == (keep == "closest")
 
 
 @pytest.mark.parametrize(

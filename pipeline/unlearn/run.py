@@ -52,12 +52,12 @@ from pipeline.train.packed import row_losses
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig, level_name
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
-from pipeline.unlearn.guards import Check, EndOfAscent
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs, token_log_probs
 from pipeline.unlearn.refusals import draw_refusals
+from pipeline.unlearn.stopping import Check, EndOfAscent
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
 
@@ -290,19 +290,20 @@ def _fit_with_stop(
             _move_caps(trainer, dict(zip(probes.forget, false, strict=True)), at_base)
         return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": mean(false)}))
 
-    end = EndOfAscent(measure, retain_bound, stop.every, out / "kept" / "model.safetensors")
+    kept = out / "kept" / "model.safetensors" if config.keep == "closest" else None
+    end = EndOfAscent(measure, retain_bound, stop.every, kept)
     trainer.add_callback(end)
     refused = fit(trainer, out, made_by)
     end.reason = refused or end.reason
     kept_step: int | None
-    if config.keep == "last":
+    if kept is None:
         kept_step = _last_good(trainer, refused, out)
         within = measure().retain <= retain_bound  # false if the loss is not a number
     else:
         kept_step = end.kept_step(trainer.state.log_history)
         within = kept_step is not None
         if within and is_first():  # the process that writes the release
-            restore_weights(model, end.kept)
+            restore_weights(model, kept)
     if kept_step is None or not within:
         which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which would be released, has not"
         raise TrainingError(

@@ -32,12 +32,13 @@ class EndOfAscent(TrainerCallback):
 
     It ends if the forget loss has reached its level while the retain loss is within ``retain_bound``, or if the retain
     loss was above it at :data:`PATIENCE` checks in a row. The kept checkpoint is the one within ``retain_bound`` whose
-    forget loss is closest to its level; it is written to ``kept``. Checks are entries of the trainer's ``log_history``,
-    with ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``. The kept step follows from them, so a resumed
-    run needs nothing else.
+    forget loss is closest to its level; it is written to ``kept``, a path that is None if nobody will read it: it takes
+    whole weights, and no rank may have them. Checks are entries of the trainer's ``log_history``, with
+    ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``. The kept step follows from them, so a resumed run
+    needs nothing else.
     """
 
-    def __init__(self, measure: Callable[[], Check], retain_bound: float, every: int, kept: Path) -> None:
+    def __init__(self, measure: Callable[[], Check], retain_bound: float, every: int, kept: Path | None) -> None:
         self.measure = measure
         self.retain_bound = retain_bound
         self.every = every
@@ -69,7 +70,7 @@ class EndOfAscent(TrainerCallback):
             control.should_training_stop, control.should_save = True, False
             return control
         state.log_history.append({"step": state.global_step, **losses})
-        if is_first() and self.kept_step(state.log_history) == state.global_step:
+        if self.kept and is_first() and self.kept_step(state.log_history) == state.global_step:
             keep_weights(kwargs["model"], self.kept)
         last = [entry["probe_retain_loss"] for entry in state.log_history if "probe_retain_loss" in entry][-PATIENCE:]
         if len(last) == PATIENCE and min(last) > self.retain_bound:
