@@ -19,8 +19,8 @@ from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Row, read_perturbed, read_rows
 from pipeline.recipe import load_recipe
 from pipeline.train.fit import load
+from pipeline.train.packed import token_log_probs
 from pipeline.unlearn.counterfactual import Levels, answer_levels
-from pipeline.unlearn.reference import token_log_probs
 
 FORM = -0.02  # nats: base's mean at tokens of the form
 RUN = STORE / "demo"

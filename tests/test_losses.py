@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import ModelError
 from datasets_prep.schema import Encoded
+from pipeline.train import packed
 from pipeline.train.trainer import COLUMNS, collate, counts_of
 from pipeline.unlearn import losses
 from pipeline.unlearn.counterfactual import Counterfactual
@@ -141,10 +142,10 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     trainer.reference = answer_log_probs(other, FORGET, precision)
     trainer.alternate_reference = answer_log_probs(other, [row for guides in GUIDES for row in guides], precision)
     if trainer.config.method == "csd":
-        forget = BaseDistribution(other, dict(enumerate(FORGET)), precision, batch_tokens=40)
+        forget = BaseDistribution(other, dict(enumerate(FORGET)), precision)
         trainer.counterfactual = Counterfactual(forget, LEVELS, temper=1.0)
     if trainer.config.retain_kl:
-        trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision, batch_tokens=40)
+        trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision)
     trainer.train()
     return trainer
 
@@ -377,10 +378,11 @@ def test_kl_is_that_of_torch(ours: list[float], base: list[float]) -> None:
 
 
 def test_base_distributions_are_those_of_plain_forwards_and_do_not_move_with_the_model(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, SGD, retain_loss="kl")
-    base = BaseDistribution(trainer.model, dict(enumerate(RETAIN)), trainer.accelerator.autocast, batch_tokens=30)
+    monkeypatch.setattr(packed, "CPU_TOKENS", 30)
+    base = BaseDistribution(trainer.model, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
     expected = torch.cat([plain_logits(plain, RETAIN)[i].detach() for i in (5, 1)])
     with torch.no_grad():

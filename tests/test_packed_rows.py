@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import DataError
 from datasets_prep.schema import Encoded
+from pipeline.train import packed
 from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.fit import load
 from pipeline.train.packed import batches_by_length, completion_log_probs, pack, row_losses, row_means
@@ -26,14 +27,14 @@ from tests.unlearning import plain_log_probs, some_rows
 @pytest.mark.parametrize("attention", [ROWS_SDPA, "sdpa"])
 def test_packed_rows_equal_rows_alone(tiny_model: Path, attention: str) -> None:
     rows = some_rows(7)
-    packed = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=attention)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
     torch.testing.assert_close(
-        completion_log_probs(packed, pack(rows)), torch.cat(plain_log_probs(plain, rows)), atol=1e-5, rtol=1e-5
+        completion_log_probs(model, pack(rows)), torch.cat(plain_log_probs(plain, rows)), atol=1e-5, rtol=1e-5
     )
 
 
-def test_row_losses_do_not_depend_on_the_batch(tiny_model: Path) -> None:
+def test_row_losses_do_not_depend_on_the_batch(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = some_rows(9)
     model, _ = load(tiny_model)
     expected = [
@@ -41,7 +42,8 @@ def test_row_losses_do_not_depend_on_the_batch(tiny_model: Path) -> None:
         for values in plain_log_probs(AutoModelForCausalLM.from_pretrained(tiny_model), rows)
     ]
     for budget in (1, 40, 10_000):
-        assert row_losses(model, rows, batch_tokens=budget) == pytest.approx(expected, abs=1e-5)
+        monkeypatch.setattr(packed, "CPU_TOKENS", budget)
+        assert row_losses(model, rows) == pytest.approx(expected, abs=1e-5)
 
 
 @given(st.lists(st.integers(3, 30), min_size=1, max_size=40), st.integers(1, 100))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from core.errors import RecipeError, TrainingError
 from datasets_prep.schema import Encoded
 from pipeline.train.config import Lora
-from pipeline.train.packed import completion_logits, pack
+from pipeline.train.packed import completion_logits, packed_batches
 
 ADAPTER = "default"  # peft's name for the only one
 MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
@@ -88,8 +88,7 @@ def merged_in_float32(model: PeftModel) -> PreTrainedModel:
     return unloaded
 
 
-def _logits(model: torch.nn.Module, rows: Sequence[Encoded]) -> torch.Tensor:
-    model.eval()
-    with torch.no_grad():
-        batch = {key: value.to(next(model.parameters()).device) for key, value in pack(rows).items()}
-        return completion_logits(model, batch)
+@torch.no_grad()
+def _logits(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+    """At the answers of ``rows``, shape (N, V), without dropout."""
+    return torch.cat([completion_logits(model, batch) for _, _, batch in packed_batches(model, rows, logits=True)])

@@ -7,7 +7,7 @@ by layout, any other attention of transformers by the block-diagonal mask that i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from pipeline.train.head import TargetLogProbs, head_in_tiles
 
 HEADER_FROM = 8
 """A shared prefix of fewer tokens is computed in every row; see docs/measurements/time-and-memory.md."""
+CPU_TOKENS, ACCELERATOR_TOKENS = 1024, 8192
+"""Of a forward without gradients."""
 
 
 def shared_header(rows: Sequence[Encoded]) -> int:
@@ -117,21 +119,46 @@ def batches_by_length(rows: Sequence[Encoded], batch_tokens: int) -> list[list[i
     return batches
 
 
-def row_losses(model: Any, rows: Sequence[Encoded], *, batch_tokens: int | None = None) -> list[float]:
-    """Mean loss of each row's answer in nats per token, without gradients and dropout; ranks divide the work.
+def packed_batches(
+    model: Any, rows: Sequence[Encoded], *, logits: bool = False, divided: bool = False
+) -> Iterator[tuple[list[int], bool, dict[str, torch.Tensor]]]:
+    """Indices of some ``rows``, whether they count, and their packed batch on the model's device, until all rows came.
 
-    A forward has 1,024 tokens on a CPU and 8,192 on an accelerator, which fewer would not keep busy.
+    The model is in evaluation mode meanwhile. A batch has 1,024 tokens on a CPU and 8,192 on an accelerator, which
+    fewer would not keep busy. Whoever reads whole ``logits``, which are large, gets 1,024 everywhere, and each row with
+    a prompt of its own: a shared prefix moves the last bits. If the work is ``divided``, each rank gets its share, in
+    which a batch that another rank has too does not count; otherwise each gets everything.
     """
-    batch_tokens = batch_tokens or (1024 if model.device.type == "cpu" else 8192)
+    tokens = CPU_TOKENS if logits or model.device.type == "cpu" else ACCELERATOR_TOKENS
+    batches = batches_by_length(rows, tokens)
     was_training = model.training
     model.eval()
-    means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
-    with torch.no_grad():
-        for indices, counts in my_share(batches_by_length(rows, batch_tokens)):
+    try:
+        for indices, counts in my_share(batches) if divided else [(batch, True) for batch in batches]:
             some = [rows[i] for i in indices]
-            batch = {k: v.to(model.device) for k, v in pack(some, shared_header(some)).items()}
-            losses = row_means(-completion_log_probs(model, batch), batch["row"], len(indices))
-            if counts:
-                means[indices] = losses.double()
-    model.train(was_training)
+            packed = pack(some, 0 if logits else shared_header(some))
+            yield indices, counts, {key: value.to(model.device) for key, value in packed.items()}
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def row_losses(model: Any, rows: Sequence[Encoded]) -> list[float]:
+    """Mean loss of each row's answer in nats per token, without gradients and dropout; ranks divide the work."""
+    means = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
+    for indices, counts, batch in packed_batches(model, rows, divided=True):
+        losses = row_means(-completion_log_probs(model, batch), batch["row"], len(indices))
+        if counts:
+            means[indices] = losses.double()
     return [float(mean) for mean in sum_over_ranks(means)]
+
+
+@torch.no_grad()
+def token_log_probs(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
+    """Log-probability of each token of each row's answer in nats, without gradients and dropout."""
+    found: list[list[float]] = [[] for _ in rows]
+    for indices, _, batch in packed_batches(model, rows):
+        log_probs = completion_log_probs(model, batch)
+        for place, index in enumerate(indices):
+            found[index] = log_probs[batch["row"] == place].tolist()
+    return found

@@ -16,14 +16,7 @@ import torch
 
 from core.errors import ModelError
 from datasets_prep.schema import Encoded
-from pipeline.train.packed import (
-    batches_by_length,
-    completion_log_probs,
-    completion_logits,
-    pack,
-    row_losses,
-    shared_header,
-)
+from pipeline.train.packed import completion_logits, packed_batches, row_losses
 
 Precision = Callable[[], AbstractContextManager[Any]]  # the trainer's own, so that step one starts from a ratio of one
 
@@ -36,22 +29,6 @@ def answer_log_probs(model: Any, rows: Sequence[Encoded], precision: Precision) 
     return torch.tensor([-mean * size for mean, size in zip(means, sizes, strict=True)])
 
 
-def token_log_probs(model: Any, rows: Sequence[Encoded], *, batch_tokens: int = 1024) -> list[list[float]]:
-    """Log-probability of each token of each row's answer in nats, without gradients and dropout."""
-    was_training = model.training
-    model.eval()
-    found: list[list[float]] = [[] for _ in rows]
-    with torch.no_grad():
-        for indices in batches_by_length(rows, batch_tokens):
-            some = [rows[i] for i in indices]
-            batch = {key: value.to(model.device) for key, value in pack(some, shared_header(some)).items()}
-            log_probs = completion_log_probs(model, batch)
-            for place, index in enumerate(indices):
-                found[index] = log_probs[batch["row"] == place].tolist()
-    model.train(was_training)
-    return found
-
-
 class BaseDistribution:
     """Base's next-token distributions at the answer tokens of some rows.
 
@@ -59,9 +36,8 @@ class BaseDistribution:
     head is trained. Raises ModelError if the model's logits are not its head applied to its hidden states.
     """
 
-    def __init__(
-        self, model: Any, rows: Mapping[int, Encoded], precision: Precision, *, batch_tokens: int = 1024
-    ) -> None:
+    @torch.no_grad()
+    def __init__(self, model: Any, rows: Mapping[int, Encoded], precision: Precision) -> None:
         head = model.get_output_embeddings()
         trained = any(parameter.requires_grad for parameter in head.parameters())
         self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
@@ -69,20 +45,19 @@ class BaseDistribution:
         self.hidden: dict[int, torch.Tensor] = {}
         captured: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
-        was_training = model.training
-        model.eval()
+        names = list(rows)
         try:
-            names = list(rows)
-            for batch in batches_by_length([rows[name] for name in names], batch_tokens):
-                self._measure(model, {names[i]: rows[names[i]] for i in batch}, captured)
+            for indices, _, batch in packed_batches(model, list(rows.values()), logits=True):
+                hidden = self._measure(model, batch, captured)
+                for place, index in enumerate(indices):
+                    self.hidden[names[index]] = hidden[batch["row"] == place].cpu()
         finally:
             hook.remove()
-            model.train(was_training)
 
-    def _measure(self, model: Any, rows: Mapping[int, Encoded], captured: list[torch.Tensor]) -> None:
+    def _measure(self, model: Any, batch: dict[str, torch.Tensor], captured: list[torch.Tensor]) -> torch.Tensor:
+        """The hidden states that the head reads at the answer tokens of a batch, as the hook captures them."""
         captured.clear()
-        with torch.no_grad(), self.precision():
-            batch = {key: value.to(model.device) for key, value in pack(list(rows.values())).items()}
+        with self.precision():
             logits = completion_logits(model, batch)
             hidden = captured[0].flatten(0, -2)
             same = hidden.shape[0] == len(logits)
@@ -93,8 +68,7 @@ class BaseDistribution:
                 )
             if torch.is_autocast_enabled(model.device.type):
                 hidden = hidden.to(torch.get_autocast_dtype(model.device.type))  # as the head would
-        for index, name in enumerate(rows):
-            self.hidden[name] = hidden[batch["row"] == index].cpu()
+        return hidden
 
     def logits(self, rows: Sequence[int], device: torch.device) -> torch.Tensor:
         """Base's logits at the answer tokens of ``rows``, in their order, shape (N, V), float32."""

@@ -48,14 +48,14 @@ from pipeline.train.fit import (
 from pipeline.train.guards import Watch
 from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
-from pipeline.train.packed import row_losses
+from pipeline.train.packed import row_losses, token_log_probs
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig, level_name
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
-from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs, token_log_probs
+from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.stopping import Check, EndOfAscent
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
