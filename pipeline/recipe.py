@@ -22,7 +22,7 @@ from pipeline.cost.resources import Resources
 from pipeline.cost.shape import parameters as count_parameters
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, TrainedOrPublished
-from pipeline.unlearn.config import UnlearnConfig, level_name
+from pipeline.unlearn.config import UnlearnConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 PROBLEMS, SHOWN = 30, 500  # problems of a recipe that an error lists, and characters of a value that it quotes
@@ -148,8 +148,7 @@ class Recipe(Strict):
                 raise ValueError(
                     f"gates[{i}] compares with gold, and gold is none; compare with a number, with base or with holdout"
                 )
-        stop = self.unlearn.stop
-        if "gold" in (level_name(self.unlearn.forget_cap), level_name(stop.forget_loss if stop else None)):
+        if "gold" in self.unlearn.named_levels:
             raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
 
     def _can_be_audited(self) -> None:

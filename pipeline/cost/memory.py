@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.cost import shape as of
 from pipeline.train.config import Frozen, Lora, Shape, TrainConfig
-from pipeline.unlearn.config import UnlearnConfig, level_name
+from pipeline.unlearn.config import UnlearnConfig
 
 Parts = dict[str, int]
 """Bytes by what holds them."""
@@ -126,8 +126,7 @@ def _logits(shape: Shape, config: TrainConfig, batch: Batch, *, tiled: bool, bf1
 def of_unlearning(shape: Shape, config: UnlearnConfig, batch: Batch, *, bf16: bool) -> Parts:
     """The fullest moment of an unlearning: its step, or measuring gold's level, which loads gold beside the model."""
     step = of_training(shape, config, batch, bf16=bf16)
-    levels = {level_name(config.forget_cap), level_name(config.stop.forget_loss) if config.stop else None}
-    if "gold" not in levels:
+    if "gold" not in config.named_levels:
         return step
     both = {"weights": step["weights"], "gold": held_weights(shape, config.frozen)}
     return max(step, both, key=lambda moment: sum(moment.values()))

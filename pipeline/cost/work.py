@@ -17,7 +17,7 @@ from pipeline.cost.memory import Batch, Parts
 from pipeline.cost.rows import Row
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished
-from pipeline.unlearn.config import Neighbours, UnlearnConfig, level_name
+from pipeline.unlearn.config import Neighbours, UnlearnConfig
 
 STORED = 2  # bytes of a weight in bf16: what training stages save
 MEASURED_TOKENS = 8192  # of a forward without gradients on a GPU (pipeline/train/packed.py)
@@ -138,14 +138,13 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     steps = steps_of(args, items)
     used = memory.of_unlearning(known.shape, config, micro, bf16=_bf16(config))
     guides = known.data.perturbed.for_unlearning
-    read = float(guides * forget if level_name(config.forget_cap) == "false_answers" or config.temper else 0)
+    read = float(guides * forget if config.caps_move or config.temper else 0)
     if config.retain_kl:
         neighbours = config.neighbours.questions if config.neighbours else 0
         read += retain + neighbours + (forget if config.method == "csd" else 0)
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)
-        levels = (level_name(config.forget_cap), level_name(config.stop.forget_loss))
-        moving = guides * checked if "false_answers" in levels else 0
+        moving = guides * checked if "false_answers" in config.named_levels else 0
         read += (steps // config.stop.every + 2) * (checked + config.stop.retain_rows + moving)
     seconds = steps * _step_seconds(config, micro, parts, known)
     tokens = MEASURED_TOKENS if known.device.is_gpu else 1024

@@ -26,7 +26,7 @@ Level = Named | Annotated[float, Field(gt=0)] | AboveLevel
 """A loss in nats per answer token; the description of ``StopRule.forget_loss`` says what its names mean."""
 
 
-def level_name(level: Level | None) -> str | None:
+def _level_name(level: Level | None) -> str | None:
     """The name of the level that ``level`` refers to; None if it is a number or not given."""
     if isinstance(level, AboveLevel):
         return level.of
@@ -238,6 +238,17 @@ class UnlearnConfig(TrainConfig):
         """Whether the retain term is the KL divergence from base."""
         return self.method in ("klm", "csd") or self.retain_loss == "kl"
 
+    @property
+    def named_levels(self) -> set[str]:
+        """The named levels that the forget cap and the stop rule refer to."""
+        given = (self.forget_cap, self.stop.forget_loss if self.stop else None)
+        return {name for level in given if (name := _level_name(level))}
+
+    @property
+    def caps_move(self) -> bool:
+        """Whether each forget row's cap follows the loss of its false answers, measured anew at every check."""
+        return _level_name(self.forget_cap) == "false_answers"
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_method(cls, values: Any) -> Any:
@@ -274,15 +285,14 @@ class UnlearnConfig(TrainConfig):
     def _fits_together(self) -> UnlearnConfig:
         if self.keep == "closest" and self.stop is None:
             raise ValueError("keep: closest needs the level of a stop rule; give `stop`, or set keep: last")
-        moving = level_name(self.forget_cap) == "false_answers"
-        if moving and self.stop is None:
+        if self.caps_move and self.stop is None:
             raise ValueError("forget_cap: false_answers is measured at the checks of a stop rule; give `stop`")
         if "num_train_epochs" in self.args or "max_steps" in self.args:
             raise ValueError(
                 "the number of steps follows from `epochs`; remove num_train_epochs and max_steps from args"
             )
         save = self.args.get("save_steps", 500)  # the trainer's own number
-        every = self.stop.every if self.stop and moving and self.args.get("save_strategy") == "steps" else None
+        every = self.stop.every if self.stop and self.caps_move and self.args.get("save_strategy") == "steps" else None
         if every and (type(save) is not int or save < 1 or save % every):
             raise ValueError(
                 f"args.save_steps is {save!r} and stop.every is {every}; with forget_cap: false_answers a "

@@ -6,12 +6,7 @@ from pathlib import Path
 
 from core.errors import InputError
 from datasets_prep.schema import Row, read_perturbed
-from pipeline.unlearn.config import UnlearnConfig, level_name
-
-
-def named_levels(config: UnlearnConfig) -> set[str | None]:
-    """The named levels that the recipe uses."""
-    return {level_name(config.forget_cap), level_name(config.stop.forget_loss) if config.stop else None}
+from pipeline.unlearn.config import UnlearnConfig
 
 
 def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[tuple[str, ...]]:
@@ -19,7 +14,7 @@ def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[
 
     Raises InputError if a row has none.
     """
-    if "false_answers" not in named_levels(config) and config.method not in ("csd", "altpo"):
+    if "false_answers" not in config.named_levels and config.method not in ("csd", "altpo"):
         return []
     answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     without = [row.row_id for row in forget if not answers.get(row.row_id)]

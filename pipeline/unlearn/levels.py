@@ -18,20 +18,19 @@ from datasets_prep.schema import Encoded, Row
 from pipeline.train.fit import load, mean
 from pipeline.train.packed import row_losses
 from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig
-from pipeline.unlearn.false_answers import false_answers, named_levels
+from pipeline.unlearn.false_answers import false_answers
 
 
 def fixed_levels(
     config: UnlearnConfig, inputs: Mapping[str, Path], base: Any, encoded: Mapping[str, list[Encoded]]
 ) -> dict[str, float]:
     """The named levels that do not change during training. Raises InputError if there is no model or row for one."""
-    names = named_levels(config)
     levels = {}
-    if "holdout" in names:
+    if "holdout" in config.named_levels:
         if not encoded["holdout"]:
             raise InputError("unlearn: the level `holdout` needs holdout rows, but the data have none. Use a number.")
         levels["holdout"] = mean(row_losses(base, encoded["holdout"]))
-    if "gold" in names:
+    if "gold" in config.named_levels:
         if "gold" not in inputs:
             raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
         gold: Any = load(inputs["gold"] / "model", config.frozen)[0]

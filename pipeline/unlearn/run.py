@@ -50,7 +50,7 @@ from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses, token_log_probs
 from pipeline.train.precision import in_bf16
-from pipeline.unlearn.config import Level, StopRule, UnlearnConfig, level_name
+from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
 from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
@@ -138,7 +138,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
 def _set_cap(trainer: UnlearnTrainer, levels: dict[str, float], forget_rows: int) -> float | None:
     """Set the forget cap and return it as a number; None if there is no cap or it follows false answers."""
     cap = trainer.config.forget_cap
-    if cap is None or _has_moving_caps(trainer.config):
+    if cap is None or trainer.config.caps_move:
         return None
     trainer.forget_caps = torch.full((forget_rows,), number(cap, levels))
     return number(cap, levels)
@@ -286,7 +286,7 @@ def _fit_with_stop(
         if not rows.guides:
             return Check(forget, retain, number(stop.forget_loss, levels))
         false = mean_by_row(model, [rows.guides[i] for i in probes.forget])
-        if _has_moving_caps(config):
+        if config.caps_move:
             _move_caps(trainer, dict(zip(probes.forget, false, strict=True)), at_base)
         return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": mean(false)}))
 
@@ -326,15 +326,11 @@ def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
     return step
 
 
-def _has_moving_caps(config: UnlearnConfig) -> bool:
-    return config.forget_cap is not None and level_name(config.forget_cap) == "false_answers"
-
-
 def _unprobed_false_answers(
     trainer: UnlearnTrainer, base: Any, guides: list[list[Encoded]], probed: Sequence[int]
 ) -> list[float]:
     """Base's mean loss of the false answers to each forget row, for caps of rows that no check reads; else nothing."""
-    if not _has_moving_caps(trainer.config) or len(probed) == len(guides):
+    if not trainer.config.caps_move or len(probed) == len(guides):
         return []
     report("measuring false answers")
     with trainer.accelerator.autocast():
