@@ -290,7 +290,7 @@ def _training(key: str, config: TrainConfig, *, here: bool) -> str:
     import torch
 
     from eval.attacks.quantize import try_quantization
-    from pipeline.train.fit import training_arguments
+    from pipeline.train.arguments import training_arguments
     from pipeline.train.trainer import try_optimizer
 
     try:

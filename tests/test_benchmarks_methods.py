@@ -18,7 +18,7 @@ ENTRIES = methods.read_methods()
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
 def test_every_entry_is_a_recipe_that_differs_from_the_demo_in_unlearn_alone(entry: dict) -> None:
-    from pipeline.train.fit import training_arguments
+    from pipeline.train.arguments import training_arguments
 
     recipe, demo = load_recipe("demo", methods.overrides(entry, 2026)), load_recipe("demo")
     assert recipe.name == f"methods-2026-{entry['name']}"

@@ -20,8 +20,9 @@ from eval.scoring.probes import Scorer
 from pipeline.cost import memory, shape
 from pipeline.cost.memory import Batch
 from pipeline.train import head
+from pipeline.train.arguments import training_arguments
 from pipeline.train.config import TrainConfig
-from pipeline.train.fit import freeze_below, load, training_arguments
+from pipeline.train.fit import freeze_below, load
 from pipeline.train.lora import add_adapters
 from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.counterfactual import Counterfactual

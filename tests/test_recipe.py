@@ -31,7 +31,7 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tmp_path: Path) -> None:
-    from pipeline.train.fit import training_arguments
+    from pipeline.train.arguments import training_arguments
 
     recipe = load_recipe(name)
     trained = [part.train for part in (recipe.base, recipe.gold) if not isinstance(part, str)]

@@ -16,8 +16,9 @@ from core.errors import RecipeError, SystemLimitError, TrainingError
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.train import fine_tune
+from pipeline.train.arguments import training_arguments
 from pipeline.train.config import TrainConfig
-from pipeline.train.fit import fit, go_back, load, training_arguments
+from pipeline.train.fit import fit, go_back, load
 from pipeline.train.guards import StepRefused, check_step
 from pipeline.train.packed import row_losses
 from pipeline.train.trainer import counts_of

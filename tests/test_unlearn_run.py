@@ -17,7 +17,8 @@ from core.errors import DataError, InputError, RecipeError, TrainingError
 from core.unlearning import UnlearnSeeds, read_selection
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import PerturbedRow, read_rows, write_rows
-from pipeline.train.fit import load, training_arguments
+from pipeline.train.arguments import training_arguments
+from pipeline.train.fit import load
 from pipeline.train.kept import keep_weights
 from pipeline.train.packed import row_losses
 from pipeline.unlearn import run

@@ -13,7 +13,8 @@ from torch.distributed.fsdp import fully_shard
 
 from core.ranks import is_first, rank, world_size
 from pipeline.train import head, packed
-from pipeline.train.fit import load, training_arguments
+from pipeline.train.arguments import training_arguments
+from pipeline.train.fit import load
 from pipeline.train.packed import completion_log_probs, pack, row_losses
 from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.config import UnlearnConfig

@@ -10,7 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from datasets_prep.schema import Encoded, Row, write_rows
-from pipeline.train.fit import load, training_arguments
+from pipeline.train.arguments import training_arguments
+from pipeline.train.fit import load
 from pipeline.train.lora import add_adapters
 from pipeline.unlearn.config import UnlearnConfig
 from pipeline.unlearn.counterfactual import Levels

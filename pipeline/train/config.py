@@ -13,7 +13,7 @@ from core.ranks import share_of_step
 from core.steps import saves_of
 from core.strict import Strict
 
-WITHOUT_EFFECT = {"use_cpu", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
+WITHOUT_EFFECT = {"dataloader_num_workers", "report_to"}
 """Fields of ``args`` that change no result: no key holds them, and an interrupted run may continue with others."""
 
 

@@ -11,19 +11,10 @@ from core.errors import TrainingError
 from core.ranks import is_first
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
+from pipeline.train.arguments import CHECKPOINTS, training_arguments
 from pipeline.train.config import TrainConfig
 from pipeline.train.facts import TrainingFacts, TrainingSeeds
-from pipeline.train.fit import (
-    CHECKPOINTS,
-    fit,
-    freeze_below,
-    load,
-    memory_limits,
-    release_weights,
-    row_digest,
-    training_arguments,
-    whole_model,
-)
+from pipeline.train.fit import fit, freeze_below, load, memory_limits, release_weights, row_digest, whole_model
 from pipeline.train.guards import Watch
 from pipeline.train.lora import add_adapters
 from pipeline.train.precision import in_bf16
@@ -32,7 +23,7 @@ from pipeline.train.trainer import CompletionTrainer, row_dataset
 
 @memory_limits()
 def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> TrainingFacts:
-    """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: retain and forget for base, retain for gold.
+    """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: all but holdout, and for gold without forget.
 
     Writes ``model/`` and ``log.jsonl``; an interrupted run continues from its last checkpoint. Raises TrainingError if
     a guard stops the run, RecipeError if the trainer refuses ``config.args``, SystemLimitError if memory runs out.

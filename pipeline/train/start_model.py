@@ -11,6 +11,7 @@ changes two thirds of SmolLM2's weights. Checkpoints from the Hub keep their pub
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -364,10 +365,7 @@ def weight_facts(folder: Path) -> tuple[int, list[str]]:
                 for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
                     piece = tensors.get_slice(name)
                     dtypes.add(str(piece.get_dtype()))
-                    count = 1
-                    for size in piece.get_shape():
-                        count *= size
-                    parameters += count
+                    parameters += math.prod(piece.get_shape())
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{file.name}: not a readable safetensors file ({error}). Fetch the model again."

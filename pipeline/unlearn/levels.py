@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from core.errors import InputError
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row
-from pipeline.train.fit import load, mean
+from pipeline.train.fit import load
 from pipeline.train.packed import row_losses
 from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig
 from pipeline.unlearn.false_answers import false_answers
@@ -29,13 +30,13 @@ def fixed_levels(
     if "holdout" in config.named_levels:
         if not encoded["holdout"]:
             raise InputError("unlearn: the level `holdout` needs holdout rows, but the data have none. Use a number.")
-        levels["holdout"] = mean(row_losses(base, encoded["holdout"]))
+        levels["holdout"] = fmean(row_losses(base, encoded["holdout"]))
     if "gold" in config.named_levels:
         if "gold" not in inputs:
             raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
         gold: Any = load(inputs["gold"] / "model", config.frozen)[0]
         gold = gold if config.frozen == "nf4" else gold.to(base.device)  # which is where it was loaded
-        levels["gold"] = mean(row_losses(gold, encoded["forget"]))
+        levels["gold"] = fmean(row_losses(gold, encoded["forget"]))
         del gold
         gc.collect()
     return levels
@@ -59,4 +60,4 @@ def read_guides(
 def mean_by_row(model: Any, guides: list[list[Encoded]]) -> list[float]:
     """The mean loss of each row's false answers."""
     losses = iter(row_losses(model, [row for rows in guides for row in rows]))
-    return [mean([next(losses) for _ in rows]) for rows in guides]
+    return [fmean([next(losses) for _ in rows]) for rows in guides]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -31,18 +32,16 @@ from core.unlearning import (
 )
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_rows
+from pipeline.train.arguments import CHECKPOINTS, training_arguments
 from pipeline.train.fit import (
-    CHECKPOINTS,
     fit,
     freeze_below,
     go_back,
     load,
-    mean,
     memory_limits,
     release_weights,
     row_digest,
     shards_weights,
-    training_arguments,
     whole_model,
 )
 from pipeline.train.guards import Watch
@@ -172,11 +171,17 @@ def _fit(
     """Train until the schedule, the early-stopping rule or a guard ends it; ``model`` then has the kept weights."""
     config = trainer.config
     tokens = {split: row_digest(encoded) for split, encoded in rows.encoded.items()}
-    made_by = {"unlearn": config.identity(), "rows": tokens}
-    if config.stop:
-        return _fit_with_stop(trainer, model, config.stop, levels, rows, probes, out, made_by)
-    refused = fit(trainer, out, made_by)
-    return Ended(refused or "all epochs done", _last_good(trainer, refused, out), None)
+    end = _end_of_ascent(trainer, model, config.stop, levels, rows, probes, out) if config.stop else None
+    if end:
+        trainer.add_callback(end)
+    refused = fit(trainer, out, {"unlearn": config.identity(), "rows": tokens})
+    if end is None:
+        return Ended(refused or "all epochs done", _last_good(trainer, refused, out), None)
+    end.reason = refused or end.reason
+    kept_step = _kept_step(trainer, model, end, refused, out)
+    checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
+    level = checks[-1]["probe_level"] if checks else None
+    return Ended(end.reason, kept_step, Bounds(retain_loss=end.retain_bound, forget_loss=level))
 
 
 def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> UnlearnRows:
@@ -259,7 +264,7 @@ def counterfactual(config: UnlearnConfig, base: Any, rows: UnlearnRows, precisio
     return Counterfactual(BaseDistribution(base, dict(enumerate(forget)), precision), levels, config.temper or 1.0)
 
 
-def _fit_with_stop(
+def _end_of_ascent(
     trainer: UnlearnTrainer,
     model: PreTrainedModel | PeftModel,
     stop: StopRule,
@@ -267,8 +272,8 @@ def _fit_with_stop(
     rows: UnlearnRows,
     probes: Probes,
     out: Path,
-    made_by: dict[str, Any],
-) -> Ended:
+) -> EndOfAscent:
+    """The early-stopping rule, with the retain bound measured on base, which ``model`` still is."""
     config = trainer.config
     if config.keep == "closest" and shards_weights(trainer):
         raise RecipeError(
@@ -277,42 +282,46 @@ def _fit_with_stop(
         )
     forget_rows = [rows.encoded["forget"][i] for i in probes.forget]
     retain_rows = [rows.encoded["retain"][i] for i in probes.retain]
-    retain_bound = mean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
+    retain_bound = fmean(row_losses(model, retain_rows)) + stop.retain_loss_above_base
     at_base = _unprobed_false_answers(trainer, model, rows.guides, probes.forget)
 
     def measure() -> Check:
-        forget = mean(row_losses(model, forget_rows))
-        retain = mean(row_losses(model, retain_rows))
+        forget = fmean(row_losses(model, forget_rows))
+        retain = fmean(row_losses(model, retain_rows))
         if not rows.guides:
             return Check(forget, retain, number(stop.forget_loss, levels))
         false = mean_by_row(model, [rows.guides[i] for i in probes.forget])
         if config.caps_move:
             _move_caps(trainer, dict(zip(probes.forget, false, strict=True)), at_base)
-        return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": mean(false)}))
+        return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": fmean(false)}))
 
     kept = out / "kept" / "model.safetensors" if config.keep == "closest" else None
-    end = EndOfAscent(measure, retain_bound, stop.every, kept)
-    trainer.add_callback(end)
-    refused = fit(trainer, out, made_by)
-    end.reason = refused or end.reason
-    kept_step: int | None
-    if kept is None:
-        kept_step = _last_good(trainer, refused, out)
-        within = measure().retain <= retain_bound  # false if the loss is not a number
+    return EndOfAscent(measure, retain_bound, stop.every, kept)
+
+
+def _kept_step(
+    trainer: UnlearnTrainer, model: PreTrainedModel | PeftModel, end: EndOfAscent, refused: str | None, out: Path
+) -> int:
+    """The step whose weights are released, which ``model`` then has: the last good one, or the closest checked one.
+
+    Raises TrainingError if its retain loss is not within the bound.
+    """
+    if end.kept is None:
+        step: int | None = _last_good(trainer, refused, out)
+        within = end.measure().retain <= end.retain_bound  # false if the loss is not a number
+        which = f"step {step}, which would be released, has not"
     else:
-        kept_step = end.kept_step(trainer.state.log_history)
-        within = kept_step is not None
+        step = end.kept_step(trainer.state.log_history)
+        within = step is not None
+        which = "no checked step"
         if within and is_first():  # the process that writes the release
-            restore_weights(model, kept)
-    if kept_step is None or not within:
-        which = "no checked step" if config.keep == "closest" else f"step {kept_step}, which would be released, has not"
+            restore_weights(model, end.kept)
+    if step is None or not within:
         raise TrainingError(
-            f"unlearn: {which} kept the retain loss within {retain_bound:.3f} nats per token ({end.reason}). Lower the "
-            "learning rate or raise unlearn.retain_weight."
+            f"unlearn: {which} kept the retain loss within {end.retain_bound:.3f} nats per token ({end.reason}). Lower "
+            "the learning rate or raise unlearn.retain_weight."
         )
-    checks = [entry for entry in trainer.state.log_history if "probe_level" in entry]
-    level = checks[-1]["probe_level"] if checks else None
-    return Ended(end.reason, kept_step, Bounds(retain_loss=retain_bound, forget_loss=level))
+    return step
 
 
 def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:
@@ -344,7 +353,7 @@ def _move_caps(trainer: UnlearnTrainer, checked: Mapping[int, float], at_base: S
     average: with thousands of rows, reading all at each check would take longer than the training.
     """
     rows = range(len(at_base) or len(checked))
-    moved = mean([loss - at_base[i] for i, loss in checked.items()]) if at_base else 0.0
+    moved = fmean([loss - at_base[i] for i, loss in checked.items()]) if at_base else 0.0
     losses = [checked[i] if i in checked else at_base[i] + moved for i in rows]
     cap = cast("Level", trainer.config.forget_cap)
     trainer.forget_caps = torch.tensor([number(cap, {"false_answers": loss}) for loss in losses])
