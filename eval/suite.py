@@ -100,8 +100,10 @@ def _memory_advice(config: EvalConfig, has: str) -> str:
         f"eval.batch_tokens: {max(16, config.batch_tokens // 2)} (now {config.batch_tokens}; log-probabilities)",
         f"eval.batch_rows: {max(1, config.batch_rows // 2)} (now {config.batch_rows}; generations and suites)",
     ]
-    if config.robustness and config.robustness.relearn:
-        levers.append("eval.robustness.relearn: null (it needs 12 bytes a parameter)")
+    if config.robustness and (relearn := config.robustness.relearn):
+        if not relearn.rank:
+            levers.append("eval.robustness.relearn.rank: 16 (adapters, instead of 12 bytes a parameter)")
+        levers.append("eval.robustness.relearn: null")
     return (
         f"in an evaluation: {has}. What helps: {'; '.join(levers)}; a device with more memory. Finished stages are "
         "kept, and this evaluation starts again."

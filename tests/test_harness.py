@@ -318,7 +318,13 @@ def test_out_of_memory_says_what_to_lower_and_what_is_kept(tiny_model, data, tmp
         suite.run(config, {"model": tiny_model, "data": data}, tmp_path)
     said = str(caught.value)
     assert said.startswith("Out of memory in an evaluation: the device has ")
-    for words in ("batch_tokens: 256 (now 512", "batch_rows: 2 (now 4", "relearn: null", "Finished stages are kept"):
+    for words in (
+        "batch_tokens: 256 (now 512",
+        "batch_rows: 2 (now 4",
+        "relearn.rank: 16",
+        "relearn: null",
+        "Finished stages are kept",
+    ):
         assert words in said
     assert "allocate" in said
 

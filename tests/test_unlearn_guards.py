@@ -18,7 +18,7 @@ from datasets_prep.schema import read_rows
 from pipeline.train import fine_tune
 from pipeline.train.arguments import training_arguments
 from pipeline.train.config import TrainConfig
-from pipeline.train.fit import fit, go_back, load
+from pipeline.train.fit import fit, go_back, load, step_bytes
 from pipeline.train.guards import StepRefused, check_step
 from pipeline.train.packed import row_losses
 from pipeline.train.trainer import counts_of
@@ -211,6 +211,26 @@ def test_out_of_memory_names_the_levers_with_their_numbers(tiny_model: Path, tmp
     assert "lora" in said
     assert "GB free" in said or "free)" in said
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("frozen", "width", "lever"),
+    [("fp32", 4, "lora.frozen: bf16 or nf4"), ("bf16", 2, "lora.frozen: nf4"), ("nf4", 1.5, None)],
+)
+def test_frozen_weights_count_as_they_are_held_and_can_be_held_in_less(
+    tiny_model: Path, tmp_path: Path, frozen: str, width: float, lever: str | None
+) -> None:
+    rows, lora = (some_rows(4, 1), some_rows(4, 2)), {"r": 2, "alpha": 4, "frozen": frozen}
+    trainer = unlearn_trainer(tiny_model, tmp_path, *rows, SGD, precision="bf16", lora=lora, callbacks=[Greedy()])
+    adapters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    below = load(tiny_model)[0].num_parameters()
+    assert step_bytes(trainer.model) <= width * below + 16 * adapters
+    assert frozen == "nf4" or step_bytes(trainer.model) == width * below + 16 * adapters
+    with pytest.raises(SystemLimitError) as caught:
+        fit(trainer, tmp_path, {})
+    said = str(caught.value)
+    assert lever in said if lever else "lora" not in said
+    assert f"for {(below + adapters) / 1e6:.1f} M parameters" in said
 
 
 @pytest.mark.parametrize(("module", "name"), [(run, "load"), (run, "fixed_levels"), (fine_tune, "load")])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import _GeneratorContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
@@ -34,6 +34,7 @@ from pipeline.train.guards import StepRefused
 from pipeline.train.lora import merge
 
 MADE_BY = "made_by.json"
+NF4 = torch.uint8  # what bitsandbytes holds weights of 4 bits in, two in each
 MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained ones
 
 
@@ -156,17 +157,23 @@ def memory_limits(trainer: SFTTrainer | None = None) -> _GeneratorContextManager
 
 def _advice_beside_the_steps(has: str) -> str:
     return (
-        f"(before or after the steps): {has}. Weights take 4 bytes a parameter, and a level of gold loads a "
-        "second model. Free some memory, or use a smaller model or a device with more."
+        f"(before or after the steps): {has}. Weights take 4 bytes a parameter, or less below adapters (lora.frozen), "
+        "and a level of gold loads a second model. Free some memory, or use a smaller model or a device with more."
     )
+
+
+def step_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the weights as they are held, and of gradients and both AdamW moments of those that are trained."""
+    return sum(p.nbytes + (12 * p.numel() if p.requires_grad else 0) for p in model.parameters())
 
 
 def _memory_advice(trainer: SFTTrainer, has: str) -> str:
     """The needed and the available memory, and the settings that lower the need, each with its number."""
-    args = trainer.args
-    counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]  # type: ignore[union-attr]
-    every, trained = sum(n for n, _ in counts), sum(n for n, moves in counts if moves)
-    needed = 4 * every + 12 * trained  # float32 weights; gradient and two moments of what is trained
+    args, model = trainer.args, cast("PreTrainedModel | PeftModel", trainer.model)
+    every = sum(p.numel() * (2 if p.dtype == NF4 else 1) for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    needed = step_bytes(model)
     batch, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
     rows = len(trainer.train_dataset[0]["input_ids"])  # type: ignore[index]
     levers = []
@@ -179,6 +186,10 @@ def _memory_advice(trainer: SFTTrainer, has: str) -> str:
         levers.append("args.gradient_checkpointing: true (activations of one layer at a time, about a third more time)")
     if trained == every:
         levers.append(f"lora ({4 * every / 1e9:.1f} GB and the adapters, instead of {needed / 1e9:.1f} GB)")
+    elif isinstance(model, PeftModel) and torch.float32 in frozen:
+        levers.append("lora.frozen: bf16 or nf4 (2 or about half a byte a weight, instead of 4)")
+    elif isinstance(model, PeftModel) and NF4 not in frozen:
+        levers.append("lora.frozen: nf4 (about half a byte a weight, instead of 2)")
     if not args.bf16:
         levers.append("precision: bf16 (half the activations, if the device has it)")
     return (
