@@ -346,6 +346,8 @@ def _model_identity(recipe: Recipe) -> Any:
 
 def _evaluation(recipe: Recipe, config: EvalConfig) -> Any:
     settings = _without(config.model_dump(exclude_none=True))  # an absent section leaves the key unchanged
+    if not config.relative:
+        del settings["relative"]
     return {**settings, "metrics": _versions(config, real_world=recipe.data.has_real_world)}
 
 
