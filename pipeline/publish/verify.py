@@ -123,14 +123,11 @@ def verify_release(
 
 def _download(hub: Repository, revision: str, temporary: Path) -> tuple[str, dict[str, str], Path]:
     """The commit, its files with the Hub's own ids (sha256 of large files, else git's), and the folder they are in."""
-    from huggingface_hub import snapshot_download
-
-    folder, cache = temporary / "tree", temporary / "cache"
+    folder = temporary / "tree"
     commit = hub.commit(revision)
     oids = hub.files(commit)
     with hub_errors(f"downloading {hub.name} at {revision}"):
-        where: Any = {"endpoint": hub.api.endpoint, "token": hub.api.token, "local_dir": folder, "cache_dir": cache}
-        snapshot_download(hub.name, revision=commit, **where)
+        hub.api.snapshot_download(hub.name, revision=commit, local_dir=folder, cache_dir=temporary / "cache")
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     return commit, oids, folder
 
