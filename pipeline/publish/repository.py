@@ -60,10 +60,10 @@ class Repository:
 
     def file(self, path: str, revision: str, folder: Path) -> Path | None:
         """A file, downloaded into the empty ``folder`` and so past all caches; None if the revision has it not."""
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
         with hub_errors(f"reading {path} of {self.name}"):
             try:
                 return Path(self.api.hf_hub_download(self.name, path, revision=revision, cache_dir=folder))
-            except EntryNotFoundError:
+            except RemoteEntryNotFoundError:  # EntryNotFoundError is also what the client says if nobody answers
                 return None
