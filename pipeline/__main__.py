@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError, ReleaseError, leave_error
-from pipeline.commands.shared import REAL_RELEASE, ROOT, STORE, say, store_root
+from core.places import ROOT, STORE
+from pipeline.commands.shared import REAL_RELEASE, say, store_root
 
 PROGRAM = "python -m pipeline"
 LONGEST = 4000  # characters of an error message

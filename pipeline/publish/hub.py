@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from core.errors import HubError
-from pipeline.publish.sign import store
+from core.places import store
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

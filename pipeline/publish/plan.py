@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.places import holder
+from core.places import holder, store
 from core.strict import Strict
 from pipeline.localhub.repository import is_large
 from pipeline.publish import tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors
 from pipeline.publish.repository import Repository
-from pipeline.publish.sign import store
 
 
 class PlannedFile(Strict):
