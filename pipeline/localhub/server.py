@@ -64,9 +64,12 @@ class LocalHub:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             self._socket.close()
-            raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another port.") from error
+            raise SystemLimitError(
+                f"Port {port} of {HOST} cannot be used ({str(error).rstrip('.')}). Give another one, up to 65535, or 0 "
+                "for one that is free."
+            ) from error
         self.endpoint = f"http://{HOST}:{self._socket.getsockname()[1]}"
         self.tokens = Tokens(folder, self.token)
         # Made of the token, so that upload addresses outlive the process that gave them out.
