@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -58,13 +58,22 @@ def is_release_tag(text: str) -> bool:
 
 
 def newest_release(tags: Iterable[str]) -> str | None:
-    """The tag with the highest version; others than releases' are left out. v1.0.0-rc1 comes before v1.0.0."""
+    """The tag with the highest version; others than releases' are left out.
 
-    def order(tag: str) -> tuple[list[int], bool, str]:
-        version, suffix = re.findall(r"\d+", tag)[:3], tag.lstrip("v0123456789.")
-        return [int(number) for number in version], not suffix.startswith("-"), suffix
+    Versions are ordered as Semantic Versioning says: v1.0.0-rc.2, v1.0.0-rc.10, v1.0.0.
+    """
+    return max(filter(is_release_tag, tags), key=_precedence, default=None)
 
-    return max(filter(is_release_tag, tags), key=order, default=None)
+
+def _precedence(tag: str) -> tuple[Any, ...]:
+    """What SemVer compares; then the build and the tag itself, since it calls versions equal that differ there."""
+
+    def identifiers(text: str) -> list[tuple[bool, int, str]]:  # numbers come before words
+        return [(False, int(part), "") if part.isdigit() else (True, 0, part) for part in text.split(".") if part]
+
+    rest, _, build = tag.removeprefix("v").partition("+")
+    version, _, prerelease = rest.partition("-")
+    return identifiers(version), not prerelease, identifiers(prerelease), identifiers(build), tag
 
 
 def _check_commit(text: str) -> str:

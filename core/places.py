@@ -1,11 +1,20 @@
-"""Paths as users write them, and which Hub holds a repository."""
+"""Where things are: this project, its store, paths as users write them, and which Hub holds a repository."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from core.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]  # of this project: its checkout, or the working folder of its image
+STORE = "UNLEARN_RELEASE_STORE"  # the command line sets it, so that all that a command starts has the same store
+
+
+def store() -> Path:
+    """The folder of everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or ``runs``."""
+    return Path(os.environ.get(STORE) or "runs")
 
 
 def user_path(text: str) -> Path:

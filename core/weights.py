@@ -55,7 +55,7 @@ def _check_file(file: Path) -> set[str]:
     for name, tensor in sorted(header.items(), key=lambda item: _offsets(item[0], item[1])):
         begin, end = _offsets(name, tensor)
         dtype, shape = tensor.get("dtype"), tensor.get("shape")
-        if dtype not in _BYTES:
+        if not isinstance(dtype, str) or dtype not in _BYTES:
             raise _Unsound(f"{name} has the dtype {dtype!r}; allowed are {', '.join(_BYTES)}")
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
             raise _Unsound(f"{name} has the shape {shape!r}")

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError, ReleaseError, leave_error
-from pipeline.commands.shared import REAL_RELEASE, ROOT, STORE, say, store_root
+from core.places import ROOT, STORE
+from pipeline.commands.shared import REAL_RELEASE, say, store_root
 
 PROGRAM = "python -m pipeline"
 LONGEST = 4000  # characters of an error message
@@ -198,6 +199,8 @@ def _add_publication_commands(commands: Commands[argparse.ArgumentParser]) -> No
     command.add_argument("--hub", choices=("local", "hf"), help="where REPO is (default: local if the store holds it)")
     command = _command(commands, "hub", "serve the store's loopback Hub until interrupted")
     command.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
+    text = "answer 429 to a token's requests beyond N in 5 minutes, as the real Hub does (default: no limit)"
+    command.add_argument("--rate", type=int, metavar="N", help=text)
     _store_option(command)
 
 

@@ -46,6 +46,9 @@ def _card(tree: Path, release: Release) -> Iterator[str]:
     except (ArtifactError, OSError, UnicodeDecodeError) as error:
         yield f"The card cannot be rendered again: {error}"
         return
+    except Exception as error:  # the schema does not say all that a card needs, so a stranger's file may lack anything
+        yield f"The card cannot be rendered again: {CARD} lacks something that a card needs ({error!r:.200})."
+        return
     said = (inputs.publish.repo, inputs.publish.tag, inputs.model.name, inputs.model.license)
     made = (release.repo, release.tag, release.base_model, release.license)
     if said != made:

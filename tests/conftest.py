@@ -82,8 +82,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def command_line(*words: str) -> subprocess.CompletedProcess[str]:
     """The command line in this process, which is faster: for everything but imports, signals and pipes."""
+    from core.places import STORE
     from pipeline.__main__ import SETTINGS, main
-    from pipeline.commands.shared import STORE
 
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from core.digests import weights_sha256
+from core.places import STORE
 from core.strict import Strict
 from core.unlearning import NeighbourFacts
 from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
 from pipeline.__main__ import SETTINGS, main
-from pipeline.commands.shared import STORE
 from pipeline.engine.runner import Store, execute
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages

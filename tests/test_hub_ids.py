@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from core.hub_ids import Commit, HubId, HubRef, ReleaseTag, is_commit, is_hub_id
+from core.hub_ids import Commit, HubId, HubRef, ReleaseTag, is_commit, is_hub_id, newest_release
 from datasets_prep.config import HubSource
 from model_card.config import CardModel, CardPublish
 from pipeline.publish.config import PackageConfig, PublishConfig
@@ -101,6 +101,45 @@ def test_a_tag_is_a_version(text: str, good: bool) -> None:
     else:
         with pytest.raises(ValidationError, match=r"is not the tag of a release; give a version, such as v1\.0\.0"):
             TypeAdapter(ReleaseTag).validate_python(text)
+
+
+ORDERED = [  # the example of semver.org, and what it leaves out: versions and builds by their numbers
+    *("v0.9.10", "v1.0.0-alpha", "v1.0.0-alpha.1", "v1.0.0-alpha.beta", "v1.0.0-beta", "v1.0.0-beta.2"),
+    *("v1.0.0-beta.11", "v1.0.0-rc.1", "v1.0.0-rc.2", "v1.0.0-rc.10", "v1.0.0-rc-1", "v1.0.0", "v1.0.0+2"),
+    *("v1.0.0+10", "v1.0.0.post1", "v1.2.0-0", "v1.2.0", "v1.10.0", "v2.0.0-rc.1", "v10.0.0"),
+]
+
+
+@given(st.lists(st.sampled_from(ORDERED), min_size=1))
+@example(["v1.0.0-rc.2", "v1.0.0-rc.10"])
+def test_the_newest_release_has_the_highest_version(tags: list[str]) -> None:
+    assert newest_release([*tags, "main", "revoked-v9.9.9"]) == max(tags, key=ORDERED.index)
+
+
+def test_no_release_is_the_newest_of_none() -> None:
+    assert newest_release(["main", "revoked-v1.0.0"]) is None
+
+
+IDENTIFIERS = st.lists(st.integers(0, 12).map(str) | st.sampled_from(["a", "B", "rc", "rc1", "1a"]), max_size=4)
+
+
+def is_lower(a: list[str], b: list[str]) -> bool:
+    """Rule 11 of SemVer 2.0.0 on the identifiers of two pre-releases; none is a release."""
+    if not a or not b:
+        return bool(a)
+    for mine, other in zip(a, b, strict=False):
+        if mine != other:
+            numeric = mine.isdigit(), other.isdigit()
+            return int(mine) < int(other) if all(numeric) else mine < other if not any(numeric) else numeric[0]
+    return len(a) < len(b)
+
+
+@given(IDENTIFIERS, IDENTIFIERS)
+@example(["rc", "2"], ["rc", "10"])
+@example(["12"], ["a"])
+def test_releases_are_ordered_by_the_rules_of_semver(one: list[str], other: list[str]) -> None:
+    tags = ["v1.0.0" + "-" * bool(part) + ".".join(part) for part in (one, other)]
+    assert newest_release(tags) == newest_release(reversed(tags)) == tags[one == other or is_lower(one, other)]
 
 
 def test_reading_a_recipe_does_not_import_the_hubs_client() -> None:

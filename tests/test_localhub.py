@@ -29,8 +29,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
+from core.errors import SystemLimitError
 from pipeline.localhub.repository import STALE_PARENT
-from pipeline.localhub.server import LocalHub, hub_token
+from pipeline.localhub.server import HOST, LocalHub, hub_token
 from tests.localhub import REPO, add, api, head, hub, post_commit, raw, repo  # noqa: F401
 
 BIG = os.urandom(1 << 20) * 11  # more than 10 MiB
@@ -358,3 +359,9 @@ def test_lists_come_in_pages(api: HfApi, repo: str, monkeypatch: pytest.MonkeyPa
     for number in range(3):
         api.create_commit(repo, [add("n", b"%d" % number)], commit_message=str(number))
     assert [c.title for c in api.list_repo_commits(repo)] == ["2", "1", "0", "x", "initial commit"]
+
+
+@pytest.mark.parametrize("port", [70000, -1])
+def test_a_port_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path, port: int) -> None:
+    with pytest.raises(SystemLimitError, match=rf"Port {port} of {HOST} cannot be used .* up to 65535"):
+        LocalHub(tmp_path, port)

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from pipeline.localhub import bodies, connections
 from pipeline.localhub.card_metadata import card_metadata, check_card
-from pipeline.localhub.rate_limit import RateLimit
 from pipeline.localhub.server import LocalHub
+from tests.conftest import Call
 from tests.localhub import REPO, add, api, as_user, head, hub, raw, repo  # noqa: F401
 
 BOMB = (
@@ -305,13 +305,28 @@ def test_any_metadata_is_answered_as_json(block: str) -> None:
 
 
 def test_requests_are_counted(tmp_path: Path) -> None:
-    with LocalHub(tmp_path, rate=RateLimit(5, 3600)) as limited:
+    with LocalHub(tmp_path, rate=5) as limited:
         codes = [get_session().get(f"{limited.endpoint}/api/models") for _ in range(7)]
         assert [answer.status_code for answer in codes] == [200] * 5 + [429] * 2
         assert codes[0].headers["ratelimit"].startswith('"api";r=4;t=')
-        with pytest.raises(HfHubHTTPError, match=r"\(0/5 requests remaining in current 3600s window\)"):
+        with pytest.raises(HfHubHTTPError, match=r"\(0/5 requests remaining in current 300s window\)"):
             HfApi(endpoint=limited.endpoint, token=False).auth_check("a/b")
         assert HfApi(endpoint=limited.endpoint, token=limited.token).whoami()["name"] == "local"  # has its own count
+
+
+def test_the_command_counts_them_if_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    answers: list[int] = []
+
+    def ask(hub: LocalHub) -> None:
+        with hub:
+            answers.extend(get_session().get(f"{hub.endpoint}/api/models").status_code for _ in range(3))
+
+    monkeypatch.setattr(LocalHub, "run", ask)
+    (tmp_path / "hub" / "models").mkdir(parents=True)
+    words = ("hub", "--store", str(tmp_path), "--rate")
+    assert (call(*words, "2").returncode, answers) == (0, [200, 200, 429])
+    refused = call(*words, "0")
+    assert (refused.returncode, "--rate 0: give how many" in refused.stderr) == (2, True)
 
 
 @pytest.fixture

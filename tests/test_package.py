@@ -219,7 +219,7 @@ def safetensors(header: object, data: bytes = b"\0" * 8) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
@@ -233,6 +233,7 @@ def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) ->
         (safetensors({"a": 1}), "not a table"),
         (safetensors(b'{"a": 1, "a": 2}'), "twice"),
         (safetensors({"a": entry("F7")}), "dtype"),
+        (safetensors({"a": entry(["F32"])}), "a has the dtype ['F32']"),
         (safetensors({"a": entry(shape=[-2])}), "shape"),
         (safetensors({"a": entry(offsets=[0, 4])}), "offsets that do not fit"),
         (safetensors({"a": entry(offsets=[4, 12])}), "offsets that do not fit"),

@@ -108,6 +108,14 @@ def test_a_damaged_or_missing_card_file_is_named(tree: Path) -> None:
     assert "card.json: cannot be read" in of_card(tree)[0]
 
 
+@pytest.mark.parametrize("split", ["forget", "retain"])
+def test_a_card_file_that_lacks_what_a_card_needs_fails_its_check(tree: Path, split: str) -> None:
+    content = json.loads((tree / CARD).read_text(encoding="utf-8"))
+    del content["evidence"]["counts"][split]
+    (tree / CARD).write_text(json.dumps(content), encoding="utf-8")
+    assert of_card(tree)[0].startswith("The card cannot be rendered again: card.json lacks something")
+
+
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [

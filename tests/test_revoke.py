@@ -186,6 +186,17 @@ def test_a_stranger_reads_that_a_public_release_was_revoked(world: World, packag
     assert HfApi(endpoint=world.hub.endpoint, token=False).repo_info(REPO).card_data["revoked"] is True
 
 
+def test_a_hub_that_does_not_answer_for_a_card_is_not_one_without_the_card(
+    world: World, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(package)
+    revoke(world)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # the client waits between attempts
+    world.faulty.faults += [Fault(rf"HEAD /{REPO}/resolve/.*/README.md", "before") for _ in range(50)]
+    with pytest.raises(HubError, match="cannot be reached"):
+        revocation_of(REPO, "v1.0.0", world.target)
+
+
 @pytest.mark.parametrize("reason", ["", " \n ", "x" * 1001])
 def test_a_reason_is_a_paragraph(reason: str) -> None:
     with pytest.raises(InputError, match="1 to 1000"):

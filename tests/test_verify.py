@@ -116,6 +116,13 @@ def test_main_set_back_to_an_older_release_is_noticed(
     assert verified(world, "v1.0.0")
 
 
+def test_release_candidates_follow_each_other_by_their_numbers(world: World, inputs: dict, tmp_path: Path) -> None:
+    for tag in ("v1.0.0-rc.2", "v1.0.0-rc.10"):
+        world.publish(next_release(inputs, tmp_path, tag, tag), tag=tag)
+        assert verified(world)
+    assert world.tags()["v1.0.0-rc.10"] == world.head()
+
+
 def test_a_tag_that_was_moved_is_noticed(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
     first = world.publish(package)
     world.publish(next_release(inputs, tmp_path), tag="v1.1.0")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from core.errors import ArtifactError, InputError
+from core.errors import ArtifactError
 from core.hub_ids import HubRef, check_repository
 from eval.schema import ComparedMetric, read_comparison, read_measured, read_other_prompts
 from pipeline.commands.prepare import prepare, surveyed
 from pipeline.commands.release import watched
 from pipeline.commands.shared import hub_of, show
 from pipeline.engine.runner import Stage, execute
-from pipeline.publish.hub import Target, connect, hub_errors
+from pipeline.publish.hub import MAIN, connect
+from pipeline.publish.repository import Repository
 from pipeline.stages import compared_with
 
 
@@ -31,7 +32,7 @@ def compare(options: argparse.Namespace) -> int:
             f"`python -m pipeline release {options.recipe} --until eval-unlearned` first."
         )
     with connect(hub_of(options, repo), anonymous=True) as target:
-        commit = _commit(target, repo, revision or "main")
+        commit = Repository(repo, target).commit(revision or MAIN)
         ours = next(stage for stage in stages if stage.name == "eval-unlearned")
         checkpoint = HubRef(id=repo, revision=commit)
         added = compared_with(recipe, checkpoint, ours, endpoint=target.endpoint, token=target.token)
@@ -57,16 +58,6 @@ def compare(options: argparse.Namespace) -> int:
 def _upstream(stages: list[Stage], name: str) -> set[str]:
     inputs = {stage.name: set(stage.inputs.values()) for stage in stages}
     return {name}.union(*(_upstream(stages, made_by) for made_by in inputs[name]))
-
-
-def _commit(target: Target, repo: str, revision: str) -> str:
-    with hub_errors(f"looking up {repo} at {revision}"):
-        commit = target.api().repo_info(repo, revision=revision).sha
-    if commit is None:
-        raise InputError(
-            f"--to {repo}: the repository has no commit at {revision}. Give one of its branches, tags or commits."
-        )
-    return commit
 
 
 def _table(compared: list[ComparedMetric], repo: str, commit: str) -> list[str]:

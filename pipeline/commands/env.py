@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from core.errors import HubError
-from pipeline.commands.shared import ROOT, show, store_root
+from core.places import ROOT
+from pipeline.commands.shared import show, store_root
 from pipeline.engine.machine import free_space, provenance
 from pipeline.publish.hub import has_token
 

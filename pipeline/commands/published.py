@@ -8,6 +8,7 @@ from core.errors import InputError
 from core.hub_ids import check_repository
 from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
+from pipeline.localhub.rate_limit import WINDOW
 from pipeline.publish.hub import connect
 from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_reason
 from pipeline.publish.sign import given_signer, trusted_signers
@@ -64,11 +65,16 @@ def revoke(options: argparse.Namespace) -> int:
 
 
 def hub(options: argparse.Namespace) -> int:
-    """Serve the loopback Hub's repositories, also as pages. Raises InputError if nothing was published there."""
+    """Serve the loopback Hub's repositories, also as pages.
+
+    Raises InputError if nothing was published there, or if it is to answer nothing.
+    """
     from pipeline.localhub.server import serve  # brings the server and its pages
 
+    if options.rate is not None and options.rate < 1:
+        raise InputError(f"--rate {options.rate}: give how many requests a token may send in {WINDOW} s, at least 1.")
     folder = store_root(options) / "hub"
     if not (folder / "models").is_dir():
         raise InputError(f"{folder}: nothing was published there yet. Run `make release`, or name another --store.")
-    serve(folder, options.port, release_checks)
+    serve(folder, options.port, options.rate, release_checks)
     return 0

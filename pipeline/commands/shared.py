@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from core.places import holder, user_path
+from core.places import ROOT, holder, store, user_path
 
-ROOT = Path(__file__).resolve().parents[2]
-STORE = "UNLEARN_RELEASE_STORE"  # publishing reads it: the loopback Hub and the demo's key are in the store
 REAL_RELEASE = "fame-topics-csd-llama32-3b"
 
 
 def store_root(options: argparse.Namespace) -> Path:
     """The store, relative to this project's root; a relative path if that is also the current folder."""
-    place = ROOT / user_path(getattr(options, "store", None) or os.environ.get(STORE) or "runs")
+    place = ROOT / user_path(getattr(options, "store", None) or str(store()))
     return place.relative_to(ROOT) if Path.cwd() == ROOT and place.is_relative_to(ROOT) else place
 
 

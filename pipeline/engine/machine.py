@@ -18,8 +18,8 @@ from typing import Any
 
 from core.errors import ReleaseError, SystemLimitError
 from core.packages import package_versions
+from core.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "UNLEARN_RELEASE_COMMIT"  # an image names the commit that it was built from: it has no .git
 
 

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from core.errors import ERROR_FILE, SystemLimitError
+from core.places import ROOT
 from pipeline.cost.resources import Given
 from pipeline.engine.graph import before
 from pipeline.engine.jobs import State, Wanted
-from pipeline.engine.machine import ROOT
 
 HOPELESS = ("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints")  # a pending job with these stays pending
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED", "CONFIGURING", "RESIZING")

@@ -22,12 +22,12 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from core.hub_ids import is_hub_id
+from core.places import ROOT
 from pipeline.localhub.hub import Call, Hub
 from pipeline.localhub.messages import date, field
 from pipeline.localhub.refusal import Refusal
 from pipeline.localhub.settings import write_json
 
-ROOT = Path(__file__).resolve().parents[2]  # the working folder of the image
 FLAVORS = ["cpu-basic", "cpu-upgrade"]
 ENDED = ("COMPLETED", "CANCELED", "ERROR")
 _running: dict[str, subprocess.Popen[bytes]] = {}  # of this server; after its end nobody would know how a job ended

@@ -52,10 +52,11 @@ def hub_token(folder: Path) -> str:
 class LocalHub:
     """``with LocalHub(folder) as hub``: a Hub at ``hub.endpoint`` on a free port, writable with ``hub.token``.
 
-    ``app`` answers the requests; tests wrap it, before the ``with`` block starts, to inject faults.
+    ``rate`` is how many requests a token may send in a window. ``app`` answers them; tests wrap it, before the ``with``
+    block starts, to inject faults.
     """
 
-    def __init__(self, folder: Path, port: int = 0, rate: RateLimit | None = None, judge: Judge | None = None) -> None:
+    def __init__(self, folder: Path, port: int = 0, rate: int | None = None, judge: Judge | None = None) -> None:
         self.folder = folder
         self.token = hub_token(folder)
         remove_leftovers(folder)
@@ -64,14 +65,17 @@ class LocalHub:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             self._socket.close()
-            raise SystemLimitError(f"Port {port} of {HOST} cannot be used ({error}). Give another port.") from error
+            raise SystemLimitError(
+                f"Port {port} of {HOST} cannot be used ({str(error).rstrip('.')}). Give another one, up to 65535, or 0 "
+                "for one that is free."
+            ) from error
         self.endpoint = f"http://{HOST}:{self._socket.getsockname()[1]}"
         self.tokens = Tokens(folder, self.token)
         # Made of the token, so that upload addresses outlive the process that gave them out.
         secret = hashlib.sha256(b"uploads " + self.token.encode()).digest()
-        hub = Hub(folder, self.endpoint, self.tokens, secret, rate)
+        hub = Hub(folder, self.endpoint, self.tokens, secret, RateLimit(rate) if rate else None)
         self.site = Site(hub, judge)
         self.app: ASGIApp = build_app(hub, page_routes(self.site))
 
@@ -100,9 +104,9 @@ class LocalHub:
             self._socket.close()
 
 
-def serve(folder: Path, port: int = 0, judge: Judge | None = None) -> None:
+def serve(folder: Path, port: int = 0, rate: int | None = None, judge: Judge | None = None) -> None:
     """Serve the Hub in ``folder`` until interrupted; how to reach it goes to stderr."""
-    hub = LocalHub(folder, port, judge=judge)
+    hub = LocalHub(folder, port, rate, judge)
     print(f"Look at it, with its private repositories (the link works once): {hub.site.link()}", file=sys.stderr)
     print(f"HF_ENDPOINT={hub.endpoint} HF_TOKEN=$(cat {folder / 'token'})", file=sys.stderr, flush=True)
     hub.run()

@@ -34,10 +34,9 @@ class Settings:
         """Whether only its owner may see it."""
         return self.visibility == "private"
 
-    def with_access(self, user: str, state: Access | None) -> Settings:
-        """The same with another answer to a user's request; None forgets it."""
-        others = {name: value for name, value in self.access.items() if name != user}
-        return replace(self, access=others if state is None else {**others, user: state})
+    def with_access(self, user: str, state: Access) -> Settings:
+        """The same with another answer to a user's request."""
+        return replace(self, access={**self.access, user: state})
 
 
 def read_settings(path: Path) -> Settings | None:

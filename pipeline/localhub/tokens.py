@@ -106,7 +106,10 @@ class Tokens:
         seconds: float | None = None,
         name: str = "token",
     ) -> str:
-        """A new token; with ``seconds`` it expires. Raises ValueError if ``user`` is no name of a namespace."""
+        """A new token, which makes this Hub stand in for the real one with other users; with ``seconds`` it expires.
+
+        Raises ValueError if ``user`` is no name of a namespace.
+        """
         check_hub_id(f"{user}/any")
         token = new_token()
         expires = None if seconds is None else time.time() + seconds
@@ -114,11 +117,6 @@ class Tokens:
             sender = Sender(user, role, name, dict(scopes or {}), expires)
             write_json(self._file, {**self._read(), _digest(token): asdict(sender)})
         return token
-
-    def revoke(self, token: str) -> None:
-        """Forget a token."""
-        with FileLock(str(self._file.with_suffix(".lock"))):
-            write_json(self._file, {known: of for known, of in self._read().items() if known != _digest(token)})
 
     def _read(self) -> dict[str, Any]:
         try:

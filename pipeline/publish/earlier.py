@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.errors import DataError, InputError
 from core.lineage import EarlierRelease, Forgotten, Lineage
-from core.places import holder
+from core.places import holder, store
 from datasets_prep.schema import read_forgotten, rows_digest
 from pipeline.publish import sign, tree
 from pipeline.publish.hub import connect
@@ -27,7 +27,7 @@ def fetch(release: str, start: Mapping[str, str], data: Path, out: Path, recheck
     repo, _, tag = release.partition("@")
     verified_tree = out / "verified"
     signers = sign.trusted_signers(repo)
-    with connect(holder(repo, sign.store()), anonymous=True) as target:
+    with connect(holder(repo, store()), anonymous=True) as target:
         verified = verify_release(repo, tag, target, signers, recheck, scratch=out, keep=verified_tree)
     made = read_release(verified_tree)
     _check_start(release, made, start)

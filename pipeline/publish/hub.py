@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from core.errors import HubError
-from pipeline.publish.sign import store
-from pipeline.publish.tree import HUB_FILES
+from core.places import store
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,15 +43,6 @@ class Target:
         from huggingface_hub import HfApi
 
         return HfApi(endpoint=self.endpoint, token=self.token)
-
-    def files(self, repo: str, revision: str) -> dict[str, str]:
-        """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
-        from huggingface_hub.hf_api import RepoFile
-
-        with hub_errors(f"listing {repo}"):
-            listed = list(self.api().list_repo_tree(repo, revision=revision, recursive=True))
-        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
-        return {path: oid for path, oid in sorted(files.items()) if path not in HUB_FILES}
 
 
 def hf_endpoint() -> str:

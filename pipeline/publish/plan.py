@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.places import holder
+from core.places import holder, store
 from core.strict import Strict
 from pipeline.localhub.repository import is_large
 from pipeline.publish import tree
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors
-from pipeline.publish.sign import store
+from pipeline.publish.repository import Repository
 
 
 class PlannedFile(Strict):
@@ -72,8 +72,11 @@ def plan_publication(config: PublishConfig, package: Path, target: Target | None
         f"it is added to the collection {config.collection}": config.collection,
         "main is reached by a pull request that others merge": config.via == "pr",
     }
-    remote = target.files(config.repo, MAIN) if target and info else {}
+    remote: dict[str, str] = {}
+    tags: list[str] = []
     if target and info:
+        hub = Repository(config.repo, target)
+        remote, tags = hub.files(MAIN), hub.tags()
         how = _modes(config, package, local, target)
     else:
         how = {name: _expected(package / name) for name in local}
@@ -86,7 +89,7 @@ def plan_publication(config: PublishConfig, package: Path, target: Target | None
         exists=info is not None,
         visibility="private" if not info or info.private else "public",
         tag=config.tag,
-        tagged=bool(target and info) and config.tag in _tags(config, target),
+        tagged=config.tag in tags,
         files=files,
         removed=sorted(remote.keys() - local.keys()),
         settings=[setting for setting, changes in settings.items() if changes],
@@ -101,11 +104,6 @@ def _info(config: PublishConfig, target: Target) -> Any:
             return target.api().repo_info(config.repo)
         except RepositoryNotFoundError:
             return None
-
-
-def _tags(config: PublishConfig, target: Target | None) -> list[str]:
-    with hub_errors(f"reading {config.repo}"):
-        return [tag.name for tag in target.api().list_repo_refs(config.repo).tags] if target else []
 
 
 def _modes(config: PublishConfig, package: Path, local: dict[str, tree.Digest], target: Target) -> dict[str, str]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from core.errors import HubError
-from pipeline.publish.hub import hub_errors
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from pipeline.publish.hub import MAIN, hub_errors
+from pipeline.publish.repository import Repository
 
 TEXT = """\
 This release was built, passed its gates and was signed by the pipeline; `{tag}` will be its tag. What lies here was
@@ -17,17 +14,17 @@ downloaded again and verified. Merge it as it is: after another commit on main i
 """
 
 
-def own_pull_request(api: HfApi, repo: str, tag: str, holds_release: Callable[[str], bool]) -> int:
+def own_pull_request(hub: Repository, tag: str, holds_release: Callable[[str], bool]) -> int:
     """The number of the pull request for this release: that of an earlier run, or a new one.
 
     A draft that was cut off is continued. Those with other content for the same tag, or for an older main, are closed.
     """
-    title = f"Release {tag}"
+    title, repo, api = f"Release {tag}", hub.name, hub.api
     found = None
     with hub_errors(f"looking for a pull request in {repo}"):
         waiting = api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open")
         numbers = sorted(asked.num for asked in waiting if asked.title == title)
-        main = str(api.repo_info(repo, revision="main").sha)
+    main = hub.commit(MAIN)
     for number in numbers:
         ref = f"refs/pr/{number}"
         with hub_errors(f"reading pull request {number} of {repo}"):
@@ -43,8 +40,9 @@ def own_pull_request(api: HfApi, repo: str, tag: str, holds_release: Callable[[s
         return api.create_pull_request(repo, title, description=TEXT.format(tag=tag)).num
 
 
-def await_merge(api: HfApi, repo: str, number: int) -> HubError:
+def await_merge(hub: Repository, number: int) -> HubError:
     """Show the verified pull request to those who approve; the error that says that the release waits for them."""
+    repo, api = hub.name, hub.api
     with hub_errors(f"opening pull request {number} of {repo}"):
         asked = api.get_discussion_details(repo, number)
         if asked.status == "draft":

@@ -37,6 +37,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
+from pipeline.publish.repository import Repository
 from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
@@ -87,37 +88,37 @@ def publish(
             f"The package was signed as {release.tag} of {release.repo}, and is to be published as {config.tag} of "
             f"{config.repo}. Run the package stage again."
         )
-    repository = _Repository(config, package, target, signer, scratch)
-    repository.prepare()
-    tagged = repository.tags().get(config.tag)
-    head = repository.head(MAIN)
+    publication = _Publication(config, package, target, signer, scratch)
+    publication.prepare()
+    tagged = publication.tagged()
+    head = publication.hub.commit(MAIN)
     if tagged is not None and (revoked := revocation_of(config.repo, config.tag, target)):
         raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
-    if tagged is not None and not repository.holds_release(tagged):
+    if tagged is not None and not publication.holds_release(tagged):
         raise HubError(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
             "Set publish.tag to a new version."
         )
     if tagged is not None:
-        repository.check_main(head, repository.newest_release())
-    commit = tagged or (head if repository.holds_release(head) else None)
+        publication.check_main(head, publication.newest_release())
+    commit = tagged or (head if publication.holds_release(head) else None)
     if commit is None and config.via == "pr":
-        repository.ask(recheck)
+        publication.ask(recheck)
     if commit is None:
-        staged = repository.stage(head)
-        verified = repository.verify(staged, recheck)
+        staged = publication.stage(head)
+        verified = publication.verify(staged, recheck)
         report("landing")
-        commit = repository.commit(MAIN, head)
+        commit = publication.commit(MAIN, head)
     else:  # published before, wholly or up to the tag
-        verified = repository.verify(commit, recheck)
+        verified = publication.verify(commit, recheck)
     if tagged is None:
-        repository.tag(commit)
-    repository.finish(commit if tagged is None else head)
+        publication.tag(commit)
+    publication.finish(commit if tagged is None else head)
     return _receipt(config, target, signer, commit, verified)
 
 
-class _Repository:
-    """One repository and the tree that is to become its content."""
+class _Publication:
+    """One repository, ``hub``, and the tree that is to become its content."""
 
     def __init__(
         self, config: PublishConfig, package: Path, target: Target, signer: Signer, scratch: Path | None
@@ -125,7 +126,8 @@ class _Repository:
         self._config, self._package, self._target, self._signer = config, package, target, signer
         self._scratch = scratch
         self._files = tree.read_tree(package)
-        self._api = target.api()
+        self.hub = Repository(config.repo, target)
+        self._api = self.hub.api
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
         self._staging = f"staging-{name}"  # the signature covers all files, so the name stands for this content
 
@@ -159,8 +161,8 @@ class _Repository:
     def _delete_staging(self, keep: str = "") -> str | None:
         """Delete staging branches, those too that killed runs or other packages left; the commit of ``keep``."""
         repo = self._config.repo
+        branches = self.hub.branches()
         with hub_errors(f"deleting staging branches of {repo}"):
-            branches = {branch.name: branch.target_commit for branch in self._api.list_repo_refs(repo).branches}
             for name in branches.keys() - {keep}:
                 if _STAGING.fullmatch(name):
                     self._api.delete_branch(repo, branch=name)
@@ -178,27 +180,13 @@ class _Repository:
             with hub_errors(f"publish.collection: reading {collection}"):
                 self._api.get_collection(collection)
 
-    def head(self, branch: str) -> str:
-        """The commit of a branch."""
-        with hub_errors(f"reading {self._config.repo}"):
-            sha = self._api.repo_info(self._config.repo, revision=branch).sha
-        if sha is None:
-            raise HubError(f"{self._config.repo} has no commit on {branch}. Delete the repository, and run again.")
-        return sha
-
-    def tags(self) -> dict[str, str]:
-        """Tag to commit."""
-        with hub_errors(f"reading {self._config.repo}"):
-            refs = self._api.list_repo_refs(self._config.repo)
-        return {tag.name: self._peeled(tag.name, tag.target_commit) for tag in refs.tags}
-
-    def _peeled(self, tag: str, target: str) -> str:
-        # The Hub lists an annotated tag with the id of the tag object; resolving the revision gives its commit.
-        return self.head(tag) if tag == self._config.tag else target
+    def tagged(self) -> str | None:
+        """The commit of this release's tag, if the repository has it."""
+        return self.hub.commit(self._config.tag) if self._config.tag in self.hub.tags() else None
 
     def newest_release(self) -> str:
         """The commit of the newest release's tag, where there is one."""
-        return self.head(str(newest_release(self.tags())))
+        return self.hub.commit(str(newest_release(self.hub.tags())))
 
     def check_main(self, head: str, release: str) -> None:
         """Raise HubError unless ``head``, where main is, is the commit of the newest release."""
@@ -218,28 +206,17 @@ class _Repository:
 
         Signatures are random, so a package that was made again differs from the published one in its signature only.
         """
-        different = self._different(self._target.files(self._config.repo, revision))
+        different = self._different(self.hub.files(revision))
         return not different or (different == {tree.SIGNATURE} and self._is_signed(revision))
 
     def _is_signed(self, revision: str) -> bool:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        with (
-            TemporaryDirectory(dir=self._scratch) as temporary,
-            hub_errors(f"reading the signature of {self._config.repo}"),
-        ):
+        with TemporaryDirectory(dir=self._scratch) as temporary:
+            signature = self.hub.file(tree.SIGNATURE, revision, Path(temporary))
+            if signature is None:
+                return False
             try:
-                signature = hf_hub_download(
-                    self._config.repo,
-                    tree.SIGNATURE,
-                    revision=revision,
-                    endpoint=self._target.endpoint,
-                    token=self._target.token,
-                    cache_dir=temporary,
-                )
-                trust.check_signature(self._package, Path(signature), [self._signer])
-            except (EntryNotFoundError, VerificationError):
+                trust.check_signature(self._package, signature, [self._signer])
+            except VerificationError:
                 return False
         return True
 
@@ -248,7 +225,7 @@ class _Repository:
         repo, branch = self._config.repo, self._staging
         with hub_errors(f"staging in {repo}"):
             if (staged := self._delete_staging(keep=branch)) is not None:
-                if not self._different(self._target.files(self._config.repo, branch)):
+                if not self._different(self.hub.files(branch)):
                     return staged
                 self._api.delete_branch(repo, branch=branch)
             self._api.create_branch(repo, branch=branch, revision=base)
@@ -257,14 +234,13 @@ class _Repository:
 
     def ask(self, recheck: Recheck) -> NoReturn:
         """Put this tree into a pull request and verify it there. Raises HubError, since others must merge it."""
-        repo = self._config.repo
-        number = own_pull_request(self._api, repo, self._config.tag, self.holds_release)
+        number = own_pull_request(self.hub, self._config.tag, self.holds_release)
         ref = f"refs/pr/{number}"
-        asked = self.head(ref)
+        asked = self.hub.commit(ref)
         if not self.holds_release(asked):
             asked = self.commit(ref, asked)
         self.verify(asked, recheck)
-        raise await_merge(self._api, repo, number)
+        raise await_merge(self.hub, number)
 
     def commit(self, branch: str, parent: str) -> str:
         """Commit this tree to ``branch``, in one commit on ``parent``; returns the head.
@@ -273,12 +249,10 @@ class _Repository:
         """
         for attempt in range(ATTEMPTS):
             time.sleep(attempt)
-            with hub_errors(f"reading {self._config.repo}"):
-                private = self._api.repo_info(self._config.repo).private
-            self._refuse_public(private, f"Nothing was changed on {branch}.")
+            self._refuse_public(self.hub.is_private(), f"Nothing was changed on {branch}.")
             refusal = self._try_commit(branch, parent)
-            head = self.head(branch)
-            if not self._different(self._target.files(self._config.repo, head)):
+            head = self.hub.commit(branch)
+            if not self._different(self.hub.files(head)):
                 return head
             if head != parent:
                 if landed := self._landed(branch, parent):
@@ -297,7 +271,7 @@ class _Repository:
         with hub_errors(f"reading the history of {self._config.repo}"):
             commits = [commit.commit_id for commit in self._api.list_repo_commits(self._config.repo, revision=branch)]
         since = takewhile(lambda commit: commit != parent, commits)
-        return next((c for c in since if not self._different(self._target.files(self._config.repo, c))), None)
+        return next((c for c in since if not self._different(self.hub.files(c))), None)
 
     def _try_commit(self, branch: str, parent: str) -> str | None:
         """Send the commit. Returns the Hub's refusal, or None if it is done or its outcome unknown."""
@@ -305,7 +279,7 @@ class _Repository:
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import httpx
 
-        removed = sorted(self._target.files(self._config.repo, parent).keys() - self._files.keys())
+        removed = sorted(self.hub.files(parent).keys() - self._files.keys())
         with Upload(self._package, self._files) as files:
             operations: list[Any] = [CommitOperationDelete(path) for path in removed]
             for name in self._files:
@@ -330,7 +304,7 @@ class _Repository:
     def verify(self, commit: str, recheck: Recheck) -> Verified:
         """Download a commit, check it, and compare it with the package."""
         expected = {name: digest.sha256 for name, digest in self._files.items()}
-        if tree.SIGNATURE in self._different(self._target.files(self._config.repo, commit)):
+        if tree.SIGNATURE in self._different(self.hub.files(commit)):
             del expected[tree.SIGNATURE]
         return verify_release(
             self._config.repo,
@@ -349,7 +323,7 @@ class _Repository:
             with hub_errors(f"tagging {self._config.repo}"):
                 self._api.create_tag(self._config.repo, tag=tag, revision=commit)
         except HubError:
-            tagged = self.tags().get(tag)
+            tagged = self.tagged()
             if tagged is None or not self.holds_release(tagged):
                 raise
 
@@ -357,11 +331,11 @@ class _Repository:
         """Delete staging branches, and set the visibility then. Raises HubError unless main is at ``release``."""
         repo, public = self._config.repo, self._config.visibility == "public"
         self._delete_staging()
-        self.check_main(self.head(MAIN), release)
+        self.check_main(self.hub.commit(MAIN), release)
         with hub_errors(f"finishing {repo}"):
-            if public and self._api.repo_info(repo).private:
+            if public and self.hub.is_private():
                 self._api.update_repo_settings(repo, private=False)
-            private = self._api.repo_info(repo).private
+        private = self.hub.is_private()
         self._refuse_public(private, "The release is complete.")
         if private and public:
             raise HubError(f"{repo} is not public, although the release is complete. Run again.")

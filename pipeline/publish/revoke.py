@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import HubError, InputError
-from core.hub_ids import is_release_tag, newest_release
+from core.hub_ids import newest_release
 from core.progress import report
 from core.strict import Strict
 from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence, card_metadata
+from pipeline.publish.repository import Repository
 
 CARD, MARK = "README.md", "revoked-"
 LONGEST_REASON = 1000
@@ -86,8 +87,8 @@ def check_reason(reason: str) -> str:
 
 def revocation_of(repo: str, revision: str, target: Target) -> Revocation | None:
     """The revocation of a revision, or None. Raises HubError if the Hub does not answer."""
-    hub = _Repository(repo, target)
-    marks = [hub.read(tag) for tag in hub.tag_names() if tag.startswith(MARK)]
+    hub = _Revocable(repo, target)
+    marks = [hub.read(tag) for tag in hub.tags() if tag.startswith(MARK)]
     if found := _of(revision, marks):
         return found
     commit = hub.commit(revision)
@@ -107,18 +108,17 @@ class Revoker:
     """The revocation of one release of a repository: :meth:`plan` looks, :meth:`run` acts."""
 
     def __init__(self, repo: str, tag: str, target: Target) -> None:
-        self._hub, self._repo, self._tag, self._mark = _Repository(repo, target), repo, tag, f"{MARK}{tag}"
+        self._hub, self._repo, self._tag, self._mark = _Revocable(repo, target), repo, tag, f"{MARK}{tag}"
         self._own_branch = f"revoking-{tag}"
 
     def plan(self, reason: str, successor: str | None, *, hide: bool, purge: bool) -> Plan:
         """What is left to be done. Raises InputError if the repository has no such release."""
-        hub, tags, branches = self._hub, self._hub.tags(), self._hub.branches()
-        refs = {*tags, *branches}
+        hub, tags, releases = self._hub, self._hub.tags(), self._hub.releases()
+        refs = {*tags, *hub.branches()}
         said = _of(self._tag, [hub.read(place) for place in (self._mark, MAIN, self._own_branch) if place in refs])
         if said is None and self._tag not in tags:
-            listed = ", ".join(filter(is_release_tag, tags)) or "none"
+            listed = ", ".join(releases) or "none"
             raise InputError(f"{self._repo} has no release {self._tag}; it has {listed}. Name one of its releases.")
-        releases = {tag: commit for tag, commit in tags.items() if is_release_tag(tag)}
         if said is None:
             revoked = {tag: at for tag, at in releases.items() if newest_release([tag, self._tag]) == self._tag}
             after = successor or (self._repo if releases.keys() - revoked.keys() else None)
@@ -134,12 +134,12 @@ class Revoker:
             buried=hub.read(head) == said,
             marked=self._mark in tags,
             hide=hide and not hub.is_private(),
-            purge=purge and bool(large or tags.keys() & said.revisions.keys() or hub.has_history(head)),
+            purge=purge and bool(large or said.revisions.keys() & tags or hub.has_history(head)),
             steps=(),
         )
         return replace(left, steps=tuple(self._steps(left, tags, large)))
 
-    def _steps(self, plan: Plan, tags: dict[str, str], large: Sequence[Any]) -> Iterator[str]:
+    def _steps(self, plan: Plan, tags: Sequence[str], large: Sequence[Any]) -> Iterator[str]:
         if plan.hide:
             yield "the repository becomes private"
         if not plan.buried:
@@ -185,100 +185,55 @@ class Revoker:
         self._hub.squash(plan.branch)
 
 
-class _Repository:
-    """The calls to the Hub, each with the errors that it may raise in words."""
-
-    def __init__(self, repo: str, target: Target) -> None:
-        self._repo, self._target = repo, target
-        self._api = target.api()
-
-    def files(self, revision: str) -> dict[str, str]:
-        return self._target.files(self._repo, revision)
-
-    def tag_names(self) -> list[str]:
-        with hub_errors(f"reading {self._repo}"):
-            return [tag.name for tag in self._api.list_repo_refs(self._repo).tags]
-
-    def tags(self) -> dict[str, str]:
-        """Tag to commit."""
-        return {name: self.commit(name) for name in self.tag_names()}
-
-    def branches(self) -> list[str]:
-        with hub_errors(f"reading {self._repo}"):
-            return [branch.name for branch in self._api.list_repo_refs(self._repo).branches]
-
-    def commit(self, revision: str) -> str:
-        with hub_errors(f"reading {self._repo} at {revision}"):
-            return str(self._api.repo_info(self._repo, revision=revision).sha)
-
-    def _card(self, revision: str, folder: Path) -> Path | None:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        with hub_errors(f"reading the card of {self._repo}"):
-            try:
-                name = hf_hub_download(
-                    self._repo,
-                    CARD,
-                    revision=revision,
-                    endpoint=self._target.endpoint,
-                    token=self._target.token,
-                    cache_dir=folder,
-                )
-            except EntryNotFoundError:
-                return None
-        return Path(name)
+class _Revocable(Repository):
+    """A repository, with what revoking reads and changes there."""
 
     def read(self, revision: str) -> Revocation | None:
         """What the card of a revision says of a revocation."""
         with tempfile.TemporaryDirectory() as temporary:
-            card = self._card(revision, Path(temporary))
+            card = self.file(CARD, revision, Path(temporary))
             try:
                 data = card_metadata(card) if card else {}
                 return Revocation.model_validate(data["revocation"]) if data.get("revoked") is True else None
             except (ValueError, KeyError) as error:
                 raise HubError(
-                    f"The card of {self._repo} at {revision} cannot be read ({' '.join(str(error).split()):.200}), so "
+                    f"The card of {self.name} at {revision} cannot be read ({' '.join(str(error).split()):.200}), so "
                     "it is unknown whether it was revoked. Look at it on the Hub."
                 ) from error
 
     def has_history(self, revision: str) -> bool:
-        with hub_errors(f"reading the history of {self._repo}"):
-            return len(self._api.list_repo_commits(self._repo, revision=revision)) > 1
+        with hub_errors(f"reading the history of {self.name}"):
+            return len(self.api.list_repo_commits(self.name, revision=revision)) > 1
 
     def licence(self, revision: str) -> dict[str, str]:
         """The licence in the metadata of a revision's card."""
         with tempfile.TemporaryDirectory() as temporary:
-            card = self._card(revision, Path(temporary))
+            card = self.file(CARD, revision, Path(temporary))
             return card_licence(card.parent) if card else {}
 
-    def is_private(self) -> bool:
-        with hub_errors(f"reading {self._repo}"):
-            return bool(self._api.repo_info(self._repo).private)
-
     def hide(self) -> None:
-        with hub_errors(f"making {self._repo} private"):
-            self._api.update_repo_settings(self._repo, private=True)
+        with hub_errors(f"making {self.name} private"):
+            self.api.update_repo_settings(self.name, private=True)
 
     def create_branch(self, branch: str, revision: str) -> None:
-        with hub_errors(f"making a branch of {self._repo}"):
-            self._api.create_branch(self._repo, branch=branch, revision=revision, exist_ok=True)
+        with hub_errors(f"making a branch of {self.name}"):
+            self.api.create_branch(self.name, branch=branch, revision=revision, exist_ok=True)
 
     def delete_branch(self, branch: str) -> None:
-        with hub_errors(f"deleting a branch of {self._repo}"):
-            self._api.delete_branch(self._repo, branch=branch)
+        with hub_errors(f"deleting a branch of {self.name}"):
+            self.api.delete_branch(self.name, branch=branch)
 
     def tag(self, tag: str, revision: str) -> None:
-        with hub_errors(f"tagging {self._repo}"):
-            self._api.create_tag(self._repo, tag=tag, revision=revision)
+        with hub_errors(f"tagging {self.name}"):
+            self.api.create_tag(self.name, tag=tag, revision=revision)
 
     def delete_tag(self, tag: str) -> None:
-        with hub_errors(f"deleting a tag of {self._repo}"):
-            self._api.delete_tag(self._repo, tag=tag)
+        with hub_errors(f"deleting a tag of {self.name}"):
+            self.api.delete_tag(self.name, tag=tag)
 
     def squash(self, branch: str) -> None:
-        with hub_errors(f"squashing {self._repo}"):
-            self._api.super_squash_history(self._repo, branch=branch, commit_message="Revoke")
+        with hub_errors(f"squashing {self.name}"):
+            self.api.super_squash_history(self.name, branch=branch, commit_message="Revoke")
 
     def replace(self, branch: str, head: str, card: str) -> None:
         """Make ``card`` the only file of a branch, in one commit on ``head``."""
@@ -286,9 +241,9 @@ class _Repository:
 
         removed = [CommitOperationDelete(name) for name in self.files(head) if name != CARD]
         try:
-            with hub_errors(f"revoking in {self._repo}"):
-                self._api.create_commit(
-                    self._repo,
+            with hub_errors(f"revoking in {self.name}"):
+                self.api.create_commit(
+                    self.name,
                     [*removed, CommitOperationAdd(CARD, card.encode())],
                     commit_message="Revoke",
                     revision=branch,
@@ -300,15 +255,15 @@ class _Repository:
 
     def unused_large(self, without: Iterable[str] = ()) -> list[Any]:
         """The large files that no branch and tag holds, apart from the refs ``without``."""
-        with hub_errors(f"listing the large files of {self._repo}"):
-            large = list(self._api.list_lfs_files(self._repo))
-        kept = {*self.tag_names(), *self.branches()} - set(without)
+        with hub_errors(f"listing the large files of {self.name}"):
+            large = list(self.api.list_lfs_files(self.name))
+        kept = {*self.tags(), *self.branches()} - set(without)
         used = {oid for revision in kept for oid in self.files(revision).values()}
         return [file for file in large if file.oid not in used]
 
     def delete_large(self, files: Iterable[Any]) -> None:
-        with hub_errors(f"deleting large files of {self._repo}"):
-            self._api.permanently_delete_lfs_files(self._repo, files, rewrite_history=False)
+        with hub_errors(f"deleting large files of {self.name}"):
+            self.api.permanently_delete_lfs_files(self.name, files, rewrite_history=False)
 
 
 def tombstone(repo: str, said: Revocation, licence: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from core.errors import HubError, InputError
+from core.places import store
 from pipeline.publish import trust
 from pipeline.publish.tree import SIGNATURE
 from pipeline.publish.trust import Signer
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from model_signing import signing
 
 KEY, CERTIFICATE, KEYLESS = "UNLEARN_RELEASE_KEY", "UNLEARN_RELEASE_CERTIFICATE", "UNLEARN_RELEASE_KEYLESS"
-
-
-def store() -> Path:
-    """The folder of everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or ``runs``."""
-    return Path(os.environ.get("UNLEARN_RELEASE_STORE") or "runs")
 
 
 def private_key() -> Path:

@@ -18,14 +18,14 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from core.digests import hash_file
 from core.errors import HubError, InputError, VerificationError
 from core.hub_ids import is_hub_id
-from core.places import user_path
+from core.places import ROOT, user_path
 from core.strict import Strict
 from core.yaml_source import read_tree
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-TRUST = Path(__file__).parents[2] / "trust.yaml"
+TRUST = ROOT / "trust.yaml"
 SIGSTORE = "UNLEARN_RELEASE_SIGSTORE"
 # What the bundle in model.sig calls the three kinds, and what a reader gives to check each.
 KINDS = {

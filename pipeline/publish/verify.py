@@ -23,6 +23,7 @@ from pipeline.publish import tree, trust
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.package import Recheck, check_gate
+from pipeline.publish.repository import Repository
 from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import Release, VerifiedCheck
 from pipeline.publish.trust import Signer
@@ -95,8 +96,9 @@ def verify_release(
         if revoked := revocation_of(repo, revision, target):
             raise VerificationError(f"{repo} at {revision} was {revoked}")
         report("downloading what was published")
-        commit, oids, folder = _download(repo, revision, target, Path(temporary))
-        tags = _tags(repo, target) if revision == MAIN else {}
+        hub = Repository(repo, target)
+        commit, oids, folder = _download(hub, revision, Path(temporary))
+        tags = hub.releases() if revision == MAIN else {}
         attributes = _take(folder, tree.HUB_FILES)
         digests = tree.read_tree(folder)
         files = {name: digest.sha256 for name, digest in digests.items()}
@@ -119,28 +121,15 @@ def verify_release(
         return Verified(commit, checks, files)
 
 
-def _download(repo: str, revision: str, target: Target, temporary: Path) -> tuple[str, dict[str, str], Path]:
+def _download(hub: Repository, revision: str, temporary: Path) -> tuple[str, dict[str, str], Path]:
     """The commit, its files with the Hub's own ids (sha256 of large files, else git's), and the folder they are in."""
-    from huggingface_hub import snapshot_download
-
-    folder, cache = temporary / "tree", temporary / "cache"
-    with hub_errors(f"downloading {repo} at {revision}"):
-        commit = target.api().repo_info(repo, revision=revision).sha
-        if commit is None:
-            raise VerificationError(f"{repo} has no commit at {revision}.")
-        oids = target.files(repo, commit)
-        where: Any = {"endpoint": target.endpoint, "token": target.token, "local_dir": folder, "cache_dir": cache}
-        snapshot_download(repo, revision=commit, **where)
+    folder = temporary / "tree"
+    commit = hub.commit(revision)
+    oids = hub.files(commit)
+    with hub_errors(f"downloading {hub.name} at {revision}"):
+        hub.api.snapshot_download(hub.name, revision=commit, local_dir=folder, cache_dir=temporary / "cache")
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     return commit, oids, folder
-
-
-def _tags(repo: str, target: Target) -> dict[str, str]:
-    """The commit of each release's tag."""
-    with hub_errors(f"reading the tags of {repo}"):
-        api = target.api()
-        names = [tag.name for tag in api.list_repo_refs(repo).tags if is_release_tag(tag.name)]
-        return {name: str(api.repo_info(repo, revision=name).sha) for name in names}
 
 
 def _take(folder: Path, names: Sequence[str]) -> str:

@@ -1,0 +1,69 @@
+"""A repository of a model on the Hub, as it is now: its tags, branches, commits and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.errors import HubError
+from core.hub_ids import is_release_tag
+from pipeline.publish.hub import Target, hub_errors
+from pipeline.publish.tree import HUB_FILES
+
+
+class Repository:
+    """The repository ``name`` (owner/name) on a Hub; ``api`` is the client for everything else.
+
+    Every method raises HubError if the Hub refuses or cannot be reached.
+    """
+
+    def __init__(self, name: str, target: Target) -> None:
+        self.name, self.api = name, target.api()
+
+    def is_private(self) -> bool:
+        """Whether only its owner may read it."""
+        with hub_errors(f"reading {self.name}"):
+            return bool(self.api.repo_info(self.name).private)
+
+    def tags(self) -> list[str]:
+        """The names of its tags."""
+        with hub_errors(f"reading {self.name}"):
+            return [tag.name for tag in self.api.list_repo_refs(self.name).tags]
+
+    def releases(self) -> dict[str, str]:
+        """The tags of its releases, with their commits."""
+        return {tag: self.commit(tag) for tag in self.tags() if is_release_tag(tag)}
+
+    def branches(self) -> dict[str, str]:
+        """Its branches, with their commits."""
+        with hub_errors(f"reading {self.name}"):
+            return {branch.name: branch.target_commit for branch in self.api.list_repo_refs(self.name).branches}
+
+    def commit(self, revision: str) -> str:
+        """The commit of a branch or tag. The Hub lists an annotated tag with the id of the tag itself instead."""
+        with hub_errors(f"reading {self.name} at {revision}"):
+            commit = self.api.repo_info(self.name, revision=revision).sha
+        if commit is None:
+            raise HubError(
+                f"{self.name} has no commit at {revision}. Name another revision, or delete the repository if it is "
+                "empty, and run again."
+            )
+        return commit
+
+    def files(self, revision: str) -> dict[str, str]:
+        """The Hub's id of every file: sha256 for large files, else git's. Files that the Hub adds are left out."""
+        from huggingface_hub.hf_api import RepoFile
+
+        with hub_errors(f"listing {self.name}"):
+            listed = list(self.api.list_repo_tree(self.name, revision=revision, recursive=True))
+        files = {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in listed if isinstance(f, RepoFile)}
+        return {path: oid for path, oid in sorted(files.items()) if path not in HUB_FILES}
+
+    def file(self, path: str, revision: str, folder: Path) -> Path | None:
+        """A file, downloaded into the empty ``folder`` and so past all caches; None if the revision has it not."""
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        with hub_errors(f"reading {path} of {self.name}"):
+            try:
+                return Path(self.api.hf_hub_download(self.name, path, revision=revision, cache_dir=folder))
+            except RemoteEntryNotFoundError:  # EntryNotFoundError is also what the client says if nobody answers
+                return None
