@@ -74,7 +74,7 @@ def _around(options: argparse.Namespace, built: set[str]) -> Any:
     def around(node: Node, build: Any) -> Artifact:
         words = argparse.Namespace(recipe=command_name(options, node.first), set=options.set, debug=options.debug)
         say(f"— {node.label}")
-        artifact = launched(set(), accelerate, words, node.first.store)(node.stage, build)
+        artifact = launched(node, build, accelerate, words)
         built.add(node.id)
         return artifact
 
