@@ -10,10 +10,10 @@ from core.errors import GateError, HubError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import comparison
+from pipeline.commands.building import examined, judge, launched, refuse_device
 from pipeline.commands.collection_plan import costs_of, show_plan
-from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
+from pipeline.commands.elsewhere import members_of, run_elsewhere
 from pipeline.commands.prepare import bring
-from pipeline.commands.release import examined, launched, refuse_device
 from pipeline.commands.shared import say, show, store_root
 from pipeline.cost import devices
 from pipeline.engine.artifact import Artifact

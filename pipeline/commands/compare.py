@@ -7,8 +7,8 @@ import argparse
 from core.errors import ArtifactError, InputError, ReleaseError
 from core.hub_ids import HubRef, check_repository
 from eval.schema import ComparedMetric, read_comparison, read_measured, read_other_prompts
+from pipeline.commands.building import watched
 from pipeline.commands.prepare import index_of, prepare, surveyed
-from pipeline.commands.release import watched
 from pipeline.commands.shared import hub_of, show
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Member, execute, graph
