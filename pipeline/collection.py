@@ -28,8 +28,8 @@ from pipeline.recipe import (
     recipe_tree,
     shown,
     shown_name,
-    validated,
 )
+from pipeline.recipe_errors import validated
 
 COLLECTIONS = RECIPES / "collections"
 LABEL = "label"
