@@ -16,8 +16,10 @@ from tempfile import TemporaryDirectory
 from benchmarks.releases import ROOT
 from core.artifacts import FileEntry, Git, Manifest, json_text
 from core.digests import MANIFEST
+from pipeline.commands.prepare import surveyed
 from pipeline.engine.artifact import Artifact, link, read_artifact
-from pipeline.engine.runner import Stage, Store, key_of, survey
+from pipeline.engine.graph import Member
+from pipeline.engine.runner import Stage, Store, key_of
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import stages
 from pipeline.train.facts import ModelFacts, Products
@@ -122,9 +124,8 @@ def table() -> Iterator[str]:
                 + " |"
             )
         began = time.process_time()
-        found = sum(
-            status.artifact is not None for r in recipes for _, status in survey(stages(r), Store(Path(full), r.name))
-        )
+        members = [Member(recipe, stages(recipe), Store(Path(full), recipe.name)) for recipe in recipes]
+        found = sum(status.artifact is not None for member in members for status in surveyed(member).values())
         took = time.process_time() - began
         yield ""
         yield f"The state of all {found:,} stages of the {len(recipes)} recipes in one process: {took:.1f} CPU seconds."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,8 +28,8 @@ from pipeline.recipe import (
     recipe_tree,
     shown,
     shown_name,
-    validated,
 )
+from pipeline.recipe_errors import validated
 
 COLLECTIONS = RECIPES / "collections"
 LABEL = "label"
@@ -113,8 +113,8 @@ class Collection(NamedTuple):
     cells: dict[str, dict[str, str]]
 
     @property
-    def hub(self) -> Any:
-        """Where all members are published: ``local`` or ``hf``."""
+    def hub(self) -> Literal["local", "hf"]:
+        """Where all members are published."""
         return next(iter(self.members.values())).publish.hub
 
 
@@ -213,8 +213,13 @@ def _filled(value: Any, labels: dict[str, str]) -> Any:
 
 
 def _clashes(members: dict[str, Recipe]) -> Iterator[str]:
-    """Members that would be published as one repository and tag."""
+    """Members that would be published as one repository and tag, or on two Hubs, of which one shows the collection."""
     first: dict[str, str] = {}
+    hubs: dict[str, str] = {}
     for name, recipe in members.items():
         if (other := first.setdefault(recipe.publish.repo, name)) != name:
             yield f"{name}: publish.repo is {recipe.publish.repo}, as for {other}. Put {{axis}} into it, in `each`."
+        hubs.setdefault(recipe.publish.hub, name)
+    if len(hubs) > 1:
+        (hub, one), (another, other) = hubs.items()
+        yield f"{other}: publish.hub is {another}, and {hub} for {one}. A collection is on one Hub; set it in `each`."

@@ -18,7 +18,8 @@ from core.strict import Strict
 from eval.attacks.catalog import ATTACKS
 from eval.catalog import CATALOG, FORGET, READINGS
 from pipeline.collection import CollectionConfig
-from pipeline.recipe import Recipe, sections
+from pipeline.recipe import Recipe
+from pipeline.recipe_errors import sections
 
 HEAD = """\
 <!-- Written from the models by tests/test_recipe_reference.py. Change a description there, not here. -->

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import requests_in_a_row, scale, synthetic_store
 from benchmarks.scale import Job
 from pipeline.commands.prepare import surveyed
+from pipeline.engine.graph import Member
 from pipeline.engine.runner import Store
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -63,7 +64,8 @@ def test_a_synthetic_store_is_what_the_engine_takes_for_done(tmp_path: Path) -> 
     recipes = synthetic_store.fill(tmp_path, 30)
     assert [recipe.name for recipe in recipes] == ["demo", "synthetic-1"]
     for recipe in recipes:
-        assert {state.state for state in surveyed(stages(recipe), Store(tmp_path, recipe.name)).values()} == {"done"}
+        member = Member(recipe, stages(recipe), Store(tmp_path, recipe.name))
+        assert {state.state for state in surveyed(member).values()} == {"done"}
 
 
 def test_five_requests_in_a_row_take_the_rows_of_the_one(tmp_path: Path) -> None:

@@ -20,19 +20,21 @@ from typing import Any
 import pytest
 
 from core.artifacts import write_file
+from core.errors import TrainingError
 from core.progress import report
 from core.strict import Strict
 from datasets_prep.schema import CHECKS, write_facts
 from eval.schema import Record, write_records, write_verdict
 from pipeline.__main__ import COMMANDS, PROGRAM, parser
 from pipeline.engine.live import clock, watching
-from pipeline.engine.runner import Store, execute
+from pipeline.engine.runner import Store
 from pipeline.publish.schema import RECEIPT
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.train.facts import ModelFacts, Products
 from tests.artifacts import demo_data_facts, judged_gate, receipt, verdict_of
 from tests.conftest import PATIENCE, ROOT, Call
+from tests.walk import make
 
 GOLDEN = Path(__file__).parent / "goldens" / "help.txt"
 UPDATE = "UPDATE_GOLDENS"
@@ -72,9 +74,8 @@ def fill(root: Path, *, passed: bool = True, until: str = "publish", overrides: 
     recipe = load_recipe("demo", overrides)
     store = Store(root, recipe.name)
     toys = [dataclasses.replace(stage, run=toy(stage.name)) for stage in stages(recipe)]
-    for stage, _ in execute(toys, store, lambda _, build: build()):
-        if stage.name == until:
-            break
+    last = [stage.name for stage in toys].index(until)
+    make(toys[: last + 1], store)
     return store
 
 
@@ -188,6 +189,7 @@ def test_a_failed_gate_shows_the_table_and_nothing_after_it_runs(call: Call, tmp
     done = call("release", "demo", "--store", str(tmp_path))
     assert done.returncode == 3
     assert "FAIL: at most 0.25 [gold]" in done.stdout
+    assert "gate            done already" in done.stderr
     assert "answer_probability on forget: 0.125 is measured." in done.stderr
     assert "nothing was published" in done.stderr
     assert "Traceback" not in done.stderr
@@ -203,6 +205,20 @@ def test_a_failed_gate_holds_even_where_everything_after_it_is_there(call: Call,
     fill(tmp_path, passed=False)
     assert call("release", "demo", "--store", str(tmp_path)).returncode == 3
     assert call("run", "publish", "demo", "--store", str(tmp_path)).returncode == 3
+
+
+def test_the_first_error_ends_a_release(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
+        raise TrainingError("loss is nan")
+
+    fill(tmp_path, until="data")
+    failing = [dataclasses.replace(stage, run=fail) for stage in stages(load_recipe("demo"))]
+    monkeypatch.setattr("pipeline.commands.prepare.stages", lambda _: failing)
+    monkeypatch.setattr("pipeline.preflight.examine", lambda *_, **__: [])
+    done = call("release", "demo", "--store", str(tmp_path))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["model", "data", "base", "error:"]
+    assert not (tmp_path / "store" / "gold").exists()  # which does not read base
 
 
 def test_status_and_explain_after_a_change(call: Call, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ collection:
     ("old", "new", "said"),
     [
         ("demo/m-{method}", "demo/m", r"two: publish\.repo is demo/m, as for one"),
+        ("unlearn: {epochs: 3}", "publish: {hub: hf}", r"two: publish\.hub is hf, and local for one\."),
         ("epochs: 3", "epochs: none", r"two: .*mine\.yaml:7: unlearn\.epochs"),
         ("epochs: 3", "gold: 3", r"two: .*mine\.yaml:7: unlearn\.gold: unknown key"),
         ("two: {unlearn: {epochs: 3}}", "Two: {}", r"mine\.yaml:7: .*'Two' names a member's folder"),

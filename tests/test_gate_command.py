@@ -17,11 +17,12 @@ from core.unlearning import NeighbourFacts
 from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
 from pipeline.__main__ import SETTINGS, main
-from pipeline.engine.runner import Store, execute
+from pipeline.engine.runner import Store
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.train.facts import ModelFacts, Products
 from tests.conftest import ROOT
+from tests.walk import make
 
 VALUES = {"base": 0.9, "gold": 0.17, "unlearned": 0.12}
 AUDITED = {
@@ -83,9 +84,8 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
 
     recipe = load_recipe("demo")
     toys = [dataclasses.replace(stage, run=toy(stage.name)) for stage in stages(recipe)]
-    for stage, _ in execute(toys, Store(root, recipe.name), lambda _, build: build()):
-        if stage.name == until:
-            break
+    last = [stage.name for stage in toys].index(until)
+    make(toys[: last + 1], Store(root, recipe.name))
 
 
 def test_every_verdict_is_a_sentence_with_what_it_is_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,11 +22,12 @@ from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.remote import Remote
-from pipeline.engine.runner import Stage, Store, execute, fetch
+from pipeline.engine.runner import Stage, Store, fetch
 from tests.collections import RECIPE
 from tests.conftest import PATIENCE, ROOT, Call, build_tiny_model
 from tests.object_store import ObjectStore, running
 from tests.processes import kill_one, start
+from tests.walk import make
 
 pytest.importorskip("s3fs", reason="the package s3fs is not installed")
 pytest.importorskip("moto.server", reason="the package moto[server] is not installed")
@@ -94,7 +95,7 @@ def chain(content: str = "A", **options: Any) -> list[Stage]:
 def go(stages: list[Stage], store: Store) -> dict[str, Artifact]:
     RUNS.clear()
     list(fetch(stages, store))
-    return {stage.name: artifact for stage, artifact in execute(stages, store, lambda _, build: build())}
+    return make(stages, store)
 
 
 def whole(artifact: Artifact | None) -> Artifact:
@@ -266,8 +267,7 @@ def work(root: Path, url: str, log: Path, member: str, lease: float, seconds: fl
         Stage("b", "1", steps, f"B-{member}", f"B-{member}", {"x": "a"}),
         Stage("c", "1", steps, "C", "C", {"x": "a"}),
     ]
-    for _ in execute(stages, Store(root, member, Remote(url)), lambda _, build: build()):
-        pass
+    make(stages, Store(root, member, Remote(url)))
 
 
 def all_whole(remote: Remote, into: Path) -> dict[str, list[str]]:

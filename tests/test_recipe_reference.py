@@ -13,7 +13,8 @@ from pydantic import Field
 from core.strict import Strict
 from model_card.config import CardInputs
 from pipeline.publish.config import PackageConfig
-from pipeline.recipe import RECIPES, GateFile, Recipe, load_recipe, sections
+from pipeline.recipe import RECIPES, GateFile, Recipe, load_recipe
+from pipeline.recipe_errors import sections
 from pipeline.recipe_reference import recipe_reference
 from tests.conftest import ROOT
 

@@ -19,9 +19,10 @@ from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, Sys
 from core.strict import Strict
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
-from pipeline.engine.runner import Stage, Store, execute, survey
+from pipeline.engine.runner import Stage, Store, build
 from tests.conftest import PATIENCE
 from tests.processes import start
+from tests.walk import make, states
 
 RUNS: list[str] = []
 
@@ -46,7 +47,7 @@ def toy(name: str, config: Any = None, inputs: dict[str, str] | None = None, **o
 
 def go(stages: Sequence[Stage], store: Store) -> dict[str, Artifact]:
     RUNS.clear()
-    return {stage.name: artifact for stage, artifact in execute(stages, store, lambda _, build: build())}
+    return make(stages, store)
 
 
 def chain(first: Any = 1, second: Any = 2) -> list[Stage]:
@@ -174,34 +175,33 @@ def test_a_failure_that_is_a_bug_stays_one(store: Store) -> None:
 
 def test_an_input_without_its_stage_is_named(store: Store) -> None:
     with pytest.raises(ArtifactError, match="b reads a, not done yet"):
-        go([toy("b", 1, {"x": "a"})], store)
+        build(toy("b", 1, {"x": "a"}), store, {})
 
 
-def states(stages: Sequence[Stage], store: Store) -> list[str]:
-    return [status.state for _, status in survey(stages, store)]
+def seen_as(stages: Sequence[Stage], store: Store) -> list[str]:
+    return [status.state for status in states(stages, store).values()]
 
 
 def test_status_before_during_and_after(store: Store) -> None:
-    assert states(chain(), store) == ["missing"] * 3
+    assert seen_as(chain(), store) == ["missing"] * 3
     assert not store.root.exists()  # looking writes nothing
     seen: list[list[str]] = []
 
     def look(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
-        seen.append(states([toy("a", "look", run=look)], store))
+        seen.append(seen_as([toy("a", "look", run=look)], store))
         return Length(length=0)
 
-    list(execute([toy("a", "look", run=look)], store, lambda _, build: build()))
+    go([toy("a", "look", run=look)], store)
     assert seen == [["running"]]
     go(chain(), store)
-    assert states(chain(), store) == ["done"] * 3
-    assert states(chain(first=9), store) == ["stale"] * 3
-    assert states(chain(second=9), store) == ["done", "stale", "stale"]
+    assert seen_as(chain(), store) == ["done"] * 3
+    assert seen_as(chain(first=9), store) == ["stale"] * 3
+    assert seen_as(chain(second=9), store) == ["done", "stale", "stale"]
 
 
 def why(stages: Sequence[Stage], store: Store, name: str) -> list[str]:
-    found = list(survey(stages, store))
-    known = {stage.name: status for stage, status in found}
-    return next(reasons(stage, status, known) for stage, status in found if stage.name == name)
+    known = states(stages, store)
+    return next(reasons(stage, known[name], known) for stage in stages if stage.name == name)
 
 
 def test_explain_names_the_field_the_input_and_the_version(store: Store) -> None:
@@ -241,8 +241,8 @@ def work(root: Path, log: Path, said: Path) -> None:
         return Strict()
 
     two = [Stage("a", "1", steps, "A", "A", {}, resumable=True), Stage("b", "1", steps, "B", "B", {"x": "a"})]
-    made = [(stage.name, found.digest) for stage, found in execute(two, Store(root, "demo"), lambda s, build: build())]
-    said.write_text(str(made))
+    made = make(two, Store(root, "demo"))
+    said.write_text(str([(name, artifact.digest) for name, artifact in made.items()]))
 
 
 def starts(log: Path) -> list[list[str]]:

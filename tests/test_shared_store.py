@@ -15,10 +15,11 @@ import pytest
 from core.errors import ArtifactError
 from core.strict import Strict
 from pipeline.engine import artifact as art
-from pipeline.engine.runner import Stage, Store, execute
+from pipeline.engine.runner import Stage, Store
 from tests.artifacts import toy_made
 from tests.conftest import PATIENCE
 from tests.processes import kill_one, start
+from tests.walk import make
 
 STEPS = 15
 
@@ -57,8 +58,7 @@ def work(root: Path, log: Path, member: str, lease: float, seconds: float = 0.01
         Stage("b", "1", steps, f"B-{member}", f"B-{member}", {"x": "a"}),
         Stage("c", "1", steps, "C", "C", {"x": "a"}, resumable=True),
     ]
-    for _ in execute(stages, Store(root, member), lambda _, build: build()):
-        pass
+    make(stages, Store(root, member))
 
 
 def test_of_many_runners_some_of_them_killed_one_builds_each_artifact(tmp_path: Path) -> None:

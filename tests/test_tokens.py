@@ -20,7 +20,7 @@ from core.errors import HubError, SystemLimitError
 from core.strict import Strict
 from pipeline.engine.credentials import PUBLISHER, TOKENS
 from pipeline.engine.launch import launch, launch_config
-from pipeline.engine.runner import Stage, Store, execute
+from pipeline.engine.runner import Stage, Store
 from pipeline.publish import push
 from pipeline.publish.hub import connect, has_token
 from pipeline.recipe import load_recipe
@@ -28,6 +28,7 @@ from pipeline.stages import stages
 from tests.conftest import Call
 from tests.hub_world import CONFIG, Fault, Send, World, running
 from tests.publishing import REPO, build, make_inputs, own_signer, problems
+from tests.walk import make
 
 SLEEP = time.sleep
 
@@ -251,8 +252,8 @@ def test_a_stage_sees_the_rights_that_it_needs(
     for name in (*TOKENS, *PUBLISHER):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("HF_OIDC_RESOURCE", resource)
-    ((_, artifact),) = execute([environment(**options)], Store(tmp_path, "demo"), lambda _, build: build())
-    assert artifact.facts["names"] == list(seen)
+    made = make([environment(**options)], Store(tmp_path, "demo"))
+    assert made["a"].facts["names"] == list(seen)
     assert os.environ["HF_TOKEN"] == "x"
 
 

@@ -6,14 +6,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from core.errors import DataError, leave_error
 from core.strict import Strict
 from pipeline.cost.resources import Given
 from pipeline.engine.graph import Graph, Member, Node, graph
 from pipeline.engine.jobs import Wanted, record_of
-from pipeline.engine.runner import Stage, Store, build, survey
+from pipeline.engine.runner import Stage, Store, build
+from tests.walk import member, states
 
 GIVEN = Given(gpus=0, cpus=1, memory=200 * 10**6, seconds=60, partition=None, flavor=None)
 
@@ -47,7 +48,7 @@ def members(store: Path, kinds: tuple[str, ...]) -> dict[str, Member]:
             Stage("d", "1", steps, kind, kind, {"x": "c", "y": "b"}),
             Stage("e", "1", steps, kind, kind, {"x": "d", "y": "c"}),
         ]
-        found[kind] = Member(cast("Any", None), stages, Store(store, f"toy-{kind}"))
+        found[kind] = member(stages, Store(store, f"toy-{kind}"))
     return found
 
 
@@ -73,11 +74,11 @@ def want(store: Path, seconds: float = 0.1, given: Given = GIVEN) -> Any:
     return wanted
 
 
-def main(store: str, member: str, name: str, seconds: str) -> None:
+def main(store: str, kind: str, name: str, seconds: str) -> None:
     global SECONDS
     SECONDS = float(seconds)
-    made = members(Path(store), (member,))[member]
-    done = {stage.name: state.artifact for stage, state in survey(made.stages, made.store) if state.artifact}
+    made = members(Path(store), (kind,))[kind]
+    done = {name: state.artifact for name, state in states(made.stages, made.store).items() if state.artifact}
     try:
         build(next(stage for stage in made.stages if stage.name == name), made.store, done)
     except DataError as error:

@@ -9,11 +9,11 @@ from typing import Any
 from core.errors import GateError, HubError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
-from pipeline.commands import comparison
+from pipeline.commands import collection_comparison
+from pipeline.commands.building import examined, judge, launched, refuse_device
 from pipeline.commands.collection_plan import costs_of, show_plan
-from pipeline.commands.elsewhere import judge, members_of, run_elsewhere
+from pipeline.commands.elsewhere import members_of, run_elsewhere
 from pipeline.commands.prepare import bring
-from pipeline.commands.release import examined, launched, refuse_device
 from pipeline.commands.shared import say, show, store_root
 from pipeline.cost import devices
 from pipeline.engine.artifact import Artifact
@@ -74,7 +74,7 @@ def _around(options: argparse.Namespace, built: set[str]) -> Any:
     def around(node: Node, build: Any) -> Artifact:
         words = argparse.Namespace(recipe=command_name(options, node.first), set=options.set, debug=options.debug)
         say(f"— {node.label}")
-        artifact = launched(set(), accelerate, words, node.first.store)(node.stage, build)
+        artifact = launched(node, build, accelerate, words)
         built.add(node.id)
         return artifact
 
@@ -91,11 +91,11 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
     done = {key: artifact for key, artifact in outcomes.items() if isinstance(artifact, Artifact)}
     measured = {key: status.artifact for key, status in survey(nodes).items() if status.artifact}
     folder = store_root(options) / found.config.name
-    models = comparison.compared(found, nodes, measured)
+    models = collection_comparison.compared(found, nodes, measured)
     slug, refusal = None, []
     if models:
         with disk_limits(folder, "comparison"):
-            listing = comparison.write(found, models, nodes, measured, folder)
+            listing = collection_comparison.write(found, models, nodes, measured, folder)
         try:
             slug = publish(listing, found.hub) if listing.models else None
         except HubError as error:  # everything else is done, and is reported

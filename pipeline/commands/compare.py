@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from core.errors import ArtifactError
+from core.errors import ArtifactError, ReleaseError
 from core.hub_ids import HubRef, check_repository
 from eval.schema import ComparedMetric, read_comparison, read_measured, read_other_prompts
-from pipeline.commands.prepare import prepare, surveyed
-from pipeline.commands.release import watched
+from pipeline.commands.building import watched
+from pipeline.commands.prepare import index_of, prepare, surveyed
 from pipeline.commands.shared import hub_of, show
-from pipeline.engine.runner import Stage, execute
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.graph import Member, execute, graph
+from pipeline.engine.runner import needed
 from pipeline.publish.hub import MAIN, connect
 from pipeline.publish.repository import Repository
 from pipeline.stages import compared_with
@@ -24,8 +26,9 @@ def compare(options: argparse.Namespace) -> int:
     repo, _, revision = options.to.partition("@")
     check_repository(repo, f"--to {options.to}")
     recipe, stages, store = prepare(options)
-    evaluated = [stage for stage in stages if stage.name in _upstream(stages, "eval-unlearned")]
-    states = surveyed(evaluated, store)
+    ours = stages[index_of(stages, "eval-unlearned")]
+    evaluated = needed(stages, ours)
+    states = surveyed(Member(recipe, evaluated, store))
     if missing := [name for name, state in states.items() if state.artifact is None]:
         raise ArtifactError(
             f"{missing[0]} is {states[missing[0]].state}, so there is nothing to compare with. Run "
@@ -33,10 +36,14 @@ def compare(options: argparse.Namespace) -> int:
         )
     with connect(hub_of(options, repo), anonymous=True) as target:
         commit = Repository(repo, target).commit(revision or MAIN)
-        ours = next(stage for stage in stages if stage.name == "eval-unlearned")
         checkpoint = HubRef(id=repo, revision=commit)
         added = compared_with(recipe, checkpoint, ours, endpoint=target.endpoint, token=target.token)
-        done = {stage.name: artifact for stage, artifact in execute([*evaluated, *added], store, watched(set()))}
+        done: dict[str, Artifact] = {}
+        for node, outcome in execute(graph({"": Member(recipe, [*evaluated, *added], store)}), watched):
+            if isinstance(outcome, ReleaseError):
+                raise outcome
+            if outcome:
+                done[node.stage.name] = outcome
     compared = read_comparison(done["compare"].path).metrics
     same = len({read_measured(done[name].path) for name in ("eval-unlearned", "eval-other")}) == 1
     metrics = [entry.model_dump(mode="json") for entry in compared]
@@ -53,11 +60,6 @@ def compare(options: argparse.Namespace) -> int:
     notes += ["The weights are the same."] if same else []
     show(options, value, "\n\n".join(["\n".join(_table(compared, repo, commit)), *notes]))
     return 0
-
-
-def _upstream(stages: list[Stage], name: str) -> set[str]:
-    inputs = {stage.name: set(stage.inputs.values()) for stage in stages}
-    return {name}.union(*(_upstream(stages, made_by) for made_by in inputs[name]))
 
 
 def _table(compared: list[ComparedMetric], repo: str, commit: str) -> list[str]:

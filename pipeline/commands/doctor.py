@@ -12,8 +12,8 @@ from pipeline.preflight import Finding, Preflight, examine
 
 def doctor(options: argparse.Namespace) -> int:
     """Print every check of the preflight. Returns 2 if a stage would fail."""
-    recipe, stages, store = prepare(options)
-    states = surveyed(stages, store)
+    recipe, stages, store = member = prepare(options)
+    states = surveyed(member)
     waiting = [stage for stage in stages if states[stage.name].artifact is None]
     findings = examine(Preflight(recipe, waiting, states, store))
     text = "\n".join(map(_line, findings)) or "Every stage is done."

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from core.errors import InputError, ReleaseError
 from core.places import user_path
-from datasets_prep.schema import read_data_facts
 from pipeline.collection import Collection
 from pipeline.commands.collection_plan import costs_of, device_of
 from pipeline.commands.prepare import index_of, store_of
 from pipeline.commands.shared import say, store_root
 from pipeline.cost.resources import Resources, given
-from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Judge, Member, Node, releases, states_of, survey
 from pipeline.engine.hf_jobs import MOUNT, HfJobs
 from pipeline.engine.jobs import Outcome, Place, State, Wanted, follow, read_job, record_of
@@ -23,8 +21,6 @@ from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.plan import sizes
 from pipeline.engine.remote import credentials
 from pipeline.engine.slurm import Slurm
-from pipeline.engine.summary import require_pass
-from pipeline.preflight import refuse_missing
 from pipeline.publish.hub import hf_endpoint, hub_errors
 from pipeline.stages import stages
 
@@ -75,15 +71,6 @@ def members_of(found: Collection, options: argparse.Namespace, until: str | None
         wanted = all_stages[: index_of(all_stages, until) + 1] if until else all_stages
         members[name] = Member(recipe, wanted, store_of(options, recipe.name))
     return members
-
-
-def judge(node: Node, artifact: Artifact) -> None:
-    """Raise the error for which what reads this artifact is not made: a failed gate, data that cannot carry a gate."""
-    if node.stage.name == "gate":
-        require_pass(artifact.path)
-    if node.stage.name == "data":
-        for member in node.members.values():
-            refuse_missing(member.recipe, artifact.path, read_data_facts(artifact.path))
 
 
 def submitted(options: argparse.Namespace, waiting: Sequence[str], resources: Resources) -> dict[str, str]:

@@ -21,9 +21,9 @@ def gate(options: argparse.Namespace) -> int:
         return _replay(options)
     if options.file is not None:
         raise InputError(f"`gate {options.recipe}` takes no file. For a table of models: `gate replay FILE.json`.")
-    _, stages, store = prepare(options)
-    states = surveyed(stages, store)
-    stage = stages[index_of(stages, "gate")]
+    member = prepare(options)
+    states = surveyed(member)
+    stage = member.stages[index_of(member.stages, "gate")]
     inputs: dict[str, Path] = {}
     for name, made_by in stage.inputs.items():
         artifact = states[made_by].artifact

@@ -9,16 +9,17 @@ from core.errors import InputError, RecipeError
 from core.yaml_source import did_you_mean
 from pipeline.collection import load
 from pipeline.commands.shared import say, store_root
+from pipeline.engine.graph import Member, graph, states_of, survey
 from pipeline.engine.remote import remote_of
-from pipeline.engine.runner import Stage, Status, Store, fetch, survey
+from pipeline.engine.runner import Stage, Status, Store, fetch
 from pipeline.recipe import Recipe
 from pipeline.stages import stages
 
 
-def prepare(options: argparse.Namespace) -> tuple[Recipe, list[Stage], Store]:
+def prepare(options: argparse.Namespace) -> Member:
     """The recipe of the command, its stages and its store. Raises RecipeError or InputError."""
     recipe = load(options.recipe, options.set)
-    return recipe, stages(recipe), store_of(options, recipe.name)
+    return Member(recipe, stages(recipe), store_of(options, recipe.name))
 
 
 def store_of(options: argparse.Namespace, name: str) -> Store:
@@ -33,9 +34,10 @@ def bring(options: argparse.Namespace, stages: Sequence[Stage], store: Store) ->
         say(f"{stage.name:<15} fetched from {options.remote_store}")
 
 
-def surveyed(stages: Sequence[Stage], store: Store) -> dict[str, Status]:
-    """The state of every stage by name."""
-    return {stage.name: state for stage, state in survey(stages, store)}
+def surveyed(member: Member) -> dict[str, Status]:
+    """The state of every stage by name; nothing is run or written."""
+    nodes = graph({"": member})
+    return states_of(nodes, survey(nodes), "")
 
 
 def index_of(stages: Sequence[Stage], name: str) -> int:

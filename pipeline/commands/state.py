@@ -8,7 +8,7 @@ from pipeline.collection import is_collection, load_collection
 from pipeline.commands.elsewhere import members_of, submitted
 from pipeline.commands.prepare import index_of, prepare, surveyed
 from pipeline.commands.shared import show
-from pipeline.engine.graph import Member, graph, survey
+from pipeline.engine.graph import graph, survey
 from pipeline.engine.plan import reasons
 
 
@@ -17,7 +17,7 @@ def status(options: argparse.Namespace) -> int:
     if is_collection(options.recipe):
         members = members_of(load_collection(options.recipe, options.set), options)
     else:
-        members = {"": Member(*prepare(options))}
+        members = {"": prepare(options)}
     nodes = graph(members)
     states = survey(nodes)
     waiting = [key for key, state in states.items() if state.artifact is None]
@@ -39,9 +39,9 @@ def status(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print why a stage would run."""
-    _, listed, store = prepare(options)
-    stage = listed[index_of(listed, options.stage)]
-    states = surveyed(listed, store)
+    member = prepare(options)
+    stage = member.stages[index_of(member.stages, options.stage)]
+    states = surveyed(member)
     state = states[stage.name]
     why = reasons(stage, state, states)
     text = f"{stage.name} is {state.state}" + ("; it would not run." if state.state == "done" else "; it would run:")

@@ -1,7 +1,8 @@
-"""The plan of several releases: every stage once, known before it has run by what it is asked for.
+"""The plan of one release or several, and the walk over it: build what is not done, hand out what is.
 
-The id of a stage is the digest of its name, version and config and of the ids of its inputs. Stages of two releases
-that have one id are one node. What is built and what is there already is decided by content, as in `runner.py`.
+Every stage is there once, known before it has run by what it is asked for: the id of a stage is the digest of its name,
+version and config and of the ids of its inputs. Stages of two releases that have one id are one node. What is built and
+what is there already is decided by content, as in `runner.py`.
 """
 
 from __future__ import annotations
@@ -122,11 +123,14 @@ Around = Callable[[Node, Callable[[], Artifact]], Artifact]
 Judge = Callable[[Node, Artifact], None]
 
 
-def execute(nodes: Graph, around: Around, judge: Judge) -> Iterator[tuple[Node, Artifact | ReleaseError | None]]:
+def execute(
+    nodes: Graph, around: Around, judge: Judge = lambda node, artifact: None
+) -> Iterator[tuple[Node, Artifact | ReleaseError | None]]:
     """Run the nodes in order in this process, and yield each with its artifact or its error; None: an input failed.
 
-    ``around`` is called for a node that must be built, as in `runner.execute`. ``judge`` raises the error that stops
-    what reads the artifact, such as that of a failed gate.
+    ``around(node, build)`` is called for a node that must be built; it calls ``build`` and may show its progress.
+    ``judge`` raises the error that stops what reads the artifact, such as that of a failed gate. A caller that stops at
+    the first error runs nothing after it.
     """
     done: dict[str, Artifact] = {}
     for key, node in nodes.items():

@@ -1,4 +1,7 @@
-"""Run stages in order: skip what is done, resume what was interrupted, refuse what changed on disk."""
+"""One stage: its key, its place in the store, whether it is done, and how it is built or fetched.
+
+`graph.py` has the order in which the stages of a release are built.
+"""
 
 from __future__ import annotations
 
@@ -118,37 +121,6 @@ def key_of(stage: Stage, done: Mapping[str, Artifact]) -> str:
     """The key of a stage whose inputs are finished."""
     inputs = {name: done[made_by].digest for name, made_by in stage.inputs.items()}
     return artifact_key(stage.name, stage.version, stage.identity, inputs)
-
-
-def survey(stages: Sequence[Stage], store: Store) -> Iterator[tuple[Stage, Status]]:
-    """The status of every stage in order; nothing is run or written."""
-    done: dict[str, Artifact] = {}
-    for stage in stages:
-        status = store.status(stage, done)
-        if status.artifact:
-            done[stage.name] = status.artifact
-        yield stage, status
-
-
-def execute(
-    stages: Sequence[Stage], store: Store, around: Callable[[Stage, Callable[[], Artifact]], Artifact]
-) -> Iterator[tuple[Stage, Artifact]]:
-    """Run the stages in order and yield each with its artifact, built now or earlier.
-
-    ``around(stage, build)`` is called for a stage that must be built; it calls ``build`` and may show its progress.
-    Raises ArtifactError if an artifact changed on disk, SystemLimitError if a file cannot be written.
-    """
-    done: dict[str, Artifact] = {}
-    for stage in stages:
-        artifact = store.status(stage, done).artifact
-        if artifact:
-            check(stage, store, artifact)
-        else:
-            artifact = around(stage, lambda stage=stage: build(stage, store, done))  # type: ignore[misc]
-        done[stage.name] = artifact
-        with disk_limits(store.root, stage.name):
-            art.link(artifact.path, store.link(stage.name))
-        yield stage, artifact
 
 
 def check(stage: Stage, store: Store, artifact: Artifact) -> None:
