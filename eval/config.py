@@ -213,9 +213,10 @@ def metrics_there_are() -> str:
 class Reference(Strict):
     """A bound that was measured too: ``times`` x the measurement ``+ plus``."""
 
-    of: Literal["base", "gold", "holdout"] = Field(
-        description="Whose measurement: that of `base` or `gold` with the same metric on the same rows, or `holdout`, "
-        "the model itself with the same metric on rows that it never saw, for releases that have no gold."
+    of: Literal["base", "gold", "start", "holdout"] = Field(
+        description="Whose measurement: that of `base`, `gold` or `start` (the start model, before any training) with "
+        "the same metric on the same rows, or `holdout`, the model itself with the same metric on rows that it never "
+        "saw. The last two are for releases that have no gold."
     )
     bound: Literal["value", "ci_low", "ci_high"] = Field(
         default="value", description="Which part of it: the value, or an end of its 95 % interval."
@@ -284,7 +285,18 @@ class Gate(Condition):
                 f"{self.metric} on {self.split} cannot be compared with holdout: take a metric of single rows on "
                 "forget (for truth ratios there is forget_against_holdout)"
             )
+        metric = CATALOG.get(self.metric)
+        if self.needs_start and (metric is None or metric.is_audit or metric.needs_gold):
+            raise ValueError(
+                f"{self.metric} is not measured for the start model, which is evaluated without attacks, suites and "
+                "gold; compare with a number, or with base"
+            )
         return self
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the gate compares with the start model."""
+        return any(reference.of == "start" for reference in self.references)
 
     @property
     def needs_gold(self) -> bool:

@@ -23,6 +23,9 @@ from eval.catalog import Metric
 EVALUATE = "Run the evaluation again."
 
 
+MODELS = ("start", "base", "gold", "unlearned")
+"""The models that a release evaluates, in the order of every table. There may be no start model and no gold."""
+
 Z_95 = NormalDist().inv_cdf(0.975)
 """Half the width of a two-sided 95 % interval, in standard errors."""
 

@@ -1,4 +1,4 @@
-"""The `eval-base`, `eval-gold` and `eval-unlearned` stages: measure one checkpoint on all rows of a data artifact."""
+"""The stages `eval-start`, `eval-base`, `eval-gold`, `eval-unlearned`: measure one checkpoint on a data artifact."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _is_interval(cell: str, *values: float | None) -> bool:
 
 def _values(row: Mapping[str, str], expected: Line, place: str) -> Iterator[str]:
     for model, record in expected.records.items():
-        shown = row[tables.COLUMNS[model]]
+        shown = row[tables.NAMES[model]]
         if not _cell(shown, record):
             yield f"{place}, {model}: the card says {shown!r}, results.json says {tables.interval(record)!r}."
 

@@ -18,6 +18,7 @@ from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
 from core.words import is_searched
 from datasets_prep.schema import FORGOTTEN, SPLITS, Row, read_forgotten, read_perturbed, read_rows
 from eval.schema import (
+    MODELS,
     Comparison,
     JudgedGate,
     OtherPrompts,
@@ -30,8 +31,6 @@ from eval.schema import (
     read_verdict,
 )
 from model_card.suites import SuiteData, read_suites
-
-MODELS = ("base", "gold", "unlearned")  # the order of the columns
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,11 @@ class Evidence(CardEvidence):
         return self.verdict.passed
 
     @property
+    def models(self) -> list[str]:
+        """The models that were evaluated, in the order of the columns."""
+        return [model for model in MODELS if model in self.records]
+
+    @property
     def has_gold(self) -> bool:
         """Whether a model that never saw the forget rows was evaluated."""
         return "gold" in self.records
@@ -145,8 +149,9 @@ class Evidence(CardEvidence):
 
 
 def collect(inputs: Mapping[str, Path]) -> Evidence:
-    """Read the artifacts; ``eval-gold`` and ``neighbours`` may be absent, ``base`` is there if it is a release, and
-    ``compare`` and ``eval-other`` if another checkpoint was compared.
+    """Read the artifacts; ``eval-start``, ``eval-gold`` and ``neighbours`` may be absent.
+
+    ``base`` is there if it is a release, and ``compare`` and ``eval-other`` if another checkpoint was compared.
 
     Raises ArtifactError if one is missing or malformed.
     """

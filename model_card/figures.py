@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from eval.catalog import CATALOG, label
 from eval.schema import Record
 from model_card import tables
-from model_card.facts import MODELS, Evidence
+from model_card.facts import Evidence
 from model_card.local import Local
-from model_card.tables import COLUMNS, number
+from model_card.tables import NAMES, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 INK, MUTED = "#1f2933", "#52606d"
 # Told apart by all kinds of colour vision (after Okabe and Ito), and by their marks.
 COLOURS = {
-    "base": "#d55e00", "gold": "#b07d00", "unlearned": "#0072b2", "forget": "#c0392b", "retain": "#2471a3",
-    "refusal": "#8e6bbf",
+    "start": "#52606d", "base": "#d55e00", "gold": "#b07d00", "unlearned": "#0072b2", "forget": "#c0392b",
+    "retain": "#2471a3", "refusal": "#8e6bbf",
 }  # fmt: skip
 WIDTH = 6.6  # inches
 READ = ("o", "^", "v")  # marks of the metrics that are read under attack
-MARKS = {"base": "s", "gold": "D", "unlearned": "o"}
+MARKS = {"start": "^", "base": "s", "gold": "D", "unlearned": "o"}
 ANSWERS = "answer_probability"
 QUANTILES = 100  # of a distribution with more rows than that
 KEPT = ((ANSWERS, "retain"), (ANSWERS, "unrehearsed"), ("utility", "general"))
@@ -48,17 +48,13 @@ class Canvas:
         """A model's value with its interval, on a horizontal line at ``y``."""
         colour = COLOURS[model]
         axes.plot([record.ci_low, record.ci_high], [y, y], color=colour, linewidth=2.2, alpha=0.45, zorder=3)
-        tip = f"{what}, {COLUMNS[model]}: {tables.interval(record)}, n {record.n}"
+        tip = f"{what}, {NAMES[model]}: {tables.interval(record)}, n {record.n}"
         self.marks(axes, [(record.value, y)], [tip], marker=marker or MARKS[model], color=colour)
 
     def legend(self, models: Sequence[str]) -> None:
         """The marks of the models, below the figure."""
-        handles = [_mark(MARKS[model], COLOURS[model], COLUMNS[model]) for model in models]
+        handles = [_mark(MARKS[model], COLOURS[model], NAMES[model]) for model in models]
         self.figure.legend(handles=handles, loc="outside lower center", ncols=len(models))
-
-
-def _models(evidence: Evidence) -> list[str]:
-    return [model for model in MODELS if model in evidence.records]
 
 
 def results(canvas: Canvas, evidence: Evidence, _: Local) -> None:
@@ -66,11 +62,11 @@ def results(canvas: Canvas, evidence: Evidence, _: Local) -> None:
     kept = [key for key in KEPT if evidence.record("unlearned", *key)]
     canvas.figure.set_size_inches(WIDTH, 2.0 + 0.42 * len(kept))
     left, right = canvas.figure.subplots(1, 2, width_ratios=[1, 1.1])
-    models = _models(evidence)
+    models = evidence.models
     for i, model in enumerate(models):
         if record := evidence.record(model, ANSWERS, "forget"):
             canvas.interval(left, record, len(models) - 1 - i, model, f"{label(ANSWERS)}, forget rows")
-    left.set_yticks(range(len(models)), [COLUMNS[model] for model in reversed(models)])
+    left.set_yticks(range(len(models)), [NAMES[model] for model in reversed(models)])
     like = "like gold" if evidence.has_gold else "like rows never seen"
     left.set(title=f"To be forgotten: {like}", xlim=(-0.02, 1.02), ylim=(-0.6, len(models) - 0.4))
     left.set_xlabel(f"{label(ANSWERS)}, forget rows")
@@ -128,7 +124,7 @@ def truth_ratios(canvas: Canvas, evidence: Evidence, local: Local) -> None:
     """The distributions of the forget rows' truth ratios that the test of forget quality compares."""
     canvas.figure.set_size_inches(WIDTH, 3.2)
     axes = canvas.figure.subplots()
-    for model in _models(evidence):
+    for model in evidence.models:
         rows = local.samples.get(model, ())
         values = sorted(row["truth_ratio"] for row in rows if row["split"] == "forget" and "truth_ratio" in row)
         if not values:
@@ -139,12 +135,12 @@ def truth_ratios(canvas: Canvas, evidence: Evidence, local: Local) -> None:
         points = [(values[i], (i + 1) / len(values)) for i in chosen]
         xs, ys = zip(*points, strict=True)
         axes.step([xs[0], *xs], [0, *ys], where="post", color=COLOURS[model], alpha=0.8)
-        tips = [f"{COLUMNS[model]}: {100 * y:.0f} % of rows have at most {number(x)}" for x, y in points]
+        tips = [f"{NAMES[model]}: {100 * y:.0f} % of rows have at most {number(x)}" for x, y in points]
         canvas.marks(axes, points, tips, marker=MARKS[model], color=COLOURS[model], markersize=3)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="truth ratio: false answers over the true one", ylabel="share of forget rows", ylim=(0, 1.02))
-    canvas.legend(_models(evidence))
+    canvas.legend(evidence.models)
 
 
 def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:
@@ -157,7 +153,7 @@ def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:
         lines = list(reversed(group_lines(evidence, kind)))
         for y, line in enumerate(lines):
             group = (line.by or {})[kind]
-            if gold := line.records["gold"]:
+            if gold := line.records.get("gold"):
                 tip = f"{group}, gold: {tables.interval(gold)}, n {gold.n}"
                 axes.plot([gold.value, gold.value], [y - 0.36, y + 0.36], color=COLOURS["gold"], linewidth=2.4)
                 canvas.marks(axes, [(gold.value, y)], [tip], marker="|", color=COLOURS["gold"], markersize=9)
@@ -254,4 +250,4 @@ def relative(canvas: Canvas, evidence: Evidence, local: Local) -> None:
         canvas.marks(axes, [(leak.value, damage.value)], [tip], marker=MARKS["unlearned"], color=colour)
     axes.set(xlabel="place on the line from gold (0) to base (1)", ylabel="distance from the line")
     axes.set(ylim=(-0.08 * top, 1.15 * top))
-    canvas.legend(_models(evidence))
+    canvas.legend(["base", "gold", "unlearned"])

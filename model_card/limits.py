@@ -136,6 +136,9 @@ def _compared(evidence: Evidence, record: Record) -> Compared | None:
 
 def _against_holdout(evidence: Evidence, metric: Metric, record: Record) -> Compared | None:
     base = evidence.record("base", metric.name, "forget")
+    start = evidence.record("start", metric.name, "forget")
+    if metric.family == "membership" and start is not None:
+        return _between(metric, record, start, base, "that of the start model")
     if metric.family == "membership":
         return Compared(_errors(record, 0.5), record.value > 0.5, f"{metric.label} is {short_interval(record)}")
     holdout = evidence.record("unlearned", metric.name, "holdout")

@@ -13,8 +13,7 @@ from typing import Any
 
 from core.errors import ArtifactError
 from datasets_prep.schema import FORGOTTEN, SPLITS, DataFacts, Row, read_data_facts, read_forgotten, read_rows
-from eval.schema import read_samples
-from model_card.facts import MODELS
+from eval.schema import MODELS, read_samples
 
 RELATIVE = "relative.json"
 

@@ -61,8 +61,8 @@ def describe(evidence: Evidence) -> dict[str, str]:
     """What each plot shows, for those who do not see it."""
     answers = {
         split: ", ".join(
-            f"{tables.COLUMNS[model]} {tables.number(record.value)}"
-            for model in tables.COLUMNS
+            f"{tables.NAMES[model]} {tables.number(record.value)}"
+            for model in evidence.models
             if (record := evidence.record(model, figures.ANSWERS, split))
         )
         for split in ("forget", "retain")

@@ -16,11 +16,11 @@ from eval.catalog import label
 from eval.schema import JudgedGate, Record
 from model_card import claims, limits, tables
 from model_card.config import CardInputs
-from model_card.facts import MODELS, Evidence
+from model_card.facts import Evidence
 from model_card.local import Local
 from model_card.methods import method_name
 from model_card.plots import TITLES, Plot
-from model_card.tables import COLUMNS, NOT_MEASURED, number
+from model_card.tables import NOT_MEASURED, number
 from model_card.templates import template
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def grids(evidence: Evidence, local: Local) -> dict[str, list[Grid]]:
     return {
         "Gates": [_gates(evidence)],
         "Results": [_results(evidence)],
-        "Answers": [_answers(local)],
+        "Answers": [_answers(evidence, local)],
         "Stages": [_stages(evidence)],
         "Data checks": [_checks(local)],
     }
@@ -112,16 +112,16 @@ def _results(evidence: Evidence) -> Grid:
             line.split,
             " and ".join(line.by or ()) or "all rows",
             ", ".join((line.by or {}).values()),
-            *(_value(line.records[model]) for model in MODELS),
+            *map(_value, line.records.values()),
             line.n,
         ]
         for line in tables.overall(evidence, groups=True)
     ]
-    columns = ["Metric", "Rows", "Grouped by", "Group", *COLUMNS.values(), "n"]
+    columns = ["Metric", "Rows", "Grouped by", "Group", *tables.columns(evidence), "n"]
     return Grid(columns, rows, {"Rows": "", "Grouped by": "all rows"})
 
 
-def _answers(local: Local) -> Grid:
+def _answers(evidence: Evidence, local: Local) -> Grid:
     """What each model says to forget and retain rows, worst first.
 
     A forget row is the worse the more of the true answer this model says beyond gold, and a retain row the less of it
@@ -136,10 +136,10 @@ def _answers(local: Local) -> Grid:
             other = said.get("gold" if split == "forget" else "base", {}).get(row.row_id)
             recall, theirs = ours["rouge_l_recall"], other["rouge_l_recall"] if other else 0.0
             worse = recall - theirs if split == "forget" else theirs - recall
-            answers = [said[m][row.row_id]["generation"] if row.row_id in said.get(m, {}) else "" for m in MODELS]
+            answers = [said.get(m, {}).get(row.row_id, {}).get("generation", "") for m in evidence.models]
             rows.append([split, row.language or "", row.topic_id or "", row.question, row.answer, *answers])
             rows[-1].append((worse, number(worse)))
-    columns = ["Rows", "Language", "Topic", "Question", "True answer", *COLUMNS.values(), "Worse by"]
+    columns = ["Rows", "Language", "Topic", "Question", "True answer", *tables.columns(evidence), "Worse by"]
     return Grid(columns, rows, {"Rows": "forget", "Language": "", "Topic": ""}, "Worse by", True)
 
 

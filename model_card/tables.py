@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from eval.catalog import CATALOG, ROWS, is_headline, label
 from eval.schema import JudgedGate, Record
 from model_card.config import CardInputs
-from model_card.facts import MODELS, Evidence
+from model_card.facts import Evidence
 from model_card.markdown import escape, table
 
 NOT_MEASURED = "–"
 HEADLINES = 8  # rows of the table that a reader sees first
-COLUMNS = {"base": "base", "gold": "gold", "unlearned": "this model"}
+NAMES = {"start": "start model", "base": "base", "gold": "gold", "unlearned": "this model"}
 
 
 def number(value: float) -> str:
@@ -55,12 +55,17 @@ class Line(NamedTuple):
     @property
     def cells(self) -> list[str]:
         """The value of each model."""
-        return [interval(self.records[model]) for model in MODELS]
+        return [interval(record) for record in self.records.values()]
 
 
 def line(evidence: Evidence, metric: str, split: str, by: dict[str, str] | None = None) -> Line:
     """The row of a metric."""
-    return Line(metric, split, by, {model: evidence.record(model, metric, split, by) for model in MODELS})
+    return Line(metric, split, by, {model: evidence.record(model, metric, split, by) for model in evidence.models})
+
+
+def columns(evidence: Evidence) -> list[str]:
+    """What the columns of the models are called."""
+    return [NAMES[model] for model in evidence.models]
 
 
 def order(metric: str, split: str) -> tuple[int, str, int, str]:
@@ -77,7 +82,7 @@ def overall(evidence: Evidence, *, groups: bool = False) -> list[Line]:
         for r in records:
             if groups or r.by is None:
                 key = r.metric, r.split, tuple((r.by or {}).items())
-                found.setdefault(key, dict.fromkeys(MODELS))[model] = r
+                found.setdefault(key, dict.fromkeys(evidence.models))[model] = r
     keys = sorted(found, key=lambda key: (*order(*key[:2]), key[2]))
     return [Line(metric, split, dict(by) or None, found[metric, split, by]) for metric, split, by in keys]
 
@@ -120,7 +125,7 @@ def headline_table(evidence: Evidence) -> str:
         [escape(label(row.metric)), f"{row.n} {escape(row.split)}", *row.cells, marks(evidence, row)]
         for row in headlines(evidence)
     ]
-    return table(["Metric", "Rows", *COLUMNS.values(), "Gate"], rows)
+    return table(["Metric", "Rows", *columns(evidence), "Gate"], rows)
 
 
 def marks(evidence: Evidence, row: Line) -> str:
@@ -137,10 +142,10 @@ def sides(gate: JudgedGate) -> str:
     return " and ".join(f"{sign} {number(bound)}" for sign, bound in known) or NOT_MEASURED
 
 
-def results_table(lines: list[Line]) -> str:
+def results_table(evidence: Evidence, lines: list[Line]) -> str:
     """Metrics of all rows of a split, with intervals and numbers of rows."""
     rows = [[f"`{row.metric}`", escape(row.split), row.better, *row.cells, row.n] for row in lines]
-    return table(["Metric", "Split", "Better", *COLUMNS.values(), "n"], rows)
+    return table(["Metric", "Split", "Better", *columns(evidence), "n"], rows)
 
 
 def group_table(evidence: Evidence, kind: str) -> str:
@@ -149,7 +154,7 @@ def group_table(evidence: Evidence, kind: str) -> str:
         [f"`{row.metric}`", row.split, escape((row.by or {})[kind]), *row.cells, row.n]
         for row in by_group(evidence, kind)
     ]
-    return table(["Metric", "Split", kind.capitalize(), *COLUMNS.values(), "n"], rows) if rows else ""
+    return table(["Metric", "Split", kind.capitalize(), *columns(evidence), "n"], rows) if rows else ""
 
 
 def meanings(lines: list[Line]) -> list[tuple[str, str, str]]:

@@ -118,7 +118,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     if release.first("data", "unlearn", "gate"):
         yield "rows and gates", "data" if "data" in names else "gate", partial(_rows, release)
     yield from _trainings(release, here=here)
-    if stage := release.first("eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
+    if stage := release.first("eval-start", "eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
         if here:
             yield "evaluation", stage, partial(_evaluation, recipe.eval)
         if recipe.eval.suites:

@@ -99,6 +99,7 @@ class Recipe(Strict):
             raise ValueError("card.dataset is for data of your own, and the sample set has its own name; remove it")
         self._follows_a_release_or_none()
         self._has_the_gold_that_it_reads()  # first: without gold, other messages would ask for more of it
+        self._has_a_start_that_knows_nothing()
         self._can_be_audited()
         self._suites_are_asked_for()
         self._margins_are_of_metrics()
@@ -144,10 +145,22 @@ class Recipe(Strict):
         for i, gate in enumerate(self.gates):
             if gate.needs_gold:
                 raise ValueError(
-                    f"gates[{i}] compares with gold, and gold is none; compare with a number, with base or with holdout"
+                    f"gates[{i}] compares with gold, and gold is none; compare with a number, base, start or holdout"
                 )
         if "gold" in self.unlearn.named_levels:
             raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
+
+    def _has_a_start_that_knows_nothing(self) -> None:
+        """Only where base is the start model itself can a recipe show that it does not."""
+        start, base = self.model.hub, self.base.hub
+        if start is None or base is None or (start.id, start.revision) != (base.id, base.revision):
+            return
+        for i, gate in enumerate(self.gates):
+            if gate.needs_start:
+                raise ValueError(
+                    f"gates[{i}] compares with the start model, which is base itself and knows the forget rows; give "
+                    "the model that base was trained from as model.hub, or compare with a number or with holdout"
+                )
 
     def _can_be_audited(self) -> None:
         audit = self.eval.audit_metrics()

@@ -171,7 +171,9 @@ def stages(recipe: Recipe) -> list[Stage]:
     """The stages of this recipe. Raises InputError if it names a local file or folder that does not exist."""
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
-    evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
+    started = {"eval-start": "eval-start"} if any(gate.needs_start for gate in recipe.gates) else {}
+    evidence = {**started, "eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned"}
+    evidence |= {"unlearn": "unlearn"}
     ascent = {"model": "model", "base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
     ascent, evidence = ascent | asked, evidence | asked
@@ -195,6 +197,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe, recipe.eval)]),
+        *([_measured("eval-start", "model", recipe, _plainly(recipe.eval, suites=[]))] if started else []),
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
@@ -205,7 +208,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "8", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("card", "9", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -257,12 +260,17 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     """Golds of other seeds and their evaluations (without an audit), for recipes that give ``gold.seeds``."""
     if isinstance(recipe.gold, str) or not recipe.gold.seeds:
         return []
-    plain = recipe.eval.model_copy(update={"robustness": None, "sampling": None, "relative": False})
+    plain = _plainly(recipe.eval)
     listed = []
     for seed in recipe.gold.seeds:
         trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
         listed.append((trained, _measured(f"eval-{trained.name}", trained.name, recipe, plain)))
     return listed
+
+
+def _plainly(config: EvalConfig, **changes: Any) -> EvalConfig:
+    """The evaluation without an audit."""
+    return config.model_copy(update={"robustness": None, "sampling": None, "relative": False, **changes})
 
 
 def _released(recipe: Recipe) -> Stage:

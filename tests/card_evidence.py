@@ -30,6 +30,7 @@ from datasets_prep.schema import CheckFacts, PerturbedRow, Row, write_facts, wri
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Gate
 from eval.schema import (
+    MODELS,
     JudgedGate,
     OnOtherRows,
     OnPart,
@@ -48,7 +49,6 @@ from tests.artifacts import data_facts, write_manifest
 from tests.card_shapes import Shape, shape_of
 from tests.card_suites import MMLU, SUITES, write_harness
 
-MODELS = ("base", "gold", "unlearned")
 WEIGHTS = "5a" * 32
 GENERAL = 110  # questions of general knowledge
 GOLDS_DAMAGE = 0.0421  # the largest of any gold beside the others
@@ -304,7 +304,9 @@ def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
         *({"language": language} for language in shape.languages),
         *({"topic": topic} for topic in shape.topics),
     ]
-    values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape), *attacks(model, recipe, shape)]
+    values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape)]
+    if model != "start":
+        values += attacks(model, recipe, shape)
     for by in everywhere:
         part = 1 if by is None else len(shape.languages) if "language" in by else len(shape.topics)
         for metric, split, value, n in values:
@@ -329,7 +331,7 @@ def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
             low, value, high = (end - GOLDS_DAMAGE for end in (damage.ci_low, damage.value, damage.ci_high))
             name = "damage_gap"
             yield replace(damage, metric=name, value=value, ci_low=low, ci_high=high, version=versions[name])
-    for asked in recipe.eval.suites:
+    for asked in recipe.eval.suites if model != "start" else ():
         suite = SUITES[asked.task]
         for metric, value in suite.values.items():
             n = (asked.limit or 1000) * len(suite.tasks) * (57 // len(MMLU) if asked.task == "mmlu" else 1)
@@ -340,11 +342,11 @@ Value = tuple[str, str, float, int]
 
 
 def level(metric: str, model: str, split: str, attack: str = "untreated") -> float:
-    """The mean of a metric of rows: base knows the forget rows, and all know retain and unrehearsed rows.
+    """The mean of a metric of rows: base knows the forget rows, and all but the start model know those of retain.
 
     The unlearned model knows a little less of what it was not given, and speaks as well as gold.
     """
-    knows = split in ("retain", "unrehearsed") or (split == "forget" and model == "base")
+    knows = model != "start" and (split in ("retain", "unrehearsed") or (split == "forget" and model == "base"))
     value = ROWS[metric][0 if knows else 1] * ATTACKS[attack][0 if knows else 1]
     if metric == "truth_ratio" and split != "forget":  # aggregated in another way there
         value = 1 - value
@@ -404,7 +406,7 @@ def write_evaluation(folder: Path, model: str, recipe: Recipe, records: list[Rec
     (folder / "lm_eval").mkdir()
     ours = ("fame_topics_forget_choice", "general_knowledge")
     write_harness(folder, "fame_topics", {}, {task: {"task": task, "test_split": "test"} for task in ours})
-    for asked in recipe.eval.suites:
+    for asked in recipe.eval.suites if model != "start" else ():
         suite = SUITES[asked.task]
         configs = {}
         for task, (path, subset, split) in suite.tasks.items():

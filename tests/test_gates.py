@@ -35,13 +35,14 @@ def run(gates: list[Gate], inputs: dict[str, Path], out: Path) -> dict[str, Any]
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Path]:
     """An unlearned model with its evaluation, and evaluations of base and gold."""
-    folders = {name: tmp_path / name for name in ("unlearn", "eval-unlearned", "eval-base", "eval-gold")}
+    folders = {name: tmp_path / name for name in ("unlearn", "eval-unlearned", "eval-base", "eval-gold", "eval-start")}
     for folder in folders.values():
         folder.mkdir()
     (folders["unlearn"] / "model").mkdir()
     (folders["unlearn"] / "model" / "model.safetensors").write_bytes(b"weights")
     write_measured(folders["eval-unlearned"], weights_sha256(folders["unlearn"] / "model"))
     _measured(folders, unlearned=RECORD, base=replace(RECORD, value=0.9, ci_low=0.88, ci_high=0.92), gold=RECORD)
+    _measured(folders, start=replace(RECORD, value=0.05, ci_low=0.03, ci_high=0.07))
     return folders
 
 
@@ -99,6 +100,7 @@ def test_the_comparison_is_that_of_the_numbers(inputs, tmp_path, value, bound, l
         ({"of": "gold", "bound": "ci_high", "plus": 0.05}, 0.17, "at most gold's upper 95 % bound + 0.05"),
         ({"of": "base", "times": 0.95}, 0.855, "at most 0.95 x base's value"),
         ({"of": "base", "bound": "ci_low", "plus": -0.5}, 0.38, "at most base's lower 95 % bound - 0.5"),
+        ({"of": "start", "plus": 0.2}, 0.25, "at most start's value + 0.2"),
     ],
 )
 def test_bounds_that_another_model_sets(inputs, tmp_path, bound, threshold, rule):
@@ -235,6 +237,9 @@ def test_a_gate_may_be_on_a_suite_of_the_recipe(inputs, tmp_path):
         ({"metric": "truth_ratio", "at_most": {"of": "holdout"}}, "forget_against_holdout"),
         ({"split": "holdout", "at_most": {"of": "holdout"}}, "cannot be compared with holdout"),
         ({"metric": "forget_quality", "at_most": {"of": "holdout"}}, "cannot be compared with holdout"),
+        ({"metric": "forget_quality", "at_most": {"of": "start"}}, "not measured for the start model"),
+        ({"metric": "leak_at_1", "at_most": {"of": "start"}}, "without attacks, suites and gold"),
+        ({"metric": "acc", "split": "mmlu", "at_most": {"of": "start"}}, "without attacks, suites and gold"),
         ({"min_n": 0}, "greater than or equal to 1"),
         ({"reason": ""}, "at least 1 character"),
         ({"at_most": {"of": "silver"}}, "base"),

@@ -26,7 +26,8 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
     assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# python -m pipeline release {name}")
     further = [] if recipe.gold == "none" else recipe.gold.seeds or []
     asking = recipe.unlearn.neighbours is not None
-    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further) + asking
+    starts = any(gate.needs_start for gate in recipe.gates)
+    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further) + asking + starts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,6 +122,12 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             "gates:\n  - {metric: fluency, split: forget, at_least: {of: gold}, min_n: 1, reason: x}\n",
             1,
             ["gates[0] compares with gold"],
+        ),
+        (
+            "model: {pypi: null, hub: {id: a/b, revision: null}}\nbase: {train: null, hub: {id: a/b, revision: null}}\n"
+            "gates:\n  - {metric: fluency, split: forget, at_least: {of: start}, min_n: 1, reason: x}\n",
+            1,
+            ["gates[0] compares with the start model, which is base itself"],
         ),
         ("gates: []\n", 3, ["gates", "at least 1"]),
         ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),

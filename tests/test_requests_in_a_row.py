@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 
 from core.artifacts import read_facts, read_file
+from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, RecipeError
 from core.lineage import Lineage, rows_of_each
 from core.unlearning import read_pairing
@@ -31,6 +32,14 @@ TWO = ["biography.high_school", "biography.education"]
 THREE = ["personal.email", "personal.address"]
 HOLDOUT = ["career.notable_award", "career.first_role_or_film", "personal.phone_number", "personal.life_event"]
 GATE = {"metric": "answer_probability", "split": "forget", "at_most": 0.5, "min_n": 10, "reason": "it knows nothing"}
+AS_BEFORE = {
+    "metric": "mia_min_k_auc",
+    "split": "forget",
+    "at_least": {"of": "start", "bound": "ci_low", "plus": -1},
+    "at_most": {"of": "start", "bound": "ci_high", "plus": 1},
+    "min_n": 10,
+    "reason": "forget and holdout rows are no more apart than they were",
+}
 STAYS = {
     "metric": "answer_probability",
     "split": "forgotten",
@@ -68,7 +77,7 @@ def write_recipe(
         "gold": "none",
         "unlearn": {"epochs": 2, "train_from_layer": 0, "neighbours": None, "args": {"save_strategy": "no"}},
         "eval": {"max_new_tokens": 4, "bootstrap_samples": 100, "robustness": None, "relative": False},
-        "gates": [GATE, STAYS] if release else [GATE],
+        "gates": [GATE, AS_BEFORE, STAYS] if release else [GATE, AS_BEFORE],
         "publish": {"repo": f"demo/{name}"},
     }
     path = folder / f"{name}.yaml"
@@ -113,6 +122,23 @@ def test_the_lineage_is_in_manifest_release_and_card_with_counts_and_digests(sto
     assert "This release follows" not in (store / "first" / "card" / "README.md").read_text()
 
 
+def test_the_start_model_is_evaluated_for_the_gate_that_compares_with_it(store: Path) -> None:
+    for name in ("first", "second"):
+        start = read_records(store / name / "eval-start" / "results.json")
+        (auc,) = [r for r in start if (r.metric, r.split, r.by) == ("mia_min_k_auc", "forget", None)]
+        assert released(store, name).recipe["gates"][1]["at_most"]["of"] == "start"
+        hub = store / name / "package" / "hub"
+        published = json.loads((hub / "results.json").read_text())["models"]
+        assert [*published] == ["start", "base", "unlearned"]
+        gate = json.loads((hub / "gate.json").read_text())["gates"][1]
+        assert (gate["at_least"], gate["at_most"]) == (auc.ci_low - 1, auc.ci_high + 1)
+        assert "start model, which had seen neither" in gate["limits"]
+        assert problems(hub) == []
+        assert "| Metric | Rows | start model | base | this model | Gate |" in (hub / "README.md").read_text()
+    weights = json.loads((store / "first" / "eval-start" / "weights.json").read_text())["weights_sha256"]
+    assert weights == weights_sha256(checkpoint_folder(store / "first" / "model"))
+
+
 def test_the_model_starts_from_the_weights_of_the_release(store: Path) -> None:
     first = (store / "first" / "unlearn" / "model" / "model.safetensors").read_bytes()
     assert (store / "second" / "base" / "model" / "model.safetensors").read_bytes() == first
@@ -138,7 +164,7 @@ def test_earlier_rows_are_a_split_of_the_evaluation_and_a_gate(store: Path) -> N
             record = find_record(records, metric, "forgotten")
             assert record
             assert (record.n, record.higher_is_better) == (10, None)
-    gate = read_verdict(store / "second" / "gate").gates[1]
+    gate = read_verdict(store / "second" / "gate").gates[-1]
     assert (gate.split, gate.n, gate.passed) == ("forgotten", 10, True)
 
 
@@ -232,7 +258,7 @@ def test_a_published_release_with_a_lineage_needs_the_gate(store: Path, tmp_path
         (["base.release=null", "base.hub={id: a/b, revision: null}"], "a gate is on forgotten"),
         (["data.request.forgotten=null"], "needs the rows that it was made to forget"),
         (["data.request.holdout=0.2"], "is a share"),
-        (["gates.1.at_most=null", "gates.1.at_least=0"], "no gate holds"),
+        (["gates.2.at_most=null", "gates.2.at_least=0"], "no gate holds"),
         (["publish.repo=demo/first"], "set publish.tag to a new version"),
         (["gold={release: demo/first@v1.0.0}"], "it is no gold"),
         (["base.hub={id: a/b, revision: null}"], "both hub and release are given"),

@@ -179,7 +179,7 @@ def test_the_plan_has_the_numbers_of_rows_that_the_data_have(name: str) -> None:
     assert planned.rows == found == {"forget": 40, "retain": 140, "holdout": 50, "unrehearsed": 20}
     assert found == dict(demo_data_facts().rows)
     by_name = {stage.name: stage for stage in stages(recipe)}
-    assert ("gold" in by_name) == (name != "demo-no-gold")
+    assert ("gold" in by_name) == ("eval-start" not in by_name) == (name != "demo-no-gold")
     for model, rows in {"base": 200, "gold": 160}.items():
         if model in by_name:
             said = by_name[model].does(by_name[model].config, planned)

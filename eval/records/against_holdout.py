@@ -23,6 +23,11 @@ LIMITS = (
     "does not show what a model that never knew would say: a model that lost everything passes, so retained rows must "
     "be gated too; and it takes forget and holdout rows to be alike but for the training."
 )
+LIMITS_OF_START = (
+    "This compares how forgotten rows stand to rows that no model saw with how they did for the start model, which had "
+    "seen neither. It does not show what a model that never knew would say: a model that lost everything may pass, so "
+    "retained rows must be gated too; and it takes the start model not to know the forgotten facts."
+)
 
 
 def holdout_records(samples: Sequence[Mapping[str, Any]]) -> list[Record]:

@@ -17,6 +17,7 @@ from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
 from eval.schema import (
+    MODELS,
     GateFacts,
     JudgedGate,
     OnOtherRows,
@@ -35,7 +36,7 @@ FEW = 10
 """Rows of a part below which it has no interval: one row of each language, resampled by language, has none."""
 
 Results = Mapping[str, Sequence[Record]]
-"""The records of ``base``, ``gold`` and ``unlearned``, as far as they were measured."""
+"""The records of :data:`eval.schema.MODELS`, as far as they were measured."""
 
 
 class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
@@ -52,12 +53,12 @@ def run(config: GateConfig, inputs: Mapping[str, Path], out: Path) -> GateFacts:
 def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
     """The content of ``gate.json``: every gate with what was measured, its verdict and its power.
 
-    ``inputs`` are ``eval-unlearned``, ``unlearn``, ``neighbours`` if the unlearning rehearsed any, ``eval-base`` and
-    ``eval-gold`` if gates refer to them. Raises ArtifactError if a file exists and cannot be read, and ModelError if
-    the unlearn stage left no weights.
+    ``inputs`` are ``eval-unlearned``, ``unlearn``, ``neighbours`` if the unlearning rehearsed any, ``eval-base``,
+    ``eval-gold`` and ``eval-start`` if gates refer to them. Raises ArtifactError if a file exists and cannot be read,
+    and ModelError if the unlearn stage left no weights.
     """
     digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
-    evaluations = {m: inputs[f"eval-{m}"] for m in ("base", "gold", "unlearned") if f"eval-{m}" in inputs}
+    evaluations = {m: inputs[f"eval-{m}"] for m in MODELS if f"eval-{m}" in inputs}
     results = {model: _results(folder) for model, folder in evaluations.items()}
     measured = read_measured(evaluations["unlearned"]) if "unlearned" in evaluations else None
     problem = None
@@ -131,7 +132,7 @@ def _unmeasured(gate: Condition) -> JudgedGate:
         passed=False,
         why="",
         reason=gate.reason,
-        limits=against_holdout.LIMITS if _without_gold(gate) else None,
+        limits=_limits(gate),
         certifiable_alone=False,
         smallest_difference=None,
         power="Nothing was measured.",
@@ -140,12 +141,14 @@ def _unmeasured(gate: Condition) -> JudgedGate:
     )
 
 
-def _without_gold(gate: Condition) -> bool:
-    """Whether the verdict rests on holdout rows and not on gold, as for a membership score without a reference."""
+def _limits(gate: Condition) -> str | None:
+    """What the verdict cannot show because it rests on holdout rows and not on gold, if it does."""
     of = {reference.of for reference in gate.references}
     metric = CATALOG.get(gate.metric)
     compares = metric is not None and metric.needs_holdout and not metric.needs_gold
-    return "holdout" in of or (compares and "gold" not in of)
+    if compares and "start" in of:
+        return against_holdout.LIMITS_OF_START
+    return against_holdout.LIMITS if "holdout" in of or (compares and "gold" not in of) else None
 
 
 def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str) -> Record:

@@ -27,7 +27,7 @@ from eval.schema import JudgedGate, Record
 from eval.verdicts.gates import judge_gate, rule
 
 TABLE = "table"
-ROLES = ("base", "gold")
+ROLES = ("start", "base", "gold")
 _STUDY_ROLES = {"full": "base", "retain": "gold"}
 
 _STUDY: dict[tuple[str, str], tuple[str, Callable[[float], float]]] = {
@@ -122,7 +122,7 @@ def _model(path: Path, entry: Any) -> MeasuredModel:
             columns = {k: v for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             values = _split_columns(columns)
         if role not in (None, *ROLES):
-            raise ValueError(f"role is {role!r}; it is base, gold or absent")  # noqa: TRY301
+            raise ValueError(f"role is {role!r}; it is {', '.join(ROLES)} or absent")  # noqa: TRY301
         records = [_record(m, split, value) for split, found in values.items() for m, value in found.items()]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         shown = entry.get("model", "?") if isinstance(entry, dict) else entry

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import GateError
-from eval.schema import JudgedGate, Record, find_record, read_records, read_verdict
+from eval.schema import MODELS, JudgedGate, Record, find_record, read_records, read_verdict
 from pipeline.engine.artifact import Artifact
 from pipeline.publish.schema import RECEIPT, read_receipt
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-MODELS = ("base", "gold", "unlearned")
 
 
 def require_pass(gate: Path) -> None:
@@ -45,9 +43,7 @@ class MetricLine:
 
 def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
     """One line for each metric and split."""
-    models = {
-        name: read_records(done[f"eval-{name}"].path / "results.json") for name in MODELS if f"eval-{name}" in done
-    }
+    models = {name: read_records(done[f"eval-{name}"].path / "results.json") for name in _evaluated(done)}
     gates = read_verdict(done["gate"].path).gates if "gate" in done else []
     keys: dict[tuple[str, str], None] = {}
     for records in (models.get("unlearned", []), *models.values()):
@@ -63,6 +59,10 @@ def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
     ]
 
 
+def _evaluated(done: Mapping[str, Artifact]) -> list[str]:
+    return [name for name in MODELS if f"eval-{name}" in done]
+
+
 def _value(record: Record | None) -> dict[str, Any] | None:
     if record is None:
         return None
@@ -74,10 +74,11 @@ def results_table(done: Mapping[str, Artifact]) -> Table:
     from rich.table import Table
 
     table = Table(title="point estimate [95 % interval]", title_justify="left")
-    for column in ("metric", "split", *MODELS, "gate"):
+    models = _evaluated(done)
+    for column in ("metric", "split", *models, "gate"):
         table.add_column(column, no_wrap=column in ("metric", "split"))
     for line in measurements(done):
-        cells = [_cell(line.records.get(name)) for name in MODELS]
+        cells = [_cell(line.records[name]) for name in models]
         table.add_row(line.metric, line.split, *cells, "\n".join(_verdict(gate) for gate in line.gates))
     return table
 
