@@ -4,21 +4,24 @@ Each RUN is a folder of links that `make methods` or `make seeds` left (`runs/me
 models, and of every seed base (nothing was forgotten) and gold (it never knew), which its runs share.
 
 Only the gates on forget rows are compared: those on retained rows and general knowledge need no gold. Values are
-computed anew from the samples of the evaluations; no model is run.
+computed anew from the samples of the evaluations. The start model alone is run, once for each run's data, since a
+release with gold does not evaluate it.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
+from eval import suite
 from eval.catalog import CATALOG
 from eval.config import Gate
 from eval.records.rows import row_records, set_records
-from eval.schema import JudgedGate, Record, read_samples
+from eval.schema import JudgedGate, Record, find_record, read_records, read_samples
 from eval.verdicts.gates import judge_gate
 from pipeline.recipe import load_recipe
 
@@ -50,17 +53,34 @@ def records(folder: Path, gold: Sequence[dict[str, Any]]) -> list[Record]:
     return [*row_records(samples, config), *set_records(samples, gold, config)]
 
 
-def judged(run: Path, seen: set[Path]) -> dict[str, dict[str, list[JudgedGate]]]:
+def of_start_model(run: Path, known: dict[Path, list[Record]]) -> list[Record]:
+    """What the start model has on the data of a run; kept in ``known`` by data."""
+    data = (run / "data").resolve()
+    if data not in known:
+        plain = load_recipe("demo").eval.model_copy(update={"robustness": None, "relative": False})
+        with tempfile.TemporaryDirectory() as folder:
+            suite.run(plain, {name: run / name for name in ("model", "data", "base")}, Path(folder))
+            known[data] = read_records(Path(folder) / "results.json")
+    return known[data]
+
+
+def alike(run: Path, starts: dict[Path, list[Record]]) -> str:
+    """How far the start model and gold, neither of which saw a row, tell forget from holdout rows."""
+    found = {"the start model": of_start_model(run, starts), "gold": read_records(run / "eval-gold" / "results.json")}
+    values = {model: find_record(records, "mia_min_k_auc", "forget") for model, records in found.items()}
+    said = ", ".join(f"{model} {record.value:.3f}" for model, record in values.items() if record)
+    return f"min-k AUC on the data of {run.name}: {said}"
+
+
+def judged(run: Path, seen: set[Path], starts: dict[Path, list[Record]]) -> dict[str, dict[str, list[JudgedGate]]]:
     """By model, then by kind of verdict: the entries of its gates. Evaluations that were ``seen`` are left out."""
     folders = evaluations(run)
     gold = read_samples(folders["gold"] / "samples.jsonl")
     found = {name: records(folder, gold) for name, folder in folders.items()}
+    references = {"start": of_start_model(run, starts), "base": found["base"], "gold": found["gold"]}
     return {
         name: {
-            kind: [
-                judge_gate(gate, {"base": found["base"], "gold": found["gold"], "unlearned": found[name]})
-                for gate in forget_gates(recipe)
-            ]
+            kind: [judge_gate(gate, {**references, "unlearned": found[name]}) for gate in forget_gates(recipe)]
             for kind, recipe in RECIPES.items()
         }
         for name in found
@@ -82,8 +102,11 @@ def main() -> None:
     )
     agree: dict[str, list[bool]] = {}
     seen: set[Path] = set()
+    starts: dict[Path, list[Record]] = {}
+    notes: list[str] = []
     for run in options.parse_args().runs:
-        verdicts = judged(run, seen)
+        verdicts = judged(run, seen, starts)
+        notes.append(alike(run, starts))
         seen |= set(evaluations(run).values())
         for model, (against, without) in ((m, tuple(v.values())) for m, v in verdicts.items()):
             cells = [f"{g.measured:.3g}{'' if g.passed else ' **fails**'}" for g in (*against, *without)]
@@ -96,8 +119,9 @@ def main() -> None:
                 same = pair[0].passed == pair[1].passed
                 agree.setdefault(f"all models: {ours} against gold and {theirs} without", []).append(same)
     print()
-    for what, same in agree.items():
-        print(f"{what}: the verdicts agree in {sum(same)} of {len(same)}.")
+    for what, verdict_pairs in agree.items():
+        print(f"{what}: the verdicts agree in {sum(verdict_pairs)} of {len(verdict_pairs)}.")
+    print("\n".join(dict.fromkeys(notes)))
 
 
 if __name__ == "__main__":
