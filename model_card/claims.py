@@ -121,6 +121,14 @@ def _membership(records: Records) -> str:
     )
 
 
+def _membership_as_before(records: Records) -> str:
+    ours, start = (short(records[model].value) for model in ("unlearned", "start"))
+    return (
+        "Membership inference tells forgotten facts from facts never seen about as well as it does for the start "
+        f"model, which saw neither (AUC {ours}, start model {start}, chance 0.5)."
+    )
+
+
 def _membership_alone(records: Records) -> str:
     auc = short_interval(records["unlearned"])
     return f"Membership inference against facts never seen has an AUC of {auc}, where 0.5 is chance."
@@ -181,6 +189,10 @@ CLAIMS = (
         _not_told_apart("forgotten questions from questions that it never saw"), lower=True,
     ),
     Claim("more", "membership", "mia_min_k_auc", "forget", ("gold", "unlearned"), _membership, "gold", True, True),
+    Claim(
+        "more", "membership", "mia_min_k_auc", "forget", ("start", "unlearned"), _membership_as_before, "start", True,
+        True,
+    ),
     Claim("more", "membership", "mia_min_k_auc", "forget", ONE, _membership_alone, lower=True, upper=True),
     Claim("more", "place", "leak_coordinate", "forget", ONE, _place, upper=True),
     Claim("more", "fluency", "fluency", "forget", ("gold", "unlearned"), _fluent, "gold", True),

@@ -146,4 +146,8 @@ def test_the_finest_test_that_a_model_fails_is_named(found: Mapping[str, Evidenc
 def test_without_gold_the_finest_test_is_against_rows_never_seen(found: Mapping[str, Evidence]) -> None:
     own = found["own-data"]
     assert "with rows that it never saw shows a difference" in finest(own)
-    assert "membership inference AUC (min-k) is 0.20" in finest(shifted(own, "mia_min_k_auc", -0.3))
+    apart = finest(shifted(own, "mia_min_k_auc", -0.3))
+    assert "membership inference AUC (min-k) is 0.20, that of the start model 0.50" in apart
+    assert apart.endswith("the facts are over-forgotten.")
+    alone = own.changed(records={model: of for model, of in own.records.items() if model != "start"})
+    assert "membership inference AUC (min-k) is 0.20 (" in finest(shifted(alone, "mia_min_k_auc", -0.3))
