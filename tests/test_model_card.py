@@ -17,7 +17,7 @@ from eval.schema import (
     JudgedGate,
     read_verdict,
 )
-from model_card import agreement, tables
+from model_card import agreement
 from model_card.config import CardConfig
 from model_card.facts import Evidence, collect
 from model_card.local import read_local
