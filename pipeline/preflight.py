@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -113,6 +114,9 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     recipe, names = release.recipe, [stage.name for stage in release.waiting]
     if not names:
         return
+    yield "torch", names[0], _torch
+    if sys.modules.get("torch") is None:
+        return  # nothing else can be looked at
     yield "commits", names[0], partial(refuse_unpinned, recipe)
     yield from _models(release)
     if release.first("data", "unlearn", "gate"):
@@ -128,6 +132,18 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     yield "disk", "", partial(_disk, release)
     if "publish" in names and recipe.publish.hub == "hf":
         yield "publication", "publish", partial(_target, recipe.publish)
+
+
+def _torch() -> str:
+    """A build for another system is installed without complaint, and fails when it is loaded."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        raise SystemLimitError(
+            f"torch cannot be loaded ({error}). Install a build for this system; `python -m pipeline env` says which "
+            "system and packages these are."
+        ) from error
+    return str(torch.__version__)
 
 
 # Models

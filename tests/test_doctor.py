@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +121,14 @@ def test_a_broken_recipe_is_told_what_would_fail(
     assert re.search(says, found[what]["problem"], re.DOTALL)
     if stage:
         assert found[what]["stage"] == stage
+
+
+def test_a_torch_that_cannot_be_loaded_is_all_that_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = doctor.problems()
+    assert [*found] == ["torch"]
+    assert "torch cannot be loaded" in found["torch"]["problem"]
+    assert "pipeline env" in found["torch"]["problem"]
 
 
 def test_a_gated_model_without_access_is_found_and_nothing_is_fetched(doctor: Doctor) -> None:
