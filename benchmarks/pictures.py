@@ -1,7 +1,8 @@
 """`make pictures`: the pictures in the README, taken of the demo's pages by a headless Chromium.
 
 Needs `make release` to have run once, and Debian's `chromium` or another one on the path. Each picture is the top of a
-page: of the report, that is above all questions and answers; of the loopback Hub, the published card.
+page: of the report, that is above all questions and answers; of the loopback Hub, the published card; and if
+`demo-collection` was made, of its comparison.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pipeline.localhub.server import LocalHub
 from pipeline.recipe import load_recipe
 
 REPORT = STORE / "demo" / "card" / "report.html"
+COMPARISON = STORE / "demo-collection" / "comparison.html"
 WIDTH, HEIGHT = 1280, 1430  # CSS pixels
 
 
@@ -29,6 +31,8 @@ def main() -> None:
     with sync_playwright() as playwright, LocalHub(STORE / "hub") as hub:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         pages = {"report": REPORT.as_uri(), "hub": f"{hub.endpoint}/{load_recipe('demo').publish.repo}"}
+        if COMPARISON.is_file():
+            pages["comparison"] = COMPARISON.as_uri()
         for name, page in pages.items():
             tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             if name == "hub":

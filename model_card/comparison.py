@@ -99,14 +99,18 @@ def plot(models: Sequence[Compared]) -> bytes:
             )  # fmt: skip
         axes.set(xlabel="forget rows: answer probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=group)
         axes.set_ylabel("retain rows: answer probability")
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        axes.legend(frameon=False, loc="best", fontsize=8)
 
     buffer = io.BytesIO()
     with matplotlib.style.context(["default", STYLE]):  # not the user's own style
-        figure = Figure(figsize=(7, 5 * len(groups)))
+        across, down = min(2, len(groups)), -(-len(groups) // 2)
+        figure = Figure(figsize=(5.5 * across, 4.5 * down))
         FigureCanvasAgg(figure)
-        for axes, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
+        panels = figure.subplots(down, across, squeeze=False).flatten()
+        for axes, group in zip(panels, groups, strict=False):
             draw(axes, group)
+        for unused in panels[len(groups) :]:
+            unused.set_visible(False)
         figure.savefig(buffer, format="png", metadata={"Software": None})  # it would name the version of matplotlib
     return buffer.getvalue()
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCard, HfApi
 
 from core.errors import RecipeError
 from pipeline.collection import COLLECTIONS, load, load_collection
@@ -149,6 +149,8 @@ def test_the_hub_has_the_collection_and_each_card_names_it(
         assert (found.title, found.private) == ("Tiny models", True)
         names = api.list_repo_files("demo/comparison", repo_type="dataset")
         assert {"README.md", "comparison.png"} <= set(names)
+        page = DatasetCard.load(api.hf_hub_download("demo/comparison", "README.md", repo_type="dataset"))
+        assert (page.data.license, page.data.tags) == ("apache-2.0", ["machine-unlearning"])
     assert "the dataset `demo/comparison` compares all" in (store / "tinies-topics-gd/card/README.md").read_text()
 
 

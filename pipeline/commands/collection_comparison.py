@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import DatasetCardData
+
 from core.artifacts import json_text
 from eval.schema import ComparedMetric, read_records, read_verdict
 from eval.verdicts import compare
@@ -94,7 +96,7 @@ def write(
         f"{duration(unshared)}. Time is that of the stages, on whatever machine each ran."
     )
     text = f"# {config.title}\n\n{config.description}\n\n![forget against retain](comparison.png)\n\n{table}\n"
-    files = {"comparison.png": picture, "README.md": ("---\nviewer: false\n---\n\n" + text).encode()}
+    files = {"comparison.png": picture, "README.md": (_metadata(collection) + text).encode()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.png").write_bytes(picture)
     (folder / "comparison.md").write_text(text, encoding="utf-8")
@@ -110,6 +112,15 @@ def write(
     notes = {model.repo: _note(model) for model in models if model.repo}
     private = any(recipe.publish.visibility == "private" for recipe in collection.members.values())
     return Listing(config.title, config.description, config.repo, private, notes, files)
+
+
+def _metadata(collection: Collection) -> str:
+    """The head of the Hub's page. The licence is that of the models, if they share one."""
+    licences = {recipe.model.license for recipe in collection.members.values()}
+    data = DatasetCardData(
+        license=licences.pop() if len(licences) == 1 else None, tags=["machine-unlearning"], viewer=False
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 def _note(model: Compared) -> str:
