@@ -151,7 +151,7 @@ def write_manifest(artifact: Path, stage: str, facts: Strict, **changes: Any) ->
         peak_memory_bytes=1000,
         git=Git(commit="c" * 40, dirty=False),
         packages={"torch": "2.13.0", "trl": "1.16.0"},
-        device="cpu (x86_64)",
+        device="cpu (AMD EPYC 9B14, threads: 2)",
         argv=["pipeline"],
         digest="0" * 64,
         files={"model": FileEntry(sha256="0" * 64, size=1, mtime_ns=1, ctime_ns=1, inode=1)},

@@ -31,7 +31,7 @@ SAMPLE = Shape(
     unlearn_facts(
         pairing_sha256=PAIRING, steps=36, kept_step=36, bounds=Bounds(forget_loss=2.9876, retain_loss=0.2591)
     ),
-    "cpu (x86_64)",
+    "cpu (AMD EPYC 9B14, threads: 2)",
 )
 OWN = Shape(
     {"forget": 31, "retain": 99, "holdout": 50, "unrehearsed": 20},
@@ -47,7 +47,7 @@ OWN = Shape(
         kept_step=18,
         bounds=Bounds(forget_loss=2.6543, retain_loss=0.2417),
     ),
-    "cpu (x86_64)",
+    "cpu (AMD EPYC 9B14, threads: 2)",
 )
 FAME = SAMPLE._replace(
     rows={"forget": 3200, "retain": 11520, "holdout": 4000, "unrehearsed": 1280},

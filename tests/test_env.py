@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.commands import env
+from pipeline.engine import machine
 from tests.conftest import ROOT, Call
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -62,6 +63,13 @@ def test_no_secret_is_printed(call: Call, monkeypatch: pytest.MonkeyPatch, more:
     assert not any(secret in said for secret in ("secretsecret", "hunter2", "me:"))
     assert "https://hub.example:8443/x" in said
     assert "present" in said or json.loads(said)["token"] is True
+
+
+def test_a_manifest_names_processor_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.provenance()["device"] == f"cpu ({machine.processor()['name']}, threads: {torch.get_num_threads()})"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert machine.provenance()["device"] == f"cpu ({machine.processor()['name']})"
 
 
 def test_env_for_people(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import argparse
 import os
 import platform
 import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,12 +15,10 @@ import psutil
 from core.errors import HubError
 from core.places import ROOT
 from pipeline.commands.shared import show, store_root
-from pipeline.engine.machine import free_space, provenance
+from pipeline.engine.machine import free_space, processor, provenance
 from pipeline.publish.hub import has_token
 
 VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
-# Products in bf16 depend on these, and so do the last bits of the demo's weights.
-BF16 = ("avx512_bf16", "amx_bf16")
 
 
 def version(options: argparse.Namespace) -> int:
@@ -64,24 +61,13 @@ def _facts(store: Path) -> dict[str, Any]:
         "git": installation["git"],
         "packages": installation["packages"],
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "memory": {"total_bytes": memory.total, "free_bytes": memory.available},
         "disk": {"store": str(store), "free_bytes": free_space(store)[1]},
         "torch": _torch(),
         "token": _token(),
         "variables": {name: _without_password(os.environ.get(name)) for name in VARIABLES},
     }
-
-
-def _processor() -> dict[str, Any]:
-    """Name and number of cores; from Linux also whether it has instructions for bf16."""
-    lines: dict[str, str] = {}
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    name = lines.get("model name") or platform.processor() or platform.machine()
-    flags = lines.get("flags", "").split()
-    return {"name": name, "cores": os.cpu_count(), "bf16": [flag for flag in BF16 if flag in flags]}
 
 
 def _torch() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from core.errors import ReleaseError, SystemLimitError
 from core.packages import package_versions
 from core.places import ROOT
 
+# Instructions, as Linux names them. Products in bf16 depend on these, and so do the last bits of the demo's weights.
+BF16 = ("avx512_bf16", "amx_bf16")
 COMMIT = "UNLEARN_RELEASE_COMMIT"  # an image names the commit that it was built from: it has no .git
 
 
@@ -50,10 +52,25 @@ def _git(*words: str) -> str | None:
 
 
 def _device() -> str:
-    """The accelerator's name if torch was loaded and has one, else the processor."""
+    """The accelerator's name if torch was loaded and has one, else the processor and torch's threads.
+
+    On some processors weights have other last bits with another number of threads.
+    """
     if cuda := _cuda():
         return str(cuda.get_device_name())
-    return f"cpu ({platform.machine()})"
+    name, torch = processor()["name"], sys.modules.get("torch")
+    return f"cpu ({name}, threads: {torch.get_num_threads()})" if torch else f"cpu ({name})"
+
+
+def processor() -> dict[str, Any]:
+    """Name and number of cores; from Linux also whether it has instructions for bf16."""
+    lines: dict[str, str] = {}
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    name = lines.get("model name") or platform.processor() or platform.machine()
+    flags = lines.get("flags", "").split()
+    return {"name": name, "cores": os.cpu_count(), "bf16": [flag for flag in BF16 if flag in flags]}
 
 
 def reset_peak_memory() -> None:
