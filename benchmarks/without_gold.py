@@ -57,7 +57,7 @@ def of_start_model(run: Path, known: dict[Path, list[Record]]) -> list[Record]:
     """What the start model has on the data of a run; kept in ``known`` by data."""
     data = (run / "data").resolve()
     if data not in known:
-        plain = load_recipe("demo").eval.model_copy(update={"robustness": None, "relative": False})
+        plain = load_recipe("demo").eval.without_audit()
         with tempfile.TemporaryDirectory() as folder:
             suite.run(plain, {name: run / name for name in ("model", "data", "base")}, Path(folder))
             known[data] = read_records(Path(folder) / "results.json")

@@ -185,6 +185,10 @@ class EvalConfig(Strict):
             raise ValueError(f"processes is {self.processes}, and vllm shares out its work by itself; set it to 1")
         return self
 
+    def without_audit(self) -> EvalConfig:
+        """The same evaluation without what is expensive."""
+        return self.model_copy(update={"robustness": None, "sampling": None, "relative": False})
+
     @property
     def patching(self) -> Patching | None:
         """The settings of the unlearning depth score, if the recipe asks for it."""

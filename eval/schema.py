@@ -8,6 +8,7 @@ machine and is never published. The gate stage writes `gate.json`, a comparison 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -90,6 +91,11 @@ def read_records(path: Path) -> list[Record]:
     A value that is not finite is read unchanged, so that a gate can say so.
     """
     return read_file(path, list[Record], EVALUATE)
+
+
+def evaluations(artifacts: Mapping[str, Path]) -> dict[str, Path]:
+    """The evaluations among the artifacts of a release (`eval-base`), by model, in the order of :data:`MODELS`."""
+    return {model: artifacts[f"eval-{model}"] for model in MODELS if f"eval-{model}" in artifacts}
 
 
 def find_record(records: list[Record], metric: str, split: str) -> Record | None:

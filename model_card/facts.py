@@ -24,6 +24,7 @@ from eval.schema import (
     OtherPrompts,
     Record,
     Verdict,
+    evaluations,
     find_record,
     read_comparison,
     read_other_prompts,
@@ -155,9 +156,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
 
     Raises ArtifactError if one is missing or malformed.
     """
-    records = {
-        model: read_records(inputs[f"eval-{model}"] / "results.json") for model in MODELS if f"eval-{model}" in inputs
-    }
+    records = {model: read_records(folder / "results.json") for model, folder in evaluations(inputs).items()}
     rows = {split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
     if forgotten := read_forgotten(inputs["data"]):
         rows[FORGOTTEN] = forgotten

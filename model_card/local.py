@@ -13,7 +13,7 @@ from typing import Any
 
 from core.errors import ArtifactError
 from datasets_prep.schema import FORGOTTEN, SPLITS, DataFacts, Row, read_data_facts, read_forgotten, read_rows
-from eval.schema import MODELS, read_samples
+from eval.schema import evaluations, read_samples
 
 RELATIVE = "relative.json"
 
@@ -56,11 +56,10 @@ class Local:
 def read_local(inputs: Mapping[str, Path]) -> Local:
     """Read it from the artifacts that :func:`model_card.facts.collect` reads. Raises ArtifactError."""
     log = list(_log(inputs["unlearn"] / "log.jsonl"))
-    evaluations = {model: inputs[f"eval-{model}"] for model in MODELS if f"eval-{model}" in inputs}
     return Local(
         rows={split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
         | {FORGOTTEN: read_forgotten(inputs["data"])},
-        samples={model: read_samples(folder / "samples.jsonl") for model, folder in evaluations.items()},
+        samples={model: read_samples(folder / "samples.jsonl") for model, folder in evaluations(inputs).items()},
         steps=_losses(log, ""),
         checks=_losses(log, "probe_"),
         golds=_golds(inputs["eval-unlearned"] / RELATIVE),

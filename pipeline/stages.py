@@ -172,11 +172,11 @@ def stages(recipe: Recipe) -> list[Stage]:
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     started = {"eval-start": "eval-start"} if any(gate.needs_start for gate in recipe.gates) else {}
-    evidence = {**started, "eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned"}
-    evidence |= {"unlearn": "unlearn"}
+    without_suites = recipe.eval.without_audit().model_copy(update={"suites": []})
+    evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
     ascent = {"model": "model", "base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
-    ascent, evidence = ascent | asked, evidence | asked
+    ascent, evidence = ascent | asked, started | evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     follows = {"base": "base"} if recipe.base.release else {}
     beside = {"compare": "compare", "eval-other": "eval-other"} if recipe.card.compared else {}
@@ -197,7 +197,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe, recipe.eval)]),
-        *([_measured("eval-start", "model", recipe, _plainly(recipe.eval, suites=[]))] if started else []),
+        *([_measured("eval-start", "model", recipe, without_suites)] if started else []),
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
@@ -260,17 +260,12 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     """Golds of other seeds and their evaluations (without an audit), for recipes that give ``gold.seeds``."""
     if isinstance(recipe.gold, str) or not recipe.gold.seeds:
         return []
-    plain = _plainly(recipe.eval)
+    plain = recipe.eval.without_audit()
     listed = []
     for seed in recipe.gold.seeds:
         trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
         listed.append((trained, _measured(f"eval-{trained.name}", trained.name, recipe, plain)))
     return listed
-
-
-def _plainly(config: EvalConfig, **changes: Any) -> EvalConfig:
-    """The evaluation without an audit."""
-    return config.model_copy(update={"robustness": None, "sampling": None, "relative": False, **changes})
 
 
 def _released(recipe: Recipe) -> Stage:

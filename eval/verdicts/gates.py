@@ -17,13 +17,13 @@ from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
 from eval.schema import (
-    MODELS,
     GateFacts,
     JudgedGate,
     OnOtherRows,
     OnPart,
     Record,
     Verdict,
+    evaluations,
     find_record,
     read_measured,
     read_records,
@@ -58,14 +58,14 @@ def judge(config: GateConfig, inputs: Mapping[str, Path]) -> Verdict:
     and ModelError if the unlearn stage left no weights.
     """
     digest = weights_sha256(checkpoint_folder(inputs["unlearn"]))
-    evaluations = {m: inputs[f"eval-{m}"] for m in MODELS if f"eval-{m}" in inputs}
-    results = {model: _results(folder) for model, folder in evaluations.items()}
-    measured = read_measured(evaluations["unlearned"]) if "unlearned" in evaluations else None
+    measured_in = evaluations(inputs)
+    results = {model: _results(folder) for model, folder in measured_in.items()}
+    measured = read_measured(measured_in["unlearned"]) if "unlearned" in measured_in else None
     problem = None
     if measured != digest:
         problem = "The evaluation does not say that it measured these weights. Run it again."
     selection = read_selection(inputs["unlearn"])
-    others = OtherRows(selection, evaluations, config.eval) if selection else None
+    others = OtherRows(selection, measured_in, config.eval) if selection else None
     asked = read_facts(inputs["neighbours"], NeighbourFacts).of_unrehearsed if "neighbours" in inputs else ()
     gates = [_with_parts(gate, judge_gate(gate, results, problem), others, asked) for gate in config.gates]
     failed = [gate.name for gate in gates if not gate.passed]

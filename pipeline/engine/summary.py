@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import GateError
-from eval.schema import MODELS, JudgedGate, Record, find_record, read_records, read_verdict
+from eval.schema import JudgedGate, Record, evaluations, find_record, read_records, read_verdict
 from pipeline.engine.artifact import Artifact
 from pipeline.publish.schema import RECEIPT, read_receipt
 
@@ -43,7 +43,7 @@ class MetricLine:
 
 def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
     """One line for each metric and split."""
-    models = {name: read_records(done[f"eval-{name}"].path / "results.json") for name in _evaluated(done)}
+    models = {model: read_records(folder / "results.json") for model, folder in _evaluated(done).items()}
     gates = read_verdict(done["gate"].path).gates if "gate" in done else []
     keys: dict[tuple[str, str], None] = {}
     for records in (models.get("unlearned", []), *models.values()):
@@ -59,8 +59,8 @@ def measurements(done: Mapping[str, Artifact]) -> list[MetricLine]:
     ]
 
 
-def _evaluated(done: Mapping[str, Artifact]) -> list[str]:
-    return [name for name in MODELS if f"eval-{name}" in done]
+def _evaluated(done: Mapping[str, Artifact]) -> dict[str, Path]:
+    return evaluations({stage: artifact.path for stage, artifact in done.items()})
 
 
 def _value(record: Record | None) -> dict[str, Any] | None:
