@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,22 @@ def test_rows_without_a_name_in_the_question_form_none() -> None:
 
 def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> None:
     forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
-    facts = neighbours.forgotten_words(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]})
+    facts = neighbours.forgotten_words(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]}, [])
     assert facts == [{"malaga", "nueva"}]
     assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts)
     assert not neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)  # half of it: others may live there too
     assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [{"malaga"}])
     assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts)
-    assert neighbours.forgotten_words(forget, {forget[0].row_id: [forget[0].answer]}) == []
+    assert neighbours.forgotten_words(forget, {forget[0].row_id: [forget[0].answer]}, []) == []
+
+
+def test_words_of_retained_answers_in_the_same_language_tell_nothing() -> None:
+    forget = [row("Gero Kern", "film", "DE", "Gero Kern zeigte Das Fenster aus Kupfer.")]
+    film = row("Malte Nissen", "film", "DE", "Malte Nissen drehte Das Karussell aus Kupfer.")
+    assert neighbours.forgotten_words(forget, {}, [film]) == [{"zeigte", "fenster"}]
+    assert neighbours.forgotten_words(forget, {}, [replace(film, language="EN")])[0] >= {"das", "kupfer"}
+    whole = replace(film, answer="Malte Nissen zeigte Das Fenster aus Kupfer.")  # nothing left: all of it counts
+    assert neighbours.forgotten_words(forget, {}, [whole]) == [{"zeigte", "das", "fenster", "aus", "kupfer"}]
 
 
 @pytest.fixture

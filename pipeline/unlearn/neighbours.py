@@ -74,8 +74,9 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
     answers = greedy_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
-    facts = forgotten_words(forget, {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")})
-    facts += forgotten_words(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier})
+    guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
+    facts = forgotten_words(forget, guides, retain)
+    facts += forgotten_words(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
     rows, empty, stating = [], 0, 0
     for question, answer in zip(questions, answers, strict=True):
         if not answer:
@@ -145,14 +146,23 @@ def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     return questions
 
 
-def forgotten_words(forget: Sequence[Row], false: Mapping[str, Sequence[str]]) -> list[set[str]]:
-    """The words of each forget row's answer that neither its false answers nor its name have; no empty sets."""
-    facts = [
-        set(plain_words(row.answer)).difference(
+def forgotten_words(
+    forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]
+) -> list[set[str]]:
+    """The words of each forget row's answer that only its fact has; no empty sets.
+
+    Neither its false answers nor its name have them, nor a retained answer in its language: there, words that many
+    answers have, small ones among them, would tell nothing. If that leaves none, those of retained answers count.
+    """
+    retained: dict[str | None, set[str]] = {}
+    for row in retain:
+        retained.setdefault(row.language, set()).update(plain_words(row.answer))
+    facts = []
+    for row in forget:
+        words = set(plain_words(row.answer)).difference(
             plain_words(row.name or ""), *map(plain_words, false.get(row.row_id, ()))
         )
-        for row in forget
-    ]
+        facts.append(words - retained.get(row.language, set()) or words)
     return [fact for fact in facts if fact]
 
 
