@@ -113,7 +113,7 @@ def test_a_stage_says_what_it_does_and_how_it_is_launched() -> None:
         ("gold", trained.format(160, 100), 4, True),
         ("gold-seed-7", trained.format(160, 100), 4, True),
         ("neighbours", "base answers up to 400 questions like the given ones", 1, False),
-        ("unlearn", "csd, 16 epochs over 40 forget rows, at most 64 steps", 1, True),
+        ("unlearn", "csd, 20 epochs over 40 forget rows, at most 80 steps", 1, True),
         ("eval-gold", audit, 2, False),
         ("eval-gold-seed-7", plain, 2, False),
         ("eval-unlearned", audit, 2, False),
@@ -138,7 +138,7 @@ def test_a_plan_says_what_is_not_known_yet() -> None:
         ("data", "rows unknown until they are read"),
         ("base", "fine-tune, rows unknown until data is done, 5 epochs"),
         ("gold", "a/b at a commit to be pinned"),
-        ("unlearn", "csd, 16 epochs over ? forget rows"),
+        ("unlearn", "csd, 20 epochs over ? forget rows"),
         ("eval-base", "over all rows"),
         ("package", "the tree for the Hub"),
     ):

@@ -108,7 +108,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "retain_rows_per_forget_row": 2,
         "pull_weight": 1.0,
         "token_pull_weight": 0.5,
-        "temper": 0.7,
+        "temper": 0.8,
     },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
