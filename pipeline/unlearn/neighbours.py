@@ -146,9 +146,7 @@ def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     return questions
 
 
-def forgotten_words(
-    forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]
-) -> list[set[str]]:
+def forgotten_words(forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> list[set[str]]:
     """The words of each forget row's answer that only its fact has; no empty sets.
 
     Neither its false answers nor its name have them, nor a retained answer in its language: there, words that many
