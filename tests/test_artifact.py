@@ -263,6 +263,36 @@ def test_a_lease_dies_with_its_holder_and_until_then_others_wait(tmp_path: Path)
     assert not art.is_being_built(place)
 
 
+def test_a_lease_whose_runner_was_killed_before_it_wrote_its_name_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(art, "LEASE_SECONDS", 1.0)
+    place, said, began = tmp_path / "key", list[str](), time.monotonic()
+    place.with_name("key.lease").touch()
+    with listening(lambda report: said.append(report.doing)), art.building(place) as build:
+        assert time.monotonic() - began > 1.0  # until then it may be about to write
+        assert not build.is_lost()
+    assert said == ["waiting for a runner that wrote no name, which is building it"]
+
+
+def test_a_runner_that_was_stopped_before_it_wrote_its_name_keeps_its_lease(tmp_path: Path) -> None:
+    """Also if somebody has given it up meanwhile, and not taken it over yet."""
+    lease, old = tmp_path / "lease", time.time() - 2 * art.LEASE_SECONDS
+    lease.touch()
+    assert not art._ends_nameless(lease)
+    assert lease.read_bytes() == b""
+    with lease.open("wb") as holder:
+        os.utime(lease, (old, old))
+        assert not art._ends_nameless(lease)
+        assert lease.read_bytes() == b"?"
+        holder.write(b"its name")
+    assert lease.read_bytes() == b"its name"
+    os.utime(lease, (old, old))
+    assert not art._ends_nameless(lease)
+    assert lease.read_bytes() == b"its name"
+    assert not art._ends_nameless(tmp_path / "none")
+
+
 def test_a_file_is_read_again_only_if_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if its time of modification and its size are what they were."""
     path, read = tmp_path / "x", []

@@ -205,9 +205,10 @@ def building(final: Path) -> Iterator[Build]:
     try:
         lease.acquire(blocking=False)
     except Timeout:
-        if owner := lease.owner:
-            report(f"waiting for process {owner.pid} on {owner.hostname}, which is building it")
-        lease.acquire(poll_interval=0.2)
+        owner = lease.owner
+        holder = f"process {owner.pid} on {owner.hostname}" if owner else "a runner that wrote no name"
+        report(f"waiting for {holder}, which is building it")
+        lease.acquire(poll_interval=0.2, cancel_check=lambda: _ends_nameless(Path(lease.lock_file)))
     own = Build(final, lease)
     try:
         yield own
@@ -217,6 +218,19 @@ def building(final: Path) -> Iterator[Build]:
         raise
     finally:
         lease.release()
+
+
+def _ends_nameless(lease: Path) -> bool:
+    """Write into a lease that has been empty for ``LEASE_SECONDS``: its runner was killed before it could write its name.
+
+    Filelock takes over what it cannot read, and never what is empty, as old versions of it left their locks. If the
+    runner was only stopped, its name overwrites what is written here. Always False: waiting goes on.
+    """
+    with suppress(OSError), lease.open("r+b") as file:
+        found = os.fstat(file.fileno())
+        if found.st_size == 0 and time.time() - found.st_mtime > LEASE_SECONDS:
+            file.write(b"?")
+    return False
 
 
 def is_being_built(final: Path) -> bool:
