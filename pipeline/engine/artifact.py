@@ -221,7 +221,7 @@ def building(final: Path) -> Iterator[Build]:
 
 
 def _ends_nameless(lease: Path) -> bool:
-    """Write into a lease that has been empty for ``LEASE_SECONDS``: its runner was killed before it could write its name.
+    """Write into a lease that has been empty for ``LEASE_SECONDS``: its runner was killed before it wrote its name.
 
     Filelock takes over what it cannot read, and never what is empty, as old versions of it left their locks. If the
     runner was only stopped, its name overwrites what is written here. Always False: waiting goes on.
