@@ -272,7 +272,7 @@ def test_a_lease_whose_runner_was_killed_before_it_wrote_its_name_is_taken_over(
     with listening(lambda report: said.append(report.doing)), art.building(place) as build:
         assert time.monotonic() - began > 1.0  # until then it may be about to write
         assert not build.is_lost()
-    assert said == ["waiting for a runner that wrote no name, which is building it"]
+    assert said == ["waiting for another runner, which is building it"]
 
 
 def test_a_runner_that_was_stopped_before_it_wrote_its_name_keeps_its_lease(tmp_path: Path) -> None:

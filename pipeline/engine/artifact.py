@@ -206,7 +206,7 @@ def building(final: Path) -> Iterator[Build]:
         lease.acquire(blocking=False)
     except Timeout:
         owner = lease.owner
-        holder = f"process {owner.pid} on {owner.hostname}" if owner else "a runner that wrote no name"
+        holder = f"process {owner.pid} on {owner.hostname}" if owner else "another runner"
         report(f"waiting for {holder}, which is building it")
         lease.acquire(poll_interval=0.2, cancel_check=lambda: _ends_nameless(Path(lease.lock_file)))
     own = Build(final, lease)
