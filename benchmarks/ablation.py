@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -25,7 +24,7 @@ from benchmarks.releases import STORE
 from core.digests import checkpoint_folder
 from core.strict import Strict
 from datasets_prep.chat import chat_example, encode, load_tokenizer
-from datasets_prep.schema import SPLITS, Encoded, read_paraphrased, read_perturbed, read_rows
+from datasets_prep.schema import SPLITS, read_paraphrased, read_perturbed, read_rows
 from eval import suite
 from eval.config import EvalConfig
 from eval.records.relative import features, relative_test
@@ -43,7 +42,7 @@ from pipeline.unlearn.trainer import UnlearnTrainer
 
 DEMO = STORE / "demo"
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
-VERSION = "1"
+VERSION = "2"
 STRENGTH = 10.0  # UNDIAL's `beta` in the configuration of its authors' method in open-unlearning
 
 Patch = tuple[Any, str, Any]  # a module or class, the name of an attribute, and what takes its place
@@ -96,25 +95,11 @@ def with_level(level: Level) -> type[Counterfactual]:
     return OtherLevels
 
 
-def mean_levels(
-    forget: Mapping[str, Encoded],
-    guides: Sequence[Sequence[Encoded]],
-    guide_log_probs: Sequence[Sequence[Sequence[float]]],
-    *,
-    seed: str,
-) -> list[Levels]:
-    """The mean of the levels that each false answer of a row gives, in nats."""
-    by_draw = []
-    for i in range(max(map(len, guides))):
-        drawing = SimpleNamespace(randrange=lambda count, i=i: min(i, count - 1))
-        with mock.patch.object(counterfactual, "random", SimpleNamespace(Random=lambda _, drawing=drawing: drawing)):
-            by_draw.append(answer_levels(forget, guides, guide_log_probs, seed=seed))
-    rows = zip(zip(*by_draw, strict=True), guides, strict=True)
-    found = [[levels.nats for levels in of_row[: len(false)]] for of_row, false in rows]
-    return [
-        Levels(levels.content, tuple(map(fmean, zip(*nats, strict=True))))
-        for levels, nats in zip(by_draw[0], found, strict=True)
-    ]
+def one_level(*args: Any, **log_probs: Any) -> list[Levels]:
+    """The mean of the levels at every token of a fact, in nats: what false answers alone say."""
+    found = answer_levels(*args, **log_probs)
+    mean = fmean(level for row in found for level, content in zip(row.nats, row.content, strict=True) if content)
+    return [Levels(row.content, tuple(mean * is_content for is_content in row.content)) for row in found]
 
 
 CSD_TERM = UnlearnTrainer._csd_term
@@ -133,7 +118,7 @@ VARIANTS = (
     Variant("no-token-pull", "no pull on tokens", ("unlearn.token_pull_weight=0",)),
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
-    Variant("mean", "mean of all false answers' levels", patch=(run, "answer_levels", mean_levels)),
+    Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
     Variant("temper-1", "temper 1", ("unlearn.temper=1.0",)),
     Variant(
         "lora",

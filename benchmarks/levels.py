@@ -1,8 +1,9 @@
 """`python -m benchmarks.levels`: how likely mixed false answers make the demo's facts, beside the data's own.
 
-Reads the demo's data, base and gold (`make release` leaves them) and trains nothing. A line for each kind of guides:
-the answer tokens that count as content, their mean level and gold's log-probability there, and the mean answer
-probability that rows would have with every content token at its level and form tokens at -0.02 nats, as base has them.
+Reads the demo's data, start model, base and gold (`make release` leaves them) and trains nothing. A line for each kind
+of guides: the answer tokens that count as content, their mean level and gold's log-probability there, and the mean
+answer probability that rows would have with every content token at its level and form tokens at -0.02 nats, as base
+has them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipeline.recipe import load_recipe
 from pipeline.train.fit import load
 from pipeline.train.packed import token_log_probs
 from pipeline.unlearn.counterfactual import Levels, answer_levels
+from pipeline.unlearn.levels import false_log_probs
 
 FORM = -0.02  # nats: base's mean at tokens of the form
 RUN = STORE / "demo"
@@ -52,7 +54,9 @@ def table() -> Iterator[str]:
     """The data's own guides, then mixtures."""
     forget = read_rows(RUN / "data" / "forget.jsonl")
     base, tokenizer = load(RUN / "base" / "model")
+    start, _ = load(RUN / "model")
     encoded = encode_rows(tokenizer, forget)
+    true = token_log_probs(start, encoded)
     gold = token_log_probs(load(RUN / "gold" / "model")[0], encoded)
     named = {row.row_id: tokens for row, tokens in zip(forget, encoded, strict=True)}
     own = {row.row_id: row.answers for row in read_perturbed(RUN / "data" / "guides.jsonl")}
@@ -66,9 +70,9 @@ def table() -> Iterator[str]:
             [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in of_row]
             for row, of_row in zip(forget, answers, strict=True)
         ]
-        log_probs = iter(token_log_probs(base, [guide for of_row in guides for guide in of_row]))
-        by_row = [[next(log_probs) for _ in of_row] for of_row in guides]
-        yield line(name, answer_levels(named, guides, by_row, seed="0|levels"), gold)
+        of_base, of_start = false_log_probs(base, guides), false_log_probs(start, guides)
+        levels = answer_levels(named, guides, base_false=of_base, start_false=of_start, start_true=true)
+        yield line(name, levels, gold)
     at_gold = fmean(math.exp(fmean(row)) for row in gold)
     yield f"\nGold's mean answer probability is {at_gold:.3f}."
 

@@ -86,9 +86,9 @@ METHODS = {
         "Counterfactual self-distillation",
         "counterfactual-self-distillation",
         "The next-token distributions at the forget answers are brought to what base would say without the fact. "
-        "Each token of a fact gets the log-probability that base gives to a false answer in its place, and the rest of "
-        "base's distribution is rescaled. At the retain answers the distributions are held to those of base (KL "
-        "divergence).",
+        "Each token of a fact gets the log-probability that the start model gives it, mapped so that what the start "
+        "model says of false answers becomes what base says of them; the rest of base's distribution is rescaled. At "
+        "the retain answers the distributions are held to those of base (KL divergence).",
     ),
 }
 

@@ -155,6 +155,11 @@ class Recipe(Strict):
         start, base = self.model.hub, self.base.hub
         if start is None or base is None or (start.id, start.revision) != (base.id, base.revision):
             return
+        if self.unlearn.method == "csd":
+            raise ValueError(
+                "unlearn.method: csd takes its levels from the start model, which is base itself and knows the forget "
+                "rows; give the model that base was trained from as model.hub, or another method (npo, gd)"
+            )
         for i, gate in enumerate(self.gates):
             if gate.needs_start:
                 raise ValueError(

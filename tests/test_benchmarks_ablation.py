@@ -72,13 +72,14 @@ def test_undials_level_is_that_of_a_lower_logit() -> None:
         torch.testing.assert_close(log_probs[place].double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_mean_level_is_that_of_all_false_answers() -> None:
-    forget = {"a": row(FORM_A, 20), "b": row(FORM_A, 21)}
-    guides = [[row(FORM_A, 30), row(FORM_A, 31), row(FORM_A, 32)], [row(FORM_A, 33)]]
-    log_probs = [[[-0.1, -3.0], [-0.1, -5.0], [-0.1, -7.0]], [[-0.1, -2.0]]]
-    found = ablation.mean_levels(forget, guides, log_probs, seed="0")
-    assert found == [Levels((False, True), (0.0, -5.0)), Levels((False, True), (0.0, -2.0))]
-    assert answer_levels(forget, guides, log_probs, seed="0")[0].nats[1] in (-3.0, -5.0, -7.0)  # one again
+def test_one_level_is_the_mean_of_all_tokens_of_facts() -> None:
+    forget = {"a": row(FORM_A, 20), "b": row(FORM_A, 21, 22)}
+    guides, false = [[row(FORM_A, 30)], [row(FORM_A, 33)]], [[[-0.1, -3.0]], [[-0.1, -2.0]]]
+    asked = {"base_false": false, "start_false": false, "start_true": [[-0.1, -7.0], [-0.1, -1.0, -4.0]]}
+    assert answer_levels(forget, guides, **asked)[0].nats == pytest.approx((0.0, -7.0))
+    a, b = ablation.one_level(forget, guides, **asked)
+    assert (a.content, b.content) == ((False, True), (False, True, True))
+    assert [*a.nats, *b.nats] == pytest.approx([0.0, -4.0, 0.0, -4.0, -4.0])
 
 
 def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_of_a_model_of_unknown_shape_weights_gradients_and_moments_are_counted()
 def test_a_level_of_gold_has_two_models_in_memory() -> None:
     changes = ["unlearn.forget_cap=gold", "unlearn.lora={r: 8, alpha: 16}"]
     recipe = load_recipe(FAME, changes)
-    assert costs_of(recipe)["unlearn"].parts["gold"] == 4 * 3_212_749_824
+    assert costs_of(recipe)["unlearn"].parts["a second model"] == 4 * 3_212_749_824
 
 
 def test_a_plan_for_one_small_gpu_says_what_does_not_fit_and_what_helps() -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from core.errors import InputError
-from datasets_prep.schema import Encoded
+from datasets_prep.schema import Encoded, PerturbedRow, read_rows, write_rows
+from pipeline.train.fit import load
+from pipeline.unlearn import run
 from pipeline.unlearn.counterfactual import HIGHEST, Counterfactual, Levels, answer_levels
+from tests.conftest import build_tiny_model
+from tests.test_unlearn_run import write_other_facts
+from tests.unlearning import plain_log_probs, stage_inputs, unlearn_config
 
 PROMPT = (1, 2)
 FORM_A, FORM_B, END = 10, 11, 12
@@ -22,71 +31,88 @@ def row(*answer: int) -> Encoded:
     return Encoded((*PROMPT, *answer), len(PROMPT))
 
 
-def test_content_takes_the_log_probability_of_the_false_answer_in_its_place() -> None:
-    """True: A x y B z END; false: A p q r B s END. Later tokens align in order, the last one serves the rest."""
+def levels_of(
+    true: list[Encoded], guides: list[list[Encoded]], base: Any, start: Any, of_true: list[list[float]]
+) -> list[Levels]:
+    forget = {str(i): tokens for i, tokens in enumerate(true)}
+    return answer_levels(forget, guides, base_false=base, start_false=start, start_true=of_true)
+
+
+def test_a_level_is_what_the_start_model_says_mapped_as_it_changed_at_false_answers() -> None:
+    """True: A x y B z END; false: A p q r B s END. Content of the false one has places 1, 2, 3 and 5."""
     true, false = row(FORM_A, 20, 21, FORM_B, 22, END), row(FORM_A, 30, 31, 32, FORM_B, 33, END)
-    base = [-0.1, -6.0, -5.0, -4.0, -0.2, -7.0, -0.3]
-    (levels,) = answer_levels({"a": true}, [[false]], [[base]], seed="0")
+    start = [-0.5, -4.0, -6.0, -2.0, -0.5, -8.0, -0.5]  # of content: mean -5, standard deviation sqrt(5)
+    base = [-0.1, -7.0, -3.0, -5.0, -0.2, -9.0, -0.3]  # mean -6, standard deviation sqrt(5)
+    (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -1.0, -0.5, -11.0, -0.5]])
     assert levels.content == (False, True, True, False, True, False)
-    assert levels.nats == (0.0, -6.0, -5.0, 0.0, -7.0, 0.0)
+    assert levels.nats == pytest.approx((0.0, -6.0, -2.0, 0.0, -12.0, 0.0))
 
 
-def test_a_longer_fact_repeats_the_last_level_and_a_sure_token_is_bounded() -> None:
+def test_a_wider_spread_of_base_spreads_the_levels_and_a_sure_token_is_bounded() -> None:
     true, false = row(FORM_A, 20, 21, 22, END), row(FORM_A, 30, 31, END)
-    (levels,) = answer_levels({"a": true}, [[false]], [[[-0.1, -0.001, -5.0, -0.1]]], seed="0")
-    assert levels.nats == (0.0, HIGHEST, -5.0, -5.0, 0.0)
+    start, base = [-0.5, -4.0, -6.0, -0.5], [-0.1, -3.0, -9.0, -0.1]  # means -5 and -6, deviations 1 and 3
+    (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -4.0, -1.0, -0.5]])
+    assert levels.nats == pytest.approx((0.0, -6.0, -3.0, HIGHEST, 0.0))
+
+
+def test_all_false_answers_to_all_rows_give_mean_and_spread() -> None:
+    true = [row(FORM_A, 20, END), row(FORM_B, 21, 22, END)]
+    guides = [[row(FORM_A, 30, END), row(FORM_A, 31, 32, END)], [row(FORM_B, 33, END)]]
+    start = [[[0.0, -1.0, 0.0], [0.0, -2.0, -4.0, 0.0]], [[0.0, -5.0, 0.0]]]
+    base = [[[0.0, -3.0, 0.0], [0.0, -1.0, -6.0, 0.0]], [[0.0, -2.0, 0.0]]]
+    of_true = [[0.0, -3.0, 0.0], [0.0, -1.0, -6.0, 0.0]]
+    found = levels_of(true, guides, base, start, of_true)
+    at, to = np.array([-1.0, -2.0, -4.0, -5.0]), np.array([-3.0, -1.0, -6.0, -2.0])
+    expected = to.mean() + to.std() / at.std() * (np.array([-3.0, -1.0, -6.0]) - at.mean())
+    assert [n for levels in found for n in levels.nats if n] == pytest.approx(np.minimum(expected, HIGHEST))
 
 
 def test_form_is_what_all_false_answers_share() -> None:
     true = row(FORM_A, 20, FORM_B, END)
     guides = [row(FORM_A, 30, FORM_B, END), row(FORM_A, 31, 32, END)]
-    log_probs = [[-0.1, -3.0, -0.2, -0.1], [-0.1, -4.0, -2.5, -0.1]]
-    drawn = {answer_levels({"a": true}, [guides], [log_probs], seed=str(s))[0].nats for s in range(20)}
-    assert drawn == {(0.0, -3.0, -0.2, 0.0), (0.0, -4.0, -2.5, 0.0)}  # one of the two, never their mean
-
-
-def test_a_place_that_the_false_answer_leaves_empty_has_the_mean_level_of_such_places() -> None:
-    rows = [row(FORM_A, 20, 21, END), row(FORM_A, 22, 23, END)]
-    guides = [[row(FORM_A, END)], [row(FORM_A, 30, 31, END)]]
-    log_probs = [[[-0.1, -0.1]], [[-0.1, -6.0, -2.0, -0.1]]]
-    assert answer_levels(dict(zip("ab", rows, strict=True)), guides, log_probs, seed="0")[0].nats == (
-        0.0,
-        -6.0,
-        -2.0,
-        0.0,
-    )
+    same = [[[-1.0] * 4, [-1.0] * 4]]
+    (levels,) = levels_of([true], [guides], same, same, [[-1.0, -7.0, -0.5, -1.0]])
+    assert levels.content == (False, True, True, False)
+    assert levels.nats == (0.0, -7.0, -0.5, 0.0)  # one value has no spread: what training changed is the mean alone
 
 
 def test_answers_that_differ_from_nothing_are_refused() -> None:
     same = row(FORM_A, 20, END)
     other = row(FORM_A, 21, END)
-    with pytest.raises(InputError, match=r"1 forget rows \(first b\) hold every word"):
-        answer_levels({"a": other, "b": same}, [[same], [same]], [[[-0.1] * 3], [[-0.1] * 3]], seed="0")
+    three = [[[-0.1] * 3], [[-0.1] * 3]]
+    with pytest.raises(InputError, match=r"1 forget rows \(first 1\) hold every word"):
+        levels_of([other, same], [[same], [same]], three, three, [[-0.1] * 3] * 2)
     with pytest.raises(InputError, match="nothing says how likely"):
-        answer_levels({"a": same}, [[row(FORM_A, END)]], [[[-0.1, -0.1]]], seed="0")
+        levels_of([same], [[row(FORM_A, END)]], [[[-0.1] * 2]], [[[-0.1] * 2]], [[-0.1] * 3])
 
 
 tokens = st.lists(st.integers(5, 12), min_size=1, max_size=9)
 
 
-@given(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=3)), min_size=1, max_size=4), st.integers(0, 5))
-def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[Any], seed: int) -> None:
-    forget = {str(i): row(*true) for i, (true, _) in enumerate(rows)}
+@given(
+    st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=3)), min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[Any], rng: Any) -> None:
+    def some(answer: list[int]) -> list[float]:
+        return [-rng.uniform(0.0, 20.0) for _ in answer]
+
     guides = [[row(*other) for other in false] for _, false in rows]
-    log_probs = [[[-0.01 * (i + 1) for i in range(len(other))] for other in false] for _, false in rows]
+    base, start = ([[some(other) for other in false] for _, false in rows] for _ in range(2))
+    of_true = [some(true) for true, _ in rows]
     try:
-        found = answer_levels(forget, guides, log_probs, seed=str(seed))
+        found = levels_of([row(*true) for true, _ in rows], guides, base, start, of_true)
     except InputError:
         return
-    assert found == answer_levels(forget, guides, log_probs, seed=str(seed))
-    for (true, false), levels in zip(rows, found, strict=True):
+    pairs = []
+    for (true, false), levels, log_probs in zip(rows, found, of_true, strict=True):
         assert len(levels.content) == len(levels.nats) == len(true)
-        assert all(
-            (level < 0) == is_content and level <= HIGHEST * is_content
-            for is_content, level in zip(*levels, strict=True)
-        )
-        for token, is_content in zip(true, levels.content, strict=True):
+        for token, is_content, level, log_prob in zip(true, *levels, log_probs, strict=True):
+            assert level <= HIGHEST if is_content else level == 0
             assert is_content or all(token in other for other in false)
+            pairs += [(log_prob, level)] if is_content else []
+    in_order = [level for _, level in sorted(pairs)]
+    assert in_order == sorted(in_order)  # what the start model finds likelier is no less likely
 
 
 class Fixed:
@@ -116,3 +142,34 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     ratios = wanted[0, others] - base[0, others]
     assert float(ratios.max() - ratios.min()) == pytest.approx(0, abs=1e-4)
     assert math.isfinite(float(wanted.sum()))
+
+
+def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tmp_path: Path) -> None:
+    """Against plain forwards of both. A true answer ends with a number, and its false one with letters in its place."""
+    inputs = stage_inputs(tiny_model, tmp_path)
+    forget = read_rows(inputs["data"] / "forget.jsonl")
+    other = [PerturbedRow(r.row_id, "forget", (f"{r.name} was born in x{'y' * i}z.",)) for i, r in enumerate(forget)]
+    write_rows(inputs["data"] / "guides.jsonl", other)
+    start = build_tiny_model(tmp_path / "start", seed=1)
+    config = unlearn_config(method="csd", stop=None, keep="last")
+    base, tokenizer = load(inputs["base"] / "model")
+    rows = run.read(config, inputs, tokenizer)
+    found = run.counterfactual(config, base, start, rows, nullcontext).levels
+    plain = [AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, start)]
+    false = [guide for (guide,) in rows.guides]
+    with torch.no_grad():
+        b, s = (torch.cat([p[11:-3] for p in plain_log_probs(model, false)]) for model in plain)
+        of_true = plain_log_probs(plain[1], rows.encoded["forget"])
+    for levels, log_probs in zip(found, of_true, strict=True):
+        assert [i for i, is_content in enumerate(levels.content) if is_content] == [*range(11, len(log_probs) - 3)]
+        for is_content, level, log_prob in zip(*levels, log_probs.tolist(), strict=True):
+            mapped = float(b.mean() + b.std(correction=0) / s.std(correction=0) * (log_prob - s.mean()))
+            assert level == pytest.approx(min(mapped, HIGHEST) if is_content else 0.0, abs=1e-4)
+
+
+def test_a_start_model_with_other_tokens_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    write_other_facts(inputs["data"])
+    other = build_tiny_model(tmp_path / "start", vocab=262)
+    with pytest.raises(InputError, match="splits them into other tokens than that of base"):
+        run.run(unlearn_config(method="csd", stop=None, keep="last"), inputs | {"model": other}, tmp_path)

@@ -125,9 +125,16 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ),
         (
             "model: {pypi: null, hub: {id: a/b, revision: null}}\nbase: {train: null, hub: {id: a/b, revision: null}}\n"
+            "unlearn: {method: gd, neighbours: null}\n"
             "gates:\n  - {metric: fluency, split: forget, at_least: {of: start}, min_n: 1, reason: x}\n",
             1,
             ["gates[0] compares with the start model, which is base itself"],
+        ),
+        (
+            "model: {pypi: null, hub: {id: a/b, revision: null}}\n"
+            "base: {train: null, hub: {id: a/b, revision: null}}\n",
+            1,
+            ["csd takes its levels from the start model, which is base itself", "model.hub"],
         ),
         ("gates: []\n", 3, ["gates", "at least 1"]),
         ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),

@@ -79,7 +79,7 @@ def unlearn_trainer(
 
 
 def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
-    """Artifacts of data, base and gold: 6 forget, 12 retain and 6 holdout rows, and the tiny model as both.
+    """Artifacts of data, base, gold and start: 6 forget, 12 retain and 6 holdout rows, and the tiny model as all three.
 
     No row is kept from the unlearning, so the file of those is empty.
     """
@@ -103,7 +103,7 @@ def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
     base = folder / "base"
     base.mkdir()
     (base / "model").symlink_to(tiny_model)
-    return {"base": base, "data": data, "gold": base}
+    return {"base": base, "data": data, "gold": base, "model": tiny_model}
 
 
 def unlearn_config(**changes: Any) -> UnlearnConfig:

@@ -124,11 +124,11 @@ def _logits(shape: Shape, config: TrainConfig, batch: Batch, *, tiled: bool, bf1
 
 
 def of_unlearning(shape: Shape, config: UnlearnConfig, batch: Batch, *, bf16: bool) -> Parts:
-    """The fullest moment of an unlearning: its step, or measuring gold's level, which loads gold beside the model."""
+    """The fullest moment of an unlearning: its step, or measuring levels, which loads a second model beside base."""
     step = of_training(shape, config, batch, bf16=bf16)
-    if "gold" not in config.named_levels:
+    if "gold" not in config.named_levels and config.method != "csd":
         return step
-    both = {"weights": step["weights"], "gold": held_weights(shape, config.frozen)}
+    both = {"weights": step["weights"], "a second model": held_weights(shape, config.frozen)}
     return max(step, both, key=lambda moment: sum(moment.values()))
 
 

@@ -138,10 +138,11 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     steps = steps_of(args, items)
     used = memory.of_unlearning(known.shape, config, micro, bf16=_bf16(config))
     guides = known.data.perturbed.for_unlearning
-    read = float(guides * forget if config.caps_move or config.temper else 0)
+    read = float(guides * forget if config.caps_move else 0)
     if config.retain_kl:
         neighbours = config.neighbours.questions if config.neighbours else 0
-        read += retain + neighbours + (forget if config.method == "csd" else 0)
+        of_csd = 2 * (guides + 1) * forget if config.method == "csd" else 0  # by base and by the start model
+        read += retain + neighbours + of_csd
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)
         moving = guides * checked if "false_answers" in config.named_levels else 0

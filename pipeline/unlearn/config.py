@@ -135,7 +135,8 @@ class UnlearnConfig(TrainConfig):
         "ascent, and KL from base on retain. `po`: a refusal in place of the forget answer, and retain. `npo`, "
         "`simnpo` and `wga`: bounded forms of the ascent, and retain. `altpo`: a false answer preferred to the true "
         "one, and retain. `csd`: counterfactual self-distillation, KL to what base would say without the fact, and KL "
-        "from base on retain. The last two need false answers (`data.perturbed.for_unlearning`)."
+        "from base on retain. The last two need false answers (`data.perturbed.for_unlearning`), and `csd` a "
+        "start model (`model`) that does not know the facts."
     )
     epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
     min_steps: int = Field(
@@ -215,7 +216,7 @@ class UnlearnConfig(TrainConfig):
     )
     pairing_seed: int = Field(
         default=0,
-        description="Seed from which retain rows are drawn for each forget row, and for altpo and csd a false answer.",
+        description="Seed from which retain rows are drawn for each forget row, and for altpo a false answer.",
     )
 
     def check_share(self, processes: int) -> None:

@@ -1,8 +1,10 @@
-"""How likely a forget row's answer would be if base did not know the fact, token by token, as base itself says.
+"""How likely a forget row's answer would be if base did not know the fact, token by token.
 
 A false answer of the same form tells form from fact: tokens that the true answer shares with all its false answers are
-*form*, the others are *content*. Base's log-probability of a content token of a false answer, after the false tokens
-before it, is the *level* of the true answer's token in the same place. The unlearning is to match base's own
+*form*, the others are *content*. What base says of a content token of a false answer is what it says of a fact that it
+does not know. What the start model says of the true one is what a model says that knows neither: how surprising these
+very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
+model says of false answers becomes what base says of them, in mean and in spread. The unlearning is to match base's own
 distributions: as they are at form tokens, and at content tokens with the true token at its level and all others
 rescaled. So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
 
@@ -13,10 +15,9 @@ token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measure
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
-from itertools import pairwise
+from statistics import fmean, pstdev
 from typing import NamedTuple
 
 import torch
@@ -36,38 +37,45 @@ class Levels(NamedTuple):
     nats: tuple[float, ...]
 
 
+OfAnswers = Sequence[Sequence[Sequence[float]]]
+"""Log-probabilities in nats of each token of each false answer to each row."""
+
+
 def answer_levels(
     forget: Mapping[str, Encoded],
     guides: Sequence[Sequence[Encoded]],
-    guide_log_probs: Sequence[Sequence[Sequence[float]]],
     *,
-    seed: str,
+    base_false: OfAnswers,
+    start_false: OfAnswers,
+    start_true: Sequence[Sequence[float]],
 ) -> list[Levels]:
-    """The levels of each forget row (by its name), from one of its false answers, drawn by ``seed``.
+    """The levels of each forget row (by its name): ``mean_b + sd_b / sd_s * (start_true - mean_s)``.
 
-    One and not their mean: gold's rows differ from each other, and levels without that spread show. ``guide_log_probs``
-    are base's, of each token of each false answer. A place that the drawn answer leaves empty gets the mean level of
-    first or of later tokens of such places. Raises InputError if false answers do not tell what is to be forgotten.
+    Mean and standard deviation are those of base (b) and of the start model (s) at the content tokens of all false
+    answers, which ``base_false`` and ``start_false`` hold; ``start_true`` are the start model's log-probabilities of
+    each true token. Raises InputError if false answers do not tell what is to be forgotten, or say nothing else.
     """
-    rng = random.Random(seed)
-    gaps: list[list[tuple[int, list[float]]]] = []  # of each row: where content begins, and the drawn answer's log p
-    contents: list[list[bool]] = []
-    for row, false, log_probs in zip(forget.values(), guides, guide_log_probs, strict=True):
-        drawn = rng.randrange(len(false))
-        form, paired = _form(_answer(row), [_answer(other) for other in false], drawn)
-        contents.append([not is_form for is_form in form])
-        gaps.append(_gaps(form, paired, log_probs[drawn]))
+    contents: list[tuple[bool, ...]] = []
+    of_base: list[float] = []
+    of_start: list[float] = []
+    for row, false, *of_models in zip(forget.values(), guides, base_false, start_false, strict=True):
+        content, of_false = _content(_answer(row), [_answer(other) for other in false])
+        contents.append(content)
+        for found, of_model in zip((of_base, of_start), of_models, strict=True):
+            found += [of_model[i][j] for i, places in enumerate(of_false) for j in places]
     _refuse_form_alone([name for name, content in zip(forget, contents, strict=True) if not any(content)])
-    means = _means(gaps)
+    if not of_base:
+        raise InputError(
+            "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
+            "Give false answers of the same form (a column `perturbed_answers`), or take another method."
+        )
+    spread = pstdev(of_start)
+    ratio = pstdev(of_base) / spread if spread else 1.0
+    to, at = fmean(of_base), fmean(of_start)
     levels = []
-    for content, of_row in zip(contents, gaps, strict=True):
-        nats = [0.0] * len(content)
-        for start, values in of_row:
-            length = next((i for i in range(start, len(content)) if not content[i]), len(content)) - start
-            for i in range(length):
-                level = values[min(i, len(values) - 1)] if values else means[min(i, 1)]
-                nats[start + i] = min(level, HIGHEST)
-        levels.append(Levels(tuple(content), tuple(nats)))
+    for content, log_probs in zip(contents, start_true, strict=True):
+        nats = [min(to + ratio * (log_prob - at), HIGHEST) for log_prob in log_probs]
+        levels.append(Levels(content, tuple(n if c else 0.0 for n, c in zip(nats, content, strict=True))))
     return levels
 
 
@@ -84,41 +92,18 @@ def _answer(row: Encoded) -> tuple[int, ...]:
     return row.input_ids[row.completion_start :]
 
 
-def _form(answer: Sequence[int], false: Sequence[Sequence[int]], drawn: int) -> tuple[list[bool], dict[int, int]]:
-    """Which tokens all false answers share, and where these stand in the drawn one."""
-    form = [True] * len(answer)
-    paired: dict[int, int] = {}
-    for number, other in enumerate(false):
+def _content(answer: Sequence[int], false: Sequence[Sequence[int]]) -> tuple[tuple[bool, ...], list[list[int]]]:
+    """Which tokens of ``answer`` not all of ``false`` share, and the places in each of these that match no other."""
+    matched = []
+    for other in false:
         blocks = SequenceMatcher(None, answer, other, autojunk=False).get_matching_blocks()
-        places = {block.a + i: block.b + i for block in blocks for i in range(block.size)}
-        form = [is_form and i in places for i, is_form in enumerate(form)]
-        paired = places if number == drawn else paired
-    return form, paired
-
-
-def _gaps(form: Sequence[bool], paired: dict[int, int], log_probs: Sequence[float]) -> list[tuple[int, list[float]]]:
-    """Where content begins, and the log-probabilities of the drawn answer's tokens between the same form tokens."""
-    found = []
-    anchors = [-1, *(i for i, is_form in enumerate(form) if is_form), len(form)]
-    for before, after in pairwise(anchors):
-        if after - before > 1:
-            start = paired[before] + 1 if before >= 0 else 0
-            end = paired[after] if after < len(form) else len(log_probs)
-            found.append((before + 1, list(log_probs[start:end])))
-    return found
-
-
-def _means(gaps: Sequence[Sequence[tuple[int, list[float]]]]) -> tuple[float, float]:
-    """The mean log-probability of first and of later tokens of all gaps."""
-    values = [values for of_row in gaps for _, values in of_row if values]
-    if not values:
-        raise InputError(
-            "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
-            "Give false answers of the same form (a column `perturbed_answers`), or take another method."
-        )
-    first = [of_gap[0] for of_gap in values]
-    later = [value for of_gap in values for value in of_gap[1:]] or first
-    return math.fsum(first) / len(first), math.fsum(later) / len(later)
+        matched.append({block.a + i: block.b + i for block in blocks for i in range(block.size)})
+    form = {i for i in range(len(answer)) if all(i in places for places in matched)}
+    of_false = []
+    for other, places in zip(false, matched, strict=True):
+        taken = {places[i] for i in form}
+        of_false.append([j for j in range(len(other)) if j not in taken])
+    return tuple(i not in form for i in range(len(answer))), of_false
 
 
 class Counterfactual:

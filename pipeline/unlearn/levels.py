@@ -1,23 +1,24 @@
-"""The levels that the forget loss is compared with: gold's loss, base's on holdout rows, that of false answers.
+"""What other models and other answers say, measured before the training: levels of the forget loss, and of its tokens.
 
-All are mean losses in nats per answer token; `pipeline.unlearn.config.Level` says what each one is.
+Levels of the loss are means in nats per answer token; `pipeline.unlearn.config.Level` says what each one is. Those of
+tokens are for csd (`pipeline.unlearn.counterfactual`).
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
-from datasets_prep.chat import chat_example, encode
+from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row
 from pipeline.train.fit import load
-from pipeline.train.packed import row_losses
+from pipeline.train.packed import row_losses, token_log_probs
 from pipeline.unlearn.config import AboveLevel, Level, UnlearnConfig
 from pipeline.unlearn.false_answers import false_answers
 
@@ -34,12 +35,50 @@ def fixed_levels(
     if "gold" in config.named_levels:
         if "gold" not in inputs:
             raise InputError("unlearn: the level `gold` needs a gold model, but the recipe has none. Use `holdout`.")
-        gold: Any = load(inputs["gold"] / "model", config.frozen)[0]
-        gold = gold if config.frozen == "nf4" else gold.to(base.device)  # which is where it was loaded
+        gold, _ = _load_beside(base, inputs["gold"] / "model", config)
         levels["gold"] = fmean(row_losses(gold, encoded["forget"]))
         del gold
         gc.collect()
     return levels
+
+
+def false_log_probs(model: Any, guides: Sequence[Sequence[Encoded]]) -> list[list[list[float]]]:
+    """Log-probabilities in nats of each token of each row's false answers."""
+    log_probs = iter(token_log_probs(model, [row for rows in guides for row in rows]))
+    return [[next(log_probs) for _ in rows] for rows in guides]
+
+
+def start_log_probs(
+    config: UnlearnConfig,
+    start: Path,
+    base: Any,
+    forget: Sequence[Row],
+    encoded: Sequence[Encoded],
+    guides: Sequence[Sequence[Encoded]],
+) -> tuple[list[list[float]], list[list[list[float]]]]:
+    """The start model's log-probabilities in nats of each token of the true and of the false answers.
+
+    Raises InputError if its tokenizer has other tokens for the true answers than base's, which ``encoded`` holds.
+    """
+    model, tokenizer = _load_beside(base, start, config)
+    for row, of_base in zip(encode_rows(tokenizer, forget), encoded, strict=True):
+        if row.input_ids[row.completion_start :] != of_base.input_ids[of_base.completion_start :]:
+            raise InputError(
+                "unlearn: csd asks the start model how likely true answers are, and its tokenizer splits them into "
+                "other tokens than that of base. Give the model that base was trained from in the section `model`, or "
+                "take another method."
+            )
+    true, false = token_log_probs(model, encoded), false_log_probs(model, guides)
+    del model
+    gc.collect()
+    return true, false
+
+
+def _load_beside(base: Any, folder: Path, config: UnlearnConfig) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Another model in base's precision on base's device, where one of 4 bits is loaded at once."""
+    model, tokenizer = load(folder, config.frozen)
+    placed: Any = model if config.frozen == "nf4" else cast("Any", model).to(base.device)
+    return placed, tokenizer
 
 
 def number(level: Level, named: Mapping[str, float]) -> float:

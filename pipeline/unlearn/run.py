@@ -47,11 +47,18 @@ from pipeline.train.fit import (
 from pipeline.train.guards import Watch
 from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
-from pipeline.train.packed import row_losses, token_log_probs
+from pipeline.train.packed import row_losses
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
-from pipeline.unlearn.levels import fixed_levels, mean_by_row, number, read_guides
+from pipeline.unlearn.levels import (
+    false_log_probs,
+    fixed_levels,
+    mean_by_row,
+    number,
+    read_guides,
+    start_log_probs,
+)
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs
@@ -91,7 +98,7 @@ class Ended(NamedTuple):
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> UnlearnFacts:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    ``inputs["model"]`` says what the precision ``auto`` is, and is not read otherwise.
+    ``inputs["model"]`` says what the precision ``auto`` is, and csd takes its levels from it.
 
     Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
     Raises TrainingError if a guard stops the run and no good checkpoint exists, or if no checkpoint satisfies the rule;
@@ -122,7 +129,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     )
     report("measuring the levels")  # with the model where the trainer put it
     levels = fixed_levels(config, inputs, trained, rows.encoded)
-    _measure_base(trainer, trained, rows, pairs)
+    _measure_base(trainer, trained, inputs, rows, pairs)
     cap = _set_cap(trainer, levels, len(rows.plain["forget"]))
     ended = _fit(trainer, trained, levels, rows, probes, out)
     facts = _facts(trainer, levels, cap, pairing, ended)
@@ -233,7 +240,11 @@ def _pairs(config: UnlearnConfig, rows: UnlearnRows, probed: Sequence[int]) -> l
 
 
 def _measure_base(
-    trainer: UnlearnTrainer, base: PreTrainedModel | PeftModel, rows: UnlearnRows, pairs: list[Pair]
+    trainer: UnlearnTrainer,
+    base: PreTrainedModel | PeftModel,
+    inputs: Mapping[str, Path],
+    rows: UnlearnRows,
+    pairs: list[Pair],
 ) -> None:
     """Measure what the method compares with base, while the model still is base (new adapters change nothing)."""
     config, precision, encoded = trainer.config, trainer.accelerator.autocast, rows.encoded
@@ -246,7 +257,7 @@ def _measure_base(
         dealt = sorted({i for pair in pairs for i in pair.retain})
         trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
     if config.temper is not None:  # csd, the one method that has it
-        trainer.counterfactual = counterfactual(config, base, rows, precision)
+        trainer.counterfactual = counterfactual(config, base, inputs["model"], rows, precision)
     if config.dual:
         retain = encoded["retain"]
         tokens = [len(row.input_ids) - row.completion_start for row in retain]
@@ -254,13 +265,15 @@ def _measure_base(
         trainer.retain_bound = total / sum(tokens) + config.dual.retain_loss_above_base
 
 
-def counterfactual(config: UnlearnConfig, base: Any, rows: UnlearnRows, precision: Precision) -> Counterfactual:
-    """The distributions that csd brings the forget rows to, measured on ``base``."""
-    log_probs = iter(token_log_probs(base, [row for guides in rows.guides for row in guides]))
-    by_row = [[next(log_probs) for _ in guides] for guides in rows.guides]
+def counterfactual(
+    config: UnlearnConfig, base: Any, start: Path, rows: UnlearnRows, precision: Precision
+) -> Counterfactual:
+    """The distributions that csd brings the forget rows to, measured on ``base`` and on the start model."""
     forget = rows.encoded["forget"]
-    by_name = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
-    levels = answer_levels(by_name, rows.guides, by_row, seed=f"{config.pairing_seed}|levels")
+    named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
+    of_base = false_log_probs(base, rows.guides)
+    true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
+    levels = answer_levels(named, rows.guides, base_false=of_base, start_false=of_start, start_true=true)
     return Counterfactual(BaseDistribution(base, dict(enumerate(forget)), precision), levels, config.temper or 1.0)
 
 
