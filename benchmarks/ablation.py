@@ -119,7 +119,6 @@ VARIANTS = (
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
-    Variant("temper-1", "temper 1", ("unlearn.temper=1.0",)),
     Variant(
         "lora",
         "LoRA of rank 16, rate 2e-3",

@@ -144,6 +144,8 @@ def _model(model: ModelConfig) -> str:
     else:
         source = f"  path: {_quoted(str(model.path))}"
     return (
+        "# If it was trained on the rows already, name it in `base` (`hub: {id: …, revision: …}` instead of `train`),\n"
+        "# and here the model that it was trained from: what this one says of the rows is what is to be reached.\n"
         f"model:\n{source}\n  name: {_quoted(model.name)} # its id on the Hub, which the card names: check it\n"
         f"  license: {model.license} # of that model; the release keeps it"
     )

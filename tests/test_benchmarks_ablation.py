@@ -48,7 +48,7 @@ def test_a_variant_differs_from_the_demo_in_one_part(variant: ablation.Variant) 
 def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and levels of two rows of two and one token, whose second and third are content."""
     levels = [Levels((False, True), (0.0, -3.0)), Levels((True,), (-4.0,))]
-    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, 1.0)
+    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels)
     log_probs, content, nats = wanted.of([0, 1], TRUE)
     assert content.tolist() == [False, True, True]
     torch.testing.assert_close(log_probs[0], LOGITS[0].log_softmax(0))
@@ -92,7 +92,7 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
     batch = collate([trainer.train_dataset[i] for i in range(3)])
     log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
     logits = trainer._logits[here].detach()
-    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels, 1.0)
+    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels)
     counts = LossDivisors(*counts_of(batch)[:3])
     args = (log_probs[here], batch["row"][here], torch.arange(3), batch["targets"][here], counts)
     plain, gaps = AutoModelForCausalLM.from_pretrained(tiny_model), []

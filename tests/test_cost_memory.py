@@ -130,7 +130,7 @@ def test_an_unlearning_step_needs_what_is_computed(folder: Path, known: Any, tmp
         heads.append(trainer.base.head.weight)
     if method == "csd":
         base = BaseDistribution(model, dict(enumerate(forget)), trainer.accelerator.autocast)
-        trainer.counterfactual = Counterfactual(base, some_levels(forget, 0), 0.6)
+        trainer.counterfactual = Counterfactual(base, some_levels(forget, 0))
         heads.append(base.head.weight)
     with LiveMemory([*model.parameters(), *heads]) as measured:  # type: ignore[union-attr]
         trainer.train()

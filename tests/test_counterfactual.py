@@ -130,9 +130,9 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     level: float, true: int, logits: list[float]
 ) -> None:
     base = torch.tensor([logits, logits])
-    wanted, content, levels = Counterfactual(
-        cast("Any", Fixed(base)), [Levels((True, False), (level, 0.0))], temper=1.0
-    ).of([0], torch.tensor([true, true]))
+    wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), [Levels((True, False), (level, 0.0))]).of(
+        [0], torch.tensor([true, true])
+    )
     assert content.tolist() == [True, False]
     assert levels[0] == pytest.approx(level)
     assert wanted[0].exp().sum() == pytest.approx(1, abs=1e-4)

@@ -143,7 +143,7 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     trainer.alternate_reference = answer_log_probs(other, [row for guides in GUIDES for row in guides], precision)
     if trainer.config.method == "csd":
         forget = BaseDistribution(other, dict(enumerate(FORGET)), precision)
-        trainer.counterfactual = Counterfactual(forget, LEVELS, temper=1.0)
+        trainer.counterfactual = Counterfactual(forget, LEVELS)
     if trainer.config.retain_kl:
         trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision)
     trainer.train()

@@ -68,7 +68,7 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
         trainer.alternate_reference = answer_log_probs(loaded, [row for rows in GUIDES for row in rows], precision)
     if config.method == "csd":
         forget = BaseDistribution(loaded, dict(enumerate(FORGET)), trainer.accelerator.autocast)
-        trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4), temper=1.0)
+        trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4))
     return trainer
 
 

@@ -108,7 +108,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "retain_rows_per_forget_row": 2,
         "pull_weight": 1.0,
         "token_pull_weight": 0.5,
-        "temper": 0.8,
     },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
@@ -182,13 +181,6 @@ class UnlearnConfig(TrainConfig):
         ge=0,
         description="Weight of the same pull on each token of a fact. Without it a row's mean is at its levels and its "
         f"tokens are far around them. {_readers('token_pull_weight')}",
-    )
-    temper: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Power of base's probabilities of all tokens but the true one of a fact, before they are rescaled: "
-        f"below 1 they are more alike. {_readers('temper')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."

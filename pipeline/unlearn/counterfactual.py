@@ -109,10 +109,9 @@ def _content(answer: Sequence[int], false: Sequence[Sequence[int]]) -> tuple[tup
 class Counterfactual:
     """The distributions that forget rows are to match: base's, with the true tokens at their levels."""
 
-    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], temper: float) -> None:
+    def __init__(self, base: BaseDistribution, levels: Sequence[Levels]) -> None:
         self.base = base
         self.levels = levels
-        self.temper = temper
 
     def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the answer tokens of ``rows``: log-probabilities (N, V), which are content (N,), and their levels (N,).
@@ -124,7 +123,7 @@ class Counterfactual:
         content = torch.tensor([c for row in rows for c in self.levels[row].content], device=device)
         levels = torch.tensor([n for row in rows for n in self.levels[row].nats], device=device)
         place, true, level = content.nonzero()[:, 0], targets[content], levels[content]
-        others = self.temper * log_probs[place]
+        others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level

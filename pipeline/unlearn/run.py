@@ -256,7 +256,7 @@ def _measure_base(
     if config.retain_kl:
         dealt = sorted({i for pair in pairs for i in pair.retain})
         trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
-    if config.temper is not None:  # csd, the one method that has it
+    if config.method == "csd":
         trainer.counterfactual = counterfactual(config, base, inputs["model"], rows, precision)
     if config.dual:
         retain = encoded["retain"]
@@ -274,7 +274,7 @@ def counterfactual(
     of_base = false_log_probs(base, rows.guides)
     true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
     levels = answer_levels(named, rows.guides, base_false=of_base, start_false=of_start, start_true=true)
-    return Counterfactual(BaseDistribution(base, dict(enumerate(forget)), precision), levels, config.temper or 1.0)
+    return Counterfactual(BaseDistribution(base, dict(enumerate(forget)), precision), levels)
 
 
 def _end_of_ascent(
