@@ -114,8 +114,7 @@ def pull_alone(trainer: UnlearnTrainer, *args: Any) -> torch.Tensor:
 VARIANTS = (
     Variant("uniform", "level 1/V (Unilogit's)", patch=(run, "Counterfactual", with_level(uniform))),
     Variant("shifted", "level: base's, logit - 10 (UNDIAL's)", patch=(run, "Counterfactual", with_level(shifted))),
-    Variant("no-pull", "no pull", ("unlearn.pull_weight=0", "unlearn.token_pull_weight=0")),
-    Variant("no-token-pull", "no pull on tokens", ("unlearn.token_pull_weight=0",)),
+    Variant("no-pull", "no pull", ("unlearn.pull_weight=0",)),
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),

@@ -142,7 +142,7 @@ CASES: dict[str, tuple[Work, dict[str, Any]]] = {
     "unlearn, as in the demo (csd, layers 10 to 29, 5 + 10 rows)": (unlearning, {}),
     "unlearn, gd, all layers, 5 + 10 rows": (
         unlearning,
-        {"method": "gd", "train_from_layer": 0, "pull_weight": None, "token_pull_weight": None},
+        {"method": "gd", "train_from_layer": 0, "pull_weight": None},
     ),
     "scoring pass, 512 tokens": (scoring, {"tokens": 512}),
     "scoring pass, 4096 tokens": (scoring, {"tokens": 4096}),

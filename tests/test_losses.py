@@ -81,7 +81,7 @@ LEVELS = some_levels(FORGET, 4)
 
 def csd(model: Model, base: Model) -> torch.Tensor:
     """Token by token in probabilities, row by row: no packing, no logarithm of a rescaled distribution."""
-    divergence, apart, tokens = [], [], []
+    divergence, apart = [], []
     for row, levels, ours, theirs in zip(
         FORGET, LEVELS, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
     ):
@@ -97,10 +97,8 @@ def csd(model: Model, base: Model) -> torch.Tensor:
                 )
                 gaps.append(z.log_softmax(-1)[token] - level)
             divergence.append((target * (target.log() - z.double().log_softmax(-1))).sum())
-        gap = torch.stack(gaps).mean() if gaps else torch.tensor(0.0)
-        apart.append(huber(gap))
-        tokens.append(torch.stack([huber(gap) for gap in gaps]).mean() if gaps else torch.tensor(0.0))
-    return torch.stack(divergence).mean().float() + 0.7 * torch.stack(apart).mean() + 0.3 * torch.stack(tokens).mean()
+        apart.append(torch.stack([huber(gap) for gap in gaps]).mean() if gaps else torch.tensor(0.0))
+    return torch.stack(divergence).mean().float() + 0.7 * torch.stack(apart).mean()
 
 
 def huber(gap: torch.Tensor) -> torch.Tensor:
@@ -123,7 +121,7 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Model, Model], torch.Tensor]]
     "altpo": ({"method": "altpo", "beta": 0.5}, lambda m, b: nll(m, RETAIN) + altpo(m, b)),
     "altpo, kl": ({"method": "altpo", "beta": 0.5, "retain_loss": "kl"}, lambda m, b: kl(m, b) + altpo(m, b)),
     "csd": (
-        {"method": "csd", "pull_weight": 0.7, "token_pull_weight": 0.3, "retain_weight": ALPHA},
+        {"method": "csd", "pull_weight": 0.7, "retain_weight": ALPHA},
         lambda m, b: ALPHA * kl(m, b) + csd(m, b),
     ),
     "wga": ({"method": "wga", "beta": 0.5, "forget_weight": 3.0}, lambda m, b: nll(m, RETAIN) + 3 * wga(m)),

@@ -107,7 +107,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "retain_weight": 32.0,
         "retain_rows_per_forget_row": 2,
         "pull_weight": 1.0,
-        "token_pull_weight": 0.5,
     },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
@@ -173,14 +172,8 @@ class UnlearnConfig(TrainConfig):
     pull_weight: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the pull that brings true answers to their levels, a row's mean to that of its levels, "
-        f"beside the KL of the forget term. {_readers('pull_weight')}",
-    )
-    token_pull_weight: float | None = Field(
-        default=None,
-        ge=0,
-        description="Weight of the same pull on each token of a fact. Without it a row's mean is at its levels and its "
-        f"tokens are far around them. {_readers('token_pull_weight')}",
+        description="Weight of the pull that brings each token of a fact to its level, beside the KL of the forget "
+        f"term. {_readers('pull_weight')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."

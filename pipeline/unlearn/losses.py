@@ -18,7 +18,7 @@ from pipeline.train.packed import negative_log_likelihood, row_means
 ROWS = 16  # tokens at a time
 
 PULL_DELTA = 2.0
-"""Nats from its level at which the pull on a row stops to grow."""
+"""Nats from its level at which the pull on a token stops to grow, so that those far above do not decide the step."""
 
 
 def gradient_ascent(
@@ -130,24 +130,11 @@ class _Divergence(torch.autograd.Function):
 def pull_to_levels(
     log_probs: torch.Tensor, levels: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, here: int
 ) -> torch.Tensor:
-    """Huber loss of each row's mean of (log-probability - level) over its content tokens, mean over ``rows``.
-
-    ``log_probs``, ``levels`` and ``row`` (N,) are of content tokens alone, ``here`` is the number of rows that ``row``
-    counts. KL alone stalls: a token at e^-2.5 adds little to it. Linear from :data:`PULL_DELTA` nats on, so that rows
-    far above their level do not decide the step; a row without content pulls nothing.
-    """
-    counts = row_sums(torch.ones_like(log_probs), row, here).clamp(min=1)
-    apart = row_sums(log_probs - levels, row, here) / counts
-    return huber_loss(apart, torch.zeros_like(apart), reduction="sum", delta=PULL_DELTA) / rows.clamp(min=1)
-
-
-def pull_tokens_to_levels(
-    log_probs: torch.Tensor, levels: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, *, here: int
-) -> torch.Tensor:
     """Mean over ``rows`` of each row's mean of the Huber losses of (log-probability - level) of its content tokens.
 
-    Arguments as for :func:`pull_to_levels`. A row's mean may be at its level while some tokens are far above and others
-    far below theirs, and KL alone does not bring back a token that the target makes unlikely.
+    ``log_probs``, ``levels`` and ``row`` (N,) are of content tokens alone, ``here`` is the number of rows that ``row``
+    counts; a row without content pulls nothing. KL alone stalls: it hardly sees a token that the target makes unlikely,
+    whether it is still above its level or already far below.
     """
     counts = row_sums(torch.ones_like(log_probs), row, here).clamp(min=1)
     apart = huber_loss(log_probs, levels, reduction="none", delta=PULL_DELTA)

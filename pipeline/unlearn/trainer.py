@@ -169,9 +169,7 @@ class UnlearnTrainer(CompletionTrainer):
         wanted, content, levels = cast("Counterfactual", self.counterfactual).of(rows.tolist(), targets)
         kl = losses.kl_from_base(self._logits[: len(targets)], wanted, counts.forget_tokens)  # forget rows come first
         facts = (log_probs[content], levels[content], row[content], counts.forget_rows)
-        of_rows = losses.pull_to_levels(*facts, here=len(rows))
-        of_tokens = losses.pull_tokens_to_levels(*facts, here=len(rows))
-        return kl + (self.config.pull_weight or 0.0) * of_rows + (self.config.token_pull_weight or 0.0) * of_tokens
+        return kl + (self.config.pull_weight or 0.0) * losses.pull_to_levels(*facts, here=len(rows))
 
     def _ceiling(self) -> float | None:
         """ln|V| if the method pushes the loss up. No bound if base starts above it, since it never knew the rows."""
