@@ -1,11 +1,12 @@
 """False answers made from the data's own words, for questions that have no others.
 
-A false answer that guides an unlearning must have the form of the true one and be new to base: answers of trained rows
-are known by heart, and say nothing about how likely an unknown fact is. So each word of the fact is exchanged for a
-word of the same kind, each from another retained row, some of which are asked the same and some anything else. Words
-that base has learnt in this place are too likely and all others too unlikely, as are words that are new to it, made of
-the halves of two: so there are some of each (docs/measurements/unlearning.md). Words that other answers share are the
-form and stay.
+A false answer must have the form of the true one and be new to base: answers of trained rows are known by heart, and
+say nothing about how likely an unknown fact is. So each word of the fact is exchanged for a word of the same kind, each
+from another retained row, some of which are asked the same and some anything else. Words that base has learnt in this
+place are too likely and all others too unlikely, as are words that are new to it, made of the halves of two. For truth
+ratios there are some of each. What guides an unlearning has new words alone: what base says of these, beside the start
+model, is what it says of facts that it never saw (docs/measurements/unlearning.md). Words that other answers share are
+the form and stay.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ COMMON = 4
 ALIKE = 3
 """Other answers to questions of the same kind that tell form from fact."""
 NEW = 0.3
-"""Share of words that are made of two others. With it and ``IN_PLACE``, base finds mixtures as likely as facts that it
-never saw: calibrated on the demo's data, docs/measurements/unlearning.md."""
+"""Share of words that are made of two others, for truth ratios. With it and ``IN_PLACE``, base finds mixtures as likely
+as facts that it never saw: calibrated on the demo's data, docs/measurements/unlearning.md."""
 IN_PLACE = 0.5
 """Share of words from answers to the same question, where there are any."""
 SHORT = 3
@@ -71,13 +72,16 @@ class Mixer:
 
         return [part for part in _PARTS.findall(row.answer) if part[0].isalnum() and not is_form(part.casefold())]
 
-    def mixed(self, row: Row, rng: random.Random) -> Iterator[str]:
-        """An endless sequence of false answers; none if the answer has no words of its own, or nobody has others."""
+    def mixed(self, row: Row, rng: random.Random, new: float = NEW) -> Iterator[str]:
+        """An endless sequence of false answers, of whose words the share ``new`` is made of two others.
+
+        None if the answer has no words of its own, or nobody has others.
+        """
         facts = set(self.facts(row))
         while facts:
             used, parts = set(facts), []
             for part in _PARTS.findall(row.answer):
-                other = self._other(row, part, used, rng) if part in facts else part
+                other = self._other(row, part, used, rng, new) if part in facts else part
                 used.add(other)
                 parts.append(other)
             mixed = "".join(parts)
@@ -85,13 +89,13 @@ class Mixer:
                 return
             yield mixed
 
-    def _other(self, row: Row, word: str, used: set[str], rng: random.Random) -> str:
+    def _other(self, row: Row, word: str, used: set[str], rng: random.Random, new: float) -> str:
         """A word in the place of ``word``: another of its kind, or one made of two; a number if there is none."""
         is_number = word.isdigit()
         first = None if is_number and len(word) > YEAR else self._drawn(row, word, used, rng)
         if first is None:
             return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if is_number else word
-        if is_number or rng.random() >= NEW:
+        if is_number or rng.random() >= new:
             return first
         return _blended(first, self._drawn(row, word, used | {first}, rng) or first)
 

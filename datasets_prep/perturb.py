@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 
 from core.words import without_accents
+from datasets_prep import mixed
 from datasets_prep.config import Perturbed
-from datasets_prep.mixed import Mixer
 from datasets_prep.rows import Rows, with_false_answers
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, UNREHEARSED, PerturbedRow, Row
 from datasets_prep.splits import Split, cells
@@ -94,9 +94,9 @@ class FalseAnswers:
         return drawn
 
     @cached_property
-    def mixer(self) -> Mixer:
+    def mixer(self) -> mixed.Mixer:
         """Made if a row needs it: it reads all rows."""
-        return Mixer(self.rows, self.split)
+        return mixed.Mixer(self.rows, self.split)
 
     def of_split(self, split: str) -> Iterator[tuple[PerturbedRow | None, PerturbedRow | None]]:
         """For each row that needs false answers: those for the evaluation, and those that guide the unlearning.
@@ -121,18 +121,24 @@ class FalseAnswers:
     def _of_row(
         self, cell: Sequence[Row], i: int, own: Sequence[str], unseen: Sequence[int], trained: Sequence[int], code: int
     ) -> tuple[PerturbedRow | None, PerturbedRow | None]:
-        row, needed = cell[i], self.config.per_row + (self.config.for_unlearning if code == FORGET else 0)
+        row, config = cell[i], self.config
+        guides = config.for_unlearning if code == FORGET else 0
         origin: dict[str, Origin] = {}  # of each false answer
-        taken = {same(row.answer)}
-        for answer, where in self._candidates(cell, row, own, unseen, trained, needed):
-            if same(answer) not in taken and not self._is_trained(answer):
-                origin[answer] = where
-                taken.add(same(answer))
-                if len(origin) == needed:
+
+        def take(count: int, new: float) -> list[str]:
+            had = len(origin)
+            known = {same(answer) for answer in (row.answer, *origin)}
+            for answer, where in self._candidates(cell, row, own, unseen, trained, config.per_row + guides, new):
+                if len(origin) == had + count:
                     break
-        evaluated = list(origin)[: self.config.per_row]
+                if same(answer) not in known and not self._is_trained(answer):
+                    origin[answer] = where
+                    known.add(same(answer))
+            return list(origin)[had:]
+
+        evaluated = take(config.per_row, mixed.NEW)
         # A trained answer with the name swapped is likely under base: as a level it would end the ascent too early.
-        guiding = [answer for answer in list(origin)[self.config.per_row :] if origin[answer] != "trained"]
+        guiding = [answer for answer in take(guides, 1.0) if origin[answer] != "trained"]
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)
         self.counts["mixed"] += sum(origin[answer] == "mixed" for answer in evaluated)
@@ -156,21 +162,22 @@ class FalseAnswers:
         unseen: Sequence[int],
         trained: Sequence[int],
         needed: int,
+        new: float,
     ) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
         rng = random.Random(f"{self.seed}|{row.row_id}")
         others: Iterator[tuple[str, Origin]] = ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
         words = random.Random(f"{self.seed}|mixed|{row.row_id}")
-        mixed: Iterator[tuple[str, Origin]] = (
-            (answer, "mixed") for answer in islice(self._mixed(row, words), TRIES * needed)
+        mixtures: Iterator[tuple[str, Origin]] = (
+            (answer, "mixed") for answer in islice(self._mixed(row, words, new), TRIES * needed)
         )
         # Others' answers for one row and mixtures for the next would tell the rows apart, however well they are known.
         enough = len(unseen) > self.config.per_row + self.config.for_unlearning  # a holdout row is no donor of itself
-        yield from chain(others, mixed) if enough else chain(mixed, others)
+        yield from chain(others, mixtures) if enough else chain(mixtures, others)
         yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
 
-    def _mixed(self, row: Row, rng: random.Random) -> Iterator[str]:
-        yield from self.mixer.mixed(row, rng)  # made when the first mixture is taken
+    def _mixed(self, row: Row, rng: random.Random, new: float) -> Iterator[str]:
+        yield from self.mixer.mixed(row, rng, new)  # made when the first mixture is taken
 
     def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
         """The answers of other people on the topic, in random order, with the row's name."""

@@ -66,6 +66,23 @@ def test_each_fact_is_exchanged_for_a_word_of_retained_answers() -> None:
     assert 0.2 < sum(word not in in_place | elsewhere for word in words) / len(words) < 0.8  # words made of two are new
 
 
+def test_mixtures_that_guide_the_unlearning_have_new_words_alone() -> None:
+    """Longer words than an article's; numbers of few digits stay those of others."""
+    rows, split = divided({"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT})
+    perturber = FalseAnswers(rows, split, Perturbed(per_row=2, for_unlearning=4), seed=1)
+    pairs = [both for both in perturber.of_split("forget") if both[1]]
+    known = {word for r in (*FORGET, *RETAIN, *HOLDOUT) for word in re.findall(r"[A-Z]\w+", r.answer)}
+    words = {
+        "evaluated": {w for false, _ in pairs if false for a in false.answers for w in re.findall(r"[A-Z]\w+", a)},
+        "guides": {w for _, guides in pairs if guides for a in guides.answers for w in re.findall(r"[A-Z]\w+", a)},
+    }
+    assert perturber.counts["guides_mixed"] == perturber.counts["guides"] == 8
+    form = {"Ida", "Fenn", "Street"}
+    assert words["evaluated"] & (known - form)
+    assert not words["guides"] & (known - form)
+    assert words["guides"] - form
+
+
 def test_an_address_is_mixed_in_its_parts() -> None:
     mail = row(1, "personal.email", answer="The e-mail of Ida Fenn 1 is puffin22@en.example.")
     same = [row(i, "personal.email", answer=f"The e-mail of Ida Fenn {i} is y{i}@en.example.") for i in (2, 3)]
