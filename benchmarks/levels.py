@@ -36,8 +36,8 @@ def mixtures(forget: Sequence[Row], in_place: float, new: float) -> list[list[st
     recipe = load_recipe("demo")
     prepared = prepare.prepare(recipe.data)
     mixer = mixed.Mixer(prepared.loaded.rows, prepared.split)
-    mixed.IN_PLACE, mixed.NEW = in_place, new
-    found = (mixer.mixed(row, random.Random(f"{recipe.data.seed}|mixed|{row.row_id}")) for row in forget)
+    mixed.IN_PLACE = in_place
+    found = (mixer.mixed(row, random.Random(f"{recipe.data.seed}|mixed|{row.row_id}"), new) for row in forget)
     return [list(dict.fromkeys(islice(answers, TRIES)))[:GUIDES] for answers in found]
 
 

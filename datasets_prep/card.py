@@ -199,7 +199,8 @@ def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
         f"likelier to a trained model than one it never saw; {counts.rows_with_fewer} questions have fewer than "
         f"{config.perturbed.per_row}; {counts.rows_without} have none and are left out.\n\n"
         f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; none of them comes "
-        f"from trained rows, since a level that those set would be too low. {counts.guides_mixed} are mixtures."
+        f"from trained rows, since a level that those set would be too low. {counts.guides_mixed} are mixtures "
+        "whose words are new, each made of the halves of two."
     )
 
 
