@@ -266,7 +266,8 @@ def test_a_published_base_and_gold_are_asked_as_the_start_model_is(
         gate = "{metric: fluency, split: forget, at_least: 0, min_n: 1, reason: x}"
         model = f"{{hub: {place}, name: demo/dated, license: apache-2.0, date_string: 26 Jul 2024}}"
         pointers = [f"{name}={{hub: {place}}}" for name in ("base", "gold")]
-        recipe = load_recipe("demo", [f"model={model}", *pointers, f"gates=[{gate}]", "eval.relative=false"])
+        others = ["unlearn.method=gd", f"gates=[{gate}]", "eval.relative=false"]
+        recipe = load_recipe("demo", [f"model={model}", *pointers, *others])
         prompts = []
         for stage in stages(recipe):
             if stage.name in ("model", "base", "gold"):
