@@ -96,7 +96,7 @@ def with_level(level: Level) -> type[Counterfactual]:
 
 
 def one_level(*args: Any, **log_probs: Any) -> list[Levels]:
-    """The mean of the levels at every token of a fact, in nats: what false answers alone say."""
+    """The mean of all levels at every token of a fact, in nats: how surprising facts are, and not which words."""
     found = answer_levels(*args, **log_probs)
     mean = fmean(level for row in found for level, content in zip(row.nats, row.content, strict=True) if content)
     return [Levels(row.content, tuple(mean * is_content for is_content in row.content)) for row in found]

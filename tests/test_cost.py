@@ -32,6 +32,7 @@ from pipeline.train.packed import completion_log_probs, pack
 
 H100 = devices.named("H100 80GB")
 FAME = "fame-topics-gd-llama32-3b"
+FAME_CSD = "fame-topics-csd-llama32-3b"
 LLAMA_3B = load_recipe(FAME).model.shape
 LLAMA_8B = {
     "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
@@ -156,9 +157,10 @@ def test_of_a_model_of_unknown_shape_weights_gradients_and_moments_are_counted()
     assert work.total(list(costs.values()), H100)["seconds"] is None
 
 
-def test_a_level_of_gold_has_two_models_in_memory() -> None:
-    changes = ["unlearn.forget_cap=gold", "unlearn.lora={r: 8, alpha: 16}"]
-    recipe = load_recipe(FAME, changes)
+@pytest.mark.parametrize(("name", "change"), [(FAME, "forget_cap=gold"), (FAME_CSD, "train_from_layer=0")])
+def test_levels_of_another_model_have_two_in_memory(name: str, change: str) -> None:
+    """Gold's loss as a cap, or csd's levels, which the start model gives."""
+    recipe = load_recipe(name, [f"unlearn.{change}", "unlearn.lora={r: 8, alpha: 16}"])
     assert costs_of(recipe)["unlearn"].parts["a second model"] == 4 * 3_212_749_824
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import huber_loss, logsigmoid
 
 from pipeline.train.packed import negative_log_likelihood, row_means
 
-ROWS = 16  # tokens at a time
+TOKENS = 16  # whose distributions are compared at a time: they fit the processor's cache
 
 PULL_DELTA = 2.0
 """Nats from its level at which the pull on a token stops to grow, so that those far above do not decide the step."""
@@ -103,16 +103,15 @@ def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, tokens: torch.
 class _Divergence(torch.autograd.Function):
     """The sum of KL(base || model) over N tokens, from both logits (N, V).
 
-    Its gradient, softmax(logits) - softmax(base_logits), is made with it, a few tokens at a time, so that what they
-    need stays in the processor's cache; nothing else of that size is made or kept. Autograd's own way takes twice as
-    long or more on a CPU.
+    Its gradient, softmax(logits) - softmax(base_logits), is made with it, a few tokens at a time; nothing else of that
+    size is made or kept. Autograd's own way takes twice as long or more on a CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
         gradient = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for part, of_model, of_base in zip(*(t.split(ROWS) for t in (gradient, logits, base_logits)), strict=True):
+        for part, of_model, of_base in zip(*(t.split(TOKENS) for t in (gradient, logits, base_logits)), strict=True):
             base, model = of_base.log_softmax(dim=1), of_model.log_softmax(dim=1)
             shares = base.exp()
             total += torch.dot(shares.flatten(), base.sub_(model).flatten())
