@@ -19,7 +19,7 @@ from tests.browser import chromium  # noqa: F401 (a fixture for all tests)
 
 settings.register_profile("shared_machine", deadline=None)  # how long an example takes says nothing here
 settings.load_profile("shared_machine")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two xdist workers share two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers share the cores
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 gc.disable()  # until all tests are collected: imports leave little to be freed
 
