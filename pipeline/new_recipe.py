@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import yaml
+
 from core.errors import InputError
 from core.yaml_source import did_you_mean
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Rows
 from datasets_prep.text import same
+from eval.config import Gate
+from eval.verdicts import measurable
 from pipeline.recipe import RECIPES
 from pipeline.train.config import ModelConfig
 
@@ -25,7 +29,6 @@ OWN_DATA = RECIPES / "own-data.yaml"
 TRIAL = 30  # forget rows of a trial: as many as own-data's gates ask for
 HOLDOUT = 0.2
 _SECTION = re.compile(r"(?m)^(\w+):")
-_SPLIT = re.compile(r"\s+split: (\w+)")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
@@ -182,13 +185,15 @@ def _without_neighbours(unlearn: str) -> str:
 
 def _gates(gates: str, counts: Mapping[str, int]) -> str:
     """own-data's gates, with as many rows asked for as there are where these are fewer."""
-    lines, split = gates.split("\n"), ""
+    lines, judged = gates.split("\n"), iter(yaml.safe_load(gates)["gates"])
     for i, line in enumerate(lines):
-        if found := _SPLIT.match(line):
-            split = found[1]
-        if (found := _MIN_N.match(line)) and 0 < counts.get(split, int(found[2])) < int(found[2]):
-            few = f"all there are; own-data asks for {found[2]}, and so few show large differences only"
-            lines[i] = f"{found[1]}{counts[split]} # {few}"
+        if not (found := _MIN_N.match(line)):
+            continue
+        asked = int(found[2])
+        there = min(counts.get(split, asked) for split in measurable.rests_on(Gate.model_validate(next(judged))))
+        if 0 < there < asked:
+            few = f"all there are; own-data asks for {asked}, and so few show large differences only"
+            lines[i] = f"{found[1]}{there} # {few}"
     return "\n".join(lines)
 
 

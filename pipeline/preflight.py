@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from core.errors import DataError, HubError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
 from core.hub_access import access_errors
 from core.hub_ids import HubRef
-from datasets_prep.schema import DataFacts, read_data_facts, read_rows
+from datasets_prep.schema import DataFacts, read_data_facts, read_perturbed, read_rows
 from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
 from pipeline.cost import devices
@@ -283,7 +284,8 @@ def _questions(asked: Sequence[Suite], task: str) -> int | None:
 
 def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
     """Raise InputError if the rows of ``data`` cannot carry the gates, or lack false answers that the method reads."""
-    measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts)
+    false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
+    measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
 
 

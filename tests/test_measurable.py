@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.errors import DataError
-from datasets_prep.schema import DataFacts, FalseAnswerFacts, SplitSizes
+from datasets_prep.schema import DataFacts, SplitSizes
 from eval.config import EvalConfig, Gate
 from eval.verdicts import measurable
 from tests.artifacts import data_facts
 from tests.conftest import Call
 from tests.test_release import release, write_recipe
 
-FALSE = {
-    "answers": 0,
-    "mixed": 0,
-    "from_trained_rows": 0,
-    "rows_with_fewer": 0,
-    "rows_without": 0,
-    "guides": 0,
-    "guides_mixed": 0,
-}
+FALSE_ROWS = {"forget": 40, "retain": 50, "holdout": 50}
 
 
-def facts(false: int = 40, **rows: int) -> DataFacts:
+def facts(**rows: int) -> DataFacts:
     sizes = {"forget": 40, "retain": 140, "holdout": 50, "unrehearsed": 20, **rows}
-    false_answers = FalseAnswerFacts(rows=false, **FALSE)
-    return data_facts({"file": "x"}).changed(rows=SplitSizes(**sizes), perturbed=false_answers)
+    return data_facts({"file": "x"}).changed(rows=SplitSizes(**sizes))
 
 
 def gate(metric: str, split: str = "forget", **more: Any) -> Gate:
     return Gate.model_validate({"metric": metric, "split": split, "at_least": 0.1, "min_n": 20, "reason": "x", **more})
 
 
-def check(gates: list[Gate], data: DataFacts, **robustness: Any) -> None:
+def check(gates: list[Gate], data: DataFacts, false: dict[str, int] | None = None, **robustness: Any) -> None:
     config = EvalConfig.model_validate({"robustness": robustness or None})
-    measurable.check(gates, config, dict(data.rows), data)
+    measurable.check(gates, config, dict(data.rows), data, Counter(FALSE_ROWS if false is None else false))
 
 
 EVERYTHING = [
@@ -63,8 +55,8 @@ def test_what_the_rows_can_carry_is_not_refused() -> None:
         (gate("answer_probability_steer_known_gap"), {"holdout": 0}, ["compares with holdout rows"]),
         (gate("answer_probability", min_n=40), {"forget": 31}, ["it needs 40 rows, and the split has 31"]),
         (EVERYTHING[3], {"unrehearsed": 4}, ["the split has 4", "data.unrehearsed"]),
-        (gate("forget_quality"), {"false": 0}, ["false ones, and there are none", "`perturbed_answers`"]),
-        (gate("multiple_choice_accuracy"), {"false": 0}, ["false ones, and there are none"]),
+        (gate("mia_min_k_auc"), {"holdout": 19}, ["needs 20 rows, and compares", "of which there are 19"]),
+        (EVERYTHING[0], {"holdout": 19}, ["needs 20 rows, and compares", "of which there are 19"]),
     ],
 )  # fmt: skip
 def test_a_gate_that_can_only_fail_is_refused_with_what_to_do(
@@ -75,6 +67,29 @@ def test_a_gate_that_can_only_fail_is_refused_with_what_to_do(
     for part in (f"gates[1] ({judged.metric} on {judged.split}):", *words):
         assert part in str(error.value)
     assert "gates[0]" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("judged", "false", "words"),
+    [
+        (gate("forget_quality"), {}, ["false ones, and there are none", "`perturbed_answers`"]),
+        (gate("multiple_choice_accuracy"), {}, ["false ones, and there are none"]),
+        (gate("truth_ratio", "retain", min_n=51), {"retain": 50}, ["which are 50 of 140", "perturbed.retain_rows"]),
+        (gate("fluency", "retain", min_n=51), {"retain": 50}, ["which are 50 of 140", "perturbed.retain_rows"]),
+        (gate("forget_quality", min_n=39), {"forget": 38}, ["which are 38 of 40"]),
+    ],
+)  # fmt: skip
+def test_a_gate_on_rows_with_false_answers_needs_enough_of_them(
+    judged: Gate, false: dict[str, int], words: list[str]
+) -> None:
+    with pytest.raises(DataError) as error:
+        check([judged], facts(), false)
+    for part in (f"gates[0] ({judged.metric} on {judged.split}):", *words):
+        assert part in str(error.value)
+
+
+def test_all_retain_rows_are_answered_where_none_has_false_answers() -> None:
+    check([gate("fluency", "retain", min_n=140), gate("answer_probability", "retain", min_n=140)], facts(), {})
 
 
 def test_a_reading_after_relearning_has_the_other_rows() -> None:

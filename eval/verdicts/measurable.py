@@ -12,15 +12,22 @@ from eval.config import EvalConfig, Gate, relearned
 OF_FALSE_ANSWERS = ("options", "choice", "ks")
 
 
-def check(gates: Sequence[Gate], config: EvalConfig, rows: Mapping[str, int], data: DataFacts | None) -> None:
+def check(
+    gates: Sequence[Gate],
+    config: EvalConfig,
+    rows: Mapping[str, int],
+    data: DataFacts | None,
+    false: Mapping[str, int] | None = None,
+) -> None:
     """Raise DataError if a gate could only fail, since the ``rows`` of a split or their false answers are too few.
 
-    ``data`` is None as long as only the numbers of rows are known.
+    ``data`` and ``false``, the number of rows of each split that have false answers, are None as long as only the
+    numbers of rows are known.
     """
     problems = [
         f"gates[{i}] ({gate.metric} on {gate.split}): {why}"
         for i, gate in enumerate(gates)
-        for why in _why(gate, config, rows, data)
+        for why in _why(gate, config, rows, data, false)
     ]
     if problems:
         raise DataError(
@@ -28,41 +35,84 @@ def check(gates: Sequence[Gate], config: EvalConfig, rows: Mapping[str, int], da
         )
 
 
-def _why(gate: Gate, config: EvalConfig, rows: Mapping[str, int], data: DataFacts | None) -> Iterator[str]:
+def _why(
+    gate: Gate,
+    config: EvalConfig,
+    rows: Mapping[str, int],
+    data: DataFacts | None,
+    false: Mapping[str, int] | None,
+) -> Iterator[str]:
     """Why the gate cannot be measured, and what to do."""
     metric = CATALOG.get(gate.metric)
     if data:
         rows = {**rows, FORGOTTEN: data.rows_forgotten or 0}
     if metric is None:
         return  # of a suite, which has questions of its own
-    probed = _after_relearning(metric, config, rows)
-    if probed is not None and probed < gate.min_n:
-        yield (
-            f"it needs {gate.min_n} rows, and relearning leaves {probed} of {rows['forget']} to probe. Give more rows, "
-            "set min_n to that number if so few can carry a verdict, or lower eval.robustness.relearn.forget_share."
-        )
-    elif gate.split in rows and rows[gate.split] < gate.min_n:
-        yield (
-            f"it needs {gate.min_n} rows, and the split has {rows[gate.split]}. Give more rows, or set min_n to the "
-            f"number of rows if so few can carry a verdict{_remedy(gate.split)}."
-        )
+    yield from _too_few(metric, gate, config, rows, false)
     attacked = metric.attack is not None and metric.attack.needs_holdout
-    of_holdout = metric.needs_holdout or attacked or any(reference.of == "holdout" for reference in gate.references)
-    if of_holdout and not rows["holdout"]:
+    compared = "holdout" in rests_on(gate) - {gate.split}
+    if (compared or attacked) and not rows["holdout"]:
         yield (
             "it compares with holdout rows, and there are none. Give rows that no model was trained on "
             "(data.request.holdout, or a split holdout), or compare with gold, or remove the gate."
+        )
+    elif compared and rows["holdout"] < gate.min_n:
+        yield (
+            f"it needs {gate.min_n} rows, and compares with holdout rows, of which there are {rows['holdout']}. Hold "
+            "out more (data.request.holdout, or a split holdout), or set min_n to that number if so few can carry a "
+            "verdict."
         )
     if data is not None and metric.needs_real_world and not data.real_world:
         yield (
             "it reads questions about the real world, and the source has none. Name the subsets that hold them "
             "(data.source.hub.subsets.real_world), or gate model_utility instead."
         )
-    if data is not None and metric.family in OF_FALSE_ANSWERS and gate.split in rows and not data.perturbed.rows:
+
+
+def rests_on(gate: Gate) -> set[str]:
+    """The splits of which a gate needs ``min_n`` rows each: its own, and holdout if it compares with those rows."""
+    metric = CATALOG.get(gate.metric)
+    compares = metric is not None and metric.needs_holdout
+    return {gate.split, *(("holdout",) if compares or any(ref.of == "holdout" for ref in gate.references) else ())}
+
+
+def _too_few(
+    metric: Metric, gate: Gate, config: EvalConfig, rows: Mapping[str, int], false: Mapping[str, int] | None
+) -> Iterator[str]:
+    """Why the rows of the gate's own split are too few, and what to do."""
+    if gate.split not in rows:
+        return  # questions of ours, or about the real world
+    probed = _after_relearning(metric, config, rows)
+    with_false = None if false is None else false.get(gate.split, 0)
+    if probed is not None and probed < gate.min_n:
+        yield (
+            f"it needs {gate.min_n} rows, and relearning leaves {probed} of {rows['forget']} to probe. Give more rows, "
+            "set min_n to that number if so few can carry a verdict, or lower eval.robustness.relearn.forget_share."
+        )
+    elif rows[gate.split] < gate.min_n:
+        yield (
+            f"it needs {gate.min_n} rows, and the split has {rows[gate.split]}. Give more rows, or set min_n to the "
+            f"number of rows if so few can carry a verdict{_remedy(gate.split)}."
+        )
+    elif with_false == 0 and metric.family in OF_FALSE_ANSWERS:
         yield (
             "it compares true answers with false ones, and there are none. Give false answers (a column "
             "`perturbed_answers`), or gate answer_probability and extraction_strength instead."
         )
+    elif with_false and with_false < gate.min_n and _reads_rows_with_false_answers(metric, gate.split):
+        yield (
+            f"it needs {gate.min_n} rows, and reads those of the split that have false answers, which are {with_false} "
+            f"of {rows[gate.split]}. Give more false answers{_ASKED.get(gate.split, '')}, or set min_n to that number "
+            "if so few can carry a verdict."
+        )
+
+
+_ASKED = {"retain": " (data.perturbed.retain_rows says to how many retain rows)"}
+
+
+def _reads_rows_with_false_answers(metric: Metric, split: str) -> bool:
+    """Retain rows are many: only those with false answers are asked for a generation, if there are any."""
+    return metric.family in OF_FALSE_ANSWERS or (metric.family == "generation" and split == "retain")
 
 
 def _after_relearning(metric: Metric, config: EvalConfig, rows: Mapping[str, int]) -> int | None:
