@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -321,16 +321,18 @@ def _broken(world: World, fault: Fault | None, run: Run) -> Iterator[str]:
     yield from _unverified(world, run, landed)
     yield from _shown(world, run)
     if run.end == "finished":
-        yield from _incomplete(world, state)
+        yield from _incomplete(world, run)
 
 
-def _incomplete(world: World, state: State) -> Iterator[str]:
+def _incomplete(world: World, run: Run) -> Iterator[str]:
+    state, wanted = run.state, world.config.visibility
     if _holds(state, "heads/main", world) != "new" or f"tags/{world.config.tag}" not in state.refs:
         yield "it said that it finished, and did not"
     if strange := [ref for ref in state.refs if ref.startswith("heads/") and ref != "heads/main"]:
         yield f"it finished, and left {strange}"
-    if state.is_public != (world.config.visibility == "public"):
-        yield f"it finished, and the repository is not {world.config.visibility}"
+    # What becomes public after the last look cannot be seen: the next run refuses it.
+    if state.is_public != (wanted == "public") and (wanted == "public" or any(_seen_public(run.events))):
+        yield f"it finished, and the repository is not {wanted}"
 
 
 def _unverified(world: World, run: Run, landed: list[str]) -> Iterator[str]:
@@ -352,10 +354,16 @@ def _shown(world: World, run: Run) -> Iterator[str]:
     if world.config.visibility == "public":
         return
     could_see = False
-    for before, event in itertools.pairwise(run.events):
+    for event, seen in zip(run.events[1:], _seen_public(run.events), strict=True):
         if could_see and re.search(r"(POST .*/commit/(main|staging)|PUT .*/upload/)", event.request):
             yield f"it went on in a repository that had become public: {event.request}"
-        could_see |= before.is_public and event.request == f"GET /api/models/{REPO}"
+        could_see |= seen
+
+
+def _seen_public(events: Sequence[Event]) -> list[bool]:
+    """Of each request but the first, whether its answer said that the repository is public."""
+    look = f"GET /api/models/{REPO}"
+    return [before.is_public and event.request == look for before, event in itertools.pairwise(events)]
 
 
 def _unfinished(world: World, fault: Fault, run: Run) -> Iterator[str]:

@@ -56,6 +56,12 @@ COMMIT = Event(f"POST /api/models/{REPO}/commit/main", is_public=True, refs={"he
         ({"before": "new"}, "refused", ["the old tag is not at the old release"]),
         ({"is_public": True, "tag": None}, "refused", ["it is public without the complete release"]),
         ({"history": 2}, "refused", ["the release was committed 2 times"]),
+        ({"is_public": True, "events": [LANDED, PUBLIC]}, "finished", []),  # the last answer still said private
+        (
+            {"is_public": True, "events": [PUBLIC, PUBLIC]},
+            "finished",
+            ["it finished, and the repository is not private"],
+        ),
         ({"staging": True}, "finished", ["it finished, and left ['heads/staging-0']"]),
         ({"damaged": ["x"]}, "refused", ["damaged on the Hub: ['x']"]),
         ({}, "broken", ["the client ended with "]),
