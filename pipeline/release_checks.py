@@ -7,6 +7,7 @@ from pathlib import Path
 from core.errors import ReleaseError
 from pipeline.localhub.pages.versions import Check
 from pipeline.publish.sign import trusted_signers
+from pipeline.publish.tree import read_tree
 from pipeline.publish.verify import file_steps
 from pipeline.recheck import problems
 
@@ -14,7 +15,8 @@ from pipeline.recheck import problems
 def release_checks(folder: Path, repo: str, tag: str) -> list[Check]:
     """Check the files of a release in ``folder``, which lies on the Hub as ``tag`` of ``repo``."""
     try:
-        steps = file_steps(folder, repo, tag, trusted_signers(repo), problems)
+        files = {name: digest.sha256 for name, digest in read_tree(folder).items()}
+        steps = file_steps(folder, files, repo, tag, trusted_signers(repo), problems)
     except ReleaseError as error:
         return [Check("signature", passed=False, detail=str(error))]
     found = []
