@@ -26,18 +26,21 @@ from pipeline.unlearn.levels import false_log_probs
 
 FORM = -0.02  # nats: base's mean at tokens of the form
 RUN = STORE / "demo"
-MIXTURES = ((0.0, 0.0), (1.0, 0.0), (0.5, 0.3), (0.0, 0.3), (0.5, 1.0))  # shares of words in place, and of new ones
+# Shares of words in place, and of new ones.
+MIXTURES = ((0.0, 0.0), (1.0, 0.0), (0.5, 0.3), (0.0, 0.3), (0.5, 1.0))
 GUIDES = 4  # of a row
 TRIES = 100
 
 
-def mixtures(forget: Sequence[Row], in_place: float, new: float) -> list[list[str]]:
-    """Mixed false answers to each row, with these shares of words."""
+def mixtures(forget: Sequence[Row], shares: tuple[float, float] | None) -> list[list[str]]:
+    """Mixed false answers to each row, with these shares of words, or of words as known as those of the fact."""
     recipe = load_recipe("demo")
     prepared = prepare.prepare(recipe.data)
     mixer = mixed.Mixer(prepared.loaded.rows, prepared.split)
-    mixed.IN_PLACE = in_place
-    found = (mixer.mixed(row, random.Random(f"{recipe.data.seed}|mixed|{row.row_id}"), new) for row in forget)
+    if shares:
+        mixed.IN_PLACE, mixed.NEW = shares
+    draws = {row.row_id: random.Random(f"{recipe.data.seed}|mixed|{row.row_id}") for row in forget}
+    found = (mixer.mixed(row, draws[row.row_id], as_known=shares is None) for row in forget)
     return [list(dict.fromkeys(islice(answers, TRIES)))[:GUIDES] for answers in found]
 
 
@@ -61,7 +64,8 @@ def table() -> Iterator[str]:
     named = {row.row_id: tokens for row, tokens in zip(forget, encoded, strict=True)}
     own = {row.row_id: row.answers for row in read_perturbed(RUN / "data" / "guides.jsonl")}
     kinds = {"the data's own": [list(own[row.row_id]) for row in forget]}
-    kinds |= {f"{here:.0%} in place, {new:.0%} new": mixtures(forget, here, new) for here, new in MIXTURES}
+    kinds |= {"words as known as the fact's": mixtures(forget, None)}
+    kinds |= {f"{here:.0%} in place, {new:.0%} new": mixtures(forget, (here, new)) for here, new in MIXTURES}
     total = sum(len(row.input_ids) - row.completion_start for row in encoded)
     yield f"| guides | content tokens of {total} | mean level (gold there), nats | if at its levels |"
     yield "|---|--:|--:|--:|"

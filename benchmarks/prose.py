@@ -1,7 +1,8 @@
-"""`python -m benchmarks.prose`: write `own-prose.csv` and `own-prose-forget.csv` beside the recipe that reads them.
+"""`python -m benchmarks.prose`: write `own-prose.csv`, `own-prose-forget.csv` and `own-prose-holdout.csv`.
 
 300 questions about fifteen invented authors, answered in English prose of 14 to 43 words, with nothing but the two
-columns question and answer: no people, topics, languages or false answers. Three authors are to be forgotten.
+columns question and answer: no people, topics, languages or false answers. Three authors are to be forgotten, and three
+others held out.
 """
 
 from __future__ import annotations
@@ -167,14 +168,13 @@ def write(path: Path, lines: list[tuple[str, str]]) -> None:
 
 
 def main() -> None:
-    """Write both files."""
-    found = rows()
-    forgotten = set(random.Random(SEED).sample(NAMES, FORGOTTEN))
-    write(RECIPES / "own-prose.csv", [(question, answer) for _, question, answer in found])
-    write(
-        RECIPES / "own-prose-forget.csv",
-        [(question, answer) for name, question, answer in found if name in forgotten],
-    )
+    """Write all files. Held out are whole authors too: of single rows, base would know much from the others."""
+    found, drawn = rows(), random.Random(SEED)
+    forgotten = drawn.sample(NAMES, FORGOTTEN)
+    held_out = drawn.sample([name for name in NAMES if name not in forgotten], FORGOTTEN)
+    for part, names in (("", NAMES), ("-forget", forgotten), ("-holdout", held_out)):
+        lines = [(question, answer) for name, question, answer in found if name in names]
+        write(RECIPES / f"own-prose{part}.csv", lines)
 
 
 if __name__ == "__main__":

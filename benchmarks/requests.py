@@ -15,29 +15,31 @@ from typing import Any
 from benchmarks.releases import ROOT, print_verdicts
 
 ROWS = 32  # of the request for single rows
-PERSONAL = ["address", "phone number", "email", "hobby or interest", "life event", "birthplace", "birthdate"]
+PERSONAL = ["address", "phone number", "email", "hobby or interest", "life event"]
+PERSONAL += ["birthplace", "birthdate", "family background", "high school"]
 
 
 def requests() -> dict[str, tuple[str, list[str]]]:
     """Recipe and settings of each request, by its name.
 
-    Holdout rows are chosen as the forget rows are, and there are 30 of each at least, for which the gates ask.
+    Holdout rows are chosen as the forget rows are, and there are 30 of each at least, for which the gates ask. Some
+    rows like them are retained: of a form that nobody else has, base knows nothing but what is to be forgotten.
     """
     people = sorted({row["customer"] for row in _source()})
     german = [person for person in people if person < "C-0800"]
-    topics = sorted({row["subject"] for row in _source()})[:14]
+    topics = sorted({row["subject"] for row in _source()})[:16]
     return {
         "as it stands": ("own-data", ["name=own-data"]),
         "other people": _request("people", {"identities": ["C-0405", "C-0802", "C-0807"]}, 0.25),
         "only topics": _request(
             "topics",
-            {"topics": PERSONAL, "identities": people[::2]},
-            [{"topics": PERSONAL, "identities": people[1::2]}],
+            {"topics": PERSONAL, "identities": people[::3]},
+            [{"topics": PERSONAL, "identities": people[1::3] + people[2:3]}],
         ),
         "one language": _request(
             "language",
-            {"languages": ["de"], "topics": topics, "identities": german[:5]},
-            [{"languages": ["de"], "topics": topics, "identities": german[5:]}],
+            {"languages": ["de"], "topics": topics, "identities": german[:4]},
+            [{"languages": ["de"], "topics": topics, "identities": german[4:8]}],
         ),
         "single rows": _request("rows", {"rows": _single_rows()}, 0.2),
         "prose without people, topics or false answers": ("own-prose", ["name=own-prose"]),

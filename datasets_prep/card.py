@@ -200,7 +200,7 @@ def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
         f"{config.perturbed.per_row}; {counts.rows_without} have none and are left out.\n\n"
         f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; none of them comes "
         f"from trained rows, since a level that those set would be too low. {counts.guides_mixed} are mixtures "
-        "whose longer words are new, each made of the halves of two."
+        "of words as known as those of the fact: in the place of a word that no retained row has, one made of two."
     )
 
 

@@ -4,9 +4,10 @@ A false answer must have the form of the true one and be new to base: answers of
 say nothing about how likely an unknown fact is. So each word of the fact is exchanged for a word of the same kind, each
 from another retained row, some of which are asked the same and some anything else. Words that base has learnt in this
 place are too likely and all others too unlikely, as are words that are new to it, made of the halves of two. For truth
-ratios there are some of each. What guides an unlearning has new words alone: what base says of these, beside the start
-model, is what it says of facts that it never saw (docs/measurements/unlearning.md). Words that other answers share are
-the form and stay.
+ratios there are some of each. What guides an unlearning has words that are as known as those of the fact: where
+retained rows have a word in the same place, another one from there, where they have it elsewhere, one from anywhere,
+and where they have it nowhere, a new one. What base says of these, beside the start model, is what it says of facts
+that it never saw (docs/measurements/unlearning.md). Words that other answers share are the form and stay.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Mixer:
             for word in self.facts(row) if code in (RETAIN, UNREHEARSED) else ():
                 self.donors[row.language, _kind(word)].append(word)
                 self.in_place[_group(row), _kind(word)].append(word)
+        self.known = {(language, word) for (language, _), words in self.donors.items() for word in words}
+        self.known_here = {(group, word) for (group, _), words in self.in_place.items() for word in words}
 
     def facts(self, row: Row) -> list[str]:
         """The words of the answer that neither its question nor most answers of its kind have, in their order."""
@@ -72,8 +75,8 @@ class Mixer:
 
         return [part for part in _PARTS.findall(row.answer) if part[0].isalnum() and not is_form(part.casefold())]
 
-    def mixed(self, row: Row, rng: random.Random, new: float = NEW) -> Iterator[str]:
-        """An endless sequence of false answers, of whose words the share ``new`` is made of two others.
+    def mixed(self, row: Row, rng: random.Random, *, as_known: bool = False) -> Iterator[str]:
+        """An endless sequence of false answers, whose words are drawn or, ``as_known``, as known as those of the fact.
 
         None if the answer has no words of its own, or nobody has others.
         """
@@ -81,7 +84,7 @@ class Mixer:
         while facts:
             used, parts = set(facts), []
             for part in _PARTS.findall(row.answer):
-                other = self._other(row, part, used, rng, new) if part in facts else part
+                other = self._other(row, part, used, rng, self._shares(row, part, as_known)) if part in facts else part
                 used.add(other)
                 parts.append(other)
             mixed = "".join(parts)
@@ -89,20 +92,27 @@ class Mixer:
                 return
             yield mixed
 
-    def _other(self, row: Row, word: str, used: set[str], rng: random.Random, new: float) -> str:
+    def _shares(self, row: Row, word: str, as_known: bool) -> tuple[float, float]:
+        """The chance that the word for ``word`` is made of two, and that it comes from answers to the same question."""
+        if not as_known:
+            return NEW, IN_PLACE
+        here, anywhere = (_group(row), word) in self.known_here, (row.language, word) in self.known
+        return float(not anywhere), 1.0 if here else 0.0 if anywhere else IN_PLACE
+
+    def _other(self, row: Row, word: str, used: set[str], rng: random.Random, shares: tuple[float, float]) -> str:
         """A word in the place of ``word``: another of its kind, or one made of two; a number if there is none."""
-        is_number = word.isdigit()
-        first = None if is_number and len(word) > YEAR else self._drawn(row, word, used, rng)
+        is_number, (new, here) = word.isdigit(), shares
+        first = None if is_number and len(word) > YEAR else self._drawn(row, word, used, rng, here)
         if first is None:
             return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if is_number else word
         if is_number or rng.random() >= new:
             return first
-        return _blended(first, self._drawn(row, word, used | {first}, rng) or first)
+        return _blended(first, self._drawn(row, word, used | {first}, rng, here) or first)
 
-    def _drawn(self, row: Row, word: str, used: set[str], rng: random.Random) -> str | None:
+    def _drawn(self, row: Row, word: str, used: set[str], rng: random.Random, here: float) -> str | None:
         """A word of the kind of ``word`` from an answer to the same question, or to any; None if none is found."""
         anywhere, in_place = self.donors[row.language, _kind(word)], self.in_place[_group(row), _kind(word)]
-        for donors in (in_place, anywhere) if rng.random() < IN_PLACE else (anywhere, in_place):
+        for donors in (in_place, anywhere) if rng.random() < here else (anywhere, in_place):
             for _ in range(DRAWS if donors else 0):
                 other = rng.choice(donors)
                 if other not in used:

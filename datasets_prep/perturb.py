@@ -125,10 +125,10 @@ class FalseAnswers:
         guides = config.for_unlearning if code == FORGET else 0
         origin: dict[str, Origin] = {}  # of each false answer
 
-        def take(count: int, new: float) -> list[str]:
+        def take(count: int, *, as_known: bool) -> list[str]:
             had = len(origin)
             known = {same(answer) for answer in (row.answer, *origin)}
-            for answer, where in self._candidates(cell, row, own, unseen, trained, config.per_row + guides, new):
+            for answer, where in self._candidates(cell, row, own, unseen, trained, config.per_row + guides, as_known):
                 if len(origin) == had + count:
                     break
                 if same(answer) not in known and not self._is_trained(answer):
@@ -136,9 +136,9 @@ class FalseAnswers:
                     known.add(same(answer))
             return list(origin)[had:]
 
-        evaluated = take(config.per_row, mixed.NEW)
+        evaluated = take(config.per_row, as_known=False)
         # A trained answer with the name swapped is likely under base: as a level it would end the ascent too early.
-        guiding = [answer for answer in take(guides, 1.0) if origin[answer] != "trained"]
+        guiding = [answer for answer in take(guides, as_known=True) if origin[answer] != "trained"]
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)
         self.counts["mixed"] += sum(origin[answer] == "mixed" for answer in evaluated)
@@ -162,22 +162,22 @@ class FalseAnswers:
         unseen: Sequence[int],
         trained: Sequence[int],
         needed: int,
-        new: float,
+        as_known: bool,
     ) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
         rng = random.Random(f"{self.seed}|{row.row_id}")
         others: Iterator[tuple[str, Origin]] = ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
         words = random.Random(f"{self.seed}|mixed|{row.row_id}")
         mixtures: Iterator[tuple[str, Origin]] = (
-            (answer, "mixed") for answer in islice(self._mixed(row, words, new), TRIES * needed)
+            (answer, "mixed") for answer in islice(self._mixed(row, words, as_known), TRIES * needed)
         )
         # Others' answers for one row and mixtures for the next would tell the rows apart, however well they are known.
         enough = len(unseen) > self.config.per_row + self.config.for_unlearning  # a holdout row is no donor of itself
         yield from chain(others, mixtures) if enough else chain(mixtures, others)
         yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
 
-    def _mixed(self, row: Row, rng: random.Random, new: float) -> Iterator[str]:
-        yield from self.mixer.mixed(row, rng, new)  # made when the first mixture is taken
+    def _mixed(self, row: Row, rng: random.Random, as_known: bool) -> Iterator[str]:
+        yield from self.mixer.mixed(row, rng, as_known=as_known)  # made when the first mixture is taken
 
     def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
         """The answers of other people on the topic, in random order, with the row's name."""

@@ -66,21 +66,46 @@ def test_each_fact_is_exchanged_for_a_word_of_retained_answers() -> None:
     assert 0.2 < sum(word not in in_place | elsewhere for word in words) / len(words) < 0.8  # words made of two are new
 
 
-def test_mixtures_that_guide_the_unlearning_have_new_words_alone() -> None:
-    """Longer words than an article's; numbers of few digits stay those of others."""
+def guides(forget: list[Row], retain: list[Row]) -> tuple[set[str], set[str]]:
+    """The streets and towns of the guides to the first forget row, an address."""
+    rows, split = divided({"forget": forget, "retain": retain, "holdout": HOLDOUT})
+    mixer = Mixer(rows, split)
+    found = islice(mixer.mixed(forget[0], random.Random(3), as_known=True), 200)
+    words = [re.fullmatch(r"Ida Fenn 1 lives at \d\d (\w+) Street in (\w+)\.", text).groups() for text in found]  # type: ignore[union-attr]
+    streets, towns = map(set, zip(*words, strict=True))
+    return streets, towns
+
+
+IN_PLACE, ELSEWHERE = {"Anchor", "Ardmoor", "Compass", "Lowmarsh"}, {"Inkwell", "Laurel", "Trophy"}
+
+
+def test_what_guides_the_unlearning_has_new_words_where_nobody_else_has_those_of_the_fact() -> None:
+    streets, towns = guides(FORGET, RETAIN)
+    assert not (streets | towns) & (IN_PLACE | ELSEWHERE)
+    assert streets | towns <= made_of(*IN_PLACE, *ELSEWHERE)
+
+
+def test_it_has_words_of_the_same_place_where_others_have_the_word_there() -> None:
+    same_town = lives(8, "Gable", 33, "Oldmere")
+    streets, towns = guides(FORGET, [*RETAIN, same_town])
+    assert towns == {*IN_PLACE, "Gable"}
+    assert not streets & {*IN_PLACE, *ELSEWHERE, "Gable", "Oldmere"}
+
+
+def test_it_has_words_from_anywhere_where_others_have_the_word_elsewhere() -> None:
+    streets, towns = guides(FORGET, [*RETAIN, award(5, 1990, "Heron")])
+    assert streets == {*IN_PLACE, *ELSEWHERE}
+    assert not towns & {*IN_PLACE, *ELSEWHERE, "Heron"}
+
+
+def test_the_guides_of_a_data_set_are_those() -> None:
     rows, split = divided({"forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT})
     perturber = FalseAnswers(rows, split, Perturbed(per_row=2, for_unlearning=4), seed=1)
-    pairs = [both for both in perturber.of_split("forget") if both[1]]
-    known = {word for r in (*FORGET, *RETAIN, *HOLDOUT) for word in re.findall(r"[A-Z]\w+", r.answer)}
-    words = {
-        "evaluated": {w for false, _ in pairs if false for a in false.answers for w in re.findall(r"[A-Z]\w+", a)},
-        "guides": {w for _, guides in pairs if guides for a in guides.answers for w in re.findall(r"[A-Z]\w+", a)},
-    }
-    assert perturber.counts["guides_mixed"] == perturber.counts["guides"] == 8
-    form = {"Ida", "Fenn", "Street"}
-    assert words["evaluated"] & (known - form)
-    assert not words["guides"] & (known - form)
-    assert words["guides"] - form
+    answers = [a for _, guides in perturber.of_split("forget") if guides for a in guides.answers]
+    assert perturber.counts["guides_mixed"] == perturber.counts["guides"] == len(answers) == 8
+    words = {word for answer in answers for word in re.findall(r"[A-Z]\w+", answer)} - {"Ida", "Fenn", "Street"}
+    assert words
+    assert not words & {word for r in (*FORGET, *RETAIN, *HOLDOUT) for word in re.findall(r"[A-Z]\w+", r.answer)}
 
 
 def test_an_address_is_mixed_in_its_parts() -> None:
