@@ -34,6 +34,7 @@ _REMEDY = {
     "near_duplicates_within": "Remove the repetitions",
     "contradictions": "No model can know both; remove one",
     "forget_answers_in_retain": "Forget those retain rows too, or remove them",
+    "topics_not_retained": "Retain some rows of each topic",
     "identities_in_two_languages": "Give one person one language, or one id for each language",
     "names_of_several_identities": "Make the names tell the people apart",
     "name_not_in_question": "Say in each question about whom it is",
@@ -67,6 +68,7 @@ def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
     _duplicates(findings, texts, split)
     _contradictions(findings, texts)
     _answers_in_retain(findings, rows, split)
+    _topics(findings, texts, split)
     _identities(findings, rows)
     _single_rows(findings, rows)
     return {name: findings[name] for name in MEANING if name != "too_long"}
@@ -174,6 +176,18 @@ def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int
 def _pieces(text: Sequence[str], length: int) -> list[int]:
     """A hash of each run of ``length`` words, or of the whole text if it is shorter."""
     return [hash(tuple(text[start : start + length])) for start in range(max(1, len(text) - length + 1))]
+
+
+def _topics(findings: Findings, texts: _Texts, split: npt.NDArray[np.int8]) -> None:
+    rows = texts.rows
+    if not rows.has("topic_id"):
+        return
+    topic, topics = rows.codes("topic_id")
+    language = rows.codes("language")[0] if rows.has("language") else np.zeros_like(topic)
+    key = language.astype(np.int64) * len(topics) + topic
+    retained = np.isin(key, key[np.isin(split, (RETAIN, UNREHEARSED))])
+    for index in np.flatnonzero((split == FORGET) & ~retained).tolist():
+        findings["topics_not_retained"].add(texts.name(index))
 
 
 def _identities(findings: Findings, rows: Rows) -> None:

@@ -235,6 +235,11 @@ class Checks(Strict):
     forget_answers_in_retain: Action = Field(
         default="warn", description="forget rows whose answer stands word for word in a retain row"
     )
+    topics_not_retained: Action = Field(
+        default="warn",
+        description="forget rows on a topic of which no row in their language is retained: what base says in the place "
+        "of their facts may be no language then, since it learnt from these rows alone how such answers go",
+    )
     identities_in_two_languages: Action = Field(
         default="stop", description="identities with rows in more than one language"
     )

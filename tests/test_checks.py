@@ -90,6 +90,16 @@ def test_containment_is_that_of_a_plain_search(forget: list[str], retain: list[s
     assert found(forget=forgotten, retain=retained)["forget_answers_in_retain"].count == expected
 
 
+def test_forget_rows_of_a_form_that_nobody_else_has_are_found() -> None:
+    forget = [row(1, TOPICS[0]), row(1, TOPICS[1]), row(2, TOPICS[0], language="DE")]
+    others = {"retain": [row(3, TOPICS[0]), row(3, TOPICS[2])], "holdout": [row(4, TOPICS[1])]}
+    findings = found(forget=forget, **others)["topics_not_retained"]
+    assert {name.split()[0] for name in findings.first} == {forget[1].row_id, forget[2].row_id}
+    assert findings.count == 2
+    others["unrehearsed"] = [row(5, TOPICS[1])]  # base learns it too
+    assert found(forget=forget, **others)["topics_not_retained"].count == 1
+
+
 def test_identities_and_names_are_told_apart() -> None:
     rows = [row(1, TOPICS[0]), row(1, TOPICS[1], language="DE")]
     rows += [row(2, TOPICS[0], name="Bo"), row(3, TOPICS[0], name="Bo")]
