@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_identity_of_files_is_their_content(folder: Path) -> None:
-    """Both digests are those of the code before the data part answered for itself, unrehearsed rows and the last check."""
+    """Both digests are those of the code before the data part answered for itself, and less what came later."""
     request = requested(folder, holdout=[{"file": str(folder / "holdout.csv")}, {"languages": ["de"]}])
     for config, digest in (
         (given(folder), "a5b08b4103eddca9f93d0cce715ba134ff02e27b4b9577d42a4dcf1f4750c0a4"),
