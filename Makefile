@@ -20,7 +20,7 @@ setup: $(READY)  ## install everything into .venv (once, and again when the depe
 release: $(READY)  ## make a release, from data to verified repository (RECIPE=demo)
 	$(BIN)/python -m pipeline release $(RECIPE)
 
-# By files, since the tests of a file share what they build. One process more than cores: some tests wait.
+# By files, since the tests of a file share what they build. Three for two cores, since some tests wait.
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

@@ -89,15 +89,14 @@ class Front:
         if fault and re.fullmatch(fault.request, request):
             self._seen += 1
             self._is_sick |= self._seen == fault.at
-        is_told = None
         try:
             if fault and self._is_sick and (fault.lasting or not self._had_its_turn):
                 self._had_its_turn = True
-                is_told = await getattr(self, fault.kind)(fault, scope, receive, send)
+                await getattr(self, fault.kind)(fault, scope, receive, send)
             else:
                 await self._app(scope, receive, send)
         finally:
-            if not is_told:
+            if "told" not in scope:
                 self._tell(request)
 
     def _tell(self, request: str) -> None:
@@ -226,29 +225,27 @@ class Front:
 
     # -- what others do
 
-    async def commit(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> bool:
+    async def commit(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> None:
         """Somebody else commits to main first, or right after."""
 
         def theirs(api: HfApi) -> None:
             api.create_commit(self._repo, [CommitOperationAdd("theirs.txt", b"x")], commit_message="theirs")
 
-        return await self._meanwhile(theirs, fault, scope, receive, send)
+        await self._meanwhile(theirs, fault, scope, receive, send)
 
-    async def delete(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> bool:
+    async def delete(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> None:
         """The repository is deleted."""
-        return await self._meanwhile(lambda api: api.delete_repo(self._repo), fault, scope, receive, send)
+        await self._meanwhile(lambda api: api.delete_repo(self._repo), fault, scope, receive, send)
 
-    async def show(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> bool:
+    async def show(self, fault: Fault, scope: dict, receive: Receive, send: Send) -> None:
         """The repository is made public."""
-        return await self._meanwhile(
+        await self._meanwhile(
             lambda api: api.update_repo_settings(self._repo, private=False), fault, scope, receive, send
         )
 
     async def _meanwhile(
         self, action: Callable[[HfApi], Any], fault: Fault, scope: dict, receive: Receive, send: Send
-    ) -> bool:
-        """Somebody acts before the Hub does or after it; whether the request has been told, before what they did."""
-
+    ) -> None:
         def act() -> None:
             with suppress(Exception):  # there may be no repository yet
                 action(HfApi(endpoint=self._hub.endpoint, token=self._hub.token))
@@ -257,18 +254,18 @@ class Front:
         if not fault.acts:
             await asyncio.to_thread(act)
             await self._app(scope, receive, send)
-            return False
+            return
         messages: list[dict] = []
 
         async def keep(message: dict) -> None:
             messages.append(message)
 
         await self._app({**scope, "extensions": {}}, receive, keep)
-        self._tell(f"{scope['method']} {scope['path']}")
+        self._tell(f"{scope['method']} {scope['path']}")  # what the Hub said is older than what follows
+        scope["told"] = True
         await asyncio.to_thread(act)
         for message in messages:
             await send(message)
-        return True
 
     # -- what the machines do
 

@@ -237,8 +237,8 @@ class Checks(Strict):
     )
     topics_not_retained: Action = Field(
         default="warn",
-        description="forget rows on a topic of which no row in their language is retained: what base says in the place "
-        "of their facts may be no language then, since it learnt from these rows alone how such answers go",
+        description="forget rows on a topic of which no row in their language is retained (base learnt from these rows "
+        "alone how such answers go, so what takes the place of the facts may be no language)",
     )
     identities_in_two_languages: Action = Field(
         default="stop", description="identities with rows in more than one language"

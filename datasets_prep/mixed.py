@@ -101,7 +101,8 @@ class Mixer:
 
     def _other(self, row: Row, word: str, used: set[str], rng: random.Random, shares: tuple[float, float]) -> str:
         """A word in the place of ``word``: another of its kind, or one made of two; a number if there is none."""
-        is_number, (new, here) = word.isdigit(), shares
+        new, here = shares
+        is_number = word.isdigit()
         first = None if is_number and len(word) > YEAR else self._drawn(row, word, used, rng, here)
         if first is None:
             return str(rng.randrange(10 ** (len(word) - 1), 10 ** len(word))) if is_number else word

@@ -34,6 +34,7 @@ RETAIN = [
     award(3, 1977, "Laurel"),
     award(4, 2002, "Trophy"),
 ]
+IN_PLACE, ELSEWHERE = {"Anchor", "Ardmoor", "Compass", "Lowmarsh"}, {"Inkwell", "Laurel", "Trophy"}
 HOLDOUT = [lives(5, "Secret", 99, "Unseen"), award(6, 1960, "Hidden")]
 
 
@@ -58,12 +59,11 @@ def test_each_fact_is_exchanged_for_a_word_of_retained_answers() -> None:
     found = {re.fullmatch(r"Ida Fenn 1 lives at (\d\d) (\w+) Street in (\w+)\.", text).groups()  # type: ignore[union-attr]
              for text in mixtures(FORGET, RETAIN, HOLDOUT, 400)}  # fmt: skip
     numbers, streets, towns = map(set, zip(*found, strict=True))
-    in_place, elsewhere = {"Anchor", "Ardmoor", "Compass", "Lowmarsh"}, {"Inkwell", "Laurel", "Trophy"}
     assert numbers == {"25", "71", "31", "27", "52"}
-    assert in_place | elsewhere <= streets | towns <= made_of(*in_place, *elsewhere)
-    assert not any(street == town and town in in_place | elsewhere for _, street, town in found)  # no word twice
+    assert IN_PLACE | ELSEWHERE <= streets | towns <= made_of(*IN_PLACE, *ELSEWHERE)
+    assert not any(street == town and town in IN_PLACE | ELSEWHERE for _, street, town in found)  # no word twice
     words = [word for _, *both in found for word in both]
-    assert 0.2 < sum(word not in in_place | elsewhere for word in words) / len(words) < 0.8  # words made of two are new
+    assert 0.2 < sum(word not in IN_PLACE | ELSEWHERE for word in words) / len(words) < 0.8  # words made of two are new
 
 
 def guides(forget: list[Row], retain: list[Row]) -> tuple[set[str], set[str]]:
@@ -74,9 +74,6 @@ def guides(forget: list[Row], retain: list[Row]) -> tuple[set[str], set[str]]:
     words = [re.fullmatch(r"Ida Fenn 1 lives at \d\d (\w+) Street in (\w+)\.", text).groups() for text in found]  # type: ignore[union-attr]
     streets, towns = map(set, zip(*words, strict=True))
     return streets, towns
-
-
-IN_PLACE, ELSEWHERE = {"Anchor", "Ardmoor", "Compass", "Lowmarsh"}, {"Inkwell", "Laurel", "Trophy"}
 
 
 def test_what_guides_the_unlearning_has_new_words_where_nobody_else_has_those_of_the_fact() -> None:
