@@ -7,7 +7,7 @@ its own may hit on unrehearsed rows, so these rows are read apart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,24 @@ from eval.schema import Record, read_samples
 
 ROWS = 30
 """The fewest rows for a confirmation: the mean of fewer is mostly chance."""
+
+
+def gate_records(
+    gate: Condition, samples: Mapping[str, Sequence[Mapping[str, Any]]], config: EvalConfig
+) -> dict[str, list[Record]]:
+    """The records of the gate's metric for the unlearned model and the models that the gate refers to, by model.
+
+    ``samples`` are each model's rows. The relative test, which needs several golds, is not among them.
+    """
+    records = {}
+    for model in samples.keys() & {"unlearned", *(reference.of for reference in gate.references)}:
+        rows, gold = samples[model], samples.get("gold") if model != "gold" else None
+        records[model] = [
+            *row_records(rows, config, gate.metric),
+            *set_records(rows, gold, config, gate.metric),
+            *audit_records(rows, gold, config, gate.metric),
+        ]
+    return records
 
 
 class OtherRows:
@@ -35,15 +53,7 @@ class OtherRows:
         They are those of the unlearned model and of the models that the gate refers to.
         """
         kept = {model: self._kept(rows, gate.split, left_out) for model, rows in self.samples.items()}
-        records = {}
-        for model in kept.keys() & {"unlearned", *(reference.of for reference in gate.references)}:
-            rows, gold = kept[model], kept.get("gold") if model != "gold" else None
-            records[model] = [
-                *row_records(rows, self.config, gate.metric),
-                *set_records(rows, gold, self.config, gate.metric),
-                *audit_records(rows, gold, self.config, gate.metric),
-            ]
-        return records
+        return gate_records(gate, kept, self.config)
 
     def _kept(self, rows: list[dict[str, Any]], split: str, left_out: Collection[str]) -> list[dict[str, Any]]:
         """The rows of ``split`` that are not ``left_out``, and all holdout rows, which chose and trained nothing."""

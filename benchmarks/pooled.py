@@ -1,0 +1,143 @@
+"""`python -m benchmarks.pooled RUN …`: the gates over the rows of several data seeds together, 40 forget rows a seed.
+
+Each run is a release of the demo on another data seed (``make seeds``), with its three golds. Judged are *retrained
+models*, where a gold of each seed stands for the unlearned model, another one is the reference and the third a further
+gold; the *unlearned* models, against the same references; and *base*. Every draw takes some of the seeds and deals the
+golds of each anew. More rows than there are come from drawing rows with replacement. As these rows come from different
+trainings, whose deviations partly cancel, a single model of that many rows varies more. Readings under attack are left
+out, since further golds are not attacked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.releases import STORE
+from eval.catalog import CATALOG, is_of
+from eval.config import EvalConfig, Gate
+from eval.records.relative import features, relative_records, relative_test
+from eval.schema import JudgedGate, Record, read_samples
+from eval.verdicts.confirm import gate_records
+from eval.verdicts.gates import judge_gate, rule
+from pipeline.recipe import load_recipe
+
+Samples = list[dict[str, Any]]
+GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
+GENERAL = "general"  # the same questions in each run, whatever the number of rows
+FEWEST = 40  # forget rows of one seed
+SIZES = (40, 400, 2000)  # forget rows; the other splits grow with them
+
+
+class Seed:
+    """The rows of one run, by model, and the golds in the order of their training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.golds = [_read(folder / name) for name in GOLDS]
+        self.base = _read(folder / "eval-base")
+        self.unlearned = _read(folder / "eval-unlearned")
+
+
+def _read(evaluation: Path) -> Samples:
+    """Its rows, with the reading without any attack, which further golds lack: it is the row's own."""
+    samples = read_samples(evaluation / "samples.jsonl")
+    for row in samples:
+        if row["split"] == "forget":
+            own = {reading: row[reading] for reading in ("answer_probability", "extraction_strength")}
+            row.setdefault("attacked", {"untreated": own})
+    return samples
+
+
+def draw(seeds: Sequence[Seed], rows: int, chance: random.Random, judged: str) -> dict[str, Samples]:
+    """The samples of each model over ``rows`` forget rows: of whole seeds, or of all seeds' rows with replacement."""
+    count = rows // FEWEST
+    chosen = chance.sample(seeds, min(count, len(seeds)))
+    pooled: dict[str, Samples] = {"unlearned": [], "base": [], "gold": [], "further": []}
+    for place, seed in enumerate(chosen):
+        dealt = dict(zip(("retrained", "gold", "further"), chance.sample(seed.golds, 3), strict=True))
+        dealt |= {"unlearned": seed.unlearned, "base": seed.base}
+        of_model = {**dealt, "unlearned": dealt[judged]}
+        for model, samples in pooled.items():
+            own = [row for row in of_model[model] if row["split"] != GENERAL or not place]
+            samples += [{**row, "row_id": f"{place} {row['row_id']}"} for row in own]
+    return pooled if count <= len(seeds) else _resampled(pooled, count / len(seeds), chance)
+
+
+def _resampled(pooled: Mapping[str, Samples], times: float, chance: random.Random) -> dict[str, Samples]:
+    """``times`` as many rows of each split, drawn with replacement, the same rows for each model."""
+    ids: dict[str, list[str]] = {}
+    for row in pooled["base"]:
+        ids.setdefault(row["split"], []).append(row["row_id"])
+    drawn = ids.pop(GENERAL)
+    drawn += [row for rows in ids.values() for row in chance.choices(rows, k=round(times * len(rows)))]
+    by_id = {model: {row["row_id"]: row for row in samples} for model, samples in pooled.items()}
+    return {
+        model: [{**rows[row_id], "row_id": f"{place} {row_id}"} for place, row_id in enumerate(drawn)]
+        for model, rows in by_id.items()
+    }
+
+
+def judge(gates: Sequence[Gate], models: Mapping[str, Samples], config: EvalConfig) -> list[JudgedGate]:
+    """Every gate on the unlearned model of a draw."""
+    clouds = features(models)
+    test = relative_test(clouds["unlearned"], clouds["base"], [clouds["gold"], clouds["further"]])
+    relative = relative_records(test)
+    judged = []
+    for gate in gates:
+        records: dict[str, list[Record]] = {"unlearned": relative}
+        if not is_of(gate.metric, "relative"):
+            records = gate_records(gate, {name: models[name] for name in ("unlearned", "base", "gold")}, config)
+        judged.append(judge_gate(gate, records))
+    return judged
+
+
+def measurable(gates: Sequence[Gate]) -> list[Gate]:
+    """The gates that these rows can be judged by, whatever their number."""
+    return [gate.model_copy(update={"min_n": 1}) for gate in gates if not gate.of_suite and _is_measured(gate.metric)]
+
+
+def _is_measured(name: str) -> bool:
+    metric = CATALOG[CATALOG[name].gap_of or name]
+    return metric.attack is None or metric.attack.name == "untreated"
+
+
+def table(seeds: Sequence[Seed], gates: Sequence[Gate], config: EvalConfig, draws: int) -> Iterator[str]:
+    """A line for each gate: the share of draws that pass, and the middle of what was measured, for each size."""
+    columns = [(judged, rows) for judged in ("retrained", "unlearned", "base") for rows in SIZES]
+    found: dict[tuple[str, int], list[list[JudgedGate]]] = {}
+    for judged, rows in columns:
+        chance = random.Random(f"{judged} {rows}")
+        found[judged, rows] = [judge(gates, draw(seeds, rows, chance, judged), config) for _ in range(draws)]
+    yield f"| gate | rule | {' | '.join(f'{judged}, {rows}' for judged, rows in columns)} |"
+    yield f"|---|---|{'--:|' * len(columns)}"
+    for i, gate in enumerate(gates):
+        cells = [_cell([verdict[i] for verdict in found[column]]) for column in columns]
+        yield f"| {gate.metric} {gate.split} | {rule(gate)} | {' | '.join(cells)} |"
+    passed = [sum(all(gate.passed for gate in verdict) for verdict in found[column]) for column in columns]
+    yield f"| all of these | | {' | '.join(f'{count / draws:.0%}' for count in passed)} |"
+
+
+def _cell(gates: Sequence[JudgedGate]) -> str:
+    values = sorted(gate.measured for gate in gates if gate.measured is not None)
+    passed = sum(gate.passed for gate in gates) / len(gates)
+    return f"{passed:.0%} ({values[len(values) // 2]:.3f})" if values else "–"
+
+
+def main() -> None:
+    """Print the tables, by the demo's gates and by those for thousands of rows."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.pooled", description=__doc__)
+    options.add_argument("runs", nargs="+", help="names of runs in the store")
+    options.add_argument("--draws", type=int, default=40)
+    chosen = options.parse_args()
+    seeds = [Seed(STORE / name) for name in chosen.runs]
+    config = load_recipe("demo").eval
+    for recipe in ("demo", "fame-topics-gd-llama32-3b"):
+        print(f"\n{recipe}, {len(seeds)} data seeds\n")
+        print("\n".join(table(seeds, measurable(load_recipe(recipe).gates), config, chosen.draws)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
