@@ -1,9 +1,13 @@
-"""`python -m benchmarks.judged`: what the demo's gates say of retrained models, which must pass, and of bad ones.
+"""`python -m benchmarks.judged`: what a recipe's gates say of retrained models, which must pass, and of bad ones.
 
 Golds of other seeds are judged as if they were unlearned models: every gold by every choice of another one as the
-reference and of two more for the relative test. A gate that refuses them is wrong. Beside them it judges base, what
-`demo-overforget` and entries of `methods.yaml` make of the same base, and the demo's own model. Values are computed
-anew from the samples of the evaluations, which are made where the store has none (about an hour on two slow cores).
+reference and of two more for the relative test. A gate that refuses them is wrong. Beside them it judges base, and for
+the demo what `demo-overforget` and entries of `methods.yaml` make of the same base, and its own model. Values are
+computed anew from the samples of the evaluations, which are made where the store has none (about an hour on two slow
+cores for the demo).
+
+`--rows FILE` takes a part of the rehearsal on FAME's published rows in the place of the demo: four topics in five
+languages, about 400 forget rows, four golds (about six hours on one core).
 """
 
 from __future__ import annotations
@@ -27,15 +31,19 @@ from eval.verdicts.gates import judge_gate, rule
 from pipeline.recipe import Recipe, load_recipe
 
 GOLDS = (0, 1, 2, 3, 4)  # seeds of their trainings; the demo's own gold is the first
-FURTHER = 2  # golds beside the reference, as many as the demo has
+FURTHER = 2  # golds beside the reference, as many as the recipes have
+REHEARSAL = "fame-topics-rehearsal"
+REHEARSED = (42, 43, 44, 45)
+TOPICS = ["biography.birthplace", "career.breakthrough_project", "achievements.directorial_award"]
+TOPICS += ["personal.hobby_or_interest"]
 BAD = ("ft", "po", "gd")  # entries of methods.yaml
 
 Samples = list[dict[str, Any]]
 
 
-def made(name: str, until: str, sets: Sequence[str]) -> Path:
-    """The folder of the demo's artifacts with these settings."""
-    release("demo", until, [f"name={name}", *sets])
+def made(name: str, until: str, sets: Sequence[str], recipe: str = "demo") -> Path:
+    """The folder of a recipe's artifacts with these settings."""
+    release(recipe, until, [f"name={name}", *sets])
     return STORE / name
 
 
@@ -45,6 +53,27 @@ def alone(recipe: Recipe) -> list[str]:
         gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates if not is_of(gate.metric, "relative")
     ]
     return ["gold.seeds=null", "eval.relative=false", f"gates={json.dumps(gates)}"]
+
+
+def rehearsal(source: str) -> tuple[Recipe, list[str]]:
+    """The rehearsal on a part of its rows, with the attacks that a gate reads, and the settings that make it so."""
+    sets = [f"data.source.file={source}", f"data.part={json.dumps({'topics': TOPICS})}"]
+    sets += ["eval.robustness.first_words=null", "eval.robustness.other_language=false"]
+    sets += [f"eval.robustness.quantize={json.dumps(['nf4'])}"]
+    gates = [gate.model_copy(update={"min_n": 1}) for gate in load_recipe(REHEARSAL, sets).gates]
+    sets += [f"gates={json.dumps([gate.model_dump(mode='json', exclude_none=True) for gate in gates])}"]
+    return load_recipe(REHEARSAL, sets), sets
+
+
+def rehearsed(recipe: Recipe, sets: Sequence[str]) -> tuple[dict[int, Samples], dict[str, Samples]]:
+    """As :func:`evaluations`, of a part of the rehearsal: its golds, and base."""
+    one = [*sets, *alone(recipe)]
+    golds = {}
+    for seed in REHEARSED:
+        name = f"judged-{REHEARSAL}-{seed}"
+        folder = made(name, "eval-base", [*one, f"gold.train.args.seed={seed}"], REHEARSAL)
+        golds[seed] = read_samples(folder / "eval-gold" / "samples.jsonl")
+    return golds, {"base": read_samples(folder / "eval-base" / "samples.jsonl")}
 
 
 def evaluations(seed: int | None) -> tuple[dict[int, Samples], dict[str, Samples]]:
@@ -127,9 +156,19 @@ def _shown(gate: JudgedGate) -> str:
 def main() -> None:
     """Print the table."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.judged", description=__doc__)
-    options.add_argument("--seed", type=int, help="a data seed, in place of the demo's own")
-    golds, others = evaluations(options.parse_args().seed)
-    print("\n".join(table(load_recipe("demo"), golds, others)))
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=int, help="a data seed, in place of the demo's own")
+    which.add_argument(
+        "--rows", metavar="FILE", help="FAME's published retain split: judge the rehearsal's golds on it"
+    )
+    chosen = options.parse_args()
+    if chosen.rows:
+        recipe, sets = rehearsal(chosen.rows)
+        golds, others = rehearsed(recipe, sets)
+    else:
+        recipe = load_recipe("demo")
+        golds, others = evaluations(chosen.seed)
+    print("\n".join(table(recipe, golds, others)))
 
 
 if __name__ == "__main__":

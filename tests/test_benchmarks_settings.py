@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import judged, memory, requests
 from benchmarks.releases import of_seed
 from eval.catalog import is_of
+from eval.verdicts.gates import rule
 from pipeline.recipe import load_recipe
 
 
@@ -27,6 +30,20 @@ def test_a_gold_that_is_judged_is_the_only_one() -> None:
     one = load_recipe("demo", judged.alone(recipe))
     assert not one.eval.relative
     assert [gate for gate in recipe.gates if not is_of(gate.metric, "relative")] == one.gates
+
+
+def test_the_rehearsal_on_a_part_of_its_rows_has_its_rules_and_the_attacks_that_they_read(tmp_path: Path) -> None:
+    source = tmp_path / "retain.parquet"
+    source.touch()
+    recipe, sets = judged.rehearsal(str(source))
+    whole = load_recipe(judged.REHEARSAL, [f"data.source.file={source}"])
+    assert [rule(gate) for gate in recipe.gates] == [rule(gate) for gate in whole.gates]
+    assert recipe.eval.robustness
+    assert recipe.eval.robustness.attacks() == ["untreated", "nf4", "relearn_forget", "relearn_retain"]
+    assert (recipe.base, recipe.gold, recipe.unlearn) == (whole.base, whole.gold, whole.unlearn)
+    one = load_recipe(judged.REHEARSAL, [*sets, *judged.alone(recipe)])
+    assert not one.eval.relative
+    assert not one.gold.seeds
 
 
 @pytest.mark.parametrize("case", memory.CASES)
