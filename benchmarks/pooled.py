@@ -2,10 +2,10 @@
 
 Each run is a release of the demo on another data seed (``make seeds``), with its three golds. Judged are *retrained
 models*, where a gold of each seed stands for the unlearned model, another one is the reference and the third a further
-gold; the *unlearned* models, against the same references; and *base*. Every draw takes some of the seeds and deals the
-golds of each anew. More rows than there are come from drawing rows with replacement. As these rows come from different
-trainings, whose deviations partly cancel, a single model of that many rows varies more. Readings under attack are left
-out, since further golds are not attacked.
+gold; the *unlearned* models, against the same references; and *base*. A draw takes one of the seeds, or all, and deals
+the golds of each anew. More rows than there are come from drawing rows with replacement. As the rows come from
+different trainings, whose deviations partly cancel, a single model of that many rows varies more. Readings under attack
+are left out, since further golds are not attacked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Samples = list[dict[str, Any]]
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
 GENERAL = "general"  # the same questions in each run, whatever the number of rows
 FEWEST = 40  # forget rows of one seed
-SIZES = (40, 400, 2000)  # forget rows; the other splits grow with them
+MANY = 2000  # forget rows drawn from those there are; the other splits grow with them
 
 
 class Seed:
@@ -106,7 +106,8 @@ def _is_measured(name: str) -> bool:
 
 def table(seeds: Sequence[Seed], gates: Sequence[Gate], config: EvalConfig, draws: int) -> Iterator[str]:
     """A line for each gate: the share of draws that pass, and the middle of what was measured, for each size."""
-    columns = [(judged, rows) for judged in ("retrained", "unlearned", "base") for rows in SIZES]
+    sizes = (FEWEST, FEWEST * len(seeds), MANY)
+    columns = [(judged, rows) for judged in ("retrained", "unlearned", "base") for rows in sizes]
     found: dict[tuple[str, int], list[list[JudgedGate]]] = {}
     for judged, rows in columns:
         chance = random.Random(f"{judged} {rows}")

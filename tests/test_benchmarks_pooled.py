@@ -73,12 +73,13 @@ def test_a_retrained_model_is_a_gold_and_none_of_the_references(seeds: list[pool
 
 
 def test_golds_pass_where_base_is_refused(seeds: list[pooled.Seed], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooled, "SIZES", (40, 120))
+    monkeypatch.setattr(pooled, "MANY", 160)
     gates = pooled.measurable(load_recipe("demo").gates)
     left_out = {gate.metric for gate in load_recipe("demo").gates} - {gate.metric for gate in gates}
     assert left_out == {"extraction_strength_nf4_gap", "extraction_strength_relearn_forget_gap"}
     head, _, *lines, last = pooled.table(seeds, gates, CONFIG, 1)
-    assert head.endswith("| retrained, 40 | retrained, 120 | unlearned, 40 | unlearned, 120 | base, 40 | base, 120 |")
-    assert last == "| all of these | | 100% | 100% | 100% | 100% | 0% | 0% |"
+    columns = [f"{judged}, {rows}" for judged in ("retrained", "unlearned", "base") for rows in (40, 120, 160)]
+    assert head == f"| gate | rule | {' | '.join(columns)} |"
+    assert last == f"| all of these | | {' | '.join(['100%'] * 6 + ['0%'] * 3)} |"
     (quality,) = [line.split(" | ") for line in lines if line.startswith("| forget_quality ")]
     assert quality[-1] == "0% (0.000) |"
