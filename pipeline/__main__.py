@@ -218,6 +218,12 @@ def _function(name: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
 def _store_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
 
@@ -237,6 +243,10 @@ def _release_options(command: argparse.ArgumentParser, what: str = "RECIPE") -> 
     command.add_argument("--device", metavar="NAME", help=text)
     text = "where each stage runs: local (here, the default), slurm or hf-jobs"
     command.add_argument("--on", choices=("local", "slurm", "hf-jobs"), default="local", help=text)
+    text = (
+        "how many stages run at once here (default: on a processor one for each core that has the memory, up to four)"
+    )
+    command.add_argument("--jobs", type=_count, metavar="N", help=text)
     command.add_argument(
         "--launch",
         default="local",

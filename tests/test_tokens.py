@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from core.errors import HubError, SystemLimitError
 from core.strict import Strict
 from pipeline.engine.credentials import PUBLISHER, TOKENS
-from pipeline.engine.launch import launch, launch_config
+from pipeline.engine.launch import Children, launch_config
 from pipeline.engine.runner import Stage, Store
 from pipeline.publish import push
 from pipeline.publish.hub import connect, has_token
@@ -265,7 +265,7 @@ def test_a_launched_training_sees_no_token(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "executable", str(python))
     options = argparse.Namespace(recipe="demo", set=[], debug=False)
     with pytest.raises(SystemLimitError):
-        launch(launch_config("local"), environment(processes=2), options, Store(tmp_path, "demo"))
+        Children().launch(launch_config("local"), environment(processes=2), options, Store(tmp_path, "demo"))
     assert "UNLEARN_RELEASE_ERROR_FILE=" in (tmp_path / "seen").read_text()
     assert "HF_TOKEN" not in (tmp_path / "seen").read_text()
 

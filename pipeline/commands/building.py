@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from core.errors import ArtifactError, InputError
 from datasets_prep.schema import read_data_facts
 from pipeline import preflight
+from pipeline.commands.collection_plan import costs_of, seconds_of
 from pipeline.commands.prepare import refuse_other_gates
+from pipeline.commands.shared import say
+from pipeline.cost import devices
+from pipeline.cost.devices import Device
+from pipeline.cost.work import Cost
 from pipeline.engine.artifact import Artifact, check_artifact, read_artifact
-from pipeline.engine.graph import Member, Node
-from pipeline.engine.launch import check_launch, launch, launch_config
+from pipeline.engine.graph import Graph, Judge, Member, Node, chains, execute
+from pipeline.engine.jobs import Outcome
+from pipeline.engine.launch import Children, check_launch, launch_config
 from pipeline.engine.live import watching
+from pipeline.engine.machine import cores
 from pipeline.engine.runner import Status
 from pipeline.engine.summary import require_pass
 from pipeline.preflight import Finding, Preflight
+
+MOST_AT_ONCE = 4
+"""Stages of one release that can run side by side: the unlearning's own and those of three golds."""
+MEMORY_SHARE = 0.7
+"""Of the memory, for stages side by side. Ours: estimates are of one stage, and other programs run too."""
 
 
 def refuse_device(options: argparse.Namespace) -> None:
@@ -45,15 +57,71 @@ def watched(node: Node, build: Callable[[], Artifact]) -> Artifact:
         return build()
 
 
-def launched(node: Node, build: Callable[[], Artifact], accelerate: Path, options: argparse.Namespace) -> Artifact:
-    """Like :func:`watched`, but a stage for several processes is launched on them, as ``accelerate`` configures."""
-    stage, store = node.stage, node.first.store
-    if stage.processes == 1:
-        return watched(node, build)
-    launch(accelerate, stage, options, store)
-    artifact = read_artifact(store.link(stage.name).resolve())
+def schedule(options: argparse.Namespace, nodes: Graph, states: Mapping[str, Status]) -> tuple[Graph, int]:
+    """The nodes in the order in which this machine begins them, and how many of them it runs at once.
+
+    That is what ``--jobs`` says, else one for each core that has the memory: two stages of one thread do more than two
+    threads of one stage (docs/measurements/time-and-memory.md). It is one where that does not hold or is not known: on
+    a GPU, for stages on several processes, and where rows are not known. Of several, those begin first that most of the
+    rest waits for.
+    """
+    device = devices.here()
+    costs = costs_of(nodes, states, device)
+    waiting = {key: node for key, node in nodes.items() if states[key].artifact is None}
+    at_once = options.jobs or _at_once(waiting, costs, device)
+    if at_once == 1:
+        return nodes, 1
+    rest = chains(nodes, seconds_of(waiting, nodes, costs))
+    return {key: nodes[key] for key in sorted(nodes, key=lambda key: -rest[key])}, at_once
+
+
+def _at_once(waiting: Graph, costs: Mapping[str, Cost], device: Device) -> int:
+    known = all(costs[key].plain()["seconds"] is not None for key in waiting)
+    if device.is_gpu or not known or any(node.stage.processes > 1 for node in waiting.values()):
+        return 1
+    fullest = sorted((costs[key].memory for key in waiting), reverse=True)
+    most = range(1, min(cores(), MOST_AT_ONCE) + 1)
+    return max([n for n in most if sum(fullest[:n]) <= MEMORY_SHARE * device.memory], default=1)
+
+
+def build_here(
+    options: argparse.Namespace,
+    nodes: Graph,
+    recipe_of: Callable[[Node], str],
+    judge: Judge,
+    built: set[str],
+    at_once: int,
+) -> Iterator[tuple[Node, Outcome]]:
+    """Run the nodes on this machine and yield what became of each; the ids of those that are built join ``built``.
+
+    A node is built in this process, or in others if its stage has several or if several stages run ``at_once``: then
+    each has its share of the cores. ``recipe_of`` names a node's recipe for a command line. Processes that still run
+    when this ends are ended.
+    """
+    accelerate = launch_config(options.launch)
+
+    with Children(max(cores() // at_once, 1) if at_once > 1 else None) as children:
+
+        def around(node: Node, build: Callable[[], Artifact]) -> Artifact:
+            if node.label != node.stage.name:  # of several releases
+                say(f"— {node.label}")
+            if node.stage.processes == 1 and at_once == 1:
+                artifact = watched(node, build)
+            else:
+                words = argparse.Namespace(recipe=recipe_of(node), set=options.set, debug=options.debug)
+                children.launch(accelerate, node.stage, words, node.first.store)
+                artifact = _made(node.first.store.link(node.stage.name))
+            built.add(node.id)
+            return artifact
+
+        yield from execute(nodes, around, judge, at_once=at_once)
+
+
+def _made(link: Path) -> Artifact:
+    """The artifact that another process has just made."""
+    artifact = read_artifact(link.resolve())
     if artifact is None:
-        raise ArtifactError(f"{store.link(stage.name)} was built, but is gone. Run the command again.")
+        raise ArtifactError(f"{link} was built, but is gone. Run the command again.")
     check_artifact(artifact)
     return artifact
 

@@ -10,15 +10,15 @@ from core.errors import GateError, HubError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import collection_comparison
-from pipeline.commands.building import examined, judge, launched, refuse_device
+from pipeline.commands.building import build_here, examined, judge, refuse_device, schedule
 from pipeline.commands.collection_plan import costs_of, show_plan
 from pipeline.commands.elsewhere import members_of, run_elsewhere
 from pipeline.commands.prepare import bring
 from pipeline.commands.shared import say, show, store_root
 from pipeline.cost import devices
 from pipeline.engine.artifact import Artifact
-from pipeline.engine.graph import Graph, Member, Node, execute, graph, releases, states_of, survey
-from pipeline.engine.launch import check_device, launch_config
+from pipeline.engine.graph import Graph, Member, Node, graph, releases, states_of, survey
+from pipeline.engine.launch import check_device
 from pipeline.engine.machine import disk_limits
 from pipeline.publish.collection import publish
 
@@ -42,10 +42,15 @@ def collection(options: argparse.Namespace) -> int:
     _check(options, nodes)
     outcomes: Outcomes = {}
     built: set[str] = set()
+
+    def name_of(node: Node) -> str:
+        return command_name(options, node.first)
+
     if options.on == "local":
-        ends = execute(nodes, _around(options, built), judge)
+        in_order, at_once = schedule(options, nodes, survey(nodes))
+        ends = build_here(options, in_order, name_of, judge, built, at_once)
     else:
-        ends = run_elsewhere(options, nodes, lambda node: command_name(options, node.first), judge)
+        ends = run_elsewhere(options, nodes, name_of, judge)
     for node, outcome in ends:
         outcomes[node.id] = outcome
         if isinstance(outcome, ReleaseError):
@@ -65,20 +70,6 @@ def _check(options: argparse.Namespace, nodes: Graph) -> None:
     preflight.refuse(list(dict.fromkeys(findings)))
     costs = costs_of(nodes, states, devices.cpu())  # each member was judged alone
     preflight.enough_disk([cost for key, cost in costs.items() if states[key].artifact is None], store_root(options))
-
-
-def _around(options: argparse.Namespace, built: set[str]) -> Any:
-    """Build a node as `release` builds a stage of its first member, and note its id."""
-    accelerate = launch_config(options.launch)
-
-    def around(node: Node, build: Any) -> Artifact:
-        words = argparse.Namespace(recipe=command_name(options, node.first), set=options.set, debug=options.debug)
-        say(f"— {node.label}")
-        artifact = launched(node, build, accelerate, words)
-        built.add(node.id)
-        return artifact
-
-    return around
 
 
 def command_name(options: argparse.Namespace, member: Member) -> str:

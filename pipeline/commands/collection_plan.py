@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from pipeline.collection import Collection
@@ -13,7 +13,7 @@ from pipeline.cost.devices import Device
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.resources import Resources, gpus_of
 from pipeline.cost.work import Cost, total
-from pipeline.engine.graph import Graph, Node, releases, states_of, survey
+from pipeline.engine.graph import Graph, Node, chains, releases, states_of, survey
 from pipeline.engine.plan import duration, gigabytes, planned
 from pipeline.engine.runner import Status
 
@@ -24,6 +24,11 @@ def costs_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> dict
         name: planned(member.recipe, states_of(nodes, states, name), device) for name, member in releases(nodes).items()
     }
     return {key: node.stage.costs(node.stage.config, known[next(iter(node.members))]) for key, node in nodes.items()}
+
+
+def seconds_of(waiting: Container[str], nodes: Graph, costs: Mapping[str, Cost]) -> dict[str, float]:
+    """Estimated seconds of each node: 0 for one that is done, or of which they are not known."""
+    return {key: (costs[key].plain()["seconds"] or 0.0) if key in waiting else 0.0 for key in nodes}
 
 
 def device_of(options: argparse.Namespace, resources: Resources) -> Device:
@@ -43,7 +48,7 @@ def show_plan(options: argparse.Namespace, found: Collection, nodes: Graph) -> i
     needed = total([costs[key] for key in waiting], device)
     needed |= {
         "gpu_hours": _gpu_hours([nodes[key] for key in waiting], costs),
-        "longest_chain_seconds": _longest_chain(nodes, waiting, costs),
+        "longest_chain_seconds": max(chains(nodes, seconds_of(waiting, nodes, costs)).values()),
         "stages": len(nodes),
         "stages_without_sharing": sum(len(node.members) for node in nodes.values()),
         "waiting": len(waiting),
@@ -121,12 +126,3 @@ def _gpu_hours(waiting: list[Node], costs: Mapping[str, Cost]) -> float:
         gpus = gpus_of(recipe.resources, node.stage.name, node.stage.processes, cost)
         hours += gpus * (cost.plain()["seconds"] or 0) / 3600
     return round(hours, 2)
-
-
-def _longest_chain(nodes: Graph, waiting: list[str], costs: Mapping[str, Cost]) -> float:
-    """Seconds until the last stage is done if each starts as soon as its inputs are."""
-    ends: dict[str, float] = {}
-    for key, node in nodes.items():
-        own = (costs[key].plain()["seconds"] or 0) if key in waiting else 0
-        ends[key] = own + max((ends[made_by] for made_by in node.inputs.values()), default=0)
-    return max(ends.values())

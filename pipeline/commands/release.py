@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from core.errors import ArtifactError, GateError, ReleaseError
 from core.ranks import is_first
 from eval.schema import read_other_prompts, read_verdict
 from model_card.stage import refused
 from pipeline import preflight
-from pipeline.commands.building import examined, judge, launched, refuse_device, watched
+from pipeline.commands.building import build_here, examined, judge, refuse_device, schedule, watched
 from pipeline.commands.elsewhere import run_elsewhere
 from pipeline.commands.prepare import bring, index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.release_plan import show_plan
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.engine.artifact import Artifact, check_artifact
-from pipeline.engine.graph import Member, Node, execute, graph, inputs_of, survey
+from pipeline.engine.graph import Member, Node, graph, inputs_of, survey
 from pipeline.engine.launch import Lead, check_device, follow, launch_config
 from pipeline.engine.runner import Stage, Status, Store, build, check, needed
 from pipeline.engine.summary import measurements, places, results_table
@@ -33,7 +32,7 @@ def release(options: argparse.Namespace) -> int:
     GateError if the gates allow no publication.
     """
     refuse_device(options)
-    accelerate = launch_config(options.launch)
+    launch_config(options.launch)  # before anything is read
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     member = Member(recipe, stages, store)
@@ -44,41 +43,45 @@ def release(options: argparse.Namespace) -> int:
     if options.on == "local":
         check_device(options.launch)
     preflight.refuse(examined(options, member, states))
-    return _make(options, member, states, accelerate)
+    return _make(options, member, states)
 
 
-def _make(options: argparse.Namespace, member: Member, states: Mapping[str, Status], accelerate: Path) -> int:
-    """Make what is not done, and report. Raises the first error of a stage; elsewhere, when all others have ended."""
+def _make(options: argparse.Namespace, member: Member, states: Mapping[str, Status]) -> int:
+    """Make what is not done, and report. Raises the first error of a stage; of several at once, when all have ended."""
     here = options.on == "local"
+    nodes = graph({"": member})
+    of_nodes = {key: states[node.stage.name] for key, node in nodes.items()}
+    nodes, at_once = schedule(options, nodes, of_nodes) if here else (nodes, 1)
     done: dict[str, Artifact] = {}
-    built = set() if here else {name for name, state in states.items() if state.artifact is None}
+    built = set() if here else {key for key, state in of_nodes.items() if state.artifact is None}
     failed: list[ReleaseError] = []
-
-    def around(node: Node, build: Callable[[], Artifact]) -> Artifact:
-        artifact = launched(node, build, accelerate, options)
-        built.add(node.stage.name)
-        return artifact
 
     def accept(node: Node, artifact: Artifact) -> None:
         """Note an artifact, then judge it: the report shows a gate that failed too."""
         name = node.stage.name
         done[name] = artifact
-        if here and name not in built:
+        if here and node.id not in built:
             say(f"{name:<15} done already")
         if name != "data" or states[name].artifact is None:  # of other data the preflight knew the rows
             judge(node, artifact)
 
-    nodes = graph({"": member})
-    ends = execute(nodes, around, accept) if here else run_elsewhere(options, nodes, lambda _: options.recipe, accept)
+    def name_of(_: Node) -> str:
+        return str(options.recipe)
+
+    if here:
+        ends = build_here(options, nodes, name_of, accept, built, at_once)
+    else:
+        ends = run_elsewhere(options, nodes, name_of, accept)
     for node, outcome in ends:
         if isinstance(outcome, ReleaseError):
             failed.append(outcome)
-            if here:  # elsewhere, what does not read it goes on
+            if here and at_once == 1:  # else what does not read it goes on
                 break
         elif outcome and not here:
             say(f"{node.stage.name:<15} done")
+    done = {stage.name: done[stage.name] for stage in member.stages if stage.name in done}  # in the order of the plan
     if not failed or "gate" in done:
-        _report(options, member.recipe, done, member.store, built)
+        _report(options, member.recipe, done, member.store, {nodes[key].stage.name for key in built})
     if any(isinstance(error, GateError) for error in failed):
         _show_refusal(member.stages, done, member.store)
     if failed:

@@ -8,8 +8,9 @@ what is there already is decided by content, as in `runner.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core.digests import artifact_key
 from core.errors import ReleaseError
@@ -98,6 +99,16 @@ def before(nodes: Graph) -> dict[str, set[str]]:
     return found
 
 
+def chains(nodes: Graph, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds from the beginning of each node to the end of the last one that needs it, if none waits for another."""
+    found: dict[str, float] = {}
+    for key, node in reversed(nodes.items()):
+        found[key] = found.get(key, 0.0) + seconds[key]
+        for made_by in node.inputs.values():
+            found[made_by] = max(found.get(made_by, 0.0), found[key])
+    return found
+
+
 def status_of(node: Node, done: Mapping[str, Artifact]) -> Status:
     """The state of a node, given the artifacts of finished nodes by id."""
     return node.first.store.status(node.stage, inputs_of(node, done))
@@ -124,29 +135,62 @@ Judge = Callable[[Node, Artifact], None]
 
 
 def execute(
-    nodes: Graph, around: Around, judge: Judge = lambda node, artifact: None
+    nodes: Graph, around: Around, judge: Judge = lambda node, artifact: None, *, at_once: int = 1
 ) -> Iterator[tuple[Node, Artifact | ReleaseError | None]]:
-    """Run the nodes in order in this process, and yield each with its artifact or its error; None: an input failed.
+    """Run the nodes, and yield each with its artifact or its error; None: an input failed.
 
     ``around(node, build)`` is called for a node that must be built; it calls ``build`` and may show its progress.
     ``judge`` raises the error that stops what reads the artifact, such as that of a failed gate. A caller that stops at
-    the first error runs nothing after it.
+    the first error runs nothing after it. The nodes run in order in this thread, unless several may run ``at_once``:
+    then each begins when its inputs are there, the first of them first, and ``around``, which must not call ``build``,
+    is called in threads.
     """
-    done: dict[str, Artifact] = {}
-    for key, node in nodes.items():
-        if inputs_of(node, done).keys() != node.inputs.keys():
-            yield node, None
-            continue
+    waiting, done, failed = dict(nodes), dict[str, Artifact](), set[str]()
+    running: dict[Future[Artifact], Node] = {}
+    pool: Executor = ThreadPoolExecutor(at_once) if at_once > 1 else _Here()
+    try:
+        while waiting or running:
+            ready = (node for node in waiting.values() if set(node.inputs.values()) <= done.keys() | failed)
+            if len(running) < at_once and (node := next(ready, None)):
+                del waiting[node.id]
+                if failed.intersection(node.inputs.values()):
+                    failed.add(node.id)
+                    yield node, None
+                else:
+                    running[pool.submit(_artifact, node, inputs_of(node, done), around)] = node
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                node = running.pop(future)
+                try:
+                    artifact = future.result()
+                    node.link(artifact)
+                    judge(node, artifact)
+                except ReleaseError as error:
+                    failed.add(node.id)
+                    yield node, error
+                    continue
+                done[node.id] = artifact
+                yield node, artifact
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _artifact(node: Node, inputs: Mapping[str, Artifact], around: Around) -> Artifact:
+    """The artifact of a node whose inputs are there: the finished one, which is checked, or a new one."""
+    store = node.first.store
+    if artifact := store.status(node.stage, inputs).artifact:
+        check(node.stage, store, artifact)
+        return artifact
+    return around(node, lambda: build(node.stage, store, inputs))
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this thread, which an interruption reaches."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
         try:
-            artifact = status_of(node, done).artifact
-            if artifact:
-                check(node.stage, node.first.store, artifact)
-            else:
-                artifact = around(node, lambda node=node: build(node.stage, node.first.store, inputs_of(node, done)))  # type: ignore[misc]
-            node.link(artifact)
-            judge(node, artifact)
-        except ReleaseError as error:
-            yield node, error
-            continue
-        done[key] = artifact
-        yield node, artifact
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future

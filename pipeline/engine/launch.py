@@ -1,4 +1,4 @@
-"""Where a stage runs: in this process, or on several that `accelerate launch` starts with the same command line.
+"""Where a stage runs: in this process, in one beside it, or on several that `accelerate launch` starts.
 
 The launched command is always ``python -m pipeline run STAGE RECIPE …``. The first of its processes holds the lock,
 builds the artifact and reports progress. The others wait for the first one's call, take part in the stage's work, and
@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -28,6 +30,7 @@ from pipeline.engine.runner import Stage, Store
 from pipeline.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "accelerate"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def launch_config(where: str) -> Path:
@@ -107,35 +110,63 @@ def command_line(
     return [*launcher, "--num_processes", str(stage.processes), "--main_process_port", "0", *command]
 
 
-def launch(config: Path, stage: Stage, options: argparse.Namespace, store: Store) -> None:
-    """Run a stage on its several processes, on this machine. Raises the error of the process that failed first."""
-    remote = store.remote.url if store.remote else None
-    argv = [sys.executable, *command_line(config, stage, options.recipe, options.set, store.root.absolute(), remote)]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "error.json"
-        with stage.credentials():
-            process = subprocess.Popen(
-                argv,
-                env=os.environ | {ERROR_FILE: str(file)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
+class Children:
+    """Processes that run stages for this one. Used as a context, they end with it."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """``threads`` is how many each process may use, None for what this one may."""
+        self._threads = {} if threads is None else {name: str(threads) for name in THREADS}
+        self._running: set[subprocess.Popen[str]] = set()
+        self._on_term: Any = None
+        self._starting = threading.Lock()  # a start changes the environment of this process for a moment
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # So that it ends by way of __exit__.
+            self._on_term = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._on_term is not None:
+            signal.signal(signal.SIGTERM, self._on_term)
+        for process in list(self._running):
+            process.terminate()  # a launcher ends its processes then
+
+    def launch(self, config: Path, stage: Stage, options: argparse.Namespace, store: Store) -> None:
+        """Run a stage on its processes, on this machine. Raises the error of the process that failed first."""
+        remote = store.remote.url if store.remote else None
+        argv = [
+            sys.executable,
+            *command_line(config, stage, options.recipe, options.set, store.root.absolute(), remote),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "error.json"
+            with self._starting, stage.credentials():
+                process = subprocess.Popen(
+                    argv,
+                    env=os.environ | self._threads | {ERROR_FILE: str(file)},
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                )
+                self._running.add(process)
+            try:
+                last = _pass_on(process, stage.name, debug=options.debug)
+                code = process.wait()
+            finally:
+                if process.poll() is None:  # we were interrupted
+                    process.terminate()
+                    process.wait()
+                self._running.discard(process)
+            if error := left_error(file):
+                raise error
+        if code:
+            which = "its process" if stage.processes == 1 else f"one of {stage.processes} processes"
+            raise SystemLimitError(
+                f"{stage.name}: {which} ended with code {code}. The last line of output: {last or 'none'}. Run "
+                f"`{' '.join(argv[1:])}` to see everything."
             )
-        try:
-            last = _pass_on(process, stage.name, debug=options.debug)
-            code = process.wait()
-        finally:
-            if process.poll() is None:  # we were interrupted: on SIGTERM the launcher ends its processes
-                process.terminate()
-                process.wait()
-        if error := left_error(file):
-            raise error
-    if code:
-        raise SystemLimitError(
-            f"{stage.name}: one of {stage.processes} processes ended with code {code}. The last line of output: "
-            f"{last or 'none'}. Run `{' '.join(argv[1:])}` to see everything."
-        )
 
 
 def _pass_on(process: subprocess.Popen[str], stage: str, *, debug: bool) -> str:

@@ -1,0 +1,181 @@
+"""Stages side by side on one machine: what begins when, how many, and what is left of them at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from core.errors import DataError, ReleaseError
+from pipeline.commands import building
+from pipeline.commands.building import schedule
+from pipeline.cost.devices import Device
+from pipeline.engine import machine
+from pipeline.engine.artifact import Artifact
+from pipeline.engine.graph import Graph, Member, Node, chains, execute, graph, survey
+from pipeline.engine.launch import Children
+from pipeline.engine.runner import Stage, Store
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
+from tests.conftest import PATIENCE, ROOT
+from tests.test_runner import Length, toy
+from tests.walk import member
+
+
+def walked(nodes: Graph, at_once: int) -> list[tuple[str, Artifact | ReleaseError | None]]:
+    ends = execute(nodes, lambda _, build: build(), at_once=at_once)
+    return [(node.stage.name, outcome) for node, outcome in ends]
+
+
+def test_two_that_need_nothing_of_each_other_run_side_by_side(tmp_path: Path) -> None:
+    together = threading.Barrier(2, timeout=PATIENCE)
+
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        together.wait()
+        (out / "text").touch()
+        return Length(length=0)
+
+    two = [toy("a"), toy("b", run=run, inputs={"x": "a"}), toy("c", run=run, inputs={"x": "a"}), toy("d")]
+    nodes = graph({"": member(two, Store(tmp_path, "demo"))})
+    ends = walked(nodes, 2)
+    assert sorted(name for name, _ in ends) == ["a", "b", "c", "d"]
+    assert all(isinstance(outcome, Artifact) for _, outcome in ends)
+    assert walked(nodes, 1) == [(node.stage.name, dict(ends)[node.stage.name]) for node in nodes.values()]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_what_reads_a_failed_one_is_not_made_and_the_rest_is(tmp_path: Path, at_once: int) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        raise DataError("no rows")
+
+    some = [toy("a"), toy("b", run=run), toy("c", inputs={"x": "b"}), toy("d", inputs={"x": "c", "y": "a"})]
+    some += [toy("e", inputs={"x": "a"})]
+    ends = dict(walked(graph({"": member(some, Store(tmp_path, "demo"))}), at_once))
+    assert {name: type(outcome) for name, outcome in ends.items()} == {
+        "a": Artifact, "b": DataError, "c": type(None), "d": type(None), "e": Artifact,
+    }  # fmt: skip
+
+
+def test_of_those_that_are_ready_the_first_begins_first(tmp_path: Path) -> None:
+    nodes = graph({"": member([toy(name) for name in "abcd"], Store(tmp_path, "demo"))})
+    turned = dict(reversed(nodes.items()))
+    assert [name for name, _ in walked(turned, 1)] == ["d", "c", "b", "a"]
+    begun: list[str] = []
+
+    def around(node: Node, build: Any) -> Artifact:
+        begun.append(node.stage.name)
+        time.sleep(0.05)
+        return build()
+
+    nodes = graph({"": member([toy(name, 2) for name in "abcd"], Store(tmp_path, "demo"))})
+    list(execute(dict(reversed(nodes.items())), around, at_once=2))
+    assert set(begun[:2]) == {"c", "d"}
+
+
+def test_a_chain_is_what_a_node_and_those_after_it_take(tmp_path: Path) -> None:
+    """a before b and c, c before d: 1 + max(2, 4 + 8)."""
+    some = [toy("a"), toy("b", inputs={"x": "a"}), toy("c", inputs={"x": "a"}), toy("d", inputs={"x": "c"})]
+    nodes = graph({"": member(some, Store(tmp_path, "demo"))})
+    found = chains(nodes, dict(zip(nodes, [1.0, 2.0, 4.0, 8.0], strict=True)))
+    assert [found[key] for key in nodes] == [13.0, 2.0, 12.0, 8.0]
+
+
+def planned(
+    monkeypatch: pytest.MonkeyPatch, sets: Sequence[str] = (), *, cores: int = 2, memory: float = 24e9, **changes: Any
+) -> tuple[list[str], int]:
+    """The order of the demo's stages on such a processor, and how many run at once."""
+    device = Device("CPU", int(memory), 3e11, 3e11, 2e10, changes.pop("is_gpu", False))
+    monkeypatch.setattr(building.devices, "here", lambda: device)
+    monkeypatch.setattr(building, "cores", lambda: cores)
+    recipe = load_recipe(changes.pop("recipe", "demo"), sets)
+    nodes = graph({"": Member(recipe, stages(recipe), Store(Path("nowhere"), recipe.name))})
+    options = argparse.Namespace(jobs=changes.pop("jobs", None), on="local", device=None)
+    in_order, at_once = schedule(options, nodes, survey(nodes))
+    assert in_order.keys() == nodes.keys()
+    return [node.stage.name for node in in_order.values()], at_once
+
+
+def test_the_unlearning_and_what_it_waits_for_begin_before_what_only_the_gates_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_order, at_once = planned(monkeypatch)
+    assert at_once == 2
+    assert in_order[:4] == ["model", "data", "base", "gold"]
+    assert in_order.index("neighbours") < in_order.index("unlearn") < in_order.index("eval-gold")
+    alone, _ = planned(monkeypatch, cores=1)
+    assert alone == [stage.name for stage in stages(load_recipe("demo"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"cores": 1}, 1),
+        ({"cores": 3}, 3),
+        ({"cores": 16}, building.MOST_AT_ONCE),
+        ({"memory": 9e9}, 1),
+        ({"memory": 9e9, "jobs": 2}, 2),
+        ({"is_gpu": True}, 1),
+        ({"is_gpu": True, "jobs": 3}, 3),
+        ({"recipe": "own-data"}, 1),  # its rows are known when they are read
+        ({"sets": ["unlearn.processes=2"]}, 1),
+    ],
+)
+def test_one_for_each_core_that_has_the_memory(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: int
+) -> None:
+    assert planned(monkeypatch, **changes)[1] == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("", 8), ("3", 3), ("20", 8), ("0", 8), ("4,2", 8)])
+def test_cores_are_those_of_the_process_and_no_more_than_it_was_told(
+    monkeypatch: pytest.MonkeyPatch, asked: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert machine.cores() == expected
+
+
+def test_a_child_has_its_share_of_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tmp_path / "seen"
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nenv >{seen}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    options = argparse.Namespace(recipe="demo", set=[], debug=False)
+    stage = Stage("a", "1", toy("a").run, None, None)
+    for threads, expected in ((None, "8"), (3, "3")):
+        with Children(threads) as children:
+            children.launch(Path("ddp.yaml"), stage, options, Store(tmp_path, "demo"))
+        assert f"\nOMP_NUM_THREADS={expected}\n" in f"\n{seen.read_text()}"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stages_end_with_the_command(tiny_model: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    """The signal reaches the command alone, as that of a service manager does."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        f"extends: {ROOT / 'pipeline' / 'recipes' / 'demo.yaml'}\n"
+        f"model: {{pypi: null, path: {tiny_model}, parameters: null, chat_template: null, date_string: null}}\n"
+    )
+    argv = [sys.executable, "-m", "pipeline", "release", str(recipe), "--store", str(tmp_path / "store"), "--jobs", "2"]
+    command = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert command.stderr
+    next(line for line in command.stderr if line.startswith("model           …"))
+    stages_run = psutil.Process(command.pid).children(recursive=True)
+    assert stages_run
+    command.send_signal(sent)
+    said = command.communicate(timeout=PATIENCE)[1]
+    assert command.returncode == code, said
+    assert not psutil.wait_procs(stages_run, timeout=PATIENCE)[1]
+    assert "Traceback" not in said
