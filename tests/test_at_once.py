@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from core.errors import DataError, ReleaseError
+from pipeline.__main__ import main
 from pipeline.commands import building
 from pipeline.commands.building import schedule
 from pipeline.cost.devices import Device
@@ -158,6 +159,25 @@ def test_a_child_has_its_share_of_the_threads(tmp_path: Path, monkeypatch: pytes
         with Children(threads) as children:
             children.launch(Path("ddp.yaml"), stage, options, Store(tmp_path, "demo"))
         assert f"\nOMP_NUM_THREADS={expected}\n" in f"\n{seen.read_text()}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--jobs", "2", "--on", "slurm"], "Leave it out with --on slurm"),
+        (["--jobs", "0"], "'0' is not a whole number of 1 or more"),
+        (["--jobs", "two"], "'two' is not a whole number"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["release", "demo", "--store", str(tmp_path), *words])
+    except SystemExit as error:  # argparse's way
+        code = int(error.code or 0)
+    assert code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

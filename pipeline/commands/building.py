@@ -33,8 +33,10 @@ MEMORY_SHARE = 0.7
 """Of the memory, for stages side by side. Ours: estimates are of one stage, and other programs run too."""
 
 
-def refuse_device(options: argparse.Namespace) -> None:
-    """Raise InputError for a device that is not planned for."""
+def refuse_elsewhere(options: argparse.Namespace) -> None:
+    """Raise InputError for a device that is not planned for, and for a number of stages that do not run here."""
+    if options.jobs and options.on != "local":
+        raise InputError(f"--jobs says how many stages run at once here. Leave it out with --on {options.on}.")
     if options.device and not options.dry_run and options.on == "local":
         raise InputError("--device plans for another device, and a release runs on this one. Give it with --dry-run.")
 

@@ -10,7 +10,7 @@ from core.errors import GateError, HubError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import collection_comparison
-from pipeline.commands.building import build_here, examined, judge, refuse_device, schedule
+from pipeline.commands.building import build_here, examined, judge, refuse_elsewhere, schedule
 from pipeline.commands.collection_plan import costs_of, show_plan
 from pipeline.commands.elsewhere import members_of, run_elsewhere
 from pipeline.commands.prepare import bring
@@ -32,7 +32,7 @@ def collection(options: argparse.Namespace) -> int:
     Returns 3 if a gate or a training of any member failed, or the exit code of another error; the others are made all
     the same. Raises RecipeError, InputError or SystemLimitError before anything runs.
     """
-    refuse_device(options)
+    refuse_elsewhere(options)
     found = load_collection(options.recipe, options.set)
     nodes = graph(members_of(found, options, options.until))
     if options.dry_run:

@@ -12,7 +12,7 @@ from core.ranks import is_first
 from eval.schema import read_other_prompts, read_verdict
 from model_card.stage import refused
 from pipeline import preflight
-from pipeline.commands.building import build_here, examined, judge, refuse_device, schedule, watched
+from pipeline.commands.building import build_here, examined, judge, refuse_elsewhere, schedule, watched
 from pipeline.commands.elsewhere import run_elsewhere
 from pipeline.commands.prepare import bring, index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.release_plan import show_plan
@@ -31,7 +31,7 @@ def release(options: argparse.Namespace) -> int:
     Raises InputError before the first stage, and DataError before the first training, if a later stage would fail;
     GateError if the gates allow no publication.
     """
-    refuse_device(options)
+    refuse_elsewhere(options)
     launch_config(options.launch)  # before anything is read
     recipe, stages, store = prepare(options)
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages

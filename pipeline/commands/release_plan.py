@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from eval.verdicts.gates import rule
 from pipeline import preflight
+from pipeline.commands.building import schedule
 from pipeline.commands.collection_plan import device_of
 from pipeline.commands.prepare import surveyed
 from pipeline.commands.shared import say, show
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import total
-from pipeline.engine.graph import Member
+from pipeline.engine.graph import Member, graph
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status
 from pipeline.preflight import Preflight
@@ -50,6 +51,12 @@ def show_plan(options: argparse.Namespace, member: Member) -> int:
             f"\nOn {device.name}: {hours}; at the fullest {memory} of its {gigabytes(device.memory)} of memory; {disk} "
             f"of disk; {download} of downloads, without data sets."
         )
+        nodes = graph({"": member})
+        at_once = schedule(options, nodes, {key: states[node.stage.name] for key, node in nodes.items()})[1]
+        if at_once > 1 and options.on == "local" and not options.device:
+            lines.append(
+                f"Up to {at_once} stages run at once here (--jobs), which takes less time and the memory of each."
+            )
     publication = _publication(recipe, waiting, states)
     lines += ["", *publication.lines()] if publication else []
     value = {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}
