@@ -21,7 +21,7 @@ from core.errors import InputError, RecipeError
 from core.steps import rows_per_step
 from eval import suite
 from eval.config import EvalConfig
-from pipeline.engine.launch import CONFIGS, check_launch, launch
+from pipeline.engine.launch import CONFIGS, Children, check_launch
 from pipeline.engine.runner import Store
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -293,7 +293,7 @@ def test_only_a_stage_that_may_be_sharded_is(
     monkeypatch.setattr(subprocess, "Popen", start)
     options = argparse.Namespace(recipe="demo", set=[], debug=False)
     with pytest.raises(InterruptedError) as caught:
-        launch(CONFIGS / "fsdp2.yaml", stage, options, Store(tmp_path, "demo"))
+        Children().launch(CONFIGS / "fsdp2.yaml", stage, options, Store(tmp_path, "demo"))
     argv = caught.value.args[0]
     assert argv[argv.index("--config_file") + 1] == str(CONFIGS / used)
     assert argv[argv.index("--num_processes") + 1] == "2"

@@ -70,7 +70,7 @@ def new(options: argparse.Namespace) -> int:
         say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
     checks.stop(prepared.findings, data.checks)
     given = {**vars(options), "recipe": path, "set": []}
-    plan = {"until": None, "device": None, "dry_run": True, "launch": "local", "on": "local"}
+    plan = {"until": None, "device": None, "dry_run": True, "launch": "local", "on": "local", "jobs": None}
     code = release(argparse.Namespace(**given | plan))
     say("\nWhat a release would fail at (`doctor`):")
     doctor(argparse.Namespace(**given))
