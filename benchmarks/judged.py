@@ -23,10 +23,9 @@ from benchmarks.methods import read_methods
 from benchmarks.releases import STORE, of_seed, release
 from eval.catalog import is_of
 from eval.config import EvalConfig, Gate
-from eval.records.audited import audit_records
 from eval.records.relative import features, relative_records, relative_test
-from eval.records.rows import all_records
-from eval.schema import JudgedGate, Record, read_samples
+from eval.schema import JudgedGate, read_samples
+from eval.verdicts.confirm import gate_records
 from eval.verdicts.gates import judge_gate, rule
 from pipeline.recipe import Recipe, load_recipe
 
@@ -96,35 +95,34 @@ def evaluations(seed: int | None) -> tuple[dict[int, Samples], dict[str, Samples
     return golds, others
 
 
-def records(model: Samples, gold: Samples | None, config: EvalConfig) -> list[Record]:
-    """The records of one model as its evaluation writes them, without the relative test."""
-    return [*all_records(model, gold, config), *audit_records(model, gold, config)]
-
-
 def judge(
-    recipe: Recipe, model: Samples, base: Samples, gold: Samples, further: Sequence[Sequence[Samples]]
+    gates: Sequence[Gate],
+    config: EvalConfig,
+    samples: Mapping[str, Samples],
+    further: Sequence[Sequence[Samples]],
 ) -> Iterator[list[JudgedGate]]:
-    """Every gate of the recipe on ``model``, with ``gold`` as the reference, for each choice of ``further`` golds."""
-    config = recipe.eval
-    ours, of_base, of_gold = records(model, gold, config), records(base, gold, config), records(gold, None, config)
+    """Every gate on the unlearned model of ``samples``, beside base and gold, for each choice of ``further`` golds."""
+    alone = [{} if is_of(gate.metric, "relative") else gate_records(gate, samples, config) for gate in gates]
     for more in further:
-        golds = [f"gold {i}" for i in range(1 + len(more))]
-        clouds = features({"unlearned": model, "base": base, **dict(zip(golds, [gold, *more], strict=True))})
-        test = relative_test(clouds["unlearned"], clouds["base"], [clouds[name] for name in golds])
-        results = {"unlearned": [*ours, *relative_records(test)], "base": of_base, "gold": of_gold}
-        yield [judge_gate(gate, results) for gate in recipe.gates]
+        clouds = features({**samples, **{str(i): gold for i, gold in enumerate(more)}})
+        golds = [clouds["gold"], *(clouds[str(i)] for i in range(len(more)))]
+        together = {"unlearned": relative_records(relative_test(clouds["unlearned"], clouds["base"], golds))}
+        yield [judge_gate(gate, records or together) for gate, records in zip(gates, alone, strict=True)]
 
 
 def table(recipe: Recipe, golds: Mapping[int, Samples], others: Mapping[str, Samples]) -> Iterator[str]:
     """A line for each gate: how often a retrained model passes, the range of what was measured, and the others."""
+
+    def judged_against(gold: Samples, model: Samples, further: list[Sequence[Samples]]) -> list[list[JudgedGate]]:
+        models = {"unlearned": model, "base": others["base"], "gold": gold}
+        return list(judge(recipe.gates, recipe.eval, models, further))
+
     retrained = []
     for one, reference in permutations(golds, 2):
         rest = [samples for seed, samples in golds.items() if seed not in (one, reference)]
-        retrained += judge(recipe, golds[one], others["base"], golds[reference], list(combinations(rest, FURTHER)))
+        retrained += judged_against(golds[reference], golds[one], list(combinations(rest, FURTHER)))
     first, *more = golds.values()
-    judged = {
-        name: next(judge(recipe, model, others["base"], first, [more[:FURTHER]])) for name, model in others.items()
-    }
+    judged = {name: judged_against(first, model, [more[:FURTHER]])[0] for name, model in others.items()}
     yield f"| gate | rule | retrained models pass | measured of them | {' | '.join(judged)} |"
     yield f"|---|---|--:|--:|{'--:|' * len(judged)}"
     for i, gate in enumerate(recipe.gates):

@@ -14,18 +14,15 @@ import argparse
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.judged import Samples, judge
 from benchmarks.releases import STORE
-from eval.catalog import CATALOG, is_of
+from eval.catalog import CATALOG
 from eval.config import EvalConfig, Gate
-from eval.records.relative import features, relative_records, relative_test
-from eval.schema import JudgedGate, Record, read_samples
-from eval.verdicts.confirm import gate_records
-from eval.verdicts.gates import judge_gate, rule
+from eval.schema import JudgedGate, read_samples
+from eval.verdicts.gates import rule
 from pipeline.recipe import load_recipe
 
-Samples = list[dict[str, Any]]
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
 GENERAL = "general"  # the same questions in each run, whatever the number of rows
 FEWEST = 40  # forget rows of one seed
@@ -52,7 +49,10 @@ def _read(evaluation: Path) -> Samples:
 
 
 def draw(seeds: Sequence[Seed], rows: int, chance: random.Random, judged: str) -> dict[str, Samples]:
-    """The samples of each model over ``rows`` forget rows: of whole seeds, or of all seeds' rows with replacement."""
+    """The samples of each model over ``rows`` forget rows: of whole seeds, or of all seeds' rows with replacement.
+
+    The models are the judged one (``unlearned``), base, gold and one ``further`` gold.
+    """
     count = rows // FEWEST
     chosen = chance.sample(seeds, min(count, len(seeds)))
     pooled: dict[str, Samples] = {"unlearned": [], "base": [], "gold": [], "further": []}
@@ -80,20 +80,6 @@ def _resampled(pooled: Mapping[str, Samples], times: float, chance: random.Rando
     }
 
 
-def judge(gates: Sequence[Gate], models: Mapping[str, Samples], config: EvalConfig) -> list[JudgedGate]:
-    """Every gate on the unlearned model of a draw."""
-    clouds = features(models)
-    test = relative_test(clouds["unlearned"], clouds["base"], [clouds["gold"], clouds["further"]])
-    relative = relative_records(test)
-    judged = []
-    for gate in gates:
-        records: dict[str, list[Record]] = {"unlearned": relative}
-        if not is_of(gate.metric, "relative"):
-            records = gate_records(gate, {name: models[name] for name in ("unlearned", "base", "gold")}, config)
-        judged.append(judge_gate(gate, records))
-    return judged
-
-
 def measurable(gates: Sequence[Gate]) -> list[Gate]:
     """The gates that these rows can be judged by, whatever their number."""
     return [gate.model_copy(update={"min_n": 1}) for gate in gates if not gate.of_suite and _is_measured(gate.metric)]
@@ -111,7 +97,8 @@ def table(seeds: Sequence[Seed], gates: Sequence[Gate], config: EvalConfig, draw
     found: dict[tuple[str, int], list[list[JudgedGate]]] = {}
     for judged, rows in columns:
         chance = random.Random(f"{judged} {rows}")
-        found[judged, rows] = [judge(gates, draw(seeds, rows, chance, judged), config) for _ in range(draws)]
+        drawn = (draw(seeds, rows, chance, judged) for _ in range(draws))
+        found[judged, rows] = [next(judge(gates, config, models, [[models["further"]]])) for models in drawn]
     yield f"| gate | rule | {' | '.join(f'{judged}, {rows}' for judged, rows in columns)} |"
     yield f"|---|---|{'--:|' * len(columns)}"
     for i, gate in enumerate(gates):

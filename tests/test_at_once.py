@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from core.errors import DataError, ReleaseError
+from core.errors import DataError, ReleaseError, SystemLimitError
 from pipeline.__main__ import main
 from pipeline.commands import building
 from pipeline.commands.building import schedule
@@ -199,3 +199,22 @@ def test_stages_end_with_the_command(tiny_model: Path, tmp_path: Path, sent: sig
     assert command.returncode == code, said
     assert not psutil.wait_procs(stages_run, timeout=PATIENCE)[1]
     assert "Traceback" not in said
+
+
+def test_the_first_error_of_a_release_ends_what_runs_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of Python a script: stage a fails when b runs, which would take for ever."""
+    python, running = tmp_path / "python", tmp_path / "running"
+    python.write_text(
+        f"#!/bin/sh\nif [ $4 = b ]; then echo $$ >{running}.part; mv {running}.part {running}; exec sleep 600; fi\n"
+        f"while [ ! -e {running} ]; do sleep 0.05; done; exit 1\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    options = argparse.Namespace(launch="local", set=[], debug=False)
+    nodes = graph({"": member([toy("a"), toy("b")], Store(tmp_path, "demo"))})
+    ends = building.build_here(options, nodes, lambda _: "demo", lambda *_: None, set(), 2)
+    node, outcome = next(ends)
+    assert (node.stage.name, type(outcome)) == ("a", SystemLimitError)
+    beside = psutil.Process(int(running.read_text()))
+    ends.close()
+    assert not psutil.wait_procs([beside], timeout=PATIENCE)[1]

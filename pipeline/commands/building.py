@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -93,15 +93,14 @@ def build_here(
     judge: Judge,
     built: set[str],
     at_once: int,
-) -> Iterator[tuple[Node, Outcome]]:
+) -> Generator[tuple[Node, Outcome]]:
     """Run the nodes on this machine and yield what became of each; the ids of those that are built join ``built``.
 
     A node is built in this process, or in others if its stage has several or if several stages run ``at_once``: then
     each has its share of the cores. ``recipe_of`` names a node's recipe for a command line. Processes that still run
-    when this ends are ended.
+    when this ends or is closed are ended.
     """
     accelerate = launch_config(options.launch)
-
     with Children(max(cores() // at_once, 1) if at_once > 1 else None) as children:
 
         def around(node: Node, build: Callable[[], Artifact]) -> Artifact:

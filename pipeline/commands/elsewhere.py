@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 from core.errors import InputError, ReleaseError
@@ -39,7 +39,7 @@ def place_of(name: str, resources: Resources, secrets: Mapping[str, str]) -> Pla
 
 def run_elsewhere(
     options: argparse.Namespace, nodes: Graph, recipe_of: Callable[[Node], str], judge: Judge
-) -> Iterator[tuple[Node, Outcome]]:
+) -> Generator[tuple[Node, Outcome]]:
     """Run the nodes as jobs and yield what became of each. ``recipe_of`` names a node's recipe for its command line."""
     _check_names(nodes)
     root = store_root(options).absolute()

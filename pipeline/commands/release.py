@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from core.errors import ArtifactError, GateError, ReleaseError
 from core.ranks import is_first
@@ -47,7 +48,7 @@ def release(options: argparse.Namespace) -> int:
 
 
 def _make(options: argparse.Namespace, member: Member, states: Mapping[str, Status]) -> int:
-    """Make what is not done, and report. Raises the first error of a stage; of several at once, when all have ended."""
+    """Make what is not done, and report. Raises the first error of a stage; elsewhere, when all others have ended."""
     here = options.on == "local"
     nodes = graph({"": member})
     of_nodes = {key: states[node.stage.name] for key, node in nodes.items()}
@@ -72,13 +73,14 @@ def _make(options: argparse.Namespace, member: Member, states: Mapping[str, Stat
         ends = build_here(options, nodes, name_of, accept, built, at_once)
     else:
         ends = run_elsewhere(options, nodes, name_of, accept)
-    for node, outcome in ends:
-        if isinstance(outcome, ReleaseError):
-            failed.append(outcome)
-            if here and at_once == 1:  # else what does not read it goes on
-                break
-        elif outcome and not here:
-            say(f"{node.stage.name:<15} done")
+    with closing(ends):  # what still runs side by side ends with the first error
+        for node, outcome in ends:
+            if isinstance(outcome, ReleaseError):
+                failed.append(outcome)
+                if here:  # elsewhere, what does not read it goes on
+                    break
+            elif outcome and not here:
+                say(f"{node.stage.name:<15} done")
     done = {stage.name: done[stage.name] for stage in member.stages if stage.name in done}  # in the order of the plan
     if not failed or "gate" in done:
         _report(options, member.recipe, done, member.store, {nodes[key].stage.name for key in built})

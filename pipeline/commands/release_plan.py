@@ -14,7 +14,7 @@ from pipeline.commands.prepare import surveyed
 from pipeline.commands.shared import say, show
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import total
-from pipeline.engine.graph import Member, graph
+from pipeline.engine.graph import Member, graph, survey
 from pipeline.engine.plan import duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status
 from pipeline.preflight import Preflight
@@ -52,8 +52,8 @@ def show_plan(options: argparse.Namespace, member: Member) -> int:
             f"of disk; {download} of downloads, without data sets."
         )
         nodes = graph({"": member})
-        at_once = schedule(options, nodes, {key: states[node.stage.name] for key, node in nodes.items()})[1]
-        if at_once > 1 and options.on == "local" and not options.device:
+        here = options.on == "local" and not options.device
+        if here and (at_once := schedule(options, nodes, survey(nodes))[1]) > 1:
             lines.append(
                 f"Up to {at_once} stages run at once here (--jobs), which takes less time and the memory of each."
             )

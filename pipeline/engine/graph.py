@@ -142,8 +142,8 @@ def execute(
     ``around(node, build)`` is called for a node that must be built; it calls ``build`` and may show its progress.
     ``judge`` raises the error that stops what reads the artifact, such as that of a failed gate. A caller that stops at
     the first error runs nothing after it. The nodes run in order in this thread, unless several may run ``at_once``:
-    then each begins when its inputs are there, the first of them first, and ``around``, which must not call ``build``,
-    is called in threads.
+    then each begins when its inputs are there, the first of them first, and ``around`` is called in threads, where it
+    has to start a process: what builds a stage changes the environment.
     """
     waiting, done, failed = dict(nodes), dict[str, Artifact](), set[str]()
     running: dict[Future[Artifact], Node] = {}
