@@ -7,7 +7,7 @@ computed anew from the samples of the evaluations, which are made where the stor
 cores for the demo).
 
 `--rows FILE` takes a part of the rehearsal on FAME's published rows in the place of the demo: four topics in five
-languages, about 400 forget rows, four golds (about six hours on one core).
+languages, about 400 forget rows, four golds (planned for five hours of two cores).
 """
 
 from __future__ import annotations
