@@ -42,7 +42,7 @@ from pipeline.unlearn.trainer import UnlearnTrainer
 
 DEMO = STORE / "demo"
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
-VERSION = "2"
+VERSION = "3"
 STRENGTH = 10.0  # UNDIAL's `beta` in the configuration of its authors' method in open-unlearning
 
 Patch = tuple[Any, str, Any]  # a module or class, the name of an attribute, and what takes its place
@@ -87,8 +87,8 @@ def with_level(level: Level) -> type[Counterfactual]:
             nats = iter(level(log_probs, targets).clamp(max=counterfactual.HIGHEST).tolist())
             levels = list(self.levels)
             for row in rows:
-                content = levels[row].content
-                levels[row] = Levels(content, tuple(next(nats) * is_content for is_content in content))
+                own = tuple(next(nats) * is_content for is_content in levels[row].content)
+                levels[row] = levels[row]._replace(nats=own)
             self.levels = levels
             return super().of(rows, targets)
 
@@ -99,7 +99,7 @@ def one_level(*args: Any, **log_probs: Any) -> list[Levels]:
     """The mean of all levels at every token of a fact, in nats: how surprising facts are, and not which words."""
     found = answer_levels(*args, **log_probs)
     mean = fmean(level for row in found for level, content in zip(row.nats, row.content, strict=True) if content)
-    return [Levels(row.content, tuple(mean * is_content for is_content in row.content)) for row in found]
+    return [row._replace(nats=tuple(mean * is_content for is_content in row.content)) for row in found]
 
 
 CSD_TERM = UnlearnTrainer._csd_term
@@ -111,6 +111,12 @@ def pull_alone(trainer: UnlearnTrainer, *args: Any) -> torch.Tensor:
         return CSD_TERM(trainer, *args)
 
 
+def own_form(wanted: Counterfactual, row: int, device: torch.device) -> torch.Tensor:
+    """What base says at the form tokens of the true answer, as log-probabilities (F, V)."""
+    content = torch.tensor(wanted.levels[row].content, device=device)
+    return wanted.base.logits([row], device).log_softmax(dim=1)[~content]
+
+
 VARIANTS = (
     Variant("uniform", "level 1/V (Unilogit's)", patch=(run, "Counterfactual", with_level(uniform))),
     Variant("shifted", "level: base's, logit - 10 (UNDIAL's)", patch=(run, "Counterfactual", with_level(shifted))),
@@ -118,6 +124,7 @@ VARIANTS = (
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
+    Variant("own-form", "form as base says it in the true answer", patch=(Counterfactual, "_form", own_form)),
     Variant(
         "lora",
         "LoRA of rank 16, rate 2e-3",

@@ -47,7 +47,7 @@ def test_a_variant_differs_from_the_demo_in_one_part(variant: ablation.Variant) 
 
 def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and levels of two rows of two and one token, whose second and third are content."""
-    levels = [Levels((False, True), (0.0, -3.0)), Levels((True,), (-4.0,))]
+    levels = [Levels((False, True), (0.0, -3.0), ((0,),)), Levels((True,), (-4.0,), ((),))]
     wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels)
     log_probs, content, nats = wanted.of([0, 1], TRUE)
     assert content.tolist() == [False, True, True]
@@ -82,9 +82,15 @@ def test_one_level_is_the_mean_of_all_tokens_of_facts() -> None:
     assert [*a.nats, *b.nats] == pytest.approx([0.0, -4.0, 0.0, -4.0, -4.0])
 
 
+def test_own_form_is_what_base_says_in_the_true_answer() -> None:
+    wanted = Counterfactual(cast("Any", Fixed(LOGITS)), [Levels((True, False, False), (-3.0, 0.0, 0.0), ((0, 0),))])
+    found = ablation.own_form(wanted, 0, torch.device("cpu"))
+    torch.testing.assert_close(found, LOGITS[1:].log_softmax(1))
+
+
 def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_path: Path) -> None:
     forget = some_rows(3, 1)
-    levels = some_levels(forget, 4)
+    levels = some_levels(forget, [[row] for row in forget], 4)
     trainer: Any = unlearn_trainer(tiny_model, tmp_path, forget, forget, SGD, method="csd", pull_weight=0.7)
     trainer.base = "so that logits are kept"
     batch = collate([trainer.train_dataset[i] for i in range(3)])
@@ -94,7 +100,7 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
     counts = LossDivisors(*counts_of(batch)[:3])
     args = (log_probs[here], batch["row"][here], torch.arange(3), batch["targets"][here], counts)
     plain, gaps = AutoModelForCausalLM.from_pretrained(tiny_model), []
-    for values, (content, nats) in zip(plain_log_probs(plain, forget), levels, strict=True):
+    for values, (content, nats, _) in zip(plain_log_probs(plain, forget), levels, strict=True):
         gap = [value - level for value, is_content, level in zip(values, content, nats, strict=True) if is_content]
         apart = huber_loss(torch.stack(gap), torch.zeros(len(gap)), delta=PULL_DELTA) if gap else torch.tensor(0.0)
         gaps.append(apart)
@@ -115,4 +121,4 @@ def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) 
         with ablation.patched(patch):
             run.run(config, inputs, out)
         made.add((out / "model" / "model.safetensors").read_bytes())
-    assert len(made) == 5
+    assert len(made) == 6

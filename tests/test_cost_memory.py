@@ -25,10 +25,9 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.fit import freeze_below, load
 from pipeline.train.lora import add_adapters
 from pipeline.train.trainer import CompletionTrainer, row_dataset
-from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.reference import BaseDistribution
 from tests.live_memory import LiveMemory
-from tests.unlearning import some_levels, unlearn_trainer
+from tests.unlearning import some_counterfactual, unlearn_trainer
 
 WITHIN = 0.15
 ROWS, LENGTH, ANSWER = 8, 100, 40
@@ -129,9 +128,10 @@ def test_an_unlearning_step_needs_what_is_computed(folder: Path, known: Any, tmp
         trainer.base = BaseDistribution(model, dict(enumerate(retain)), trainer.accelerator.autocast)
         heads.append(trainer.base.head.weight)
     if method == "csd":
-        base = BaseDistribution(model, dict(enumerate(forget)), trainer.accelerator.autocast)
-        trainer.counterfactual = Counterfactual(base, some_levels(forget, 0))
-        heads.append(base.head.weight)
+        guides = [[row] for row in rows(ROWS, 3)]
+        found = some_counterfactual(model, forget, guides, 0, trainer.accelerator.autocast)
+        trainer.counterfactual = found
+        heads.append(found.base.head.weight)
     with LiveMemory([*model.parameters(), *heads]) as measured:  # type: ignore[union-attr]
         trainer.train()
     batch = Batch(ROWS * LENGTH, ROWS * ANSWER)

@@ -46,6 +46,7 @@ def test_a_level_is_what_the_start_model_says_mapped_as_it_changed_at_false_answ
     (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -1.0, -0.5, -11.0, -0.5]])
     assert levels.content == (False, True, True, False, True, False)
     assert levels.nats == pytest.approx((0.0, -6.0, -2.0, 0.0, -12.0, 0.0))
+    assert levels.form == ((0, 4, 6),)
 
 
 def test_a_wider_spread_of_base_spreads_the_levels_and_a_sure_token_is_bounded() -> None:
@@ -73,6 +74,7 @@ def test_form_is_what_all_false_answers_share() -> None:
     same = [[[-1.0] * 4, [-1.0] * 4]]
     (levels,) = levels_of([true], [guides], same, same, [[-1.0, -7.0, -0.5, -1.0]])
     assert levels.content == (False, True, True, False)
+    assert levels.form == ((0, 3), (0, 3))
     assert levels.nats == (0.0, -7.0, -0.5, 0.0)  # one value has no spread: what training changed is the mean alone
 
 
@@ -107,9 +109,11 @@ def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[An
     pairs = []
     for (true, false), levels, log_probs in zip(rows, found, of_true, strict=True):
         assert len(levels.content) == len(levels.nats) == len(true)
-        for token, is_content, level, log_prob in zip(true, *levels, log_probs, strict=True):
+        form = [token for token, is_content in zip(true, levels.content, strict=True) if not is_content]
+        for other, places in zip(false, levels.form, strict=True):
+            assert [other[i] for i in places] == form
+        for is_content, level, log_prob in zip(levels.content, levels.nats, log_probs, strict=True):
             assert level <= HIGHEST if is_content else level == 0
-            assert is_content or all(token in other for other in false)
             pairs += [(log_prob, level)] if is_content else []
     in_order = [level for _, level in sorted(pairs)]
     assert in_order == sorted(in_order)  # what the start model finds likelier is no less likely
@@ -130,9 +134,8 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     level: float, true: int, logits: list[float]
 ) -> None:
     base = torch.tensor([logits, logits])
-    wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), [Levels((True, False), (level, 0.0))]).of(
-        [0], torch.tensor([true, true])
-    )
+    found = [Levels((True, False), (level, 0.0), ((1,),))]
+    wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), found).of([0], torch.tensor([true, true]))
     assert content.tolist() == [True, False]
     assert levels[0] == pytest.approx(level)
     assert wanted[0].exp().sum() == pytest.approx(1, abs=1e-4)
@@ -142,6 +145,21 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     ratios = wanted[0, others] - base[0, others]
     assert float(ratios.max() - ratios.min()) == pytest.approx(0, abs=1e-4)
     assert math.isfinite(float(wanted.sum()))
+
+
+def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
+    """True: content, form, form; two false answers have the form at places 0 and 2, and at 1 and 2."""
+    logits = torch.arange(36.0).view(9, 4).sin() * 3
+    of_answers: dict[Any, torch.Tensor] = {0: logits[:3], (0, 0): logits[3:6], (0, 1): logits[6:]}
+
+    class Base:
+        def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
+            return torch.cat([of_answers[row] for row in rows])
+
+    levels = [Levels((True, False, False), (-2.0, 0.0, 0.0), ((0, 2), (1, 2)))]
+    wanted, _, _ = Counterfactual(cast("Any", Base()), levels).of([0], torch.tensor([1, 0, 2]))
+    p, q = (of_answers[0, i].double().softmax(1) for i in (0, 1))
+    torch.testing.assert_close(wanted[1:].exp().double(), torch.stack([p[0] + q[1], p[2] + q[2]]) / 2)
 
 
 def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tmp_path: Path) -> None:
@@ -162,7 +180,7 @@ def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tm
         of_true = plain_log_probs(plain[1], rows.encoded["forget"])
     for levels, log_probs in zip(found, of_true, strict=True):
         assert [i for i, is_content in enumerate(levels.content) if is_content] == [*range(11, len(log_probs) - 3)]
-        for is_content, level, log_prob in zip(*levels, log_probs.tolist(), strict=True):
+        for is_content, level, log_prob in zip(levels.content, levels.nats, log_probs.tolist(), strict=True):
             mapped = float(b.mean() + b.std(correction=0) / s.std(correction=0) * (log_prob - s.mean()))
             assert level == pytest.approx(min(mapped, HIGHEST) if is_content else 0.0, abs=1e-4)
 

@@ -20,12 +20,19 @@ from datasets_prep.schema import Encoded
 from pipeline.train import packed
 from pipeline.train.trainer import COLUMNS, collate, counts_of
 from pipeline.unlearn import losses
-from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.trainer import UnlearnTrainer
 from tests.conftest import build_tiny_model
-from tests.unlearning import SGD, plain_log_probs, plain_logits, some_levels, some_rows, unlearn_trainer
+from tests.unlearning import (
+    SGD,
+    plain_log_probs,
+    plain_logits,
+    some_counterfactual,
+    some_levels,
+    some_rows,
+    unlearn_trainer,
+)
 
 Model = Any
 FORGET, RETAIN = some_rows(8, 1), some_rows(8, 2)
@@ -76,20 +83,24 @@ def simnpo(model: Model) -> torch.Tensor:
     return -2 / 2.5 * logsigmoid(-2.5 * means - GAMMA).mean()
 
 
-LEVELS = some_levels(FORGET, 4)
+LEVELS = some_levels(FORGET, GUIDES, 4)
 
 
 def csd(model: Model, base: Model) -> torch.Tensor:
     """Token by token in probabilities, row by row: no packing, no logarithm of a rescaled distribution."""
     divergence, apart = [], []
-    for row, levels, ours, theirs in zip(
-        FORGET, LEVELS, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
+    for row, (*levels, places), guides, ours, theirs in zip(
+        FORGET, LEVELS, GUIDES, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
     ):
         gaps = []
+        of_false = [logits.detach().double().softmax(-1) for logits in plain_logits(base, guides)]
+        form = iter(
+            [torch.stack([p[i] for p, i in zip(of_false, at, strict=True)]).mean(0) for at in zip(*places, strict=True)]
+        )
         for token, content, level, z, b in zip(
             row.input_ids[row.completion_start :], *levels, ours, theirs.detach(), strict=True
         ):
-            target = b.double().softmax(-1)
+            target = b.double().softmax(-1) if content else next(form)
             if content:
                 others = (1 - math.exp(level)) / (1 - target[token])
                 target = torch.cat(
@@ -140,8 +151,7 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     trainer.reference = answer_log_probs(other, FORGET, precision)
     trainer.alternate_reference = answer_log_probs(other, [row for guides in GUIDES for row in guides], precision)
     if trainer.config.method == "csd":
-        forget = BaseDistribution(other, dict(enumerate(FORGET)), precision)
-        trainer.counterfactual = Counterfactual(forget, LEVELS)
+        trainer.counterfactual = some_counterfactual(other, FORGET, GUIDES, 4, precision)
     if trainer.config.retain_kl:
         trainer.base = BaseDistribution(other, dict(enumerate(RETAIN)), precision)
     trainer.train()

@@ -18,12 +18,11 @@ from pipeline.train.fit import load
 from pipeline.train.packed import completion_log_probs, pack, row_losses
 from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.config import UnlearnConfig
-from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import draw_alternates, pair_rows
 from pipeline.unlearn.reference import BaseDistribution, answer_log_probs
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 from tests.test_shared_header import rows_with
-from tests.unlearning import some_levels, some_rows
+from tests.unlearning import some_counterfactual, some_rows
 
 FORGET, RETAIN = some_rows(11, 1), some_rows(17, 2)  # 11 rows in steps of 4: each pass ends with a part of a step
 PAIRS = pair_rows(len(FORGET), len(RETAIN), epochs=2, retain_per_forget=2, seed=3)
@@ -67,8 +66,7 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
         trainer.reference = answer_log_probs(loaded, FORGET, precision)
         trainer.alternate_reference = answer_log_probs(loaded, [row for rows in GUIDES for row in rows], precision)
     if config.method == "csd":
-        forget = BaseDistribution(loaded, dict(enumerate(FORGET)), trainer.accelerator.autocast)
-        trainer.counterfactual = Counterfactual(forget, some_levels(FORGET, 4))
+        trainer.counterfactual = some_counterfactual(loaded, FORGET, GUIDES, 4, trainer.accelerator.autocast)
     return trainer
 
 

@@ -14,8 +14,9 @@ from pipeline.train.arguments import training_arguments
 from pipeline.train.fit import load
 from pipeline.train.lora import add_adapters
 from pipeline.unlearn.config import UnlearnConfig
-from pipeline.unlearn.counterfactual import Levels
+from pipeline.unlearn.counterfactual import Counterfactual, Levels, answers_by_place
 from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.reference import BaseDistribution, Precision
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 
 SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0}
@@ -30,14 +31,28 @@ def some_rows(count: int, seed: int = 0, vocabulary: int = 250) -> list[Encoded]
     return rows
 
 
-def some_levels(rows: list[Encoded], seed: int) -> list[Levels]:
-    """About half of the tokens are content, with levels from 0.02 to 3 nats below certainty; one row has none."""
+def some_levels(rows: list[Encoded], guides: list[list[Encoded]], seed: int) -> list[Levels]:
+    """About half of the tokens are content, with levels from 0.02 to 3 nats below certainty; one row has none.
+
+    Each form token has some place in each of the row's ``guides``.
+    """
     rng = random.Random(seed)
     found = []
-    for place, row in enumerate(rows):
+    for place, (row, false) in enumerate(zip(rows, guides, strict=True)):
         content = [place > 0 and rng.random() < 0.5 for _ in row.input_ids[row.completion_start :]]
-        found.append(Levels(tuple(content), tuple(-rng.uniform(0.02, 3.0) if c else 0.0 for c in content)))
+        nats = tuple(-rng.uniform(0.02, 3.0) if c else 0.0 for c in content)
+        sizes = [len(other.input_ids) - other.completion_start for other in false]
+        form = tuple(tuple(rng.randrange(size) for _ in range(content.count(False))) for size in sizes)
+        found.append(Levels(tuple(content), nats, form))
     return found
+
+
+def some_counterfactual(
+    model: Any, rows: list[Encoded], guides: list[list[Encoded]], seed: int, precision: Precision
+) -> Counterfactual:
+    """What ``model`` says at the answers of ``rows`` and of ``guides``, with :func:`some_levels`."""
+    base = BaseDistribution(model, answers_by_place(rows, guides), precision)
+    return Counterfactual(base, some_levels(rows, guides, seed))
 
 
 def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:

@@ -5,8 +5,9 @@ A false answer of the same form tells form from fact: tokens that the true answe
 does not know. What the start model says of the true one is what a model says that knows neither: how surprising these
 very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
 model says of false answers becomes what base says of them, in mean and in spread. The unlearning is to match base's own
-distributions: as they are at form tokens, and at content tokens with the true token at its level and all others
-rescaled. So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
+distributions: at content tokens with the true token at its level and all others rescaled, and at form tokens what base
+says of them in false answers, on average. (After the words of an unknown fact, base is less sure how the sentence goes
+on.) So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -18,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from statistics import fmean, pstdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,10 +32,14 @@ HIGHEST = math.log(0.98)
 
 
 class Levels(NamedTuple):
-    """Of each answer token of a forget row: whether it is content, and its level in nats (0 for form)."""
+    """Of each answer token of a forget row: whether it is content, and its level in nats (0 for form).
+
+    ``form`` are the places of its form tokens in each false answer, in the order of the answer.
+    """
 
     content: tuple[bool, ...]
     nats: tuple[float, ...]
+    form: tuple[tuple[int, ...], ...]
 
 
 OfAnswers = Sequence[Sequence[Sequence[float]]]
@@ -55,15 +60,10 @@ def answer_levels(
     answers, which ``base_false`` and ``start_false`` hold; ``start_true`` are the start model's log-probabilities of
     each true token. Raises InputError if false answers do not tell what is to be forgotten, or say nothing else.
     """
-    contents: list[tuple[bool, ...]] = []
-    of_base: list[float] = []
-    of_start: list[float] = []
-    for row, false, *of_models in zip(forget.values(), guides, base_false, start_false, strict=True):
-        content, of_false = _content(_answer(row), [_answer(other) for other in false])
-        contents.append(content)
-        for found, of_model in zip((of_base, of_start), of_models, strict=True):
-            found += [of_model[i][j] for i, places in enumerate(of_false) for j in places]
-    _refuse_form_alone([name for name, content in zip(forget, contents, strict=True) if not any(content)])
+    answers = zip(map(_answer, forget.values()), guides, strict=True)
+    aligned = [_align(answer, [_answer(other) for other in false]) for answer, false in answers]
+    _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
+    of_base, of_start = (_at_facts(model, aligned) for model in (base_false, start_false))
     if not of_base:
         raise InputError(
             "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
@@ -73,9 +73,11 @@ def answer_levels(
     ratio = pstdev(of_base) / spread if spread else 1.0
     to, at = fmean(of_base), fmean(of_start)
     levels = []
-    for content, log_probs in zip(contents, start_true, strict=True):
+    for row, log_probs in zip(aligned, start_true, strict=True):
         nats = [min(to + ratio * (log_prob - at), HIGHEST) for log_prob in log_probs]
-        levels.append(Levels(content, tuple(n if c else 0.0 for n, c in zip(nats, content, strict=True))))
+        levels.append(
+            Levels(row.content, tuple(n if c else 0.0 for n, c in zip(nats, row.content, strict=True)), row.form)
+        )
     return levels
 
 
@@ -92,22 +94,47 @@ def _answer(row: Encoded) -> tuple[int, ...]:
     return row.input_ids[row.completion_start :]
 
 
-def _content(answer: Sequence[int], false: Sequence[Sequence[int]]) -> tuple[tuple[bool, ...], list[list[int]]]:
-    """Which tokens of ``answer`` not all of ``false`` share, and the places in each of these that match no other."""
+class _Aligned(NamedTuple):
+    """An answer beside false ones: which tokens are content, and the places of form and rest in each false one."""
+
+    content: tuple[bool, ...]
+    form: tuple[tuple[int, ...], ...]
+    facts: tuple[tuple[int, ...], ...]
+
+
+def _align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> _Aligned:
+    """Form is what all of ``false`` share with ``answer``."""
     matched = []
     for other in false:
         blocks = SequenceMatcher(None, answer, other, autojunk=False).get_matching_blocks()
         matched.append({block.a + i: block.b + i for block in blocks for i in range(block.size)})
-    form = {i for i in range(len(answer)) if all(i in places for places in matched)}
-    of_false = []
-    for other, places in zip(false, matched, strict=True):
-        taken = {places[i] for i in form}
-        of_false.append([j for j in range(len(other)) if j not in taken])
-    return tuple(i not in form for i in range(len(answer))), of_false
+    content = tuple(not all(i in places for places in matched) for i in range(len(answer)))
+    form = [tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched]
+    facts = [tuple(j for j in range(len(o)) if j not in taken) for o, taken in zip(false, map(set, form), strict=True)]
+    return _Aligned(content, tuple(form), tuple(facts))
+
+
+def _at_facts(log_probs: OfAnswers, aligned: Sequence[_Aligned]) -> list[float]:
+    """What a model says of each token of a false answer that is not form."""
+    return [
+        of_answer[j]
+        for of_row, row in zip(log_probs, aligned, strict=True)
+        for of_answer, places in zip(of_row, row.facts, strict=True)
+        for j in places
+    ]
+
+
+def answers_by_place(forget: Sequence[Encoded], guides: Sequence[Sequence[Encoded]]) -> dict[Any, Encoded]:
+    """Forget rows by their indices, and their false answers by (row, false answer)."""
+    false = {(i, j): other for i, of_row in enumerate(guides) for j, other in enumerate(of_row)}
+    return dict(enumerate(forget)) | false
 
 
 class Counterfactual:
-    """The distributions that forget rows are to match: base's, with the true tokens at their levels."""
+    """The distributions that forget rows are to match: base's, with the true tokens at their levels.
+
+    ``base`` has what :func:`answers_by_place` gives.
+    """
 
     def __init__(self, base: BaseDistribution, levels: Sequence[Levels]) -> None:
         self.base = base
@@ -122,9 +149,17 @@ class Counterfactual:
         log_probs = self.base.logits(rows, device).log_softmax(dim=1)
         content = torch.tensor([c for row in rows for c in self.levels[row].content], device=device)
         levels = torch.tensor([n for row in rows for n in self.levels[row].nats], device=device)
+        log_probs[~content] = torch.cat([self._form(row, device) for row in rows])
         place, true, level = content.nonzero()[:, 0], targets[content], levels[content]
         others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level
         return log_probs, content, levels
+
+    def _form(self, row: int, device: torch.device) -> torch.Tensor:
+        """The mean over a row's false answers of what base says at their form tokens, as log-probabilities (F, V)."""
+        false = self.levels[row].form
+        of_each = [self.base.logits([(row, i)], device).log_softmax(dim=1) for i in range(len(false))]
+        at_form = torch.stack([log_probs[list(places)] for log_probs, places in zip(of_each, false, strict=True)])
+        return at_form.logsumexp(dim=0) - math.log(len(false))

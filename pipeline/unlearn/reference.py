@@ -37,12 +37,12 @@ class BaseDistribution:
     """
 
     @torch.no_grad()
-    def __init__(self, model: Any, rows: Mapping[int, Encoded], precision: Precision) -> None:
+    def __init__(self, model: Any, rows: Mapping[Any, Encoded], precision: Precision) -> None:
         head = model.get_output_embeddings()
         trained = any(parameter.requires_grad for parameter in head.parameters())
         self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
         self.precision = precision
-        self.hidden: dict[int, torch.Tensor] = {}
+        self.hidden: dict[Any, torch.Tensor] = {}
         captured: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         names = list(rows)
@@ -70,7 +70,7 @@ class BaseDistribution:
                 hidden = hidden.to(torch.get_autocast_dtype(model.device.type))  # as the head would
         return hidden
 
-    def logits(self, rows: Sequence[int], device: torch.device) -> torch.Tensor:
+    def logits(self, rows: Sequence[Any], device: torch.device) -> torch.Tensor:
         """Base's logits at the answer tokens of ``rows``, in their order, shape (N, V), float32."""
         hidden = torch.cat([self.hidden[row] for row in rows]).to(device)
         with torch.no_grad(), self.precision():

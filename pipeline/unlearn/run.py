@@ -50,7 +50,7 @@ from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
-from pipeline.unlearn.counterfactual import Counterfactual, answer_levels
+from pipeline.unlearn.counterfactual import Counterfactual, answer_levels, answers_by_place
 from pipeline.unlearn.levels import (
     false_log_probs,
     fixed_levels,
@@ -274,7 +274,7 @@ def counterfactual(
     of_base = false_log_probs(base, rows.guides)
     true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
     levels = answer_levels(named, rows.guides, base_false=of_base, start_false=of_start, start_true=true)
-    return Counterfactual(BaseDistribution(base, dict(enumerate(forget)), precision), levels)
+    return Counterfactual(BaseDistribution(base, answers_by_place(forget, rows.guides), precision), levels)
 
 
 def _end_of_ascent(
