@@ -117,6 +117,11 @@ def own_form(wanted: Counterfactual, row: int, device: torch.device) -> torch.Te
     return wanted.base.logits([row], device).log_softmax(dim=1)[~content]
 
 
+GRADIENT_DIFFERENCE = (
+    *("unlearn.method=gd", "unlearn.retain_weight=32", "unlearn.retain_rows_per_forget_row=2"),
+    "unlearn.retain_loss=kl",
+)
+
 VARIANTS = (
     Variant("uniform", "level 1/V (Unilogit's)", patch=(run, "Counterfactual", with_level(uniform))),
     Variant("shifted", "level: base's, logit - 10 (UNDIAL's)", patch=(run, "Counterfactual", with_level(shifted))),
@@ -124,6 +129,7 @@ VARIANTS = (
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
+    Variant("ascent", "ascent as the forget term (Gradient Difference)", GRADIENT_DIFFERENCE),
     Variant("own-form", "form as base says it in the true answer", patch=(Counterfactual, "_form", own_form)),
     Variant(
         "lora",
