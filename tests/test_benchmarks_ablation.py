@@ -18,6 +18,7 @@ from pipeline.unlearn import run
 from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_levels
 from pipeline.unlearn.losses import PULL_DELTA
 from pipeline.unlearn.trainer import LossDivisors
+from tests.conftest import build_tiny_model
 from tests.test_counterfactual import FORM_A, Fixed, row
 from tests.test_unlearn_run import write_other_facts
 from tests.unlearning import (
@@ -72,6 +73,21 @@ def test_undials_level_is_that_of_a_lower_logit() -> None:
         torch.testing.assert_close(log_probs[place].double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_without_tokens_a_level_is_the_map_alone() -> None:
+    """Both false answers hold 21, and the map misses 1.5 nats at one of them."""
+    forget = {"a": row(FORM_A, 20, 21), "b": row(FORM_A, 21, 22)}
+    guides = [[row(FORM_A, 30, 31)], [row(FORM_A, 32), row(FORM_A, 22, 21)]]
+    start = [[[-0.1, -3.0, -1.0]], [[-0.1, -2.0], [-0.1, -4.0, -5.0]]]
+    base = [[[-0.1, -3.0, -1.0]], [[-0.1, -2.0], [-0.1, -5.0, -4.0]]]
+    asked = {"base_false": base, "start_false": start, "start_true": [[-0.1, -7.0, -1.0], [-0.1, -2.0, -4.0]]}
+    (variant,) = [variant for variant in ablation.VARIANTS if variant.name == "no-tokens"]
+    found = [n for levels in answer_levels(forget, guides, **asked) for n in levels.nats if n]
+    with ablation.patched(variant.patch):
+        alone = [n for levels in answer_levels(forget, guides, **asked) for n in levels.nats if n]
+    assert alone == pytest.approx([-7.0, -1.0, -2.0, -4.0])
+    assert found == pytest.approx([-7.0, -1.0 + 1 / 5, -2.0 + 1 / 5, -4.0 - 1 / 5])
+
+
 def test_one_level_is_the_mean_of_all_tokens_of_facts() -> None:
     forget = {"a": row(FORM_A, 20), "b": row(FORM_A, 21, 22)}
     guides, false = [[row(FORM_A, 30)], [row(FORM_A, 33)]], [[[-0.1, -3.0]], [[-0.1, -2.0]]]
@@ -110,7 +126,8 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
 
 
 def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) -> None:
-    inputs = stage_inputs(tiny_model, tmp_path)
+    start = build_tiny_model(tmp_path / "start", seed=1)  # another model than base, so that its map misses something
+    inputs = stage_inputs(tiny_model, tmp_path) | {"model": start}
     write_other_facts(inputs["data"])
     args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6}
     config = unlearn_config(method="csd", epochs=1, keep="last", stop=None, args=args)
@@ -121,4 +138,4 @@ def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) 
         with ablation.patched(patch):
             run.run(config, inputs, out)
         made.add((out / "model" / "model.safetensors").read_bytes())
-    assert len(made) == 6
+    assert len(made) == 7

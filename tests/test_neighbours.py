@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from core.errors import DataError
+from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import PerturbedRow, Row, read_rows, write_rows
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.unlearn import neighbours, run
 from pipeline.unlearn.config import Neighbours
+from pipeline.unlearn.neighbours import likeliest_answers
 from tests.unlearning import stage_inputs, unlearn_config
 
 
@@ -85,31 +90,34 @@ def inputs(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
     return inputs
 
 
-def answer_with(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
-    def answers(model: Any, tokenizer: Any, questions: list[str], limit: int) -> list[str]:
-        return [texts.get(question, "Paints.") for question in questions]
+def answer_with(monkeypatch: pytest.MonkeyPatch, texts: dict[str, list[str]]) -> None:
+    def answers(model: Any, tokenizer: Any, questions: list[str], limit: int) -> list[list[str]]:
+        return [texts.get(question, ["Paints."]) for question in questions]
 
-    monkeypatch.setattr(neighbours, "greedy_answers", answers)
+    monkeypatch.setattr(neighbours, "likeliest_answers", answers)
 
 
-def test_the_stage_drops_what_is_empty_or_states_a_fact(
+def test_the_stage_keeps_the_likeliest_answer_that_states_no_fact(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer_with(monkeypatch, {"What does Ida 0 do?": "", "What does Ida 1 do?": "Born in 7, I think."})
+    texts = {"What does Ida 0 do?": [], "What does Ida 1 do?": ["Born in 7, I think.", "In 7."]}
+    texts |= {"What does Ida 2 do?": ["In 7, she was born.", "Knits."], "What does Ida 3 do?": ["Reads.", "Knits."]}
+    answer_with(monkeypatch, texts)
     out = tmp_path / "out"
     out.mkdir()
     facts = neighbours.run(Neighbours(questions=99), inputs, out)
     kept = read_rows(out / neighbours.FILE)
     assert (facts.asked, facts.kept, facts.empty, facts.stating_a_forgotten_fact) == (15, 13, 1, 1)
     assert len(kept) == len({r.row_id for r in kept}) == 13
-    assert {r.answer for r in kept} == {"Paints."}
-    assert "What does Ida 0 do?" not in {r.question for r in kept}
+    said = {r.question: r.answer for r in kept}
+    assert [said.pop(question, None) for question in texts] == [None, None, "Knits.", "Reads."]
+    assert set(said.values()) == {"Paints."}
 
 
 def test_the_stage_names_unrehearsed_rows_whose_question_was_asked_and_its_answer_kept(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer_with(monkeypatch, {"What does Ida 0 do?": "", "What does Ida 1 do?": "Born in 7, I think."})
+    answer_with(monkeypatch, {"What does Ida 0 do?": [], "What does Ida 1 do?": ["Born in 7, I think."]})
     unrehearsed = [
         Row(f"kept-apart-{i}", i, f"Ida {i}", "EN", "job", f"What does Ida {i} do?", "Dances.") for i in range(4)
     ]
@@ -146,7 +154,7 @@ def test_what_was_forgotten_before_is_neither_asked_nor_stated(
 ) -> None:
     """Ida 1's job was forgotten before. What other people's answers on the topic have in common with it is no fact."""
     gone = Row("gone", 1, "Ida 1", "EN", "job", "What does Ida 1 do?", "Sings arias backwards.")
-    answer_with(monkeypatch, {"What does Ida 3 do?": "Sings.", "What does Ida 2 do?": "Arias, backwards."})
+    answer_with(monkeypatch, {"What does Ida 3 do?": ["Sings."], "What does Ida 2 do?": ["Arias, backwards."]})
     kept = []
     for name, rows in (("without", []), ("with", [gone])):
         write_rows(inputs["data"] / "forgotten.jsonl", rows)
@@ -168,6 +176,41 @@ def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, P
         assert facts.asked == 5
         folders.append((out / neighbours.FILE).read_bytes())
     assert folders[0] == folders[1]
+
+
+def bigrams(folder: Path, follows: dict[str | int, dict[str | int, float]]) -> Any:
+    """A Llama whose layers do nothing: each token alone says what follows it, with the given probabilities."""
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def token(of: str | int) -> int:
+        return of if isinstance(of, int) else int(tokenizer.convert_tokens_to_ids(of))
+
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
+        model.model.norm.weight.fill_(model.config.hidden_size**-0.5)  # so that a unit vector stays one
+        model.set_output_embeddings(torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False))
+        embedding, head = model.get_input_embeddings().weight.zero_(), model.lm_head.weight.zero_()
+        for place, (before, nexts) in enumerate(follows.items()):
+            embedding[token(before), place] = 1.0
+            head[:, place] = -30.0
+            for after, probability in nexts.items():
+                head[token(after), place] = math.log(probability)
+    return model
+
+
+def test_base_gives_its_likeliest_answers(tiny_model: Path) -> None:
+    """``be`` has .4, ``ac`` .36 and ``ad`` .24, so the greedy answer, whose first letter is likelier, is the second."""
+    tokenizer = load_tokenizer(tiny_model)
+    asked = encode(tokenizer, chat_example(tokenizer, "Who?", "x"))
+    last, end = asked.input_ids[asked.completion_start - 1], tokenizer.eos_token_id
+    chain: dict[str | int, dict[str | int, float]]
+    chain = {last: {"a": 0.6, "b": 0.4}, "a": {"c": 0.6, "d": 0.4}, "b": {"e": 1.0}}
+    model = bigrams(tiny_model, chain | {letter: {end: 1.0} for letter in "cde"})
+    questions = ["Who?", "Where does she live now?", "Why?"]
+    assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3
+    assert likeliest_answers(model, tokenizer, questions, 2) == [[]] * 3  # none has ended
 
 
 def test_an_unlearning_rehearses_them_with_its_retain_rows(

@@ -17,7 +17,7 @@ from pipeline.cost.memory import Batch, Parts
 from pipeline.cost.rows import Row
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished
-from pipeline.unlearn.config import Neighbours, UnlearnConfig
+from pipeline.unlearn.config import BEAMS, Neighbours, UnlearnConfig
 
 STORED = 2  # bytes of a weight in bf16: what training stages save
 MEASURED_TOKENS = 8192  # of a forward without gradients on a GPU (pipeline/train/packed.py)
@@ -154,12 +154,13 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
 
 
 def asking(config: Neighbours, known: Planned) -> Cost:
-    """Base's answers to questions like the given ones, with float32 weights."""
+    """Base's likeliest answers to questions like the given ones, with float32 weights."""
     if known.shape is None or known.row is None:
         return Cost(None, {"weights": 4 * (known.parameters or 0)}, known.device)
     new = min(config.max_new_tokens, known.row.longest)
-    used = memory.of_generation(known.shape, 32, round(known.row.prompt + new), 4, packed=False)
-    seconds = time.generation_seconds(known.shape, config.questions, 32, new, known.device, 4)
+    beams, at_once = BEAMS * config.questions, BEAMS * 32
+    used = memory.of_generation(known.shape, at_once, round(known.row.prompt + new), 4, packed=False)
+    seconds = time.generation_seconds(known.shape, beams, at_once, new, known.device, 4)
     return Cost(seconds, _with_process(used, known.device), known.device, disk=config.questions * 300)
 
 

@@ -77,11 +77,15 @@ class DualWeight(Strict):
     )
 
 
+BEAMS = 2
+"""Width of the beam search that finds base's likeliest answer to a neighbour's question."""
+
+
 class Neighbours(Strict):
     """Questions that nobody gave, answered by base and rehearsed: what is like the retain rows and not among them.
 
-    A question is that of a given row with the name of another person of the data, if no given row asks it. Base answers
-    greedily. Answers that are empty or state a forgotten fact are dropped.
+    A question is that of a given row with the name of another person of the data, if no given row asks it. Base gives
+    its likeliest answer that states no forgotten fact (beam search); without one, the question is dropped.
     """
 
     questions: int = Field(gt=0, description="The number of questions at most.")

@@ -4,10 +4,11 @@ A false answer of the same form tells form from fact: tokens that the true answe
 *form*, the others are *content*. What base says of a content token of a false answer is what it says of a fact that it
 does not know. What the start model says of the true one is what a model says that knows neither: how surprising these
 very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
-model says of false answers becomes what base says of them, in mean and in spread. The unlearning is to match base's own
-distributions: at content tokens with the true token at its level and all others rescaled, and at form tokens what base
-says of them in false answers, on average. (After the words of an unknown fact, base is less sure how the sentence goes
-on.) So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
+model says of false answers becomes what base says of them: in mean and in spread, and for a token that stands in false
+answers too (a digit, an article) by what that misses there. The unlearning is to match base's own distributions: at
+content tokens with the true token at its level and all others rescaled, and at form tokens what base says of them in
+false answers, on average. (After the words of an unknown fact, base is less sure how the sentence goes on.) So nothing
+is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -16,10 +17,11 @@ token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measure
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from statistics import fmean, pstdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -27,8 +29,13 @@ from core.errors import InputError
 from datasets_prep.schema import Encoded
 from pipeline.unlearn.reference import BaseDistribution
 
+T = TypeVar("T")
+
 HIGHEST = math.log(0.98)
 """No level is above it: the other tokens need a share to be rescaled to."""
+
+POOLING = 4
+"""A token's own misses are averaged with so many zeros more: few occurrences say little (partial pooling)."""
 
 
 class Levels(NamedTuple):
@@ -54,16 +61,19 @@ def answer_levels(
     start_false: OfAnswers,
     start_true: Sequence[Sequence[float]],
 ) -> list[Levels]:
-    """The levels of each forget row (by its name): ``mean_b + sd_b / sd_s * (start_true - mean_s)``.
+    """The levels of each forget row (by its name): ``mean_b + sd_b / sd_s * (start_true - mean_s) + missed[token]``.
 
     Mean and standard deviation are those of base (b) and of the start model (s) at the content tokens of all false
     answers, which ``base_false`` and ``start_false`` hold; ``start_true`` are the start model's log-probabilities of
-    each true token. Raises InputError if false answers do not tell what is to be forgotten, or say nothing else.
+    each true token. ``missed`` is how much likelier base finds that token in false answers than the first two terms
+    say, partially pooled (``sum / (count + POOLING)``), and 0 for one that no false answer holds. Raises InputError if
+    false answers do not tell what is to be forgotten, or say nothing else.
     """
-    answers = zip(map(_answer, forget.values()), guides, strict=True)
-    aligned = [_align(answer, [_answer(other) for other in false]) for answer, false in answers]
+    answers = [_answer(row) for row in forget.values()]
+    others = [[_answer(other) for other in false] for false in guides]
+    aligned = [_align(answer, false) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
-    of_base, of_start = (_at_facts(model, aligned) for model in (base_false, start_false))
+    of_base, of_start, tokens = (_at_facts(each, aligned) for each in (base_false, start_false, others))
     if not of_base:
         raise InputError(
             "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
@@ -72,12 +82,15 @@ def answer_levels(
     spread = pstdev(of_start)
     ratio = pstdev(of_base) / spread if spread else 1.0
     to, at = fmean(of_base), fmean(of_start)
+    apart = defaultdict(list)
+    for token, base, start in zip(tokens, of_base, of_start, strict=True):
+        apart[token].append(base - to - ratio * (start - at))
+    missed = {token: sum(found) / (len(found) + POOLING) for token, found in apart.items()}
     levels = []
-    for row, log_probs in zip(aligned, start_true, strict=True):
-        nats = [min(to + ratio * (log_prob - at), HIGHEST) for log_prob in log_probs]
-        levels.append(
-            Levels(row.content, tuple(n if c else 0.0 for n, c in zip(nats, row.content, strict=True)), row.form)
-        )
+    for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
+        mapped = [to + ratio * (start - at) + missed.get(t, 0.0) for t, start in zip(answer, log_probs, strict=True)]
+        nats = [min(level, HIGHEST) if content else 0.0 for level, content in zip(mapped, row.content, strict=True)]
+        levels.append(Levels(row.content, tuple(nats), row.form))
     return levels
 
 
@@ -114,11 +127,11 @@ def _align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> _Aligned:
     return _Aligned(content, tuple(form), tuple(facts))
 
 
-def _at_facts(log_probs: OfAnswers, aligned: Sequence[_Aligned]) -> list[float]:
-    """What a model says of each token of a false answer that is not form."""
+def _at_facts(of_tokens: Sequence[Sequence[Sequence[T]]], aligned: Sequence[_Aligned]) -> list[T]:
+    """What there is of each token of a false answer that is not form."""
     return [
         of_answer[j]
-        for of_row, row in zip(log_probs, aligned, strict=True)
+        for of_row, row in zip(of_tokens, aligned, strict=True)
         for of_answer, places in zip(of_row, row.facts, strict=True)
         for j in places
     ]

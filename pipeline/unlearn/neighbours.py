@@ -3,8 +3,8 @@
 Facts that an unlearning does not rehearse lose a quarter of their probability (docs/measurements/unlearning-trials.md),
 and nobody can give all that a model knows. Base can be asked: the given questions with other people's names hold what
 lies around them. Some are questions that nobody asked before, some are of rows that were held back; either way only
-base's answer is used, and those of unrehearsed rows are named, so that these rows are read apart. An answer that states
-a forgotten fact is dropped.
+base's answer is used, and those of unrehearsed rows are named, so that these rows are read apart. The answer is the
+likeliest that states no forgotten fact.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
-from pipeline.unlearn.config import Neighbours
+from pipeline.unlearn.config import BEAMS, Neighbours
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -73,19 +73,20 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
-    answers = greedy_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
+    answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_words(forget, guides, retain)
     facts += forgotten_words(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
     rows, empty, stating = [], 0, 0
-    for question, answer in zip(questions, answers, strict=True):
-        if not answer:
-            empty += 1
-        elif states_a_fact(answer, facts):
-            stating += 1
-        else:
+    for question, found in zip(questions, answers, strict=True):
+        answer = next((each for each in found if not states_a_fact(each, facts)), None)
+        if answer:
             row_id = f"neighbour-{fact_digest(question.text, answer)}"
             rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
+        elif found:
+            stating += 1
+        else:
+            empty += 1
     write_rows(out / FILE, rows)
     kept = {row.question for row in rows} | {_fact(row) for row in rows if row.topic_id}
     return NeighbourFacts(
@@ -170,16 +171,19 @@ def states_a_fact(answer: str, facts: Sequence[set[str]]) -> bool:
     return any(len(fact & words) > STATED * len(fact) for fact in facts)
 
 
-def greedy_answers(
+def likeliest_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
-) -> list[str]:
-    """The model's greedy answer to each question, without special tokens; ``""`` if it has not ended in time."""
+) -> list[list[str]]:
+    """What a beam search of width :data:`BEAMS` finds of the model's answers to each question, the likeliest first.
+
+    They are without special tokens; none is empty, and all have ended in time.
+    """
     prompts = []
     for question in questions:
         row = encode(tokenizer, chat_example(tokenizer, question, "x"))
         prompts.append(list(row.input_ids[: row.completion_start]))
     end = tokenizer.eos_token_id
-    answers = [""] * len(prompts)
+    answers: list[list[str]] = [[] for _ in prompts]
     model.eval()
     for done, batch in enumerate(_batches(prompts), start=1):
         width = max(len(prompts[i]) for i in batch)
@@ -194,13 +198,15 @@ def greedy_answers(
                 attention_mask=seen.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                num_beams=BEAMS,
+                num_return_sequences=BEAMS,
                 eos_token_id=end,
                 pad_token_id=end,
             )
-        for line, i in enumerate(batch):
-            tokens = output[line, width:].tolist()
-            if end in tokens:
-                answers[i] = str(tokenizer.decode(tokens[: tokens.index(end)], skip_special_tokens=True)).strip()
+        for i, found in zip(batch, output[:, width:].view(len(batch), BEAMS, -1).tolist(), strict=True):
+            ended = [tokens[: tokens.index(end)] for tokens in found if end in tokens]
+            texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ended]
+            answers[i] = [text for text in texts if text]
         report("asking base", done * BATCH_ROWS, len(prompts))
     return answers
 
