@@ -88,9 +88,9 @@ METHODS = {
         "The next-token distributions at the forget answers are brought to what base would say without the fact. "
         "Each token of a fact gets the log-probability that the start model gives it, mapped so that what the start "
         "model says of false answers becomes what base says of them; a token that these hold too is moved by the mean "
-        "of what the map misses at it there, with four zeros counted in. The rest of base's distribution is rescaled. "
-        "The other tokens, which all false answers share, get the distributions that base has in these. At the "
-        "retain answers the distributions are held to those of base (KL divergence).",
+        "of what the map misses at it there, shrunk where it is rare. The rest of base's distribution is rescaled. The "
+        "other tokens, which all false answers share, get the distributions that base has in these. At the retain "
+        "answers the distributions are held to those of base (KL divergence).",
     ),
 }
 

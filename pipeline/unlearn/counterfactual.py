@@ -29,7 +29,7 @@ from core.errors import InputError
 from datasets_prep.schema import Encoded
 from pipeline.unlearn.reference import BaseDistribution
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 HIGHEST = math.log(0.98)
 """No level is above it: the other tokens need a share to be rescaled to."""
@@ -82,14 +82,20 @@ def answer_levels(
     spread = pstdev(of_start)
     ratio = pstdev(of_base) / spread if spread else 1.0
     to, at = fmean(of_base), fmean(of_start)
+
+    def mapped(log_prob: float) -> float:
+        return to + ratio * (log_prob - at)
+
     apart = defaultdict(list)
     for token, base, start in zip(tokens, of_base, of_start, strict=True):
-        apart[token].append(base - to - ratio * (start - at))
+        apart[token].append(base - mapped(start))
     missed = {token: sum(found) / (len(found) + POOLING) for token, found in apart.items()}
     levels = []
     for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
-        mapped = [to + ratio * (start - at) + missed.get(t, 0.0) for t, start in zip(answer, log_probs, strict=True)]
-        nats = [min(level, HIGHEST) if content else 0.0 for level, content in zip(mapped, row.content, strict=True)]
+        nats = [
+            min(mapped(log_prob) + missed.get(token, 0.0), HIGHEST) if is_content else 0.0
+            for token, log_prob, is_content in zip(answer, log_probs, row.content, strict=True)
+        ]
         levels.append(Levels(row.content, tuple(nats), row.form))
     return levels
 
@@ -127,7 +133,7 @@ def _align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> _Aligned:
     return _Aligned(content, tuple(form), tuple(facts))
 
 
-def _at_facts(of_tokens: Sequence[Sequence[Sequence[T]]], aligned: Sequence[_Aligned]) -> list[T]:
+def _at_facts(of_tokens: Sequence[Sequence[Sequence[Value]]], aligned: Sequence[_Aligned]) -> list[Value]:
     """What there is of each token of a false answer that is not form."""
     return [
         of_answer[j]

@@ -176,7 +176,8 @@ def likeliest_answers(
 ) -> list[list[str]]:
     """What a beam search of width :data:`BEAMS` finds of the model's answers to each question, the likeliest first.
 
-    They are without special tokens; none is empty, and all have ended in time.
+    Likeliest is by the mean log-probability of an answer's tokens (a length penalty of 1), so that long answers are not
+    behind short ones. They are without special tokens; none is empty, and all have ended in time.
     """
     prompts = []
     for question in questions:
