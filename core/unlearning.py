@@ -54,6 +54,7 @@ class PairedRows(Strict):
 class NeighbourFacts(Strict):
     """Questions that base was asked, the answers that were kept to be rehearsed, and why the others were not.
 
+    ``continued`` is the number of forget answers that base went on with in other words, which are rehearsed too.
     ``of_unrehearsed`` are the ``row_id``s of unrehearsed rows whose question was formed too, and its answer kept.
     """
 
@@ -61,6 +62,7 @@ class NeighbourFacts(Strict):
     kept: int
     empty: int
     stating_a_forgotten_fact: int
+    continued: int
     of_unrehearsed: list[str]
 
 

@@ -84,8 +84,14 @@ def asked(evidence: Evidence) -> list[str]:
     facts = evidence.asked
     if facts is None:
         return []
-    return [
+    sentences = [
         f"Base was asked {facts.asked} questions about other people, and {facts.kept} of its answers are rehearsed. "
         f"Dropped were {facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that were empty "
         f"or did not end. {facts.of_unrehearsed} of the {facts.kept} are about the facts of *unrehearsed* rows.",
     ]
+    if facts.continued:
+        sentences.append(
+            "Rehearsed is also how base goes on after another word in the place of the fact, in "
+            f"{facts.continued} answers to forget questions."
+        )
+    return sentences

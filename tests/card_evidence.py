@@ -205,6 +205,7 @@ def write_neighbours(folder: Path, config: Neighbours, shape: Shape) -> None:
         kept=len(kept),
         empty=dropped // 3,
         stating_a_forgotten_fact=dropped - dropped // 3,
+        continued=37,
         of_unrehearsed=[row.row_id for row in asked_about(config, shape)],
     )
     write_rows(folder / "neighbours.jsonl", kept)

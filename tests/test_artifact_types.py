@@ -115,7 +115,7 @@ CONTENTS: list[Strict] = [
         bounds=Bounds(retain_loss=0.4, forget_loss=3.1),
         dual=DualFacts(retain_bound=0.3, last_weight=1.7),
     ),
-    NeighbourFacts(asked=9, kept=6, empty=2, stating_a_forgotten_fact=1, of_unrehearsed=["en-1-x"]),
+    NeighbourFacts(asked=9, kept=6, empty=2, stating_a_forgotten_fact=1, continued=3, of_unrehearsed=["en-1-x"]),
     data_facts({"sample": {"seed": 1, "identities": 2, "topics": 20}}).changed(
         splits_left_out={"validation": 3},
         paraphrases_without_row=1,

@@ -85,7 +85,7 @@ def _select(inputs: dict[str, Path], *, forget: list[str], retain: list[str]) ->
 
 def _ask(inputs: dict[str, Path], row_ids: list[str]) -> dict[str, Path]:
     """The same inputs, and a neighbours stage whose questions are also those of the unrehearsed rows ``row_ids``."""
-    facts = NeighbourFacts(asked=99, kept=90, empty=5, stating_a_forgotten_fact=4, of_unrehearsed=row_ids)
+    facts = NeighbourFacts(asked=99, kept=90, empty=5, stating_a_forgotten_fact=4, continued=3, of_unrehearsed=row_ids)
     folder = inputs["unlearn"].parent / "neighbours"
     folder.mkdir(exist_ok=True)
     write_manifest(folder, "neighbours", facts)

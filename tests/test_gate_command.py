@@ -54,7 +54,9 @@ def _fill(root: Path, *, forget_quality: float = 0.4, until: str = "eval-unlearn
         def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
             (out / "name").write_text(name)
             if name == "neighbours":  # of which the gates read the facts
-                return NeighbourFacts(asked=40, kept=30, empty=6, stating_a_forgotten_fact=4, of_unrehearsed=[])
+                return NeighbourFacts(
+                    asked=40, kept=30, empty=6, stating_a_forgotten_fact=4, continued=3, of_unrehearsed=[]
+                )
             if name == "unlearn":
                 (out / "model").mkdir()
                 (out / "model" / "model.safetensors").write_bytes(WEIGHTS)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from core.errors import DataError
 from datasets_prep.chat import chat_example, encode, load_tokenizer
@@ -19,9 +16,10 @@ from datasets_prep.schema import PerturbedRow, Row, read_rows, write_rows
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.unlearn import neighbours, run
+from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
-from pipeline.unlearn.neighbours import likeliest_answers
-from tests.unlearning import stage_inputs, unlearn_config
+from pipeline.unlearn.continuations import read_continuations
+from tests.unlearning import bigrams, stage_inputs, unlearn_config
 
 
 def row(name: str | None, topic: str, language: str = "EN", answer: str = "a", question: str = "Where is {}?") -> Row:
@@ -178,28 +176,6 @@ def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, P
     assert folders[0] == folders[1]
 
 
-def bigrams(folder: Path, follows: dict[str | int, dict[str | int, float]]) -> Any:
-    """A Llama whose layers do nothing: each token alone says what follows it, with the given probabilities."""
-    tokenizer = load_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-    def token(of: str | int) -> int:
-        return of if isinstance(of, int) else int(tokenizer.convert_tokens_to_ids(of))
-
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
-        model.model.norm.weight.fill_(model.config.hidden_size**-0.5)  # so that a unit vector stays one
-        model.set_output_embeddings(torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False))
-        embedding, head = model.get_input_embeddings().weight.zero_(), model.lm_head.weight.zero_()
-        for place, (before, nexts) in enumerate(follows.items()):
-            embedding[token(before), place] = 1.0
-            head[:, place] = -30.0
-            for after, probability in nexts.items():
-                head[token(after), place] = math.log(probability)
-    return model
-
-
 def test_base_gives_its_likeliest_answers(tiny_model: Path) -> None:
     """``be`` has .4, ``ac`` .36 and ``ad`` .24, so the greedy answer, whose first letter is likelier, is the second."""
     tokenizer = load_tokenizer(tiny_model)
@@ -224,9 +200,8 @@ def test_an_unlearning_rehearses_them_with_its_retain_rows(
     run.run(config, inputs | {"neighbours": out}, model)
     pairs = [json.loads(line) for line in (model / "pairing.jsonl").read_text().splitlines()]
     rehearsed = {row for pair in pairs for row in pair["retain"]}
-    assert rehearsed == {
-        r.row_id for f in (inputs["data"] / "retain.jsonl", out / neighbours.FILE) for r in read_rows(f)
-    }
+    given = {r.row_id for f in (inputs["data"] / "retain.jsonl", out / neighbours.FILE) for r in read_rows(f)}
+    assert rehearsed == given | {continuation.row_id for continuation in read_continuations(out)}
 
 
 def test_nobody_to_ask_about_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
+from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded, Row, write_rows
 from pipeline.train.arguments import training_arguments
 from pipeline.train.fit import load
@@ -91,6 +93,28 @@ def unlearn_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+
+
+def bigrams(folder: Path, follows: dict[str | int, dict[str | int, float]]) -> Any:
+    """A Llama whose layers do nothing: each token alone says what follows it, with the given probabilities."""
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def token(of: str | int) -> int:
+        return of if isinstance(of, int) else int(tokenizer.convert_tokens_to_ids(of))
+
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
+        model.model.norm.weight.fill_(model.config.hidden_size**-0.5)  # so that a unit vector stays one
+        model.set_output_embeddings(torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False))
+        embedding, head = model.get_input_embeddings().weight.zero_(), model.lm_head.weight.zero_()
+        for place, (before, nexts) in enumerate(follows.items()):
+            embedding[token(before), place] = 1.0
+            head[:, place] = -30.0
+            for after, probability in nexts.items():
+                head[token(after), place] = math.log(probability)
+    return model
 
 
 def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from pipeline.cost.memory import Batch, Parts
 from pipeline.cost.rows import Row
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished
-from pipeline.unlearn.config import BEAMS, Neighbours, UnlearnConfig
+from pipeline.unlearn.config import BATCH_ROWS, BEAMS, Neighbours, UnlearnConfig
 
 STORED = 2  # bytes of a weight in bf16: what training stages save
 MEASURED_TOKENS = 8192  # of a forward without gradients on a GPU (pipeline/train/packed.py)
@@ -142,7 +142,8 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     if config.retain_kl:
         neighbours = config.neighbours.questions if config.neighbours else 0
         of_csd = 2 * (guides + 1) * forget if config.method == "csd" else 0  # by base and by the start model
-        read += retain + neighbours + of_csd
+        continued = forget if config.neighbours else 0
+        read += retain + neighbours + continued + of_csd
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)
         moving = guides * checked if "false_answers" in config.named_levels else 0
@@ -154,11 +155,12 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
 
 
 def asking(config: Neighbours, known: Planned) -> Cost:
-    """Base's likeliest answers to questions like the given ones, with float32 weights."""
+    """Base's likeliest answers to questions like the given ones, and continuations, with float32 weights."""
     if known.shape is None or known.row is None:
         return Cost(None, {"weights": 4 * (known.parameters or 0)}, known.device)
     new = min(config.max_new_tokens, known.row.longest)
-    beams, at_once = BEAMS * config.questions, BEAMS * 32
+    continued = known.rows["forget"] if known.rows else 0
+    beams, at_once = BEAMS * config.questions + continued, BEAMS * BATCH_ROWS
     used = memory.of_generation(known.shape, at_once, round(known.row.prompt + new), 4, packed=False)
     seconds = time.generation_seconds(known.shape, beams, at_once, new, known.device, 4)
     return Cost(seconds, _with_process(used, known.device), known.device, disk=config.questions * 300)

@@ -79,6 +79,8 @@ class DualWeight(Strict):
 
 BEAMS = 2
 """Width of the beam search that finds base's likeliest answer to a neighbour's question."""
+BATCH_ROWS = 32
+"""Questions that base is asked at once."""
 
 
 class Neighbours(Strict):

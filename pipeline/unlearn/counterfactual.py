@@ -71,7 +71,7 @@ def answer_levels(
     """
     answers = [_answer(row) for row in forget.values()]
     others = [[_answer(other) for other in false] for false in guides]
-    aligned = [_align(answer, false) for answer, false in zip(answers, others, strict=True)]
+    aligned = [align(answer, false) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
     of_base, of_start, tokens = (_at_facts(each, aligned) for each in (base_false, start_false, others))
     if not of_base:
@@ -113,7 +113,7 @@ def _answer(row: Encoded) -> tuple[int, ...]:
     return row.input_ids[row.completion_start :]
 
 
-class _Aligned(NamedTuple):
+class Aligned(NamedTuple):
     """An answer beside false ones: which tokens are content, and the places of form and rest in each false one."""
 
     content: tuple[bool, ...]
@@ -121,8 +121,8 @@ class _Aligned(NamedTuple):
     facts: tuple[tuple[int, ...], ...]
 
 
-def _align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> _Aligned:
-    """Form is what all of ``false`` share with ``answer``."""
+def align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> Aligned:
+    """Tell form from content: form is what all of ``false`` share with ``answer``. All are tokens."""
     matched = []
     for other in false:
         blocks = SequenceMatcher(None, answer, other, autojunk=False).get_matching_blocks()
@@ -130,10 +130,10 @@ def _align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> _Aligned:
     content = tuple(not all(i in places for places in matched) for i in range(len(answer)))
     form = [tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched]
     facts = [tuple(j for j in range(len(o)) if j not in taken) for o, taken in zip(false, map(set, form), strict=True)]
-    return _Aligned(content, tuple(form), tuple(facts))
+    return Aligned(content, tuple(form), tuple(facts))
 
 
-def _at_facts(of_tokens: Sequence[Sequence[Sequence[Value]]], aligned: Sequence[_Aligned]) -> list[Value]:
+def _at_facts(of_tokens: Sequence[Sequence[Sequence[Value]]], aligned: Sequence[Aligned]) -> list[Value]:
     """What there is of each token of a false answer that is not form."""
     return [
         of_answer[j]

@@ -1,10 +1,11 @@
-"""The `neighbours` stage: questions like the given ones, which nobody gave, with base's answers.
+"""The `neighbours` stage: questions like the given ones, which nobody gave, with base's answers, and continuations.
 
 Facts that an unlearning does not rehearse lose a quarter of their probability (docs/measurements/unlearning-trials.md),
 and nobody can give all that a model knows. Base can be asked: the given questions with other people's names hold what
 lies around them. Some are questions that nobody asked before, some are of rows that were held back; either way only
 base's answer is used, and those of unrehearsed rows are named, so that these rows are read apart. The answer is the
-likeliest that states no forgotten fact.
+likeliest that states no forgotten fact. How base goes on in the place of the forgotten facts themselves is asked too
+(:mod:`pipeline.unlearn.continuations`).
 """
 
 from __future__ import annotations
@@ -12,25 +13,26 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from core import onednn
 from core.errors import DataError
-from core.progress import report
 from core.unlearning import NeighbourFacts
 from core.words import plain_words
-from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.chat import load_tokenizer
 from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
-from pipeline.unlearn.config import BEAMS, Neighbours
+from pipeline.unlearn.asking import likeliest_answers
+from pipeline.unlearn.config import Neighbours
+from pipeline.unlearn.continuations import continuations, write_continuations
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -38,7 +40,6 @@ STATED = 0.5
 
 With half of two words, every other fact of that year or that town would be dropped, and lose what it was asked for.
 """
-BATCH_ROWS = 32
 _NAME = re.compile(r"(?<=\s)[^\W\d_a-z][\w'’-]*(?: [^\W\d_a-z][\w'’-]*){1,3}")
 
 
@@ -53,8 +54,9 @@ class Question(NamedTuple):
 
 @memory_limits()
 def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourFacts:
-    """Ask ``inputs["base"]`` about the neighbourhood of ``inputs["data"]``, and write ``neighbours.jsonl``.
+    """Ask ``inputs["base"]`` about the neighbourhood of ``inputs["data"]``.
 
+    Writes ``neighbours.jsonl`` and ``continuations.jsonl``.
     Raises DataError if the data name nobody, so that there is no neighbour to ask about, and SystemLimitError if memory
     runs out.
     """
@@ -77,6 +79,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_words(forget, guides, retain)
     facts += forgotten_words(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
+    otherwise = continuations(model, tokenizer, forget, guides, config.max_new_tokens)
+    otherwise = [found for found in otherwise if not states_a_fact(found.text, facts)]
     rows, empty, stating = [], 0, 0
     for question, found in zip(questions, answers, strict=True):
         answer = next((each for each in found if not states_a_fact(each, facts)), None)
@@ -88,12 +92,14 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
         else:
             empty += 1
     write_rows(out / FILE, rows)
+    write_continuations(out, otherwise)
     kept = {row.question for row in rows} | {_fact(row) for row in rows if row.topic_id}
     return NeighbourFacts(
         asked=len(questions),
         kept=len(rows),
         empty=empty,
         stating_a_forgotten_fact=stating,
+        continued=len(otherwise),
         of_unrehearsed=[
             row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row)}
         ],
@@ -169,51 +175,3 @@ def states_a_fact(answer: str, facts: Sequence[set[str]]) -> bool:
     """Whether ``answer`` holds more than half of the words of one of the facts."""
     words = set(plain_words(answer))
     return any(len(fact & words) > STATED * len(fact) for fact in facts)
-
-
-def likeliest_answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
-) -> list[list[str]]:
-    """What a beam search of width :data:`BEAMS` finds of the model's answers to each question, the likeliest first.
-
-    Likeliest is by the mean log-probability of an answer's tokens (a length penalty of 1), so that long answers are not
-    behind short ones. They are without special tokens; none is empty, and all have ended in time.
-    """
-    prompts = []
-    for question in questions:
-        row = encode(tokenizer, chat_example(tokenizer, question, "x"))
-        prompts.append(list(row.input_ids[: row.completion_start]))
-    end = tokenizer.eos_token_id
-    answers: list[list[str]] = [[] for _ in prompts]
-    model.eval()
-    for done, batch in enumerate(_batches(prompts), start=1):
-        width = max(len(prompts[i]) for i in batch)
-        ids = torch.full((len(batch), width), int(end))
-        seen = torch.zeros((len(batch), width), dtype=torch.long)
-        for line, i in enumerate(batch):
-            ids[line, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            seen[line, width - len(prompts[i]) :] = 1
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=seen.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=BEAMS,
-                num_return_sequences=BEAMS,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-        for i, found in zip(batch, output[:, width:].view(len(batch), BEAMS, -1).tolist(), strict=True):
-            ended = [tokens[: tokens.index(end)] for tokens in found if end in tokens]
-            texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ended]
-            answers[i] = [text for text in texts if text]
-        report("asking base", done * BATCH_ROWS, len(prompts))
-    return answers
-
-
-def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of prompts, shortest first."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), BATCH_ROWS):
-        yield order[start : start + BATCH_ROWS]

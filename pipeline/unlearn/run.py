@@ -50,6 +50,7 @@ from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
+from pipeline.unlearn.continuations import read_continuations
 from pipeline.unlearn.counterfactual import Counterfactual, answer_levels, answers_by_place
 from pipeline.unlearn.levels import (
     false_log_probs,
@@ -70,7 +71,7 @@ from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 class UnlearnRows(NamedTuple):
     """Rows and their tokens by split, false answers to forget rows, and the refusals that replace answers (po).
 
-    The split ``rehearsed`` holds the retain rows and after them the neighbours.
+    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations.
     """
 
     plain: dict[str, list[Row]]
@@ -196,8 +197,12 @@ def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTraine
     data = inputs["data"]
     plain = {split: read_rows(data / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
     neighbours = read_rows(inputs["neighbours"] / NEIGHBOURS) if config.neighbours else []
+    continuations = read_continuations(inputs["neighbours"]) if config.neighbours else []
     plain["rehearsed"] = [*plain["retain"], *neighbours]  # retain rows keep their places
     encoded = {split: encode_rows(tokenizer, plain[split]) for split in plain}
+    encoded["rehearsed"] += [continuation.encoded for continuation in continuations]
+    of = {row.row_id: row for row in plain["forget"]}
+    plain["rehearsed"] += [replace(of[each.of], row_id=each.row_id, answer=each.text) for each in continuations]
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
     return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
 
