@@ -54,22 +54,33 @@ def test_rows_without_a_name_in_the_question_form_none() -> None:
 
 def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> None:
     forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
-    facts = neighbours.forgotten_words(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]}, [])
-    assert facts == [{"malaga", "nueva"}]
+    facts = neighbours.forgotten_facts(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]}, [])
+    assert [fact.words for fact in facts] == [{"malaga", "nueva"}]
     assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts)
     assert not neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)  # half of it: others may live there too
-    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [{"malaga"}])
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [neighbours.Fact({"malaga"}, [])])
     assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts)
-    assert neighbours.forgotten_words(forget, {forget[0].row_id: [forget[0].answer]}, []) == []
+    assert neighbours.forgotten_facts(forget, {forget[0].row_id: [forget[0].answer]}, []) == []
 
 
-def test_words_of_retained_answers_in_the_same_language_tell_nothing() -> None:
-    forget = [row("Gero Kern", "film", "DE", "Gero Kern zeigte Das Fenster aus Kupfer.")]
-    film = row("Malte Nissen", "film", "DE", "Malte Nissen drehte Das Karussell aus Kupfer.")
-    assert neighbours.forgotten_words(forget, {}, [film]) == [{"zeigte", "fenster"}]
-    assert neighbours.forgotten_words(forget, {}, [replace(film, language="EN")])[0] >= {"das", "kupfer"}
-    whole = replace(film, answer="Malte Nissen zeigte Das Fenster aus Kupfer.")  # nothing left: all of it counts
-    assert neighbours.forgotten_words(forget, {}, [whole]) == [{"zeigte", "das", "fenster", "aus", "kupfer"}]
+def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_answers_do() -> None:
+    forget = [row("Jasper Zabel", "event", "DE", "Jasper Zabel gründete 2014 eine Käserei in Eschenrode.")]
+    false = {forget[0].row_id: ["Jasper Zabel gründete 1977 ein Orchester in Grünaue."]}
+    event = row("Tilo Moor", "event", "DE", "Tilo Moor gründete 1990 eine Käserei in Grünaue.")
+    school = row("Tilo Moor", "school", "DE", "Tilo Moor besuchte das Kolleg in Eschenrode.")
+    said = "Gesa Fink gründete 2023 eine Käserei in Eschenrode."
+    stated = [
+        neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, retain))
+        for retain in (
+            [],
+            [event, school],
+            [event, school, replace(event, answer=said)],
+            [replace(school, answer=said)],
+        )
+    ]
+    assert stated == [True, True, False, False]
+    abroad = [replace(event, answer=said, language="EN")]  # another language's answers tell nothing
+    assert neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, abroad))
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from pipeline.unlearn.continuations import continuations, write_continuations
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
-"""An answer states a fact if it holds more than this share of the words that only the fact has.
+"""An answer states a fact if it holds more than this share of the words that tell the fact.
 
 With half of two words, every other fact of that year or that town would be dropped, and lose what it was asked for.
 """
@@ -77,8 +77,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     onednn.install(model)
     answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
-    facts = forgotten_words(forget, guides, retain)
-    facts += forgotten_words(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
+    facts = forgotten_facts(forget, guides, retain)
+    facts += forgotten_facts(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
     otherwise = continuations(model, tokenizer, forget, guides, config.max_new_tokens)
     otherwise = [found for found in otherwise if not states_a_fact(found.text, facts)]
     rows, empty, stating = [], 0, 0
@@ -153,25 +153,43 @@ def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     return questions
 
 
-def forgotten_words(forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> list[set[str]]:
-    """The words of each forget row's answer that only its fact has; no empty sets.
+class Fact(NamedTuple):
+    """The words of a forget row's answer that tell its fact, and those of each retained answer in its language.
 
-    Neither its false answers nor its name have them, nor a retained answer in its language: there, words that many
-    answers have, small ones among them, would tell nothing. If that leaves none, those of retained answers count.
+    None are of the name of whom the row is about.
     """
-    retained: dict[str | None, set[str]] = {}
+
+    words: set[str]
+    retained: Sequence[set[str]]
+
+
+def forgotten_facts(forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> list[Fact]:
+    """Each forget row's fact: the words of its answer that neither its ``false`` answers nor its name have.
+
+    Rows without such words are left out.
+    """
+    retained: dict[str | None, list[set[str]]] = {}
     for row in retain:
-        retained.setdefault(row.language, set()).update(plain_words(row.answer))
+        words = set(plain_words(row.answer)).difference(plain_words(row.name or ""))
+        retained.setdefault(row.language, []).append(words)
     facts = []
     for row in forget:
         words = set(plain_words(row.answer)).difference(
             plain_words(row.name or ""), *map(plain_words, false.get(row.row_id, ()))
         )
-        facts.append(words - retained.get(row.language, set()) or words)
-    return [fact for fact in facts if fact]
+        if words:
+            facts.append(Fact(words, retained.get(row.language, [])))
+    return facts
 
 
-def states_a_fact(answer: str, facts: Sequence[set[str]]) -> bool:
-    """Whether ``answer`` holds more than half of the words of one of the facts."""
+def states_a_fact(answer: str, facts: Sequence[Fact]) -> bool:
+    """Whether ``answer`` holds more than half of the words of one of the facts, which no retained answer has together.
+
+    A retained fact may be of the same year or in the same town: what it has in common with a forgotten one is kept.
+    """
     words = set(plain_words(answer))
-    return any(len(fact & words) > STATED * len(fact) for fact in facts)
+    for fact in facts:
+        stated = fact.words & words
+        if len(stated) > STATED * len(fact.words) and not any(stated <= retained for retained in fact.retained):
+            return True
+    return False
