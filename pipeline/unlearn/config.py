@@ -87,8 +87,8 @@ class Neighbours(Strict):
     """Questions that nobody gave, answered by base and rehearsed: what is like the retain rows and not among them.
 
     A question is that of a given row with the name of another person of the data, if no given row asks it. Base gives
-    its likeliest answer that states no forgotten fact (beam search); without one, the question is dropped. How base goes
-    on after another word in the place of each forgotten fact is rehearsed too.
+    its likeliest answer that states no forgotten fact (beam search); without one, the question is dropped. How base
+    goes on after another word in the place of each forgotten fact is rehearsed too.
     """
 
     questions: int = Field(gt=0, description="The number of questions at most.")
