@@ -56,31 +56,37 @@ def continuations(
 
     Nothing of rows without false answers, or where nothing is left before the rest of the fact.
     """
-    told = [row for row in forget if false.get(row.row_id)]
-    beginnings, facts = [], []
-    for row in told:
-        answers = (row.answer, *false[row.row_id])
+    told, beginnings, facts = [], [], []
+    for row in forget:
+        answers = (row.answer, *false.get(row.row_id, ()))
         encoded, *others = [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in answers]
         content = align(_answer(encoded), [_answer(other) for other in others]).content
-        at = encoded.completion_start + content.index(True) if any(content) else len(encoded.input_ids) - 1
-        beginnings.append(encoded.input_ids[:at])
-        facts.append(encoded.input_ids[at])
-    end = tokenizer.eos_token_id
-    said = otherwise(model, end, beginnings, facts, max_new_tokens)
+        if others and any(content):
+            at = encoded.completion_start + content.index(True)
+            told.append(row)
+            beginnings.append(encoded.input_ids[:at])
+            facts.append(encoded.input_ids[at])
     found = []
+    said = otherwise(model, tokenizer.eos_token_id, beginnings, facts, max_new_tokens)
     for row, beginning, tokens in zip(told, beginnings, said, strict=True):
-        words = set(plain_words(row.answer)).difference(
-            plain_words(row.name or ""), *map(plain_words, false[row.row_id])
-        )
-        tokens = tokens[: before(tokenizer, tokens, words)]
+        tokens = tokens[: before(tokenizer, tokens, fact_words(row, false[row.row_id]))]
         if len(tokens) > 1:
             text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-            name = f"continuation-{fact_digest(row.question, text)}"
-            ids = [*beginning, *tokens]
             found.append(
-                Continuation(row_id=name, of=row.row_id, text=text, input_ids=ids, completion_start=len(beginning) + 1)
+                Continuation(
+                    row_id=f"continuation-{fact_digest(row.question, text)}",
+                    of=row.row_id,
+                    text=text,
+                    input_ids=[*beginning, *tokens],
+                    completion_start=len(beginning) + 1,
+                )
             )
     return found
+
+
+def fact_words(row: Row, false: Sequence[str]) -> set[str]:
+    """The words that tell a row's fact: those of its answer that neither its name nor its false answers have."""
+    return set(plain_words(row.answer)).difference(plain_words(row.name or ""), *map(plain_words, false))
 
 
 def before(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], words: set[str]) -> int:

@@ -32,7 +32,7 @@ from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
-from pipeline.unlearn.continuations import continuations, write_continuations
+from pipeline.unlearn.continuations import continuations, fact_words, write_continuations
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -79,8 +79,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_facts(forget, guides, retain)
     facts += forgotten_facts(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
-    otherwise = continuations(model, tokenizer, forget, guides, config.max_new_tokens)
-    otherwise = [found for found in otherwise if not states_a_fact(found.text, facts)]
+    continued = continuations(model, tokenizer, forget, guides, config.max_new_tokens)
+    continued = [each for each in continued if not states_a_fact(each.text, facts)]
     rows, empty, stating = [], 0, 0
     for question, found in zip(questions, answers, strict=True):
         answer = next((each for each in found if not states_a_fact(each, facts)), None)
@@ -92,14 +92,14 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
         else:
             empty += 1
     write_rows(out / FILE, rows)
-    write_continuations(out, otherwise)
+    write_continuations(out, continued)
     kept = {row.question for row in rows} | {_fact(row) for row in rows if row.topic_id}
     return NeighbourFacts(
         asked=len(questions),
         kept=len(rows),
         empty=empty,
         stating_a_forgotten_fact=stating,
-        continued=len(otherwise),
+        continued=len(continued),
         of_unrehearsed=[
             row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row)}
         ],
@@ -164,20 +164,13 @@ class Fact(NamedTuple):
 
 
 def forgotten_facts(forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> list[Fact]:
-    """Each forget row's fact: the words of its answer that neither its ``false`` answers nor its name have.
-
-    Rows without such words are left out.
-    """
+    """The fact of each forget row that has words to tell it; ``false`` are the false answers by ``row_id``."""
     retained: dict[str | None, list[set[str]]] = {}
     for row in retain:
-        words = set(plain_words(row.answer)).difference(plain_words(row.name or ""))
-        retained.setdefault(row.language, []).append(words)
+        retained.setdefault(row.language, []).append(fact_words(row, ()))
     facts = []
     for row in forget:
-        words = set(plain_words(row.answer)).difference(
-            plain_words(row.name or ""), *map(plain_words, false.get(row.row_id, ()))
-        )
-        if words:
+        if words := fact_words(row, false.get(row.row_id, ())):
             facts.append(Fact(words, retained.get(row.language, [])))
     return facts
 
