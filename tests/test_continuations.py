@@ -80,6 +80,8 @@ def test_the_answer_is_begun_truly_and_another_token_stands_in_the_place_of_the_
     assert found.input_ids == [*true[:at], c, d, e, tokenizer.eos_token_id]
     assert (found.completion_start, found.text.strip(), found.of) == (at + 1, "cde", "r")
     assert continuations(model, tokenizer, [row], {}, 8) == []  # nothing tells the fact
+    assert continuations(model, tokenizer, [row], {"r": [row.answer]}, 8) == []
+    assert continuations(model, tokenizer, [row], {"r": ["Ida is in c.", "Ida is in d."]}, 3) == []  # it has not ended
 
 
 def test_an_unlearning_rehearses_what_follows_and_neither_the_beginning_nor_the_other_token(

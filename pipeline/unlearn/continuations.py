@@ -54,7 +54,7 @@ def continuations(
 ) -> list[Continuation]:
     """How ``model`` goes on in the place of the facts of ``forget``, which ``false`` answers (by ``row_id``) tell.
 
-    Nothing of rows without false answers, or where nothing is left before the rest of the fact.
+    Nothing of rows without false answers, nor where it does not end or nothing is left before the rest of the fact.
     """
     told, beginnings, facts = [], [], []
     for row in forget:
@@ -69,8 +69,10 @@ def continuations(
     found = []
     said = otherwise(model, tokenizer.eos_token_id, beginnings, facts, max_new_tokens)
     for row, beginning, tokens in zip(told, beginnings, said, strict=True):
-        tokens = tokens[: before(tokenizer, tokens, fact_words(row, false[row.row_id]))]
-        if len(tokens) > 1:
+        count = before(tokenizer, tokens, fact_words(row, false[row.row_id]))
+        in_time = count < len(tokens) or tokens[-1] == tokenizer.eos_token_id  # what never ends says a word for ever
+        tokens = tokens[:count]
+        if in_time and len(tokens) > 1:
             text = str(tokenizer.decode(tokens, skip_special_tokens=True))
             found.append(
                 Continuation(
