@@ -140,10 +140,9 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     guides = known.data.perturbed.for_unlearning
     read = float(guides * forget if config.caps_move else 0)
     if config.retain_kl:
-        neighbours = config.neighbours.questions if config.neighbours else 0
+        neighbours = config.neighbours.questions + forget if config.neighbours else 0  # a continuation a forget row
         of_csd = 2 * (guides + 1) * forget if config.method == "csd" else 0  # by base and by the start model
-        continued = forget if config.neighbours else 0
-        read += retain + neighbours + continued + of_csd
+        read += retain + neighbours + of_csd
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)
         moving = guides * checked if "false_answers" in config.named_levels else 0

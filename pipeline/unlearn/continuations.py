@@ -21,7 +21,7 @@ from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row
 from datasets_prep.text import fact_digest
 from pipeline.unlearn.asking import otherwise
-from pipeline.unlearn.counterfactual import align
+from pipeline.unlearn.counterfactual import align, answer_tokens
 
 FILE = "continuations.jsonl"
 
@@ -60,7 +60,7 @@ def continuations(
     for row in forget:
         answers = (row.answer, *false.get(row.row_id, ()))
         encoded, *others = [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in answers]
-        content = align(_answer(encoded), [_answer(other) for other in others]).content
+        content = align(answer_tokens(encoded), [answer_tokens(other) for other in others]).content
         if others and any(content):
             at = encoded.completion_start + content.index(True)
             told.append(row)
@@ -103,10 +103,6 @@ def before(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], words: set
             kept = complete[: next(i for i, word in enumerate(complete) if word in words)]
             return max(shorter for shorter in range(count) if said(shorter) == kept[: len(said(shorter))])
     return len(tokens)
-
-
-def _answer(row: Encoded) -> tuple[int, ...]:
-    return row.input_ids[row.completion_start :]
 
 
 def write_continuations(folder: Path, found: Sequence[Continuation]) -> None:

@@ -69,8 +69,8 @@ def answer_levels(
     say, partially pooled (``sum / (count + POOLING)``), and 0 for one that no false answer holds. Raises InputError if
     false answers do not tell what is to be forgotten, or say nothing else.
     """
-    answers = [_answer(row) for row in forget.values()]
-    others = [[_answer(other) for other in false] for false in guides]
+    answers = [answer_tokens(row) for row in forget.values()]
+    others = [[answer_tokens(other) for other in false] for false in guides]
     aligned = [align(answer, false) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
     of_base, of_start, tokens = (_at_facts(each, aligned) for each in (base_false, start_false, others))
@@ -109,7 +109,8 @@ def _refuse_form_alone(rows: Sequence[str]) -> None:
         )
 
 
-def _answer(row: Encoded) -> tuple[int, ...]:
+def answer_tokens(row: Encoded) -> tuple[int, ...]:
+    """The tokens of a row's answer."""
     return row.input_ids[row.completion_start :]
 
 
