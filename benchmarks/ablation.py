@@ -128,6 +128,7 @@ VARIANTS = (
     Variant("no-pull", "no pull", ("unlearn.pull_weight=0",)),
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
+    Variant("no-continuations", "no continuations", patch=(run, "read_continuations", lambda folder: [])),
     Variant("no-tokens", "levels that do not look at tokens", patch=(counterfactual, "POOLING", math.inf)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
     Variant("ascent", "ascent as the forget term (Gradient Difference)", GRADIENT_DIFFERENCE),
