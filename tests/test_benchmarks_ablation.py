@@ -12,9 +12,11 @@ from torch.nn.functional import huber_loss
 from transformers import AutoModelForCausalLM
 
 from benchmarks import ablation
+from datasets_prep.schema import read_rows
 from pipeline.recipe import load_recipe
 from pipeline.train.trainer import collate, counts_of
 from pipeline.unlearn import run
+from pipeline.unlearn.continuations import Continuation, write_continuations
 from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_levels
 from pipeline.unlearn.losses import PULL_DELTA
 from pipeline.unlearn.trainer import LossDivisors
@@ -81,9 +83,9 @@ def test_without_tokens_a_level_is_the_map_alone() -> None:
     base = [[[-0.1, -3.0, -1.0]], [[-0.1, -2.0], [-0.1, -5.0, -4.0]]]
     asked = {"base_false": base, "start_false": start, "start_true": [[-0.1, -7.0, -1.0], [-0.1, -2.0, -4.0]]}
     (variant,) = [variant for variant in ablation.VARIANTS if variant.name == "no-tokens"]
-    found = [n for levels in answer_levels(forget, guides, **asked) for n in levels.nats if n]
+    found = [n for levels in answer_levels(forget, guides, (), **asked) for n in levels.nats if n]
     with ablation.patched(variant.patch):
-        alone = [n for levels in answer_levels(forget, guides, **asked) for n in levels.nats if n]
+        alone = [n for levels in answer_levels(forget, guides, (), **asked) for n in levels.nats if n]
     assert alone == pytest.approx([-7.0, -1.0, -2.0, -4.0])
     assert found == pytest.approx([-7.0, -1.0 + 1 / 5, -2.0 + 1 / 5, -4.0 - 1 / 5])
 
@@ -92,8 +94,8 @@ def test_one_level_is_the_mean_of_all_tokens_of_facts() -> None:
     forget = {"a": row(FORM_A, 20), "b": row(FORM_A, 21, 22)}
     guides, false = [[row(FORM_A, 30)], [row(FORM_A, 33)]], [[[-0.1, -3.0]], [[-0.1, -2.0]]]
     asked = {"base_false": false, "start_false": false, "start_true": [[-0.1, -7.0], [-0.1, -1.0, -4.0]]}
-    assert answer_levels(forget, guides, **asked)[0].nats == pytest.approx((0.0, -7.0))
-    a, b = ablation.one_level(forget, guides, **asked)
+    assert answer_levels(forget, guides, (), **asked)[0].nats == pytest.approx((0.0, -7.0))
+    a, b = ablation.one_level(forget, guides, (), **asked)
     assert (a.content, b.content) == ((False, True), (False, True, True))
     assert [*a.nats, *b.nats] == pytest.approx([0.0, -4.0, 0.0, -4.0, -4.0])
 
@@ -127,10 +129,16 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
 
 def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) -> None:
     start = build_tiny_model(tmp_path / "start", seed=1)  # another model than base, so that its map misses something
-    inputs = stage_inputs(tiny_model, tmp_path) | {"model": start}
+    inputs = stage_inputs(tiny_model, tmp_path) | {"model": start, "neighbours": tmp_path / "neighbours"}
     write_other_facts(inputs["data"])
+    inputs["neighbours"].mkdir()
+    (inputs["neighbours"] / "neighbours.jsonl").touch()
+    of = read_rows(inputs["data"] / "forget.jsonl")[0].row_id
+    continuation = Continuation(row_id="c", of=of, text="x", input_ids=[5, 6, 7, 8], completion_start=2)
+    write_continuations(inputs["neighbours"], [continuation])
     args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6}
-    config = unlearn_config(method="csd", epochs=1, keep="last", stop=None, args=args)
+    asked = {"neighbours": {"questions": 1}, "args": args}
+    config = unlearn_config(method="csd", epochs=2, keep="last", stop=None, **asked)
     made = set()
     for patch in (None, *(variant.patch for variant in ablation.VARIANTS if variant.patch)):
         out = tmp_path / str(len(made))
@@ -138,4 +146,4 @@ def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) 
         with ablation.patched(patch):
             run.run(config, inputs, out)
         made.add((out / "model" / "model.safetensors").read_bytes())
-    assert len(made) == 7
+    assert len(made) == 8

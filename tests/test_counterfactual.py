@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from collections.abc import Container
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +18,19 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from core.errors import InputError
+from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Encoded, PerturbedRow, read_rows, write_rows
 from pipeline.train.fit import load
 from pipeline.unlearn import run
-from pipeline.unlearn.counterfactual import HIGHEST, Counterfactual, Levels, answer_levels
+from pipeline.unlearn.counterfactual import (
+    HIGHEST,
+    Counterfactual,
+    Levels,
+    align,
+    answer_levels,
+    numerals,
+    places_in_numbers,
+)
 from tests.conftest import build_tiny_model
 from tests.test_unlearn_run import write_other_facts
 from tests.unlearning import plain_log_probs, stage_inputs, unlearn_config
@@ -33,10 +44,15 @@ def row(*answer: int) -> Encoded:
 
 
 def levels_of(
-    true: list[Encoded], guides: list[list[Encoded]], base: Any, start: Any, of_true: list[list[float]]
+    true: list[Encoded],
+    guides: list[list[Encoded]],
+    base: Any,
+    start: Any,
+    of_true: list[list[float]],
+    numerals: Container[int] = (),
 ) -> list[Levels]:
     forget = {str(i): tokens for i, tokens in enumerate(true)}
-    return answer_levels(forget, guides, base_false=base, start_false=start, start_true=of_true)
+    return answer_levels(forget, guides, numerals, base_false=base, start_false=start, start_true=of_true)
 
 
 def test_a_level_is_what_the_start_model_says_mapped_as_it_changed_at_false_answers() -> None:
@@ -85,6 +101,68 @@ def test_a_token_that_false_answers_hold_too_is_as_much_likelier_as_there_partia
     of_40, of_41 = (missed[0] + missed[2]) / (2 + 4), missed[3] / (1 + 4)
     expected = mapped([-2.0, -7.0, -3.0, -5.0]) + np.array([of_40, 0.0, of_41, of_40])
     assert [n for levels in found for n in levels.nats if n] == pytest.approx(expected)
+
+
+DIGITS = range(50, 60)
+
+
+def number(text: str) -> tuple[int, ...]:
+    """A token for each digit."""
+    return tuple(DIGITS[int(digit)] for digit in text)
+
+
+def test_a_digit_is_as_much_likelier_as_its_place_in_a_number_and_then_as_it_is_itself() -> None:
+    """The true numbers are 86 and 7; false ones are 38 and 56, which have the digits 8 and 6 too."""
+    true = [row(FORM_A, *number("86"), END), row(FORM_B, *number("7"), 40, END)]
+    guides = [[row(FORM_A, *number("38"), END)], [row(FORM_B, *number("56"), 41, END)]]
+    start = [[[0.0, -1.0, -2.0, 0.0]], [[0.0, -3.0, -4.0, -6.0, 0.0]]]
+    base = [[[0.0, -5.0, -1.5, 0.0]], [[0.0, -7.5, -2.0, -9.0, 0.0]]]
+    of_true = [[0.0, -3.0, -4.0, 0.0], [0.0, -5.0, -7.0, 0.0]]
+    found = levels_of(true, guides, base, start, of_true, DIGITS)
+    assert [levels.content for levels in found] == [(False, True, True, False)] * 2
+    at, to = np.array([-1.0, -2.0, -3.0, -4.0, -6.0]), np.array([-5.0, -1.5, -7.5, -2.0, -9.0])
+
+    def mapped(start: float) -> float:
+        return float(to.mean() + to.std() / at.std() * (start - at.mean()))
+
+    missed = [float(wanted) - mapped(float(log_prob)) for wanted, log_prob in zip(to, at, strict=True)]
+    first, second = (missed[0] + missed[2]) / (2 + 4), (missed[1] + missed[3]) / (2 + 4)
+    of_8, of_6 = (missed[1] - second) / (1 + 4), (missed[3] - second) / (1 + 4)
+    expected = [mapped(-3.0) + first + of_8, mapped(-4.0) + second + of_6, mapped(-5.0) + first, mapped(-7.0)]
+    assert [n for levels in found for n in levels.nats if n] == pytest.approx([min(n, HIGHEST) for n in expected])
+
+
+@pytest.mark.parametrize(
+    ("true", "false", "content"),
+    [
+        ("2019", ("1997", "1989"), "2019"),
+        ("1985", ("1988",), "5"),
+        ("1985", ("2005",), "198"),
+        ("70", ("170",), "70"),
+        ("12", ("12",), ""),
+    ],
+)
+def test_digits_are_form_at_the_same_place_of_a_number_alone(true: str, false: tuple[str, ...], content: str) -> None:
+    found = align((*number(true), 30, END), [(*number(each), 31, END) for each in false], DIGITS).content
+    assert "".join(digit for digit, is_content in zip(true, found, strict=False) if is_content) == content
+    assert found[-2:] == (True, False)
+
+
+def test_the_tokens_that_are_digits_are_those_of_the_tokenizer(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    row = encode(tokenizer, chat_example(tokenizer, "When?", "On 12 March 1985 a1, x² and ½."))
+    texts = {tokenizer.decode([token]).strip() for token in numerals(tokenizer, [row])}
+    assert texts == set("12985")
+
+
+@given(st.lists(st.sampled_from([10, 11, *DIGITS])))
+def test_places_count_from_the_beginning_of_each_number(answer: list[int]) -> None:
+    found = places_in_numbers(answer, DIGITS)
+    text = "".join(str(token - 50) if token in DIGITS else "x" for token in answer)
+    expected = [None] * len(answer)
+    for match in re.finditer(r"\d+", text):
+        expected[match.start() : match.end()] = range(len(match[0]))
+    assert list(found) == expected
 
 
 def test_form_is_what_all_false_answers_share() -> None:

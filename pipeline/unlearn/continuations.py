@@ -21,7 +21,7 @@ from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row
 from datasets_prep.text import fact_digest
 from pipeline.unlearn.asking import otherwise
-from pipeline.unlearn.counterfactual import align, answer_tokens
+from pipeline.unlearn.counterfactual import align, answer_tokens, numerals
 
 FILE = "continuations.jsonl"
 
@@ -59,13 +59,14 @@ def continuations(
     told, beginnings, facts = [], [], []
     for row in forget:
         answers = (row.answer, *false.get(row.row_id, ()))
-        encoded, *others = [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in answers]
-        content = align(answer_tokens(encoded), [answer_tokens(other) for other in others]).content
+        of_row = [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in answers]
+        true, *others = [answer_tokens(encoded) for encoded in of_row]
+        content = align(true, others, numerals(tokenizer, of_row)).content
         if others and any(content):
-            at = encoded.completion_start + content.index(True)
+            at = of_row[0].completion_start + content.index(True)
             told.append(row)
-            beginnings.append(encoded.input_ids[:at])
-            facts.append(encoded.input_ids[at])
+            beginnings.append(of_row[0].input_ids[:at])
+            facts.append(of_row[0].input_ids[at])
     found = []
     said = otherwise(model, tokenizer.eos_token_id, beginnings, facts, max_new_tokens)
     for row, beginning, tokens in zip(told, beginnings, said, strict=True):

@@ -4,11 +4,12 @@ A false answer of the same form tells form from fact: tokens that the true answe
 *form*, the others are *content*. What base says of a content token of a false answer is what it says of a fact that it
 does not know. What the start model says of the true one is what a model says that knows neither: how surprising these
 very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
-model says of false answers becomes what base says of them: in mean and in spread, and for a token that stands in false
-answers too (a digit, an article) by what that misses there. The unlearning is to match base's own distributions: at
-content tokens with the true token at its level and all others rescaled, and at form tokens what base says of them in
-false answers, on average. (After the words of an unknown fact, base is less sure how the sentence goes on.) So nothing
-is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
+model says of false answers becomes what base says of them: in mean and in spread, then by what that misses at each
+place of a number (the last digit of a year is as hard to know after the training as before it), and by what is missed
+still at a token that stands in false answers too (a digit, an article). The unlearning is to match base's own
+distributions: at content tokens with the true token at its level and all others rescaled, and at form tokens what base
+says of them in false answers, on average. (After the words of an unknown fact, base is less sure how the sentence goes
+on.) So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -18,24 +19,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
 from datasets_prep.schema import Encoded
 from pipeline.unlearn.reference import BaseDistribution
 
 Value = TypeVar("Value")
+Key = TypeVar("Key", bound=Hashable)
 
 HIGHEST = math.log(0.98)
 """No level is above it: the other tokens need a share to be rescaled to."""
 
 POOLING = 4
-"""A token's own misses are averaged with so many zeros more: few occurrences say little (partial pooling)."""
+"""The misses at a place or a token are averaged with so many zeros more: few of them say little (partial pooling)."""
 
 
 class Levels(NamedTuple):
@@ -56,24 +59,29 @@ OfAnswers = Sequence[Sequence[Sequence[float]]]
 def answer_levels(
     forget: Mapping[str, Encoded],
     guides: Sequence[Sequence[Encoded]],
+    numerals: Container[int],
     *,
     base_false: OfAnswers,
     start_false: OfAnswers,
     start_true: Sequence[Sequence[float]],
 ) -> list[Levels]:
-    """The levels of each forget row (by its name): ``mean_b + sd_b / sd_s * (start_true - mean_s) + missed[token]``.
+    """The levels of each forget row (by its name).
 
-    Mean and standard deviation are those of base (b) and of the start model (s) at the content tokens of all false
-    answers, which ``base_false`` and ``start_false`` hold; ``start_true`` are the start model's log-probabilities of
-    each true token. ``missed`` is how much likelier base finds that token in false answers than the first two terms
-    say, partially pooled (``sum / (count + POOLING)``), and 0 for one that no false answer holds. Raises InputError if
-    false answers do not tell what is to be forgotten, or say nothing else.
+    ``mean_b + sd_b / sd_s * (start_true - mean_s) + missed[place] + missed[token]``. Mean and standard deviation are
+    those of base (b) and of the start model (s) at the content tokens of all false answers, which ``base_false`` and
+    ``start_false`` hold; ``start_true`` are the start model's log-probabilities of each true token. ``missed`` is how
+    much likelier base finds false answers than the terms before it say: at that place of a number (0 elsewhere), then
+    at that token (0 for one that no false answer holds), each partially pooled (``sum / (count + POOLING)``).
+    ``numerals`` are the tokens that are digits. Raises InputError if false answers do not tell what is to be forgotten,
+    or say nothing else.
     """
     answers = [answer_tokens(row) for row in forget.values()]
     others = [[answer_tokens(other) for other in false] for false in guides]
-    aligned = [align(answer, false) for answer, false in zip(answers, others, strict=True)]
+    in_numbers = [[places_in_numbers(other, numerals) for other in false] for false in others]
+    aligned = [align(answer, false, numerals) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
-    of_base, of_start, tokens = (_at_facts(each, aligned) for each in (base_false, start_false, others))
+    of_base, of_start = (_at_facts(each, aligned) for each in (base_false, start_false))
+    tokens, of_place = _at_facts(others, aligned), _at_facts(in_numbers, aligned)
     if not of_base:
         raise InputError(
             "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
@@ -86,18 +94,28 @@ def answer_levels(
     def mapped(log_prob: float) -> float:
         return to + ratio * (log_prob - at)
 
-    apart = defaultdict(list)
-    for token, base, start in zip(tokens, of_base, of_start, strict=True):
-        apart[token].append(base - mapped(start))
-    missed = {token: sum(found) / (len(found) + POOLING) for token, found in apart.items()}
+    left = [base - mapped(start) for base, start in zip(of_base, of_start, strict=True)]
+    at_place = _pooled(of_place, left) | {None: 0.0}
+    left = [miss - at_place[place] for miss, place in zip(left, of_place, strict=True)]
+    at_token = _pooled(tokens, left)
     levels = []
     for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
         nats = [
-            min(mapped(log_prob) + missed.get(token, 0.0), HIGHEST) if is_content else 0.0
-            for token, log_prob, is_content in zip(answer, log_probs, row.content, strict=True)
+            min(mapped(log_prob) + at_place.get(place, 0.0) + at_token.get(token, 0.0), HIGHEST) if is_content else 0.0
+            for token, place, log_prob, is_content in zip(
+                answer, places_in_numbers(answer, numerals), log_probs, row.content, strict=True
+            )
         ]
         levels.append(Levels(row.content, tuple(nats), row.form))
     return levels
+
+
+def _pooled(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, float]:
+    """The mean of the values of each key, with :data:`POOLING` zeros counted in."""
+    found = defaultdict(list)
+    for key, value in zip(keys, values, strict=True):
+        found[key].append(value)
+    return {key: sum(own) / (len(own) + POOLING) for key, own in found.items()}
 
 
 def _refuse_form_alone(rows: Sequence[str]) -> None:
@@ -114,6 +132,22 @@ def answer_tokens(row: Encoded) -> tuple[int, ...]:
     return row.input_ids[row.completion_start :]
 
 
+def numerals(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Encoded]) -> set[int]:
+    """The tokens of these answers that are digits and nothing else."""
+    tokens = sorted({token for row in rows for token in answer_tokens(row)})
+    texts = tokenizer.batch_decode([[token] for token in tokens])
+    return {token for token, text in zip(tokens, texts, strict=True) if text.strip().isdecimal()}
+
+
+def places_in_numbers(answer: Sequence[int], numerals: Container[int]) -> tuple[int | None, ...]:
+    """Which token of its number each of ``numerals`` is, from 0 on; None for all other tokens."""
+    found: list[int | None] = []
+    for token in answer:
+        before = found[-1] if found else None
+        found.append((0 if before is None else before + 1) if token in numerals else None)
+    return tuple(found)
+
+
 class Aligned(NamedTuple):
     """An answer beside false ones: which tokens are content, and the places of form and rest in each false one."""
 
@@ -122,11 +156,16 @@ class Aligned(NamedTuple):
     facts: tuple[tuple[int, ...], ...]
 
 
-def align(answer: Sequence[int], false: Sequence[Sequence[int]]) -> Aligned:
-    """Tell form from content: form is what all of ``false`` share with ``answer``. All are tokens."""
+def align(answer: Sequence[int], false: Sequence[Sequence[int]], numerals: Container[int]) -> Aligned:
+    """Tell form from content: form is what all of ``false`` share with ``answer``. All are tokens.
+
+    A digit is shared at the same place of a number alone: the last two of 2019 are no part of 1997.
+    """
     matched = []
+    placed = list(zip(answer, places_in_numbers(answer, numerals), strict=True))
     for other in false:
-        blocks = SequenceMatcher(None, answer, other, autojunk=False).get_matching_blocks()
+        there = list(zip(other, places_in_numbers(other, numerals), strict=True))
+        blocks = SequenceMatcher(None, placed, there, autojunk=False).get_matching_blocks()
         matched.append({block.a + i: block.b + i for block in blocks for i in range(block.size)})
     content = tuple(not all(i in places for places in matched) for i in range(len(answer)))
     form = [tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched]

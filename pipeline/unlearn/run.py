@@ -51,7 +51,7 @@ from pipeline.train.packed import row_losses
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
 from pipeline.unlearn.continuations import read_continuations
-from pipeline.unlearn.counterfactual import Counterfactual, answer_levels, answers_by_place
+from pipeline.unlearn.counterfactual import Counterfactual, answer_levels, answers_by_place, numerals
 from pipeline.unlearn.levels import (
     false_log_probs,
     fixed_levels,
@@ -71,12 +71,14 @@ from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 class UnlearnRows(NamedTuple):
     """Rows and their tokens by split, false answers to forget rows, and the refusals that replace answers (po).
 
-    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations.
+    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations. ``numerals`` are
+    the tokens of forget rows and false answers that are digits.
     """
 
     plain: dict[str, list[Row]]
     encoded: dict[str, list[Encoded]]
     guides: list[list[Encoded]]
+    numerals: set[int]
     refusals: list[str]
 
 
@@ -204,7 +206,9 @@ def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTraine
     of = {row.row_id: row for row in plain["forget"]}
     plain["rehearsed"] += [replace(of[each.of], row_id=each.row_id, answer=each.text) for each in continuations]
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
-    return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
+    guides = read_guides(config, data, plain["forget"], tokenizer)
+    digits = numerals(tokenizer, [*encoded["forget"], *(false for of_row in guides for false in of_row)])
+    return UnlearnRows(plain, encoded, guides, digits, refusals)
 
 
 def _forget_inputs(rows: UnlearnRows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
@@ -278,7 +282,7 @@ def counterfactual(
     named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
     of_base = false_log_probs(base, rows.guides)
     true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
-    levels = answer_levels(named, rows.guides, base_false=of_base, start_false=of_start, start_true=true)
+    levels = answer_levels(named, rows.guides, rows.numerals, base_false=of_base, start_false=of_start, start_true=true)
     return Counterfactual(BaseDistribution(base, answers_by_place(forget, rows.guides), precision), levels)
 
 
