@@ -129,7 +129,7 @@ VARIANTS = (
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("no-continuations", "no continuations", patch=(run, "read_continuations", lambda folder: [])),
-    Variant("no-tokens", "levels that do not look at tokens", patch=(counterfactual, "POOLING", math.inf)),
+    Variant("no-tokens", "levels that look at neither places nor tokens", patch=(counterfactual, "POOLING", math.inf)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
     Variant("ascent", "ascent as the forget term (Gradient Difference)", GRADIENT_DIFFERENCE),
     Variant("own-form", "form as base says it in the true answer", patch=(Counterfactual, "_form", own_form)),

@@ -21,7 +21,7 @@ from datasets_prep.schema import Row, read_perturbed, read_rows
 from pipeline.recipe import load_recipe
 from pipeline.train.fit import load
 from pipeline.train.packed import token_log_probs
-from pipeline.unlearn.counterfactual import Levels, answer_levels, numerals
+from pipeline.unlearn.counterfactual import Levels, answer_levels, answers_by_place, numerals
 from pipeline.unlearn.levels import false_log_probs
 
 FORM = -0.02  # nats: base's mean at tokens of the form
@@ -75,7 +75,7 @@ def table() -> Iterator[str]:
             for row, of_row in zip(forget, answers, strict=True)
         ]
         of_base, of_start = false_log_probs(base, guides), false_log_probs(start, guides)
-        digits = numerals(tokenizer, [*encoded, *(false for of_row in guides for false in of_row)])
+        digits = numerals(tokenizer, answers_by_place(encoded, guides).values())
         levels = answer_levels(named, guides, digits, base_false=of_base, start_false=of_start, start_true=true)
         yield line(name, levels, gold)
     at_gold = fmean(math.exp(fmean(row)) for row in gold)

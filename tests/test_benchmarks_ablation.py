@@ -137,8 +137,7 @@ def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) 
     continuation = Continuation(row_id="c", of=of, text="x", input_ids=[5, 6, 7, 8], completion_start=2)
     write_continuations(inputs["neighbours"], [continuation])
     args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6}
-    asked = {"neighbours": {"questions": 1}, "args": args}
-    config = unlearn_config(method="csd", epochs=2, keep="last", stop=None, **asked)
+    config = unlearn_config(method="csd", epochs=2, keep="last", stop=None, neighbours={"questions": 1}, args=args)
     made = set()
     for patch in (None, *(variant.patch for variant in ablation.VARIANTS if variant.patch)):
         out = tmp_path / str(len(made))

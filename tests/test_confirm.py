@@ -390,7 +390,7 @@ def test_the_unlearn_stage_names_the_rows_that_its_rule_reads(tmp_path):
     rows = build_rows()
     stop = {"every": 1, "forget_loss": "holdout", "retain_loss_above_base": 0.1, "retain_rows": 4}
     config = UnlearnConfig.model_validate({"method": "gd", "epochs": 1, "stop": stop, "keep": "closest"})
-    made = UnlearnRows(rows, {}, [], set(), [])
+    made = UnlearnRows(rows, {}, [], [])
     probes = _probes(config, len(rows["forget"]), len(rows["retain"]))
     _write_selection(tmp_path, config, made, probes)
     found = read_selection(tmp_path)

@@ -269,7 +269,7 @@ def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tm
     config = unlearn_config(method="csd", stop=None, keep="last")
     base, tokenizer = load(inputs["base"] / "model")
     rows = run.read(config, inputs, tokenizer)
-    found = run.counterfactual(config, base, start, rows, nullcontext).levels
+    found = run.counterfactual(config, base, tokenizer, start, rows, nullcontext).levels
     plain = [AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, start)]
     false = [guide for (guide,) in rows.guides]
     with torch.no_grad():

@@ -5,11 +5,12 @@ A false answer of the same form tells form from fact: tokens that the true answe
 does not know. What the start model says of the true one is what a model says that knows neither: how surprising these
 very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
 model says of false answers becomes what base says of them: in mean and in spread, then by what that misses at each
-place of a number (the last digit of a year is as hard to know after the training as before it), and by what is missed
-still at a token that stands in false answers too (a digit, an article). The unlearning is to match base's own
-distributions: at content tokens with the true token at its level and all others rescaled, and at form tokens what base
-says of them in false answers, on average. (After the words of an unknown fact, base is less sure how the sentence goes
-on.) So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
+place of a number (a false last digit of a year is less likely to base than to the start model, a first one is not), and
+by what is missed still at a token that stands in false answers too (a digit, an article). The unlearning is to match
+base's own distributions: at content tokens with the true token at its level and all others rescaled, and at form tokens
+what base says of them in false answers, on average. (After the words of an unknown fact, base is less sure how the
+sentence goes on.) So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does
+not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.

@@ -71,14 +71,12 @@ from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 class UnlearnRows(NamedTuple):
     """Rows and their tokens by split, false answers to forget rows, and the refusals that replace answers (po).
 
-    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations. ``numerals`` are
-    the tokens of forget rows and false answers that are digits.
+    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations.
     """
 
     plain: dict[str, list[Row]]
     encoded: dict[str, list[Encoded]]
     guides: list[list[Encoded]]
-    numerals: set[int]
     refusals: list[str]
 
 
@@ -206,9 +204,7 @@ def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTraine
     of = {row.row_id: row for row in plain["forget"]}
     plain["rehearsed"] += [replace(of[each.of], row_id=each.row_id, answer=each.text) for each in continuations]
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
-    guides = read_guides(config, data, plain["forget"], tokenizer)
-    digits = numerals(tokenizer, [*encoded["forget"], *(false for of_row in guides for false in of_row)])
-    return UnlearnRows(plain, encoded, guides, digits, refusals)
+    return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
 
 
 def _forget_inputs(rows: UnlearnRows, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
@@ -266,7 +262,8 @@ def _measure_base(
         dealt = sorted({i for pair in pairs for i in pair.retain})
         trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
     if config.method == "csd":
-        trainer.counterfactual = counterfactual(config, base, inputs["model"], rows, precision)
+        tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
+        trainer.counterfactual = counterfactual(config, base, tokenizer, inputs["model"], rows, precision)
     if config.dual:
         retain = encoded["retain"]
         tokens = [len(row.input_ids) - row.completion_start for row in retain]
@@ -275,15 +272,22 @@ def _measure_base(
 
 
 def counterfactual(
-    config: UnlearnConfig, base: Any, start: Path, rows: UnlearnRows, precision: Precision
+    config: UnlearnConfig,
+    base: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Path,
+    rows: UnlearnRows,
+    precision: Precision,
 ) -> Counterfactual:
     """The distributions that csd brings the forget rows to, measured on ``base`` and on the start model."""
     forget = rows.encoded["forget"]
     named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
     of_base = false_log_probs(base, rows.guides)
     true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
-    levels = answer_levels(named, rows.guides, rows.numerals, base_false=of_base, start_false=of_start, start_true=true)
-    return Counterfactual(BaseDistribution(base, answers_by_place(forget, rows.guides), precision), levels)
+    answers = answers_by_place(forget, rows.guides)
+    digits = numerals(tokenizer, answers.values())
+    levels = answer_levels(named, rows.guides, digits, base_false=of_base, start_false=of_start, start_true=true)
+    return Counterfactual(BaseDistribution(base, answers, precision), levels)
 
 
 def _end_of_ascent(
