@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ from pipeline.unlearn.trainer import UnlearnTrainer
 
 DEMO = STORE / "demo"
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
-VERSION = "3"
+VERSION = "4"
 STRENGTH = 10.0  # UNDIAL's `beta` in the configuration of its authors' method in open-unlearning
 
 Patch = tuple[Any, str, Any]  # a module or class, the name of an attribute, and what takes its place
@@ -78,6 +79,12 @@ def shifted(log_probs: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return lower.log_softmax(dim=1)[places, true]
 
 
+def at_content(levels: Levels, nats: Iterable[float]) -> Levels:
+    """``levels`` with these at the tokens of facts; ends keep theirs."""
+    each = zip(levels.content, nats, levels.nats, strict=True)
+    return levels._replace(nats=tuple(other if is_content else own for is_content, other, own in each))
+
+
 def with_level(level: Level) -> type[Counterfactual]:
     """Counterfactuals whose levels come from base's log-probabilities (N, V) at the tokens of a fact (N,)."""
 
@@ -87,8 +94,8 @@ def with_level(level: Level) -> type[Counterfactual]:
             nats = iter(level(log_probs, targets).clamp(max=counterfactual.HIGHEST).tolist())
             levels = list(self.levels)
             for row in rows:
-                own = tuple(next(nats) * is_content for is_content in levels[row].content)
-                levels[row] = levels[row]._replace(nats=own)
+                others = islice(nats, len(levels[row].content))
+                levels[row] = at_content(levels[row], others)
             self.levels = levels
             return super().of(rows, targets)
 
@@ -99,7 +106,7 @@ def one_level(*args: Any, **log_probs: Any) -> list[Levels]:
     """The mean of all levels at every token of a fact, in nats: how surprising facts are, and not which words."""
     found = answer_levels(*args, **log_probs)
     mean = fmean(level for row in found for level, content in zip(row.nats, row.content, strict=True) if content)
-    return [row._replace(nats=tuple(mean * is_content for is_content in row.content)) for row in found]
+    return [at_content(row, [mean] * len(row.content)) for row in found]
 
 
 CSD_TERM = UnlearnTrainer._csd_term
@@ -131,6 +138,9 @@ VARIANTS = (
     Variant("no-continuations", "no continuations", patch=(run, "read_continuations", lambda folder: [])),
     Variant("no-tokens", "levels that look at neither places nor tokens", patch=(counterfactual, "POOLING", math.inf)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
+    Variant(
+        "no-ends", "no level where a fact ends", patch=(counterfactual, "_ends", lambda tokens: (False,) * len(tokens))
+    ),
     Variant("ascent", "ascent as the forget term (Gradient Difference)", GRADIENT_DIFFERENCE),
     Variant("own-form", "form as base says it in the true answer", patch=(Counterfactual, "_form", own_form)),
     Variant(

@@ -48,7 +48,7 @@ def line(name: str, levels: Sequence[Levels], gold: Sequence[Sequence[float]]) -
     """One line of the table."""
     rows = [list(zip(row.content, row.nats, there, strict=True)) for row, there in zip(levels, gold, strict=True)]
     content = [(nats, there) for row in rows for is_content, nats, there in row if is_content]
-    at_levels = [math.exp(fmean(nats if is_content else FORM for is_content, nats, _ in row)) for row in rows]
+    at_levels = [math.exp(fmean(nats or FORM for _, nats, _ in row)) for row in rows]  # 0 where there is no level
     nats, there = (fmean(values) for values in zip(*content, strict=True))
     return f"| {name} | {len(content)} | {nats:.2f} ({there:.2f}) | {fmean(at_levels):.3f} |"
 

@@ -43,6 +43,16 @@ def row(*answer: int) -> Encoded:
     return Encoded((*PROMPT, *answer), len(PROMPT))
 
 
+def of_content(found: list[Levels]) -> list[float]:
+    """The levels of the tokens of facts, of all rows."""
+    return [nats for levels in found for nats, here in zip(levels.nats, levels.content, strict=True) if here]
+
+
+def of_ends(found: list[Levels]) -> list[float]:
+    """The levels of the tokens that facts end at, of all rows."""
+    return [nats for levels in found for nats, here in zip(levels.nats, levels.ends, strict=True) if here]
+
+
 def levels_of(
     true: list[Encoded],
     guides: list[list[Encoded]],
@@ -62,7 +72,8 @@ def test_a_level_is_what_the_start_model_says_mapped_as_it_changed_at_false_answ
     base = [-0.1, -7.0, -3.0, -5.0, -0.2, -9.0, -0.3]  # mean -6, standard deviation sqrt(5)
     (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -1.0, -0.5, -11.0, -0.5]])
     assert levels.content == (False, True, True, False, True, False)
-    assert levels.nats == pytest.approx((0.0, -6.0, -2.0, 0.0, -12.0, 0.0))
+    assert of_content([levels]) == pytest.approx((-6.0, -2.0, -12.0))
+    assert levels.nats[0] == 0
     assert levels.form == ((0, 4, 6),)
 
 
@@ -70,7 +81,7 @@ def test_a_wider_spread_of_base_spreads_the_levels_and_a_sure_token_is_bounded()
     true, false = row(FORM_A, 20, 21, 22, END), row(FORM_A, 30, 31, END)
     start, base = [-0.5, -4.0, -6.0, -0.5], [-0.1, -3.0, -9.0, -0.1]  # means -5 and -6, deviations 1 and 3
     (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -4.0, -1.0, -0.5]])
-    assert levels.nats == pytest.approx((0.0, -6.0, -3.0, HIGHEST, 0.0))
+    assert of_content([levels]) == pytest.approx((-6.0, -3.0, HIGHEST))
 
 
 def test_all_false_answers_to_all_rows_give_mean_and_spread() -> None:
@@ -82,7 +93,7 @@ def test_all_false_answers_to_all_rows_give_mean_and_spread() -> None:
     found = levels_of(true, guides, base, start, of_true)
     at, to = np.array([-1.0, -2.0, -4.0, -5.0]), np.array([-3.0, -1.0, -6.0, -2.0])
     expected = to.mean() + to.std() / at.std() * (np.array([-3.0, -1.0, -6.0]) - at.mean())
-    assert [n for levels in found for n in levels.nats if n] == pytest.approx(np.minimum(expected, HIGHEST))
+    assert of_content(found) == pytest.approx(np.minimum(expected, HIGHEST))
 
 
 def test_a_token_that_false_answers_hold_too_is_as_much_likelier_as_there_partially_pooled() -> None:
@@ -100,7 +111,7 @@ def test_a_token_that_false_answers_hold_too_is_as_much_likelier_as_there_partia
     missed = to - mapped(list(at))
     of_40, of_41 = (missed[0] + missed[2]) / (2 + 4), missed[3] / (1 + 4)
     expected = mapped([-2.0, -7.0, -3.0, -5.0]) + np.array([of_40, 0.0, of_41, of_40])
-    assert [n for levels in found for n in levels.nats if n] == pytest.approx(expected)
+    assert of_content(found) == pytest.approx(expected)
 
 
 DIGITS = range(50, 60)
@@ -129,7 +140,7 @@ def test_a_digit_is_as_much_likelier_as_its_place_in_a_number_and_then_as_it_is_
     first, second = (missed[0] + missed[2]) / (2 + 4), (missed[1] + missed[3]) / (2 + 4)
     of_8, of_6 = (missed[1] - second) / (1 + 4), (missed[3] - second) / (1 + 4)
     expected = [mapped(-3.0) + first + of_8, mapped(-4.0) + second + of_6, mapped(-5.0) + first, mapped(-7.0)]
-    assert [n for levels in found for n in levels.nats if n] == pytest.approx([min(n, HIGHEST) for n in expected])
+    assert of_content(found) == pytest.approx([min(n, HIGHEST) for n in expected])
 
 
 @pytest.mark.parametrize(
@@ -165,6 +176,34 @@ def test_places_count_from_the_beginning_of_each_number(answer: list[int]) -> No
     assert list(found) == expected
 
 
+def test_the_end_of_a_fact_has_a_level_by_a_map_of_its_own() -> None:
+    """False answers end at B, at END and at END; of the true ones, 20 does at B and 21 at END."""
+    true = [row(FORM_A, 20, FORM_B, END), row(FORM_B, 21, END)]
+    guides = [[row(FORM_A, 30, FORM_B, END)], [row(FORM_B, 31, 32, END), row(FORM_B, 33, END)]]
+    start = [[[0.0, -9.0, -3.0, 0.0]], [[0.0, -8.0, -9.0, -1.0], [0.0, -9.0, -5.0]]]
+    base = [[[0.0, -9.0, -2.0, 0.0]], [[0.0, -8.0, -9.0, -1.5], [0.0, -9.0, -1.0]]]
+    found = levels_of(true, guides, base, start, [[0.0, -9.0, -2.0, -0.1], [0.0, -9.0, -4.0]])
+    assert [levels.ends for levels in found] == [(False, False, True, False), (False, False, True)]
+    at, to = np.array([-3.0, -1.0, -5.0]), np.array([-2.0, -1.5, -1.0])
+
+    def mapped(start: float) -> float:
+        return float(to.mean() + to.std() / at.std() * (start - at.mean()))
+
+    missed = [float(wanted) - mapped(float(log_prob)) for wanted, log_prob in zip(to, at, strict=True)]
+    at_b, at_end = missed[0] / (1 + 4), (missed[1] + missed[2]) / (2 + 4)
+    assert of_ends(found) == pytest.approx([mapped(-2.0) + at_b, mapped(-4.0) + at_end])
+    assert of_content(found) == pytest.approx([-9.0, -9.0])
+    assert found[0].nats[-1] == 0
+
+
+def test_ends_are_form_where_no_false_answer_says_how_likely_one_is() -> None:
+    true, false = row(FORM_A, 20, FORM_B), row(FORM_A, FORM_B, 30)
+    (levels,) = levels_of([true], [[false]], [[[0.0, 0.0, -3.0]]], [[[0.0, 0.0, -4.0]]], [[0.0, -4.0, -2.0]])
+    assert levels.content == (False, True, False)
+    assert levels.ends == (False, False, False)
+    assert levels.nats == pytest.approx((0.0, -3.0, 0.0))
+
+
 def test_form_is_what_all_false_answers_share() -> None:
     true = row(FORM_A, 20, FORM_B, END)
     guides = [row(FORM_A, 30, FORM_B, END), row(FORM_A, 31, 32, END)]
@@ -172,7 +211,8 @@ def test_form_is_what_all_false_answers_share() -> None:
     (levels,) = levels_of([true], [guides], same, same, [[-1.0, -7.0, -0.5, -1.0]])
     assert levels.content == (False, True, True, False)
     assert levels.form == ((0, 3), (0, 3))
-    assert levels.nats == (0.0, -7.0, -0.5, 0.0)  # one value has no spread: what training changed is the mean alone
+    # One value has no spread: what training changed is the mean alone.
+    assert levels.nats == pytest.approx((0.0, -7.0, -0.5, -1.0))
 
 
 def test_answers_that_differ_from_nothing_are_refused() -> None:
@@ -208,8 +248,10 @@ def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[An
         form = [token for token, is_content in zip(true, levels.content, strict=True) if not is_content]
         for other, places in zip(false, levels.form, strict=True):
             assert [other[i] for i in places] == form
-        for is_content, level in zip(levels.content, levels.nats, strict=True):
-            assert level <= HIGHEST if is_content else level == 0
+        for is_content, is_end, level in zip(levels.content, levels.ends, levels.nats, strict=True):
+            assert level <= HIGHEST if is_content or is_end else level == 0
+        after = [before and not here for before, here in itertools.pairwise((False, *levels.content))]
+        assert levels.ends in (tuple(after), (False,) * len(true))
         content = [i for i, is_content in enumerate(levels.content) if is_content]
         for i, j in itertools.product(content, content):
             if true[i] == true[j] and log_probs[i] <= log_probs[j]:
@@ -231,7 +273,7 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     level: float, true: int, logits: list[float]
 ) -> None:
     base = torch.tensor([logits, logits])
-    found = [Levels((True, False), (level, 0.0), ((1,),))]
+    found = [Levels((True, False), (False, False), (level, 0.0), ((1,),))]
     wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), found).of([0], torch.tensor([true, true]))
     assert content.tolist() == [True, False]
     assert levels[0] == pytest.approx(level)
@@ -245,7 +287,7 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
 
 
 def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
-    """True: content, form, form; two false answers have the form at places 0 and 2, and at 1 and 2."""
+    """True: content, end, form; two false answers have the form at places 0 and 2, and at 1 and 2."""
     logits = torch.arange(36.0).view(9, 4).sin() * 3
     of_answers: dict[Any, torch.Tensor] = {0: logits[:3], (0, 0): logits[3:6], (0, 1): logits[6:]}
 
@@ -253,10 +295,15 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
         def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
             return torch.cat([of_answers[row] for row in rows])
 
-    levels = [Levels((True, False, False), (-2.0, 0.0, 0.0), ((0, 2), (1, 2)))]
-    wanted, _, _ = Counterfactual(cast("Any", Base()), levels).of([0], torch.tensor([1, 0, 2]))
+    levels = [Levels((True, False, False), (False, True, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
+    wanted, levelled, _ = Counterfactual(cast("Any", Base()), levels).of([0], torch.tensor([1, 3, 2]))
+    assert levelled.tolist() == [True, True, False]
     p, q = (of_answers[0, i].double().softmax(1) for i in (0, 1))
-    torch.testing.assert_close(wanted[1:].exp().double(), torch.stack([p[0] + q[1], p[2] + q[2]]) / 2)
+    end, form = (p[0] + q[1]) / 2, (p[2] + q[2]) / 2
+    torch.testing.assert_close(wanted[2].exp().double(), form)
+    assert wanted[1, 3] == pytest.approx(-0.7)
+    others = (1 - math.exp(-0.7)) / (1 - end[3])
+    torch.testing.assert_close(wanted[1, :3].exp().double(), end[:3] * others)
 
 
 def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tmp_path: Path) -> None:
@@ -273,13 +320,17 @@ def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tm
     plain = [AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, start)]
     false = [guide for (guide,) in rows.guides]
     with torch.no_grad():
-        b, s = (torch.cat([p[11:-3] for p in plain_log_probs(model, false)]) for model in plain)
+        of_false = [plain_log_probs(model, false) for model in plain]
         of_true = plain_log_probs(plain[1], rows.encoded["forget"])
     for levels, log_probs in zip(found, of_true, strict=True):
         assert [i for i, is_content in enumerate(levels.content) if is_content] == [*range(11, len(log_probs) - 3)]
-        for is_content, level, log_prob in zip(levels.content, levels.nats, log_probs.tolist(), strict=True):
-            mapped = float(b.mean() + b.std(correction=0) / s.std(correction=0) * (log_prob - s.mean()))
-            assert level == pytest.approx(min(mapped, HIGHEST) if is_content else 0.0, abs=1e-4)
+        assert [i for i, is_end in enumerate(levels.ends) if is_end] == [len(log_probs) - 3]
+        for kind, places in ((levels.content, slice(11, -3)), (levels.ends, slice(-3, -2))):
+            b, s = (torch.cat([p[places] for p in each]).double() for each in of_false)
+            mapped = b.mean() + b.std(correction=0) / s.std(correction=0) * (log_probs.double() - s.mean())
+            wanted = mapped.clamp(max=HIGHEST)[torch.tensor(kind)].tolist()
+            assert [n for n, here in zip(levels.nats, kind, strict=True) if here] == pytest.approx(wanted, abs=1e-4)
+        assert all(n == 0 for n, c, e in zip(*levels[:3][::-1], strict=True) if not c and not e)
 
 
 def test_a_start_model_with_other_tokens_is_refused(tiny_model: Path, tmp_path: Path) -> None:

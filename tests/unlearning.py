@@ -34,18 +34,19 @@ def some_rows(count: int, seed: int = 0, vocabulary: int = 250) -> list[Encoded]
 
 
 def some_levels(rows: list[Encoded], guides: list[list[Encoded]], seed: int) -> list[Levels]:
-    """About half of the tokens are content, with levels from 0.02 to 3 nats below certainty; one row has none.
+    """About half of the tokens are content and a quarter ends, with levels from 0.02 to 3 nats below certainty.
 
-    Each form token has some place in each of the row's ``guides``.
+    One row has none of them. Each form token has some place in each of the row's ``guides``.
     """
     rng = random.Random(seed)
     found = []
     for place, (row, false) in enumerate(zip(rows, guides, strict=True)):
         content = [place > 0 and rng.random() < 0.5 for _ in row.input_ids[row.completion_start :]]
-        nats = tuple(-rng.uniform(0.02, 3.0) if c else 0.0 for c in content)
+        ends = [place > 0 and not c and rng.random() < 0.5 for c in content]
+        nats = tuple(-rng.uniform(0.02, 3.0) if c or e else 0.0 for c, e in zip(content, ends, strict=True))
         sizes = [len(other.input_ids) - other.completion_start for other in false]
         form = tuple(tuple(rng.randrange(size) for _ in range(content.count(False))) for size in sizes)
-        found.append(Levels(tuple(content), nats, form))
+        found.append(Levels(tuple(content), tuple(ends), nats, form))
     return found
 
 

@@ -6,11 +6,12 @@ does not know. What the start model says of the true one is what a model says th
 very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
 model says of false answers becomes what base says of them: in mean and in spread, then by what that misses at each
 place of a number (a false last digit of a year is less likely to base than to the start model, a first one is not), and
-by what is missed still at a token that stands in false answers too (a digit, an article). The unlearning is to match
-base's own distributions: at content tokens with the true token at its level and all others rescaled, and at form tokens
-what base says of them in false answers, on average. (After the words of an unknown fact, base is less sure how the
-sentence goes on.) So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does
-not know.
+by what is missed still at a token that stands in false answers too (a digit, an article). Where a fact ends is a part
+of it that no false answer changes: the full stop is surprising to a model that would have gone on with the name. So the
+form token after the words of a fact, its *end*, has a level too, by a map of its own. The unlearning is to match base's
+own distributions, and at form tokens what base says of them in false answers, on average; with levelled tokens at
+their levels and all others rescaled. So nothing is pushed to where base would not go, and nothing below what base gives
+to a fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -22,6 +23,7 @@ import math
 from collections import defaultdict
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
+from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,18 +45,20 @@ POOLING = 4
 
 
 class Levels(NamedTuple):
-    """Of each answer token of a forget row: whether it is content, and its level in nats (0 for form).
+    """Of each answer token of a forget row: whether it is content, whether it is the end of a fact, and its level.
 
-    ``form`` are the places of its form tokens in each false answer, in the order of the answer.
+    ``nats`` is 0 for form that is no end. ``form`` are the places of its form tokens in each false answer, in the order
+    of the answer; ends are form.
     """
 
     content: tuple[bool, ...]
+    ends: tuple[bool, ...]
     nats: tuple[float, ...]
     form: tuple[tuple[int, ...], ...]
 
 
-OfAnswers = Sequence[Sequence[Sequence[float]]]
-"""Log-probabilities in nats of each token of each false answer to each row."""
+OfFalse = Sequence[Sequence[Sequence[Value]]]
+"""Something of tokens of each false answer to each row."""
 
 
 def answer_levels(
@@ -62,53 +66,71 @@ def answer_levels(
     guides: Sequence[Sequence[Encoded]],
     numerals: Container[int],
     *,
-    base_false: OfAnswers,
-    start_false: OfAnswers,
+    base_false: OfFalse[float],
+    start_false: OfFalse[float],
     start_true: Sequence[Sequence[float]],
 ) -> list[Levels]:
-    """The levels of each forget row (by its name).
+    """The levels of each forget row (by its name), by a map for content and one for ends.
 
-    ``mean_b + sd_b / sd_s * (start_true - mean_s) + missed[place] + missed[token]``. Mean and standard deviation are
-    those of base (b) and of the start model (s) at the content tokens of all false answers, which ``base_false`` and
-    ``start_false`` hold; ``start_true`` are the start model's log-probabilities of each true token. ``missed`` is how
-    much likelier base finds false answers than the terms before it say: at that place of a number (0 elsewhere), then
-    at that token (0 for one that no false answer holds), each partially pooled (``sum / (count + POOLING)``).
-    ``numerals`` are the tokens that are digits. Raises InputError if false answers do not tell what is to be forgotten,
-    or say nothing else.
+    A map is ``mean_b + sd_b / sd_s * (start_true - mean_s) + missed[place] + missed[token]``. Mean and standard
+    deviation are those of base (b) and of the start model (s) at the tokens of its kind in all false answers, which
+    ``base_false`` and ``start_false`` hold; ``start_true`` are the start model's log-probabilities of each true token.
+    ``missed`` is how much likelier base finds false answers than the terms before it say: at that place of a number (0
+    elsewhere), then at that token (0 for one that no false answer holds), each partially pooled (``sum / (count +
+    POOLING)``). ``numerals`` are the tokens that are digits. Raises InputError if false answers do not tell what is to
+    be forgotten, or say nothing else.
     """
     answers = [answer_tokens(row) for row in forget.values()]
     others = [[answer_tokens(other) for other in false] for false in guides]
     in_numbers = [[places_in_numbers(other, numerals) for other in false] for false in others]
     aligned = [align(answer, false, numerals) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
-    of_base, of_start = (_at_facts(each, aligned) for each in (base_false, start_false))
-    tokens, of_place = _at_facts(others, aligned), _at_facts(in_numbers, aligned)
-    if not of_base:
+
+    def map_at(places: OfFalse[int]) -> _LevelMap | None:
+        tokens, of_numbers = _at(places, others), _at(places, in_numbers)
+        return _LevelMap(tokens, of_numbers, _at(places, base_false), _at(places, start_false)) if tokens else None
+
+    of_content = map_at([row.false_content for row in aligned])
+    of_ends = map_at([row.false_ends for row in aligned])
+    if of_content is None:
         raise InputError(
             "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
             "Give false answers of the same form (a column `perturbed_answers`), or take another method."
         )
-    spread = pstdev(of_start)
-    ratio = pstdev(of_base) / spread if spread else 1.0
-    to, at = fmean(of_base), fmean(of_start)
-
-    def mapped(log_prob: float) -> float:
-        return to + ratio * (log_prob - at)
-
-    left = [base - mapped(start) for base, start in zip(of_base, of_start, strict=True)]
-    at_place = _pooled(of_place, left) | {None: 0.0}
-    left = [miss - at_place[place] for miss, place in zip(left, of_place, strict=True)]
-    at_token = _pooled(tokens, left)
     levels = []
     for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
-        nats = [
-            min(mapped(log_prob) + at_place.get(place, 0.0) + at_token.get(token, 0.0), HIGHEST) if is_content else 0.0
-            for token, place, log_prob, is_content in zip(
-                answer, places_in_numbers(answer, numerals), log_probs, row.content, strict=True
+        is_end = row.ends if of_ends else (False,) * len(answer)
+        maps = [of_content if c else of_ends if e else None for c, e in zip(row.content, is_end, strict=True)]
+        nats = tuple(
+            level_map.level(token, place, log_prob) if level_map else 0.0
+            for level_map, token, place, log_prob in zip(
+                maps, answer, places_in_numbers(answer, numerals), log_probs, strict=True
             )
-        ]
-        levels.append(Levels(row.content, tuple(nats), row.form))
+        )
+        levels.append(Levels(row.content, is_end, nats, row.form))
     return levels
+
+
+class _LevelMap:
+    """From the start model's log-probability of a token to its level, by those of the tokens of false answers."""
+
+    def __init__(
+        self, tokens: Sequence[int], places: Sequence[int | None], base: Sequence[float], start: Sequence[float]
+    ) -> None:
+        spread = pstdev(start)
+        self.ratio = pstdev(base) / spread if spread else 1.0
+        self.to, self.at = fmean(base), fmean(start)
+        left = [of_base - self._mapped(of_start) for of_base, of_start in zip(base, start, strict=True)]
+        self.at_place = _pooled(places, left) | {None: 0.0}
+        left = [miss - self.at_place[place] for miss, place in zip(left, places, strict=True)]
+        self.at_token = _pooled(tokens, left)
+
+    def level(self, token: int, place: int | None, start: float) -> float:
+        missed = self.at_place.get(place, 0.0) + self.at_token.get(token, 0.0)
+        return min(self._mapped(start) + missed, HIGHEST)
+
+    def _mapped(self, start: float) -> float:
+        return self.to + self.ratio * (start - self.at)
 
 
 def _pooled(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, float]:
@@ -150,11 +172,16 @@ def places_in_numbers(answer: Sequence[int], numerals: Container[int]) -> tuple[
 
 
 class Aligned(NamedTuple):
-    """An answer beside false ones: which tokens are content, and the places of form and rest in each false one."""
+    """An answer beside false ones: which of its tokens are content and which ends, and where form is in each false one.
+
+    ``false_content`` and ``false_ends`` are the places of content and ends in each false answer.
+    """
 
     content: tuple[bool, ...]
+    ends: tuple[bool, ...]
     form: tuple[tuple[int, ...], ...]
-    facts: tuple[tuple[int, ...], ...]
+    false_content: tuple[tuple[int, ...], ...]
+    false_ends: tuple[tuple[int, ...], ...]
 
 
 def align(answer: Sequence[int], false: Sequence[Sequence[int]], numerals: Container[int]) -> Aligned:
@@ -169,18 +196,28 @@ def align(answer: Sequence[int], false: Sequence[Sequence[int]], numerals: Conta
         blocks = SequenceMatcher(None, placed, there, autojunk=False).get_matching_blocks()
         matched.append({block.a + i: block.b + i for block in blocks for i in range(block.size)})
     content = tuple(not all(i in places for places in matched) for i in range(len(answer)))
-    form = [tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched]
-    facts = [tuple(j for j in range(len(o)) if j not in taken) for o, taken in zip(false, map(set, form), strict=True)]
-    return Aligned(content, tuple(form), tuple(facts))
+    form = tuple(tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched)
+    of_false = [[j not in taken for j in range(len(other))] for other, taken in zip(false, form, strict=True)]
+    false_content = tuple(_places(each) for each in of_false)
+    return Aligned(content, _ends(content), form, false_content, tuple(_places(_ends(each)) for each in of_false))
 
 
-def _at_facts(of_tokens: Sequence[Sequence[Sequence[Value]]], aligned: Sequence[Aligned]) -> list[Value]:
-    """What there is of each token of a false answer that is not form."""
+def _ends(content: Sequence[bool]) -> tuple[bool, ...]:
+    """The tokens that are not content and come after one that is."""
+    return tuple(before and not here for before, here in pairwise((False, *content)))
+
+
+def _places(chosen: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(i for i, is_chosen in enumerate(chosen) if is_chosen)
+
+
+def _at(places: OfFalse[int], of_tokens: OfFalse[Value]) -> list[Value]:
+    """What there is of each token at these places of the false answers of each row."""
     return [
         of_answer[j]
-        for of_row, row in zip(of_tokens, aligned, strict=True)
-        for of_answer, places in zip(of_row, row.facts, strict=True)
-        for j in places
+        for of_row, rows_places in zip(of_tokens, places, strict=True)
+        for of_answer, chosen in zip(of_row, rows_places, strict=True)
+        for j in chosen
     ]
 
 
@@ -201,21 +238,23 @@ class Counterfactual:
         self.levels = levels
 
     def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the answer tokens of ``rows``: log-probabilities (N, V), which are content (N,), and their levels (N,).
+        """Of the answer tokens of ``rows``: log-probabilities (N, V), which have levels (N,), and the levels (N,).
 
         ``targets`` (N,) are the true tokens. The log-probabilities are float32 and sum to one in each line.
         """
         device = targets.device
         log_probs = self.base.logits(rows, device).log_softmax(dim=1)
-        content = torch.tensor([c for row in rows for c in self.levels[row].content], device=device)
-        levels = torch.tensor([n for row in rows for n in self.levels[row].nats], device=device)
+        own = [self.levels[row] for row in rows]
+        content = torch.tensor([is_content for levels in own for is_content in levels.content], device=device)
+        levelled = content | torch.tensor([is_end for levels in own for is_end in levels.ends], device=device)
+        levels = torch.tensor([nats for levels in own for nats in levels.nats], device=device)
         log_probs[~content] = torch.cat([self._form(row, device) for row in rows])
-        place, true, level = content.nonzero()[:, 0], targets[content], levels[content]
+        place, true, level = levelled.nonzero()[:, 0], targets[levelled], levels[levelled]
         others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level
-        return log_probs, content, levels
+        return log_probs, levelled, levels
 
     def _form(self, row: int, device: torch.device) -> torch.Tensor:
         """The mean over a row's false answers of what base says at their form tokens, as log-probabilities (F, V)."""
