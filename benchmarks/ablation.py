@@ -138,6 +138,7 @@ VARIANTS = (
     Variant("no-continuations", "no continuations", patch=(run, "read_continuations", lambda folder: [])),
     Variant("no-tokens", "levels that look at neither places nor tokens", patch=(counterfactual, "POOLING", math.inf)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
+    Variant("no-false", "false answers are free to rise", patch=(run, "draw_alternates", lambda pairs, *_: pairs)),
     Variant(
         "no-ends", "no level where a fact ends", patch=(counterfactual, "_ends", lambda tokens: (False,) * len(tokens))
     ),

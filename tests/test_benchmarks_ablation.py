@@ -54,7 +54,7 @@ def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
         Levels((False, True), (False, False), (0.0, -3.0), ((0,),)),
         Levels((True,), (False,), (-4.0,), ((),)),
     ]
-    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels)
+    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, [[[-1.0]]] * 2)
     log_probs, content, nats = wanted.of([0, 1], TRUE)
     assert content.tolist() == [False, True, True]
     torch.testing.assert_close(log_probs[0], LOGITS[0].log_softmax(0))
@@ -116,7 +116,9 @@ def test_another_level_is_of_facts_alone_and_ends_keep_theirs() -> None:
 
 def test_own_form_is_what_base_says_in_the_true_answer() -> None:
     wanted = Counterfactual(
-        cast("Any", Fixed(LOGITS)), [Levels((True, False, False), (False,) * 3, (-3.0, 0.0, 0.0), ((0, 0),))]
+        cast("Any", Fixed(LOGITS)),
+        [Levels((True, False, False), (False,) * 3, (-3.0, 0.0, 0.0), ((0, 0),))],
+        [[[-1.0]]],
     )
     found = ablation.own_form(wanted, 0, torch.device("cpu"))
     torch.testing.assert_close(found, LOGITS[1:].log_softmax(1))
@@ -130,9 +132,10 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
     batch = collate([trainer.train_dataset[i] for i in range(3)])
     log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
     logits = trainer._logits[here].detach()
-    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels)
+    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels, [[[]]] * 3)
     counts = LossDivisors(*counts_of(batch)[:3])
-    args = (log_probs[here], batch["row"][here], torch.arange(3), batch["targets"][here], counts)
+    no_false = torch.tensor([], dtype=torch.long)
+    args = (log_probs[here], batch["row"][here], torch.arange(3), no_false, batch["targets"][here], counts)
     plain, gaps = AutoModelForCausalLM.from_pretrained(tiny_model), []
     for values, own in zip(plain_log_probs(plain, forget), levels, strict=True):
         levelled = (a or b for a, b in zip(own.content, own.ends, strict=True))
@@ -162,4 +165,4 @@ def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) 
         with ablation.patched(patch):
             run.run(config, inputs, out)
         made.add((out / "model" / "model.safetensors").read_bytes())
-    assert len(made) == 9
+    assert len(made) == 10

@@ -274,7 +274,9 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
 ) -> None:
     base = torch.tensor([logits, logits])
     found = [Levels((True, False), (False, False), (level, 0.0), ((1,),))]
-    wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), found).of([0], torch.tensor([true, true]))
+    wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]]).of(
+        [0], torch.tensor([true, true])
+    )
     assert content.tolist() == [True, False]
     assert levels[0] == pytest.approx(level)
     assert wanted[0].exp().sum() == pytest.approx(1, abs=1e-4)
@@ -296,7 +298,9 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
             return torch.cat([of_answers[row] for row in rows])
 
     levels = [Levels((True, False, False), (False, True, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
-    wanted, levelled, _ = Counterfactual(cast("Any", Base()), levels).of([0], torch.tensor([1, 3, 2]))
+    wanted, levelled, _ = Counterfactual(cast("Any", Base()), levels, [[[-1.0] * 3] * 2]).of(
+        [0], torch.tensor([1, 3, 2])
+    )
     assert levelled.tolist() == [True, True, False]
     p, q = (of_answers[0, i].double().softmax(1) for i in (0, 1))
     end, form = (p[0] + q[1]) / 2, (p[2] + q[2]) / 2
@@ -304,6 +308,23 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
     assert wanted[1, 3] == pytest.approx(-0.7)
     others = (1 - math.exp(-0.7)) / (1 - end[3])
     torch.testing.assert_close(wanted[1, :3].exp().double(), end[:3] * others)
+
+
+def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
+    """Two rows with two and one false answers, the second of which begins with its fact."""
+    levels = [
+        Levels((True, False), (False, True), (-2.0, -0.7), ((0,), (1, 3))),
+        Levels((False, True), (False, False), (0.0, -3.0), ((0,),)),
+    ]
+    base = [[[-0.1, -4.0, -5.0], [-6.0, -0.2, -7.0, -0.3]], [[-0.4, -8.0]]]
+    held, nats = Counterfactual(cast("Any", None), levels, base).of_false([2, 1], torch.device("cpu"))
+    assert held.tolist() == [False, True, True, True, True, True]
+    assert nats.tolist() == pytest.approx([-0.4, -8.0, -6.0, -0.2, -7.0, -0.3])
+    held, nats = Counterfactual(cast("Any", None), levels, base).of_false([0], torch.device("cpu"))
+    assert held.tolist() == [False, True, True]
+    assert [
+        len(each) for each in Counterfactual(cast("Any", None), levels, base).of_false([], torch.device("cpu"))
+    ] == [0, 0]
 
 
 def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tmp_path: Path) -> None:

@@ -87,7 +87,10 @@ LEVELS = some_levels(FORGET, GUIDES, 4)
 
 
 def csd(model: Model, base: Model) -> torch.Tensor:
-    """Token by token in probabilities, row by row: no packing, no logarithm of a rescaled distribution."""
+    """Token by token in probabilities, row by row: no packing, no logarithm of a rescaled distribution.
+
+    The last false answer to each row is to stay as likely as it is to base, at what is not shared and right after it.
+    """
     divergence, apart = [], []
     for row, (*levels, places), guides, ours, theirs in zip(
         FORGET, LEVELS, GUIDES, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
@@ -109,6 +112,10 @@ def csd(model: Model, base: Model) -> torch.Tensor:
                 gaps.append(z.log_softmax(-1)[token] - level)
             divergence.append((target * (target.log() - z.double().log_softmax(-1))).sum())
         apart.append(torch.stack([huber(gap) for gap in gaps]).mean() if gaps else torch.tensor(0.0))
+        before, after = (plain_log_probs(each, guides[-1:])[0] for each in (base, model))
+        held = [i for i in range(len(after)) if i not in places[-1] or (i and i - 1 not in places[-1])]
+        of_false = [huber(after[i] - before[i].detach()) for i in held]
+        apart[-1] = apart[-1] + (torch.stack(of_false).mean() if held else 0.0)
     return torch.stack(divergence).mean().float() + 0.7 * torch.stack(apart).mean()
 
 
@@ -143,7 +150,7 @@ def one_step(model: Path, base: Path, out: Path, split: dict[str, int], method: 
     pairs = [
         Pair(0, None if method["method"] == "ft" else i, () if method["method"] == "ga" else (i,)) for i in range(8)
     ]
-    if method["method"] == "altpo":
+    if method["method"] in ("altpo", "csd"):
         pairs = [replace(pair, alternate=len(guides) - 1) for pair, guides in zip(pairs, GUIDES, strict=True)]
     trainer = unlearn_trainer(model, out, FORGET, RETAIN, SGD | split, pairs=pairs, guides=GUIDES, **method)
     other = AutoModelForCausalLM.from_pretrained(base, attn_implementation="rows_sdpa")

@@ -82,7 +82,7 @@ def test_every_method_runs_and_records_what_it_trained_on(method: str, inputs: d
     retain = {row.row_id for row in read_rows(inputs["data"] / "retain.jsonl")}
     assert {pair["forget"] for pair in pairs} == ({None} if method == "ft" else forget)
     assert {row for pair in pairs for row in pair["retain"]} == (set() if method == "ga" else retain)
-    assert {pair.get("alternate") for pair in pairs} == ({0, 1} if method == "altpo" else {None})
+    assert {pair.get("alternate") for pair in pairs} == ({0, 1} if method in ("csd", "altpo") else {None})
     if method == "po":
         refusals = {pair["forget"]: pair["refusal"] for pair in pairs}
         expected = draw_refusals(read_rows(inputs["data"] / "forget.jsonl"), 3)

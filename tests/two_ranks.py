@@ -56,7 +56,7 @@ def trainer_of(kind: str, model: Path, out: Path, **more: Any) -> Any:
         return CompletionTrainer(loaded, args=arguments, train_dataset=row_dataset(FORGET), **common)
     config = UnlearnConfig.model_validate({"epochs": 2} | METHODS[kind])
     arguments = training_arguments(ARGS | config.args | more, out, bf16=False, num_train_epochs=1)
-    pairs = draw_alternates(PAIRS, [len(guides) for guides in GUIDES], 3) if kind == "altpo" else PAIRS
+    pairs = draw_alternates(PAIRS, [len(guides) for guides in GUIDES], 3) if kind in ("altpo", "csd") else PAIRS
     data = pair_dataset(pairs, FORGET, RETAIN, GUIDES)
     trainer = UnlearnTrainer(loaded, config=config, args=arguments, train_dataset=data, **common)
     if config.retain_kl:

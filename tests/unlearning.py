@@ -17,6 +17,7 @@ from pipeline.train.fit import load
 from pipeline.train.lora import add_adapters
 from pipeline.unlearn.config import UnlearnConfig
 from pipeline.unlearn.counterfactual import Counterfactual, Levels, answers_by_place
+from pipeline.unlearn.levels import false_log_probs
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution, Precision
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
@@ -55,7 +56,7 @@ def some_counterfactual(
 ) -> Counterfactual:
     """What ``model`` says at the answers of ``rows`` and of ``guides``, with :func:`some_levels`."""
     base = BaseDistribution(model, answers_by_place(rows, guides), precision)
-    return Counterfactual(base, some_levels(rows, guides, seed))
+    return Counterfactual(base, some_levels(rows, guides, seed), false_log_probs(model, guides))
 
 
 def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:

@@ -179,8 +179,8 @@ class UnlearnConfig(TrainConfig):
     pull_weight: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the pull that brings each token of a fact to its level, beside the KL of the forget "
-        f"term. {_readers('pull_weight')}",
+        description="Weight of the pull that brings each token of a fact, and the next one, to its level, and those of "
+        f"a false answer to what base says of them, beside the KL of the forget term. {_readers('pull_weight')}",
     )
     neighbours: Neighbours | None = Field(
         default=None, description="Questions like the given ones, answered by base and rehearsed with the retain rows."
@@ -208,7 +208,7 @@ class UnlearnConfig(TrainConfig):
     )
     pairing_seed: int = Field(
         default=0,
-        description="Seed from which retain rows are drawn for each forget row, and for altpo a false answer.",
+        description="Seed from which retain rows are drawn for each forget row, and for altpo and csd a false answer.",
     )
 
     def check_share(self, processes: int) -> None:

@@ -10,8 +10,9 @@ by what is missed still at a token that stands in false answers too (a digit, an
 of it that no false answer changes: the full stop is surprising to a model that would have gone on with the name. So the
 form token after the words of a fact, its *end*, has a level too, by a map of its own. The unlearning is to match base's
 own distributions, and at form tokens what base says of them in false answers, on average; with levelled tokens at
-their levels and all others rescaled. So nothing is pushed to where base would not go, and nothing below what base gives
-to a fact it does not know.
+their levels and all others rescaled. What leaves the true words would go to those of false answers too, so these are
+held to what base says of them. So nothing is pushed to where base would not go, and nothing below what base gives to a
+fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -207,6 +208,12 @@ def _ends(content: Sequence[bool]) -> tuple[bool, ...]:
     return tuple(before and not here for before, here in pairwise((False, *content)))
 
 
+def _not_mere_form(size: int, form: Container[int]) -> tuple[bool, ...]:
+    """Of the tokens of a false answer, those of facts and the ends of facts."""
+    content = [place not in form for place in range(size)]
+    return tuple(here or end for here, end in zip(content, _ends(content), strict=True))
+
+
 def _places(chosen: Sequence[bool]) -> tuple[int, ...]:
     return tuple(i for i, is_chosen in enumerate(chosen) if is_chosen)
 
@@ -230,12 +237,18 @@ def answers_by_place(forget: Sequence[Encoded], guides: Sequence[Sequence[Encode
 class Counterfactual:
     """The distributions that forget rows are to match: base's, with the true tokens at their levels.
 
-    ``base`` has what :func:`answers_by_place` gives.
+    ``base`` has what :func:`answers_by_place` gives, ``false`` are base's log-probabilities of the tokens of each false
+    answer to each row, in nats.
     """
 
-    def __init__(self, base: BaseDistribution, levels: Sequence[Levels]) -> None:
+    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], false: OfFalse[float]) -> None:
         self.base = base
         self.levels = levels
+        self.false = [
+            (_not_mere_form(len(nats), places), tuple(nats))
+            for row, of_row in zip(levels, false, strict=True)
+            for places, nats in zip(row.form, of_row, strict=True)
+        ]
 
     def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the answer tokens of ``rows``: log-probabilities (N, V), which have levels (N,), and the levels (N,).
@@ -255,6 +268,15 @@ class Counterfactual:
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level
         return log_probs, levelled, levels
+
+    def of_false(self, answers: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of tokens of false answers: which are of facts or end one (N,), and base's log-probabilities in nats (N,).
+
+        ``answers`` are indices among the false answers to all rows.
+        """
+        chosen = [self.false[answer] for answer in answers]
+        held = torch.tensor([token for tokens, _ in chosen for token in tokens], dtype=torch.bool, device=device)
+        return held, torch.tensor([n for _, nats in chosen for n in nats], device=device)
 
     def _form(self, row: int, device: torch.device) -> torch.Tensor:
         """The mean over a row's false answers of what base says at their form tokens, as log-probabilities (F, V)."""

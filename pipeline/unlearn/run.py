@@ -239,7 +239,7 @@ def _pairs(config: UnlearnConfig, rows: UnlearnRows, probed: Sequence[int]) -> l
     passes = config.passes(forget_rows)
     dealt = pair_rows(forget_rows, len(pool), epochs=passes, retain_per_forget=each, seed=config.pairing_seed)
     dealt = [replace(pair, retain=tuple(pool[i] for i in pair.retain)) for pair in dealt]
-    if config.method == "altpo":
+    if config.method in ("altpo", "csd"):
         return draw_alternates(dealt, [len(false) for false in rows.guides], config.pairing_seed)
     return [replace(pair, forget=None) for pair in dealt] if config.method == "ft" else dealt
 
@@ -287,7 +287,7 @@ def counterfactual(
     answers = answers_by_place(forget, rows.guides)
     digits = numerals(tokenizer, answers.values())
     levels = answer_levels(named, rows.guides, digits, base_false=of_base, start_false=of_start, start_true=true)
-    return Counterfactual(BaseDistribution(base, answers, precision), levels)
+    return Counterfactual(BaseDistribution(base, answers, precision), levels, of_base)
 
 
 def _end_of_ascent(

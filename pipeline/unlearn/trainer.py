@@ -137,7 +137,8 @@ class UnlearnTrainer(CompletionTrainer):
         caps = None if self.forget_caps is None else self.forget_caps.to(rows.device)[rows]
         beta, gamma = config.beta or 0.0, config.gamma or 0.0
         if config.method == "csd":
-            return self._csd_term(log_probs, row, rows, inputs["targets"][forget], counts)
+            false = inputs["alternate_row"][inputs["alternate_row"] != NOT_THIS]
+            return self._csd_term(log_probs, row, rows, false, inputs["targets"][forget], counts)
         if config.method == "po":
             return negative_log_likelihood(log_probs, counts.forget_tokens)
         if config.method == "wga":
@@ -161,15 +162,22 @@ class UnlearnTrainer(CompletionTrainer):
         log_probs: torch.Tensor,
         row: torch.Tensor,
         rows: torch.Tensor,
+        false: torch.Tensor,
         targets: torch.Tensor,
         counts: LossDivisors,
     ) -> torch.Tensor:
+        """``row`` counts the true answers, which are ``rows``, and then the ``false`` ones."""
         if not len(rows) or self._logits is None:
             return log_probs.sum()  # zero: a rank without rows takes part in the backward pass
-        wanted, content, levels = cast("Counterfactual", self.counterfactual).of(rows.tolist(), targets)
-        kl = losses.kl_from_base(self._logits[: len(targets)], wanted, counts.forget_tokens)  # forget rows come first
-        facts = (log_probs[content], levels[content], row[content], counts.forget_rows)
-        return kl + (self.config.pull_weight or 0.0) * losses.pull_to_levels(*facts, here=len(rows))
+        counterfactual = cast("Counterfactual", self.counterfactual)
+        is_true = row < len(rows)  # false answers come after the true ones
+        wanted, levelled, levels = counterfactual.of(rows.tolist(), targets[is_true])
+        kl = losses.kl_from_base(self._logits[: len(wanted)], wanted, counts.forget_tokens)
+        held, base = counterfactual.of_false(false.tolist(), log_probs.device)
+        pulled, to = torch.cat([levelled, held]), torch.cat([levels, base])
+        here = len(rows) + len(false)
+        pull = losses.pull_to_levels(log_probs[pulled], to[pulled], row[pulled], counts.forget_rows, here=here)
+        return kl + (self.config.pull_weight or 0.0) * pull
 
     def _ceiling(self) -> float | None:
         """ln|V| if the method pushes the loss up. No bound if base starts above it, since it never knew the rows."""
