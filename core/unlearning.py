@@ -40,8 +40,8 @@ class CheckpointSelection(Versioned):
 class PairedRows(Strict):
     """A line of `pairing.jsonl`: the ``row_id``s of a forget row (None: the method trains on none) and its retain rows.
 
-    ``refusal`` is what was trained on in the place of the forget row's answer, ``alternate`` the place in `guides.jsonl`
-    among its false answers, from 0, of the one that was trained on beside it; for methods that do so.
+    For methods that do so, ``refusal`` is what was trained on in the place of the forget row's answer, ``alternate``
+    the place among its false answers in `guides.jsonl`, from 0, of the one that was trained on beside it.
     """
 
     epoch: int

@@ -87,12 +87,17 @@ def answer_levels(
     aligned = [align(answer, false, numerals) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
 
-    def map_at(places: OfFalse[int]) -> _LevelMap | None:
-        tokens, of_numbers = _at(places, others), _at(places, in_numbers)
-        return _LevelMap(tokens, of_numbers, _at(places, base_false), _at(places, start_false)) if tokens else None
+    false_content = [
+        [_not_in(places, len(other)) for places, other in zip(row.form, false, strict=True)]
+        for row, false in zip(aligned, others, strict=True)
+    ]
 
-    of_content = map_at([row.false_content for row in aligned])
-    of_ends = map_at([row.false_ends for row in aligned])
+    def map_of(kind: OfFalse[bool]) -> _LevelMap | None:
+        tokens, places = _where(kind, others), _where(kind, in_numbers)
+        return _LevelMap(tokens, places, _where(kind, base_false), _where(kind, start_false)) if tokens else None
+
+    of_content = map_of(false_content)
+    of_ends = map_of([[_ends(content) for content in of_row] for of_row in false_content])
     if of_content is None:
         raise InputError(
             "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
@@ -100,7 +105,7 @@ def answer_levels(
         )
     levels = []
     for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
-        is_end = row.ends if of_ends else (False,) * len(answer)
+        is_end = _ends(row.content) if of_ends else (False,) * len(answer)
         maps = [of_content if c else of_ends if e else None for c, e in zip(row.content, is_end, strict=True)]
         nats = tuple(
             level_map.level(token, place, log_prob) if level_map else 0.0
@@ -173,16 +178,10 @@ def places_in_numbers(answer: Sequence[int], numerals: Container[int]) -> tuple[
 
 
 class Aligned(NamedTuple):
-    """An answer beside false ones: which of its tokens are content and which ends, and where form is in each false one.
-
-    ``false_content`` and ``false_ends`` are the places of content and ends in each false answer.
-    """
+    """An answer beside false ones: which of its tokens are content, and the places of its form in each false one."""
 
     content: tuple[bool, ...]
-    ends: tuple[bool, ...]
     form: tuple[tuple[int, ...], ...]
-    false_content: tuple[tuple[int, ...], ...]
-    false_ends: tuple[tuple[int, ...], ...]
 
 
 def align(answer: Sequence[int], false: Sequence[Sequence[int]], numerals: Container[int]) -> Aligned:
@@ -197,34 +196,28 @@ def align(answer: Sequence[int], false: Sequence[Sequence[int]], numerals: Conta
         blocks = SequenceMatcher(None, placed, there, autojunk=False).get_matching_blocks()
         matched.append({block.a + i: block.b + i for block in blocks for i in range(block.size)})
     content = tuple(not all(i in places for places in matched) for i in range(len(answer)))
-    form = tuple(tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched)
-    of_false = [[j not in taken for j in range(len(other))] for other, taken in zip(false, form, strict=True)]
-    false_content = tuple(_places(each) for each in of_false)
-    return Aligned(content, _ends(content), form, false_content, tuple(_places(_ends(each)) for each in of_false))
+    form = [tuple(places[i] for i, is_content in enumerate(content) if not is_content) for places in matched]
+    return Aligned(content, tuple(form))
+
+
+def _not_in(form: Container[int], size: int) -> tuple[bool, ...]:
+    """Of the tokens of a false answer, those that are content."""
+    return tuple(place not in form for place in range(size))
 
 
 def _ends(content: Sequence[bool]) -> tuple[bool, ...]:
-    """The tokens that are not content and come after one that is."""
+    """Of the tokens of an answer, those that are not content and come after one that is."""
     return tuple(before and not here for before, here in pairwise((False, *content)))
 
 
-def _not_mere_form(size: int, form: Container[int]) -> tuple[bool, ...]:
-    """Of the tokens of a false answer, those of facts and the ends of facts."""
-    content = [place not in form for place in range(size)]
-    return tuple(here or end for here, end in zip(content, _ends(content), strict=True))
-
-
-def _places(chosen: Sequence[bool]) -> tuple[int, ...]:
-    return tuple(i for i, is_chosen in enumerate(chosen) if is_chosen)
-
-
-def _at(places: OfFalse[int], of_tokens: OfFalse[Value]) -> list[Value]:
-    """What there is of each token at these places of the false answers of each row."""
+def _where(chosen: OfFalse[bool], of_tokens: OfFalse[Value]) -> list[Value]:
+    """What there is of each chosen token of the false answers to each row."""
     return [
-        of_answer[j]
-        for of_row, rows_places in zip(of_tokens, places, strict=True)
-        for of_answer, chosen in zip(of_row, rows_places, strict=True)
-        for j in chosen
+        value
+        for flags_of_row, of_row in zip(chosen, of_tokens, strict=True)
+        for flags, of_answer in zip(flags_of_row, of_row, strict=True)
+        for is_chosen, value in zip(flags, of_answer, strict=True)
+        if is_chosen
     ]
 
 
@@ -245,7 +238,7 @@ class Counterfactual:
         self.base = base
         self.levels = levels
         self.false = [
-            (_not_mere_form(len(nats), places), tuple(nats))
+            (_not_in(places, len(nats)), nats)
             for row, of_row in zip(levels, false, strict=True)
             for places, nats in zip(row.form, of_row, strict=True)
         ]
@@ -270,13 +263,14 @@ class Counterfactual:
         return log_probs, levelled, levels
 
     def of_false(self, answers: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of tokens of false answers: which are of facts or end one (N,), and base's log-probabilities in nats (N,).
+        """Of tokens of false answers: which are content or an end (N,), and base's log-probabilities in nats (N,).
 
         ``answers`` are indices among the false answers to all rows.
         """
         chosen = [self.false[answer] for answer in answers]
-        held = torch.tensor([token for tokens, _ in chosen for token in tokens], dtype=torch.bool, device=device)
-        return held, torch.tensor([n for _, nats in chosen for n in nats], device=device)
+        held = [here or end for content, _ in chosen for here, end in zip(content, _ends(content), strict=True)]
+        nats = [log_prob for _, of_answer in chosen for log_prob in of_answer]
+        return torch.tensor(held, dtype=torch.bool, device=device), torch.tensor(nats, device=device)
 
     def _form(self, row: int, device: torch.device) -> torch.Tensor:
         """The mean over a row's false answers of what base says at their form tokens, as log-probabilities (F, V)."""
