@@ -94,8 +94,7 @@ def with_level(level: Level) -> type[Counterfactual]:
             nats = iter(level(log_probs, targets).clamp(max=counterfactual.HIGHEST).tolist())
             levels = list(self.levels)
             for row in rows:
-                others = islice(nats, len(levels[row].content))
-                levels[row] = at_content(levels[row], others)
+                levels[row] = at_content(levels[row], islice(nats, len(levels[row].content)))
             self.levels = levels
             return super().of(rows, targets)
 

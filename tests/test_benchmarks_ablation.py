@@ -51,8 +51,8 @@ def test_a_variant_differs_from_the_demo_in_one_part(variant: ablation.Variant) 
 def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
     """Targets and levels of two rows of two and one token, whose second and third are content."""
     levels = [
-        Levels((False, True), (False, False), (0.0, -3.0), ((0,),)),
-        Levels((True,), (False,), (-4.0,), ((),)),
+        Levels((False, True), (0.0, -3.0), ((0,),)),
+        Levels((True,), (-4.0,), ((),)),
     ]
     wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, [[[-1.0]]] * 2)
     log_probs, content, nats = wanted.of([0, 1], TRUE)
@@ -104,7 +104,7 @@ def test_one_level_is_the_mean_of_all_tokens_of_facts() -> None:
 
 
 def test_another_level_is_of_facts_alone_and_ends_keep_theirs() -> None:
-    levels = Levels((True, False, False), (False, True, False), (-3.0, -0.5, 0.0), ((1, 2),))
+    levels = Levels((True, False, False), (-3.0, -0.5, 0.0), ((1, 2),))
     assert ablation.at_content(levels, [-4.0] * 3).nats == (-4.0, -0.5, 0.0)
     (variant,) = [variant for variant in ablation.VARIANTS if variant.name == "no-ends"]
     asked = {"base_false": [[[-3.0, -1.0]]], "start_false": [[[-3.0, -1.0]]], "start_true": [[-4.0, -2.0]]}
@@ -117,7 +117,7 @@ def test_another_level_is_of_facts_alone_and_ends_keep_theirs() -> None:
 def test_own_form_is_what_base_says_in_the_true_answer() -> None:
     wanted = Counterfactual(
         cast("Any", Fixed(LOGITS)),
-        [Levels((True, False, False), (False,) * 3, (-3.0, 0.0, 0.0), ((0, 0),))],
+        [Levels((True, False, False), (-3.0, 0.0, 0.0), ((0, 0),))],
         [[[-1.0]]],
     )
     found = ablation.own_form(wanted, 0, torch.device("cpu"))
@@ -138,8 +138,7 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
     args = (log_probs[here], batch["row"][here], torch.arange(3), no_false, batch["targets"][here], counts)
     plain, gaps = AutoModelForCausalLM.from_pretrained(tiny_model), []
     for values, own in zip(plain_log_probs(plain, forget), levels, strict=True):
-        levelled = (a or b for a, b in zip(own.content, own.ends, strict=True))
-        gap = [value - level for value, has_level, level in zip(values, levelled, own.nats, strict=True) if has_level]
+        gap = [value - level for value, level in zip(values, own.nats, strict=True) if level]
         apart = huber_loss(torch.stack(gap), torch.zeros(len(gap)), delta=PULL_DELTA) if gap else torch.tensor(0.0)
         gaps.append(apart)
     pull = torch.stack(gaps).mean()

@@ -25,6 +25,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.fit import freeze_below, load
 from pipeline.train.lora import add_adapters
 from pipeline.train.trainer import CompletionTrainer, row_dataset
+from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
 from tests.live_memory import LiveMemory
 from tests.unlearning import some_counterfactual, unlearn_trainer
@@ -119,8 +120,10 @@ def test_a_training_step_needs_what_is_computed(
 @pytest.mark.parametrize("method", ["gd", "klm", "csd"])
 def test_an_unlearning_step_needs_what_is_computed(folder: Path, known: Any, tmp_path: Path, method: str) -> None:
     forget, retain = rows(ROWS, 1), rows(ROWS, 2)
+    guides = [[row] for row in rows(ROWS, 3)]
+    pairs = [Pair(0, i, (i,), 0 if method == "csd" else None) for i in range(ROWS)]
     args = {"per_device_train_batch_size": ROWS // 2}
-    options = {"method": method, "retain_rows_per_forget_row": 1}
+    options = {"method": method, "retain_rows_per_forget_row": 1, "pairs": pairs, "guides": guides}
     trainer = unlearn_trainer(folder, tmp_path, forget, retain, args, precision="bf16", **options)
     model, config = trainer.model, trainer.config
     heads = []
@@ -128,13 +131,13 @@ def test_an_unlearning_step_needs_what_is_computed(folder: Path, known: Any, tmp
         trainer.base = BaseDistribution(model, dict(enumerate(retain)), trainer.accelerator.autocast)
         heads.append(trainer.base.head.weight)
     if method == "csd":
-        guides = [[row] for row in rows(ROWS, 3)]
         found = some_counterfactual(model, forget, guides, 0, trainer.accelerator.autocast)
         trainer.counterfactual = found
         heads.append(found.base.head.weight)
     with LiveMemory([*model.parameters(), *heads]) as measured:  # type: ignore[union-attr]
         trainer.train()
-    batch = Batch(ROWS * LENGTH, ROWS * ANSWER)
+    count = ROWS // 2 * (3 if config.trains_on_false_answers else 2)
+    batch = Batch(count * LENGTH, count * ANSWER)
     assert total(memory.of_unlearning(known, config, batch, bf16=True)) == pytest.approx(measured.peak, rel=WITHIN)
 
 

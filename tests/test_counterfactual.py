@@ -49,8 +49,9 @@ def of_content(found: list[Levels]) -> list[float]:
 
 
 def of_ends(found: list[Levels]) -> list[float]:
-    """The levels of the tokens that facts end at, of all rows."""
-    return [nats for levels in found for nats, here in zip(levels.nats, levels.ends, strict=True) if here]
+    """The levels of tokens that are not content, of all rows."""
+    each = (pair for levels in found for pair in zip(levels.nats, levels.content, strict=True))
+    return [nats for nats, is_content in each if nats and not is_content]
 
 
 def levels_of(
@@ -183,7 +184,7 @@ def test_the_end_of_a_fact_has_a_level_by_a_map_of_its_own() -> None:
     start = [[[0.0, -9.0, -3.0, 0.0]], [[0.0, -8.0, -9.0, -1.0], [0.0, -9.0, -5.0]]]
     base = [[[0.0, -9.0, -2.0, 0.0]], [[0.0, -8.0, -9.0, -1.5], [0.0, -9.0, -1.0]]]
     found = levels_of(true, guides, base, start, [[0.0, -9.0, -2.0, -0.1], [0.0, -9.0, -4.0]])
-    assert [levels.ends for levels in found] == [(False, False, True, False), (False, False, True)]
+    assert [[n < 0 for n in levels.nats] for levels in found] == [[False, True, True, False], [False, True, True]]
     at, to = np.array([-3.0, -1.0, -5.0]), np.array([-2.0, -1.5, -1.0])
 
     def mapped(start: float) -> float:
@@ -193,14 +194,12 @@ def test_the_end_of_a_fact_has_a_level_by_a_map_of_its_own() -> None:
     at_b, at_end = missed[0] / (1 + 4), (missed[1] + missed[2]) / (2 + 4)
     assert of_ends(found) == pytest.approx([mapped(-2.0) + at_b, mapped(-4.0) + at_end])
     assert of_content(found) == pytest.approx([-9.0, -9.0])
-    assert found[0].nats[-1] == 0
 
 
 def test_ends_are_form_where_no_false_answer_says_how_likely_one_is() -> None:
     true, false = row(FORM_A, 20, FORM_B), row(FORM_A, FORM_B, 30)
     (levels,) = levels_of([true], [[false]], [[[0.0, 0.0, -3.0]]], [[[0.0, 0.0, -4.0]]], [[0.0, -4.0, -2.0]])
     assert levels.content == (False, True, False)
-    assert levels.ends == (False, False, False)
     assert levels.nats == pytest.approx((0.0, -3.0, 0.0))
 
 
@@ -248,10 +247,10 @@ def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[An
         form = [token for token, is_content in zip(true, levels.content, strict=True) if not is_content]
         for other, places in zip(false, levels.form, strict=True):
             assert [other[i] for i in places] == form
-        for is_content, is_end, level in zip(levels.content, levels.ends, levels.nats, strict=True):
-            assert level <= HIGHEST if is_content or is_end else level == 0
         after = [before and not here for before, here in itertools.pairwise((False, *levels.content))]
-        assert levels.ends in (tuple(after), (False,) * len(true))
+        levelled = [nats < 0 for nats in levels.nats]
+        assert all(nats <= HIGHEST for nats in levels.nats if nats)
+        assert levelled in ([c or e for c, e in zip(levels.content, after, strict=True)], list(levels.content))
         content = [i for i, is_content in enumerate(levels.content) if is_content]
         for i, j in itertools.product(content, content):
             if true[i] == true[j] and log_probs[i] <= log_probs[j]:
@@ -273,7 +272,7 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     level: float, true: int, logits: list[float]
 ) -> None:
     base = torch.tensor([logits, logits])
-    found = [Levels((True, False), (False, False), (level, 0.0), ((1,),))]
+    found = [Levels((True, False), (level, 0.0), ((1,),))]
     wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]]).of(
         [0], torch.tensor([true, true])
     )
@@ -297,7 +296,7 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
         def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
             return torch.cat([of_answers[row] for row in rows])
 
-    levels = [Levels((True, False, False), (False, True, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
+    levels = [Levels((True, False, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
     wanted, levelled, _ = Counterfactual(cast("Any", Base()), levels, [[[-1.0] * 3] * 2]).of(
         [0], torch.tensor([1, 3, 2])
     )
@@ -313,18 +312,16 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
 def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
     """Two rows with two and one false answers, the second of which begins with its fact."""
     levels = [
-        Levels((True, False), (False, True), (-2.0, -0.7), ((0,), (1, 3))),
-        Levels((False, True), (False, False), (0.0, -3.0), ((0,),)),
+        Levels((True, False), (-2.0, -0.7), ((0,), (1, 3))),
+        Levels((False, True), (0.0, -3.0), ((0,),)),
     ]
     base = [[[-0.1, -4.0, -5.0], [-6.0, -0.2, -7.0, -0.3]], [[-0.4, -8.0]]]
-    held, nats = Counterfactual(cast("Any", None), levels, base).of_false([2, 1], torch.device("cpu"))
+    counterfactual, cpu = Counterfactual(cast("Any", None), levels, base), torch.device("cpu")
+    held, nats = counterfactual.of_false([2, 1], cpu)
     assert held.tolist() == [False, True, True, True, True, True]
     assert nats.tolist() == pytest.approx([-0.4, -8.0, -6.0, -0.2, -7.0, -0.3])
-    held, nats = Counterfactual(cast("Any", None), levels, base).of_false([0], torch.device("cpu"))
-    assert held.tolist() == [False, True, True]
-    assert [
-        len(each) for each in Counterfactual(cast("Any", None), levels, base).of_false([], torch.device("cpu"))
-    ] == [0, 0]
+    assert counterfactual.of_false([0], cpu)[0].tolist() == [False, True, True]
+    assert [len(each) for each in counterfactual.of_false([], cpu)] == [0, 0]
 
 
 def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tmp_path: Path) -> None:
@@ -345,13 +342,12 @@ def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tm
         of_true = plain_log_probs(plain[1], rows.encoded["forget"])
     for levels, log_probs in zip(found, of_true, strict=True):
         assert [i for i, is_content in enumerate(levels.content) if is_content] == [*range(11, len(log_probs) - 3)]
-        assert [i for i, is_end in enumerate(levels.ends) if is_end] == [len(log_probs) - 3]
-        for kind, places in ((levels.content, slice(11, -3)), (levels.ends, slice(-3, -2))):
+        wanted = torch.zeros(len(log_probs), dtype=torch.float64)
+        for places in (slice(11, -3), slice(-3, -2)):  # the fact, and its end
             b, s = (torch.cat([p[places] for p in each]).double() for each in of_false)
             mapped = b.mean() + b.std(correction=0) / s.std(correction=0) * (log_probs.double() - s.mean())
-            wanted = mapped.clamp(max=HIGHEST)[torch.tensor(kind)].tolist()
-            assert [n for n, here in zip(levels.nats, kind, strict=True) if here] == pytest.approx(wanted, abs=1e-4)
-        assert all(n == 0 for n, c, e in zip(*levels[:3][::-1], strict=True) if not c and not e)
+            wanted[places] = mapped.clamp(max=HIGHEST)[places]
+        assert levels.nats == pytest.approx(tuple(wanted.tolist()), abs=1e-4)
 
 
 def test_a_start_model_with_other_tokens_is_refused(tiny_model: Path, tmp_path: Path) -> None:

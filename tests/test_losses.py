@@ -100,11 +100,11 @@ def csd(model: Model, base: Model) -> torch.Tensor:
         form = iter(
             [torch.stack([p[i] for p, i in zip(of_false, at, strict=True)]).mean(0) for at in zip(*places, strict=True)]
         )
-        for token, content, end, level, z, b in zip(
+        for token, content, level, z, b in zip(
             row.input_ids[row.completion_start :], *levels, ours, theirs.detach(), strict=True
         ):
             target = b.double().softmax(-1) if content else next(form)
-            if content or end:
+            if level:
                 others = (1 - math.exp(level)) / (1 - target[token])
                 target = torch.cat(
                     [target[:token] * others, target.new_tensor([math.exp(level)]), target[token + 1 :] * others]

@@ -47,7 +47,7 @@ def some_levels(rows: list[Encoded], guides: list[list[Encoded]], seed: int) -> 
         nats = tuple(-rng.uniform(0.02, 3.0) if c or e else 0.0 for c, e in zip(content, ends, strict=True))
         sizes = [len(other.input_ids) - other.completion_start for other in false]
         form = tuple(tuple(rng.randrange(size) for _ in range(content.count(False))) for size in sizes)
-        found.append(Levels(tuple(content), tuple(ends), nats, form))
+        found.append(Levels(tuple(content), nats, form))
     return found
 
 

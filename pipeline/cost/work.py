@@ -132,7 +132,7 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
         return Cost(None, _fixed(config, known), known.device, stored)
     batch, parts = split_of_step(config.args)
     forget, retain = known.rows["forget"], known.rows["retain"]
-    each = (config.method != "ft") + (config.method in ("altpo", "csd")) + (config.retain_rows_per_forget_row or 0)
+    each = (config.method != "ft") + config.trains_on_false_answers + (config.retain_rows_per_forget_row or 0)
     micro = known.row.batch(batch * each)
     args, items = {**config.args, "num_train_epochs": 1}, config.passes(forget) * forget  # all passes are one epoch
     steps = steps_of(args, items)

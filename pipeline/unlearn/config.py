@@ -232,6 +232,11 @@ class UnlearnConfig(TrainConfig):
         return self.method in ("klm", "csd") or self.retain_loss == "kl"
 
     @property
+    def trains_on_false_answers(self) -> bool:
+        """Whether a step reads a false answer beside each forget row."""
+        return self.method in ("altpo", "csd")
+
+    @property
     def named_levels(self) -> set[str]:
         """The named levels that the forget cap and the stop rule refer to."""
         given = (self.forget_cap, self.stop.forget_loss if self.stop else None)

@@ -46,14 +46,13 @@ POOLING = 4
 
 
 class Levels(NamedTuple):
-    """Of each answer token of a forget row: whether it is content, whether it is the end of a fact, and its level.
+    """Of each answer token of a forget row: whether it is content, and its level, below 0 (0 where it has none).
 
-    ``nats`` is 0 for form that is no end. ``form`` are the places of its form tokens in each false answer, in the order
-    of the answer; ends are form.
+    Content and ends have levels. ``form`` are the places of the other tokens and of ends in each false answer, in the
+    order of the answer.
     """
 
     content: tuple[bool, ...]
-    ends: tuple[bool, ...]
     nats: tuple[float, ...]
     form: tuple[tuple[int, ...], ...]
 
@@ -105,15 +104,15 @@ def answer_levels(
         )
     levels = []
     for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
-        is_end = _ends(row.content) if of_ends else (False,) * len(answer)
-        maps = [of_content if c else of_ends if e else None for c, e in zip(row.content, is_end, strict=True)]
+        kinds = zip(row.content, _ends(row.content), strict=True)
+        maps = [of_content if is_content else of_ends if is_end else None for is_content, is_end in kinds]
         nats = tuple(
             level_map.level(token, place, log_prob) if level_map else 0.0
             for level_map, token, place, log_prob in zip(
                 maps, answer, places_in_numbers(answer, numerals), log_probs, strict=True
             )
         )
-        levels.append(Levels(row.content, is_end, nats, row.form))
+        levels.append(Levels(row.content, nats, row.form))
     return levels
 
 
@@ -252,8 +251,8 @@ class Counterfactual:
         log_probs = self.base.logits(rows, device).log_softmax(dim=1)
         own = [self.levels[row] for row in rows]
         content = torch.tensor([is_content for levels in own for is_content in levels.content], device=device)
-        levelled = content | torch.tensor([is_end for levels in own for is_end in levels.ends], device=device)
         levels = torch.tensor([nats for levels in own for nats in levels.nats], device=device)
+        levelled = levels < 0
         log_probs[~content] = torch.cat([self._form(row, device) for row in rows])
         place, true, level = levelled.nonzero()[:, 0], targets[levelled], levels[levelled]
         others = log_probs[place]

@@ -14,7 +14,7 @@ def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[
 
     Raises InputError if a row has none.
     """
-    if "false_answers" not in config.named_levels and config.method not in ("csd", "altpo"):
+    if "false_answers" not in config.named_levels and not config.trains_on_false_answers:
         return []
     answers = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     without = [row.row_id for row in forget if not answers.get(row.row_id)]

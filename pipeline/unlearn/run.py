@@ -239,7 +239,7 @@ def _pairs(config: UnlearnConfig, rows: UnlearnRows, probed: Sequence[int]) -> l
     passes = config.passes(forget_rows)
     dealt = pair_rows(forget_rows, len(pool), epochs=passes, retain_per_forget=each, seed=config.pairing_seed)
     dealt = [replace(pair, retain=tuple(pool[i] for i in pair.retain)) for pair in dealt]
-    if config.method in ("altpo", "csd"):
+    if config.trains_on_false_answers:
         return draw_alternates(dealt, [len(false) for false in rows.guides], config.pairing_seed)
     return [replace(pair, forget=None) for pair in dealt] if config.method == "ft" else dealt
 
