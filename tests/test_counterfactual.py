@@ -214,6 +214,13 @@ def test_form_is_what_all_false_answers_share() -> None:
     assert levels.nats == pytest.approx((0.0, -7.0, -0.5, -1.0))
 
 
+def test_false_answers_that_differ_by_rounding_have_no_spread() -> None:
+    true, guides = row(20, END), [row(30, END), row(31, END)]
+    base, start = [[[-9.0, 0.0], [-5.0, 0.0]]], [[[-8.0, 0.0], [-8.0 - 1e-15, 0.0]]]
+    (levels,) = levels_of([true], [guides], base, start, [[-2.0, 0.0]])
+    assert levels.nats[0] == pytest.approx(-7.0 + (-2.0 + 8.0))
+
+
 def test_answers_that_differ_from_nothing_are_refused() -> None:
     same = row(FORM_A, 20, END)
     other = row(FORM_A, 21, END)

@@ -45,6 +45,10 @@ POOLING = 4
 """The misses at a place or a token are averaged with so many zeros more: few of them say little (partial pooling)."""
 
 
+ROUNDING = 1e-6
+"""A spread below it, in nats, is that of float32's rounding and has no ratio to another."""
+
+
 class Levels(NamedTuple):
     """Of each answer token of a forget row: whether it is content, and its level, below 0 (0 where it has none).
 
@@ -123,7 +127,7 @@ class _LevelMap:
         self, tokens: Sequence[int], places: Sequence[int | None], base: Sequence[float], start: Sequence[float]
     ) -> None:
         spread = pstdev(start)
-        self.ratio = pstdev(base) / spread if spread else 1.0
+        self.ratio = pstdev(base) / spread if spread > ROUNDING else 1.0
         self.to, self.at = fmean(base), fmean(start)
         left = [of_base - self._mapped(of_start) for of_base, of_start in zip(base, start, strict=True)]
         self.at_place = _pooled(places, left) | {None: 0.0}
