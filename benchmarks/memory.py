@@ -94,7 +94,8 @@ def unlearning(demo: Demo, out: Path, **changes: Any) -> Parts:
     run.run(config, demo.inputs | {"base": demo.artifacts / "base", "data": few}, out)
     size, each = config.args["per_device_train_batch_size"], config.retain_rows_per_forget_row or 0
     bf16 = in_bf16(config, demo.inputs)
-    return memory.of_unlearning(demo.shape, config, demo.batch(size, size * each), bf16=bf16)
+    batch = demo.batch(size * (1 + config.trains_on_false_answers), size * each)
+    return memory.of_unlearning(demo.shape, config, batch, bf16=bf16)
 
 
 def scoring(demo: Demo, out: Path, *, tokens: int) -> Parts:
@@ -139,7 +140,7 @@ CASES: dict[str, tuple[Work, dict[str, Any]]] = {
         training,
         {"precision": "bf16", "train_from_layer": 0, "lora": {"r": 16, "alpha": 32, "frozen": "nf4"}},
     ),
-    "unlearn, as in the demo (csd, layers 10 to 29, 5 + 10 rows)": (unlearning, {}),
+    "unlearn, as in the demo (csd, layers 10 to 29, 5 + 5 + 10 rows)": (unlearning, {}),
     "unlearn, gd, all layers, 5 + 10 rows": (
         unlearning,
         {"method": "gd", "train_from_layer": 0, "pull_weight": None},
