@@ -189,7 +189,12 @@ def test_stages_end_with_the_command(tiny_model: Path, tmp_path: Path, sent: sig
         f"model: {{pypi: null, path: {tiny_model}, parameters: null, chat_template: null, date_string: null}}\n"
     )
     argv = [sys.executable, "-m", "pipeline", "release", str(recipe), "--store", str(tmp_path / "store"), "--jobs", "2"]
-    command = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def heeded() -> None:
+        """Tests that a shell runs in the background have SIGINT ignored, and so would the command."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     assert command.stderr
     next(line for line in command.stderr if line.startswith("model           …"))
     stages_run = psutil.Process(command.pid).children(recursive=True)
