@@ -44,7 +44,6 @@ HIGHEST = math.log(0.98)
 POOLING = 4
 """The misses at a place or a token are averaged with so many zeros more: few of them say little (partial pooling)."""
 
-
 ROUNDING = 1e-6
 """A spread below it, in nats, is that of float32's rounding and has no ratio to another."""
 
