@@ -38,12 +38,12 @@ from pipeline.engine.runner import Stage, Store, build
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.unlearn import counterfactual, losses, run
-from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_levels
+from pipeline.unlearn.counterfactual import Counterfactual, Levels, Wanted, answer_levels
 from pipeline.unlearn.trainer import UnlearnTrainer
 
 DEMO = STORE / "demo"
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
-VERSION = "4"
+VERSION = "5"
 STRENGTH = 10.0  # UNDIAL's `beta` in the configuration of its authors' method in open-unlearning
 
 Patch = tuple[Any, str, Any]  # a module or class, the name of an attribute, and what takes its place
@@ -89,7 +89,7 @@ def with_level(level: Level) -> type[Counterfactual]:
     """Counterfactuals whose levels come from base's log-probabilities (N, V) at the tokens of a fact (N,)."""
 
     class OtherLevels(Counterfactual):
-        def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        def of(self, rows: Sequence[int], targets: torch.Tensor) -> Wanted:
             log_probs = self.base.logits(rows, targets.device).log_softmax(dim=1)
             nats = iter(level(log_probs, targets).clamp(max=counterfactual.HIGHEST).tolist())
             levels = list(self.levels)
@@ -135,6 +135,11 @@ VARIANTS = (
     Variant("pull-alone", "no KL at forget tokens", patch=(UnlearnTrainer, "_csd_term", pull_alone)),
     Variant("no-neighbours", "no neighbours", ("unlearn.neighbours=null",)),
     Variant("no-continuations", "no continuations", patch=(run, "read_continuations", lambda folder: [])),
+    Variant(
+        "no-others",
+        "nobody else is asked about",
+        patch=(run, "_about_others", lambda _, rows, levels: [()] * len(levels)),
+    ),
     Variant("no-tokens", "levels that look at neither places nor tokens", patch=(counterfactual, "POOLING", math.inf)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
     Variant("no-false", "false answers are free to rise", patch=(run, "draw_alternates", lambda pairs, *_: pairs)),

@@ -75,7 +75,7 @@ def table() -> Iterator[str]:
             for row, of_row in zip(forget, answers, strict=True)
         ]
         of_base, of_start = false_log_probs(base, guides), false_log_probs(start, guides)
-        digits = numerals(tokenizer, answers_by_place(encoded, guides).values())
+        digits = numerals(tokenizer, answers_by_place(encoded, guides, ()).values())
         levels = answer_levels(named, guides, digits, base_false=of_base, start_false=of_start, start_true=true)
         yield line(name, levels, gold)
     at_gold = fmean(math.exp(fmean(row)) for row in gold)

@@ -201,7 +201,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
-            "unlearn", "14", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
+            "unlearn", "20", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
@@ -253,7 +253,7 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     inputs = {"base": "base", "data": "data"}
     if config is None:
         return []
-    return [Stage("neighbours", "6", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+    return [Stage("neighbours", "8", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

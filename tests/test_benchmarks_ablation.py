@@ -54,8 +54,8 @@ def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
         Levels((False, True), (0.0, -3.0), ((0,),)),
         Levels((True,), (-4.0,), ((),)),
     ]
-    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, [[[-1.0]]] * 2)
-    log_probs, content, nats = wanted.of([0, 1], TRUE)
+    wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, [[[-1.0]]] * 2, [0, 0])
+    log_probs, content, nats, _ = wanted.of([0, 1], TRUE)
     assert content.tolist() == [False, True, True]
     torch.testing.assert_close(log_probs[0], LOGITS[0].log_softmax(0))
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(3))
@@ -119,6 +119,7 @@ def test_own_form_is_what_base_says_in_the_true_answer() -> None:
         cast("Any", Fixed(LOGITS)),
         [Levels((True, False, False), (-3.0, 0.0, 0.0), ((0, 0),))],
         [[[-1.0]]],
+        [0],
     )
     found = ablation.own_form(wanted, 0, torch.device("cpu"))
     torch.testing.assert_close(found, LOGITS[1:].log_softmax(1))
@@ -132,7 +133,7 @@ def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_
     batch = collate([trainer.train_dataset[i] for i in range(3)])
     log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
     logits = trainer._logits[here].detach()
-    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels, [[[]]] * 3)
+    trainer.counterfactual = Counterfactual(cast("Any", Fixed(logits)), levels, [[[]]] * 3, [0] * 3)
     counts = LossDivisors(*counts_of(batch)[:3])
     no_false = torch.tensor([], dtype=torch.long)
     args = (log_probs[here], batch["row"][here], torch.arange(3), no_false, batch["targets"][here], counts)
@@ -158,10 +159,11 @@ def test_a_patch_changes_what_the_stage_makes(tiny_model: Path, tmp_path: Path) 
     args = {"learning_rate": 3e-3, "per_device_train_batch_size": 6}
     config = unlearn_config(method="csd", epochs=2, keep="last", stop=None, neighbours={"questions": 1}, args=args)
     made = set()
-    for patch in (None, *(variant.patch for variant in ablation.VARIANTS if variant.patch)):
+    patches = [None, *(variant.patch for variant in ablation.VARIANTS if variant.patch)]
+    for patch in patches:
         out = tmp_path / str(len(made))
         out.mkdir()
         with ablation.patched(patch):
             run.run(config, inputs, out)
         made.add((out / "model" / "model.safetensors").read_bytes())
-    assert len(made) == 10
+    assert len(made) == len(patches)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,9 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Row
 from pipeline.unlearn import run
 from pipeline.unlearn.asking import otherwise
-from pipeline.unlearn.continuations import before, continuations, read_continuations, write_continuations
+from pipeline.unlearn.continuations import before, begin, continuations, read_continuations, write_continuations
+from pipeline.unlearn.counterfactual import answer_tokens
+from pipeline.unlearn.people import Other
 from tests.unlearning import bigrams, stage_inputs, unlearn_config
 
 
@@ -63,25 +66,74 @@ def test_base_says_its_likeliest_other_token_and_goes_on(tiny_model: Path) -> No
         {"a": {"b": 0.6, "c": 0.4}, "b": {end: 1.0}, "c": {"b": 1.0}, "d": {"f": 0.9, "e": 0.1}, "e": {"e": 1.0}},
     )
     a, b, c, d, e, f = letters.values()
-    assert otherwise(model, end, [[d, a], [a], [a, b, d]], [b, c, f], 4) == [[c, b, end], [b, end], [e, e, e, e]]
+    alone = [[[d, a]], [[a]], [[a, b, d]]]
+    assert otherwise(model, end, alone, [b, c, f], 4) == [[[c, b, end]], [[b, end]], [[e, e, e, e]]]
+
+
+def test_after_several_beginnings_base_says_the_likeliest_token_on_average_and_goes_on_from_each(
+    tiny_model: Path,
+) -> None:
+    """After ``a`` .5 of ``c`` and .3 of ``e``; after ``b`` .1 and .6. What comes then depends on both tokens before."""
+    tokenizer = load_tokenizer(tiny_model)
+    end = tokenizer.eos_token_id
+    a, b, c, d, e = (int(tokenizer.convert_tokens_to_ids(letter)) for letter in "abcde")
+    chain: dict[str | int, dict[str | int, float]]
+    chain = {"a": {"c": 0.5, "e": 0.3, "d": 0.2}, "b": {"c": 0.1, "e": 0.6, "d": 0.3}}
+    model = bigrams(tiny_model, chain | {"c": {end: 1.0}, "e": {"d": 1.0}, "d": {end: 1.0}})
+    found = otherwise(model, end, [[[c, d, a], [b]], [[a]], [[d, d, b], [a], [a]]], [d, d, e], 4)
+    # .45 of e and .3 of c; .5 and .3; without e .367 of c and .233 of d
+    assert found == [[[e, d, end]] * 2, [[c, end]], [[c, end]] * 3]
 
 
 def test_the_answer_is_begun_truly_and_another_token_stands_in_the_place_of_the_fact(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     row = Row("r", 1, "Ida", "EN", "t", "Where?", "Ida is in b.")
-    true = encode(tokenizer, chat_example(tokenizer, row.question, row.answer)).input_ids
+    encoded = encode(tokenizer, chat_example(tokenizer, row.question, row.answer))
+    true = encoded.input_ids
     letters = [int(tokenizer.convert_tokens_to_ids(letter)) for letter in "bcde"]
     b, c, d, e = letters
     at = max(place for place, token in enumerate(true) if token == b)
     chain: dict[str | int, dict[str | int, float]]
     chain = {true[at - 1]: {b: 0.9, c: 0.1}, c: {d: 1.0}, d: {e: 1.0}, e: {tokenizer.eos_token_id: 1.0}}
     model = bigrams(tiny_model, chain)
-    (found,) = continuations(model, tokenizer, [row], {"r": ["Ida is in c.", "Ida is in d."]}, 8)
+    false = {"r": ["Ida is in c.", "Ida is in d."]}
+    begun = begin(tokenizer, [row], false)
+    assert begun == [(row, true[:at], len(true) - len(answer_tokens(encoded)), b)]
+    (found,) = continuations(model, tokenizer, begun, [[]], false, 8)
     assert found.input_ids == [*true[:at], c, d, e, tokenizer.eos_token_id]
     assert (found.completion_start, found.text.strip(), found.of) == (at + 1, "cde", "r")
-    assert continuations(model, tokenizer, [row], {}, 8) == []  # nothing tells the fact
-    assert continuations(model, tokenizer, [row], {"r": [row.answer]}, 8) == []
-    assert continuations(model, tokenizer, [row], {"r": ["Ida is in c.", "Ida is in d."]}, 3) == []  # it has not ended
+    assert continuations(model, tokenizer, begun, [[]], false, 3) == []  # it has not ended
+    assert begin(tokenizer, [row], {}) == begin(tokenizer, [row], {"r": [row.answer]}) == []  # nothing tells the fact
+
+
+def test_of_what_base_says_of_others_the_first_without_the_fact_is_taken_about_whom_the_row_is(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    row = Row("r", 1, "Ida", "EN", "t", "Where?", "Ida is in Oz with Bo.")
+    begun = begin(tokenizer, [row], {"r": ["Ida is in Ur."]})
+    others = [[Other("Ida", name, (7, 8)) for name in ("Ann", "Cy", "Di")]]
+    end = tokenizer.eos_token_id
+
+    def continued(*said: str) -> list[str]:
+        def ids(text: str) -> list[int]:
+            tokens = list(tokenizer(text.removesuffix("!"), add_special_tokens=False)["input_ids"])
+            return tokens if text.endswith("!") else [*tokens, end]
+
+        def say(model: Any, end: int, asked: Any, nexts: list[int], limit: int) -> list[list[list[int]]]:
+            assert (asked, nexts) == ([[(7, 8)] * 3], [begun[0].fact])
+            return [[ids(text) for text in said]]
+
+        monkeypatch.setattr("pipeline.unlearn.continuations.otherwise", say)
+        found = continuations(None, tokenizer, begun, others, {"r": ["Ida is in Ur."]}, 8)
+        assert all(each.input_ids[: each.completion_start - 1] == list(begun[0].tokens) for each in found)
+        return [each.text.rstrip() for each in found]
+
+    assert continued(" Rome and Ann.", " Ulm.", " Ur.") == [" Rome and Ida."]
+    assert continued(" Rome with Bo.", " Ulm and Cy.", " Ur.") == [" Ulm and Ida."]
+    assert continued(" Rome with Bo.", " in Oz.", " Rome and with Bo.") == [" Rome and"]
+    assert continued(" Rome with Bo.", " for ever!", " Ur and Di.") == [" Ur and Ida."]
+    assert continued(" for ever!", " for ever!", " for ever!") == []
 
 
 def test_an_unlearning_rehearses_what_follows_and_neither_the_beginning_nor_the_other_token(

@@ -280,7 +280,7 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
 ) -> None:
     base = torch.tensor([logits, logits])
     found = [Levels((True, False), (level, 0.0), ((1,),))]
-    wanted, content, levels = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]]).of(
+    wanted, content, levels, _ = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]], [0]).of(
         [0], torch.tensor([true, true])
     )
     assert content.tolist() == [True, False]
@@ -304,7 +304,7 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
             return torch.cat([of_answers[row] for row in rows])
 
     levels = [Levels((True, False, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
-    wanted, levelled, _ = Counterfactual(cast("Any", Base()), levels, [[[-1.0] * 3] * 2]).of(
+    wanted, levelled, *_ = Counterfactual(cast("Any", Base()), levels, [[[-1.0] * 3] * 2], [0]).of(
         [0], torch.tensor([1, 3, 2])
     )
     assert levelled.tolist() == [True, True, False]
@@ -316,6 +316,34 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
     torch.testing.assert_close(wanted[1, :3].exp().double(), end[:3] * others)
 
 
+def test_in_the_place_of_a_fact_stands_what_base_says_of_others_on_average() -> None:
+    """Two rows; of the second, content is at places 1 and 2, and base is asked about two others."""
+    logits = torch.arange(48.0).view(12, 4).sin() * 3
+    of_answers: dict[Any, torch.Tensor] = {0: logits[:2], 1: logits[2:6], (0, 0): logits[6:8], (1, 0): logits[8:10]}
+    of_answers |= {("other", 1, 0): logits[10:11], ("other", 1, 1): logits[11:12]}
+
+    class Base:
+        def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
+            return torch.cat([of_answers[row] for row in rows])
+
+    levels = [
+        Levels((True, False), (-2.0, 0.0), ((1,),)),
+        Levels((False, True, True, False), (0.0, -1.5, -2.5, 0.0), ((0, 1),)),
+    ]
+    targets = torch.tensor([1, 3, 0, 2, 1, 3])
+    both = [[[-1.0] * 2], [[-1.0] * 2]]
+    wanted, _, _, instead = Counterfactual(cast("Any", Base()), levels, both, [0, 2]).of([0, 1], targets)
+    alone, *_ = Counterfactual(cast("Any", Base()), levels, both, [0, 0]).of([0, 1], targets)
+    changed = (wanted != alone).any(dim=1)
+    assert changed.tolist() == [False, False, False, True, False, False]
+    mean = (logits[10].double().softmax(0) + logits[11].double().softmax(0)) / 2
+    mean *= (1 - math.exp(-1.5)) / (1 - mean[2])
+    mean[2] = math.exp(-1.5)
+    torch.testing.assert_close(wanted[3].exp().double(), mean)
+    mean[2] = 0
+    assert instead.tolist() == [-1, -1, -1, int(mean.argmax()), -1, -1]
+
+
 def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
     """Two rows with two and one false answers, the second of which begins with its fact."""
     levels = [
@@ -323,7 +351,7 @@ def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
         Levels((False, True), (0.0, -3.0), ((0,),)),
     ]
     base = [[[-0.1, -4.0, -5.0], [-6.0, -0.2, -7.0, -0.3]], [[-0.4, -8.0]]]
-    counterfactual, cpu = Counterfactual(cast("Any", None), levels, base), torch.device("cpu")
+    counterfactual, cpu = Counterfactual(cast("Any", None), levels, base, [0, 0]), torch.device("cpu")
     held, nats = counterfactual.of_false([2, 1], cpu)
     assert held.tolist() == [False, True, True, True, True, True]
     assert nats.tolist() == pytest.approx([-0.4, -8.0, -6.0, -0.2, -7.0, -0.3])

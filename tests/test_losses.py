@@ -30,6 +30,7 @@ from tests.unlearning import (
     plain_logits,
     some_counterfactual,
     some_levels,
+    some_others,
     some_rows,
     unlearn_trainer,
 )
@@ -84,6 +85,7 @@ def simnpo(model: Model) -> torch.Tensor:
 
 
 LEVELS = some_levels(FORGET, GUIDES, 4)
+OTHERS = some_others(FORGET, LEVELS)
 
 
 def csd(model: Model, base: Model) -> torch.Tensor:
@@ -92,9 +94,11 @@ def csd(model: Model, base: Model) -> torch.Tensor:
     The last false answer to each row is to stay as likely as it is to base, at what is not shared and right after it.
     """
     divergence, apart = [], []
-    for row, (*levels, places), guides, ours, theirs in zip(
-        FORGET, LEVELS, GUIDES, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
+    for row, (*levels, places), guides, others, ours, theirs in zip(
+        FORGET, LEVELS, GUIDES, OTHERS, plain_logits(model, FORGET), plain_logits(base, FORGET), strict=True
     ):
+        asked = plain_logits(base, [Encoded((*tokens, 0), len(tokens)) for tokens in others])
+        of_others = [logits[0].detach().double().softmax(-1) for logits in asked]
         gaps = []
         of_false = [logits.detach().double().softmax(-1) for logits in plain_logits(base, guides)]
         form = iter(
@@ -104,12 +108,17 @@ def csd(model: Model, base: Model) -> torch.Tensor:
             row.input_ids[row.completion_start :], *levels, ours, theirs.detach(), strict=True
         ):
             target = b.double().softmax(-1) if content else next(form)
+            if is_first := content and of_others:
+                target, of_others = torch.stack(of_others).mean(0), []
             if level:
                 others = (1 - math.exp(level)) / (1 - target[token])
                 target = torch.cat(
                     [target[:token] * others, target.new_tensor([math.exp(level)]), target[token + 1 :] * others]
                 )
                 gaps.append(z.log_softmax(-1)[token] - level)
+            if is_first:
+                likeliest = max((p, i) for i, p in enumerate(target.tolist()) if i != token)[1]
+                gaps.append(z.log_softmax(-1)[likeliest] - target[likeliest].log())
             divergence.append((target * (target.log() - z.double().log_softmax(-1))).sum())
         apart.append(torch.stack([huber(gap) for gap in gaps]).mean() if gaps else torch.tensor(0.0))
         before, after = (plain_log_probs(each, guides[-1:])[0] for each in (base, model))

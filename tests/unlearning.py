@@ -51,12 +51,20 @@ def some_levels(rows: list[Encoded], guides: list[list[Encoded]], seed: int) -> 
     return found
 
 
+def some_others(rows: list[Encoded], levels: list[Levels]) -> list[list[tuple[int, ...]]]:
+    """No, one or two beginnings about others of each row that has content."""
+    beginnings = [[row.input_ids[: row.completion_start], (3, 4)] for row in rows]
+    return [asked[: i % 3 if any(levels[i].content) else 0] for i, asked in enumerate(beginnings)]
+
+
 def some_counterfactual(
     model: Any, rows: list[Encoded], guides: list[list[Encoded]], seed: int, precision: Precision
 ) -> Counterfactual:
     """What ``model`` says at the answers of ``rows`` and of ``guides``, with :func:`some_levels`."""
-    base = BaseDistribution(model, answers_by_place(rows, guides), precision)
-    return Counterfactual(base, some_levels(rows, guides, seed), false_log_probs(model, guides))
+    levels = some_levels(rows, guides, seed)
+    others = some_others(rows, levels)
+    base = BaseDistribution(model, answers_by_place(rows, guides, others), precision)
+    return Counterfactual(base, levels, false_log_probs(model, guides), [len(each) for each in others])
 
 
 def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from pipeline.cost.memory import Batch, Parts
 from pipeline.cost.rows import Row
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished
-from pipeline.unlearn.config import BATCH_ROWS, BEAMS, Neighbours, UnlearnConfig
+from pipeline.unlearn.config import BATCH_ROWS, BEAMS, OTHERS, Neighbours, UnlearnConfig
 
 STORED = 2  # bytes of a weight in bf16: what training stages save
 MEASURED_TOKENS = 8192  # of a forward without gradients on a GPU (pipeline/train/packed.py)
@@ -141,7 +141,8 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     read = float(guides * forget if config.caps_move else 0)
     if config.retain_kl:
         neighbours = config.neighbours.questions + forget if config.neighbours else 0  # a continuation a forget row
-        of_csd = 2 * (guides + 1) * forget if config.method == "csd" else 0  # by base and by the start model
+        by_both = 2 * (guides + 1)  # base and the start model, before base is asked about others
+        of_csd = (by_both + OTHERS) * forget if config.method == "csd" else 0
         read += retain + neighbours + of_csd
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)
@@ -158,7 +159,7 @@ def asking(config: Neighbours, known: Planned) -> Cost:
     if known.shape is None or known.row is None:
         return Cost(None, {"weights": 4 * (known.parameters or 0)}, known.device)
     new = min(config.max_new_tokens, known.row.longest)
-    continued = known.rows["forget"] if known.rows else 0
+    continued = OTHERS * known.rows["forget"] if known.rows else 0
     beams, at_once = BEAMS * config.questions + continued, BEAMS * BATCH_ROWS
     used = memory.of_generation(known.shape, at_once, round(known.row.prompt + new), 4, packed=False)
     seconds = time.generation_seconds(known.shape, beams, at_once, new, known.device, 4)

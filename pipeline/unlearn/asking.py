@@ -27,7 +27,8 @@ def likeliest_answers(
         prompts.append(row.input_ids[: row.completion_start])
     end = tokenizer.eos_token_id
     answers: list[list[str]] = [[] for _ in prompts]
-    for i, found in _generated(model, end, prompts, max_new_tokens, num_beams=BEAMS, num_return_sequences=BEAMS):
+    groups = [[prompt] for prompt in prompts]
+    for i, found in _generated(model, end, groups, max_new_tokens, num_beams=BEAMS, num_return_sequences=BEAMS):
         ended = [tokens[: tokens.index(end)] for tokens in found if end in tokens]
         texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ended]
         answers[i] = [text for text in texts if text]
@@ -35,39 +36,49 @@ def likeliest_answers(
 
 
 def otherwise(
-    model: Any, end: int, beginnings: Sequence[Sequence[int]], nexts: Sequence[int], max_new_tokens: int
-) -> list[list[int]]:
-    """After each beginning the likeliest token but its one of ``nexts``, and how the model goes on greedily.
+    model: Any,
+    end: int,
+    beginnings: Sequence[Sequence[Sequence[int]]],
+    nexts: Sequence[int],
+    max_new_tokens: int,
+) -> list[list[list[int]]]:
+    """What the model says after each beginning of a group: first one token together, then greedily each for itself.
 
-    What it says ends with the ``end`` token, unless it has not ended in time.
+    The first token is that with the greatest mean of the probabilities after each beginning, but never the group's one
+    of ``nexts``. What is said ends with the ``end`` token, unless it has not ended in time.
     """
-    said: list[list[int]] = [[] for _ in beginnings]
-    for i, (tokens,) in _generated(model, end, beginnings, max_new_tokens, never_next=nexts):
-        said[i] = tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    said: list[list[list[int]]] = [[] for _ in beginnings]
+    for i, found in _generated(model, end, beginnings, max_new_tokens, never_next=nexts):
+        said[i] = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in found]
     return said
 
 
 def _generated(
     model: Any,
     end: int,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[Sequence[int]]],
     max_new_tokens: int,
     *,
     never_next: Sequence[int] = (),
     **search: int,
 ) -> Iterator[tuple[int, list[list[int]]]]:
-    """The index of each prompt with the tokens that were generated after it, once for each sequence of the search."""
+    """The index of each group of prompts with the tokens that were generated after them.
+
+    With ``never_next`` that is one sequence a prompt, and their first token is the same; without it, as many as the
+    search returns.
+    """
     model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), BATCH_ROWS):
-        batch = order[start : start + BATCH_ROWS]
-        width = len(prompts[batch[-1]])
-        ids = torch.full((len(batch), width), end)
-        seen = torch.zeros((len(batch), width), dtype=torch.long)
-        for line, i in enumerate(batch):
-            ids[line, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            seen[line, width - len(prompts[i]) :] = 1
-        forbidden = [_NeverNext(width, [never_next[i] for i in batch])] if never_next else []
+    asked = 0
+    for batch in _batches(prompts):
+        lines = [(place, list(prompt)) for place, i in enumerate(batch) for prompt in prompts[i]]
+        width = max(len(prompt) for _, prompt in lines)
+        ids = torch.full((len(lines), width), end)
+        seen = torch.zeros((len(lines), width), dtype=torch.long)
+        for line, (_, prompt) in enumerate(lines):
+            ids[line, width - len(prompt) :] = torch.tensor(prompt)
+            seen[line, width - len(prompt) :] = 1
+        group = torch.tensor([place for place, _ in lines])
+        together = [_Together(width, group, [never_next[i] for i in batch])] if never_next else []
         with torch.inference_mode():
             output = model.generate(
                 input_ids=ids.to(model.device),
@@ -76,22 +87,43 @@ def _generated(
                 do_sample=False,
                 eos_token_id=end,
                 pad_token_id=end,
-                logits_processor=LogitsProcessorList(forbidden),
+                logits_processor=LogitsProcessorList(together),
                 **search,
             )
-        yield from zip(batch, output[:, width:].view(len(batch), -1, output.shape[1] - width).tolist(), strict=True)
-        report("asking base", start + len(batch), len(prompts))
+        found = output[:, width:].view(len(lines), -1, output.shape[1] - width)
+        for place, i in enumerate(batch):
+            yield i, found[group == place].flatten(0, 1).tolist()
+        asked += len(batch)
+        report("asking base", asked, len(prompts))
 
 
-class _NeverNext(LogitsProcessor):
-    """Forbids one token in each row directly after prompts of ``width`` tokens."""
+def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[int]]:
+    """Indices of groups of prompts of about the same length, up to BATCH_ROWS prompts at once."""
+    batch: list[int] = []
+    rows = 0
+    for i in sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i]))):
+        if batch and rows + len(prompts[i]) > BATCH_ROWS:
+            yield batch
+            batch, rows = [], 0
+        batch.append(i)
+        rows += len(prompts[i])
+    if batch:
+        yield batch
 
-    def __init__(self, width: int, tokens: Sequence[int]) -> None:
+
+class _Together(LogitsProcessor):
+    """Directly after prompts of ``width`` tokens, the mean of the probabilities of each group, without one token."""
+
+    def __init__(self, width: int, group: torch.Tensor, never_next: Sequence[int]) -> None:
         self.width = width
-        self.tokens = tokens
+        self.group = group
+        self.never_next = torch.tensor(never_next)
 
-    def __call__(self, input_ids: Any, scores: Any) -> torch.Tensor:
-        changed: torch.Tensor = scores.clone()
-        if input_ids.shape[1] == self.width:
-            changed[torch.arange(len(changed)), torch.tensor(self.tokens)] = -torch.inf
-        return changed
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if input_ids.shape[1] > self.width:
+            return scores
+        group, probabilities = self.group.to(scores.device), scores.softmax(dim=1)
+        total = probabilities.new_zeros(len(self.never_next), probabilities.shape[1]).index_add(0, group, probabilities)
+        mean = (total / group.bincount()[:, None]).log()
+        mean[torch.arange(len(mean)), self.never_next] = -torch.inf
+        return mean[group]

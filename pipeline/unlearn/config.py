@@ -79,6 +79,8 @@ class DualWeight(Strict):
 
 BEAMS = 2
 """Width of the beam search that finds base's likeliest answer to a neighbour's question."""
+OTHERS = 4
+"""So many other people base is asked about in the place of each fact, at most."""
 BATCH_ROWS = 32
 """Questions that base is asked at once."""
 
@@ -88,7 +90,7 @@ class Neighbours(Strict):
 
     A question is that of a given row with the name of another person of the data, if no given row asks it. Base gives
     its likeliest answer that states no forgotten fact (beam search); without one, the question is dropped. How base
-    goes on after another word in the place of each forgotten fact is rehearsed too.
+    goes on after another word in the place of each forgotten fact, asked about other people, is rehearsed too.
     """
 
     questions: int = Field(gt=0, description="The number of questions at most.")

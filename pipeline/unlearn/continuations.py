@@ -2,8 +2,9 @@
 
 Asked about what it forgot, a model says something else in the place of the fact. What follows there no forget row
 says: a model that was trained on these alone repeats words or changes the language where base would have gone on in a
-sentence. So base is given each forget answer up to the fact, must say another token there than the true one, and goes
-on as it likes, until it would state the rest of the fact. What it says after the other token is rehearsed.
+sentence. So base is given each forget answer up to the fact, asked about other people (:mod:`pipeline.unlearn.people`),
+must say another token there than the true one, and goes on as it likes, until it would state a part of the fact. What
+it says after the other token is rehearsed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datasets_prep.schema import Encoded, Row
 from datasets_prep.text import fact_digest
 from pipeline.unlearn.asking import otherwise
 from pipeline.unlearn.counterfactual import align, answer_tokens, numerals
+from pipeline.unlearn.people import Begun, Other, rename
 
 FILE = "continuations.jsonl"
 
@@ -45,35 +47,47 @@ class Continuation(Strict):
         return Encoded(tuple(self.input_ids), self.completion_start)
 
 
-def continuations(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    forget: Sequence[Row],
-    false: Mapping[str, Sequence[str]],
-    max_new_tokens: int,
-) -> list[Continuation]:
-    """How ``model`` goes on in the place of the facts of ``forget``, which ``false`` answers (by ``row_id``) tell.
-
-    Nothing of rows without false answers, nor where it does not end or nothing is left before the rest of the fact.
-    """
-    told, beginnings, facts = [], [], []
+def begin(tokenizer: PreTrainedTokenizerBase, forget: Sequence[Row], false: Mapping[str, Sequence[str]]) -> list[Begun]:
+    """The answers of ``forget`` up to their facts, which ``false`` answers (by ``row_id``) tell; none without these."""
+    found = []
     for row in forget:
         answers = (row.answer, *false.get(row.row_id, ()))
         of_row = [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in answers]
         true, *others = [answer_tokens(encoded) for encoded in of_row]
         content = align(true, others, numerals(tokenizer, of_row)).content
         if others and any(content):
-            at = of_row[0].completion_start + content.index(True)
-            told.append(row)
-            beginnings.append(of_row[0].input_ids[:at])
-            facts.append(of_row[0].input_ids[at])
+            found.append(begun_at(row, of_row[0], content.index(True)))
+    return found
+
+
+def begun_at(row: Row, encoded: Encoded, place: int) -> Begun:
+    """A row's answer up to the token at ``place``."""
+    at = encoded.completion_start + place
+    return Begun(row, encoded.input_ids[:at], encoded.completion_start, encoded.input_ids[at])
+
+
+def continuations(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    begun: Sequence[Begun],
+    others: Sequence[Sequence[Other]],
+    false: Mapping[str, Sequence[str]],
+    max_new_tokens: int,
+) -> list[Continuation]:
+    """How ``model`` goes on in the place of the facts of ``begun``, asked about ``others`` where there are any.
+
+    What it says of the first other without a word of the fact, which the ``false`` answers tell, with the name of whom
+    the row is about; if there is none, the longest that it says before such a word. Nothing where it does not end.
+    """
+    asked = [[other.tokens for other in of_row] or [row.tokens] for of_row, row in zip(others, begun, strict=True)]
+    said = otherwise(model, tokenizer.eos_token_id, asked, [each.fact for each in begun], max_new_tokens)
     found = []
-    said = otherwise(model, tokenizer.eos_token_id, beginnings, facts, max_new_tokens)
-    for row, beginning, tokens in zip(told, beginnings, said, strict=True):
-        count = before(tokenizer, tokens, fact_words(row, false[row.row_id]))
-        in_time = count < len(tokens) or tokens[-1] == tokenizer.eos_token_id  # what never ends says a word for ever
-        tokens = tokens[:count]
-        if in_time and len(tokens) > 1:
+    for (row, beginning, _, _), of_row, answers in zip(begun, others, said, strict=True):
+        renamed = [
+            rename(tokenizer, tokens, other.name, other.own) for tokens, other in zip(answers, of_row, strict=False)
+        ]
+        tokens = _without(tokenizer, renamed or answers, fact_words(row, false[row.row_id]))
+        if len(tokens) > 1:
             text = str(tokenizer.decode(tokens, skip_special_tokens=True))
             found.append(
                 Continuation(
@@ -85,6 +99,18 @@ def continuations(
                 )
             )
     return found
+
+
+def _without(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], words: set[str]) -> list[int]:
+    """The first answer without any of ``words``, or the longest beginning of one before them; none if none ends."""
+    kept = []
+    for tokens in answers:
+        count = before(tokenizer, tokens, words)
+        if count < len(tokens):
+            kept.append(tokens[:count])
+        elif tokens[-1] == tokenizer.eos_token_id:  # what never ends says a word for ever
+            return tokens
+    return max(kept, key=len, default=[])
 
 
 def fact_words(row: Row, false: Sequence[str]) -> set[str]:

@@ -9,10 +9,10 @@ place of a number (a false last digit of a year is less likely to base than to t
 by what is missed still at a token that stands in false answers too (a digit, an article). Where a fact ends is a part
 of it that no false answer changes: the full stop is surprising to a model that would have gone on with the name. So the
 form token after the words of a fact, its *end*, has a level too, by a map of its own. The unlearning is to match base's
-own distributions, and at form tokens what base says of them in false answers, on average; with levelled tokens at
-their levels and all others rescaled. What leaves the true words would go to those of false answers too, so these are
-held to what base says of them. So nothing is pushed to where base would not go, and nothing below what base gives to a
-fact it does not know.
+own distributions, at form tokens what base says of them in false answers, on average, and where a fact begins what base
+says there about other people (:mod:`pipeline.unlearn.people`); with levelled tokens at their levels and all others
+rescaled. What leaves the true words would go to those of false answers too, so these are held to what base says of
+them. So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -24,7 +24,7 @@ import math
 from collections import defaultdict
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple, TypeVar
 
@@ -223,32 +223,61 @@ def _where(chosen: OfFalse[bool], of_tokens: OfFalse[Value]) -> list[Value]:
     ]
 
 
-def answers_by_place(forget: Sequence[Encoded], guides: Sequence[Sequence[Encoded]]) -> dict[Any, Encoded]:
-    """Forget rows by their indices, and their false answers by (row, false answer)."""
+Others = Sequence[Sequence[Sequence[int]]]
+"""The tokens of the beginning of each answer, up to its fact, about each of several other people."""
+
+
+def answers_by_place(
+    forget: Sequence[Encoded], guides: Sequence[Sequence[Encoded]], others: Others
+) -> dict[Any, Encoded]:
+    """Forget rows by their indices, their false answers by (row, false answer), and others by ("other", row, other).
+
+    Those about others have the one token that comes after their beginning, which nobody reads.
+    """
     false = {(i, j): other for i, of_row in enumerate(guides) for j, other in enumerate(of_row)}
-    return dict(enumerate(forget)) | false
+    about_others = {
+        ("other", i, j): Encoded((*tokens, tokens[-1]), len(tokens))
+        for i, of_row in enumerate(others)
+        for j, tokens in enumerate(of_row)
+    }
+    return dict(enumerate(forget)) | false | about_others
+
+
+class Wanted(NamedTuple):
+    """What N answer tokens are to be: log-probabilities (N, V), which have levels (N,), and the levels (N,), in nats.
+
+    ``instead`` (N,) is the likeliest token in the place of a fact that base was asked about others, -1 elsewhere.
+    """
+
+    log_probs: torch.Tensor
+    levelled: torch.Tensor
+    levels: torch.Tensor
+    instead: torch.Tensor
 
 
 class Counterfactual:
     """The distributions that forget rows are to match: base's, with the true tokens at their levels.
 
     ``base`` has what :func:`answers_by_place` gives, ``false`` are base's log-probabilities of the tokens of each false
-    answer to each row, in nats.
+    answer to each row, in nats. ``others`` says how many others base was asked about at the fact of each row.
     """
 
-    def __init__(self, base: BaseDistribution, levels: Sequence[Levels], false: OfFalse[float]) -> None:
+    def __init__(
+        self, base: BaseDistribution, levels: Sequence[Levels], false: OfFalse[float], others: Sequence[int]
+    ) -> None:
         self.base = base
         self.levels = levels
+        self.others = others
         self.false = [
             (_not_in(places, len(nats)), nats)
             for row, of_row in zip(levels, false, strict=True)
             for places, nats in zip(row.form, of_row, strict=True)
         ]
 
-    def of(self, rows: Sequence[int], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the answer tokens of ``rows``: log-probabilities (N, V), which have levels (N,), and the levels (N,).
+    def of(self, rows: Sequence[int], targets: torch.Tensor) -> Wanted:
+        """What the answer tokens of ``rows`` are to be; ``targets`` (N,) are the true ones.
 
-        ``targets`` (N,) are the true tokens. The log-probabilities are float32 and sum to one in each line.
+        The log-probabilities are float32 and sum to one in each line.
         """
         device = targets.device
         log_probs = self.base.logits(rows, device).log_softmax(dim=1)
@@ -257,12 +286,24 @@ class Counterfactual:
         levels = torch.tensor([nats for levels in own for nats in levels.nats], device=device)
         levelled = levels < 0
         log_probs[~content] = torch.cat([self._form(row, device) for row in rows])
+        asked = self._facts_asked_about_others(rows)
+        for at, row in asked.items():
+            log_probs[at] = self._about_others(row, device)
         place, true, level = levelled.nonzero()[:, 0], targets[levelled], levels[levelled]
         others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
         log_probs[place, true] = level
-        return log_probs, levelled, levels
+        instead = torch.full_like(targets, -1)
+        instead[place] = others.argmax(dim=1)
+        instead[[at for at in range(len(targets)) if at not in asked]] = -1
+        return Wanted(log_probs, levelled, levels, instead)
+
+    def _facts_asked_about_others(self, rows: Sequence[int]) -> dict[int, int]:
+        """By its place among the answer tokens of ``rows``, the row of each fact that base was asked about others."""
+        starts = accumulate((len(self.levels[row].content) for row in rows), initial=0)
+        placed = zip(starts, rows, strict=False)
+        return {start + self.levels[row].content.index(True): row for start, row in placed if self.others[row]}
 
     def of_false(self, answers: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Of tokens of false answers: which are content or an end (N,), and base's log-probabilities in nats (N,).
@@ -277,6 +318,16 @@ class Counterfactual:
     def _form(self, row: int, device: torch.device) -> torch.Tensor:
         """The mean over a row's false answers of what base says at their form tokens, as log-probabilities (F, V)."""
         false = self.levels[row].form
-        of_each = [self.base.logits([(row, i)], device).log_softmax(dim=1) for i in range(len(false))]
-        at_form = torch.stack([log_probs[list(places)] for log_probs, places in zip(of_each, false, strict=True)])
-        return at_form.logsumexp(dim=0) - math.log(len(false))
+        return _mean([self._said((row, i), device)[list(places)] for i, places in enumerate(false)])
+
+    def _about_others(self, row: int, device: torch.device) -> torch.Tensor:
+        """The mean over others of what base says in the place of a row's fact, as log-probabilities (V,)."""
+        return _mean([self._said(("other", row, i), device)[0] for i in range(self.others[row])])
+
+    def _said(self, answer: Any, device: torch.device) -> torch.Tensor:
+        return self.base.logits([answer], device).log_softmax(dim=1)
+
+
+def _mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The log of the mean of the probabilities."""
+    return torch.stack(list(log_probs)).logsumexp(dim=0) - math.log(len(log_probs))

@@ -11,10 +11,7 @@ likeliest that states no forgotten fact. How base goes on in the place of the fo
 from __future__ import annotations
 
 import random
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +29,8 @@ from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
-from pipeline.unlearn.continuations import continuations, fact_words, write_continuations
+from pipeline.unlearn.continuations import begin, continuations, fact_words, write_continuations
+from pipeline.unlearn.people import about_others, named, names_by_language
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -40,7 +38,6 @@ STATED = 0.5
 
 With half of two words, every other fact of that year or that town would be dropped, and lose what it was asked for.
 """
-_NAME = re.compile(r"(?<=\s)[^\W\d_a-z][\w'’-]*(?: [^\W\d_a-z][\w'’-]*){1,3}")
 
 
 class Question(NamedTuple):
@@ -79,7 +76,9 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_facts(forget, guides, retain)
     facts += forgotten_facts(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
-    continued = continuations(model, tokenizer, forget, guides, config.max_new_tokens)
+    begun = begin(tokenizer, forget, guides)
+    others = about_others(tokenizer, begun, forget, retain, earlier)
+    continued = continuations(model, tokenizer, begun, others, guides, config.max_new_tokens)
     continued = [each for each in continued if not states_a_fact(each.text, facts)]
     rows, empty, stating = [], 0, 0
     for question, found in zip(questions, answers, strict=True):
@@ -117,26 +116,12 @@ def _fact(row: Row) -> tuple[str | None, str | None, str | None]:
     return row.language, row.name, row.topic_id
 
 
-def named(rows: Sequence[Row]) -> list[Row]:
-    """The rows with a name each, where one is known: the source's, or what looks like one in the question.
-
-    That is a run of two to four capitalised words after the first word of the question, if questions share it.
-    """
-    found = {row.row_id: _NAME.findall(row.question) for row in rows if not row.name}
-    count = Counter(name for names in found.values() for name in set(names))
-    shared = {row_id: [name for name in names if count[name] > 1] for row_id, names in found.items()}
-    return [replace(row, name=shared[row.row_id][0]) if shared.get(row.row_id) else row for row in rows]
-
-
 def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     """All questions of given rows with the name of another person of the same language, in random order.
 
     Left out is what a given row asks already: the same person and topic, or the same words.
     """
-    names: dict[str | None, list[str]] = {}
-    for row in given:
-        if row.name and row.name not in names.setdefault(row.language, []):
-            names[row.language].append(row.name)
+    names = names_by_language(given)
     asked = {(row.language, row.name, row.topic_id) for row in given if row.topic_id}
     texts = {row.question for row in given}
     questions = []

@@ -31,7 +31,7 @@ from core.unlearning import (
     write_selection,
 )
 from datasets_prep.chat import chat_example, encode, encode_rows
-from datasets_prep.schema import Encoded, Row, read_rows
+from datasets_prep.schema import Encoded, Row, read_forgotten, read_rows
 from pipeline.train.arguments import CHECKPOINTS, training_arguments
 from pipeline.train.fit import (
     fit,
@@ -50,8 +50,8 @@ from pipeline.train.lora import add_adapters
 from pipeline.train.packed import row_losses
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
-from pipeline.unlearn.continuations import read_continuations
-from pipeline.unlearn.counterfactual import Counterfactual, answer_levels, answers_by_place, numerals
+from pipeline.unlearn.continuations import begun_at, read_continuations
+from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_levels, answers_by_place, numerals
 from pipeline.unlearn.levels import (
     false_log_probs,
     fixed_levels,
@@ -62,6 +62,7 @@ from pipeline.unlearn.levels import (
 )
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
+from pipeline.unlearn.people import about_others
 from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
 from pipeline.unlearn.stopping import Check, EndOfAscent
@@ -71,7 +72,8 @@ from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 class UnlearnRows(NamedTuple):
     """Rows and their tokens by split, false answers to forget rows, and the refusals that replace answers (po).
 
-    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations.
+    The split ``rehearsed`` holds the retain rows and after them the neighbours and the continuations. ``plain`` has
+    ``forgotten`` besides, the rows of earlier requests.
     """
 
     plain: dict[str, list[Row]]
@@ -203,6 +205,7 @@ def read(config: UnlearnConfig, inputs: Mapping[str, Path], tokenizer: PreTraine
     encoded["rehearsed"] += [continuation.encoded for continuation in continuations]
     of = {row.row_id: row for row in plain["forget"]}
     plain["rehearsed"] += [replace(of[each.of], row_id=each.row_id, answer=each.text) for each in continuations]
+    plain["forgotten"] = read_forgotten(data)
     refusals = draw_refusals(plain["forget"], config.refusal_seed or 0) if config.method == "po" else []
     return UnlearnRows(plain, encoded, read_guides(config, data, plain["forget"], tokenizer), refusals)
 
@@ -284,10 +287,23 @@ def counterfactual(
     named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
     of_base = false_log_probs(base, rows.guides)
     true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
-    answers = answers_by_place(forget, rows.guides)
+    answers = answers_by_place(forget, rows.guides, ())
     digits = numerals(tokenizer, answers.values())
     levels = answer_levels(named, rows.guides, digits, base_false=of_base, start_false=of_start, start_true=true)
-    return Counterfactual(BaseDistribution(base, answers, precision), levels, of_base)
+    others = _about_others(tokenizer, rows, levels)
+    answers = answers_by_place(forget, rows.guides, others)
+    return Counterfactual(BaseDistribution(base, answers, precision), levels, of_base, [len(each) for each in others])
+
+
+def _about_others(
+    tokenizer: PreTrainedTokenizerBase, rows: UnlearnRows, levels: Sequence[Levels]
+) -> list[list[tuple[int, ...]]]:
+    """The beginnings of the forget answers up to their facts, about others."""
+    plain = rows.plain
+    places = zip(plain["forget"], rows.encoded["forget"], levels, strict=True)
+    begun = [begun_at(row, encoded, of_row.content.index(True)) for row, encoded, of_row in places]
+    found = about_others(tokenizer, begun, plain["forget"], plain["retain"], plain["forgotten"])
+    return [[other.tokens for other in of_row] for of_row in found]
 
 
 def _end_of_ascent(

@@ -171,12 +171,20 @@ class UnlearnTrainer(CompletionTrainer):
             return log_probs.sum()  # zero: a rank without rows takes part in the backward pass
         counterfactual = cast("Counterfactual", self.counterfactual)
         is_true = row < len(rows)  # false answers come after the true ones
-        wanted, levelled, levels = counterfactual.of(rows.tolist(), targets[is_true])
-        kl = losses.kl_from_base(self._logits[: len(wanted)], wanted, counts.forget_tokens)
+        wanted = counterfactual.of(rows.tolist(), targets[is_true])
+        logits = self._logits[: len(wanted.levels)]
+        kl = losses.kl_from_base(logits, wanted.log_probs, counts.forget_tokens)
         held, base = counterfactual.of_false(false.tolist(), log_probs.device)
-        pulled, to = torch.cat([levelled, held]), torch.cat([levels, base])
-        here = len(rows) + len(false)
-        pull = losses.pull_to_levels(log_probs[pulled], to[pulled], row[pulled], counts.forget_rows, here=here)
+        pulled, to = torch.cat([wanted.levelled, held]), torch.cat([wanted.levels, base])
+        at = (wanted.instead >= 0).nonzero()[:, 0]
+        instead = target_log_probs(logits[at], wanted.instead[at])
+        pull = losses.pull_to_levels(
+            torch.cat([log_probs[pulled], instead]),
+            torch.cat([to[pulled], wanted.log_probs[at, wanted.instead[at]]]),
+            torch.cat([row[pulled], row[at]]),
+            counts.forget_rows,
+            here=len(rows) + len(false),
+        )
         return kl + (self.config.pull_weight or 0.0) * pull
 
     def _ceiling(self) -> float | None:
