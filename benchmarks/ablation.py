@@ -117,10 +117,9 @@ def pull_alone(trainer: UnlearnTrainer, *args: Any) -> torch.Tensor:
         return CSD_TERM(trainer, *args)
 
 
-def own_form(wanted: Counterfactual, row: int, device: torch.device) -> torch.Tensor:
-    """What base says at the form tokens of the true answer, as log-probabilities (F, V)."""
-    content = torch.tensor(wanted.levels[row].content, device=device)
-    return wanted.base.logits([row], device).log_softmax(dim=1)[~content]
+def own_form(wanted: Counterfactual, row: int) -> list[counterfactual.Places]:
+    """The form tokens in the true answer."""
+    return [(row, [place for place, is_content in enumerate(wanted.levels[row].content) if not is_content])]
 
 
 GRADIENT_DIFFERENCE = (

@@ -121,8 +121,10 @@ def test_own_form_is_what_base_says_in_the_true_answer() -> None:
         [[[-1.0]]],
         [0],
     )
-    found = ablation.own_form(wanted, 0, torch.device("cpu"))
-    torch.testing.assert_close(found, LOGITS[1:].log_softmax(1))
+    assert ablation.own_form(wanted, 0) == [(0, [1, 2])]
+    with ablation.patched((Counterfactual, "_form", ablation.own_form)):
+        found = wanted.of([0], TRUE)
+    torch.testing.assert_close(found.log_probs[1:], LOGITS[1:].log_softmax(1))
 
 
 def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from pipeline.unlearn.counterfactual import (
     HIGHEST,
     Counterfactual,
     Levels,
+    Places,
     align,
     answer_levels,
     numerals,
@@ -264,6 +265,19 @@ def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[An
                 assert levels.nats[i] <= levels.nats[j]  # a word that the start model finds likelier is no less likely
 
 
+class Said:
+    """A base that says what is given of each answer."""
+
+    def __init__(self, of_answers: dict[Any, torch.Tensor]) -> None:
+        self.of_answers = of_answers
+
+    def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
+        return torch.cat([self.of_answers[row] for row in rows])
+
+    def logits_at(self, places: list[Places], device: torch.device) -> torch.Tensor:
+        return torch.cat([self.of_answers[row][list(at)] for row, at in places])
+
+
 class Fixed:
     """A base that says the same at every token."""
 
@@ -272,6 +286,9 @@ class Fixed:
 
     def logits(self, rows: list[int], device: torch.device) -> torch.Tensor:
         return self.fixed.clone()
+
+    def logits_at(self, places: list[Places], device: torch.device) -> torch.Tensor:
+        return torch.cat([self.fixed[list(at)] for _, at in places])
 
 
 @given(st.floats(-12, HIGHEST), st.integers(0, 3), st.lists(st.floats(-8, 8), min_size=4, max_size=4))
@@ -299,12 +316,8 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
     logits = torch.arange(36.0).view(9, 4).sin() * 3
     of_answers: dict[Any, torch.Tensor] = {0: logits[:3], (0, 0): logits[3:6], (0, 1): logits[6:]}
 
-    class Base:
-        def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
-            return torch.cat([of_answers[row] for row in rows])
-
     levels = [Levels((True, False, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
-    wanted, levelled, *_ = Counterfactual(cast("Any", Base()), levels, [[[-1.0] * 3] * 2], [0]).of(
+    wanted, levelled, *_ = Counterfactual(cast("Any", Said(of_answers)), levels, [[[-1.0] * 3] * 2], [0]).of(
         [0], torch.tensor([1, 3, 2])
     )
     assert levelled.tolist() == [True, True, False]
@@ -322,18 +335,14 @@ def test_in_the_place_of_a_fact_stands_what_base_says_of_others_on_average() -> 
     of_answers: dict[Any, torch.Tensor] = {0: logits[:2], 1: logits[2:6], (0, 0): logits[6:8], (1, 0): logits[8:10]}
     of_answers |= {("other", 1, 0): logits[10:11], ("other", 1, 1): logits[11:12]}
 
-    class Base:
-        def logits(self, rows: list[Any], device: torch.device) -> torch.Tensor:
-            return torch.cat([of_answers[row] for row in rows])
-
     levels = [
         Levels((True, False), (-2.0, 0.0), ((1,),)),
         Levels((False, True, True, False), (0.0, -1.5, -2.5, 0.0), ((0, 1),)),
     ]
     targets = torch.tensor([1, 3, 0, 2, 1, 3])
     both = [[[-1.0] * 2], [[-1.0] * 2]]
-    wanted, _, _, instead = Counterfactual(cast("Any", Base()), levels, both, [0, 2]).of([0, 1], targets)
-    alone, *_ = Counterfactual(cast("Any", Base()), levels, both, [0, 0]).of([0, 1], targets)
+    wanted, _, _, instead = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 2]).of([0, 1], targets)
+    alone, *_ = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 0]).of([0, 1], targets)
     changed = (wanted != alone).any(dim=1)
     assert changed.tolist() == [False, False, False, True, False, False]
     mean = (logits[10].double().softmax(0) + logits[11].double().softmax(0)) / 2

@@ -243,6 +243,10 @@ def answers_by_place(
     return dict(enumerate(forget)) | false | about_others
 
 
+Places = tuple[Any, Sequence[int]]
+"""An answer, by its place in :func:`answers_by_place`, and places of tokens in it."""
+
+
 class Wanted(NamedTuple):
     """What N answer tokens are to be: log-probabilities (N, V), which have levels (N,), and the levels (N,), in nats.
 
@@ -285,10 +289,12 @@ class Counterfactual:
         content = torch.tensor([is_content for levels in own for is_content in levels.content], device=device)
         levels = torch.tensor([nats for levels in own for nats in levels.nats], device=device)
         levelled = levels < 0
-        log_probs[~content] = torch.cat([self._form(row, device) for row in rows])
         asked = self._facts_asked_about_others(rows)
-        for at, row in asked.items():
-            log_probs[at] = self._about_others(row, device)
+        about_others = [[(("other", row, i), (0,)) for i in range(self.others[row])] for row in asked.values()]
+        means = self._means([*map(self._form, rows), *about_others], device)
+        log_probs[~content] = torch.cat(means[: len(rows)])
+        for at, mean in zip(asked, means[len(rows) :], strict=True):
+            log_probs[at] = mean[0]
         place, true, level = levelled.nonzero()[:, 0], targets[levelled], levels[levelled]
         others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
@@ -315,19 +321,13 @@ class Counterfactual:
         nats = [log_prob for _, of_answer in chosen for log_prob in of_answer]
         return torch.tensor(held, dtype=torch.bool, device=device), torch.tensor(nats, device=device)
 
-    def _form(self, row: int, device: torch.device) -> torch.Tensor:
-        """The mean over a row's false answers of what base says at their form tokens, as log-probabilities (F, V)."""
-        false = self.levels[row].form
-        return _mean([self._said((row, i), device)[list(places)] for i, places in enumerate(false)])
+    def _form(self, row: int) -> list[Places]:
+        """The form tokens in each false answer to a row."""
+        return [((row, i), places) for i, places in enumerate(self.levels[row].form)]
 
-    def _about_others(self, row: int, device: torch.device) -> torch.Tensor:
-        """The mean over others of what base says in the place of a row's fact, as log-probabilities (V,)."""
-        return _mean([self._said(("other", row, i), device)[0] for i in range(self.others[row])])
-
-    def _said(self, answer: Any, device: torch.device) -> torch.Tensor:
-        return self.base.logits([answer], device).log_softmax(dim=1)
-
-
-def _mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The log of the mean of the probabilities."""
-    return torch.stack(list(log_probs)).logsumexp(dim=0) - math.log(len(log_probs))
+    def _means(self, groups: Sequence[Sequence[Places]], device: torch.device) -> list[torch.Tensor]:
+        """Of each group of as many places the mean of what base says there, as log-probabilities (places, V)."""
+        every = [places for group in groups for places in group]
+        said = iter(self.base.logits_at(every, device).log_softmax(dim=1).split([len(at) for _, at in every]))
+        means = [torch.stack([next(said) for _ in group]).logsumexp(dim=0) for group in groups]
+        return [mean - math.log(len(group)) for mean, group in zip(means, groups, strict=True)]

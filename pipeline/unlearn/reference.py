@@ -72,7 +72,14 @@ class BaseDistribution:
 
     def logits(self, rows: Sequence[Any], device: torch.device) -> torch.Tensor:
         """Base's logits at the answer tokens of ``rows``, in their order, shape (N, V), float32."""
-        hidden = torch.cat([self.hidden[row] for row in rows]).to(device)
+        return self.logits_at([(row, range(len(self.hidden[row]))) for row in rows], device)
+
+    def logits_at(self, places: Sequence[tuple[Any, Sequence[int]]], device: torch.device) -> torch.Tensor:
+        """Base's logits at these answer tokens of each row, in their order, shape (N, V), float32.
+
+        The head is applied once: for a token or two at a time, reading its weights takes longer than multiplying.
+        """
+        hidden = torch.cat([self.hidden[row][list(at)] for row, at in places]).to(device)
         with torch.no_grad(), self.precision():
             logits: torch.Tensor = self.head(hidden).float()
         return logits
