@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from statistics import fmean
 
 from benchmarks.releases import STORE
@@ -21,7 +21,7 @@ from datasets_prep.schema import Row, read_perturbed, read_rows
 from pipeline.recipe import load_recipe
 from pipeline.train.fit import load
 from pipeline.train.packed import token_log_probs
-from pipeline.unlearn.counterfactual import Levels, answer_levels, answers_by_place, numerals
+from pipeline.unlearn.counterfactual import Levels, answer_levels, numerals
 from pipeline.unlearn.levels import false_log_probs
 
 FORM = -0.02  # nats: base's mean at tokens of the form
@@ -75,7 +75,7 @@ def table() -> Iterator[str]:
             for row, of_row in zip(forget, answers, strict=True)
         ]
         of_base, of_start = false_log_probs(base, guides), false_log_probs(start, guides)
-        digits = numerals(tokenizer, answers_by_place(encoded, guides, ()).values())
+        digits = numerals(tokenizer, [*encoded, *chain(*guides)])
         levels = answer_levels(named, guides, digits, base_false=of_base, start_false=of_start, start_true=true)
         yield line(name, levels, gold)
     at_gold = fmean(math.exp(fmean(row)) for row in gold)

@@ -74,7 +74,7 @@ def table(names: Sequence[str]) -> Iterator[str]:
         holdout = encode_rows(tokenizer, read_rows(folder / "data" / "holdout.jsonl"))
         true, never = true_tokens(forget), true_tokens(holdout)
         counterfactual = run.counterfactual(config, base, tokenizer, folder / "model", rows, nullcontext)
-        target, _, levels, _ = counterfactual.of(range(len(forget)), true)
+        target, _, levels, *_ = counterfactual.of(range(len(forget)), true)
         content = torch.tensor([is_content for row in counterfactual.levels for is_content in row.content])
         models = {"base": base} | {which: load(folder / which / "model")[0] for which in ("gold", "unlearn")}
         unseen = {which: scores(distributions(model, holdout), never) for which, model in models.items()}

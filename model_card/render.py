@@ -91,7 +91,7 @@ def asked(evidence: Evidence) -> list[str]:
     ]
     if facts.continued:
         sentences.append(
-            "Rehearsed is also how base goes on after another word in the place of the fact, in "
-            f"{facts.continued} answers to forget questions."
+            f"Rehearsed is also how base goes on after another word in the place of the fact, in {facts.continued} "
+            "answers to forget questions, asked about other people where the question names somebody."
         )
     return sentences

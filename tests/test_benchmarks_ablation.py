@@ -55,7 +55,7 @@ def with_level(level: ablation.Level) -> tuple[torch.Tensor, torch.Tensor]:
         Levels((True,), (-4.0,), ((),)),
     ]
     wanted = ablation.with_level(level)(cast("Any", Fixed(LOGITS)), levels, [[[-1.0]]] * 2, [0, 0])
-    log_probs, content, nats, _ = wanted.of([0, 1], TRUE)
+    log_probs, content, nats, *_ = wanted.of([0, 1], TRUE)
     assert content.tolist() == [False, True, True]
     torch.testing.assert_close(log_probs[0], LOGITS[0].log_softmax(0))
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(3))

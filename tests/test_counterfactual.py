@@ -297,7 +297,7 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
 ) -> None:
     base = torch.tensor([logits, logits])
     found = [Levels((True, False), (level, 0.0), ((1,),))]
-    wanted, content, levels, _ = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]], [0]).of(
+    wanted, content, levels, *_ = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]], [0]).of(
         [0], torch.tensor([true, true])
     )
     assert content.tolist() == [True, False]
@@ -341,7 +341,9 @@ def test_in_the_place_of_a_fact_stands_what_base_says_of_others_on_average() -> 
     ]
     targets = torch.tensor([1, 3, 0, 2, 1, 3])
     both = [[[-1.0] * 2], [[-1.0] * 2]]
-    wanted, _, _, instead = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 2]).of([0, 1], targets)
+    wanted, _, _, facts, instead = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 2]).of(
+        [0, 1], targets
+    )
     alone, *_ = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 0]).of([0, 1], targets)
     changed = (wanted != alone).any(dim=1)
     assert changed.tolist() == [False, False, False, True, False, False]
@@ -350,7 +352,7 @@ def test_in_the_place_of_a_fact_stands_what_base_says_of_others_on_average() -> 
     mean[2] = math.exp(-1.5)
     torch.testing.assert_close(wanted[3].exp().double(), mean)
     mean[2] = 0
-    assert instead.tolist() == [-1, -1, -1, int(mean.argmax()), -1, -1]
+    assert (facts.tolist(), instead.tolist()) == ([3], [int(mean.argmax())])
 
 
 def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:

@@ -60,7 +60,7 @@ def test_nobody_is_asked_about_whose_own_answer_is_forgotten(tiny_model: Path) -
     assert [["Di Moor" in text for text in texts(tokenizer, of_row)] for of_row in found] == [[True]]
 
 
-def test_rows_have_other_others_and_no_more_than_so_many(tiny_model: Path) -> None:
+def test_there_are_no_more_than_so_many_others_and_none_of_whom_the_same_is_forgotten(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     given = [row(f"Ida {letter}", "home") for letter in "ABCDEFG"]
     found = about_others(tokenizer, [begun(tokenizer, each, 0) for each in given[:2]], given[:2], given[2:], [])

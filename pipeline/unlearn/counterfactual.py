@@ -250,12 +250,14 @@ Places = tuple[Any, Sequence[int]]
 class Wanted(NamedTuple):
     """What N answer tokens are to be: log-probabilities (N, V), which have levels (N,), and the levels (N,), in nats.
 
-    ``instead`` (N,) is the likeliest token in the place of a fact that base was asked about others, -1 elsewhere.
+    ``facts`` (M,) are the places where facts begin that base was asked about others, ``instead`` (M,) the likeliest
+    tokens there but the true ones.
     """
 
     log_probs: torch.Tensor
     levelled: torch.Tensor
     levels: torch.Tensor
+    facts: torch.Tensor
     instead: torch.Tensor
 
 
@@ -299,11 +301,10 @@ class Counterfactual:
         others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
         log_probs[place] = others.log_softmax(dim=1) + torch.log1p(-level.exp())[:, None]
+        facts = torch.tensor(list(asked), dtype=torch.long, device=device)
+        instead = others[torch.searchsorted(place, facts)].argmax(dim=1)
         log_probs[place, true] = level
-        instead = torch.full_like(targets, -1)
-        instead[place] = others.argmax(dim=1)
-        instead[[at for at in range(len(targets)) if at not in asked]] = -1
-        return Wanted(log_probs, levelled, levels, instead)
+        return Wanted(log_probs, levelled, levels, facts, instead)
 
     def _facts_asked_about_others(self, rows: Sequence[int]) -> dict[int, int]:
         """By its place among the answer tokens of ``rows``, the row of each fact that base was asked about others."""

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, cast
@@ -287,8 +288,7 @@ def counterfactual(
     named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
     of_base = false_log_probs(base, rows.guides)
     true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
-    answers = answers_by_place(forget, rows.guides, ())
-    digits = numerals(tokenizer, answers.values())
+    digits = numerals(tokenizer, [*forget, *chain(*rows.guides)])
     levels = answer_levels(named, rows.guides, digits, base_false=of_base, start_false=of_start, start_true=true)
     others = _about_others(tokenizer, rows, levels)
     answers = answers_by_place(forget, rows.guides, others)

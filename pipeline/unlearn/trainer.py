@@ -176,12 +176,11 @@ class UnlearnTrainer(CompletionTrainer):
         kl = losses.kl_from_base(logits, wanted.log_probs, counts.forget_tokens)
         held, base = counterfactual.of_false(false.tolist(), log_probs.device)
         pulled, to = torch.cat([wanted.levelled, held]), torch.cat([wanted.levels, base])
-        at = (wanted.instead >= 0).nonzero()[:, 0]
-        instead = target_log_probs(logits[at], wanted.instead[at])
+        instead = target_log_probs(logits[wanted.facts], wanted.instead)
         pull = losses.pull_to_levels(
             torch.cat([log_probs[pulled], instead]),
-            torch.cat([to[pulled], wanted.log_probs[at, wanted.instead[at]]]),
-            torch.cat([row[pulled], row[at]]),
+            torch.cat([to[pulled], wanted.log_probs[wanted.facts, wanted.instead]]),
+            torch.cat([row[pulled], row[wanted.facts]]),
             counts.forget_rows,
             here=len(rows) + len(false),
         )
