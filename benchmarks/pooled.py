@@ -2,17 +2,17 @@
 
 Each run is a release of the demo on another data seed (``make seeds``), with its three golds. Judged are *retrained
 models*, where a gold of each seed stands for the unlearned model, another one is the reference and the third a further
-gold; the *unlearned* models, against the same references; and *base*. A draw takes one of the seeds, or all, and deals
-the golds of each anew. More rows than there are come from drawing rows with replacement. As the rows come from
-different trainings, whose deviations partly cancel, a single model of that many rows varies more. Readings under attack
-are left out, since further golds are not attacked.
+gold; the *unlearned* models, against the same references; and *base*. A draw takes one of the seeds, ten, or all, and
+deals the golds of each anew. No row is drawn twice: the tests take rows to be independent, and copies of a row would
+let them see differences that are none. As the rows come from different trainings, whose deviations partly cancel, a
+single model of that many rows varies more. Readings under attack are left out, since further golds are not attacked.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.judged import Samples, judge
@@ -25,8 +25,8 @@ from pipeline.recipe import load_recipe
 
 GOLDS = ("eval-gold", "eval-gold-seed-1", "eval-gold-seed-2")
 GENERAL = "general"  # the same questions in each run, whatever the number of rows
-FEWEST = 40  # forget rows of one seed
-MANY = 2000  # forget rows drawn from those there are; the other splits grow with them
+ROWS = 40  # forget rows of one seed
+SEEDS = 10  # of a draw of the middle size
 
 
 class Seed:
@@ -48,36 +48,20 @@ def _read(evaluation: Path) -> Samples:
     return samples
 
 
-def draw(seeds: Sequence[Seed], rows: int, chance: random.Random, judged: str) -> dict[str, Samples]:
-    """The samples of each model over ``rows`` forget rows: of whole seeds, or of all seeds' rows with replacement.
+def draw(seeds: Sequence[Seed], count: int, chance: random.Random, judged: str) -> dict[str, Samples]:
+    """The samples of each model over all rows of ``count`` seeds.
 
     The models are the judged one (``unlearned``), base, gold and one ``further`` gold.
     """
-    count = rows // FEWEST
-    chosen = chance.sample(seeds, min(count, len(seeds)))
     pooled: dict[str, Samples] = {"unlearned": [], "base": [], "gold": [], "further": []}
-    for place, seed in enumerate(chosen):
+    for place, seed in enumerate(chance.sample(seeds, count)):
         dealt = dict(zip(("retrained", "gold", "further"), chance.sample(seed.golds, 3), strict=True))
         dealt |= {"unlearned": seed.unlearned, "base": seed.base}
         of_model = {**dealt, "unlearned": dealt[judged]}
         for model, samples in pooled.items():
             own = [row for row in of_model[model] if row["split"] != GENERAL or not place]
             samples += [{**row, "row_id": f"{place} {row['row_id']}"} for row in own]
-    return pooled if count <= len(seeds) else _resampled(pooled, count / len(seeds), chance)
-
-
-def _resampled(pooled: Mapping[str, Samples], times: float, chance: random.Random) -> dict[str, Samples]:
-    """``times`` as many rows of each split, drawn with replacement, the same rows for each model."""
-    ids: dict[str, list[str]] = {}
-    for row in pooled["base"]:
-        ids.setdefault(row["split"], []).append(row["row_id"])
-    drawn = ids.pop(GENERAL)
-    drawn += [row for rows in ids.values() for row in chance.choices(rows, k=round(times * len(rows)))]
-    by_id = {model: {row["row_id"]: row for row in samples} for model, samples in pooled.items()}
-    return {
-        model: [{**rows[row_id], "row_id": f"{place} {row_id}"} for place, row_id in enumerate(drawn)]
-        for model, rows in by_id.items()
-    }
+    return pooled
 
 
 def measurable(gates: Sequence[Gate]) -> list[Gate]:
@@ -92,14 +76,14 @@ def _is_measured(name: str) -> bool:
 
 def table(seeds: Sequence[Seed], gates: Sequence[Gate], config: EvalConfig, draws: int) -> Iterator[str]:
     """A line for each gate: the share of draws that pass, and the middle of what was measured, for each size."""
-    sizes = (FEWEST, FEWEST * len(seeds), MANY)
-    columns = [(judged, rows) for judged in ("retrained", "unlearned", "base") for rows in sizes]
+    counts = sorted({1, min(SEEDS, len(seeds)), len(seeds)})
+    columns = [(judged, count) for judged in ("retrained", "unlearned", "base") for count in counts]
     found: dict[tuple[str, int], list[list[JudgedGate]]] = {}
-    for judged, rows in columns:
-        chance = random.Random(f"{judged} {rows}")
-        drawn = (draw(seeds, rows, chance, judged) for _ in range(draws))
-        found[judged, rows] = [next(judge(gates, config, models, [[models["further"]]])) for models in drawn]
-    yield f"| gate | rule | {' | '.join(f'{judged}, {rows}' for judged, rows in columns)} |"
+    for judged, count in columns:
+        chance = random.Random(f"{judged} {count}")
+        drawn = (draw(seeds, count, chance, judged) for _ in range(draws))
+        found[judged, count] = [next(judge(gates, config, models, [[models["further"]]])) for models in drawn]
+    yield f"| gate | rule | {' | '.join(f'{judged}, {ROWS * count}' for judged, count in columns)} |"
     yield f"|---|---|{'--:|' * len(columns)}"
     for i, gate in enumerate(gates):
         cells = [_cell([verdict[i] for verdict in found[column]]) for column in columns]

@@ -8,6 +8,7 @@ never knew the fact is not the fact.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,14 @@ def _steered(
 
 
 def _some(rows: Sequence[Row], seed: int) -> list[Row]:
-    """At most as many rows as a mean needs, the same for every model."""
-    chosen = set(drawn([row.row_id for row in rows], steering.ROWS, seed))
+    """At most as many rows as a mean needs, of each language as many, the same for every model."""
+    languages = {row.language for row in rows}
+    of_each = math.ceil(steering.ROWS / max(len(languages), 1))
+    chosen = {
+        row_id
+        for language in languages
+        for row_id in drawn([row.row_id for row in rows if row.language == language], of_each, seed)
+    }
     return [row for row in rows if row.row_id in chosen]
 
 

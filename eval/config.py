@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.strict import Strict
 from eval.catalog import CATALOG, Metric
@@ -184,6 +185,14 @@ class EvalConfig(Strict):
         if self.processes > 1 and self.backend == "vllm":
             raise ValueError(f"processes is {self.processes}, and vllm shares out its work by itself; set it to 1")
         return self
+
+    @field_validator("suites")
+    @classmethod
+    def _each_task_once(cls, suites: list[Suite]) -> list[Suite]:
+        twice = [task for task, times in Counter(suite.task for suite in suites).items() if times > 1]
+        if twice:
+            raise ValueError(f"it names {' and '.join(twice)} more than once; each task is measured in one way")
+        return suites
 
     def without_audit(self) -> EvalConfig:
         """The same evaluation without what is expensive."""

@@ -241,7 +241,7 @@ def compared_with(
         ),
         replace(unlearned, name="eval-other", inputs={**unlearned.inputs, "model": "other"}),
         Stage(
-            "compare", "2", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
+            "compare", "3", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
             plan.comparing,
         ),
     ]  # fmt: skip
@@ -307,7 +307,7 @@ def _measured(
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
     identity = _evaluation(recipe, config)
-    return Stage(name, "7", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
+    return Stage(name, "8", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.

@@ -17,8 +17,8 @@ from eval.catalog import CATALOG
 from eval.config import EvalConfig
 from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_records, write_records, write_samples
-from eval.statistics.intervals import resampled_means
-from eval.verdicts.compare import RESAMPLES, Config, compare, equivalence
+from eval.statistics.intervals import clopper_pearson, resampled_means
+from eval.verdicts.compare import RESAMPLES, Config, _of_flags, compare, equivalence
 
 CONFIG = Config({"answer_probability": 0.05, "mia_min_k_auc": 0.05, "utility": 0.05}, seed=0)
 
@@ -86,6 +86,36 @@ def test_the_interval_of_paired_rows_is_that_of_the_paired_t_test(tmp_path):
     assert (entry.ci_low, entry.ci_high) == pytest.approx((expected.low, expected.high), abs=2e-3)
     # pairing is what makes it narrow: rows differ by far more than the models
     assert entry.ci_high - entry.ci_low < 0.3 * (2 * 1.96 * np.std(columns[0]) / np.sqrt(60))
+
+
+@pytest.mark.parametrize("rows", [30, 40, 50, 80, 110])
+@pytest.mark.parametrize("only_theirs", [0.0, 0.02])
+def test_rows_of_0_and_1_show_equivalence_as_seldom_as_they_should(rows, only_theirs):
+    """The true difference is the margin: resamples of such rows would find 21 % of samples of 30 rows equivalent."""
+    rng = np.random.default_rng(0)
+    shares = [only_theirs + 0.05, only_theirs, 0.95 - 2 * only_theirs]
+    draws = rng.choice([1.0, -1.0, 0.0], p=shares, size=(1500, rows))
+    found = [equivalence(_of_flags(draw), 0.05, rows)["verdict"] for draw in draws]
+    assert np.mean([verdict == "equivalent" for verdict in found]) < 0.07
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.05, 0.1])
+def test_rows_without_a_difference_show_about_what_the_exact_bound_does(margin):
+    shown = next(n for n in range(30, 400) if equivalence(_of_flags(np.zeros(n)), margin, n)["verdict"] == "equivalent")
+    exact = next(n for n in range(1, 400) if clopper_pearson(0, n, 0.9)[1] < margin)
+    assert shown == pytest.approx(max(exact, 30), rel=0.08)
+
+
+def test_value_and_interval_are_of_the_rows_that_both_models_have(tmp_path):
+    """A model that says nothing has no measurement of what it said; the others' rows are not the same rows."""
+    ours, theirs = _samples(0.0, 1), _samples(0.0, 2)
+    for row in ours[:20]:
+        row["answer_probability"] -= 0.5
+        del theirs[ours.index(row)]["answer_probability"]
+    entry = _compared(tmp_path, ours, theirs)["answer_probability", "forget"]
+    assert (entry.n, entry.paired) == (40, True)
+    assert entry.ci_low <= entry.difference <= entry.ci_high
+    assert entry.difference == pytest.approx(0, abs=0.02)
 
 
 def test_languages_are_resampled_apart():

@@ -222,6 +222,9 @@ def test_a_gate_may_be_on_a_suite_of_the_recipe(inputs, tmp_path):
     (judged,) = _verdict([gate], inputs, tmp_path).gates
     assert not judged.passed
     assert judged.why == "Acc on mmlu is 0.57, which is below 0.58."
+    _measured(inputs, base=replace(accuracy, value=0.6), unlearned=replace(accuracy, value=0.579998))
+    (judged,) = _verdict([gate], inputs, tmp_path).gates
+    assert judged.why == "Acc on mmlu is 0.579998, which is below 0.58."
     (judged,) = _verdict([gate.model_copy(update={"min_n": 101})], inputs, tmp_path).gates
     assert "rests on 100 rows" in judged.why
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from eval.config import EvalConfig, Sampling
@@ -114,11 +116,39 @@ def test_the_interval_of_a_p_value_is_that_of_its_statistic(height):
     assert (low == 0) == (height <= 12)  # from 13 on the exact test rejects at 5 %
 
 
-def test_a_value_lies_in_its_interval_where_no_row_of_a_language_can_be_replaced():
-    """One row of each language: every resample is the sample, and its mean is rounded in another way."""
-    rng = np.random.default_rng(0)
-    for values in rng.random((200, 4)):
-        assert intervals.mean_interval(values, 100, 0, ["DE", "EN", "ES", "FR"]) == (values.mean(), values.mean())
+def test_languages_of_few_rows_are_drawn_from_together():
+    """One row of a language never varies by itself, so an interval of such rows would have no width."""
+    values = np.random.default_rng(0).random(24)
+    languages = ["DE"] * 20 + ["EN", "ES", "FR", "IT"]
+    counts = intervals._counts(24, 200, np.random.default_rng(0), languages)
+    assert (counts[:, :20].sum(axis=1) == 20).all()
+    assert (counts[:, 20:].sum(axis=1) == 4).all()
+    assert np.ptp(counts[:, 20:], axis=0).min() > 0
+    assert intervals.mean_interval(values[20:], 500, 0, languages[20:]) == intervals.mean_interval(values[20:], 500, 0)
+
+
+@pytest.mark.parametrize(("rows", "covered"), [(1, 0.8), (2, 0.86), (3, 0.87), (8, 0.9)])
+def test_an_interval_of_few_rows_a_language_holds_the_mean_nearly_as_often_as_it_says(rows, covered):
+    rng, languages = np.random.default_rng(1), list("abcde") * rows
+    found = [intervals.mean_interval(rng.random(5 * rows), 200, 0, languages) for _ in range(400)]
+    assert np.mean([low <= 0.5 <= high for low, high in found]) > covered
+
+
+@given(st.integers(1, 300), st.sampled_from([0.0, 1.0]))
+def test_a_share_of_none_or_all_rows_has_the_width_of_clopper_and_pearsons(rows, value):
+    exact = stats.binomtest(round(value * rows), rows).proportion_ci(method="exact")
+    assert intervals.share_interval([value] * rows, 100, 0) == pytest.approx((exact.low, exact.high))
+    assert intervals.mean_interval([value] * rows, 100, 0) == (value, value)
+
+
+def test_other_shares_have_their_bootstrap_interval():
+    assert intervals.share_interval(VALUES, 200, 0) == intervals.mean_interval(VALUES, 200, 0)
+
+
+def test_an_auc_that_every_pair_shows_has_the_width_that_its_fewer_rows_leave():
+    low, high = intervals.auc_interval(RNG.random(40) + 2, RNG.random(30), 200, 0)
+    assert (low, high) == pytest.approx((0.025 ** (1 / 30), 1.0))
+    assert intervals.auc_interval(RNG.random(40) - 2, RNG.random(50), 200, 0)[1] == pytest.approx(1 - 0.025 ** (1 / 40))
 
 
 def test_privacy_leak_of_a_model_with_itself_is_zero_in_every_resample():

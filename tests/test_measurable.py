@@ -73,6 +73,11 @@ def test_a_gate_that_can_only_fail_is_refused_with_what_to_do(
     ("judged", "false", "words"),
     [
         (gate("forget_quality"), {}, ["false ones, and there are none", "`perturbed_answers`"]),
+        (
+            gate("forget_against_holdout"),
+            {"forget": 40, "holdout": 19},
+            ["needs 20 rows, and compares with holdout rows that have false answers", "19 of 50"],
+        ),
         (gate("multiple_choice_accuracy"), {}, ["false ones, and there are none"]),
         (gate("truth_ratio", "retain", min_n=51), {"retain": 50}, ["which are 50 of 140", "perturbed.retain_rows"]),
         (gate("fluency", "retain", min_n=51), {"retain": 50}, ["which are 50 of 140", "perturbed.retain_rows"]),

@@ -188,6 +188,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             1,
             ["gates[0] compares with gold, and gold is none"],
         ),
+        ("eval: {suites: [{task: mmlu}, {task: mmlu, num_fewshot: 5}]}\n", 1, ["eval.suites", "mmlu more than once"]),
         ("equivalence: {acc: 0.02}\n", 1, ["no metric is called 'acc'", "has no suites"]),
         ("publish:\n  tag: newest\n", 4, ["publish.tag", "v1.0.0"]),
         ("model: {license: llama3.2}\n", 1, ["publish.repo", "must begin with 'Llama'"]),

@@ -168,6 +168,14 @@ def test_the_quantile_is_students_with_the_degrees_of_rows_and_golds(seed, golds
     assert test.bound <= test.leak + stats.t.ppf(0.95, golds - 1) * error + 1e-9
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_few_rows_carry_no_relative_test(rows):
+    """Of two rows both have one pair, so their error would be zero; of one there is no pair at all."""
+    base, references = _clouds(rows=rows, golds=3)
+    with pytest.raises(DataError, match=rf"has {rows} forget rows.*at least 6"):
+        relative_test(references[0] + 0.1, base, references)
+
+
 def test_with_one_gold_the_quantile_has_the_degrees_of_the_rows():
     base, (gold,) = _clouds(rows=12, golds=1)
     test = relative_test(gold + 0.3, base, [gold])

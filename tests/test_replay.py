@@ -99,7 +99,7 @@ def test_anybodys_table_is_judged_by_its_intervals_where_it_has_them(tmp_path):
     assert read_table(path).has_intervals(gate)
     assert [model.model for model in _passing([gate], path)] == ["a"]
     assert not _passing([gate.model_copy(update={"min_n": 401})], path)
-    points = _write(tmp_path / "points.json", [gold, _model("a", 0.08), _model("b", 0.1)])
+    points = _write(tmp_path / "points.json", [gold, _model("a", {"value": 0.08}), _model("b", 0.1)])
     assert not read_table(points).has_intervals(gate)
     assert [model.model for model in _passing([gate], points)] == ["a", "b"]
 
@@ -164,7 +164,7 @@ def _with_n(n: str) -> str:
         ('{"models": [{"method": "x"}]}', "'model'"),
         ('{"models": [{"model": "a", "role": "king", "values": {}}]}', "role is 'king'"),
         ('{"models": [{"model": "a", "values": {"forget": {"x": "high"}}}]}', "model 'a'"),
-        ('{"models": [{"model": "a", "values": {"forget": {"x": {"value": 1}}}}]}', "ci_low"),
+        ('{"models": [{"model": "a", "values": {"forget": {"x": {"value": 1, "n": 4}}}}]}', "ci_low"),
         ('{"models": [{"model": "a", "values": [1]}]}', "model 'a'"),
         (_with_n("Infinity"), "OverflowError"),
         (_with_n("NaN"), "ValueError"),

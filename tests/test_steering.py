@@ -13,7 +13,7 @@ import torch
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Row
 from eval.attacks import steering
-from eval.audit import audit, left_out
+from eval.audit import _some, audit, left_out
 from eval.config import EvalConfig, Robustness, Steering
 from eval.scoring.probes import Scorer, probe
 from tests.eval_rows import build_rows, sharpened
@@ -106,3 +106,13 @@ def test_a_direction_that_cannot_be_made_is_left_out_and_named(model, encoder):
     first, *others = _steered(model, encoder, unknown).values()
     assert first.keys() == {"untreated", "steer_known"}
     assert all(found.keys() == {"untreated", "steer_known", "steer_language"} for found in others)
+
+
+def test_rows_of_a_rare_language_are_among_those_of_the_mean(monkeypatch):
+    """Of 3,000 English and three German retain rows, 200 drawn ones would all be English."""
+    monkeypatch.setattr(steering, "ROWS", 6)
+    rows = [
+        replace(RETAIN[0], row_id=f"{name}-{i}", language=name) for name, n in (("EN", 40), ("DE", 2)) for i in range(n)
+    ]
+    chosen = [row.language for row in _some(rows, 0)]
+    assert (chosen.count("EN"), chosen.count("DE")) == (3, 2)

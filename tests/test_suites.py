@@ -197,6 +197,22 @@ def test_a_backend_that_is_not_installed_is_an_error_before_any_work(data, tiny_
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "interval"),
+    [
+        (1.0, 0.0, (0.025 ** (1 / 20), 1.0)),  # all of 20 right: Clopper and Pearson's lower end
+        (0.0, 0.0, (0.0, 1 - 0.025 ** (1 / 20))),
+        (0.95, 0.05, (0.852, 1.0)),
+        (0.5, 0.1, (0.304, 0.696)),
+    ],
+)
+def test_the_interval_of_an_accuracy_is_one_of_a_share(value, error, interval):
+    scores = {"acc,none": value, "acc_stderr,none": error, "sample_len": 20}
+    found = {"results": {"t": scores}, "versions": {"t": 1}, "higher_is_better": {"t": {"acc": True}}}
+    (record,) = suites.suite_records("t", found)
+    assert (record.ci_low, record.ci_high) == pytest.approx(interval, abs=1e-3)
+
+
 def test_a_metric_without_a_standard_error_has_no_record():
     found = {
         "results": {

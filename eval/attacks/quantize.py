@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from core.errors import SystemLimitError
+from core.errors import ModelError, SystemLimitError
 
 
 def quantize(model: PreTrainedModel, form: str) -> None:
     """Round the linear layers of ``model`` to ``int8`` (a scale per output), ``nf4`` or ``fp4`` (a scale per 64).
 
-    Embeddings and the head stay as they are, as when transformers loads a model in these formats.
+    Embeddings and the head stay as they are, and so do fused experts, as when transformers loads a model in these
+    formats. Raises ModelError if the model has no layer to round.
     """
     head = model.get_output_embeddings()
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head]
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer that could be rounded to {form}, so this attack shows "
+            "nothing. Remove eval.robustness.quantize from the recipe."
+        )
     with torch.inference_mode():
-        for layer in model.modules():
-            if isinstance(layer, torch.nn.Linear) and layer is not head:
+        for layer in layers:
+            if isinstance(layer, Conv1D):  # GPT-2's: a linear layer with its weight turned round
+                layer.weight.copy_(_rounded(layer.weight.T, form).T)
+            else:
                 layer.weight.copy_(_rounded(layer.weight, form))
 
 
@@ -41,7 +51,7 @@ def _rounded(weight: torch.Tensor, form: str) -> torch.Tensor:
     from bitsandbytes import functional  # only this attack needs the package
 
     if form == "int8":
-        codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.half().contiguous())
         return functional.int8_vectorwise_dequant(codes, scales).to(weight.dtype)
     codes, state = functional.quantize_4bit(weight.contiguous(), quant_type=form)
     return functional.dequantize_4bit(codes, state).to(weight.dtype)

@@ -19,7 +19,7 @@ from eval.attacks.residual import at_layers, layers_of
 from eval.scoring.packed_linear import packed
 
 ROWS = 200
-"""Rows of a mean, at most."""
+"""Rows of a mean, at most, over all languages."""
 
 States = Mapping[str, torch.Tensor]
 """The hidden state (width,) of each row by ``row_id``, in float32."""

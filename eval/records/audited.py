@@ -86,7 +86,8 @@ def _of_gold(
 
 def _mean_record(metric: Metric, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
     numbers, languages = list(values.values()), [rows[row_id]["language"] for row_id in values]
-    interval = intervals.mean_interval(numbers, config.bootstrap_samples, config.seed, languages)
+    interval_of = intervals.mean_interval if metric.gap_of else intervals.share_interval
+    interval = interval_of(numbers, config.bootstrap_samples, config.seed, languages)
     return Record.of(metric, "forget", float(np.mean(numbers)), interval, len(numbers))
 
 

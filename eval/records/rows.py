@@ -150,7 +150,7 @@ def _mean_record(
         interval = intervals.proportion_interval(values)
     else:
         strata = [row["language"] for row in rows]
-        interval = intervals.mean_interval(values, config.bootstrap_samples, config.seed, strata)
+        interval = intervals.share_interval(values, config.bootstrap_samples, config.seed, strata)
     note = None
     if metric.name == "truth_ratio":
         paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)

@@ -28,7 +28,9 @@ from eval.schema import Z_95, Record
 from eval.scoring.harness import TASKS, BoundedLM, language_model, metadata, published, quiet, with_its_share
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Scorer
+from eval.statistics.intervals import with_a_width
 
+ACCURACIES = ("acc", "acc_norm", "exact_match")
 FEWSHOT_SEED = 1234  # lm-eval's own default: the same examples as its command draws
 
 
@@ -137,7 +139,8 @@ def _plain(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: EvalConfi
 def suite_records(name: str, result: dict[str, Any]) -> list[Record]:
     """A record for each metric of the suite, or of its tasks if lm-eval does not aggregate them.
 
-    The interval is the value +- 1.96 of lm-eval's standard errors. A metric without a standard error has no record.
+    The interval is the value +- 1.96 of lm-eval's standard errors; that of an accuracy stays between 0 and 1, and has a
+    width where all questions are right or all wrong. A metric without a standard error has no record.
     """
     own = list(_records(name, result))
     return own or [record for task in result["results"] if task != name for record in _records(task, result)]
@@ -151,13 +154,17 @@ def _records(task: str, result: dict[str, Any]) -> Iterator[Record]:
         error = scores.get(f"{metric}_stderr,{filtered}")
         if not filtered or not isinstance(error, float) or not math.isfinite(error):
             continue
+        n = int(scores["sample_len"])
+        low, high = value - Z_95 * error, value + Z_95 * error
+        if metric in ACCURACIES:
+            low, high = with_a_width(max(0.0, low), min(1.0, high), n)
         yield Record(
             metric=metric if filtered == "none" else f"{metric}_{filtered}",
             split=task,
             value=float(value),
-            ci_low=float(value) - Z_95 * error,
-            ci_high=float(value) + Z_95 * error,
-            n=int(scores["sample_len"]),
+            ci_low=float(low),
+            ci_high=float(high),
+            n=n,
             higher_is_better=result["higher_is_better"].get(task, {}).get(metric),
             version=int(version) if isinstance(version, int | float) else 1,
         )

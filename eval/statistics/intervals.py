@@ -3,9 +3,12 @@
 *Bootstrap* (means, AUC, privacy leak, model utility): as many rows as there are are drawn with replacement, the value
 is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the group of
 each row, which is its language. Each group keeps its number of rows in every resample, so the mixture of languages adds
-no noise. A resample is a vector of counts, one per row, and all resamples together are one matrix product. Two models
-are compared on the same draws, that is, paired by row.
-*Wilson's score interval* (proportions): a bootstrap of an accuracy of 0 or 1 has no width, even with few rows.
+no noise; groups of fewer than `FEW` rows are drawn from together, since one row by itself never varies. A resample is a
+vector of counts, one per row, and all resamples together are one matrix product. Two models are compared on the same
+draws, that is, paired by row.
+*Clopper and Pearson's interval* (shares and AUCs that are 0 or 1 on every row): a bootstrap of equal values has no
+width, even with few rows.
+*Wilson's score interval* (proportions), for the same reason.
 *The test's own critical value* (Kolmogorov-Smirnov): a bootstrap repeats values, and so moves two samples apart.
 
 Every interval contains its own value.
@@ -14,6 +17,7 @@ Every interval contains its own value.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -26,6 +30,8 @@ from eval.statistics.formulas import Floats, auc, leak_at_k, model_utility, pair
 Interval = tuple[float, float]
 Strata = Sequence[str | None] | None
 """The group of each row; None if all rows are one group."""
+FEW = 5
+"""Rows of a group that is drawn from by itself, at least."""
 
 
 def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = None) -> Floats:
@@ -34,9 +40,11 @@ def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = 
         return rng.multinomial(rows, np.full(rows, 1.0 / rows), size=samples).astype(np.float64)
     if len(strata) != rows:
         raise ValueError(f"{len(strata)} strata for {rows} rows; give one for each row")
+    sizes = Counter(strata)
+    own = np.array([str(name) if sizes[name] >= FEW else "" for name in strata])
     counts = np.empty((samples, rows))
-    for name in sorted(set(strata), key=str):
-        places = np.flatnonzero([stratum == name for stratum in strata])
+    for name in np.unique(own):
+        places = np.flatnonzero(own == name)
         counts[:, places] = _counts(places.size, samples, rng)
     return counts
 
@@ -85,6 +93,24 @@ def mean_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = N
     return _percentiles(resampled_means(rows, samples, seed, strata), float(rows.mean()))
 
 
+def share_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
+    """As :func:`mean_interval`, of values between 0 and 1, with a width where all of them are 0 or all are 1.
+
+    If n rows of n are at an end, at least Clopper and Pearson's lower end at n of n are there of all rows, and the
+    others are somewhere between 0 and 1.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    low, high = mean_interval(rows, samples, seed, strata)
+    return with_a_width(low, high, rows.size)
+
+
+def with_a_width(low: float, high: float, rows: int) -> Interval:
+    """The interval of a share: where it is a single value, 0 or 1, Clopper and Pearson's of none or all of the rows."""
+    if low == high == 1.0:
+        return clopper_pearson(rows, rows)
+    return clopper_pearson(0, rows) if low == high == 0.0 else (low, high)
+
+
 def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Floats:
     """(samples,): the mean over the rows of each resample."""
     rows = np.asarray(values, dtype=np.float64)
@@ -123,8 +149,12 @@ def proportion_interval(values: ArrayLike) -> Interval:
 def auc_interval(
     members: ArrayLike, others: ArrayLike, samples: int, seed: int, strata: tuple[Strata, Strata] = (None, None)
 ) -> Interval:
-    """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both."""
-    return _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0], auc(members, others))
+    """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both.
+
+    An AUC of 0 or 1 is a share, that of the rows of the smaller set which stand beyond all of the other.
+    """
+    low, high = _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0], auc(members, others))
+    return with_a_width(low, high, min(np.size(members), np.size(others)))
 
 
 def privacy_leak_interval(

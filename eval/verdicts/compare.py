@@ -1,8 +1,9 @@
 """Two checkpoints under the same suite: the difference of each metric, and whether it is small enough not to matter.
 
 Metrics of single rows are compared row by row: the bootstrap, stratified by language, draws rows and takes the
-difference of both models on the same rows. Equivalence is shown by two one-sided tests (Schuirmann 1987): the
-difference is above -margin and below +margin, each at 5 %. "Not shown" does not mean "different".
+difference of both models on the same rows. Where every row is 0 or 1, few differ or none, and resamples vary too little
+(:func:`_of_flags`). Equivalence is shown by two one-sided tests (Schuirmann 1987): the difference is above -margin and
+below +margin, each at 5 %. "Not shown" does not mean "different".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from eval.schema import (
     read_samples,
     write_comparison,
 )
-from eval.statistics.formulas import Floats
+from eval.statistics.formulas import Floats, auc
 from eval.statistics.intervals import resampled_aucs, resampled_means
 from eval.statistics.power import ALPHA, smallest_margin
 
@@ -37,6 +38,8 @@ Samples = dict[tuple[str, str], dict[str, Any]]
 RESAMPLES = 2000
 ROWS = 30
 """The fewest rows for a conclusion."""
+ADDED = 1.5
+"""Rows that are added to those which only one of two models has right, for each model."""
 
 
 class Config(NamedTuple):
@@ -79,18 +82,51 @@ def _by_row(folder: Path) -> Samples:
     return {(row["split"], row["row_id"]): row for row in read_samples(folder / "samples.jsonl")}
 
 
-def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> Floats | None:
-    """Resampled differences, ours minus theirs, on the same rows; None if the metric has no values of single rows."""
+class _Differences(NamedTuple):
+    """Ours minus theirs on ``n`` rows that both have, and the same difference resampled."""
+
+    value: float
+    n: int
+    resampled: Floats
+
+
+def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> _Differences | None:
+    """The difference on the same rows; None if the metric has no values of single rows."""
     if is_of(metric, "membership"):
         return _auc_differences(metric, samples, seed)
     rows = [key for key, row in samples[0].items() if key[0] == split and metric in row and metric in samples[1][key]]
     if not rows:  # not a metric of single rows
         return None
     ours, theirs = (row_values(metric, split, [of_model[key][metric] for key in rows]) for of_model in samples)
-    return resampled_means(ours - theirs, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
+    differences = ours - theirs
+    if np.isin([ours, theirs], (0, 1)).all():
+        resampled = _of_flags(differences)
+    else:
+        resampled = resampled_means(differences, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
+    return _Differences(float(differences.mean()), len(rows), resampled)
 
 
-def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> Floats | None:
+def _of_flags(differences: Floats) -> Floats:
+    """(RESAMPLES,): quantiles of the mean of differences that are each -1, 0 or 1, by a normal distribution.
+
+    Its mean and variance are those with ``ADDED`` rows more of each sign, after the adjusted interval for matched pairs
+    of Agresti and Min (2005), who add half a row. With 1.5 equivalence is shown wrongly in at most 6.4 % of simulations
+    at the margin (with .5: 13 %), and it takes 55 rows without a difference to show a margin of .05 (59 by Clopper and
+    Pearson's bound).
+    """
+    n = differences.size + 2 * ADDED
+    mean = differences.sum() / n
+    variance = (np.abs(differences).sum() + 2 * ADDED) / n - mean**2
+    return mean + _normal_quantiles() * float(np.sqrt(variance / n))
+
+
+def _normal_quantiles() -> Floats:
+    from scipy.stats import norm
+
+    return np.asarray(norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES))
+
+
+def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> _Differences | None:
     """Both AUCs on the same resampled forget and holdout rows."""
     members, others = ([key for key in samples[0] if key[0] == split] for split in ("forget", "holdout"))
     if not members or not others:
@@ -100,37 +136,35 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> Floa
     scores = [(membership_scores(entry, ours), membership_scores(entry, theirs)) for ours, theirs in sets]
     languages = [[samples[0][key]["language"] for key in keys] for keys in (members, others)]
     ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
-    return ours - theirs
+    value = auc(*scores[0]) - auc(*scores[1])
+    return _Differences(value, min(len(members), len(others)), ours - theirs)
 
 
 def _entry(
-    metric: str, split: str, pair: Sequence[Record | None], resampled: Floats | None, margin: float | None
+    metric: str, split: str, pair: Sequence[Record | None], found: _Differences | None, margin: float | None
 ) -> ComparedMetric:
-    from scipy.stats import norm
-
     ours, theirs = pair
     entry: dict[str, Any] = {
         "metric": metric,
         "split": split,
         "ours": ours.value if ours else None,
         "theirs": theirs.value if theirs else None,
-        "n": min(record.n for record in pair if record),
-        "paired": resampled is not None,
+        "n": found.n if found else min(record.n for record in pair if record),
+        "paired": found is not None,
         **dict.fromkeys(("difference", "ci_low", "ci_high", "margin", "p_value", "smallest_margin")),
         "verdict": "not compared",
     }
     p_value = metric in CATALOG and not CATALOG[metric].has_difference
     if ours is None or theirs is None or p_value or ours.version != theirs.version:
         return ComparedMetric(**entry)
-    if (
-        resampled is None
-    ):  # as if both errors were independent, which makes the interval too wide for the same questions
+    if found is None:  # as if both errors were independent, which makes the interval too wide for the same questions
+        value = ours.value - theirs.value
         error = math.hypot(ours.standard_error, theirs.standard_error)
-        resampled = ours.value - theirs.value + error * norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    entry |= {"difference": ours.value - theirs.value, "ci_low": float(low), "ci_high": float(high)}
-    entry["smallest_margin"] = smallest_margin(float(resampled.std()))
-    return ComparedMetric(**entry | equivalence(resampled, margin, entry["n"]))
+        found = _Differences(value, entry["n"], value + error * _normal_quantiles())
+    low, high = np.percentile(found.resampled, [2.5, 97.5])
+    entry |= {"difference": found.value, "ci_low": float(low), "ci_high": float(high)}
+    entry["smallest_margin"] = smallest_margin(float(found.resampled.std()))
+    return ComparedMetric(**entry | equivalence(found.resampled, margin, found.n))
 
 
 def equivalence(resampled: Floats, margin: float | None, n: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ weights, or belongs to another version of the metric. A recipe without gates doe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core.artifacts import read_facts
@@ -211,20 +211,27 @@ def compare(gate: Condition, record: Record, at_least: float | None, at_most: fl
         "interval": (min(record.value, record.ci_low), max(record.value, record.ci_high)),
         "overlap": (record.ci_high, record.ci_low),
     }[gate.must_hold]
-    what = f"{_capital(gate.metric)} on {gate.split} is {record.value:.4g}"
+    digits = _digits(((lower, at_least), (upper, at_most)))
+    what = f"{_capital(gate.metric)} on {gate.split} is {record.value:.{digits}g}"
     if gate.must_hold != "point":
-        what += f" (95 % interval {record.ci_low:.4g} to {record.ci_high:.4g})"
+        what += f" (95 % interval {record.ci_low:.{digits}g} to {record.ci_high:.{digits}g})"
     part, whole = "; part of the interval is", "; all of the interval is"
     broken = {"point": ", which is", "interval": part, "overlap": whole}[gate.must_hold]
     if at_least is not None and not lower >= at_least:
-        return False, f"{what}{broken} below {at_least:.4g}."
+        return False, f"{what}{broken} below {at_least:.{digits}g}."
     if at_most is not None and not upper <= at_most:
-        return False, f"{what}{broken} above {at_most:.4g}."
+        return False, f"{what}{broken} above {at_most:.{digits}g}."
     kept = {"point": ", which is", "interval": whole, "overlap": part}[gate.must_hold]
-    numbers = ["" if bound is None else f"{bound:.4g}" for bound in (at_least, at_most)]
+    numbers = ["" if bound is None else f"{bound:.{digits}g}" for bound in (at_least, at_most)]
     if gate.must_hold == "overlap" and numbers[0] == numbers[1]:
         kept = "; the interval contains"
     return True, f"{what}{kept} {_sides(*numbers)}."
+
+
+def _digits(pairs: Iterable[tuple[float, float | None]]) -> int:
+    """As many significant digits, four at least, as show that a value is not its bound; 17 show any difference."""
+    differ = [(value, bound) for value, bound in pairs if bound is not None and value != bound]
+    return next(n for n in range(4, 18) if n == 17 or all(f"{a:.{n}g}" != f"{b:.{n}g}" for a, b in differ))
 
 
 def _sides(at_least: str, at_most: str) -> str:

@@ -62,6 +62,12 @@ def _why(
             "out more (data.request.holdout, or a split holdout), or set min_n to that number if so few can carry a "
             "verdict."
         )
+    elif compared and metric.family in OF_FALSE_ANSWERS and false is not None and false.get("holdout", 0) < gate.min_n:
+        yield (
+            f"it needs {gate.min_n} rows, and compares with holdout rows that have false answers, of which there are "
+            f"{false.get('holdout', 0)} of {rows['holdout']}. Give more false answers, or set min_n to that number if "
+            "so few can carry a verdict."
+        )
     if data is not None and metric.needs_real_world and not data.real_world:
         yield (
             "it reads questions about the real world, and the source has none. Name the subsets that hold them "

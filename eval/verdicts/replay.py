@@ -1,6 +1,6 @@
 """Gates over a table of models that somebody has measured: which models would they have let through?
 
-A table has this form (``role``, ``method``, the ends of intervals and ``n`` may be left out):
+A table has this form (``role`` and ``method`` may be left out, and the ends of an interval with its ``n``):
 
     {"models": [{"model": "a", "method": "npo", "values": {"forget": {"extraction_strength": 0.12},
                  "retain": {"answer_probability": {"value": 0.9, "ci_low": 0.88, "ci_high": 0.92, "n": 400}}}},
@@ -143,9 +143,12 @@ def _split_columns(columns: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def _record(metric: str, split: str, value: Any) -> Record:
     version = CATALOG[metric].version if metric in CATALOG else 1
     if isinstance(value, dict):
-        point, low, high = (float(value[key]) for key in ("value", "ci_low", "ci_high"))
-        return Record(metric, split, point, low, high, int(float(value["n"])), None, version)
-    point = float(value)
+        point = float(value["value"])
+        if {"ci_low", "ci_high", "n"} & value.keys():
+            low, high = float(value["ci_low"]), float(value["ci_high"])
+            return Record(metric, split, point, low, high, int(float(value["n"])), None, version)
+    else:
+        point = float(value)
     return Record(metric, split, point, point, point, 0, None, version)
 
 
