@@ -128,6 +128,18 @@ def test_purge_deletes_the_weights_for_good(
     assert revoke(world, purge=True) == ()
 
 
+def test_only_a_release_is_revoked(world: World, package: Path) -> None:
+    commit = world.publish(package).commit
+    world.api.create_tag(REPO, tag="latest", revision="v1.0.0")
+    for other in ("latest", commit):
+        with pytest.raises(InputError, match=rf"has no release {other}; it has v1\.0\.0\. Name one"):
+            revoke(world, other)
+    revoke(world)
+    with pytest.raises(InputError, match=rf"has no release {commit}"):  # which the tombstone names
+        revoke(world, commit)
+    assert world.tags().keys() == {"latest", "v1.0.0", "revoked-v1.0.0"}
+
+
 def test_hide(world: World, package: Path) -> None:
     world.publish(package, visibility="public")
     assert revoke(world, hide=True)[0] == "the repository becomes private"

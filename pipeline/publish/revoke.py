@@ -116,7 +116,7 @@ class Revoker:
         hub, tags, releases = self._hub, self._hub.tags(), self._hub.releases()
         refs = {*tags, *hub.branches()}
         said = _of(self._tag, [hub.read(place) for place in (self._mark, MAIN, self._own_branch) if place in refs])
-        if said is None and self._tag not in tags:
+        if self._tag not in (said.revisions if said else releases):  # a tag that others set, or the id of a commit
             listed = ", ".join(releases) or "none"
             raise InputError(f"{self._repo} has no release {self._tag}; it has {listed}. Name one of its releases.")
         if said is None:
