@@ -17,6 +17,7 @@ from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocatio
 from pipeline.publish.verify import verify_release
 from tests.hub_world import Fault, World, inputs, made, next_release, package, store, world  # noqa: F401
 from tests.publishing import REPO, own_signer, problems
+from tests.test_verify import operations
 
 LARGE = ["plots/metrics.png", "model.safetensors"]
 WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."
@@ -100,6 +101,32 @@ def test_what_was_revoked_is_not_published_again_and_a_new_version_is(
     world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
     verify_release(REPO, "main", world.target, [own_signer()], problems)
     assert refused(world, "v1.0.0")
+
+
+def stays_unpublished(world: World, package: Path) -> None:
+    with pytest.raises(HubError, match=r"v1\.0\.0 of demo/tiny-unlearned was revoked.*new version"):
+        world.publish(package)
+    assert world.branches() == ["main"]
+    assert not list(world.api.list_lfs_files(REPO))  # nothing was staged
+
+
+def test_what_was_purged_is_not_published_again(world: World, package: Path) -> None:
+    world.publish(package)
+    revoke(world, purge=True)
+    assert world.tags().keys() == {"revoked-v1.0.0"}
+    stays_unpublished(world, package)
+    world.api.delete_tag(REPO, tag="revoked-v1.0.0")  # as if it was cut off before it set the mark
+    stays_unpublished(world, package)
+
+
+def test_a_main_that_somebody_set_back_to_a_purged_release_is_refused(world: World, package: Path) -> None:
+    world.publish(package)
+    revoke(world, purge=True)
+    commit = world.api.create_commit(REPO, operations(package / "hub"), commit_message="x").oid
+    world.api.create_tag(REPO, tag="v1.0.0", revision="main")
+    assert world.holds(package)
+    for revision in ("main", "v1.0.0", commit):
+        assert "was revoked on" in refused(world, revision)
 
 
 @pytest.mark.parametrize("newer", [False, True])

@@ -38,7 +38,7 @@ from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
 from pipeline.publish.repository import Repository
-from pipeline.publish.revoke import revocation_of
+from pipeline.publish.revoke import revocation_of_tag
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
@@ -90,10 +90,10 @@ def publish(
         )
     publication = _Publication(config, package, target, signer, scratch)
     publication.prepare()
+    if revoked := revocation_of_tag(config.repo, config.tag, target):
+        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
     tagged = publication.tagged()
     head = publication.hub.commit(MAIN)
-    if tagged is not None and (revoked := revocation_of(config.repo, config.tag, target)):
-        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
     if tagged is not None and not publication.holds_release(tagged):
         raise HubError(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "

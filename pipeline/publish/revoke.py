@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.errors import HubError, InputError
+from core.artifacts import read_file
+from core.errors import ArtifactError, HubError, InputError
 from core.hub_ids import newest_release
 from core.progress import report
 from core.strict import Strict
@@ -25,6 +26,7 @@ from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence, card_metadata
 from pipeline.publish.repository import Repository
+from pipeline.publish.schema import RELEASE, Release
 
 CARD, MARK = "README.md", "revoked-"
 LONGEST_REASON = 1000
@@ -86,18 +88,24 @@ def check_reason(reason: str) -> str:
 
 
 def revocation_of(repo: str, revision: str, target: Target) -> Revocation | None:
-    """The revocation of a revision, or None. Raises HubError if the Hub does not answer."""
+    """The revocation of a revision by its name, its commit or the tag that it was signed as, or None.
+
+    Raises HubError if the Hub does not answer.
+    """
     hub = _Revocable(repo, target)
-    marks = [hub.read(tag) for tag in hub.tags() if tag.startswith(MARK)]
-    if found := _of(revision, marks):
+    said = hub.revocations()
+    if found := _of(revision, said):
         return found
     commit = hub.commit(revision)
-    if own := hub.read(commit):
-        return own
-    return _of(commit, marks)
+    return hub.read(commit) or _of(commit, said) or _of(hub.signed_tag(commit), said)
 
 
-def _of(revision: str, revocations: Iterable[Revocation | None]) -> Revocation | None:
+def revocation_of_tag(repo: str, tag: str, target: Target) -> Revocation | None:
+    """The revocation of the release ``tag``, or None; a purged one has no tag. Raises HubError as above."""
+    return _of(tag, _Revocable(repo, target).revocations())
+
+
+def _of(revision: str | None, revocations: Iterable[Revocation | None]) -> Revocation | None:
     for found in revocations:
         if found and (revision in found.revisions or revision in found.revisions.values()):
             return found
@@ -200,6 +208,20 @@ class _Revocable(Repository):
                     f"The card of {self.name} at {revision} cannot be read ({' '.join(str(error).split()):.200}), so "
                     "it is unknown whether it was revoked. Look at it on the Hub."
                 ) from error
+
+    def revocations(self) -> list[Revocation]:
+        """What the marks and main say; main alone if a revocation was cut off."""
+        places = (*(tag for tag in self.tags() if tag.startswith(MARK)), MAIN)
+        return [said for place in places if (said := self.read(place))]
+
+    def signed_tag(self, revision: str) -> str | None:
+        """The tag that a revision was signed as; None if its `release.json` is not there or cannot be read."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = self.file(RELEASE, revision, Path(temporary))
+            try:
+                return read_file(path, Release, "").tag if path else None
+            except ArtifactError:
+                return None
 
     def has_history(self, revision: str) -> bool:
         with hub_errors(f"reading the history of {self.name}"):
