@@ -92,6 +92,7 @@ def publish(
     publication.prepare()
     if revoked := revocation_of_tag(config.repo, config.tag, target):
         raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
+    publication.hub.check_newest(config.tag)
     tagged = publication.tagged()
     head = publication.hub.commit(MAIN)
     if tagged is not None and not publication.holds_release(tagged):

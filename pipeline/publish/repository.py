@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.errors import HubError
-from core.hub_ids import is_release_tag
+from core.hub_ids import is_release_tag, newest_release
 from pipeline.publish.hub import Target, hub_errors
 from pipeline.publish.tree import HUB_FILES
+
+MARK = "revoked-"  # before the tag of a release: the tag that marks its revocation
 
 
 class Repository:
@@ -32,6 +34,16 @@ class Repository:
     def releases(self) -> dict[str, str]:
         """The tags of its releases, with their commits."""
         return {tag: self.commit(tag) for tag in self.tags() if is_release_tag(tag)}
+
+    def check_newest(self, tag: str) -> None:
+        """Raise HubError if a release ``tag`` that is not there is older than another, be that revoked and purged."""
+        tags = self.tags()
+        newest = newest_release([tag, *(name.removeprefix(MARK) for name in tags)])
+        if tag not in tags and newest != tag:
+            raise HubError(
+                f"{newest} of {self.name} is newer than {tag}, and main holds the newest release. Nothing was changed. "
+                f"Set publish.tag to a version above {newest}."
+            )
 
     def branches(self) -> dict[str, str]:
         """Its branches, with their commits."""

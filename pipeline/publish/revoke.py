@@ -25,10 +25,10 @@ from core.strict import Strict
 from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence, card_metadata
-from pipeline.publish.repository import Repository
+from pipeline.publish.repository import MARK, Repository
 from pipeline.publish.schema import RELEASE, Release
 
-CARD, MARK = "README.md", "revoked-"
+CARD = "README.md"
 LONGEST_REASON = 1000
 CANNOT_TAKE_BACK = """\
 What this does not take back: the old commits and tags still hold the weights, and whoever downloaded them keeps them.
