@@ -20,7 +20,6 @@ content was scanned and is meant for the public, and readers of main still see t
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from itertools import takewhile
@@ -37,7 +36,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
-from pipeline.publish.repository import Repository
+from pipeline.publish.repository import STAGING, Repository
 from pipeline.publish.revoke import revocation_of_tag
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
@@ -45,7 +44,6 @@ from pipeline.publish.upload import Upload
 from pipeline.publish.verify import Verified, read_release, verify_release
 
 ATTEMPTS = 3
-_STAGING = re.compile(r"staging-[0-9a-f]{12}")
 
 
 def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PublishFacts:
@@ -165,7 +163,7 @@ class _Publication:
         branches = self.hub.branches()
         with hub_errors(f"deleting staging branches of {repo}"):
             for name in branches.keys() - {keep}:
-                if _STAGING.fullmatch(name):
+                if STAGING.fullmatch(name):
                     self._api.delete_branch(repo, branch=name)
         return branches.get(keep)
 

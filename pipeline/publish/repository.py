@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from core.errors import HubError
@@ -10,6 +11,7 @@ from pipeline.publish.hub import Target, hub_errors
 from pipeline.publish.tree import HUB_FILES
 
 MARK = "revoked-"  # before the tag of a release: the tag that marks its revocation
+STAGING = re.compile(r"staging-[0-9a-f]{12}")  # the branch of a publication, by digits of its signature's digest
 
 
 class Repository:
@@ -49,6 +51,16 @@ class Repository:
         """Its branches, with their commits."""
         with hub_errors(f"reading {self.name}"):
             return {branch.name: branch.target_commit for branch in self.api.list_repo_refs(self.name).branches}
+
+    def open_pull_requests(self) -> list[str]:
+        """The refs of its pull requests that are neither merged nor closed."""
+        with hub_errors(f"reading pull requests of {self.name}"):
+            refs = self.api.list_repo_refs(self.name, include_pull_requests=True).pull_requests
+            if not refs:  # discussions, which can be switched off, are not asked for
+                return []
+            asked = self.api.get_repo_discussions(self.name, discussion_type="pull_request")
+            over = {f"refs/pr/{each.num}" for each in asked if each.status in ("merged", "closed")}
+        return [each.ref for each in refs if each.ref not in over]
 
     def commit(self, revision: str) -> str:
         """The commit of a branch or tag. The Hub lists an annotated tag with the id of the tag itself instead."""
