@@ -36,7 +36,7 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
-from pipeline.publish.repository import STAGING, Repository
+from pipeline.publish.repository import STAGING, Repository, public_against_the_recipe
 from pipeline.publish.revoke import revocation_of_tag
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
@@ -148,14 +148,10 @@ class _Publication:
 
     def _refuse_public(self, private: bool | None, done: str) -> None:
         """Raise HubError if everybody may read what the recipe keeps private; nothing unfinished is left to read."""
-        repo = self._config.repo
         if private or self._config.visibility == "public":
             return
         self._delete_staging()
-        raise HubError(
-            f"{repo} is public, and publish.visibility is private. {done} "
-            "Make it private in its settings, or set publish.visibility to public."
-        )
+        raise public_against_the_recipe(self._config.repo, done)
 
     def _delete_staging(self, keep: str = "") -> str | None:
         """Delete staging branches, those too that killed runs or other packages left; the commit of ``keep``."""

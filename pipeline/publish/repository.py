@@ -14,6 +14,14 @@ MARK = "revoked-"  # before the tag of a release: the tag that marks its revocat
 STAGING = re.compile(r"staging-[0-9a-f]{12}")  # the branch of a publication, by digits of its signature's digest
 
 
+def public_against_the_recipe(what: str, done: str) -> HubError:
+    """The error for what everybody may read and the recipe keeps private; ``done`` says what was done before."""
+    return HubError(
+        f"{what} is public, and publish.visibility is private. {done} Make it private in its settings, or set "
+        "publish.visibility to public."
+    )
+
+
 class Repository:
     """The repository ``name`` (owner/name) on a Hub; ``api`` is the client for everything else.
 
