@@ -1,7 +1,7 @@
 """The publish stage: either the repository stays what it was, or it becomes the complete, verified new release.
 
 1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted,
-   here and before each commit.
+   here and before each commit. A tag that was revoked, or is below that of another release, is refused.
 2. One commit with everything goes onto a staging branch, is downloaded again into an empty folder, and verified.
 3. The same operations with the same parent go onto main. This is a second commit and not a merge: the Hub merges pull
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
