@@ -20,7 +20,7 @@ from typing import Any
 
 from core.errors import InputError, ReleaseError, leave_error
 from core.places import ROOT, STORE
-from pipeline.commands.shared import REAL_RELEASE, say, store_root
+from pipeline.commands.shared import REAL_RELEASE, ignoring_broken_pipes, say, store_root
 
 PROGRAM = "python -m pipeline"
 LONGEST = 4000  # characters of an error message
@@ -278,6 +278,7 @@ def _shortened(message: str) -> str:
     return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} […] {message[-LONGEST // 2 :]}"
 
 
+@ignoring_broken_pipes()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
@@ -299,9 +300,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; the same command continues from here.")
         return 130
-    except BrokenPipeError:  # the reader of our output went away, for example `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

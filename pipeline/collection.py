@@ -87,6 +87,17 @@ class CollectionConfig(Strict):
                     raise ValueError(f"leave_out[{i}]: there is no {axis}: {value}; there are {', '.join(there_are)}")
         return self
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> CollectionConfig:
+        named = self.named_cells()
+        for cell in self.cells():
+            if (other := named[_member_name(cell)]) != cell:
+                raise ValueError(
+                    f"matrix: {_in_words(cell)} and {_in_words(other)} would both be the member {_member_name(cell)}, "
+                    "since '-' joins the values; rename one of these"
+                )
+        return self
+
     def label(self, axis: str, value: str) -> str:
         """What a value of an axis is called in texts."""
         return str(self.matrix[axis][value].get(LABEL, value))
@@ -97,6 +108,18 @@ class CollectionConfig(Strict):
             cell = dict(zip(self.matrix, values, strict=True))
             if not any(left.items() <= cell.items() for left in self.leave_out):
                 yield cell
+
+    def named_cells(self) -> dict[str, dict[str, str]]:
+        """The value of each axis, by the name of the member."""
+        return {_member_name(cell): cell for cell in self.cells()}
+
+
+def _member_name(cell: dict[str, str]) -> str:
+    return "-".join(cell.values())
+
+
+def _in_words(cell: dict[str, str]) -> str:
+    return ", ".join(f"{axis}: {value}" for axis, value in cell.items())
 
 
 class CollectionFile(Strict):
@@ -127,7 +150,7 @@ def load_collection(name_or_path: str, overrides: Sequence[str] = ()) -> Collect
     shared = _shared(config, path)
     members: dict[str, Recipe] = {}
     problems: list[str] = []
-    cells = {"-".join(cell.values()): cell for cell in config.cells()}
+    cells = config.named_cells()
     if not cells:
         raise RecipeError(f"{tree.place(('collection', 'leave_out'))}: leave_out leaves no member.")
     for name, cell in cells.items():
@@ -157,7 +180,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if not colon:
         return load_recipe(name_or_path, overrides)
     config, tree, path = _read(collection)
-    cells = {"-".join(cell.values()): cell for cell in config.cells()}
+    cells = config.named_cells()
     if member not in cells:
         hint = did_you_mean(member, cells)
         raise RecipeError(f"{collection} has no member {member!r}.{hint} There are: {', '.join(cells)}.")
@@ -187,7 +210,7 @@ def _member_tree(config: CollectionConfig, tree: Tree, member: Tree, cell: dict[
         labels[axis] = config.label(axis, value)
     each = _below(tree, "each")
     member = merge(member, Tree(_filled(each.values, labels), each.places))
-    own = {"name": "-".join([config.name, *cell.values()]), "card": {"collection": config.repo}}
+    own = {"name": f"{config.name}-{_member_name(cell)}", "card": {"collection": config.repo}}
     return merge(member, Tree(own))
 
 

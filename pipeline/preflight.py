@@ -30,8 +30,9 @@ from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import hf_endpoint, hub_errors, need_token
+from pipeline.publish.hub import Target, hf_endpoint, hub_errors, need_token
 from pipeline.publish.licence import has_text
+from pipeline.publish.repository import Repository
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model
 from pipeline.train import start_model
@@ -397,7 +398,7 @@ def _refuse_example(repo: str) -> str:
 
 
 def _target(config: PublishConfig) -> str:
-    """The token may write to the repository, or create it in its namespace."""
+    """The token may write to the repository, or create it in its namespace, and no newer release is there."""
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -417,6 +418,7 @@ def _target(config: PublishConfig) -> str:
         except RepositoryNotFoundError:
             _may_create(account, repo, namespace)
             return f"{account['name']} may create {repo}"
+    Repository(repo, Target(hf_endpoint(), True)).check_newest(config.tag)
     return f"{account['name']} may write to {repo}"
 
 

@@ -22,10 +22,10 @@ from pipeline.commands import building
 from pipeline.commands.building import schedule
 from pipeline.cost.devices import Device
 from pipeline.engine import machine
-from pipeline.engine.artifact import Artifact
+from pipeline.engine.artifact import Artifact, link
 from pipeline.engine.graph import Graph, Member, Node, chains, execute, graph, survey
 from pipeline.engine.launch import Children
-from pipeline.engine.runner import Stage, Store
+from pipeline.engine.runner import Stage, Store, build
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from tests.conftest import PATIENCE, ROOT
@@ -223,3 +223,36 @@ def test_the_first_error_of_a_release_ends_what_runs_beside_it(tmp_path: Path, m
     beside = psutil.Process(int(running.read_text()))
     ends.close()
     assert not psutil.wait_procs([beside], timeout=PATIENCE)[1]
+
+
+def test_a_run_judges_what_it_has_built_though_another_moves_the_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of a recipe with other settings on one store: the link of a stage is the other's when this one reads."""
+    store = Store(tmp_path, "demo")
+    mine, other = toy("gate", "mine"), toy("gate", "other")
+
+    def launch(children: Children, config: Path, stage: Stage, options: argparse.Namespace, store: Store) -> None:
+        for each in (mine, other):
+            link(build(each, store, {}).path, store.link("gate"))
+
+    monkeypatch.setattr(Children, "launch", launch)
+    options = argparse.Namespace(launch="local", set=[], debug=False)
+    judged: list[str] = []
+    nodes = graph({"": member([mine], store)})
+
+    def judge(_: Node, artifact: Artifact) -> None:
+        judged.append((artifact.path / "text").read_text())
+
+    (end,) = building.build_here(options, nodes, lambda _: "demo", judge, set(), 2)
+    assert judged == ["mine {}"]
+    assert isinstance(end[1], Artifact)
+    assert (store.link("gate") / "text").read_text() == "mine {}"
+
+
+def test_what_a_process_did_not_leave_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Children, "launch", lambda *_: None)
+    options = argparse.Namespace(launch="local", set=[], debug=False)
+    nodes = graph({"": member([toy("a")], Store(tmp_path, "demo"))})
+    (end,) = building.build_here(options, nodes, lambda _: "demo", lambda *_: None, set(), 2)
+    assert "was built, but is gone. Run the command again" in str(end[1])

@@ -372,6 +372,20 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_failed_gate_is_exit_3_though_the_reader_went_away(tmp_path: Path) -> None:
+    fill(tmp_path, passed=False, until="gate")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "release", "demo", "--store", str(tmp_path)], cwd=ROOT,
+        stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 3
+    assert "nothing was published" in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
 def test_a_moved_store_is_still_done(call: Call, tmp_path: Path) -> None:
     fill(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)

@@ -82,6 +82,19 @@ def test_a_mistake_is_named_with_its_line_and_its_member(tmp_path: Path, old: st
         load_collection(str(path))
 
 
+def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    matrix = "matrix: {method: {gd: {}, gd-a: {}}, data: {a-b: {}, b: {}}}"
+    text = CHANGED.replace("matrix: {method: {one: {}, two: {unlearn: {epochs: 3}}}}", matrix)
+    path.write_text(text.replace("m-{method}", "m-{method}-{data}"))
+    said = r"method: gd, data: a-b and method: gd-a, data: b would both be the member gd-a-b, .* rename"
+    for read in (lambda: load_collection(str(path)), lambda: load(f"{path}:gd-a-b")):
+        with pytest.raises(RecipeError, match=said):
+            read()
+    path.write_text(path.read_text().replace("  each:", "  leave_out: [{method: gd-a, data: b}]\n  each:"))
+    assert list(load_collection(str(path)).members) == ["gd-a-b", "gd-b", "gd-a-a-b"]
+
+
 def test_a_member_that_there_is_not_is_named(call: Call) -> None:
     done = call("status", "demo-collection:topics-cds")
     assert done.returncode == 2

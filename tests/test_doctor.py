@@ -123,6 +123,16 @@ def test_a_broken_recipe_is_told_what_would_fail(
         assert found[what]["stage"] == stage
 
 
+def test_a_version_below_that_of_a_release_is_found(doctor: Doctor, hub: tuple[LocalHub, dict[str, str]]) -> None:
+    api = HfApi(endpoint=hub[0].endpoint, token=hub[0].token)
+    api.create_repo("someone/released")
+    api.create_tag("someone/released", tag="v1.0.1")
+    there = ("publish.hub=hf", "publish.repo=someone/released")
+    assert "Set publish.tag to a version above v1.0.1." in doctor.problems(*there)["publication"]["problem"]
+    for tag in ("v1.0.1", "v1.1.0"):
+        assert doctor.problems(*there, f"publish.tag={tag}") == {}
+
+
 def test_a_torch_that_cannot_be_loaded_is_all_that_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     found = doctor.problems()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -110,6 +112,28 @@ def test_a_gate_that_fails_exits_with_three(tmp_path: Path, capsys: pytest.Captu
     assert verdict["passed"] is False
     assert [gate["passed"] for gate in verdict["gates"]] == [False, *[True] * 12]
     assert "1 of 13 gates failed: forget_quality on forget." in said.err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_gate_that_fails_exits_with_three_though_nobody_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: list[str]
+) -> None:
+    _fill(tmp_path, forget_quality=0.01)
+    words = ["gate", "demo", "--store", str(tmp_path), *form]
+    with unread() as pipe, redirect_stdout(pipe):
+        assert main(words) == 3
+    assert "1 of 13 gates failed: forget_quality on forget." in capsys.readouterr().err
+    with unread() as pipe, redirect_stdout(pipe), redirect_stderr(pipe):
+        assert main(words) == 3
+
+
+@contextmanager
+def unread() -> Iterator[TextIO]:
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        yield pipe
 
 
 def test_a_gate_on_what_was_never_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

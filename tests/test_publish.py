@@ -22,6 +22,7 @@ from core.errors import GateError, HubError, VerificationError
 from pipeline.localhub.server import LocalHub
 from pipeline.publish import push, tree, verify
 from pipeline.publish.hub import Target, connect
+from pipeline.publish.revoke import Revoker
 from pipeline.publish.schema import PublishFacts, read_receipt
 from pipeline.publish.verify import verify_release
 from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, running, store, world  # noqa: F401
@@ -115,6 +116,28 @@ def test_a_tag_does_not_move(world: World, inputs: dict, package: Path, tmp_path
     with pytest.raises(HubError, match=r"a tag v1\.0\.0 with other content.*Nothing was changed"):
         world.publish(next_release(inputs, tmp_path, tag="v1.0.0"))
     assert (world.head(), world.tags(), world.branches()) == (first.commit, {"v1.0.0": first.commit}, ["main"])
+
+
+def test_an_older_version_does_not_set_main_back(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
+    following = next_release(inputs, tmp_path)
+    second = world.publish(following, tag="v1.1.0")
+    uploads = Fault(r"(PUT|POST) .*(commit|preupload|lfs|branch).*", "before", at=10**9)
+    world.faulty.faults.append(uploads)
+    for _ in range(2):
+        with pytest.raises(
+            HubError, match=r"v1\.1\.0 of .* is newer than v1\.0\.0.*Set publish\.tag to a version above"
+        ):
+            world.publish(package)
+        assert uploads.seen == 0
+        assert (world.head(), world.tags(), world.branches()) == (second.commit, {"v1.1.0": second.commit}, ["main"])
+        assert world.publish(following, tag="v1.1.0") == second
+    # What was revoked and purged has no tag, and its version is not free for an older one either.
+    revoker = Revoker(REPO, "v1.1.0", world.target)
+    revoker.run(revoker.plan("a test", None, hide=False, purge=True))
+    with pytest.raises(HubError, match=r"v1\.1\.0 of demo/tiny-unlearned is newer than v1\.0\.0"):
+        world.publish(package)
+    world.publish(next_release(inputs, tmp_path, "after", "v1.2.0"), tag="v1.2.0")
+    verify_release(REPO, "main", world.target, [own_signer()], problems)
 
 
 def test_public(world: World, package: Path) -> None:

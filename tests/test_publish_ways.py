@@ -12,6 +12,7 @@ import pytest
 from core.errors import HubError
 from core.progress import Report, listening
 from pipeline.engine.live import _Pace
+from pipeline.publish import collection
 from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
@@ -121,6 +122,27 @@ def test_a_collection_that_is_not_there_is_noticed_before_the_upload(world: Worl
     with pytest.raises(HubError, match=r"publish\.collection: reading demo/none-"):
         world.publish(package, collection="demo/none-" + "0" * 24)
     assert world.tags() == {}
+
+
+PRIVATE = collection.Listing(
+    "T", "d", "demo/table", True, {REPO: "Gates: 13 of 13."}, {"README.md": b"---\nlicense: mit\n---\n"}
+)
+
+
+@pytest.mark.parametrize("is_public", ["dataset", "collection"])
+def test_private_releases_are_not_compared_in_public(world: World, is_public: str) -> None:
+    world.api.create_repo(REPO, private=True)
+    world.api.create_repo("demo/table", repo_type="dataset", private=is_public != "dataset")
+    slug = world.api.create_collection("T", namespace="demo", private=is_public != "collection").slug
+    for _ in range(2):
+        with pytest.raises(HubError, match=rf"The {is_public} \S+ is public.*Nothing was uploaded\. Make it private"):
+            collection.publish(PRIVATE, "local")
+        assert world.api.list_repo_files("demo/table", repo_type="dataset") == [".gitattributes"]
+        assert world.api.get_collection(slug).items == []
+    world.api.update_repo_settings("demo/table", repo_type="dataset", private=True)
+    world.api.update_collection_metadata(slug, private=True)
+    assert collection.publish(PRIVATE, "local") == slug
+    assert {item.item_id for item in world.api.get_collection(slug).items} == {REPO, "demo/table"}
 
 
 def test_the_plan_is_what_publishing_does(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:

@@ -8,15 +8,17 @@ import json
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from safetensors.torch import load_file, save_file
 
 from core.errors import HubError, InputError, VerificationError
 from pipeline.__main__ import main
 from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
 from pipeline.publish.verify import verify_release
 from tests.hub_world import Fault, World, inputs, made, next_release, package, store, world  # noqa: F401
-from tests.publishing import REPO, own_signer, problems
+from tests.publishing import REPO, own_signer, problems, write_gate
+from tests.test_verify import operations
 
 LARGE = ["plots/metrics.png", "model.safetensors"]
 WHY = "It still answers 3 of 40 forget questions (see [the audit](https://x.org))."
@@ -27,6 +29,19 @@ def revoke(world: World, tag: str = "v1.0.0", successor: str | None = None, **wa
     plan = revoker.plan(WHY, successor, hide=ways.get("hide", False), purge=ways.get("purge", False))
     revoker.run(plan)
     return plan.steps
+
+
+def purged(world: World) -> dict[str, str]:
+    """Purge the release; the large files of it that the Hub still has, with what holds them."""
+    revoker = Revoker(REPO, "v1.0.0", world.target)
+    plan = revoker.plan(WHY, None, hide=False, purge=True)
+    revoker.run(plan)
+    said = (line.partition(", held by ") for line in revoker.held(plan))
+    return {file.split(" (")[0]: refs for file, _, refs in said}
+
+
+def stored(world: World) -> set[str]:
+    return {file.filename for file in world.api.list_lfs_files(REPO)}
 
 
 def card(world: World, revision: str, tmp_path: Path) -> ModelCard:
@@ -102,6 +117,32 @@ def test_what_was_revoked_is_not_published_again_and_a_new_version_is(
     assert refused(world, "v1.0.0")
 
 
+def stays_unpublished(world: World, package: Path) -> None:
+    with pytest.raises(HubError, match=r"v1\.0\.0 of demo/tiny-unlearned was revoked.*new version"):
+        world.publish(package)
+    assert world.branches() == ["main"]
+    assert not list(world.api.list_lfs_files(REPO))  # nothing was staged
+
+
+def test_what_was_purged_is_not_published_again(world: World, package: Path) -> None:
+    world.publish(package)
+    revoke(world, purge=True)
+    assert world.tags().keys() == {"revoked-v1.0.0"}
+    stays_unpublished(world, package)
+    world.api.delete_tag(REPO, tag="revoked-v1.0.0")  # as if it was cut off before it set the mark
+    stays_unpublished(world, package)
+
+
+def test_a_main_that_somebody_set_back_to_a_purged_release_is_refused(world: World, package: Path) -> None:
+    world.publish(package)
+    revoke(world, purge=True)
+    commit = world.api.create_commit(REPO, operations(package / "hub"), commit_message="x").oid
+    world.api.create_tag(REPO, tag="v1.0.0", revision="main")
+    assert world.holds(package)
+    for revision in ("main", "v1.0.0", commit):
+        assert "was revoked on" in refused(world, revision)
+
+
 @pytest.mark.parametrize("newer", [False, True])
 def test_purge_deletes_the_weights_for_good(
     world: World, inputs: dict, package: Path, tmp_path: Path, newer: bool
@@ -114,8 +155,9 @@ def test_purge_deletes_the_weights_for_good(
     assert "the tag v1.0.0 is deleted" in steps
     assert "v1.0.0" not in world.tags()
     assert len(world.api.list_repo_commits(REPO, revision="revoked-v1.0.0")) == 1
-    held = {file.filename for file in world.api.list_lfs_files(REPO)}
-    assert held == ({"model.safetensors", "plots/next.png"} if newer else set())  # both have the same weights here
+    assert stored(world) == (
+        {"model.safetensors", "plots/next.png"} if newer else set()
+    )  # both have the same weights here
     deleted = {step.split(" (")[0] for step in steps if step.endswith("is deleted for good")}
     assert deleted == ({"plots/metrics.png"} if newer else set(LARGE))
     assert "was revoked on" in refused(world, "v1.0.0")
@@ -126,6 +168,91 @@ def test_purge_deletes_the_weights_for_good(
         with pytest.raises((EntryNotFoundError, HfHubHTTPError)):
             card(world, old, tmp_path / "gone")
     assert revoke(world, purge=True) == ()
+
+
+def test_purge_keeps_what_a_waiting_pull_request_needs(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package)
+    world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+    other_weights(inputs)
+    waiting = next_release(inputs, tmp_path, "waiting", "v1.2.0")
+    with pytest.raises(HubError, match="waits to be merged"):
+        world.publish(waiting, tag="v1.2.0", via="pr")
+    assert purged(world) == {"model.safetensors": "main, v1.1.0"}  # which has the same weights here
+    world.api.merge_pull_request(REPO, 1)
+    world.publish(waiting, tag="v1.2.0", via="pr")
+    verify_release(REPO, "main", world.target, [own_signer()], problems)
+
+
+def other_weights(inputs: dict[str, Path]) -> None:
+    file = inputs["unlearn"] / "model" / "model.safetensors"
+    save_file({name: weights / 2 for name, weights in load_file(file).items()}, file, metadata={"format": "pt"})
+    write_gate(inputs)
+
+
+def test_purge_names_the_pull_request_that_holds_the_weights(
+    world: World, package: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(HubError, match="waits to be merged"):
+        world.publish(package, via="pr")
+    world.api.merge_pull_request(REPO, 1)
+    world.publish(package, via="pr")
+    for title in ("a note", "another"):  # on top of the release, so both hold its weights
+        note = [CommitOperationAdd("note.txt", title.encode())]
+        world.api.create_commit(REPO, note, commit_message=title, create_pr=True)
+    world.api.change_discussion_status(REPO, 2, "closed")
+    arguments = ["revoke", REPO, "--tag", "v1.0.0", "--reason", WHY, "--hub", "local", "--store", str(store), "--purge"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "bytes), held by refs/pr/3\nClose the pull requests" in said
+    assert "no longer holds the weights" not in said
+    assert stored(world) == set(LARGE)
+    world.api.change_discussion_status(REPO, 3, "closed")
+    assert main(arguments) == 0
+    assert "The Hub no longer holds the weights of the revoked releases." in capsys.readouterr().out
+    assert stored(world) == set()
+
+
+def test_purge_names_a_branch_that_holds_the_weights_when_the_commit_is_gone(world: World, package: Path) -> None:
+    commit = world.publish(package).commit
+    world.api.create_branch(REPO, branch="copy", revision=commit)
+    world.api.super_squash_history(REPO, branch="copy")
+    for _ in range(2):
+        assert purged(world) == dict.fromkeys(LARGE, "copy")
+    with pytest.raises(HfHubHTTPError, match="404"):
+        world.head(commit)
+    world.api.delete_branch(REPO, branch="copy")
+    assert purged(world) == {}
+    assert stored(world) == set()
+
+
+def test_purge_deletes_the_staging_branches_of_the_revoked_release(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    commit = world.publish(package).commit
+    world.api.create_branch(REPO, branch="staging-0123456789ab", revision=commit)  # left by killed runs
+    other_weights(inputs)
+    following = next_release(inputs, tmp_path)
+    world.api.create_branch(REPO, branch="staging-ba9876543210", revision=commit)
+    world.api.create_commit(REPO, operations(following / "hub"), commit_message="x", revision="staging-ba9876543210")
+    assert purged(world) == {"plots/metrics.png": "staging-ba9876543210"}
+    assert world.branches() == ["main", "staging-ba9876543210"]
+    assert stored(world) == {"model.safetensors", "plots/metrics.png", "plots/next.png"}
+    world.publish(following, tag="v1.1.0")
+    assert purged(world) == {}
+
+
+def test_only_a_release_is_revoked(world: World, package: Path) -> None:
+    commit = world.publish(package).commit
+    world.api.create_tag(REPO, tag="latest", revision="v1.0.0")
+    for other in ("latest", commit):
+        with pytest.raises(InputError, match=rf"has no release {other}; it has v1\.0\.0\. Name one"):
+            revoke(world, other)
+    revoke(world)
+    with pytest.raises(InputError, match=rf"has no release {commit}"):  # which the tombstone names
+        revoke(world, commit)
+    assert world.tags().keys() == {"latest", "v1.0.0", "revoked-v1.0.0"}
 
 
 def test_hide(world: World, package: Path) -> None:

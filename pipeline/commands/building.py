@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
 
-from core.errors import ArtifactError, InputError
+from core.errors import InputError
 from datasets_prep.schema import read_data_facts
 from pipeline import preflight
 from pipeline.commands.collection_plan import costs_of, seconds_of
@@ -17,7 +16,7 @@ from pipeline.commands.shared import say
 from pipeline.cost import devices
 from pipeline.cost.devices import Device
 from pipeline.cost.work import Cost
-from pipeline.engine.artifact import Artifact, check_artifact, read_artifact
+from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Graph, Judge, Member, Node, chains, execute
 from pipeline.engine.jobs import Outcome
 from pipeline.engine.launch import Children, check_launch, launch_config
@@ -103,28 +102,17 @@ def build_here(
     accelerate = launch_config(options.launch)
     with Children(max(cores() // at_once, 1) if at_once > 1 else None) as children:
 
-        def around(node: Node, build: Callable[[], Artifact]) -> Artifact:
+        def around(node: Node, build: Callable[[], Artifact]) -> None:
             if node.label != node.stage.name:  # of several releases
                 say(f"— {node.label}")
             if node.stage.processes == 1 and at_once == 1:
-                artifact = watched(node, build)
+                watched(node, build)
             else:
                 words = argparse.Namespace(recipe=recipe_of(node), set=options.set, debug=options.debug)
                 children.launch(accelerate, node.stage, words, node.first.store)
-                artifact = _made(node.first.store.link(node.stage.name))
             built.add(node.id)
-            return artifact
 
         yield from execute(nodes, around, judge, at_once=at_once)
-
-
-def _made(link: Path) -> Artifact:
-    """The artifact that another process has just made."""
-    artifact = read_artifact(link.resolve())
-    if artifact is None:
-        raise ArtifactError(f"{link} was built, but is gone. Run the command again.")
-    check_artifact(artifact)
-    return artifact
 
 
 def judge(node: Node, artifact: Artifact) -> None:

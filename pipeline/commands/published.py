@@ -10,7 +10,7 @@ from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
 from pipeline.localhub.rate_limit import WINDOW
 from pipeline.publish.hub import connect
-from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, Revoker, check_reason
+from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, STILL_HELD, Revoker, check_reason
 from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
@@ -47,21 +47,29 @@ def revoke(options: argparse.Namespace) -> int:
     with connect(hub_of(options, options.repo)) as target:
         revoker = Revoker(options.repo, options.tag, target)
         plan = revoker.plan(reason, options.successor, hide=options.hide, purge=options.purge)
+        held: list[str] = []
         if not options.dry_run:
             with watching("revoke"):
                 revoker.run(plan)
+                held = revoker.held(plan)
     value = {
         "repo": options.repo,
         **plan.revocation.model_dump(),
         "steps": list(plan.steps),
+        "held": held,
         "done": not options.dry_run,
     }
     said = f"{options.repo} {', '.join(plan.revocation.revisions)}: {plan.revocation}"
     head = "This would be done:" if options.dry_run else "Done:" if plan.steps else "Nothing was left to do."
-    purged = "With --purge this cannot be undone." if options.dry_run else PURGED
-    rest = purged if options.purge else CANNOT_TAKE_BACK
+    rest = _after_purge(options, held) if options.purge else CANNOT_TAKE_BACK
     show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
     return 0
+
+
+def _after_purge(options: argparse.Namespace, held: list[str]) -> str:
+    if options.dry_run:
+        return "With --purge this cannot be undone."
+    return STILL_HELD.format("\n".join(f"  {file}" for file in held)) if held else PURGED
 
 
 def hub(options: argparse.Namespace) -> int:

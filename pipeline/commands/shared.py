@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 from core.places import ROOT, holder, store, user_path
 
@@ -36,3 +39,42 @@ def show(options: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 def say(text: str) -> None:
     """Print a message to the user on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def ignoring_broken_pipes() -> Iterator[None]:
+    """Let a command come to its own end and exit code if the reader of its output leaves, as `head` does."""
+    out, err = (cast("TextIO", _Output(stream)) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()  # here, since Python ends with a code of its own if its last flush fails
+            err.flush()
+
+
+class _Output:
+    """A stream that loses what is written after its reader has left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._lose()
+
+    def _lose(self) -> None:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), self._stream.fileno())  # what the stream still holds goes there too

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from core.digests import artifact_key
-from core.errors import ReleaseError
+from core.errors import ArtifactError, ReleaseError
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits
-from pipeline.engine.runner import Stage, Status, Store, build, check
+from pipeline.engine.runner import Stage, Status, Store, build, check, key_of
 from pipeline.recipe import Recipe
 
 
@@ -130,7 +130,7 @@ def survey(nodes: Graph) -> dict[str, Status]:
     return found
 
 
-Around = Callable[[Node, Callable[[], Artifact]], Artifact]
+Around = Callable[[Node, Callable[[], Artifact]], object]
 Judge = Callable[[Node, Artifact], None]
 
 
@@ -139,11 +139,11 @@ def execute(
 ) -> Iterator[tuple[Node, Artifact | ReleaseError | None]]:
     """Run the nodes, and yield each with its artifact or its error; None: an input failed.
 
-    ``around(node, build)`` is called for a node that must be built; it calls ``build`` and may show its progress.
-    ``judge`` raises the error that stops what reads the artifact, such as that of a failed gate. A caller that stops at
-    the first error runs nothing after it. The nodes run in order in this thread, unless several may run ``at_once``:
-    then each begins when its inputs are there, the first of them first, and ``around`` is called in threads, where it
-    has to start a process: what builds a stage changes the environment.
+    ``around(node, build)`` is called for a node that must be built; it calls ``build``, or has another process build
+    it, and may show its progress. ``judge`` raises the error that stops what reads the artifact, such as that of a
+    failed gate. A caller that stops at the first error runs nothing after it. The nodes run in order in this thread,
+    unless several may run ``at_once``: then each begins when its inputs are there, the first of them first, and
+    ``around`` is called in threads, where it has to start a process: what builds a stage changes the environment.
     """
     waiting, done, failed = dict(nodes), dict[str, Artifact](), set[str]()
     running: dict[Future[Artifact], Node] = {}
@@ -181,7 +181,14 @@ def _artifact(node: Node, inputs: Mapping[str, Artifact], around: Around) -> Art
     if artifact := store.status(node.stage, inputs).artifact:
         check(node.stage, store, artifact)
         return artifact
-    return around(node, lambda: build(node.stage, store, inputs))
+    around(node, lambda: build(node.stage, store, inputs))
+    # By its key: another run of the recipe, with other settings, may have moved the recipe's link meanwhile.
+    place = store.place(node.stage.name, key_of(node.stage, inputs))
+    artifact = art.read_artifact(place)
+    if artifact is None:
+        raise ArtifactError(f"{place} was built, but is gone. Run the command again.")
+    art.check_artifact(artifact)
+    return artifact
 
 
 class _Here(Executor):

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from core.hub_ids import HubId
 from pipeline.publish.hub import connect, hub_errors, quiet
+from pipeline.publish.repository import public_against_the_recipe
 
 
 class Listing(NamedTuple):
@@ -24,16 +25,16 @@ class Listing(NamedTuple):
 def publish(listing: Listing, hub: Literal["local", "hf"]) -> str:
     """Make the Hub show it, and return the collection's slug. Doing it again changes nothing.
 
-    The collection is found by its title. Items that are none of ours any more are taken out of it. Raises HubError.
+    The collection is found by its title. Items that are none of ours any more are taken out of it. Raises HubError,
+    before anything is uploaded if it or the dataset is there and public, and the listing is private.
     """
     from huggingface_hub import CommitOperationAdd
 
     with connect(hub) as target, quiet(), hub_errors(f"publishing the collection {listing.title!r}"):
         api = target.api()
         api.create_repo(listing.repo, repo_type="dataset", private=listing.private, exist_ok=True)
-        files = sorted(listing.files.items())  # open files are sent by LFS, which a Hub without xet needs
-        operations = [CommitOperationAdd(name, BytesIO(content)) for name, content in files]
-        api.create_commit(listing.repo, operations, commit_message="Comparison", repo_type="dataset")
+        if listing.private and not api.repo_info(listing.repo, repo_type="dataset").private:  # it was there
+            raise public_against_the_recipe(f"The dataset {listing.repo}", "Nothing was uploaded.")
         found = api.create_collection(
             listing.title,
             namespace=listing.repo.split("/")[0],
@@ -41,6 +42,11 @@ def publish(listing: Listing, hub: Literal["local", "hf"]) -> str:
             private=listing.private,
             exists_ok=True,
         )
+        if listing.private and not found.private:
+            raise public_against_the_recipe(f"The collection {found.slug}", "Nothing was uploaded.")
+        files = sorted(listing.files.items())  # open files are sent by LFS, which a Hub without xet needs
+        operations = [CommitOperationAdd(name, BytesIO(content)) for name, content in files]
+        api.create_commit(listing.repo, operations, commit_message="Comparison", repo_type="dataset")
         wanted = {(listing.repo, "dataset"): "All models beside each other."}
         wanted |= {(repo, "model"): note for repo, note in listing.models.items()}
         there = {(item.item_id, item.item_type): item for item in found.items}

@@ -1,7 +1,7 @@
 """The publish stage: either the repository stays what it was, or it becomes the complete, verified new release.
 
 1. The gate's digest is checked against the packaged weights once more, and the repository's visibility is asserted,
-   here and before each commit.
+   here and before each commit. A tag that was revoked, or is below that of another release, is refused.
 2. One commit with everything goes onto a staging branch, is downloaded again into an empty folder, and verified.
 3. The same operations with the same parent go onto main. This is a second commit and not a merge: the Hub merges pull
    requests only, without a parent to compare with, so it would merge over somebody else's commit in between. Here such
@@ -20,7 +20,6 @@ content was scanned and is meant for the public, and readers of main still see t
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from itertools import takewhile
@@ -37,15 +36,14 @@ from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
-from pipeline.publish.repository import Repository
-from pipeline.publish.revoke import revocation_of
+from pipeline.publish.repository import STAGING, Repository, public_against_the_recipe
+from pipeline.publish.revoke import revocation_of_tag
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import Verified, read_release, verify_release
 
 ATTEMPTS = 3
-_STAGING = re.compile(r"staging-[0-9a-f]{12}")
 
 
 def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: Recheck) -> PublishFacts:
@@ -90,10 +88,11 @@ def publish(
         )
     publication = _Publication(config, package, target, signer, scratch)
     publication.prepare()
+    if revoked := revocation_of_tag(config.repo, config.tag, target):
+        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
+    publication.hub.check_newest(config.tag)
     tagged = publication.tagged()
     head = publication.hub.commit(MAIN)
-    if tagged is not None and (revoked := revocation_of(config.repo, config.tag, target)):
-        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
     if tagged is not None and not publication.holds_release(tagged):
         raise HubError(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
@@ -149,14 +148,10 @@ class _Publication:
 
     def _refuse_public(self, private: bool | None, done: str) -> None:
         """Raise HubError if everybody may read what the recipe keeps private; nothing unfinished is left to read."""
-        repo = self._config.repo
         if private or self._config.visibility == "public":
             return
         self._delete_staging()
-        raise HubError(
-            f"{repo} is public, and publish.visibility is private. {done} "
-            "Make it private in its settings, or set publish.visibility to public."
-        )
+        raise public_against_the_recipe(self._config.repo, done)
 
     def _delete_staging(self, keep: str = "") -> str | None:
         """Delete staging branches, those too that killed runs or other packages left; the commit of ``keep``."""
@@ -164,7 +159,7 @@ class _Publication:
         branches = self.hub.branches()
         with hub_errors(f"deleting staging branches of {repo}"):
             for name in branches.keys() - {keep}:
-                if _STAGING.fullmatch(name):
+                if STAGING.fullmatch(name):
                     self._api.delete_branch(repo, branch=name)
         return branches.get(keep)
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from core.errors import HubError
-from core.hub_ids import is_release_tag
+from core.hub_ids import is_release_tag, newest_release
 from pipeline.publish.hub import Target, hub_errors
 from pipeline.publish.tree import HUB_FILES
+
+MARK = "revoked-"  # before the tag of a release: the tag that marks its revocation
+STAGING = re.compile(r"staging-[0-9a-f]{12}")  # the branch of a publication, by digits of its signature's digest
+
+
+def public_against_the_recipe(what: str, done: str) -> HubError:
+    """The error for what everybody may read and the recipe keeps private; ``done`` says what was done before."""
+    return HubError(
+        f"{what} is public, and publish.visibility is private. {done} Make it private in its settings, or set "
+        "publish.visibility to public."
+    )
 
 
 class Repository:
@@ -33,10 +45,30 @@ class Repository:
         """The tags of its releases, with their commits."""
         return {tag: self.commit(tag) for tag in self.tags() if is_release_tag(tag)}
 
+    def check_newest(self, tag: str) -> None:
+        """Raise HubError if a release ``tag`` that is not there is older than another, be that revoked and purged."""
+        tags = self.tags()
+        newest = newest_release([tag, *(name.removeprefix(MARK) for name in tags)])
+        if tag not in tags and newest != tag:
+            raise HubError(
+                f"{newest} of {self.name} is newer than {tag}, and main holds the newest release. Nothing was changed. "
+                f"Set publish.tag to a version above {newest}."
+            )
+
     def branches(self) -> dict[str, str]:
         """Its branches, with their commits."""
         with hub_errors(f"reading {self.name}"):
             return {branch.name: branch.target_commit for branch in self.api.list_repo_refs(self.name).branches}
+
+    def open_pull_requests(self) -> list[str]:
+        """The refs of its pull requests that are neither merged nor closed."""
+        with hub_errors(f"reading pull requests of {self.name}"):
+            refs = self.api.list_repo_refs(self.name, include_pull_requests=True).pull_requests
+            if not refs:  # discussions, which can be switched off, are not asked for
+                return []
+            asked = self.api.get_repo_discussions(self.name, discussion_type="pull_request")
+            over = {f"refs/pr/{each.num}" for each in asked if each.status in ("merged", "closed")}
+        return [each.ref for each in refs if each.ref not in over]
 
     def commit(self, revision: str) -> str:
         """The commit of a branch or tag. The Hub lists an annotated tag with the id of the tag itself instead."""

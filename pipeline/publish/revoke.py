@@ -11,33 +11,43 @@ from __future__ import annotations
 
 import html
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.errors import HubError, InputError
+from core.artifacts import read_file
+from core.errors import ArtifactError, HubError, InputError
 from core.hub_ids import newest_release
 from core.progress import report
 from core.strict import Strict
 from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence, card_metadata
-from pipeline.publish.repository import Repository
+from pipeline.publish.repository import MARK, STAGING, Repository
+from pipeline.publish.schema import RELEASE, Release
 
-CARD, MARK = "README.md", "revoked-"
+CARD = "README.md"
 LONGEST_REASON = 1000
-CANNOT_TAKE_BACK = """\
+ELSEWHERE = """\
+Copies, forks and quantizations elsewhere stay where they are. Ask their owners, or report them to the Hub."""
+CANNOT_TAKE_BACK = f"""\
 What this does not take back: the old commits and tags still hold the weights, and whoever downloaded them keeps them.
 To remove them from the Hub for good, run this again with --purge. It does what these do, and cannot be undone:
   HfApi().delete_tag(REPO, tag=TAG)                      for each revoked release
   HfApi().super_squash_history(REPO, branch=BRANCH)      so that no commit holds them
-  HfApi().permanently_delete_lfs_files(REPO, FILES)      for the files that no other revision holds
-Copies, forks and quantizations elsewhere stay where they are. Ask their owners, or report them to the Hub."""
-PURGED = """\
-The Hub no longer holds the weights of the revoked releases. Copies, forks and quantizations elsewhere stay where they
-are. Ask their owners, or report them to the Hub."""
+  HfApi().permanently_delete_lfs_files(REPO, FILES)      for the files that nothing else holds
+{ELSEWHERE}"""
+PURGED = f"""\
+The Hub no longer holds the weights of the revoked releases.
+{ELSEWHERE}"""
+STILL_HELD = f"""\
+The Hub still holds large files of the revoked releases, or that can no longer be told from theirs:
+{{}}
+Close the pull requests and delete the branches and tags that hold them, or revoke the releases, and run this again.
+{ELSEWHERE}"""
 
 
 class Revocation(Strict):
@@ -58,7 +68,8 @@ class Plan:
     """What a revocation will do, step by step in words; nothing if there are no ``steps``.
 
     ``branch`` gets the tombstone, as one commit on ``head``, unless it is ``buried`` there already. ``purge`` and
-    ``hide`` are what is left of the two.
+    ``hide`` are what is left of the two. ``staging`` are branches that go with a purge, ``large`` the ids of the large
+    files of the revoked releases.
     """
 
     revocation: Revocation
@@ -68,6 +79,8 @@ class Plan:
     marked: bool
     hide: bool
     purge: bool
+    staging: tuple[str, ...]
+    large: frozenset[str]
     steps: tuple[str, ...]
 
 
@@ -86,18 +99,24 @@ def check_reason(reason: str) -> str:
 
 
 def revocation_of(repo: str, revision: str, target: Target) -> Revocation | None:
-    """The revocation of a revision, or None. Raises HubError if the Hub does not answer."""
+    """The revocation of a revision by its name, its commit or the tag that it was signed as, or None.
+
+    Raises HubError if the Hub does not answer.
+    """
     hub = _Revocable(repo, target)
-    marks = [hub.read(tag) for tag in hub.tags() if tag.startswith(MARK)]
-    if found := _of(revision, marks):
+    said = hub.revocations()
+    if found := _of(revision, said):
         return found
     commit = hub.commit(revision)
-    if own := hub.read(commit):
-        return own
-    return _of(commit, marks)
+    return hub.read(commit) or _of(commit, said) or _of(hub.signed_tag(commit), said)
 
 
-def _of(revision: str, revocations: Iterable[Revocation | None]) -> Revocation | None:
+def revocation_of_tag(repo: str, tag: str, target: Target) -> Revocation | None:
+    """The revocation of the release ``tag``, or None; a purged one has no tag. Raises HubError as above."""
+    return _of(tag, _Revocable(repo, target).revocations())
+
+
+def _of(revision: str | None, revocations: Iterable[Revocation | None]) -> Revocation | None:
     for found in revocations:
         if found and (revision in found.revisions or revision in found.revisions.values()):
             return found
@@ -113,10 +132,10 @@ class Revoker:
 
     def plan(self, reason: str, successor: str | None, *, hide: bool, purge: bool) -> Plan:
         """What is left to be done. Raises InputError if the repository has no such release."""
-        hub, tags, releases = self._hub, self._hub.tags(), self._hub.releases()
-        refs = {*tags, *hub.branches()}
+        hub, tags, branches, releases = self._hub, self._hub.tags(), self._hub.branches(), self._hub.releases()
+        refs = {*tags, *branches}
         said = _of(self._tag, [hub.read(place) for place in (self._mark, MAIN, self._own_branch) if place in refs])
-        if said is None and self._tag not in tags:
+        if self._tag not in (said.revisions if said else releases):  # a tag that others set, or the id of a commit
             listed = ", ".join(releases) or "none"
             raise InputError(f"{self._repo} has no release {self._tag}; it has {listed}. Name one of its releases.")
         if said is None:
@@ -125,8 +144,9 @@ class Revoker:
             said = Revocation(since=f"{datetime.now(UTC):%Y-%m-%d}", reason=reason, revisions=revoked, successor=after)
         branch = self._own_branch if releases.keys() - said.revisions.keys() else MAIN
         head = hub.commit(next(place for place in (branch, self._mark, self._tag) if place in refs))
-        gone = {*said.revisions, branch, self._mark}
-        large = hub.unused_large(without=gone) if purge else []
+        left_over = [name for name in branches if STAGING.fullmatch(name)] if purge else []
+        staging = tuple(name for name in left_over if hub.signed_tag(name) in said.revisions)
+        unused = hub.unused_large(without={*said.revisions, branch, self._mark, *staging}) if purge else []
         left = Plan(
             revocation=said,
             branch=branch,
@@ -134,12 +154,14 @@ class Revoker:
             buried=hub.read(head) == said,
             marked=self._mark in tags,
             hide=hide and not hub.is_private(),
-            purge=purge and bool(large or said.revisions.keys() & tags or hub.has_history(head)),
+            purge=purge and bool(unused or staging or said.revisions.keys() & tags or hub.has_history(head)),
+            staging=staging,
+            large=hub.large_of(said.revisions.values()) if purge else frozenset(),
             steps=(),
         )
-        return replace(left, steps=tuple(self._steps(left, tags, large)))
+        return replace(left, steps=tuple(self._steps(left, tags, unused)))
 
-    def _steps(self, plan: Plan, tags: Sequence[str], large: Sequence[Any]) -> Iterator[str]:
+    def _steps(self, plan: Plan, tags: Sequence[str], unused: Sequence[Any]) -> Iterator[str]:
         if plan.hide:
             yield "the repository becomes private"
         if not plan.buried:
@@ -147,12 +169,13 @@ class Revoker:
             yield f"{CARD} on {plan.branch} becomes a tombstone, and {len(removed)} files are removed, in one commit"
             yield from (f"  {name} is removed" for name in removed)
         if plan.purge:
+            yield from (f"the branch {name}, left by a publication, is deleted" for name in plan.staging)
             yield from (f"the tag {tag} is deleted" for tag in plan.revocation.revisions if tag in tags)
             yield f"the history of {plan.branch} is squashed into one commit"
         if plan.purge or not plan.marked:
             yield f"the tag {self._mark} is set on that commit"
         if plan.purge:
-            yield from (f"{file.filename} ({file.size:,} bytes) is deleted for good" for file in large)
+            yield from (f"{file.filename} ({file.size:,} bytes) is deleted for good" for file in unused)
 
     def run(self, plan: Plan) -> None:
         """Do what the plan says. Raises HubError if the Hub refuses; planning and running again continues."""
@@ -174,7 +197,20 @@ class Revoker:
                     hub.delete_branch(plan.branch)
             if plan.purge:
                 report("deleting large files")
+                for name in plan.staging:
+                    hub.delete_branch(name)
                 hub.delete_large(hub.unused_large())
+
+    def held(self, plan: Plan) -> list[str]:
+        """The large files of the revoked releases that a purge has left, in words, and why. Raises HubError."""
+        if not plan.large:
+            return []
+        holders = self._hub.holders()
+        return [
+            f"{file.filename} ({file.size:,} bytes), held by {', '.join(holders[file.oid]) or 'nothing any more'}"
+            for file in self._hub.large()
+            if file.oid in plan.large
+        ]
 
     def _forget_history(self, plan: Plan) -> None:
         """Delete the tags that hold the history of the branch, and squash it."""
@@ -200,6 +236,20 @@ class _Revocable(Repository):
                     f"The card of {self.name} at {revision} cannot be read ({' '.join(str(error).split()):.200}), so "
                     "it is unknown whether it was revoked. Look at it on the Hub."
                 ) from error
+
+    def revocations(self) -> list[Revocation]:
+        """What the marks and main say; main alone if a revocation was cut off."""
+        places = (*(tag for tag in self.tags() if tag.startswith(MARK)), MAIN)
+        return [said for place in places if (said := self.read(place))]
+
+    def signed_tag(self, revision: str) -> str | None:
+        """The tag that a revision was signed as; None if its `release.json` is not there or cannot be read."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = self.file(RELEASE, revision, Path(temporary))
+            try:
+                return read_file(path, Release, "").tag if path else None
+            except ArtifactError:
+                return None
 
     def has_history(self, revision: str) -> bool:
         with hub_errors(f"reading the history of {self.name}"):
@@ -253,13 +303,37 @@ class _Revocable(Repository):
             if self.read(branch) is None:  # after a lost answer, the branch shows whether it was done
                 raise
 
-    def unused_large(self, without: Iterable[str] = ()) -> list[Any]:
-        """The large files that no branch and tag holds, apart from the refs ``without``."""
+    def large(self) -> list[Any]:
+        """All its large files, whether a commit holds them or not."""
         with hub_errors(f"listing the large files of {self.name}"):
-            large = list(self.api.list_lfs_files(self.name))
-        kept = {*self.tags(), *self.branches()} - set(without)
-        used = {oid for revision in kept for oid in self.files(revision).values()}
-        return [file for file in large if file.oid not in used]
+            return list(self.api.list_lfs_files(self.name))
+
+    def large_of(self, commits: Iterable[str]) -> frozenset[str]:
+        """The ids of the large files of these commits; of all files, if the Hub has one of the commits no more."""
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        there, held = {file.oid for file in self.large()}, set[str]()
+        for commit in commits:
+            try:
+                held.update(self.files(commit).values())
+            except HubError as error:
+                if isinstance(error.__cause__, RevisionNotFoundError):
+                    return frozenset(there)
+                raise
+        return frozenset(there & held)
+
+    def holders(self, without: Iterable[str] = ()) -> defaultdict[str, list[str]]:
+        """By the id of a file, the branches, tags and open pull requests that hold it, apart from ``without``."""
+        found = defaultdict[str, list[str]](list)
+        for ref in sorted({*self.branches(), *self.tags(), *self.open_pull_requests()} - set(without)):
+            for oid in {*self.files(ref).values()}:
+                found[oid].append(ref)
+        return found
+
+    def unused_large(self, without: Iterable[str] = ()) -> list[Any]:
+        """The large files that nothing holds, apart from the refs ``without``."""
+        holders = self.holders(without)
+        return [file for file in self.large() if file.oid not in holders]
 
     def delete_large(self, files: Iterable[Any]) -> None:
         with hub_errors(f"deleting large files of {self.name}"):
