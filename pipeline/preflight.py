@@ -283,10 +283,17 @@ def _questions(asked: Sequence[Suite], task: str) -> int | None:
 
 
 def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
-    """Raise InputError if the rows of ``data`` cannot carry the gates, or lack false answers that the method reads."""
+    """Raise InputError if the rows of ``data`` cannot carry the gates, or lack what the method reads.
+
+    That is false answers, and somebody else to be asked the given questions about.
+    """
     false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
+    if recipe.unlearn.neighbours:
+        from pipeline.unlearn import neighbours  # brings torch
+
+        neighbours.refuse_nobody(neighbours.given_rows(data))
 
 
 # Trainings
