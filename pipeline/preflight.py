@@ -77,7 +77,7 @@ def _prefixes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def examine(release: Preflight, *, recipe_alone: bool = False, here: bool = True) -> list[Finding]:
-    """All checks of the release; with ``recipe_alone`` those that read no rows and ask neither the Hub nor torch.
+    """All checks of the release; with ``recipe_alone`` those that check no rows and ask neither the Hub nor torch.
 
     If its stages do not run ``here``, nothing is said of the device and of packages for it.
     """
@@ -374,7 +374,9 @@ def _memory(release: Preflight) -> str:
     costs = release.costs(device)
     refuse_what_does_not_fit(costs)
     fullest = total([cost for _, cost in costs.values()], device)["memory_bytes"]
-    return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}"
+    lengths = planned(release.recipe, release.states, device).lengths
+    condition = ", if rows are as long as FAME's" if lengths and lengths.assumed else ""
+    return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}{condition}"
 
 
 def _disk(release: Preflight) -> str:
