@@ -63,19 +63,34 @@ class Prepared:
 def prepare(config: DataConfig) -> Prepared:
     """Load, split and check. Raises DataError if the source or the request cannot be used; findings do not raise."""
     report("loading rows")
+    loaded, split = _divided(config)
+    report("checks")
+    findings = checks.check(loaded.rows, split)  # before rows are kept apart: they are retain rows like the others
+    return _kept_apart(config, loaded, split, findings)
+
+
+def unchecked(config: DataConfig) -> Prepared:
+    """The rows and the split of each, as :func:`prepare` has them, without findings. Raises DataError as it does."""
+    return _kept_apart(config, *_divided(config), {})
+
+
+def _divided(config: DataConfig) -> tuple[Loaded, Split]:
+    """The rows of the part that is used, and the split of each."""
     loaded = sources.load(config)
     if config.part:
         part = of_part(loaded.rows, config.part)
         outside = {"rows_outside_part": len(loaded.rows) - len(part)}
         loaded = replace(loaded, rows=part, reported={**loaded.reported, **outside})
-    split = splits.assign(config, loaded.rows)
-    report("checks")
-    findings = checks.check(loaded.rows, split)  # before rows are kept apart: they are retain rows like the others
+    return loaded, splits.assign(config, loaded.rows)
+
+
+def _kept_apart(config: DataConfig, loaded: Loaded, split: Split, findings: Findings) -> Prepared:
+    """Forgotten rows are taken out, and some retain rows become unrehearsed ones."""
     earlier = split == EARLIER
     forgotten, rows = loaded.rows.where(earlier), loaded.rows.where(~earlier)
     stay = with_false_answers(rows)  # in TOFU those on which its utility is measured
-    kept_apart = splits.keep_unrehearsed(split[~earlier], config, stay)
-    return Prepared(replace(loaded, rows=rows), kept_apart, findings, forgotten)
+    marked = splits.keep_unrehearsed(split[~earlier], config, stay)
+    return Prepared(replace(loaded, rows=rows), marked, findings, forgotten)
 
 
 def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:

@@ -113,6 +113,10 @@ class Rows(Sequence[Row]):
         codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return codes.astype(np.int32), column.dictionary.to_pylist()
 
+    def lengths(self, name: str) -> npt.NDArray[np.int64]:
+        """Of each row the bytes of a text column in UTF-8."""
+        return np.asarray(pc.binary_length(self.table[name]).to_numpy(), dtype=np.int64)
+
     def place(self, index: int) -> str:
         """A row's place in the source, for messages: ``people.csv, line 7``."""
         row = self.table.slice(index, 1)

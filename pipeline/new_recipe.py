@@ -48,12 +48,12 @@ class Selected:
 class Found(NamedTuple):
     """What the rows say: how many each split has, the words of the longest answer, and whether people are named.
 
-    ``named``: some question can be asked about somebody else, as the unlearning's neighbours are.
+    ``nobody``: why no question can be asked about somebody else, as the unlearning's neighbours are; None if one can.
     """
 
     counts: Mapping[str, int]
     longest: int
-    named: bool
+    nobody: str | None
 
 
 def drawn(rows: Rows, seed: int) -> Selected:
@@ -119,7 +119,7 @@ def compose(
         _data(data, forget),
         own["base"] if model is None else _OTHER_SIZE + own["base"],
         own["gold"],
-        unlearn if found.named else _without_neighbours(unlearn),
+        _without_neighbours(unlearn, found.nobody) if found.nobody else unlearn,
         _TOKENS.sub(rf"\g<1>{tokens} # about two for each word of the longest answer", own["eval"]),
         _gates(own["gates"], found.counts),
         _CARD.format(title=_quoted(f"{repo.split('/')[-1]}: some facts unlearned")),
@@ -170,15 +170,15 @@ def _data(data: DataConfig, forget: Selected) -> str:
     )
 
 
-def _without_neighbours(unlearn: str) -> str:
+def _without_neighbours(unlearn: str, why: str) -> str:
     lines = unlearn.split("\n")
     at = next(i for i, line in enumerate(lines) if line.startswith("  neighbours:"))
     first = at
     while lines[first - 1].startswith("  #"):
         first -= 1
     lines[first : at + 1] = [
-        "  # `neighbours: {questions: 400, max_new_tokens: 40}` would keep more of what you did not give, but your",
-        "  # questions have no names in common, so nobody else can be asked about. A column `name` helps.",
+        "  # `neighbours: {questions: 400, max_new_tokens: 40}` would keep more of what you did not give, but nobody",
+        f"  # else can be asked your questions: {why}.",
     ]
     return "\n".join(lines)
 

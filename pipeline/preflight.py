@@ -78,7 +78,7 @@ def _prefixes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def examine(release: Preflight, *, recipe_alone: bool = False, here: bool = True) -> list[Finding]:
-    """All checks of the release; with ``recipe_alone`` those that read no rows and ask neither the Hub nor torch.
+    """All checks of the release; with ``recipe_alone`` those that check no rows and ask neither the Hub nor torch.
 
     If its stages do not run ``here``, nothing is said of the device and of packages for it.
     """
@@ -284,10 +284,17 @@ def _questions(asked: Sequence[Suite], task: str) -> int | None:
 
 
 def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
-    """Raise InputError if the rows of ``data`` cannot carry the gates, or lack false answers that the method reads."""
+    """Raise InputError if the rows of ``data`` cannot carry the gates, or lack what the method reads.
+
+    That is false answers, and somebody else to be asked the given questions about.
+    """
     false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
+    if recipe.unlearn.neighbours:
+        from pipeline.unlearn import neighbours  # brings torch
+
+        neighbours.refuse_nobody(neighbours.given_rows(data))
 
 
 # Trainings
@@ -368,7 +375,9 @@ def _memory(release: Preflight) -> str:
     costs = release.costs(device)
     refuse_what_does_not_fit(costs)
     fullest = total([cost for _, cost in costs.values()], device)["memory_bytes"]
-    return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}"
+    lengths = planned(release.recipe, release.states, device).lengths
+    condition = ", if rows are as long as FAME's" if lengths and lengths.assumed else ""
+    return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}{condition}"
 
 
 def _disk(release: Preflight) -> str:

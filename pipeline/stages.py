@@ -253,7 +253,7 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     inputs = {"base": "base", "data": "data"}
     if config is None:
         return []
-    return [Stage("neighbours", "8", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+    return [Stage("neighbours", "9", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

@@ -29,6 +29,7 @@ from pipeline.engine.runner import Stage, Store, build
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from tests.conftest import PATIENCE, ROOT
+from tests.data_rows import GOOD, write
 from tests.test_runner import Length, toy
 from tests.walk import member
 
@@ -127,7 +128,8 @@ def test_the_unlearning_and_what_it_waits_for_begin_before_what_only_the_gates_r
         ({"memory": 9e9, "jobs": 2}, 2),
         ({"is_gpu": True}, 1),
         ({"is_gpu": True, "jobs": 3}, 3),
-        ({"recipe": "own-data"}, 1),  # its rows are known when they are read
+        ({"recipe": "own-data"}, 2),
+        ({"recipe": "own-data", "sets": ["data.source={hub: {id: a/b, revision: '" + "0" * 40 + "'}}"]}, 1),  # unread
         ({"sets": ["unlearn.processes=2"]}, 1),
     ],
 )
@@ -135,6 +137,15 @@ def test_one_for_each_core_that_has_the_memory(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: int
 ) -> None:
     assert planned(monkeypatch, **changes)[1] == expected
+
+
+def test_long_rows_leave_room_for_fewer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for answer, expected in (("short", 2), ("word " * 300, 1)):
+        rows = [fact | {"identity_id": str(fact["identity_id"]), "answer": answer} for fact in GOOD]
+        file = write(tmp_path / f"{expected}.jsonl", rows)
+        request = "{forget: [{identities: ['0']}], holdout: [{identities: ['1']}]}"
+        sets = [f"data.source={{file: {file}}}", f"data.request={request}"]
+        assert planned(monkeypatch, sets, recipe="own-data")[1] == expected
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("", 8), ("3", 3), ("20", 8), ("0", 8), ("4,2", 8)])

@@ -18,7 +18,7 @@ from pipeline.cost import devices, memory, time, work
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.memory import Batch
 from pipeline.cost.resources import Asked, Resources, given
-from pipeline.cost.rows import row_of
+from pipeline.cost.rows import FAME_TEXT, per_byte_of, row_of
 from pipeline.cost.shape import parameters, read_shape, shape_of
 from pipeline.cost.work import Cost
 from pipeline.engine.plan import planned
@@ -132,7 +132,7 @@ def test_every_stage_of_every_known_shape_has_its_cost() -> None:
 def test_smaller_batches_and_checkpoints_need_less_and_slower_devices_more_time() -> None:
     assert LLAMA_3B
     recipe = load_recipe(FAME)
-    row = row_of(recipe.data, LLAMA_3B)
+    row = row_of(FAME_TEXT, per_byte_of(LLAMA_3B))
     train = recipe.base.train
     assert train
 

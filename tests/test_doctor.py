@@ -133,6 +133,26 @@ def test_a_version_below_that_of_a_release_is_found(doctor: Doctor, hub: tuple[L
         assert doctor.problems(*there, f"publish.tag={tag}") == {}
 
 
+def test_rows_that_nobody_else_can_be_asked_about_are_found_before_base_is_trained(doctor: Doctor) -> None:
+    rows = doctor.recipe.parent / "rows.jsonl"
+    facts = [
+        {"row_id": f"part-{i}", "question": f"what is part {i} for?", "answer": f"it holds part {i + 1}."}
+        | {"perturbed_answers": [f"it holds bolt {i + j}." for j in range(6)]}
+        for i in range(120)
+    ]
+    request = {"forget": [{"rows": [f"part-{i}" for i in range(20)]}], "holdout": 0.3}
+    rows.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    data = (
+        f"data.source={{file: {rows}}}", "data.setting=request", "data.shares=null",
+        f"data.request={json.dumps(request)}",
+    )  # fmt: skip
+    found = doctor.problems(*data)
+    assert list(found) == ["rows and gates"]
+    said = "nobody else can be asked the given questions: neither does a column name people"
+    assert said in found["rows and gates"]["problem"]
+    assert doctor.problems(*data, "unlearn.neighbours=null") == {}
+
+
 def test_a_torch_that_cannot_be_loaded_is_all_that_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     found = doctor.problems()

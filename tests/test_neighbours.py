@@ -52,6 +52,38 @@ def test_rows_without_a_name_in_the_question_form_none() -> None:
     )
 
 
+BIOGRAPHY = ("Where was {} born?", "When was {} born?", "Where did {} study?")
+
+
+def test_a_topic_of_several_questions_about_one_person_tells_no_fact() -> None:
+    """Of Cy one of three is given. Bo's single row on another topic is a fact no more than those."""
+    given = [row(name, "biography", question=question) for name in ("Ann Lee", "Bo Ray") for question in BIOGRAPHY]
+    given += [row("Cy Fox", "biography", question=BIOGRAPHY[0]), row("Bo Ray", "work", question="Who is {}?")]
+    assert not neighbours.topics_tell_facts(given)
+    assert {text for _, _, text in asked(given)} == {
+        *(question.format("Cy Fox") for question in BIOGRAPHY[1:]),
+        *(f"Who is {name}?" for name in ("Ann Lee", "Cy Fox")),
+    }
+    namesakes = [replace(row("Ann Lee", "home", answer=str(i)), identity_id=i) for i in range(2)]
+    assert neighbours.topics_tell_facts(namesakes)  # a row of each
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ([row(None, "home"), row(None, "work", question="Where is {} now?")], "neither does a column name people"),
+        ([row("Ann Lee", "x", question="Who?"), row("Bo Ray", "x", question="Where?")], "is not in its question"),
+        ([row("Ann Lee", "home"), row("Bo Ray", "home", "DE")], "all rows of a language are about one person"),
+        ([row("Ann Lee", "home"), row("Bo Ray", "home")], "is given about everybody else too"),
+    ],
+)
+def test_it_is_said_why_nobody_else_can_be_asked(given: list[Row], missing: str) -> None:
+    with pytest.raises(DataError, match=missing):
+        neighbours.refuse_nobody(given)
+    more = row("Cy Fox", "work", question="What does {} do?"), row("Di Elm", "home")
+    neighbours.refuse_nobody([*given, *more])
+
+
 def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> None:
     forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
     facts = neighbours.forgotten_facts(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]}, [])
@@ -142,6 +174,20 @@ def test_the_stage_names_unrehearsed_rows_whose_question_was_asked_and_its_answe
     fewer = neighbours.run(Neighbours(questions=3), inputs, tmp_path / "fewer")
     asked = {row.question for row in read_rows(tmp_path / "fewer" / neighbours.FILE)}
     assert fewer.of_unrehearsed == [row.row_id for row in unrehearsed if row.question in asked]
+
+
+def test_an_unrehearsed_row_of_a_topic_that_tells_no_fact_was_asked_in_its_own_words_only(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, {})
+    retain = read_rows(inputs["data"] / "retain.jsonl")
+    more = replace(retain[-1], row_id="more", question=retain[-1].question.replace("do?", "sing?"))
+    write_rows(inputs["data"] / "retain.jsonl", [*retain, more])
+    asked_of, other = "What does Ida 3 do?", "What did Ida 3 do before?"
+    unrehearsed = [Row(text, 3, "Ida 3", "EN", "job", text, "Dances.") for text in (asked_of, other)]
+    write_rows(inputs["data"] / "unrehearsed.jsonl", unrehearsed)
+    (tmp_path / "out").mkdir()
+    assert neighbours.run(Neighbours(questions=99), inputs, tmp_path / "out").of_unrehearsed == [asked_of]
 
 
 def test_the_unrehearsed_rows_form_no_questions_themselves(

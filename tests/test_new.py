@@ -149,6 +149,7 @@ def test_questions_that_name_nobody_have_no_neighbours(call: Call, tmp_path: Pat
         for i in range(60)
     ]
     assert made(call, tmp_path, "--rows", str(write(tmp_path / "facts.csv", records))).unlearn.neighbours is None
+    assert "nor do questions have a name in common" in (tmp_path / "acme.yaml").read_text()
 
 
 BAD = {

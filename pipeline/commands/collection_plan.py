@@ -12,17 +12,21 @@ from pipeline.cost import devices
 from pipeline.cost.devices import Device
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.resources import Resources, gpus_of
-from pipeline.cost.work import Cost, total
+from pipeline.cost.work import Cost, Planned, total
 from pipeline.engine.graph import Graph, Node, chains, releases, states_of, survey
-from pipeline.engine.plan import duration, gigabytes, planned
+from pipeline.engine.plan import ASSUMED, duration, gigabytes, planned
 from pipeline.engine.runner import Status
+
+
+def planned_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> dict[str, Planned]:
+    """What the costs of each release are computed from."""
+    members = releases(nodes).items()
+    return {name: planned(member.recipe, states_of(nodes, states, name), device) for name, member in members}
 
 
 def costs_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> dict[str, Cost]:
     """What each node takes on a device."""
-    known = {
-        name: planned(member.recipe, states_of(nodes, states, name), device) for name, member in releases(nodes).items()
-    }
+    known = planned_of(nodes, states, device)
     return {key: node.stage.costs(node.stage.config, known[next(iter(node.members))]) for key, node in nodes.items()}
 
 
@@ -63,6 +67,8 @@ def show_plan(options: argparse.Namespace, found: Collection, nodes: Graph) -> i
     lines = [f"{len(found.members)} releases of {found.config.title}, planned for {device.name}", ""]
     lines += [f"  {name:<20} {repo}" for name, repo in plan["members"].items()]  # type: ignore[attr-defined]
     lines += ["", HEADINGS, *(_line(row) for row in rows), "", *_totals(needed, device)]
+    lengths = [known.lengths for known in planned_of(nodes, states, device).values()]
+    lines += [ASSUMED] if any(each and each.assumed for each in lengths) else []
     show(options, plan, "\n".join(lines))
     unpinned = dict.fromkeys(key for recipe in found.members.values() for key in recipe.unpinned())
     for key in unpinned:

@@ -224,16 +224,14 @@ def _found(prepared: Prepared) -> Found:
     rows, split = prepared.loaded.rows, prepared.split
     counts = {name: int((split == index).sum()) for index, name in enumerate(SPLITS)}
     longest = max(len(plain_words(text)) for (text,) in rows.columns("answer"))
-    return Found(counts, longest, _somebody_else(rows, np.flatnonzero(np.isin(split, (FORGET, RETAIN))).tolist()))
+    return Found(counts, longest, _nobody_else(rows, np.flatnonzero(np.isin(split, (FORGET, RETAIN))).tolist()))
 
 
-def _somebody_else(rows: Rows, given: list[int]) -> bool:
-    """Whether a given question can be asked about another person, as the stage `neighbours` does; seen on some rows."""
-    from pipeline.unlearn.neighbours import named, neighbouring
+def _nobody_else(rows: Rows, given: list[int]) -> str | None:
+    """Why no given question can be asked about another person, as the stage `neighbours` does; seen on some rows."""
+    from pipeline.unlearn.neighbours import named, nobody_else
 
-    rng = random.Random(0)
-    some = [rows[place] for place in rng.sample(given, min(len(given), LOOKED_AT))]
-    return bool(neighbouring(named(some), rng))
+    return nobody_else(named([rows[place] for place in random.Random(0).sample(given, min(len(given), LOOKED_AT))]))
 
 
 def _model_section(answers: Answers) -> ModelConfig | None:

@@ -15,7 +15,7 @@ from pipeline.commands.shared import say, show
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.work import total
 from pipeline.engine.graph import Member, graph, survey
-from pipeline.engine.plan import duration, gigabytes, planned, sizes
+from pipeline.engine.plan import ASSUMED, duration, gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status
 from pipeline.preflight import Preflight
 from pipeline.recipe import Recipe
@@ -57,6 +57,8 @@ def show_plan(options: argparse.Namespace, member: Member) -> int:
             lines.append(
                 f"Up to {at_once} stages run at once here (--jobs), which takes less time and the memory of each."
             )
+        if from_what.lengths and from_what.lengths.assumed:
+            lines.append(ASSUMED)
     publication = _publication(recipe, waiting, states)
     lines += ["", *publication.lines()] if publication else []
     value = {"recipe": recipe.name, "device": device.name, "stages": rows, "needs": needed}

@@ -12,9 +12,14 @@ from pydantic import ValidationError
 from pipeline.train.config import Lora, ModelConfig, Shape
 
 
+def start_folder(config: ModelConfig, fetched: Path | None) -> Path | None:
+    """The folder of the start model: that of the ``fetched`` one, else the recipe's; None if it is not here."""
+    return fetched or (Path(config.path).expanduser() if config.path else None)
+
+
 def shape_of(config: ModelConfig, fetched: Path | None) -> Shape | None:
     """The start model's shape: of the ``fetched`` model, else of its folder, the recipe's, or from the Hub's cache."""
-    folder = fetched or (Path(config.path).expanduser() if config.path else None)
+    folder = start_folder(config, fetched)
     if shape := (read_shape(folder / "config.json") if folder else None) or config.shape:
         return shape
     if config.hub and config.hub.revision:

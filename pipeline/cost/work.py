@@ -14,7 +14,7 @@ from pipeline.cost import memory, time
 from pipeline.cost import shape as of
 from pipeline.cost.devices import Device
 from pipeline.cost.memory import Batch, Parts
-from pipeline.cost.rows import Row
+from pipeline.cost.rows import Lengths, Row
 from pipeline.publish.config import PublishConfig
 from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished
 from pipeline.unlearn.config import BATCH_ROWS, BEAMS, OTHERS, Neighbours, UnlearnConfig
@@ -40,7 +40,7 @@ class Planned(NamedTuple):
     shape: Shape | None
     parameters: int | None
     rows: dict[str, int] | None
-    row: Row | None
+    lengths: Lengths | None
     data: DataConfig
     device: Device
     host: Device
@@ -115,28 +115,31 @@ def training(config: TrainedOrPublished, known: Planned, *, splits: Sequence[str
     if config.train is None:
         return Cost(stored / time.NETWORK, disk=stored, download=stored)
     args = config.train.args
-    if known.shape is None or known.row is None or known.rows is None:
+    if known.shape is None or known.lengths is None or known.rows is None:
         return Cost(None, _fixed(config.train, known), known.device, stored)
     batch, parts = split_of_step(args)
-    micro = known.row.batch(batch)
-    rows = sum(known.rows[split] for split in splits)
-    used = memory.of_training(known.shape, config.train, micro, bf16=_bf16(config.train))
-    seconds = steps_of(args, rows) * _step_seconds(config.train, micro, parts, known)
+    counts = {split: known.rows[split] for split in splits}
+    row, rows = known.lengths.mean(counts), sum(counts.values())
+    used = memory.of_training(known.shape, config.train, row.fullest(batch), bf16=_bf16(config.train))
+    seconds = steps_of(args, rows) * _step_seconds(config.train, row.batch(batch), parts, known)
     return _trained(config.train, used, seconds, saves_of(args, rows), kept=1, known=known)
 
 
 def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     """The ascent with its checks and levels."""
     stored = STORED * (known.parameters or 0)
-    if known.shape is None or known.row is None or known.rows is None:
+    if known.shape is None or known.lengths is None or known.rows is None:
         return Cost(None, _fixed(config, known), known.device, stored)
     batch, parts = split_of_step(config.args)
     forget, retain = known.rows["forget"], known.rows["retain"]
-    each = (config.method != "ft") + config.trains_on_false_answers + (config.retain_rows_per_forget_row or 0)
-    micro = known.row.batch(batch * each)
+    each = {  # rows of one forget row; a false answer is as long as the true one
+        "forget": (config.method != "ft") + config.trains_on_false_answers,
+        "retain": config.retain_rows_per_forget_row or 0,
+    }
+    row, together = known.lengths.mean(each), batch * sum(each.values())
     args, items = {**config.args, "num_train_epochs": 1}, config.passes(forget) * forget  # all passes are one epoch
     steps = steps_of(args, items)
-    used = memory.of_unlearning(known.shape, config, micro, bf16=_bf16(config))
+    used = memory.of_unlearning(known.shape, config, row.fullest(together), bf16=_bf16(config))
     guides = known.data.perturbed.for_unlearning
     read = float(guides * forget if config.caps_move else 0)
     if config.retain_kl:
@@ -148,20 +151,21 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
         checked = min(config.stop.forget_rows or forget, forget)
         moving = guides * checked if "false_answers" in config.named_levels else 0
         read += (steps // config.stop.every + 2) * (checked + config.stop.retain_rows + moving)
-    seconds = steps * _step_seconds(config, micro, parts, known)
+    seconds = steps * _step_seconds(config, row.batch(together), parts, known)
     tokens = MEASURED_TOKENS if known.device.is_gpu else 1024
-    seconds += time.scoring_seconds(known.shape, known.row.scored(read), tokens, known.device, bf16=_bf16(config))
+    seconds += time.scoring_seconds(known.shape, row.scored(read), tokens, known.device, bf16=_bf16(config))
     return _trained(config, used, seconds, saves_of(args, items), kept=2, known=known)
 
 
 def asking(config: Neighbours, known: Planned) -> Cost:
     """Base's likeliest answers to questions like the given ones, and continuations, with float32 weights."""
-    if known.shape is None or known.row is None:
+    if known.shape is None or known.lengths is None:
         return Cost(None, {"weights": 4 * (known.parameters or 0)}, known.device)
-    new = min(config.max_new_tokens, known.row.longest)
+    row = known.lengths.mean(known.rows or dict.fromkeys(known.lengths.rows, 1))
+    new = min(config.max_new_tokens, row.longest)
     continued = OTHERS * known.rows["forget"] if known.rows else 0
     beams, at_once = BEAMS * config.questions + continued, BEAMS * BATCH_ROWS
-    used = memory.of_generation(known.shape, at_once, round(known.row.prompt + new), 4, packed=False)
+    used = memory.of_generation(known.shape, at_once, round(row.prompt + new), 4, packed=False)
     seconds = time.generation_seconds(known.shape, beams, at_once, new, known.device, 4)
     return Cost(seconds, _with_process(used, known.device), known.device, disk=config.questions * 300)
 
@@ -169,10 +173,11 @@ def asking(config: Neighbours, known: Planned) -> Cost:
 def evaluating(config: EvalConfig, known: Planned) -> Cost:
     """The scoring pass, generations, attacks and suites, each with the device to itself."""
     device = known.device if config.device == "cuda" else known.host
-    if known.shape is None or known.row is None or known.rows is None:
+    if known.shape is None or known.lengths is None or known.rows is None:
         return Cost(None, {"weights": (2 if device.is_gpu else 4) * (known.parameters or 0)}, device)
-    fullest = max(_moments(config, known.shape, known.row, device), key=lambda parts: sum(parts.values()))
-    seconds = _evaluation_seconds(config, known.shape, known.row, known.rows, known.data, device)
+    row = known.lengths.mean(known.rows)
+    fullest = max(_moments(config, known.shape, row, device), key=lambda parts: sum(parts.values()))
+    seconds = _evaluation_seconds(config, known.shape, row, known.rows, known.data, device)
     disk = BYTES_PER_ROW * sum(known.rows.values())
     return Cost(seconds, _with_process(fullest, device), device, disk)
 
@@ -191,7 +196,7 @@ def _moments(config: EvalConfig, shape: Shape, row: Row, device: Device) -> list
         found.append(memory.of_suites(shape, QUESTION, width))
     if config.robustness and config.robustness.relearn:
         relearn = config.robustness.relearn
-        found.append(memory.of_relearning(shape, row.batch(relearn.batch_rows), width, relearn.rank) | beside)
+        found.append(memory.of_relearning(shape, row.fullest(relearn.batch_rows), width, relearn.rank) | beside)
         found.append(memory.of_scoring(shape, forward, width if relearn.rank else 4, packed=on_cpu) | beside)
     if config.patching:
         found.append(scoring | {"base and gold": 2 * width * every})

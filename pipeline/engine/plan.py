@@ -14,14 +14,13 @@ from core.differences import differences
 from core.steps import rows_per_step, steps_of
 from core.yaml_source import dotted
 from datasets_prep.config import DataConfig
-from datasets_prep.schema import read_data_facts
 from eval.config import EvalConfig, GateConfig
 from pipeline.cost.devices import Device, cpu
-from pipeline.cost.rows import row_of
 from pipeline.cost.shape import parameters as count_parameters
-from pipeline.cost.shape import shape_of
+from pipeline.cost.shape import shape_of, start_folder
 from pipeline.cost.work import Planned
 from pipeline.engine.artifact import Artifact
+from pipeline.engine.rows import counts_of, lengths_of
 from pipeline.engine.runner import Sizes, Stage, Status
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe import Recipe
@@ -29,43 +28,25 @@ from pipeline.train.config import ModelConfig, TrainedOrPublished
 from pipeline.train.facts import ModelFacts, Products
 from pipeline.unlearn.config import Neighbours, UnlearnConfig
 
-KNOWN_ROWS = {"5c67fed496053691db3720ec3fb99825a34dfe72": 20_000}  # retain + forget + test of that revision of FAME
-KNOWN_SPLITS = {("locuslab/TOFU", "forget10_perturbed"): {"forget": 400, "retain": 3600, "holdout": 400}}
-"""By data set and first subset of the forget rows."""
+ASSUMED = "Rows are assumed to be as long as FAME's: how long they are is known when the data stage is done."
 
 
 def sizes(recipe: Recipe, states: Mapping[str, Status]) -> Sizes:
-    """Parameters of the model and rows of each split: from finished stages, else from the recipe."""
+    """Parameters of the model and rows of each split: from finished stages, else from the recipe and its files."""
     model = _finished(states, "model")
     facts = read_facts(model, ModelFacts) if model else None
     parameters, products = (facts.parameters, facts.products) if facts else (recipe.model.parameters, None)
     if parameters is None and (shape := shape_of(recipe.model, None)):
         parameters = count_parameters(shape)
-    if data := _finished(states, "data"):
-        return Sizes(parameters, read_data_facts(data).rows.model_dump(), products)
-    source, shares = recipe.data.source, recipe.data.shares
-    total = None
-    if source.sample:
-        total = 5 * source.sample.identities * source.sample.topics
-    elif source.hub:
-        total = KNOWN_ROWS.get(source.hub.revision)
-    rows = None
-    if total and shares:
-        rows = {name: round(total * share) for name, share in shares.model_dump().items()}
-    elif source.hub and source.hub.subsets:
-        known = KNOWN_SPLITS.get((source.hub.id, source.hub.subsets.forget[0]))
-        rows = dict(known) if known else None
-    if rows:
-        rows["unrehearsed"] = recipe.data.unrehearsed_of(rows["retain"])
-        rows["retain"] -= rows["unrehearsed"]
-    return Sizes(parameters, rows, products)
+    return Sizes(parameters, counts_of(recipe.data, _finished(states, "data")), products)
 
 
 def planned(recipe: Recipe, states: Mapping[str, Status], device: Device) -> Planned:
     """What the costs of the stages are computed from, on ``device``."""
-    known, shape = sizes(recipe, states), shape_of(recipe.model, _finished(states, "model"))
-    row = row_of(recipe.data, shape) if shape else None
-    return Planned(shape, known.parameters, known.rows, row, recipe.data, device, cpu())
+    known, model, data = sizes(recipe, states), _finished(states, "model"), _finished(states, "data")
+    shape = shape_of(recipe.model, model)
+    lengths = lengths_of(recipe.data, data, shape, start_folder(recipe.model, model)) if shape else None
+    return Planned(shape, known.parameters, known.rows, lengths, recipe.data, device, cpu())
 
 
 def _finished(states: Mapping[str, Status], stage: str) -> Path | None:

@@ -11,7 +11,9 @@ likeliest that states no forgotten fact. How base goes on in the place of the fo
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,19 +56,14 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     """Ask ``inputs["base"]`` about the neighbourhood of ``inputs["data"]``.
 
     Writes ``neighbours.jsonl`` and ``continuations.jsonl``.
-    Raises DataError if the data name nobody, so that there is no neighbour to ask about, and SystemLimitError if memory
-    runs out.
+    Raises DataError if nobody else can be asked the given questions, and SystemLimitError if memory runs out.
     """
     data = inputs["data"]
     forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
     earlier = read_forgotten(data)  # base has forgotten them: nobody asks for them, and no answer may state them
-    questions = neighbouring(named([*forget, *retain, *earlier]), random.Random(config.seed))[: config.questions]
-    if not questions:
-        raise DataError(
-            "unlearn.neighbours: nobody else can be asked the given questions: neither does a column name people "
-            "(`data.source.columns.name`), nor do questions have a name in common. Take neighbours out; without them, "
-            "facts that nobody gave lose more."
-        )
+    given = given_rows(data)
+    refuse_nobody(given)
+    questions = neighbouring(given, random.Random(config.seed))[: config.questions]
     tokenizer = load_tokenizer(inputs["base"] / "model")
     # A training's own attention is for packed rows, and cannot generate.
     model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32)
@@ -92,7 +89,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             empty += 1
     write_rows(out / FILE, rows)
     write_continuations(out, continued)
-    kept = {row.question for row in rows} | {_fact(row) for row in rows if row.topic_id}
+    topics = topics_tell_facts(given)
+    kept = {row.question for row in rows} | {_fact(row, topics) for row in rows}
     return NeighbourFacts(
         asked=len(questions),
         kept=len(rows),
@@ -100,7 +98,7 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
         stating_a_forgotten_fact=stating,
         continued=len(continued),
         of_unrehearsed=[
-            row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row)}
+            row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row, topics)}
         ],
     )
 
@@ -111,31 +109,72 @@ def _alike(row: Row, others: Sequence[Row]) -> list[str]:
     return [other.answer for other in others if row.topic_id and (other.topic_id, other.language) == about]
 
 
-def _fact(row: Row) -> tuple[str | None, str | None, str | None]:
-    """What a row is about, in whatever words it is asked."""
-    return row.language, row.name, row.topic_id
+def given_rows(data: Path) -> list[Row]:
+    """The rows of a data artifact whose questions are asked about others, with the names of whom they are about."""
+    return named([*read_rows(data / "forget.jsonl"), *read_rows(data / "retain.jsonl"), *read_forgotten(data)])
+
+
+def topics_tell_facts(rows: Sequence[Row]) -> bool:
+    """Whether person and topic tell a fact: nobody has several rows on a topic, as on one that is called biography."""
+    held = Counter((row.language, row.identity_id, row.name, row.topic_id) for row in rows if row.name and row.topic_id)
+    return max(held.values(), default=1) == 1
+
+
+def _fact(row: Row, topics: bool) -> tuple[str | None, str | None, str | None] | str:
+    """What a row asks: person and topic, in whatever words, where the ``topics`` tell facts; else its words."""
+    if topics and row.topic_id:
+        return row.language, row.name, row.topic_id
+    return row.question
 
 
 def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     """All questions of given rows with the name of another person of the same language, in random order.
 
-    Left out is what a given row asks already: the same person and topic, or the same words.
+    Left out is what a given row asks already: the same words, or about the same person on the same topic if topics tell
+    facts.
     """
-    names = names_by_language(given)
-    asked = {(row.language, row.name, row.topic_id) for row in given if row.topic_id}
-    texts = {row.question for row in given}
-    questions = []
+    questions = list(_questions(given))
+    rng.shuffle(questions)
+    return questions
+
+
+def _questions(given: Sequence[Row]) -> Iterator[Question]:
+    names, topics = names_by_language(given), topics_tell_facts(given)
+    asked = {row.question for row in given} | {_fact(row, topics) for row in given}
     for row in given:
         if not row.name or row.name not in row.question:
             continue
         for name in names[row.language]:
-            text = swap_name(row.question, row.name, name)
-            if name != row.name and text not in texts and (row.language, name, row.topic_id) not in asked:
-                questions.append(Question(row.language, name, row.topic_id, text))
-                texts.add(text)
-                asked |= {(row.language, name, row.topic_id)} if row.topic_id else set()
-    rng.shuffle(questions)
-    return questions
+            other = replace(row, name=name, question=swap_name(row.question, row.name, name))
+            asks = {other.question, _fact(other, topics)}
+            if name != row.name and not asked & asks:
+                yield Question(other.language, name, other.topic_id, other.question)
+                asked |= asks
+
+
+def refuse_nobody(given: Sequence[Row]) -> None:
+    """Raise DataError, with what is missing, if none of the questions can be asked about somebody else."""
+    if why := nobody_else(given):
+        raise DataError(
+            f"unlearn.neighbours: nobody else can be asked the given questions: {why}. Take neighbours out; without "
+            "them, facts that nobody gave lose more."
+        )
+
+
+def nobody_else(given: Sequence[Row]) -> str | None:
+    """Why no question can be asked about somebody else, in words; None if one can."""
+    if next(_questions(given), None):
+        return None
+    names = names_by_language(given)
+    people = [row for row in given if row.name]
+    told = [row for row in people if row.name and row.name in row.question]
+    if not people:
+        return "neither does a column name people (`data.source.columns.name`), nor do questions have a name in common"
+    if not told:
+        return "the name of whom a row is about is not in its question"
+    if all(len(names[row.language]) == 1 for row in told):
+        return "all rows of a language are about one person"
+    return "what is asked about one person is given about everybody else too"
 
 
 class Fact(NamedTuple):
