@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -311,6 +312,31 @@ def test_wrong_input_is_one_message_and_exit_2(call: Call, tmp_path: Path, words
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "runs").exists()
+
+
+COMMANDS_ON_ROWS = ("status", "doctor", "release", "release --dry-run", "gate", "explain", "run", "data inspect")
+
+
+@pytest.mark.parametrize("words", COMMANDS_ON_ROWS)
+def test_rows_that_may_not_be_read_are_named(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.touch()
+    real = Path.open
+
+    def denied(path: Path, *how: Any, **more: Any) -> Any:  # root may read everything
+        if path == rows:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", denied)
+    stage = {"explain": ("own-data", "data"), "run": ("data", "own-data")}.get(words, ("own-data",))
+    done = call(*words.split(), *stage, "--set", f"data.source.file={rows}")
+    assert done.returncode == 2
+    assert "data.source.file" in done.stderr
+    assert "rows.csv" in done.stderr
+    assert "Permission denied" in done.stderr
 
 
 def test_a_model_folder_without_its_parts_is_refused(call: Call, tmp_path: Path) -> None:

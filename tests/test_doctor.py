@@ -100,7 +100,7 @@ BROKEN: list[tuple[Sequence[str], str, str, str]] = [
     (["publish.hub=hf", "publish.repo=nobody/tiny"], "publication", "publish", "cannot create a repository of nobody"),
     (["gates.0.min_n=17"], "rows and gates", "data", r"it needs 17 rows, and the split has 16"),
     (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .* no false answer"),
-    (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "there is no file or folder nowhere.csv"),
+    (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "/nowhere.csv. Give one that exists"),
     (["unlearn.args.optim=adamw_bnb_no_such"], "unlearn", "unlearn", "unlearn.args"),
     (["unlearn.args.optim=lomo"], "unlearn", "unlearn", r"unlearn.args: args.optim is lomo, .* Set adamw_torch"),
     (["eval.backend=vllm"], "evaluation", "eval-gold", "needs the package vllm. Run pip install vllm"),
