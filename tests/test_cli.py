@@ -175,6 +175,14 @@ def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:
     assert unlearn["memory_bytes"] == sum(unlearn["memory"].values()) > 2e9
 
 
+def test_a_store_is_named_from_the_current_folder_and_is_else_the_checkouts(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path / "mine" / "runs")
+    done = call("status", "demo", "--store", "mine/runs", cwd=tmp_path)
+    assert re.search(r"^publish +done +mine/runs/demo/publish$", done.stdout, re.MULTILINE)
+    elsewhere, here = (json.loads(call("env", "--json", cwd=folder).stdout)["disk"] for folder in (tmp_path, ROOT))
+    assert (elsewhere["store"], here["store"]) == (str(ROOT / "runs"), "runs")
+
+
 def test_an_error_does_not_repeat_megabytes_of_input(call: Call, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"extends: demo\nname: mine\nunlearn: {{method: {'x' * 10**6}}}\n")
