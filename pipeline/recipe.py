@@ -21,6 +21,7 @@ from pipeline.cost.resources import Resources
 from pipeline.cost.shape import parameters as count_parameters
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe_errors import validated
+from pipeline.recipe_paths import located
 from pipeline.train.config import ModelConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig
 
@@ -267,9 +268,14 @@ def shown(path: Path) -> str:
     return f"pipeline/recipes/{path.name}" if path.parent == RECIPES else str(path)
 
 
+def read_recipe_file(path: Path) -> Tree:
+    """The tree of a recipe's or collection's own file, with the paths that it names. Raises RecipeError."""
+    return located(read_tree(path, shown(path)), path.parent)
+
+
 def recipe_tree(path: Path) -> Tree:
     """The tree of a recipe, over the one that it extends."""
-    tree = read_tree(path, shown(path))
+    tree = read_recipe_file(path)
     if "extends" not in tree.values:
         return tree
     parent = tree.values.pop("extends")
@@ -278,7 +284,7 @@ def recipe_tree(path: Path) -> Tree:
         raise RecipeError(f"{where}: extends: {parent!r} is not the name of one other recipe.")
     beside = path.parent / f"{parent}.yaml"
     file = beside if beside.is_file() else find_recipe(parent)
-    below = read_tree(file, shown(file))
+    below = read_recipe_file(file)
     if "extends" in below.values:
         raise RecipeError(
             f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the other changes."

@@ -322,6 +322,12 @@ def test_wrong_input_is_one_message_and_exit_2(call: Call, tmp_path: Path, words
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_recipe_of_this_project_runs_from_every_folder(call: Call, tmp_path: Path) -> None:
+    assert call("status", "own-data", cwd=tmp_path).returncode == 0
+    said = call("status", "own-data", "--set", "data.source.file=own-data.csv", cwd=tmp_path).stderr
+    assert f"there is no file or folder {tmp_path}/own-data.csv" in said
+
+
 COMMANDS_ON_ROWS = ("status", "doctor", "release", "release --dry-run", "gate", "explain", "run", "data inspect")
 
 

@@ -12,7 +12,6 @@ from core.digests import digest_of
 from core.errors import InputError
 from datasets_prep.config import DataConfig
 from pipeline.recipe import load_recipe
-from tests.conftest import ROOT
 
 SAMPLE = "956673d82b60d3362c05ce624d86ba938b4e00385ac2bc89176941c3704fd035"
 
@@ -29,10 +28,10 @@ SAMPLE = "956673d82b60d3362c05ce624d86ba938b4e00385ac2bc89176941c3704fd035"
     ],
 )
 def test_the_identity_of_a_shipped_recipe_is_what_it_was(
-    recipe: str, digest: str, monkeypatch: pytest.MonkeyPatch
+    recipe: str, digest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another digest the data, and all that depends on them, are made again in every store."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # a recipe's files are found from every folder
     assert digest_of(load_recipe(recipe).data.identity()) == digest
 
 

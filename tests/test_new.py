@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -109,6 +110,20 @@ def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path
     assert recipe.data.request is not None
     assert recipe.data.request.forget[0].file == str(request)
     assert {gate.min_n for gate in recipe.gates if gate.split == "forget"} == {6}
+
+
+def test_paths_are_written_as_the_recipe_sees_them(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "model").symlink_to(tiny_model)
+    write(tmp_path / "request.csv", facts()[:6])
+    given = ("--rows", "facts.csv", "--forget", "request.csv", "--model", "./model", "--license", "apache-2.0")
+    done = call("new", "mine/acme", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'file: "../facts.csv"' in (tmp_path / "mine" / "acme.yaml").read_text()
+    found = call("data", "inspect", str(tmp_path / "mine" / "acme.yaml"), "--json")
+    assert json.loads(found.stdout)["rows"]["forget"] == 6
+    recipe = load_recipe(str(tmp_path / "mine" / "acme.yaml"))
+    assert Path(str(recipe.model.path)).resolve() == tiny_model.resolve()
 
 
 def test_other_column_names_are_given(call: Call, tmp_path: Path) -> None:

@@ -80,6 +80,27 @@ def test_extends_merges_keys_and_replaces_lists(tmp_path: Path) -> None:
     assert mine.model == demo.model
 
 
+def test_a_path_begins_at_the_folder_of_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    request = "forget: [{file: f.csv}], holdout: [{file: ~/h.csv}]"
+    changes = "model: {pypi: null, path: ../model, license_file: /terms.txt}\n" + (
+        f"data: {{setting: request, shares: null, request: {{{request}}}, source: {{sample: null, file: rows.csv}}}}\n"
+    )
+    mine = load_recipe(write(tmp_path / "mine", changes), ["data.request.forget.0.file=here.csv"])
+    assert (mine.model.path, mine.model.license_file) == (f"{tmp_path}/mine/../model", "/terms.txt")
+    assert list(mine.data.local_files().values()) == [f"{tmp_path}/mine/rows.csv", "here.csv", "~/h.csv"]
+    (tmp_path / "other.yaml").write_text("extends: own-prose\nname: other\n")
+    assert "itself extends" in refused(str(tmp_path / "other.yaml"))
+    (tmp_path / "other.yaml").write_text("extends: own-data\nname: other\n")  # the path is the lower file's
+    assert load_recipe(str(tmp_path / "other.yaml")).data.source.file == str(RECIPES / "own-data.csv")
+    monkeypatch.chdir(tmp_path / "mine")
+    (tmp_path / "mine" / "mine.yaml").write_text(
+        "extends: demo\nname: mine\ndata: {setting: given, shares: null, source: {sample: null, "
+        "files: {forget: a.csv, retain: b.csv}}}\n"
+    )
+    assert list(load_recipe("mine.yaml").data.local_files().values()) == [f"{tmp_path}/mine/{x}.csv" for x in "ab"]
+
+
 def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "deep.yaml").write_text("extends: mine\nname: deep\n")
