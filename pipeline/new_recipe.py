@@ -30,8 +30,14 @@ from pipeline.train.config import ModelConfig
 OWN_DATA = RECIPES / "own-data.yaml"
 TRIAL = 30  # forget rows of a trial: as many as own-data's gates ask for
 HOLDOUT = 0.2
+SEED = 42
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
+# Thai, Lao, Burmese, Khmer, kana and Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LETTER = rf"[^\W{_UNSPACED}]"
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
 
@@ -85,7 +91,7 @@ def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
     for word in dict.fromkeys(words):
         if word in people or word in topics:
             continue
-        said = re.compile(rf"(?<!\w){re.escape(same(word))}(?!\w)")
+        said = _as_words(same(word))
         texts = rows.columns("row_id", "question", "answer")
         ids = [row_id for row_id, *text in texts if said.search(same(" ".join(text)))]
         if not ids:
@@ -97,13 +103,21 @@ def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
     return Selected(selections)
 
 
+def _as_words(text: str) -> re.Pattern[str]:
+    """Finds a text where no word goes on before or behind it; where no spaces part words, nothing tells that."""
+    unspaced = re.compile(f"[{_UNSPACED}]")
+    before = "" if unspaced.match(text[0]) else f"(?<!{_LETTER})"
+    behind = "" if unspaced.match(text[-1]) else f"(?!{_LETTER})"
+    return re.compile(before + re.escape(text) + behind)
+
+
 def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The section `data` as plain values."""
     return {
         "source": {"file": rows_file, "columns": dict(columns)},
         "setting": "request",
         "request": {"forget": [dict(selection) for selection in forget], "holdout": HOLDOUT},
-        "seed": 42,
+        "seed": SEED,
         "perturbed": {"per_row": 3, "retain_rows": 60, "for_unlearning": 4},
     }
 

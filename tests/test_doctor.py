@@ -200,6 +200,25 @@ def test_a_release_says_all_of_it_at_once_and_starts_nothing(doctor: Doctor) -> 
     assert not doctor.store.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("unlearn.args.learning_rat=1", "unlearn: unlearn.args: "),
+        ("data.request.forget.0={rows: [no-such-row]}", "no-such-row"),
+        ("gates.0.min_n=999", "it needs 999 rows"),
+    ],
+)
+def test_a_dry_run_shows_the_plan_and_refuses_what_the_release_would(
+    call: Call, tmp_path: Path, change: str, says: str
+) -> None:
+    done = call("release", "own-data", "--dry-run", "--store", str(tmp_path / "runs"), "--set", change)
+    assert done.returncode == 2
+    assert "publish  " in done.stdout
+    assert "The release would not come to its end." in done.stderr
+    assert says in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 ORG = {"name": "team", "roleInOrg": "read"}
 FINE = {"role": "fineGrained", "fineGrained": {"scoped": [{"entity": {"name": "me"}, "permissions": ["repo.write"]}]}}
 

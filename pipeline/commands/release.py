@@ -16,7 +16,7 @@ from pipeline import preflight
 from pipeline.commands.building import build_here, examined, judge, refuse_elsewhere, schedule, watched
 from pipeline.commands.elsewhere import run_elsewhere
 from pipeline.commands.prepare import bring, index_of, prepare, refuse_other_gates, surveyed
-from pipeline.commands.release_plan import show_plan
+from pipeline.commands.release_plan import dry_run
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.engine.artifact import Artifact, check_artifact
 from pipeline.engine.graph import Member, Node, graph, inputs_of, survey
@@ -38,7 +38,7 @@ def release(options: argparse.Namespace) -> int:
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     member = Member(recipe, stages, store)
     if options.dry_run:
-        return show_plan(options, member)
+        return dry_run(options, member)
     bring(options, stages, store)
     states = surveyed(member)
     if options.on == "local":
