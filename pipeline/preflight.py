@@ -128,6 +128,7 @@ def _offline_checks(release: Preflight) -> Iterator[Check]:
         yield from _data(release)
     elif "gate" in names:
         yield "gates", "gate", partial(_gates, release)
+    yield "store", "", partial(_writable, release.store.root)
     yield "torch", names[0], _torch
     if sys.modules.get("torch") is not None:
         yield from _trainings(release, here=False)
@@ -152,6 +153,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     if here:
         yield "memory", "", partial(_memory, release)
     yield "disk", "", partial(_disk, release)
+    yield "store", "", partial(_writable, release.store.root)
     if "publish" in names and recipe.publish.hub == "hf":
         yield "publication", "publish", partial(_target, recipe.publish)
 
@@ -416,6 +418,19 @@ def enough_disk(costs: Sequence[Cost], store: Path) -> str:
             f"free at {place}. Free some space, or give another place with --store."
         )
     return f"{gigabytes(needed)} of {gigabytes(free)} free at {place}"
+
+
+def _writable(store: Path) -> str:
+    """A folder can be made in the store, or where the store is to be made."""
+    place, _ = free_space(store)
+    try:
+        with TemporaryDirectory(prefix="unlearn-doctor-", dir=place):
+            return f"{place} can be written"
+    except OSError as error:
+        raise SystemLimitError(
+            f"The store {store} cannot be written: {place}: {error.strerror}. Give yourself the right to write there, "
+            "or give a folder with --store."
+        ) from error
 
 
 # Publication

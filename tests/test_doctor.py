@@ -180,6 +180,20 @@ def test_too_small_a_disk_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPat
     assert found["disk"]["stage"] == ""
 
 
+@pytest.mark.parametrize("command", [("doctor",), ("release", "--dry-run")])
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [("/proc/store", "The store /proc/store cannot be written: /proc"), ("file", "file: Not a directory")],
+)
+def test_a_store_that_cannot_be_written_is_found(
+    doctor: Doctor, tmp_path: Path, store: str, says: str, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    done = doctor.call(*command, str(doctor.recipe), "--store", str(tmp_path / store))
+    assert done.returncode == 2
+    assert says in done.stdout + done.stderr
+
+
 def test_questions_that_a_suite_does_not_ask_cannot_carry_a_gate(doctor: Doctor) -> None:
     gate = "{metric: acc, split: mmlu, at_least: 0.2, min_n: 2000, reason: x}"
     done = doctor(f"gates=[{gate}]", "eval.suites=[{task: mmlu, limit: 10}]", command="release")
