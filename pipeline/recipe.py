@@ -218,12 +218,14 @@ def find_recipe(name_or_path: str, folder: Path = RECIPES, what: str = "recipe")
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = user_path(name_or_path)
         if not path.is_file():
-            raise RecipeError(f"{name_or_path}: no such file. Give a {what}'s name, or the path of a YAML file.")
+            problem = "is a folder" if path.is_dir() else "no such file"
+            raise RecipeError(f"{name_or_path}: {problem}. Give a {what}'s name, or the path of a YAML file.")
         return path
     path = user_path(str(folder / f"{name_or_path}.yaml"))
     if not path.is_file():
         names = sorted(file.stem for file in folder.glob("*.yaml"))
-        hint = did_you_mean(name_or_path, names)
+        own = user_path(f"{name_or_path}.yaml")
+        hint = f" Did you mean ./{own}?" if own.is_file() else did_you_mean(name_or_path, names)
         raise RecipeError(f"No {what} is called {name_or_path!r}.{hint} There are: {', '.join(names)}.")
     return path
 

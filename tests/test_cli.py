@@ -300,8 +300,11 @@ def test_what_cannot_fit_is_refused_by_a_dry_run_and_before_the_first_stage(call
         (("release", "demo", "--launch", "slurm"), "Give local, ddp, fsdp2, zero3"),
         (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
-        (("run", "unlearn", "demo"), "unlearn reads model, base, data, gold, neighbours, not done yet"),
-        (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
+        (
+            ("run", "unlearn", "demo"),
+            "unlearn reads model, base, data, gold, neighbours, not done yet. Run `release demo",
+        ),
+        (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "Did you mean learning_rate?"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
         (("release", "demo", "--set", "model.parameters=3212749824"), "model.shape has 135 M parameters, and"),
         (("release", "demo", "--set", "model.pypi=null", "--set", "model.path=nowhere"), "model.path"),

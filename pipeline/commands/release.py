@@ -106,6 +106,11 @@ def run_one(options: argparse.Namespace) -> int:
     states = survey(nodes)
     node = list(nodes.values())[-1]  # the chosen stage comes after all that it needs
     inputs = inputs_of(node, {key: state.artifact for key, state in states.items() if state.artifact})
+    if absent := [name for name in chosen.inputs.values() if name not in inputs]:
+        raise ArtifactError(
+            f"{chosen.name} reads {', '.join(absent)}, not done yet. "
+            f"Run `release {options.recipe} --until {absent[-1]}`."
+        )
     for made_by, made in inputs.items():
         check_artifact(made)
         if made_by != "data" or chosen.name == "unlearn":  # which reads the false answers
