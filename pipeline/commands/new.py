@@ -83,7 +83,7 @@ def new(options: argparse.Namespace) -> int:
         say("note: what to forget was not said, and rows were drawn for a trial. Put in yours.")
     if found.counts["forget"] < new_recipe.TRIAL:
         say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
-    planned = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
+    planned: dict[str, Any] = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
     given = argparse.Namespace(**vars(options) | planned)
     member = prepare_recipe(given)
     show_plan(given, member)
