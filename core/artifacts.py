@@ -155,7 +155,7 @@ class Manifest(Made):
 
 def read_manifest(artifact: Path) -> Manifest:
     """The manifest of an artifact. Raises ArtifactError where it is missing or damaged."""
-    return read_file(artifact / MANIFEST, Manifest, REMEDY.format(artifact))
+    return read_file(artifact / MANIFEST, Manifest, REMEDY.format(artifact.resolve()))
 
 
 def read_facts(artifact: Path, kind: type[Content]) -> Content:

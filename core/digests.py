@@ -96,12 +96,18 @@ def content_digest(folder: Path) -> str:
 def named_content(key: str, path: str) -> str:
     """``sha256:`` and the content digest of a file or folder; a stage's key holds this in place of the path.
 
-    ``key`` is the recipe's key that names the path. Raises InputError if the path does not exist.
+    ``key`` is the recipe's key that names the path. Raises InputError if the path does not exist or cannot be read.
     """
     place = user_path(path)
     if not place.exists():
-        raise InputError(f"{key}: there is no file or folder {path}. Give one that exists.")
-    return f"sha256:{content_digest(place)}"
+        raise InputError(f"{key}: there is no file or folder {place.absolute()}. Give one that exists.")
+    try:
+        return f"sha256:{content_digest(place)}"
+    except OSError as error:
+        raise InputError(
+            f"{key}: {error.filename or place.absolute()} cannot be read ({error.strerror}). Give yourself the right "
+            "to read it (`chmod u+r`), or name another file."
+        ) from error
 
 
 def checkpoint_folder(artifact: Path) -> Path:

@@ -13,8 +13,8 @@ STORE = "UNLEARN_RELEASE_STORE"  # the command line sets it, so that all that a 
 
 
 def store() -> Path:
-    """The folder of everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or ``runs``."""
-    return Path(os.environ.get(STORE) or "runs")
+    """The folder of everything that this project keeps on this machine: UNLEARN_RELEASE_STORE, or its own ``runs``."""
+    return Path(os.environ.get(STORE) or ROOT / "runs")
 
 
 def user_path(text: str) -> Path:

@@ -98,6 +98,12 @@ class Columns(Strict):
     paraphrased_question: Name | None = Field(default=None, description="Column of the questions in other words.")
     paraphrased_answer: Name | None = Field(default=None, description="Column of the answers in other words.")
 
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        if self.question == self.answer:
+            raise ValueError(f"question and answer are both the column {self.question}; give each its own")
+        return self
+
 
 class Source(Strict):
     """Where the rows come from: exactly one of the keys ``sample``, ``file``, ``files`` and ``hub``.

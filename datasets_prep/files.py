@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 NumberedRecord = tuple[str, int, Any]  # the unit ("people.csv, line"), its number from 1, and the record
 
 BATCH = 8192
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_file(name: str, key: str) -> Iterator[NumberedRecord]:
     """The records of a file. Raises DataError, naming the recipe's ``key`` or the line, if it cannot be read."""
     path = user_path(name)
     reader = READERS.get(path.suffix.lower())
+    if path.suffix.lower() == ".tsv":
+        raise DataError(f"{path.name}: is separated by tabs, and only commas are read. Save it with commas, as .csv.")
     if reader is None:
         raise DataError(f"{path.name}: the suffix must be one of {', '.join(READERS)}. Convert the file or rename it.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{key} {path.name}: is no file but a folder or a pipe. Name a file with rows.")
     try:
         yield from reader(path)
     except ReleaseError:
@@ -127,6 +132,8 @@ def _json(text: str, where: str) -> Any:
 def _csv(path: Path) -> Iterator[NumberedRecord]:
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
     names = reader.fieldnames or []
+    if len(names) == 1 and (found := next((name for sign, name in _SEPARATORS.items() if sign in names[0]), None)):
+        raise DataError(f"{path.name}: is separated by {found}, and only commas are read. Save it with commas.")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{path.name}, line 1: has the column {', '.join(twice):.200} twice. Rename one.")
     for record in reader:

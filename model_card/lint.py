@@ -86,11 +86,17 @@ def lint(card: str, files: Collection[str], sources: Collection[object] = ()) ->
 
 
 def lint_folder(folder: Path) -> list[Problem]:
-    """:func:`lint` of the card in a folder, or of a card alone, with the files and results beside it."""
+    """:func:`lint` of the card in a folder, or of a card alone, with the files and results beside it.
+
+    The verdict on a run's card is in the folder of the stage `gate`, beside the card's.
+    """
     card = folder / "README.md" if folder.is_dir() else folder
     root = card.parent
     files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    sources = [json.loads((root / name).read_text(encoding="utf-8")) for name in SOURCES if (root / name).is_file()]
+    places = [root / name for name in SOURCES]
+    if not (root / "gate.json").is_file():
+        places.append(root.absolute().parent / "gate" / "gate.json")
+    sources = [json.loads(path.read_text(encoding="utf-8")) for path in places if path.is_file()]
     return lint(card.read_text(encoding="utf-8"), files, sources)
 
 

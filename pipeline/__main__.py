@@ -225,7 +225,8 @@ def _count(text: str) -> int:
 
 
 def _store_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--store", metavar="DIR", help="where artifacts and the loopback Hub are kept (default: runs)")
+    text = "where artifacts and the loopback Hub are kept (default: the folder runs of this project)"
+    command.add_argument("--store", metavar="DIR", help=text)
 
 
 def _remote_option(command: argparse.ArgumentParser) -> None:
@@ -289,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses optional kernels
             warnings.simplefilter("ignore", FutureWarning)  # meant for the callers of libraries, not for users
         check_root()
-        os.environ[STORE] = str(store_root(options))
+        os.environ[STORE] = str(store_root(options).absolute())
         return _function(options.chosen)(options)
     except ReleaseError as error:
         if options.debug:

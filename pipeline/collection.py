@@ -25,6 +25,7 @@ from pipeline.recipe import (
     find_recipe,
     load_recipe,
     own_folder,
+    read_recipe_file,
     recipe_tree,
     shown,
     shown_name,
@@ -190,7 +191,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read(name_or_path: str) -> tuple[CollectionConfig, Tree, Path]:
     path = find_recipe(name_or_path, COLLECTIONS, "collection")
-    tree = read_tree(path, shown(path))
+    tree = read_recipe_file(path)
     if "collection" not in tree.values:
         raise RecipeError(f"{shown(path)}: has no key `collection`; it is no collection. `release` takes a recipe.")
     return validated(CollectionFile, tree).collection, tree, path

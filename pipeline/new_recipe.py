@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -23,13 +24,20 @@ from datasets_prep.text import same
 from eval.config import Gate
 from eval.verdicts import measurable
 from pipeline.recipe import RECIPES
+from pipeline.recipe_paths import as_seen_from
 from pipeline.train.config import ModelConfig
 
 OWN_DATA = RECIPES / "own-data.yaml"
 TRIAL = 30  # forget rows of a trial: as many as own-data's gates ask for
 HOLDOUT = 0.2
+SEED = 42
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
+# Thai, Lao, Burmese, Khmer, kana and Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LETTER = rf"[^\W{_UNSPACED}]"
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
 
@@ -83,7 +91,7 @@ def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
     for word in dict.fromkeys(words):
         if word in people or word in topics:
             continue
-        said = re.compile(rf"(?<!\w){re.escape(same(word))}(?!\w)")
+        said = _as_words(same(word))
         texts = rows.columns("row_id", "question", "answer")
         ids = [row_id for row_id, *text in texts if said.search(same(" ".join(text)))]
         if not ids:
@@ -95,13 +103,21 @@ def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
     return Selected(selections)
 
 
+def _as_words(text: str) -> re.Pattern[str]:
+    """Finds a text where no word goes on before or behind it; where no spaces part words, nothing tells that."""
+    unspaced = re.compile(f"[{_UNSPACED}]")
+    before = "" if unspaced.match(text[0]) else f"(?<!{_LETTER})"
+    behind = "" if unspaced.match(text[-1]) else f"(?!{_LETTER})"
+    return re.compile(before + re.escape(text) + behind)
+
+
 def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The section `data` as plain values."""
     return {
         "source": {"file": rows_file, "columns": dict(columns)},
         "setting": "request",
         "request": {"forget": [dict(selection) for selection in forget], "holdout": HOLDOUT},
-        "seed": 42,
+        "seed": SEED,
         "perturbed": {"per_row": 3, "retain_rows": 60, "for_unlearning": 4},
     }
 
@@ -109,14 +125,18 @@ def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Ma
 def compose(
     path: str, name: str, model: ModelConfig | None, repo: str, data: DataConfig, forget: Selected, found: Found
 ) -> str:
-    """The recipe ``name`` for the file ``path``, which its comments name. ``model``: None for own-data's."""
+    """The recipe ``name`` for the file ``path``, which its comments name. ``model``: None for own-data's.
+
+    ``model``, ``data`` and ``forget`` name files as they are seen from the current folder.
+    """
+    folder = Path(path).parent
     own = _sections(OWN_DATA.read_text(encoding="utf-8"))
     tokens = min(256, max(40, -(-2 * found.longest // 8) * 8))  # two for each word, rounded up
     unlearn = _TOKENS.sub(rf"\g<1>{tokens}", own["unlearn"])
     parts = [
         _HEAD.format(path=path, name=name),
-        own["model"] if model is None else _model(model),
-        _data(data, forget),
+        own["model"] if model is None else _model(model, folder),
+        _data(data, forget, folder),
         own["base"] if model is None else _OTHER_SIZE + own["base"],
         own["gold"],
         _without_neighbours(unlearn, found.nobody) if found.nobody else unlearn,
@@ -140,12 +160,12 @@ def _sections(text: str) -> dict[str, str]:
     return {key: text[start:end] for (key, start), end in zip(starts.items(), ends, strict=True)}
 
 
-def _model(model: ModelConfig) -> str:
+def _model(model: ModelConfig, folder: Path) -> str:
     if model.hub:
         revision = model.hub.revision or "null # not pinned: write the commit here, 40 hex digits"
         source = f"  hub:\n    id: {_quoted(model.hub.id)}\n    revision: {revision}"
     else:
-        source = f"  path: {_quoted(str(model.path))}"
+        source = f"  path: {_quoted(as_seen_from(folder, str(model.path)))}"
     return (
         "# If it was trained on the rows already, name it in `base` (`hub: {id: …, revision: …}` instead of `train`),\n"
         "# and here the model that it was trained from: what this one says of the rows is what is to be reached.\n"
@@ -154,13 +174,17 @@ def _model(model: ModelConfig) -> str:
     )
 
 
-def _data(data: DataConfig, forget: Selected) -> str:
+def _data(data: DataConfig, forget: Selected, folder: Path) -> str:
     source = data.source
     columns = {key: value for key, value in source.columns.model_dump().items() if value and value != key}
-    listed = "\n".join(f"      - {_flow(selection)} # {why}" for selection, why in forget.selections)
+    selections = [
+        ({key: as_seen_from(folder, value) if key == "file" else value for key, value in selection.items()}, why)
+        for selection, why in forget.selections
+    ]
+    listed = "\n".join(f"      - {_flow(selection)} # {why}" for selection, why in selections)
     why = "A trial, so that everything can be run: put in yours." if forget.trial else "Yours."
     return _DATA.format(
-        file=_quoted(str(source.file)),
+        file=_quoted(as_seen_from(folder, str(source.file))),
         columns=_flow(columns),
         why=why,
         forget=listed,

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,13 +77,24 @@ def _prefixes(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name.endswith("-"))
 
 
-def examine(release: Preflight, *, recipe_alone: bool = False, here: bool = True) -> list[Finding]:
-    """All checks of the release; with ``recipe_alone`` those that check no rows and ask neither the Hub nor torch.
+def examine(release: Preflight, *, here: bool = True) -> list[Finding]:
+    """All checks of the release. If its stages do not run ``here``, the device and packages for it are left out."""
+    return _findings(_checks(release, here=here))
 
-    If its stages do not run ``here``, nothing is said of the device and of packages for it.
-    """
+
+def examine_offline(release: Preflight) -> list[Finding]:
+    """The checks of what the recipe says, and of rows that are on this machine."""
+    return _findings(_offline_checks(release))
+
+
+def to_fill_in(release: Preflight) -> list[Finding]:
+    """What a recipe may leave open until it is released: commits, and the repository's name."""
+    return _findings(_filled_in(release))
+
+
+def _findings(checks: Iterable[Check]) -> list[Finding]:
     found = []
-    for what, stage, check in _told_by_the_recipe(release) if recipe_alone else _checks(release, here=here):
+    for what, stage, check in checks:
         try:
             found.append(Finding(what, stage, check(), None))
         except ReleaseError as problem:
@@ -102,14 +113,26 @@ Check = tuple[str, str, Callable[[], str]]
 """What is checked, the first stage that needs it, and the check."""
 
 
-def _told_by_the_recipe(release: Preflight) -> Iterator[Check]:
+def _filled_in(release: Preflight) -> Iterator[Check]:
     names = [stage.name for stage in release.waiting]
     if names:
         yield "commits", names[0], partial(refuse_unpinned, release.recipe)
-    if "gate" in names:
-        yield "gates", "gate", partial(_gates, release)
     if "publish" in names and release.recipe.publish.hub == "hf":
         yield "publication", "publish", partial(_refuse_example, release.recipe.publish.repo)
+
+
+def _offline_checks(release: Preflight) -> Iterator[Check]:
+    names = [stage.name for stage in release.waiting]
+    if not names:
+        return
+    if release.recipe.data.source.hub is None or release.states["data"].artifact:
+        yield from _data(release)
+    elif "gate" in names:
+        yield "gates", "gate", partial(_gates, release)
+    yield "store", "", partial(_writable, release.store.root)
+    yield "torch", names[0], _torch
+    if sys.modules.get("torch") is not None:
+        yield from _trainings(release, here=False)
 
 
 def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
@@ -121,8 +144,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
         return  # nothing else can be looked at
     yield "commits", names[0], partial(refuse_unpinned, recipe)
     yield from _models(release)
-    if release.first("data", "unlearn", "gate"):
-        yield "rows and gates", "data" if "data" in names else "gate", partial(_rows, release)
+    yield from _data(release)
     yield from _trainings(release, here=here)
     if stage := release.first("eval-start", "eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
         if here:
@@ -132,6 +154,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     if here:
         yield "memory", "", partial(_memory, release)
     yield "disk", "", partial(_disk, release)
+    yield "store", "", partial(_writable, release.store.root)
     if "publish" in names and recipe.publish.hub == "hf":
         yield "publication", "publish", partial(_target, recipe.publish)
 
@@ -237,6 +260,11 @@ def _package(name: str, why: str) -> str:
 # Data
 
 
+def _data(release: Preflight) -> Iterator[Check]:
+    if release.first("data", "unlearn", "gate"):
+        yield "rows and gates", release.first("data") or "gate", partial(_rows, release)
+
+
 def _rows(release: Preflight) -> str:
     """The rows can be used, each forget row has the false answers that the method needs, and the gates can be measured.
 
@@ -252,6 +280,7 @@ def _rows(release: Preflight) -> str:
         _readable(hub.id, hub.revision, "dataset", DataError)
         return f"can be read; {_gates(release)}"
     else:
+        _refuse_few_questions(recipe)
         with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
             facts = data_without_model(recipe.data, Path(folder))
             refuse_missing(recipe, Path(folder), facts)
@@ -261,6 +290,14 @@ def _rows(release: Preflight) -> str:
 def _gates(release: Preflight) -> str:
     """The gates can be measured on as many rows and questions as are known to come."""
     recipe, rows = release.recipe, sizes(release.recipe, release.states).rows
+    _refuse_few_questions(recipe)
+    if rows is None:
+        return "gates are checked once the rows are here"
+    measurable.check(recipe.gates, recipe.eval, rows, None)
+    return f"{sum(rows.values()):,} rows expected, enough for each gate"
+
+
+def _refuse_few_questions(recipe: Recipe) -> None:
     for place, gate in enumerate(recipe.gates):
         asked = _questions(recipe.eval.suites, gate.split) if gate.of_suite else None
         if asked is not None and asked < gate.min_n:
@@ -268,10 +305,6 @@ def _gates(release: Preflight) -> str:
                 f"gates[{place}] ({gate.metric} on {gate.split}): it needs {gate.min_n} questions, and the suite asks "
                 f"{asked}. Raise its limit, or lower min_n."
             )
-    if rows is None:
-        return "gates are checked once the rows are here"
-    measurable.check(recipe.gates, recipe.eval, rows, None)
-    return f"{sum(rows.values()):,} rows expected, enough for each gate"
 
 
 def _questions(asked: Sequence[Suite], task: str) -> int | None:
@@ -395,6 +428,19 @@ def enough_disk(costs: Sequence[Cost], store: Path) -> str:
             f"free at {place}. Free some space, or give another place with --store."
         )
     return f"{gigabytes(needed)} of {gigabytes(free)} free at {place}"
+
+
+def _writable(store: Path) -> str:
+    """A folder can be made in the store, or where the store is to be made."""
+    place, _ = free_space(store)
+    try:
+        with TemporaryDirectory(prefix="unlearn-doctor-", dir=place):
+            return f"{place} can be written"
+    except OSError as error:
+        raise SystemLimitError(
+            f"The store {store} cannot be written: {place}: {error.strerror}. Give yourself the right to write there, "
+            "or give a folder with --store."
+        ) from error
 
 
 # Publication

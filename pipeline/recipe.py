@@ -21,6 +21,7 @@ from pipeline.cost.resources import Resources
 from pipeline.cost.shape import parameters as count_parameters
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe_errors import validated
+from pipeline.recipe_paths import located
 from pipeline.train.config import ModelConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig
 
@@ -217,12 +218,14 @@ def find_recipe(name_or_path: str, folder: Path = RECIPES, what: str = "recipe")
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = user_path(name_or_path)
         if not path.is_file():
-            raise RecipeError(f"{name_or_path}: no such file. Give a {what}'s name, or the path of a YAML file.")
+            problem = "is a folder" if path.is_dir() else "no such file"
+            raise RecipeError(f"{name_or_path}: {problem}. Give a {what}'s name, or the path of a YAML file.")
         return path
     path = user_path(str(folder / f"{name_or_path}.yaml"))
     if not path.is_file():
         names = sorted(file.stem for file in folder.glob("*.yaml"))
-        hint = did_you_mean(name_or_path, names)
+        own = user_path(f"{name_or_path}.yaml")
+        hint = f" Did you mean ./{own}?" if own.is_file() else did_you_mean(name_or_path, names)
         raise RecipeError(f"No {what} is called {name_or_path!r}.{hint} There are: {', '.join(names)}.")
     return path
 
@@ -267,9 +270,14 @@ def shown(path: Path) -> str:
     return f"pipeline/recipes/{path.name}" if path.parent == RECIPES else str(path)
 
 
+def read_recipe_file(path: Path) -> Tree:
+    """The tree of a recipe's or collection's own file, with the paths that it names. Raises RecipeError."""
+    return located(read_tree(path, shown(path)), path.parent)
+
+
 def recipe_tree(path: Path) -> Tree:
     """The tree of a recipe, over the one that it extends."""
-    tree = read_tree(path, shown(path))
+    tree = read_recipe_file(path)
     if "extends" not in tree.values:
         return tree
     parent = tree.values.pop("extends")
@@ -278,7 +286,7 @@ def recipe_tree(path: Path) -> Tree:
         raise RecipeError(f"{where}: extends: {parent!r} is not the name of one other recipe.")
     beside = path.parent / f"{parent}.yaml"
     file = beside if beside.is_file() else find_recipe(parent)
-    below = read_tree(file, shown(file))
+    below = read_recipe_file(file)
     if "extends" in below.values:
         raise RecipeError(
             f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the other changes."

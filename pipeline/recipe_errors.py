@@ -49,7 +49,7 @@ def _explain(problem: dict[str, Any], tree: Tree, model: type[Strict], beside: S
     if kind == "missing":
         missing = dotted((*path, problem["loc"][-1]))
         return f"{tree.place(path)}: {missing} is missing. Add it."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
     if kind == "value_error":
         return f"{where}: {message}."
     return f"{where} is {_shortened(problem['input'])}: {message[0].lower()}{message[1:]}."

@@ -80,7 +80,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-def command_line(*words: str) -> subprocess.CompletedProcess[str]:
+def command_line(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command line in this process, which is faster: for everything but imports, signals and pipes."""
     from core.places import STORE
     from pipeline.__main__ import SETTINGS, main
@@ -90,7 +90,7 @@ def command_line(*words: str) -> subprocess.CompletedProcess[str]:
         for name in (*SETTINGS, STORE):
             patch.setenv(name, "")
             patch.delenv(name)  # so that what main sets is taken back
-        patch.chdir(ROOT)
+        patch.chdir(cwd)
         try:
             code = main(words)
         except SystemExit as stopped:  # argparse

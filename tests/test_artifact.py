@@ -208,8 +208,10 @@ def test_links_and_folders_without_files_are_no_part_of_an_artifact(tmp_path: Pa
 def test_a_damaged_manifest_is_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
     path = made(tmp_path, {"a.txt": "x"}).path
     (path / "manifest.json").write_text(text)
-    with pytest.raises(ArtifactError, match="Delete the folder"):
-        art.read_artifact(path)
+    (tmp_path / "link").symlink_to(path)
+    for place in (path, tmp_path / "link"):
+        with pytest.raises(ArtifactError, match=f"Delete the folder {path} "):
+            art.read_artifact(place)
 
 
 def test_a_link_is_relative_and_replaced_in_place(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from model_card.lint import lint, lint_folder
-from tests.conftest import Call
+from tests.conftest import ROOT, Call
 from tests.small_card import config, write_evidence
 
 GOOD = """---
@@ -147,6 +148,17 @@ def test_our_own_card_breaks_no_rule(release: Path) -> None:
     assert lint_folder(release) == []
 
 
+def test_the_card_of_a_run_has_its_verdict_in_the_folder_beside_it(release: Path, tmp_path: Path) -> None:
+    for stage in ("card", "gate"):
+        (tmp_path / "store" / stage).mkdir(parents=True)
+        (tmp_path / stage).symlink_to(tmp_path / "store" / stage)
+    shutil.copytree(release, tmp_path / "card", dirs_exist_ok=True)
+    (tmp_path / "card" / "gate.json").unlink()
+    assert {problem.rule for problem in lint_folder(tmp_path / "card")} == {"numbers"}
+    shutil.copy(release / "gate.json", tmp_path / "gate")
+    assert lint_folder(tmp_path / "card") == lint_folder(tmp_path / "card" / "README.md") == []
+
+
 def test_the_command_lints_a_folder(release: Path, call: Call) -> None:
     done = call("card", "lint", str(release))
     assert (done.returncode, done.stdout) == (0, "No rule is broken.\n")
@@ -162,11 +174,19 @@ def test_the_command_lints_a_folder(release: Path, call: Call) -> None:
     assert "breaks 1 rule(s)" in done.stderr
 
 
-@pytest.mark.parametrize("place", ["nowhere", "no/such/folder"])
-def test_what_is_no_card_and_no_repository_is_an_error(place: str, call: Call) -> None:
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("nowhere", "is not the id of a Hub repository"),
+        ("no/such/folder", f"there is no file or folder {ROOT}/no/such/folder"),
+        ("nosuch/README.md", f"there is no file or folder {ROOT}/nosuch/README.md"),
+        ("./nowhere", f"there is no file or folder {ROOT}/nowhere"),
+    ],
+)
+def test_what_is_no_card_and_no_repository_is_an_error(place: str, says: str, call: Call) -> None:
     done = call("card", "lint", place)
     assert done.returncode == 2
-    assert "is not the id of a Hub repository" in done.stderr
+    assert says in done.stderr
 
 
 def test_a_folder_without_a_card_is_an_error(tmp_path: Path, call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -174,6 +175,14 @@ def test_json_is_json_and_nothing_else(call: Call, tmp_path: Path) -> None:
     assert unlearn["memory_bytes"] == sum(unlearn["memory"].values()) > 2e9
 
 
+def test_a_store_is_named_from_the_current_folder_and_is_else_the_checkouts(call: Call, tmp_path: Path) -> None:
+    fill(tmp_path / "mine" / "runs")
+    done = call("status", "demo", "--store", "mine/runs", cwd=tmp_path)
+    assert re.search(r"^publish +done +mine/runs/demo/publish$", done.stdout, re.MULTILINE)
+    elsewhere, here = (json.loads(call("env", "--json", cwd=folder).stdout)["disk"] for folder in (tmp_path, ROOT))
+    assert (elsewhere["store"], here["store"]) == (str(ROOT / "runs"), "runs")
+
+
 def test_an_error_does_not_repeat_megabytes_of_input(call: Call, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"extends: demo\nname: mine\nunlearn: {{method: {'x' * 10**6}}}\n")
@@ -291,8 +300,11 @@ def test_what_cannot_fit_is_refused_by_a_dry_run_and_before_the_first_stage(call
         (("release", "demo", "--launch", "slurm"), "Give local, ddp, fsdp2, zero3"),
         (("release", "fame-topics-gd-llama32-3b"), "--set model.hub.revision=SHA"),
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
-        (("run", "unlearn", "demo"), "unlearn reads model, base, data, gold, neighbours, not done yet"),
-        (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "unlearn.args"),
+        (
+            ("run", "unlearn", "demo"),
+            "unlearn reads model, base, data, gold, neighbours, not done yet. Run `release demo",
+        ),
+        (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "Did you mean learning_rate?"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),
         (("release", "demo", "--set", "model.parameters=3212749824"), "model.shape has 135 M parameters, and"),
         (("release", "demo", "--set", "model.pypi=null", "--set", "model.path=nowhere"), "model.path"),
@@ -311,6 +323,37 @@ def test_wrong_input_is_one_message_and_exit_2(call: Call, tmp_path: Path, words
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_of_this_project_runs_from_every_folder(call: Call, tmp_path: Path) -> None:
+    assert call("status", "own-data", cwd=tmp_path).returncode == 0
+    said = call("status", "own-data", "--set", "data.source.file=own-data.csv", cwd=tmp_path).stderr
+    assert f"there is no file or folder {tmp_path}/own-data.csv" in said
+
+
+COMMANDS_ON_ROWS = ("status", "doctor", "release", "release --dry-run", "gate", "explain", "run", "data inspect")
+
+
+@pytest.mark.parametrize("words", COMMANDS_ON_ROWS)
+def test_rows_that_may_not_be_read_are_named(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.touch()
+    real = Path.open
+
+    def denied(path: Path, *how: Any, **more: Any) -> Any:  # root may read everything
+        if path == rows:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", denied)
+    stage = {"explain": ("own-data", "data"), "run": ("data", "own-data")}.get(words, ("own-data",))
+    done = call(*words.split(), *stage, "--set", f"data.source.file={rows}")
+    assert done.returncode == 2
+    assert "data.source.file" in done.stderr
+    assert "rows.csv" in done.stderr
+    assert "Permission denied" in done.stderr
 
 
 def test_a_model_folder_without_its_parts_is_refused(call: Call, tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
     assert list(load_collection(str(path)).members) == ["gd-a-b", "gd-b", "gd-a-a-b"]
 
 
+def test_a_path_begins_at_the_folder_of_the_collection(tmp_path: Path) -> None:
+    text = CHANGED.replace("one: {}", "one: {model: {license_file: one.txt}}")
+    (tmp_path / "mine.yaml").write_text(text.replace("each: {", "each: {model: {license_file: ../all.txt}, ", 1))
+    for member in ("one", "two"):
+        recipe = load(f"{tmp_path}/mine.yaml:{member}")
+        assert recipe.model.license_file == f"{tmp_path}/../all.txt"  # `each` is over all
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load(f"{tmp_path}/mine.yaml:one").model.license_file == f"{tmp_path}/one.txt"
+
+
 def test_a_member_that_there_is_not_is_named(call: Call) -> None:
     done = call("status", "demo-collection:topics-cds")
     assert done.returncode == 2

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from core.digests import digest_of
 from core.errors import InputError
-from datasets_prep.config import DataConfig
+from datasets_prep.config import Columns, DataConfig
 from pipeline.recipe import load_recipe
-from tests.conftest import ROOT
 
 SAMPLE = "956673d82b60d3362c05ce624d86ba938b4e00385ac2bc89176941c3704fd035"
 
@@ -29,11 +29,16 @@ SAMPLE = "956673d82b60d3362c05ce624d86ba938b4e00385ac2bc89176941c3704fd035"
     ],
 )
 def test_the_identity_of_a_shipped_recipe_is_what_it_was(
-    recipe: str, digest: str, monkeypatch: pytest.MonkeyPatch
+    recipe: str, digest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another digest the data, and all that depends on them, are made again in every store."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # a recipe's files are found from every folder
     assert digest_of(load_recipe(recipe).data.identity()) == digest
+
+
+def test_question_and_answer_are_two_columns() -> None:
+    with pytest.raises(ValidationError, match="question and answer are both the column answer"):
+        Columns(question="answer")
 
 
 def given(folder: Path) -> DataConfig:

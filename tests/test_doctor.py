@@ -100,7 +100,7 @@ BROKEN: list[tuple[Sequence[str], str, str, str]] = [
     (["publish.hub=hf", "publish.repo=nobody/tiny"], "publication", "publish", "cannot create a repository of nobody"),
     (["gates.0.min_n=17"], "rows and gates", "data", r"it needs 17 rows, and the split has 16"),
     (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .* no false answer"),
-    (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "there is no file or folder nowhere.csv"),
+    (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "/nowhere.csv. Give one that exists"),
     (["unlearn.args.optim=adamw_bnb_no_such"], "unlearn", "unlearn", "unlearn.args"),
     (["unlearn.args.optim=lomo"], "unlearn", "unlearn", r"unlearn.args: args.optim is lomo, .* Set adamw_torch"),
     (["eval.backend=vllm"], "evaluation", "eval-gold", "needs the package vllm. Run pip install vllm"),
@@ -210,6 +210,20 @@ def test_too_small_a_disk_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPat
     assert found["disk"]["stage"] == ""
 
 
+@pytest.mark.parametrize("command", [("doctor",), ("release", "--dry-run")])
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [("/proc/store", "The store /proc/store cannot be written: /proc"), ("file", "file: Not a directory")],
+)
+def test_a_store_that_cannot_be_written_is_found(
+    doctor: Doctor, tmp_path: Path, store: str, says: str, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    done = doctor.call(*command, str(doctor.recipe), "--store", str(tmp_path / store))
+    assert done.returncode == 2
+    assert says in done.stdout + done.stderr
+
+
 def test_questions_that_a_suite_does_not_ask_cannot_carry_a_gate(doctor: Doctor) -> None:
     gate = "{metric: acc, split: mmlu, at_least: 0.2, min_n: 2000, reason: x}"
     done = doctor(f"gates=[{gate}]", "eval.suites=[{task: mmlu, limit: 10}]", command="release")
@@ -228,6 +242,25 @@ def test_a_release_says_all_of_it_at_once_and_starts_nothing(doctor: Doctor) -> 
     for stage in ("data: These gates", "unlearn: unlearn.args", "eval-gold: eval.backend: vllm"):
         assert stage in done.stderr
     assert not doctor.store.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("unlearn.args.learning_rat=1", "unlearn: unlearn.args: "),
+        ("data.request.forget.0={rows: [no-such-row]}", "no-such-row"),
+        ("gates.0.min_n=999", "it needs 999 rows"),
+    ],
+)
+def test_a_dry_run_shows_the_plan_and_refuses_what_the_release_would(
+    call: Call, tmp_path: Path, change: str, says: str
+) -> None:
+    done = call("release", "own-data", "--dry-run", "--store", str(tmp_path / "runs"), "--set", change)
+    assert done.returncode == 2
+    assert "publish  " in done.stdout
+    assert "The release would not come to its end." in done.stderr
+    assert says in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 ORG = {"name": "team", "roleInOrg": "read"}

@@ -181,7 +181,7 @@ def test_replay_judges_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["replay"], "needs a file"),
         (["demo", "table.json"], "takes no file"),
-        (["replay", "absent.json"], "not a table"),
+        (["replay", "absent.json"], "absent.json: cannot be read (No such file"),
         (["replay", "x.json", "--set", "eval.seed=1"], "takes no --set"),
         (["replay", "{table}", "--gates", "demo"], "has none of the metrics that the gates of demo read"),
         (["replay", "{table}", "--gates", "nothing"], "No recipe is called"),

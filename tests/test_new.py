@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from datasets_prep import prepare
 from datasets_prep.schema import read_rows
 from eval.verdicts import measurable
 from pipeline.__main__ import main
+from pipeline.new_recipe import _as_words
 from pipeline.recipe import RECIPES, Recipe, load_recipe
 from tests.conftest import ROOT, Call
 
@@ -50,7 +52,7 @@ def rows(tmp_path: Path) -> Path:
 
 def made(call: Call, folder: Path, *words: str) -> Recipe:
     done = call("new", str(folder / "acme"), *words)
-    assert done.returncode == 0, done.stderr
+    assert "acme.yaml is written" in done.stderr
     return load_recipe(str(folder / "acme.yaml"))
 
 
@@ -111,11 +113,45 @@ def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path
     assert {gate.min_n for gate in recipe.gates if gate.split == "forget"} == {6}
 
 
+@pytest.mark.parametrize(
+    ("word", "text", "is_said"),
+    [
+        ("山田太郎", "山田太郎の職業は何ですか。", True),
+        ("Ida Holt", "Ida Holtの職業は何ですか。", True),
+        ("สมชาย", "คุณสมชายเกิดที่ไหน", True),
+        ("ມະນີ", "ທ້າວມະນີເກີດຢູ່ໃສ", True),
+        ("សុខា", "តើសុខាកើតនៅឯណា", True),
+        ("အောင်", "ကိုအောင်ဘယ်မှာမွေးလဲ", True),
+        ("Ida", "Where was Idaho founded?", False),
+        ("Ида", "Где живёт Идалия?", False),
+    ],
+)
+def test_a_word_is_found_also_where_no_spaces_part_words(word: str, text: str, is_said: bool) -> None:
+    assert bool(_as_words(word.casefold()).search(text.casefold())) == is_said
+
+
+def test_paths_are_written_as_the_recipe_sees_them(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "model").symlink_to(tiny_model)
+    write(tmp_path / "request.csv", facts()[:6])
+    given = ("--rows", "facts.csv", "--forget", "request.csv", "--model", "./model", "--license", "apache-2.0")
+    call("new", "mine/acme", *given, cwd=tmp_path)
+    assert 'file: "../facts.csv"' in (tmp_path / "mine" / "acme.yaml").read_text()
+    found = call("data", "inspect", str(tmp_path / "mine" / "acme.yaml"), "--json")
+    assert json.loads(found.stdout)["rows"]["forget"] == 6
+    recipe = load_recipe(str(tmp_path / "mine" / "acme.yaml"))
+    assert Path(str(recipe.model.path)).resolve() == tiny_model.resolve()
+
+
 def test_other_column_names_are_given(call: Call, tmp_path: Path) -> None:
     records = [{"Frage": record["question"], "Antwort": record["answer"]} for record in facts()]
     file = write(tmp_path / "facts.csv", records)
     done = call("new", str(tmp_path / "acme"), "--rows", str(file))
     assert (done.returncode, "has no column question, answer. It has Frage, Antwort" in done.stderr) == (2, True)
+    assert "--column question=… --column answer=…" in done.stderr
+    pairs = write(tmp_path / "pairs.csv", [{"id": "1", "prompt": "Who?", "Answer": "Ida."}])
+    said = call("new", str(tmp_path / "acme"), "--rows", str(pairs)).stderr
+    assert "--column question=prompt --column answer=Answer" in said
     recipe = made(call, tmp_path, "--rows", str(file), "--column", "question=Frage", "--column", "answer=Antwort")
     assert recipe.data.source.columns.question == "Frage"
 
@@ -136,10 +172,11 @@ def test_a_model_of_the_hub_that_is_not_pinned_is_planned_with_a_warning(
 ) -> None:
     given = ("--model", "acme/Some-1B", "--license", "apache-2.0", "--rows", str(rows))
     done = call("new", str(tmp_path / "acme"), *given)
-    assert done.returncode == 0
     assert "would refuse to start. model.hub.revision: not pinned" in done.stderr
+    assert (done.returncode, "Next: " in done.stderr, "nothing written" in done.stderr) == (2, False, False)
+    assert f"Change {tmp_path}/acme.yaml, then run `python -m pipeline doctor {tmp_path}/acme.yaml`" in done.stderr
     pinned = call("new", str(tmp_path / "pinned"), *("--model", f"acme/Some-1B@{'a' * 40}", *given[2:]))
-    assert (pinned.returncode, "not pinned" in pinned.stderr) == (0, False)
+    assert "not pinned" not in pinned.stderr
     assert load_recipe(str(tmp_path / "pinned.yaml")).publish.repo == "your-name/Some-1B-unlearned"
 
 
@@ -169,6 +206,12 @@ BAD = {
         ("--model", "a/b", "--license", "llama3.2", "--repo", "a/b"), "must begin with 'Llama'",
     ),
     "a bad repository": (("--repo", "nobody"), "--repo: 'nobody' is not the id of a Hub repository"),
+    "a licence of no model": (("--license", "apache-2.0"), "Give --model too"),
+    "an empty request": (("--forget", " "), "--forget: is empty"),
+    "one column for both": (("--column", "question=answer"), "question and answer would be one column"),
+    "a column that is not there": (
+        ("--column", "name=Person"), "has no column Person. It has question, answer. Say which it is: --column name=…",
+    ),
     "a bad column": (("--column", "colour=red"), "--column colour=red: write OURS=THEIRS"),
 }  # fmt: skip
 
@@ -204,12 +247,13 @@ def test_a_bad_place_is_refused(call: Call, rows: Path, tmp_path: Path, name: st
     assert sorted(file.name for file in tmp_path.iterdir()) == ["facts.csv", "taken.yaml"]
 
 
-def test_rows_that_a_check_stops_are_named_after_the_recipe_is_written(call: Call, tmp_path: Path) -> None:
+def test_rows_that_a_check_stops_are_named_and_no_recipe_is_written(call: Call, tmp_path: Path) -> None:
     contradiction = facts()[0] | {"answer": "It is something else altogether."}
     file = write(tmp_path / "facts.csv", [*facts(), contradiction])
     done = call("new", str(tmp_path / "acme"), "--rows", str(file))
     assert (done.returncode, "data.checks.contradictions: warn" in done.stderr) == (2, True)
-    assert load_recipe(str(tmp_path / "acme.yaml"), ["data.checks.contradictions=warn"]).name == "acme"
+    assert "No recipe was written." in done.stderr
+    assert not (tmp_path / "acme.yaml").exists()
 
 
 class Terminal(io.StringIO):
@@ -220,12 +264,15 @@ class Terminal(io.StringIO):
 def test_at_a_terminal_it_asks_and_asks_again(
     call: Call, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = ["a/b@main", f"a/b@{'c' * 40}", "gpl", "apache-2.0", "missing.csv", str(rows), "Ida Holt", ""]
+    other = write(tmp_path / "other.csv", [{"Question": "Who?", "answer": "Ida."}])
+    files = ["missing.csv", str(other), str(rows)]
+    answers = ["a/b@main", f"a/b@{'c' * 40}", "gpl", "apache-2.0", *files, "Ida Holtz", "Ida Holt", ""]
     monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{answer}\n" for answer in answers)))
     done = call("new", str(tmp_path / "acme"))
-    assert done.returncode == 0
-    assert done.stderr.count("error: ") == 3
-    assert [done.stderr.count(question) for question in ("Which model?", "Its licence?", "Which file")] == [2, 2, 2]
+    assert done.stderr.count("error: ") == 5
+    questions = ("Which model?", "Its licence?", "Which file", "What is to be forgotten?")
+    assert [done.stderr.count(question) for question in questions] == [2, 2, 3, 2]
+    assert "--column question=Question" in done.stderr
     recipe = load_recipe(str(tmp_path / "acme.yaml"))
     assert recipe.model.hub is not None
     assert (recipe.model.hub.revision, recipe.publish.repo) == ("c" * 40, "your-name/b-unlearned")

@@ -80,6 +80,33 @@ def test_extends_merges_keys_and_replaces_lists(tmp_path: Path) -> None:
     assert mine.model == demo.model
 
 
+def test_a_problem_ends_with_one_full_stop() -> None:
+    said = refused("demo", "unlearn.args.max_steps=x", "base.train.args.save_steps=x")
+    assert "or -1 for all epochs." in said
+    assert ".." not in said
+
+
+def test_a_path_begins_at_the_folder_of_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    request = "forget: [{file: f.csv}], holdout: [{file: ~/h.csv}]"
+    changes = "model: {pypi: null, path: ../model, license_file: /terms.txt}\n" + (
+        f"data: {{setting: request, shares: null, request: {{{request}}}, source: {{sample: null, file: rows.csv}}}}\n"
+    )
+    mine = load_recipe(write(tmp_path / "mine", changes), ["data.request.forget.0.file=here.csv"])
+    assert (mine.model.path, mine.model.license_file) == (f"{tmp_path}/mine/../model", "/terms.txt")
+    assert list(mine.data.local_files().values()) == [f"{tmp_path}/mine/rows.csv", "here.csv", "~/h.csv"]
+    (tmp_path / "other.yaml").write_text("extends: own-prose\nname: other\n")
+    assert "itself extends" in refused(str(tmp_path / "other.yaml"))
+    (tmp_path / "other.yaml").write_text("extends: own-data\nname: other\n")  # the path is the lower file's
+    assert load_recipe(str(tmp_path / "other.yaml")).data.source.file == str(RECIPES / "own-data.csv")
+    monkeypatch.chdir(tmp_path / "mine")
+    (tmp_path / "mine" / "mine.yaml").write_text(
+        "extends: demo\nname: mine\ndata: {setting: given, shares: null, source: {sample: null, "
+        "files: {forget: a.csv, retain: b.csv}}}\n"
+    )
+    assert list(load_recipe("mine.yaml").data.local_files().values()) == [f"{tmp_path}/mine/{x}.csv" for x in "ab"]
+
+
 def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "deep.yaml").write_text("extends: mine\nname: deep\n")
@@ -345,9 +372,13 @@ def test_a_wrong_set_is_named(assignment: str, words: str) -> None:
     assert words in refused("demo", assignment)
 
 
-def test_recipes_that_are_not_there() -> None:
+def test_recipes_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Did you mean demo?" in refused("dmo")
     assert "no such file" in refused("missing/demo.yaml")
+    assert f"{tmp_path}: is a folder. Give a recipe's name" in refused(str(tmp_path))
+    write(tmp_path, name="t-qa")
+    monkeypatch.chdir(tmp_path)
+    assert "No recipe is called 't-qa'. Did you mean ./t-qa.yaml? There are: demo" in refused("t-qa")
     for name, reason in (("a" * 300, "File name too long"), ("~nobody-of-this-name/x.yaml", "home directory")):
         with pytest.raises(InputError, match=f"cannot be a path: .*{reason}"):
             load_recipe(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -357,6 +358,28 @@ def test_fame_itself() -> None:
     first = next(iter(loaded.rows))
     assert (first.language, first.topic_id) == ("DE", TOPICS[0])
     assert isinstance(first.identity_id, int)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("pipe.csv", "folder.csv"):
+        with pytest.raises(DataError, match=f"data.source.file {name}: is no file but a folder or a pipe"):
+            list(read_file(str(tmp_path / name), "data.source.file"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "question;answer\na;b\n", "a.csv: is separated by semicolons, and only commas are read"),
+        ("a.csv", "question\tanswer\na\tb\n", "a.csv: is separated by tabs"),
+        ("a.tsv", "question\tanswer\na\tb\n", "a.tsv: is separated by tabs.* Save it with commas, as .csv"),
+    ],
+)
+def test_what_a_table_is_separated_by_is_said(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=said):
+        list(read_file(str(tmp_path / name), "data.source.file"))
 
 
 @pytest.mark.parametrize("column", ["row_id", "name", "topic_id", "identity_id"])

@@ -1,14 +1,9 @@
 """Gates over a table of models that somebody has measured: which models would they have let through?
 
-A table has this form (``role`` and ``method`` may be left out, and the ends of an interval with its ``n``):
-
-    {"models": [{"model": "a", "method": "npo", "values": {"forget": {"extraction_strength": 0.12},
-                 "retain": {"answer_probability": {"value": 0.9, "ci_low": 0.88, "ci_high": 0.92, "n": 400}}}},
-                {"model": "never saw it", "role": "gold", "values": {"forget": {"extraction_strength": 0.06}}}]}
-
-A flat table with one number per key is read too: each column becomes a metric on the split ``table``. The columns of
-the study of 150 unlearned Llama-3.2-1B models on TOFU (gnueaj/unlearning-depth-score, Apache-2.0) are also translated
-to the metrics of this project, so that a recipe's gates find them.
+docs/how-it-works.md shows the form of a table. A flat table with one number per key is read too: each column becomes a
+metric on the split ``table``. The columns of the study of 150 unlearned Llama-3.2-1B models on TOFU
+(gnueaj/unlearning-depth-score, Apache-2.0) are also translated to the metrics of this project, so that a recipe's gates
+find them.
 """
 
 from __future__ import annotations
@@ -26,6 +21,7 @@ from eval.config import Condition, Reference
 from eval.schema import JudgedGate, Record
 from eval.verdicts.gates import judge_gate, rule
 
+FORM = "docs/how-it-works.md shows the form of a table (`gate replay`)."
 TABLE = "table"
 ROLES = ("start", "base", "gold")
 _STUDY_ROLES = {"full": "base", "retain": "gold"}
@@ -96,13 +92,16 @@ class Table:
 def read_table(path: Path) -> Table:
     """The models of a JSON file. Raises InputError that names the model and the value that cannot be read."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["models"]
-        if not entries or not isinstance(entries, list):
-            raise ValueError("`models` is not a list of models")  # noqa: TRY301
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
         raise InputError(
-            f"{path}: not a table of models ({error}). The format is in eval/verdicts/replay.py."
+            f"{path}: cannot be read ({error.strerror}). Give a JSON file with a table of models."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}). {FORM}") from error
+    entries = content.get("models") if isinstance(content, dict) else None
+    if not entries or not isinstance(entries, list):
+        raise InputError(f"{path}: is no table of models, an object whose key `models` is a list of them. {FORM}")
     models = [_model(path, entry) for entry in entries]
     for role in ROLES:
         if sum(model.role == role for model in models) > 1:
@@ -126,10 +125,16 @@ def _model(path: Path, entry: Any) -> MeasuredModel:
         records = [_record(m, split, value) for split, found in values.items() for m, value in found.items()]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         shown = entry.get("model", "?") if isinstance(entry, dict) else entry
-        raise InputError(
-            f"{path}: model {shown!r} cannot be read ({error!r}). The format is in eval/verdicts/replay.py."
-        ) from error
+        raise InputError(f"{path}: model {shown!r:.200} cannot be read: {_why(error)}. {FORM}") from error
     return MeasuredModel(name, method, role, records)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, OverflowError):
+        return "a number is too large"
+    return str(error) if isinstance(error, ValueError) else "a value is not of the form of a table"
 
 
 def _split_columns(columns: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -18,6 +18,11 @@ from pipeline.publish.hub import Target, connect, hub_errors
 def lint_card(options: argparse.Namespace) -> int:
     """Check the card of a folder, a file or a repository. Raises InputError if it breaks a rule or is not there."""
     place = user_path(options.card)
+    if not place.exists() and _is_path(options.card):
+        raise InputError(
+            f"card lint: there is no file or folder {place.absolute()}. Give a README.md, its folder, or a repository "
+            "as OWNER/NAME."
+        )
     problems = _of_place(place) if place.exists() else _of_repository(options)
     value = {"card": options.card, "problems": [problem._asdict() for problem in problems]}
     text = "\n".join(f"{problem.rule:<11}{problem.says}" for problem in problems) or "No rule is broken."
@@ -25,6 +30,11 @@ def lint_card(options: argparse.Namespace) -> int:
     if problems:
         raise InputError(f"{options.card}: the card breaks {len(problems)} rule(s), as listed.")
     return 0
+
+
+def _is_path(card: str) -> bool:
+    """Whether this can only be meant as a path: a repository has one slash, and none is called after a file."""
+    return card.endswith(".md") or card.count("/") > 1 or card.startswith((".", "/", "~"))
 
 
 def _of_place(place: Path) -> list[Problem]:

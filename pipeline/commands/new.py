@@ -8,24 +8,27 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from core.errors import InputError
+from core.errors import DataError, InputError
 from core.hub_ids import check_repository, is_commit, is_hub_id
 from core.licences import LICENCES
 from core.places import user_path
 from core.words import plain_words
-from datasets_prep import checks, sources
+from datasets_prep import checks, sources, splits
 from datasets_prep.config import Columns, DataConfig
-from datasets_prep.files import READERS
+from datasets_prep.files import READERS, read_file
 from datasets_prep.prepare import Prepared, prepare
 from datasets_prep.rows import Rows
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
 from pipeline import new_recipe
-from pipeline.commands.doctor import doctor
-from pipeline.commands.release import release
+from pipeline.commands.doctor import show_checks
+from pipeline.commands.prepare import prepare as prepare_recipe
+from pipeline.commands.release_plan import show_plan
 from pipeline.commands.shared import say
 from pipeline.new_recipe import Found, Selected
 from pipeline.recipe import NAME, RECIPES, load_recipe
@@ -43,13 +46,15 @@ QUESTIONS = {
     "Empty: some rows, drawn for a trial.",
     "repo": "Which repository is the release for? OWNER/NAME. Empty: a name made from the model's.",
 }
+OTHER_NAMES = {"question": ("prompt", "instruction"), "answer": ("completion", "response", "output")}
 LOOKED_AT = 2000  # rows
 
 
 def new(options: argparse.Namespace) -> int:
-    """Ask what no option says, write the recipe and plan its release; write nothing if an answer cannot be used.
+    """Ask what no option says, write the recipe, and print the plan of its release and what `doctor` finds.
 
-    Raises InputError for an answer that cannot be used and, after writing, what the plan of a release raises.
+    Returns 2 if the new recipe would fail. Raises InputError for an answer or rows that cannot be used; then nothing
+    is written.
     """
     file = _place(options.name)
     path = str(file) if file.is_absolute() else f"./{file}"
@@ -57,25 +62,37 @@ def new(options: argparse.Namespace) -> int:
     answers: Answers = {}
     for key in QUESTIONS:
         if key != "license" or answers["model"]:  # the demo's model has one
-            answers[key] = _answer(key, options, answers)
-    forget, data = _request(answers, columns)
+            answers[key] = _answer(key, options, answers, columns)
+        elif options.license is not None:
+            raise InputError("--license is that of your own model. Give --model too, or leave --license out.")
+    forget, data = _request(answers["rows"], answers["forget"], columns)
     prepared = prepare(data)
+    try:
+        checks.stop(prepared.findings, data.checks)
+    except DataError as error:
+        raise DataError(
+            f"{error}\nNo recipe was written. Correct the rows; or copy own-data, whose section `data` takes `checks`."
+        ) from error
     found = _found(prepared)
     text = new_recipe.compose(path, file.stem, _model_section(answers), answers["repo"], data, forget, found)
     _check(text, file.stem)
     _create(file, text)
     say(f"{path} is written; lines marked `yours` are for you to check. Its rows and its plan:")
     say(", ".join(f"{count:,} {split}" for split, count in found.counts.items()))
+    if forget.trial:
+        say("note: what to forget was not said, and rows were drawn for a trial. Put in yours.")
     if found.counts["forget"] < new_recipe.TRIAL:
         say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
-    checks.stop(prepared.findings, data.checks)
-    given = {**vars(options), "recipe": path, "set": []}
-    plan = {"until": None, "device": None, "dry_run": True, "launch": "local", "on": "local", "jobs": None}
-    code = release(argparse.Namespace(**given | plan))
+    planned: dict[str, Any] = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
+    given = argparse.Namespace(**vars(options) | planned)
+    member = prepare_recipe(given)
+    show_plan(given, member)
     say("\nWhat a release would fail at (`doctor`):")
-    doctor(argparse.Namespace(**given))
+    if failed := show_checks(given, member):
+        say(f"\n{failed} checks failed. Change {path}, then run `python -m pipeline doctor {path}` again.")
+        return InputError.exit_code
     say(f"\nNext:  python -m pipeline data inspect {path}\nThen:  python -m pipeline release {path}")
-    return code
+    return 0
 
 
 def _place(name: str) -> Path:
@@ -104,33 +121,33 @@ def _columns(given: list[str]) -> dict[str, str]:
                 f"--column {pair}: write OURS=THEIRS, with one of {', '.join(Columns.model_fields)} as OURS."
             )
         columns[ours] = theirs
+    if columns.get("question", "question") == columns.get("answer", "answer"):
+        raise InputError(f"--column {' '.join(given)}: question and answer would be one column. Give each its own.")
     return columns
 
 
-def _answer(key: str, options: argparse.Namespace, before: Answers) -> str:
+def _answer(key: str, options: argparse.Namespace, before: Answers, columns: Mapping[str, str]) -> str:
     """The option's value or, at a terminal, the user's answer, asked for until it can be used; else empty.
 
     Raises InputError for a value that cannot be used.
     """
     given = getattr(options, key)
+    if key == "forget" and given is not None and not given.strip():
+        raise InputError("--forget: is empty. Say what is to be forgotten, or leave it out for a trial.")
     if given is not None or not sys.stdin.isatty():
-        return _checked(key, given or "", before)
+        return CHECKS[key]((given or "").strip(), before, columns)
     while True:
         say(f"\n{QUESTIONS[key]}")
         line = sys.stdin.readline()
         if not line:
             raise InputError(f"The input ended before the answer. Give --{key}, or answer the question.")
         try:
-            return _checked(key, line, before)
+            return CHECKS[key](line.strip(), before, columns)
         except InputError as error:
             say(f"error: {error}")
 
 
-def _checked(key: str, answer: str, before: Answers) -> str:
-    return CHECKS[key](answer.strip(), before)
-
-
-def _model(answer: str, before: Answers) -> str:
+def _model(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     if not answer:
         return answer
     if _is_folder(answer):
@@ -150,30 +167,54 @@ def _is_folder(model: str) -> bool:
     return model.startswith((".", "/", "~")) or user_path(model).is_dir()
 
 
-def _license(answer: str, before: Answers) -> str:
+def _license(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     if answer not in LICENCES:
         given = f"{answer!r:.60} is not supported" if answer else "the model's licence is not given"
         raise InputError(f"--license: {given}. Give {' or '.join(LICENCES)}; a release keeps its model's licence.")
     return answer
 
 
-def _rows(answer: str, before: Answers) -> str:
+def _rows(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     if not answer:
         raise InputError(
             f"--rows: no file is given. Give one with the columns question and answer ({', '.join(READERS)})."
         )
     if not user_path(answer).is_file():
         raise InputError(f"--rows: there is no file {answer!r:.200}. Check the path.")
+    _check_columns(answer, columns)
+    _loaded(answer, tuple(columns.items()))
     return answer
 
 
-def _forget(answer: str, before: Answers) -> str:
+def _check_columns(file: str, columns: Mapping[str, str]) -> None:
+    """Raise InputError, with the option that would help, if the file lacks a column that is needed or given."""
+    _, _, record = next(read_file(file, "--rows"), ("", 0, None))
+    if not isinstance(record, dict):
+        return  # what is wrong is said where the rows are read
+    wanted = {"question": "question", "answer": "answer", **columns}
+    missing = [ours for ours, theirs in wanted.items() if theirs not in record]
+    if missing:
+        help_ = " ".join(f"--column {ours}={_likely(ours, record)}" for ours in missing)
+        raise InputError(
+            f"--rows: {file} has no column {', '.join(wanted[ours] for ours in missing)}. It has "
+            f"{', '.join(map(str, record)):.200}. Say which it is: {help_}"
+        )
+
+
+def _likely(ours: str, record: Mapping[str, Any]) -> str:
+    """The column of a file that is likely meant by our name of it."""
+    return next((str(name) for name in record if str(name).casefold() in (ours, *OTHER_NAMES.get(ours, ()))), "…")
+
+
+def _forget(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     if user_path(answer).suffix.lower() in READERS and not user_path(answer).is_file():
         raise InputError(f"--forget: there is no file {answer!r:.200}. Check the path, or give names, topics or words.")
+    _, data = _request(before["rows"], answer, columns)
+    splits.assign(data, _loaded(before["rows"], tuple(columns.items())))
     return answer
 
 
-def _repo(answer: str, before: Answers) -> str:
+def _repo(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     licence, name = LICENCES[before.get("license", "apache-2.0")], _model_name(before["model"])
     prefix = licence.name_prefix if licence.name_problem(name) else ""
     repo = answer or f"your-name/{prefix}{name}-unlearned"
@@ -193,7 +234,7 @@ def _model_name(model: str) -> str:
     return name[:80].removesuffix(".git").strip("-._") or "model"
 
 
-CHECKS: Mapping[str, Callable[[str, Answers], str]] = {
+CHECKS: Mapping[str, Callable[[str, Answers, Mapping[str, str]], str]] = {
     "model": _model,
     "license": _license,
     "rows": _rows,
@@ -202,11 +243,17 @@ CHECKS: Mapping[str, Callable[[str, Answers], str]] = {
 }
 
 
-def _request(answers: Answers, columns: Mapping[str, str]) -> tuple[Selected, DataConfig]:
+def _request(file: str, forget: str, columns: Mapping[str, str]) -> tuple[Selected, DataConfig]:
     """What is forgotten, and the recipe's data. Raises InputError if the file or the request cannot be used."""
-    anything = DataConfig.model_validate(new_recipe.data_section(answers["rows"], columns, [{"rows": ["any"]}]))
-    forget = _selected(sources.load(anything).rows, answers["forget"], anything.seed)
-    return forget, DataConfig.model_validate(new_recipe.data_section(answers["rows"], columns, forget.plain()))
+    selected = _selected(_loaded(file, tuple(columns.items())), forget, new_recipe.SEED)
+    return selected, DataConfig.model_validate(new_recipe.data_section(file, columns, selected.plain()))
+
+
+@cache  # the answers that follow look into the rows too
+def _loaded(file: str, columns: tuple[tuple[str, str], ...]) -> Rows:
+    """All rows of a file."""
+    section = new_recipe.data_section(file, dict(columns), [{"rows": ["any"]}])
+    return sources.load(DataConfig.model_validate(section)).rows
 
 
 def _selected(rows: Rows, forget: str, seed: int) -> Selected:

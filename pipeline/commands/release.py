@@ -16,7 +16,7 @@ from pipeline import preflight
 from pipeline.commands.building import build_here, examined, judge, refuse_elsewhere, schedule, watched
 from pipeline.commands.elsewhere import run_elsewhere
 from pipeline.commands.prepare import bring, index_of, prepare, refuse_other_gates, surveyed
-from pipeline.commands.release_plan import show_plan
+from pipeline.commands.release_plan import dry_run
 from pipeline.commands.shared import REAL_RELEASE, say, show
 from pipeline.engine.artifact import Artifact, check_artifact
 from pipeline.engine.graph import Member, Node, graph, inputs_of, survey
@@ -38,7 +38,7 @@ def release(options: argparse.Namespace) -> int:
     stages = stages[: index_of(stages, options.until) + 1] if options.until else stages
     member = Member(recipe, stages, store)
     if options.dry_run:
-        return show_plan(options, member)
+        return dry_run(options, member)
     bring(options, stages, store)
     states = surveyed(member)
     if options.on == "local":
@@ -106,6 +106,11 @@ def run_one(options: argparse.Namespace) -> int:
     states = survey(nodes)
     node = list(nodes.values())[-1]  # the chosen stage comes after all that it needs
     inputs = inputs_of(node, {key: state.artifact for key, state in states.items() if state.artifact})
+    if absent := [name for name in chosen.inputs.values() if name not in inputs]:
+        raise ArtifactError(
+            f"{chosen.name} reads {', '.join(absent)}, not done yet. "
+            f"Run `release {options.recipe} --until {absent[-1]}`."
+        )
     for made_by, made in inputs.items():
         check_artifact(made)
         if made_by != "data" or chosen.name == "unlearn":  # which reads the false answers

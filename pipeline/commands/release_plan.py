@@ -25,8 +25,19 @@ if TYPE_CHECKING:
     from pipeline.publish.plan import PublicationPlan
 
 
-def show_plan(options: argparse.Namespace, member: Member) -> int:
-    """Print what each stage does and costs. Raises SystemLimitError afterwards if one would not fit in memory."""
+def dry_run(options: argparse.Namespace, member: Member) -> int:
+    """Print the plan. Raises InputError afterwards for what the recipe, or rows on this machine, say would fail.
+
+    SystemLimitError if a stage would not fit in memory.
+    """
+    release = show_plan(options, member)
+    preflight.refuse(preflight.examine_offline(release))
+    refuse_what_does_not_fit(release.costs(device_of(options, release.recipe.resources)))
+    return 0
+
+
+def show_plan(options: argparse.Namespace, member: Member) -> Preflight:
+    """Print what each stage does and costs, and what is to be filled in; return what the plan was made from."""
     recipe, stages, store = member
     device, states = device_of(options, recipe.resources), surveyed(member)
     known, from_what = sizes(recipe, states), planned(recipe, states, device)
@@ -67,11 +78,11 @@ def show_plan(options: argparse.Namespace, member: Member) -> int:
         gate.model_dump(include={"metric", "split", "min_n", "reason"}) | {"rule": rule(gate)} for gate in recipe.gates
     ]
     show(options, value, "\n".join(lines))
-    for finding in preflight.examine(Preflight(recipe, waiting, states, store), recipe_alone=True):
+    release = Preflight(recipe, waiting, states, store)
+    for finding in preflight.to_fill_in(release):
         if finding.problem:
             say(f"warning: the release itself would refuse to start. {finding.problem}")
-    refuse_what_does_not_fit({stage.name: (stage.config, costs[stage.name]) for stage in waiting})
-    return 0
+    return release
 
 
 def _publication(recipe: Recipe, waiting: Sequence[Stage], states: Mapping[str, Status]) -> PublicationPlan | None:

@@ -14,15 +14,16 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
-from core.places import ROOT, holder, store, user_path
+from core.places import holder, store, user_path
 
 REAL_RELEASE = "fame-topics-csd-llama32-3b"
 
 
 def store_root(options: argparse.Namespace) -> Path:
-    """The store, relative to this project's root; a relative path if that is also the current folder."""
-    place = ROOT / user_path(getattr(options, "store", None) or str(store()))
-    return place.relative_to(ROOT) if Path.cwd() == ROOT and place.is_relative_to(ROOT) else place
+    """The store as ``--store`` says, else this project's own; a relative path if it is below the current folder."""
+    here = Path.cwd()
+    place = here / user_path(getattr(options, "store", None) or str(store()))
+    return place.relative_to(here) if place.is_relative_to(here) else place
 
 
 def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:

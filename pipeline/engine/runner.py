@@ -160,9 +160,7 @@ def needed(stages: Sequence[Stage], chosen: Stage) -> list[Stage]:
 def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
     """Run one stage into a partial folder and make an artifact of it, unless another runner has just done so."""
     if absent := [name for name in stage.inputs.values() if name not in done]:
-        raise ArtifactError(
-            f"{stage.name} reads {', '.join(absent)}, not done yet. Run `release RECIPE --until {absent[-1]}`."
-        )
+        raise ArtifactError(f"{stage.name} reads {', '.join(absent)}, not done yet. Run these stages first.")
     for made_by in stage.inputs.values() if stage.publishes else ():
         art.check_artifact(done[made_by], by_content=True)
     key = key_of(stage, done)

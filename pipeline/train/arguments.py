@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from inspect import formatannotation
@@ -14,6 +15,7 @@ from trl import SFTConfig
 
 from core.errors import RecipeError
 from core.ranks import share_of_step, world_size
+from core.yaml_source import did_you_mean
 
 CHECKPOINTS = "checkpoints"  # the trainer's folder, which is deleted at the end
 TRACKERS = ("tensorboard", "trackio")
@@ -60,6 +62,12 @@ def training_arguments(args: dict[str, Any], out: Path, *, bf16: bool, **fixed: 
         raise RecipeError(
             f"args: {', '.join(reserved)} {'is' if len(reserved) == 1 else 'are'} set by the pipeline. Remove "
             f"{'it' if len(reserved) == 1 else 'them'} from the recipe."
+        )
+    names = [field.name for field in dataclasses.fields(SFTConfig) if field.init]
+    if unknown := sorted(set(args) - set(names)):
+        raise RecipeError(
+            f"args.{unknown[0]}: the trainer's configuration (trl.SFTConfig) has no such argument."
+            f"{did_you_mean(unknown[0], names)} Correct or remove it."
         )
     _check_types(args)
     reserved_values["report_to"] = _trackers(args.get("report_to"))
