@@ -229,6 +229,7 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
         (b"", "not a safetensors file"),
         (b"\xff" * 40, "not a safetensors file"),
         (safetensors(b"{"), "header cannot be read"),
+        pytest.param(safetensors(b"[" * 100_000), "header cannot be read", id="deep"),
         (safetensors([]), "not a JSON object"),
         (safetensors({"a": 1}), "not a table"),
         (safetensors(b'{"a": 1, "a": 2}'), "twice"),

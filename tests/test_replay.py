@@ -159,6 +159,7 @@ def _with_n(n: str) -> str:
     [
         ("{", "not a table"),
         ("[]", "not a table"),
+        pytest.param("[" * 100_000, "not a table of models .lists and objects are more than 100 deep", id="deep"),
         ('{"models": []}', "not a list"),
         ('{"models": [3]}', "model 3 cannot be read"),
         ('{"models": [{"method": "x"}]}', "'model'"),

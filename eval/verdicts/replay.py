@@ -13,12 +13,12 @@ to the metrics of this project, so that a recipe's gates find them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import bounded_json
 from core.errors import InputError
 from core.strict import Strict
 from eval.catalog import CATALOG, is_of
@@ -96,7 +96,7 @@ class Table:
 def read_table(path: Path) -> Table:
     """The models of a JSON file. Raises InputError that names the model and the value that cannot be read."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["models"]
+        entries = bounded_json.loads(path.read_text(encoding="utf-8"))["models"]
         if not entries or not isinstance(entries, list):
             raise ValueError("`models` is not a list of models")  # noqa: TRY301
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,6 @@ day it was issued, so it never expires there, and it takes every name that the a
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from core import bounded_json
 from core.digests import hash_file
 from core.errors import HubError, InputError, VerificationError
 from core.hub_ids import is_hub_id
@@ -146,7 +146,7 @@ def _check(tree: Path, signature: Path, signer: Signer) -> None:
 def _material(signature: Path) -> tuple[str, Any]:
     """The kind of a signature, and what it says of its signer."""
     try:
-        material = json.loads(signature.read_text(encoding="utf-8"))["verificationMaterial"]
+        material = bounded_json.loads(signature.read_text(encoding="utf-8"))["verificationMaterial"]
         return next((kind, material[kind]) for kind in KINDS if material.get(kind))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise VerificationError(f"{signature.name} holds no signature that can be read") from error
