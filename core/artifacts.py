@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from core import bounded_json
 from core.digests import MANIFEST
 from core.errors import ArtifactError
 from core.strict import Strict
@@ -80,7 +81,7 @@ def _check_version(text: str, kind: object) -> None:
     """Before anything else: what another version calls by another name is not missing, it is of another version."""
     if not (isinstance(kind, type) and issubclass(kind, Versioned)):
         return
-    content, ours = json.loads(text), kind.model_fields["version"].default
+    content, ours = bounded_json.loads(text), kind.model_fields["version"].default
     if isinstance(content, dict) and (given := content.get("version")) != ours:
         said = "no version" if given is None else f"version {given!r}"
         raise ValueError(f"made by {said} of {kind.__name__}, and only version {ours} is read")

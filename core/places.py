@@ -1,10 +1,11 @@
-"""Where things are: this project, its store, paths as users write them, and which Hub holds a repository."""
+"""Where things are: this project, its store, paths as users write them, the Hub, and which Hub holds a repository."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from core.errors import InputError
 
@@ -30,6 +31,22 @@ def user_path(text: str) -> Path:
             f"{text!r:.200} cannot be a path: {str(error)[:200].rstrip('.')}. Give another one."
         ) from error
     return path
+
+
+def check_endpoint() -> None:
+    """Raise InputError if HF_ENDPOINT is no address; with some of these, the Hub's client cannot even be imported."""
+    given = os.environ.get("HF_ENDPOINT")
+    try:
+        address = urlsplit(given or "https://huggingface.co")
+        usable = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        shown = str(given).rpartition("@")[2]  # before it, there may be a password
+        raise InputError(
+            f"HF_ENDPOINT is {shown!r:.200}, which is no address of a Hub. Give one such as https://huggingface.co, or "
+            "unset it."
+        )
 
 
 def holder(repo: str, store: Path) -> Literal["local", "hf"]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from core import bounded_json
 
 MAX_HEADER = 100 * 1024 * 1024  # what the format allows
 CHUNK = 8 * 1024 * 1024
@@ -78,7 +79,7 @@ def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
             raise _Unsound("it is not a safetensors file")
         text = stream.read(size)
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = bounded_json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
         raise _Unsound(f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
@@ -125,7 +126,7 @@ def _index_problems(index: Path, tensors: dict[str, set[str]]) -> list[str]:
     if not index.is_file():
         return [] if set(tensors) == {"model.safetensors"} else ["there are shards and no model.safetensors.index.json"]
     try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        placed = bounded_json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         indexed = {(str(name), str(shard)) for name, shard in placed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{index.name} cannot be read ({error!r})"]

@@ -7,12 +7,12 @@ say which line is wrong. Parquet and Arrow come in batches, with the features th
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import bounded_json
 from core.errors import DataError, ReleaseError
 from core.places import user_path
 
@@ -124,8 +124,8 @@ def _json_list(path: Path) -> Iterator[NumberedRecord]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return bounded_json.loads(text)
+    except ValueError as error:
         raise DataError(f"{where}: is not JSON ({error}). Correct it.") from error
 
 

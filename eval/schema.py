@@ -278,6 +278,12 @@ class JudgedGate(Strict):
         """Metric and split, for messages."""
         return f"{self.metric} on {self.split}"
 
+    def rule_of(self, side: Literal["at least", "at most"]) -> str:
+        """What the rule says of one side, empty if nothing. A rule that names no side is the same for both."""
+        if "at least " not in self.rule and "at most " not in self.rule:
+            return self.rule
+        return self.rule.partition(f"{side} ")[2].partition(" and at most ")[0]
+
     def numbers(self) -> list[float]:
         """Every number of the gate that was measured."""
         names = ("measured", "ci_low", "ci_high", "at_least", "at_most")

@@ -25,8 +25,9 @@ Part = Literal["forgotten", "attacked", "kept", "more"]
 class Claim:
     """A sentence about ``metric`` on ``split``, made of the records of ``models``.
 
-    ``by`` is the model, or split, whose value the gate's bound is made of (None: any bound); ``lower`` and ``upper``
-    are the sides that it must have. Of the claims with the same ``topic``, only the first that is backed is said.
+    ``lower`` and ``upper`` are the sides on which a gate must bound it, and ``by`` is the model, or split, of whose
+    value the bound on each of them must be made (None: any bound). Of the claims with the same ``topic``, only the
+    first that is backed is said.
     """
 
     part: Part
@@ -57,8 +58,12 @@ class Claim:
         return self.says(records) if any(map(self._is_bounded_by, gates)) else None
 
     def _is_bounded_by(self, gate: JudgedGate) -> bool:
-        sides = (gate.at_least is not None or not self.lower) and (gate.at_most is not None or not self.upper)
-        return sides and (self.by is None or f"{self.by}'s" in gate.rule)
+        below = not self.lower or (gate.at_least is not None and self._is_of(gate.rule_of("at least")))
+        above = not self.upper or (gate.at_most is not None and self._is_of(gate.rule_of("at most")))
+        return below and above
+
+    def _is_of(self, bound: str) -> bool:
+        return self.by is None or f"{self.by}'s" in bound
 
 
 def _judged(gate: JudgedGate, record: Record) -> bool:

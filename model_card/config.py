@@ -131,6 +131,10 @@ class CardInputs(Strict):
         return any(value.endswith(f"={WITHHELD}") for value in self.overrides)
 
 
+OF_RECIPE = ("recipe", "overrides", "model", "data", "base", "gold", "unlearn")
+"""The fields of :class:`CardInputs` that `release.json` has too, as the recipe that the release was made from."""
+
+
 class CardFacts(Strict):
     """The card stage's facts, for the manifest."""
 

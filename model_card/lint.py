@@ -5,9 +5,9 @@ Nothing is fetched. A link to another site may be dead, and no rule here says so
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from core import card_head
+from core import bounded_json, card_head
 from core.hub_ids import is_hub_id
 from core.licences import LICENCES
 
@@ -26,6 +26,7 @@ PLACEHOLDER = re.compile(
 )
 LOCAL_PATH = re.compile(r"(?<![\w:/.<~])/[\w.-]+/[\w.-]+|\bfile:/|(?<!\w)~/|\b[A-Za-z]:\\")
 DECIMAL = re.compile(r"(?<![\w.:/+-])-?\d+\.\d+(?:e[+-]?\d+)?(?![\w/+-]|\.\d)")
+PLACES = range(-400, 309)  # of the last digit of a float, as anybody may print it
 REQUIRED = ("license", "library_name", "pipeline_tag", "base_model", "language")
 MISSPELT = {"licence": "license", "lisence": "license", "languages": "language", "dataset": "datasets", "tag": "tags"}
 LANGUAGE = re.compile(r"[a-z]{2,3}(-\w+)?|multilingual|code")
@@ -88,7 +89,8 @@ def lint(card: str, files: Collection[str], sources: Collection[object] = ()) ->
 def lint_folder(folder: Path) -> list[Problem]:
     """:func:`lint` of the card in a folder, or of a card alone, with the files and results beside it.
 
-    The verdict on a run's card is in the folder of the stage `gate`, beside the card's.
+    The verdict on a run's card is in the folder of the stage `gate`, beside the card's. Raises OSError, or ValueError, if
+    the card is not text or the results are not JSON.
     """
     card = folder / "README.md" if folder.is_dir() else folder
     root = card.parent
@@ -96,7 +98,7 @@ def lint_folder(folder: Path) -> list[Problem]:
     places = [root / name for name in SOURCES]
     if not (root / "gate.json").is_file():
         places.append(root.absolute().parent / "gate" / "gate.json")
-    sources = [json.loads(path.read_text(encoding="utf-8")) for path in places if path.is_file()]
+    sources = [bounded_json.loads(path.read_text(encoding="utf-8")) for path in places if path.is_file()]
     return lint(card.read_text(encoding="utf-8"), files, sources)
 
 
@@ -115,22 +117,37 @@ def _line(text: str, match: re.Match[str]) -> str:
 
 def shows(printed: str, value: float) -> bool:
     """Whether ``printed`` is ``value`` rounded to the digits that are printed."""
-    try:
-        number = Decimal(printed)
-    except InvalidOperation:
+    number = _printed(printed)
+    if number is None or not math.isfinite(value):
         return False
-    exponent = number.as_tuple().exponent
     # Half a unit of the last digit. As decimals, since the difference of two large floats has an error of that size.
-    known = isinstance(exponent, int) and math.isfinite(value)
-    return known and abs(number - Decimal(value)) <= Decimal(5).scaleb(int(exponent) - 1)
+    return abs(number - Decimal(value)) <= Decimal(5).scaleb(_last_place(number) - 1)
 
 
 def is_among(printed: str, values: Collection[float]) -> bool:
     """Whether a decimal number is one of ``values``, rounded."""
-    near = float(printed)
+    number = _printed(printed)
+    if number is None:
+        return False
+    near = float(number)
     # Twice what rounding to these digits takes, and what float() took: floats, to leave few to the decimals.
-    reach = 10.0 ** int(Decimal(printed).as_tuple().exponent) + math.ulp(near)
+    reach = 10.0 ** _last_place(number) + math.ulp(near)
     return any(shows(printed, value) for value in values if abs(value - near) <= reach)
+
+
+def _printed(text: str) -> Decimal | None:
+    """A number that a float may be printed as; None for anything else, which is no value that was measured."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    is_float = number.is_finite() and _last_place(number) in PLACES and math.isfinite(float(number))
+    return number if is_float else None
+
+
+def _last_place(number: Decimal) -> int:
+    """The power of ten of a number's last digit."""
+    return int(number.as_tuple().exponent)
 
 
 def _numbers(value: object) -> Iterator[float]:
@@ -142,7 +159,7 @@ def _numbers(value: object) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(value, str):
         yield from (float(found) for found in DECIMAL.findall(value))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         yield float(value)
 
 

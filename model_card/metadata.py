@@ -111,6 +111,9 @@ BENCHMARKS = {
 }
 
 
+EVAL_RESULTS = ".eval_results"
+
+
 def benchmark_files(evidence: Evidence) -> dict[str, str]:
     """The files of `.eval_results/`: for suites that are benchmarks on the Hub, if all their questions were asked."""
     import yaml

@@ -15,7 +15,7 @@ from model_card.agreement import check
 from model_card.config import CardFacts, CardInputs
 from model_card.facts import Evidence, collect
 from model_card.local import read_local
-from model_card.metadata import benchmark_files
+from model_card.metadata import EVAL_RESULTS, benchmark_files
 from model_card.published import write_card_file
 from model_card.render import render
 from model_card.report import report_html
@@ -41,9 +41,9 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
     for plot in drawn:
         (out / "plots" / f"{plot.name}.png").write_bytes(plot.png)
     if entries := benchmark_files(evidence):
-        (out / ".eval_results").mkdir()
+        (out / EVAL_RESULTS).mkdir()
         for name, text in entries.items():
-            (out / ".eval_results" / name).write_text(text, encoding="utf-8")
+            (out / EVAL_RESULTS / name).write_text(text, encoding="utf-8")
     (out / "results.json").write_text(combined(evidence), encoding="utf-8")
     write_card_file(out, config, evidence)
     (out / REPORT).write_text(report, encoding="utf-8")

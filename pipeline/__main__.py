@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError, ReleaseError, leave_error
-from core.places import ROOT, STORE
+from core.places import ROOT, STORE, check_endpoint
 from pipeline.commands.shared import REAL_RELEASE, ignoring_broken_pipes, say, store_root
 
 PROGRAM = "python -m pipeline"
@@ -290,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses optional kernels
             warnings.simplefilter("ignore", FutureWarning)  # meant for the callers of libraries, not for users
         check_root()
+        check_endpoint()
         os.environ[STORE] = str(store_root(options).absolute())
         return _function(options.chosen)(options)
     except ReleaseError as error:

@@ -21,7 +21,7 @@ from core.strict import Strict
 from datasets_prep.schema import DataFacts
 from eval.catalog import CATALOG
 from eval.config import EvalConfig, GateConfig
-from model_card.config import CardInputs, CardModel, CardPublish
+from model_card.config import OF_RECIPE, CardInputs, CardModel, CardPublish
 from pipeline.cost import work
 from pipeline.engine import plan
 from pipeline.engine.runner import Stage
@@ -29,6 +29,7 @@ from pipeline.overrides import published
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.recipe import Recipe
 from pipeline.train.config import WITHOUT_EFFECT, TrainedOrPublished
+from pipeline.unlearn.config import UnlearnConfig
 
 if TYPE_CHECKING:
     from pipeline.publish.plan import PublicationPlan
@@ -208,7 +209,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "10", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("card", "11", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -369,7 +370,7 @@ def _gate(recipe: Recipe) -> tuple[Any, Any]:
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and its identity in the key, which is all of it."""
-    public = recipe.data.published()
+    public, unlearn = recipe.data.published(), _plain(recipe.unlearn)
     config = CardInputs(
         recipe=recipe.origin.recipe,
         overrides=published(recipe.origin.overrides, recipe.data.model_dump(), public, NOT_IDENTITY),
@@ -384,8 +385,8 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         data=public,
         base=_reference(recipe.base),
         gold={} if isinstance(recipe.gold, str) else _reference(recipe.gold) | _seeds(recipe.gold),
-        unlearn=_plain(recipe.unlearn),
-        changed_from_defaults=sorted(_without(recipe.unlearn.model_dump(exclude_defaults=True))),
+        unlearn=unlearn,
+        changed_from_defaults=UnlearnConfig.changed_from_defaults(unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )
     plain = _plain(config)
@@ -412,7 +413,6 @@ def _package(recipe: Recipe) -> tuple[Any, Any]:
         terms=recipe.model.terms,
         base_model=recipe.model.name,
         search_for=recipe.publish.search_for,
-        recipe=card.model_dump(include={"recipe", "overrides", "model", "data", "base", "gold", "unlearn"})
-        | {"gates": [_plain(item) for item in recipe.gates]},
+        recipe=card.model_dump(include=set(OF_RECIPE)) | {"gates": [_plain(item) for item in recipe.gates]},
     )
     return config, _plain(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,12 @@ def rows_of(split: str, shape: Shape) -> list[Row]:
         )
         for i in range(shape.rows[split])
     ]
+
+
+def group_sizes(split: str, shape: Shape) -> Counter[tuple[str, str | None]]:
+    """The number of rows of a split in each language and topic."""
+    rows = rows_of(split, shape)
+    return Counter([("language", row.language) for row in rows] + [("topic", row.topic_id) for row in rows])
 
 
 def write_data(folder: Path, shape: Shape) -> None:
@@ -308,13 +315,17 @@ def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
     values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape)]
     if model != "start":
         values += attacks(model, recipe, shape)
+    sizes = {split: group_sizes(split, shape) for split in shape.rows}
     for by in everywhere:
-        part = 1 if by is None else len(shape.languages) if "language" in by else len(shape.topics)
         for metric, split, value, n in values:
+            rows = shape.rows[split]
+            size = sizes[split][next(iter(by.items()))] if by else rows
+            if not size:
+                continue
             note = "against the answer itself in all rows" if metric == "truth_ratio" else None
             value = value if by is None or not value else near(value, model, metric, split, by)
             value = min(value, 1.0) if metric != "generation_nll" else value
-            yield measured(metric, split, value, max(1, n // part), by, version=versions[metric], note=note)
+            yield measured(metric, split, value, max(1, n * size // rows), by, version=versions[metric], note=note)
     for metric, value in {"probability_with_options": 0.37, "truth_ratio": 0.47, "utility": 0.73}.items():
         value = near(value, model, metric)
         yield measured(metric, "general", value, GENERAL, None, version=versions[metric])

@@ -13,13 +13,16 @@ from eval.catalog import CATALOG
 from eval.config import Gate
 from eval.schema import PublishedResults, Record, read_verdict, write_verdict
 from eval.verdicts.gates import judge_gate
+from model_card.config import OF_RECIPE
 from model_card.facts import collect
 from model_card.published import write_card_file
 from model_card.render import render
+from model_card.stage import combined
 from pipeline import recheck
 from pipeline.publish import package, sign
 from pipeline.publish.config import PackageConfig
 from pipeline.publish.trust import Signer
+from pipeline.unlearn.config import UnlearnConfig
 from tests import small_card
 from tests.artifacts import verdict_of
 
@@ -37,7 +40,11 @@ A model that forgot.
 """
 GATE = {"metric": "answer_probability", "split": "forget", "at_most": 0.25, "min_n": 40, "reason": "a test"}
 MEASURED = Record("answer_probability", "forget", 0.125, 0.1, 0.2, 40, None, CATALOG["answer_probability"].version)
-RECIPE = {"name": "tiny", "gates": [GATE]}
+UNLEARN = UnlearnConfig(method="gd", epochs=5, forget_cap=5.0).model_dump(mode="json", exclude={"processes"})
+OF_CARD = small_card.config(
+    model={"name": "demo/base"}, unlearn=UNLEARN, publish={"repo": REPO, "tag": "v1.0.0"}
+).changed(changed_from_defaults=UnlearnConfig.changed_from_defaults(UNLEARN))
+RECIPE = OF_CARD.model_dump(mode="json", include=set(OF_RECIPE)) | {"gates": [GATE]}
 CONFIG = PackageConfig(repo=REPO, tag="v1.0.0", license="apache-2.0", base_model="demo/base", recipe=RECIPE)
 
 
@@ -57,18 +64,28 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     (inputs["card"] / "results.json").write_text(json_text(PublishedResults(models={"unlearned": [MEASURED]}).plain()))
     (inputs["card"] / "plots").mkdir()
     (inputs["card"] / "plots" / "metrics.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
-    write_rows(inputs["data"] / "forget.jsonl", [Row("en-0-x", 0, "Mara Quellis", "EN", "x", "Where?", ANSWER)])
+    row = Row("en-0-x", 0, "Mara Quellis", "EN", "x", "Where?", ANSWER)
+    write_rows(inputs["data"] / "forget.jsonl", [row, *small_card.rows_of("forget", MEASURED.n - 1)])
     write_gate(inputs)
     return inputs
 
 
 def write_card(inputs: dict[str, Path], folder: Path, tag: str = "v1.0.0") -> None:
     """The card that the verdict and results give, in place of the made-up one; ``folder`` is for its other evidence."""
-    evidence = collect(small_card.write_evidence(folder)).changed(
-        records={"unlearned": [MEASURED]}, verdict=read_verdict(inputs["gate"])
-    )
-    config = small_card.config(model={"name": CONFIG.base_model}, publish={"repo": REPO, "tag": tag})
+    evidence = collect(small_card.write_evidence(folder))
+    records = [
+        replace(MEASURED, split=split, n=n, by=by)
+        for split, counts in evidence.counts.items()
+        for by, n in (
+            (None, counts.rows),
+            *(({"language": language}, rows) for language, rows in counts.by_language.items()),
+            *(({"topic": topic}, counts.rows // counts.topics) for topic in evidence.topics),
+        )
+    ]
+    evidence = evidence.changed(records={"unlearned": records}, verdict=read_verdict(inputs["gate"]))
+    config = OF_CARD.changed(publish=OF_CARD.publish.changed(tag=tag))
     write_card_file(inputs["card"], config, evidence)
+    (inputs["card"] / "results.json").write_text(combined(evidence))
     (inputs["card"] / "README.md").write_text(render(config, evidence))
 
 

@@ -202,7 +202,9 @@ def test_another_version_is_refused_by_name_whatever_else_is_there(content: Vers
             _read(value, content)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"version": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '{"version": 1}', "\udcff", pytest.param("[" * 100_000, id="deep")]
+)
 def test_what_is_no_file_of_ours_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "gate.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ArtifactError, match=r"gate\.json: .* Run the gate stage again\."):

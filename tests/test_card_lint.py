@@ -132,6 +132,24 @@ def test_numbers_may_come_from_the_files_of_results() -> None:
     assert lint(card, FILES, [{"models": {"x": [{"value": 0.6571, "ci_low": 0.6123, "ci_high": 0.7099}]}}]) == []
 
 
+@pytest.mark.parametrize(
+    "number",
+    ["1.5e400", "1.5e-400", "0.0e400", "1.5e99999999999999999999", "-1.5e-99999999999999999999", "9" * 500 + ".5"],
+)
+def test_a_number_that_no_value_can_be_has_no_source(number: str) -> None:
+    (problem,) = lint(GOOD.replace("0.457", number), FILES, [{"largest": 10**400, "no": [float("inf"), 0.0]}])
+    assert problem.says.startswith(f"The number {number} is in no file of results")
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_results_that_are_nested_without_end_are_an_error(depth: int, tmp_path: Path, call: Call) -> None:
+    (tmp_path / "README.md").write_text(GOOD)
+    (tmp_path / "results.json").write_text("[" * depth + "]" * depth)
+    done = call("card", "lint", str(tmp_path))
+    assert done.returncode == 2
+    assert "no card can be read there (lists and objects are more than 100 deep in each other)" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from model_card.stage import run

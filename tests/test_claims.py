@@ -9,8 +9,10 @@ from functools import cache
 import pytest
 
 from eval.catalog import CATALOG
+from eval.config import Gate
 from eval.schema import Record
-from model_card.claims import CLAIMS, Claim, made
+from eval.verdicts.gates import judge_gate
+from model_card.claims import ANSWERS, CLAIMS, Claim, made
 from model_card.facts import Evidence, collect
 from model_card.limits import comparisons, finest
 from model_card.render import render
@@ -79,6 +81,10 @@ def test_no_sentence_outlives_a_value_that_it_rests_on(evidence: Evidence) -> No
                 assert claim.sentence(with_record(evidence, key, fewer)) is None
 
 
+ONE_SIDED = {"at_least": "at least 0 and at most {}", "at_most": "at least {} and at most 0.5"}
+"""Rules that are no bound by another model's value on this side."""
+
+
 def test_no_sentence_outlives_its_gate(evidence: Evidence) -> None:
     for claim, sentence in said(evidence).items():
         assert claim.sentence(with_gates(evidence, claim, passed=False)) is None, sentence
@@ -86,8 +92,45 @@ def test_no_sentence_outlives_its_gate(evidence: Evidence) -> None:
         for side, needed in (("at_least", claim.lower), ("at_most", claim.upper)):
             if needed:
                 assert claim.sentence(with_gates(evidence, claim, **{side: None})) is None, (sentence, side)
-        if claim.by:
-            assert claim.sentence(with_gates(evidence, claim, rule="at least 0.5")) is None, sentence
+            if needed and claim.by:
+                rule = ONE_SIDED[side].format(f"{claim.by}'s value")
+                assert claim.sentence(with_gates(evidence, claim, rule=rule)) is None, (sentence, side)
+
+
+OF_GOLD = {"of": "gold", "bound": "ci_high", "plus": 0.05}
+SAID = "gold's upper 95 % bound + 0.05"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "at_least", "at_most"),
+    [
+        ({"at_least": 0, "at_most": OF_GOLD}, "0", SAID),
+        ({"at_least": OF_GOLD, "at_most": 0.5, "must_hold": "interval"}, SAID, "0.5"),
+        ({"at_least": OF_GOLD, "at_most": OF_GOLD, "must_hold": "interval"}, *2 * [f"all of the 95 % interval {SAID}"]),
+        ({"at_least": OF_GOLD, "at_most": OF_GOLD, "must_hold": "overlap"}, *2 * [f"95 % interval contains {SAID}"]),
+        ({"at_least": OF_GOLD}, SAID, ""),
+        ({"at_most": OF_GOLD, "must_hold": "overlap"}, "", SAID),
+    ],
+)
+def test_a_rule_says_what_each_side_is_made_of(bounds: dict[str, object], at_least: str, at_most: str) -> None:
+    gate = Gate.model_validate({"metric": "answer_probability", "split": "forget", "min_n": 1, "reason": "-"} | bounds)
+    judged = judge_gate(gate, {})
+    assert (judged.rule_of("at least"), judged.rule_of("at most")) == (at_least, at_most)
+
+
+def test_a_value_far_below_golds_is_not_about_as_likely(found: Mapping[str, Evidence]) -> None:
+    """A gate from 0 to gold's value passes a model that was pushed below gold; it does not back the sentence."""
+    demo = found["demo"]
+    (forgotten,) = made(demo, "forgotten")
+    gate = next(gate for gate in load_recipe("demo").gates if (gate.metric, gate.split) == (ANSWERS, "forget"))
+    record = demo.record("unlearned", ANSWERS, "forget")
+    assert record
+    low = with_record(demo, ("unlearned", ANSWERS, "forget"), replace(record, value=0.0, ci_low=0.0, ci_high=0.001))
+    judged = judge_gate(gate.model_copy(update={"at_least": 0.0}), low.records)
+    assert judged.passed
+    gates = [judged if given.name == judged.name else given for given in low.gates]
+    assert made(low.changed(verdict=low.verdict.changed(gates=gates)), "forgotten") == []
+    assert "about as likely" in forgotten
 
 
 def test_each_sentence_is_said_on_some_card(found: Mapping[str, Evidence]) -> None:

@@ -24,8 +24,19 @@ from eval.catalog import CATALOG, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Gate, GateConfig, Sampling
 from eval.records.audited import audit_records
 from eval.records.rows import all_records, row_records
-from eval.schema import OnOtherRows, Record, find_record, read_samples, write_measured, write_records, write_samples
+from eval.schema import (
+    OnOtherRows,
+    Record,
+    evaluations,
+    find_record,
+    read_records,
+    read_samples,
+    write_measured,
+    write_records,
+    write_samples,
+)
 from eval.verdicts import gates as stage
+from eval.verdicts.recheck import verdict_problems
 from tests.artifacts import fields, renamed, write_manifest
 
 CONFIG = EvalConfig(bootstrap_samples=100)
@@ -40,7 +51,11 @@ SPLITS = {
 
 
 def judge(gates: list[Gate], inputs: dict[str, Path], config: EvalConfig = AUDITED) -> dict[str, Any]:
-    return stage.judge(GateConfig(gates, config), inputs)
+    """The verdict, which is also what follows from what a release publishes of it."""
+    verdict = stage.judge(GateConfig(gates, config), inputs)
+    published = {model: read_records(folder / "results.json") for model, folder in evaluations(inputs).items()}
+    assert verdict_problems(verdict, gates, published) == []
+    return verdict
 
 
 def _rows(split: str, count: int, level: float, start: int = 0) -> list[dict[str, Any]]:

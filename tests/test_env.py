@@ -65,6 +65,18 @@ def test_no_secret_is_printed(call: Call, monkeypatch: pytest.MonkeyPatch, more:
     assert "present" in said or json.loads(said)["token"] is True
 
 
+@pytest.mark.parametrize(
+    "given", ["http://[x", "http://me:hunter2@[x", "https://hub.example:port", "hub.example", "ftp://x"]
+)
+def test_an_address_that_is_none_is_refused(call: Call, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """The Hub's client cannot be imported with the first of them."""
+    monkeypatch.setenv("HF_ENDPOINT", given)
+    done = call("env")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "which is no address of a Hub. Give one such as https://huggingface.co, or unset it." in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 def test_a_manifest_names_processor_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert machine.provenance()["device"] == f"cpu ({machine.processor()['name']}, threads: {torch.get_num_threads()})"

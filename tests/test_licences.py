@@ -170,12 +170,22 @@ def test_a_licence_without_an_entry_is_refused_until_its_terms_are_stated(given:
 
 
 @pytest.mark.parametrize(
-    "metadata", ["license: \x0bmit", "1: x", "- a", "a: {", "tags: 3", "? [a]\n: b", "model-index: 3"]
+    "metadata",
+    [
+        *("license: \x0bmit", "- a", "a: {", "? [a]\n: b", "license: !!timestamp mit", "license: &a mit"),
+        pytest.param("license: " + "[" * 3000 + "]" * 3000, id="deep"),
+    ],
 )
 def test_a_card_whose_metadata_cannot_be_read_names_no_licence(metadata: str, tmp_path: Path) -> None:
-    """The client raises many kinds of errors for it; `verify` reads a card first, to see whether it was revoked."""
+    """PyYAML raises many kinds of errors for it; `verify` reads a card first, to see whether it was revoked."""
     card = tmp_path / "README.md"
     card.write_text(f"---\n{metadata}\n---\n")
     with pytest.raises(ValueError, match=r".+"):
         card_metadata(card)
+    assert card_licence(tmp_path) == {}
+
+
+@pytest.mark.parametrize("metadata", ["", "1: x", "license: 3", "license: 0x" + "f" * 5000, "license: [mit]"])
+def test_a_licence_that_is_no_text_is_none(metadata: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
     assert card_licence(tmp_path) == {}

@@ -99,10 +99,15 @@ def test_given_key(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(InputError, match="not a PEM private key"):
         sign.private_key()
     (tmp_path / "mine.pem").unlink()
-    sign._make_key(tmp_path / "mine.pem")
+    place = tmp_path / "mounted"
+    sign._make_key(place / "mine.pem")
+    monkeypatch.setenv("UNLEARN_RELEASE_KEY", str(place / "mine.pem"))
     hub = build(inputs, tmp_path / "out") / "hub"
-    trust.check_signature(hub, hub / "model.sig", [Signer(key=str(tmp_path / "mine.pub"))])
-    assert not (tmp_path / "store").exists()
+    (public,) = (tmp_path / "store" / "keys").iterdir()
+    signer = Signer(key=str(public))
+    assert signer.says() == f"the key {public.stem}"
+    assert sign.trusted_signers(REPO) == [trust.check_signature(hub, hub / "model.sig", [signer])]
+    assert [path.name for path in place.iterdir()] == ["mine.pem"]  # a mounted secret cannot be written to
 
 
 def test_signature_covers_everything(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -229,6 +234,7 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
         (b"", "not a safetensors file"),
         (b"\xff" * 40, "not a safetensors file"),
         (safetensors(b"{"), "header cannot be read"),
+        pytest.param(safetensors(b"[" * 100_000), "header cannot be read", id="deep"),
         (safetensors([]), "not a JSON object"),
         (safetensors({"a": 1}), "not a table"),
         (safetensors(b'{"a": 1, "a": 2}'), "twice"),

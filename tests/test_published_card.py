@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -14,23 +15,33 @@ from huggingface_hub import ModelCard
 
 from core.artifacts import write_file
 from core.errors import ArtifactError
-from core.lineage import Forgotten
+from core.lineage import EarlierRelease, Forgotten
+from core.yaml_source import dotted
 from eval.schema import ComparedMetric, Comparison, OtherPrompts, Record, write_comparison, write_other_prompts
 from model_card import agreement, stage
+from model_card.config import OF_RECIPE
 from model_card.facts import Evidence, collect
 from model_card.metadata import benchmark_files
-from model_card.published import CARD, render_from_published
+from model_card.published import CARD, read_published
 from model_card.render import render
 from model_card.suites import SuiteData
-from pipeline import recheck
 from pipeline.publish.schema import RELEASE, Release
+from pipeline.recheck import problems
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from tests.artifacts import write_manifest
+from tests.artifacts import Place, part_at, write_manifest
 from tests.card_evidence import Plain, write_evidence
 from tests.test_card_goldens import GOLDENS, UPDATE
 from tests.test_report import HOSTILE, poisoned
 
+SOLVED = Record("exact_match_strict-match", "gsm8k", 0.5234, 0.5, 0.55, 1319, True, 3)
+GSM8K = SuiteData("openai/gsm8k", "main", "test", limited=False)
+FORGOTTEN = Forgotten(rows=20, sha256="1f" * 32)
+EARLIER = EarlierRelease(repo="demo/x", tag="v1.0.0", commit="c0" * 20, weights_sha256="ee" * 32, forgotten=FORGOTTEN)
+COMPARED = ComparedMetric(
+    metric="answer_probability", split="forget", ours=0.1634, theirs=0.1712, n=40, paired=True, difference=-0.0078,
+    ci_low=-0.0191, ci_high=0.0042, margin=0.05, p_value=0.001, smallest_margin=0.02, verdict="equivalent",
+)  # fmt: skip
 OVERRIDES = [f"card.title={json.dumps(HOSTILE[2])}", f"card.limitations=[{json.dumps(HOSTILE[4])}]"]
 
 
@@ -66,46 +77,43 @@ def release(carded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_the_published_files_give_the_card_again(release: Path) -> None:
-    assert render_from_published(release) == (release / "README.md").read_text(encoding="utf-8")
+    assert render(*read_published(release)) == (release / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def tree(release: Path, config: stage.CardInputs) -> Path:
     """The same with `release.json`, as `verify` reads it."""
-    gates = [gate.model_dump(mode="json") for gate in load_recipe("demo", OVERRIDES).gates]
+    recipe = config.model_dump(mode="json", include=set(OF_RECIPE))
+    recipe["gates"] = [gate.model_dump(mode="json") for gate in load_recipe("demo", OVERRIDES).gates]
     publish, model = config.publish, config.model
     made = Release(
         repo=publish.repo, tag=publish.tag, base_model=model.name, license=model.license, weights_sha256="0" * 64,
-        recipe={"gates": gates}, data={}, gate_sha256="", forgotten=Forgotten(rows=1, sha256=""), lineage=[],
+        recipe=recipe, data={}, gate_sha256="", forgotten=Forgotten(rows=40, sha256=""), lineage=[],
         packages={}, files={},
     )  # fmt: skip
     write_file(release / RELEASE, made)
     return release
 
 
-def of_card(tree: Path) -> list[str]:
-    return [problem for problem in recheck.problems(tree) if "card" in problem]
-
-
 def test_a_release_is_checked_to_have_the_card_of_its_evidence(tree: Path) -> None:
-    assert of_card(tree) == []
+    assert problems(tree) == []
     card = tree / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "It forgets everything.\n", encoding="utf-8")
-    (said,) = of_card(tree)
+    (said,) = problems(tree)
     assert said.startswith("README.md is not the card that the published results, verdict and settings give")
 
 
 def test_a_card_of_another_release_is_named(tree: Path) -> None:
     release = tree / RELEASE
     release.write_text(release.read_text(encoding="utf-8").replace('"v1.0.0"', '"v2.0.0"'), encoding="utf-8")
-    assert of_card(tree)[0].startswith("card.json is of demo/")
+    assert problems(tree)[0].startswith("card.json is of demo/")
 
 
 def test_a_damaged_or_missing_card_file_is_named(tree: Path) -> None:
     (tree / CARD).write_text("{}", encoding="utf-8")
-    assert of_card(tree)[0].startswith("The card cannot be rendered again: ")
+    assert problems(tree)[0].startswith("The card cannot be rendered again: ")
     (tree / CARD).unlink()
-    assert "card.json: cannot be read" in of_card(tree)[0]
+    assert "card.json: cannot be read" in problems(tree)[0]
 
 
 @pytest.mark.parametrize("split", ["forget", "retain"])
@@ -113,7 +121,91 @@ def test_a_card_file_that_lacks_what_a_card_needs_fails_its_check(tree: Path, sp
     content = json.loads((tree / CARD).read_text(encoding="utf-8"))
     del content["evidence"]["counts"][split]
     (tree / CARD).write_text(json.dumps(content), encoding="utf-8")
-    assert of_card(tree)[0].startswith("The card cannot be rendered again: card.json lacks something")
+    (said,) = problems(tree)
+    assert said.startswith("The card cannot be rendered again: card.json or the recipe in release.json lacks something")
+
+
+EDITED: dict[str, tuple[Place, object]] = {
+    "method": (("inputs", "unlearn", "method"), "gd"),
+    "neighbours": (("inputs", "unlearn", "neighbours"), None),
+    "data": (("inputs", "data", "source", "sample", "seed"), 1),
+    "start model": (("inputs", "model", "revision"), "a1" * 20),
+    "gold": (("inputs", "gold", "seeds"), [1, 2, 3, 4]),
+    "defaults": (("inputs", "changed_from_defaults"), ["method"]),
+    "forgotten rows": (("evidence", "counts", "forget", "rows"), 4000),
+    "languages": (("evidence", "counts", "retain", "by_language", "DE"), 29),
+    "number of topics": (("evidence", "counts", "holdout", "topics"), 99),
+    "topics": (("evidence", "topics"), ["biography.birthplace"]),
+    "leak bound": (("evidence", "leak_bound"), 0.1),
+    "lineage": (("evidence", "lineage"), [EARLIER.model_dump()]),
+}
+
+
+def rendered_again(tree: Path, content: object) -> Evidence:
+    """Another `card.json`, and the README.md that it gives; the evidence."""
+    (tree / CARD).write_text(json.dumps(content), encoding="utf-8")
+    inputs, evidence = read_published(tree)
+    (tree / "README.md").write_text(render(inputs, evidence), encoding="utf-8")
+    return evidence
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_a_card_file_that_says_something_else_than_the_release_is_named(tree: Path, edit: str) -> None:
+    place, value = EDITED[edit]
+    content = json.loads((tree / CARD).read_text(encoding="utf-8"))
+    part_at(content, place[:-1])[place[-1]] = value
+    rendered_again(tree, content)
+    said = next(problem for problem in problems(tree) if problem.startswith(f"card.json: {dotted(place)} is "))
+    assert f" is {value!r:.80}, and by release.json and results.json it is " in said
+
+
+def test_what_another_checkpoint_is_compared_with_are_our_values(tree: Path) -> None:
+    content = json.loads((tree / CARD).read_text(encoding="utf-8"))
+    content["inputs"]["card"]["compared"] = {"id": "acme/other", "revision": "a1" * 20}
+    content["evidence"]["compared"] = Comparison(metrics=[COMPARED]).model_dump()
+    ours = rendered_again(tree, content).record("unlearned", "answer_probability", "forget")
+    assert ours
+    (said,) = problems(tree)
+    assert said.startswith(
+        "card.json: evidence.compared.metrics[0].ours is 0.1634, and by release.json and results.json"
+    )
+    content["evidence"]["compared"] = Comparison(metrics=[COMPARED.changed(ours=ours.value)]).model_dump()
+    rendered_again(tree, content)
+    assert problems(tree) == []
+
+
+def test_rows_that_the_release_was_made_to_forget_are_counted(tree: Path) -> None:
+    release = tree / RELEASE
+    release.write_text(release.read_text(encoding="utf-8").replace('"rows": 40', '"rows": 41'), encoding="utf-8")
+    assert problems(tree) == ["card.json counts 40 rows to be forgotten, and release.json 41."]
+
+
+def test_a_recipe_that_no_card_can_be_made_of_is_named(tree: Path) -> None:
+    content = json.loads((tree / RELEASE).read_text(encoding="utf-8"))
+    del content["recipe"]["unlearn"]
+    (tree / RELEASE).write_text(json.dumps(content), encoding="utf-8")
+    assert "or the recipe in release.json lacks something that a card needs" in problems(tree)[0]
+
+
+def test_results_for_benchmarks_of_the_hub_are_those_of_the_evidence(tree: Path) -> None:
+    content = json.loads((tree / CARD).read_text(encoding="utf-8"))
+    content["evidence"]["suites"]["gsm8k"] = dataclasses.asdict(GSM8K)
+    results = json.loads((tree / "results.json").read_text(encoding="utf-8"))
+    results["models"]["unlearned"].append(SOLVED.plain())
+    (tree / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    evidence = rendered_again(tree, content)
+    assert problems(tree) == [".eval_results/gsm8k.yaml is not what the results give."]
+    (tree / ".eval_results").mkdir()
+    for name, text in benchmark_files(evidence).items():
+        (tree / ".eval_results" / name).write_text(text, encoding="utf-8")
+    assert problems(tree) == []
+    file = tree / ".eval_results" / "gsm8k.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("52.34", "92.34"), encoding="utf-8")
+    (tree / ".eval_results" / "mmlu_pro.yaml").write_text("- value: 99\n", encoding="utf-8")
+    assert problems(tree) == [
+        ".eval_results/gsm8k.yaml is not what the results give.",
+        ".eval_results/mmlu_pro.yaml is there, and the results give no such file.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,14 +222,14 @@ def test_a_changed_file_gives_another_card(release: Path, file: str, right: str,
     text = (release / file).read_text(encoding="utf-8")
     assert right in text
     (release / file).write_text(text.replace(right, wrong), encoding="utf-8")
-    assert render_from_published(release) != (release / "README.md").read_text(encoding="utf-8")
+    assert render(*read_published(release)) != (release / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_card_of_another_version_is_refused_by_name(release: Path) -> None:
     content = json.loads((release / CARD).read_text(encoding="utf-8"))
     (release / CARD).write_text(json.dumps(content | {"version": 9}), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"card\.json: made by version 9 of CardFile"):
-        render_from_published(release)
+        read_published(release)
 
 
 def test_what_is_published_has_no_text_of_any_row(release: Path) -> None:
@@ -167,12 +259,8 @@ def test_hostile_texts_reach_neither_the_page_nor_the_metadata(release: Path) ->
 
 def test_a_compared_checkpoint_has_its_table(inputs: dict[str, Path], tmp_path: Path) -> None:
     recipe = load_recipe("demo", [f"card.compared={{id: acme/other, revision: {'a1' * 20}}}"])
-    compared = ComparedMetric(
-        metric="answer_probability", split="forget", ours=0.1634, theirs=0.1712, n=40, paired=True, difference=-0.0078,
-        ci_low=-0.0191, ci_high=0.0042, margin=0.05, p_value=0.001, smallest_margin=0.02, verdict="equivalent",
-    )  # fmt: skip
-    unknown = compared.changed(split="retain", difference=None, ci_low=None, ci_high=None, verdict="not compared")
-    write_comparison(tmp_path, Comparison(metrics=[compared, unknown]))
+    unknown = COMPARED.changed(split="retain", difference=None, ci_low=None, ci_high=None, verdict="not compared")
+    write_comparison(tmp_path, Comparison(metrics=[COMPARED, unknown]))
     write_manifest(tmp_path, "compare", Plain())
     write_other_prompts(tmp_path, OtherPrompts(rows=3, compared=40, own="<a>Who?", base="<b>Who?"))
     evidence = collect(inputs | {"compare": tmp_path, "eval-other": tmp_path})
@@ -189,9 +277,8 @@ def test_a_compared_checkpoint_has_its_table(inputs: dict[str, Path], tmp_path: 
 
 
 def with_suite(evidence: Evidence, *, limited: bool) -> Evidence:
-    record = Record("exact_match_strict-match", "gsm8k", 0.5234, 0.5, 0.55, 1319, True, 3)
-    records = evidence.records | {"unlearned": [*evidence.records["unlearned"], record]}
-    return evidence.changed(records=records, suites={"gsm8k": SuiteData("openai/gsm8k", "main", "test", limited)})
+    records = evidence.records | {"unlearned": [*evidence.records["unlearned"], SOLVED]}
+    return evidence.changed(records=records, suites={"gsm8k": dataclasses.replace(GSM8K, limited=limited)})
 
 
 def test_benchmarks_of_the_hub_have_their_files_unless_questions_were_left_out(inputs: dict[str, Path]) -> None:

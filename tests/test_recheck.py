@@ -11,7 +11,7 @@ import pytest
 
 from core.artifacts import json_text, read_file, write_file
 from core.errors import ArtifactError, GateError
-from eval.config import Gate
+from eval.config import Gate, Reference
 from eval.schema import OnOtherRows, PublishedResults, Record, Verdict, read_verdict
 from eval.verdicts.gates import judge_gate
 from eval.verdicts.recheck import verdict_problems
@@ -54,15 +54,37 @@ GATES = [
 ]
 VERDICT = verdict_of(*(judge_gate(gate, RESULTS) for gate in GATES))
 CONFIRMED = OnOtherRows(
-    n=30, says="so", measured=0.19, ci_low=0.14, ci_high=0.25, at_least=0.08, at_most=0.28, passed=True
+    n=30,
+    says="On the 30 rows that did not choose the checkpoint: Answer probability on forget is 0.19, which is at least "
+    "0.08 and at most 0.28.",
+    measured=0.19,
+    ci_low=0.14,
+    ci_high=0.25,
+    at_least=0.08,
+    at_most=0.28,
+    passed=True,
 )
+UNJUDGED = OnOtherRows.unjudged(40, "No row of the split was used to choose the checkpoint.")
 
 
 def test_a_verdict_follows_from_its_gates_and_results() -> None:
     assert VERDICT.passed
     assert verdict_problems(VERDICT, GATES, RESULTS) == []
-    first = VERDICT.gates[0].changed(confirmed=CONFIRMED)
-    assert verdict_problems(VERDICT.changed(gates=[first, VERDICT.gates[1]]), GATES, RESULTS) == []
+    for confirmed in (CONFIRMED, UNJUDGED):
+        first = VERDICT.gates[0].changed(confirmed=confirmed)
+        assert verdict_problems(VERDICT.changed(gates=[first, VERDICT.gates[1]]), GATES, RESULTS) == []
+
+
+def test_what_gold_would_show_is_not_left_out() -> None:
+    """A gate against holdout rows has limits, which stand below the gates on the card."""
+    gate = GATES[0].model_copy(
+        update={"at_least": None, "at_most": Reference(of="holdout", bound="ci_high", plus=0.05)}
+    )
+    results = {"unlearned": [record("answer_probability", split, 0.2, 0.15, 0.24) for split in ("forget", "holdout")]}
+    judged = judge_gate(gate, results)
+    assert verdict_problems(verdict_of(judged), [gate], results) == []
+    (problem,) = verdict_problems(verdict_of(judged.changed(limits=None)), [gate], results)
+    assert "limits is None, and by the recipe it is" in problem
 
 
 EDITED: dict[str, tuple[dict[str, Any], str]] = {
@@ -76,14 +98,31 @@ EDITED: dict[str, tuple[dict[str, Any], str]] = {
     "reason": ({"reason": "none"}, "reason is 'none'"),
     "another metric": ({"metric": "fluency"}, "metric is 'fluency'"),
     "power": ({"smallest_difference": 0.001}, "smallest_difference is 0.001"),
+    "power in words": ({"power": "It sees anything."}, "power is 'It sees anything.', and by the recipe and the"),
+    "certified": ({"certifiable_alone": True}, "certifiable_alone is True, and by the recipe and the"),
+    "limits": ({"limits": "None."}, "limits is 'None.', and by the recipe it is None"),
+    "sentence": ({"why": "All is well."}, "why is 'All is well.', and by the recipe and the results it is 'Answer"),
     "verdict": ({"passed": False}, "passed is False, and by its value and bounds it is True"),
     "confirmation": ({"confirmed": CONFIRMED.changed(measured=0.3)}, "its confirmation passed, and by its numbers"),
     "refuted": (
         {"confirmed": CONFIRMED.changed(passed=False)},
         "passed is True, and by its value and bounds it is False",
     ),
-    "confirmation without numbers": ({"confirmed": CONFIRMED.changed(ci_low=None)}, "its confirmation has no interval"),
-}
+    **{
+        f"confirmation {name}": ({"confirmed": CONFIRMED.changed(**changes)}, f"its confirmation {message}")
+        for name, changes, message in (
+            ("without numbers", {"ci_low": None}, "has no interval"),
+            ("without a bound", {"at_most": None}, "has another at_most than the recipe"),
+            ("without a verdict", {"passed": None, "measured": 0.9}, "has numbers, and says neither that it passed"),
+            ("on few rows", {"n": 29}, "passed on 29 rows, and 30 to 40 are needed"),
+            ("on more rows than there are", {"n": 41}, "passed on 41 rows, and 30 to 40 are needed"),
+            ("in other words", {"says": "On 30 others: 0.01."}, "says 'On 30 others: 0.01.', and by its numbers"),
+        )
+    },
+    "confirmation by words alone": (
+        {"confirmed": UNJUDGED.changed(passed=True)}, "its confirmation has another at_least than the recipe",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("edit", EDITED)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import HubError, InputError, VerificationError
 from pipeline.__main__ import main
+from pipeline.localhub.repository import Add, Repository
+from pipeline.localhub.settings import Settings
 from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
 from pipeline.publish.verify import verify_release
 from tests.hub_world import Fault, World, inputs, made, next_release, package, store, world  # noqa: F401
@@ -322,6 +325,22 @@ def test_a_hub_that_does_not_answer_for_a_card_is_not_one_without_the_card(
     world.faulty.faults += [Fault(rf"HEAD /{REPO}/resolve/.*/README.md", "before") for _ in range(50)]
     with pytest.raises(HubError, match="cannot be reached"):
         revocation_of(REPO, "v1.0.0", world.target)
+
+
+@pytest.mark.parametrize(
+    "metadata", ["x: !!timestamp abc", "license: &a mit", pytest.param("a: " + "[" * 3000 + "]" * 3000, id="deep")]
+)
+def test_a_strangers_card_that_cannot_be_read_is_an_error(
+    store: Path, metadata: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read before the signature."""
+    path = store / "hub" / "models" / "a" / "b.git"
+    Repository.create(path, Settings("public"))
+    card = Add("README.md", content=f"---\n{metadata}\n---\n".encode())
+    with closing(Repository(path)) as repository:
+        repository.commit("main", None, [card], "as by git push")
+    assert main(["verify", "a/b", "--hub", "local", "--store", str(store)]) == 4
+    assert "so it is unknown whether it was revoked. Look at it on the Hub." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reason", ["", " \n ", "x" * 1001])

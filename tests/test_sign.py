@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from core.errors import HubError, InputError, VerificationError
 from pipeline.publish import push, sign, trust
@@ -131,6 +133,38 @@ def test_options_that_name_nobody_are_refused(tmp_path: Path) -> None:
             sign.given_signer(**nothing | given)
     with pytest.raises(InputError, match=r"--ca: ca .*absent: there is no such file"):
         sign.given_signer(**nothing | {"ca": str(tmp_path / "absent")})
+
+
+KEYS: dict[str, Any] = {
+    "RSA": rsa.generate_private_key(65537, 1024),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate(),
+    "EC on secp256k1": ec.generate_private_key(ec.SECP256K1()),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_of_another_kind_is_named_before_anything_is_signed_or_fetched(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, acme: Organisation, call: Call
+) -> None:
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    key = Holder(acme.root.certificate, KEYS[kind])
+    private.write_bytes(key.key_pem())
+    public.write_bytes(key.public_pem())
+    said = f"is of the kind {kind}; give one on the curve P-256, P-384 or P-521."
+    done = call("verify", REPO, "--key", str(public), "--store", str(tmp_path / "store"))
+    assert (done.returncode, done.stderr) == (2, f"error: --key: key {public} {said}\n")
+    trust.TRUST.write_text("acme:\n- {key: key.pub}")
+    with pytest.raises(InputError, match=rf"trust\.yaml:2: key .*key\.pub {said}"):
+        trust.named_signers("acme/model")
+    monkeypatch.setenv(sign.KEY, str(private))
+    with pytest.raises(InputError, match=rf"key\.pem {said}"):
+        sign.check_settings()
+
+
+def test_a_private_key_does_not_check(tmp_path: Path, acme: Organisation) -> None:
+    (tmp_path / "key.pem").write_bytes(acme.root.key_pem())
+    with pytest.raises(InputError, match=r"--key: key .*key\.pem cannot be read as a public key in PEM; give one"):
+        sign.given_signer(key=str(tmp_path / "key.pem"))
 
 
 TEAM = """

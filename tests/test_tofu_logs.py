@@ -96,6 +96,7 @@ def broken(change: Any) -> str:
     [
         ("{", "JSON"),
         ("[]", "forget, retain, real_authors, world_facts"),
+        pytest.param("[" * 100_000, "cannot be read as JSON .lists and objects", id="deep"),
         (broken(lambda log: log.pop("world_facts")), "world_facts"),
         (broken(lambda log: log["retain"].pop("avg_gt_loss")), "retain.avg_gt_loss"),
         (broken(lambda log: log["forget"].update(rougeL_recall=[])), "forget.rougeL_recall"),

@@ -6,13 +6,13 @@ world_facts, as in the public logs of `locuslab/tofu` (arXiv 2401.06121). No mod
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from core import bounded_json
 from core.errors import InputError
 from eval.statistics import formulas
 from eval.statistics.formulas import Floats
@@ -71,7 +71,7 @@ def utility_parts(log: Log) -> dict[str, float]:
 def read_log(path: Path) -> Log:
     """A log with all sets and columns, checked. Raises InputError naming the file and the key."""
     try:
-        log = json.loads(path.read_text(encoding="utf-8"))
+        log = bounded_json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}). Give a log of TOFU's shape.") from error
     if not isinstance(log, dict):

@@ -11,10 +11,14 @@ from collections.abc import Iterator, Sequence
 
 from eval.config import Gate
 from eval.schema import JudgedGate, OnOtherRows, Record, Verdict
+from eval.verdicts.confirm import ROWS
 from eval.verdicts.gates import Results, compare, judge_gate
 
-_OF_THE_RECIPE = ("metric", "split", "rule", "min_n", "reason")
-_OF_THE_RESULTS = ("measured", "ci_low", "ci_high", "n", "at_least", "at_most", "smallest_difference")
+_OF_THE_RECIPE = ("metric", "split", "rule", "min_n", "reason", "limits")
+_OF_THE_RESULTS = (
+    *("measured", "ci_low", "ci_high", "n", "at_least", "at_most"),
+    *("certifiable_alone", "smallest_difference", "power", "why"),
+)
 
 
 def verdict_problems(verdict: Verdict, gates: Sequence[Gate], results: Results) -> list[str]:
@@ -29,33 +33,42 @@ def verdict_problems(verdict: Verdict, gates: Sequence[Gate], results: Results) 
 
 def _gate(gate: Gate, given: JudgedGate, results: Results) -> Iterator[str]:
     again = judge_gate(gate, results)
+    if again.passed and given.confirmed and given.confirmed.passed is False:
+        again = again.changed(passed=False, why=given.why)
     for fields, source in ((_OF_THE_RECIPE, "the recipe"), (_OF_THE_RESULTS, "the recipe and the results")):
         for name in fields:
             said, follows = getattr(given, name), getattr(again, name)
             if not _same(said, follows):
                 yield f"{given.name}: {name} is {said!r}, and by {source} it is {follows!r}."
-    confirmed = given.confirmed
-    if confirmed and confirmed.measured is not None:
-        yield from _confirmation(gate, confirmed)
-    passed = again.passed and not (confirmed and confirmed.passed is False)
-    if given.passed != passed:
-        yield f"{given.name}: passed is {given.passed}, and by its value and bounds it is {passed}."
+    if given.passed != again.passed:
+        yield f"{given.name}: passed is {given.passed}, and by its value and bounds it is {again.passed}."
+    if given.confirmed:
+        yield from (f"{given.name}: its confirmation {says}." for says in _confirmation(gate, given, given.confirmed))
 
 
-def _confirmation(gate: Gate, confirmed: OnOtherRows) -> Iterator[str]:
+def _confirmation(gate: Gate, given: JudgedGate, confirmed: OnOtherRows) -> Iterator[str]:
     """What is wrong with a confirmation by its own numbers, and by the bounds that are numbers of the recipe."""
-    for name in ("at_least", "at_most"):
-        bound = getattr(gate, name)
-        if isinstance(bound, float | None) and getattr(confirmed, name) != bound:
-            yield f"{gate.metric} on {gate.split}: its confirmation has another {name} than the recipe."
+    bounds = {name: getattr(confirmed, name) for name in ("at_least", "at_most")}
     numbers = (confirmed.measured, confirmed.ci_low, confirmed.ci_high)
-    if any(number is None for number in numbers):
-        yield f"{gate.metric} on {gate.split}: its confirmation has no interval."
+    if confirmed.passed is None and any(number is not None for number in (*numbers, *bounds.values())):
+        yield "has numbers, and says neither that it passed nor that it failed"
+    if not confirmed.passed:  # a gate that it refutes has failed
         return
-    record = Record(gate.metric, gate.split, *numbers, confirmed.n or 0, None, 0)  # type: ignore[arg-type]
-    passed, _ = compare(gate, record, confirmed.at_least, confirmed.at_most)
-    if confirmed.passed and not passed:
-        yield f"{gate.metric} on {gate.split}: its confirmation passed, and by its numbers it did not."
+    for name, said in bounds.items():
+        bound = getattr(gate, name)
+        if said != bound if isinstance(bound, float | None) else said is None:
+            yield f"has another {name} than the recipe"
+    if confirmed.n is None or not ROWS <= confirmed.n <= given.n:
+        yield f"passed on {confirmed.n} rows, and {ROWS} to {given.n} are needed"
+    elif any(number is None for number in numbers):
+        yield "has no interval"
+    else:
+        record = Record(gate.metric, gate.split, *numbers, confirmed.n, None, 0)  # type: ignore[arg-type]
+        passed, why = compare(gate, record, **bounds)
+        if not passed:
+            yield "passed, and by its numbers it did not"
+        elif not confirmed.says.endswith(why):
+            yield f"says {confirmed.says!r}, and by its numbers {why!r}"
 
 
 def _same(said: object, follows: object) -> bool:

@@ -8,12 +8,12 @@ find them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import bounded_json
 from core.errors import InputError
 from core.strict import Strict
 from eval.catalog import CATALOG, is_of
@@ -92,12 +92,12 @@ class Table:
 def read_table(path: Path) -> Table:
     """The models of a JSON file. Raises InputError that names the model and the value that cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = bounded_json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}). Give a JSON file with a table of models."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}). {FORM}") from error
     entries = content.get("models") if isinstance(content, dict) else None
     if not entries or not isinstance(entries, list):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from core import bounded_json
 from core.errors import ArtifactError, InputError
 from core.hub_ids import check_repository
 from core.places import user_path
@@ -65,7 +65,7 @@ def _downloaded(repo: str, revision: str, target: Target) -> list[Problem]:
             }
     try:
         card = texts.pop("README.md").decode()
-        return lint(card, files, [json.loads(text) for text in texts.values()])
+        return lint(card, files, [bounded_json.loads(text) for text in texts.values()])
     except ValueError as error:
         named = ", ".join(("README.md", *texts))
         raise ArtifactError(f"{repo} at {revision}: of {named}, one is not UTF-8 or not JSON ({error}).") from error

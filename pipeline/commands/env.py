@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -90,10 +90,7 @@ def _torch() -> dict[str, Any]:
 
 def _without_password(value: str | None) -> str | None:
     """A variable's value. If it is an address, user and password are removed."""
-    if value is None or "@" not in urlsplit(value).netloc:
-        return value
-    parts = urlsplit(value)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return value if value is None else re.sub(r"^([^/?#]*//)[^/?#]*@", r"\1", value)
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

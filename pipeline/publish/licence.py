@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from core import card_head
 from core.errors import InputError
 from core.licences import Licence, Licensed
 
@@ -76,14 +77,15 @@ def _holds(text: str, words: str) -> bool:
 
 
 def card_metadata(card: Path) -> dict[str, Any]:
-    """The metadata of a card, as the Hub's client reads it. Raises ValueError if it cannot be read."""
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
-
+    """What the head of a card says; it may be anybody's. Raises ValueError if that cannot be read."""
     try:
-        return dict(ModelCard.load(card).data.to_dict())
-    except (OSError, TypeError, YAMLError) as error:  # the client lets these through
+        block, _ = card_head.split(card.read_text(encoding="utf-8"))
+    except OSError as error:
         raise ValueError(f"{card.name}: {error}") from error
+    metadata = card_head.load(block or "") or {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{card.name}: the metadata is not a mapping of keys to values")  # noqa: TRY004
+    return metadata
 
 
 def card_licence(tree: Path) -> dict[str, str]:
@@ -92,7 +94,8 @@ def card_licence(tree: Path) -> dict[str, str]:
         data = card_metadata(tree / "README.md")
     except ValueError:
         return {}
-    return {key: str(data[key]) for key in ("license", "license_name", "license_link") if data.get(key)}
+    named = {key: data.get(key) for key in ("license", "license_name", "license_link")}
+    return {key: text for key, text in named.items() if text and isinstance(text, str)}
 
 
 def licence_problems(licensed: Licensed, repo: str, tree: Path) -> list[str]:

@@ -10,9 +10,10 @@ gives two different files.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
@@ -30,9 +31,9 @@ KEY, CERTIFICATE, KEYLESS = "UNLEARN_RELEASE_KEY", "UNLEARN_RELEASE_CERTIFICATE"
 
 
 def private_key() -> Path:
-    """The key that signs, with its public key beside it as ``.pub``.
+    """The file with the key that signs.
 
-    Raises InputError if UNLEARN_RELEASE_KEY names a file that does not exist or is not such a key.
+    Raises InputError if UNLEARN_RELEASE_KEY names a file that does not exist or holds no key that can sign.
     """
     given = os.environ.get(KEY)
     path = Path(given) if given else store() / "keys" / "release.pem"
@@ -43,13 +44,31 @@ def private_key() -> Path:
         )
     if not path.is_file():
         _make_key(path)
-    _write_public_key(path)
+    _load(path)
     return path
 
 
 def public_key() -> Path:
-    """The key that checks what :func:`private_key` signs. Raises InputError as it does."""
-    return private_key().with_suffix(".pub")
+    """The file with the key that checks what :func:`private_key` signs. Raises InputError as it does.
+
+    It is written into the store, since the place of a given key may be one where nothing can be written.
+    """
+    from cryptography.hazmat.primitives import serialization
+
+    private = private_key()
+    pem = (
+        _load(private)
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    name = hashlib.sha256(pem).hexdigest() if os.environ.get(KEY) else private.stem
+    public = store() / "keys" / f"{name}.pub"
+    if not public.is_file() or public.read_bytes() != pem:
+        public.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = public.with_name(f"{public.name}.{os.getpid()}")
+        temporary.write_bytes(pem)
+        temporary.replace(public)
+    return public
 
 
 def trusted_signers(repo: str, given: Signer | None = None) -> list[Signer]:
@@ -120,34 +139,19 @@ def _make_key(path: Path) -> None:
     temporary.unlink()
 
 
-def _write_public_key(path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization
-
-    pem = (
-        _load(path)
-        .public_key()
-        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    public = path.with_suffix(".pub")
-    if not public.is_file() or public.read_bytes() != pem:
-        temporary = public.with_name(f"{public.name}.{os.getpid()}")
-        temporary.write_bytes(pem)
-        temporary.replace(public)
-
-
 def _load(path: Path) -> EllipticCurvePrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(
             f"{path} is not a PEM private key without a password. Give one, or remove the file."
         ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"{path} is not an elliptic-curve key. Give one on the curve P-256, P-384 or P-521.")
-    return key
+    if problem := trust.key_problem(key):
+        raise InputError(f"{path} {problem}.")
+    return cast("EllipticCurvePrivateKey", key)
 
 
 def sign_tree(tree: Path) -> None:
@@ -169,6 +173,7 @@ def _with_key() -> signing.Config:
 
     config, key, certificate = signing.Config(), private_key(), os.environ.get(CERTIFICATE)
     if not certificate:
+        public_key()  # for the readers
         return config.use_elliptic_key_signer(private_key=key)
     try:  # the first certificate in the file signs, and the others come with the signature
         return config.use_certificate_signer(

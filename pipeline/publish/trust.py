@@ -7,7 +7,6 @@ day it was issued, so it never expires there, and it takes every name that the a
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from core import bounded_json
 from core.digests import hash_file
 from core.errors import HubError, InputError, VerificationError
 from core.hub_ids import is_hub_id
@@ -24,6 +24,7 @@ from core.yaml_source import read_tree
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+    from model_signing import verifying
 
 TRUST = ROOT / "trust.yaml"
 SIGSTORE = "UNLEARN_RELEASE_SIGSTORE"
@@ -33,6 +34,7 @@ KINDS = {
     "x509CertificateChain": "a certificate (--ca FILE)",
     "certificate": "an identity confirmed by Sigstore (--identity NAME --issuer URL)",
 }
+CURVES = ("secp256r1", "secp384r1", "secp521r1")  # P-256, P-384 and P-521; those of model-signing
 _ISSUER = "1.3.6.1.4.1.57264.1.8"  # of the identity, in Fulcio's certificates (fulcio, docs/oid-info.md)
 
 
@@ -56,6 +58,8 @@ class Signer(Strict):
         for name in ("key", "ca"):
             if (file := getattr(self, name)) is not None and not user_path(file).is_file():
                 raise ValueError(f"{name} {file}: there is no such file; give one in PEM")
+        if self.key and (problem := _public_key_problem(user_path(self.key))):
+            raise ValueError(f"key {self.key} {problem}")
         return self
 
     @property
@@ -71,6 +75,25 @@ class Signer(Strict):
             authority = f"the authority in {Path(self.ca).name}"
             return f"{self.identity}, certified by {authority}" if self.identity else f"whoever {authority} certified"
         return f"{self.identity}, known to {self.issuer}"
+
+
+def key_problem(key: object) -> str | None:
+    """Why a loaded key, private or public, can neither sign nor check signatures here, or None if it can."""
+    curve = getattr(getattr(key, "curve", None), "name", None)
+    if curve in CURVES:
+        return None
+    kind = type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey")
+    return f"is of the kind {kind}{f' on {curve}' if curve else ''}; give one on the curve P-256, P-384 or P-521"
+
+
+def _public_key_problem(file: Path) -> str | None:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        return key_problem(load_pem_public_key(file.read_bytes()))
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        return "cannot be read as a public key in PEM; give one on the curve P-256, P-384 or P-521"
 
 
 def named_signers(repo: str) -> list[Signer]:
@@ -119,20 +142,12 @@ def _check(tree: Path, signature: Path, signer: Signer) -> None:
     if kind != signer.kind:
         raise VerificationError(f"it is by {KINDS[kind]}")
     config = verifying.Config()
-    try:
-        if signer.key:
-            config.use_elliptic_key_verifier(public_key=user_path(signer.key))
-        elif signer.ca:
-            config.use_certificate_verifier(certificate_chain=[user_path(signer.ca)])
-        else:
-            config.use_sigstore_verifier(
-                identity=str(signer.identity), oidc_issuer=str(signer.issuer), trust_config=sigstore_instance()
-            )
-    except (ValueError, TypeError) as error:
-        file = signer.key or signer.ca or f"{SIGSTORE} {sigstore_instance()}"
-        raise InputError(f"{file} cannot be used: {error}. Give a file in PEM, of Sigstore one in JSON.") from error
-    except Exception as error:  # the library's network has many kinds
-        raise HubError(f"Sigstore's roots of trust cannot be fetched: {error}. Run again later.") from error
+    if signer.key:
+        config.use_elliptic_key_verifier(public_key=user_path(signer.key))
+    elif signer.ca:
+        _use_authority(config, user_path(signer.ca))
+    else:
+        _use_sigstore(config, signer)
     try:
         config.verify(tree, signature)
         if signer.ca:
@@ -143,10 +158,29 @@ def _check(tree: Path, signature: Path, signer: Signer) -> None:
         raise VerificationError(str(error) or type(error).__name__) from error
 
 
+def _use_authority(config: verifying.Config, ca: Path) -> None:
+    try:
+        config.use_certificate_verifier(certificate_chain=[ca])
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{ca} cannot be used: {error}. Give a file in PEM.") from error
+
+
+def _use_sigstore(config: verifying.Config, signer: Signer) -> None:
+    instance = sigstore_instance()
+    try:
+        config.use_sigstore_verifier(
+            identity=str(signer.identity), oidc_issuer=str(signer.issuer), trust_config=instance
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{SIGSTORE} {instance} cannot be used: {error}. Give a file in JSON.") from error
+    except Exception as error:  # the library's network has many kinds
+        raise HubError(f"Sigstore's roots of trust cannot be fetched: {error}. Run again later.") from error
+
+
 def _material(signature: Path) -> tuple[str, Any]:
     """The kind of a signature, and what it says of its signer."""
     try:
-        material = json.loads(signature.read_text(encoding="utf-8"))["verificationMaterial"]
+        material = bounded_json.loads(signature.read_text(encoding="utf-8"))["verificationMaterial"]
         return next((kind, material[kind]) for kind in KINDS if material.get(kind))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise VerificationError(f"{signature.name} holds no signature that can be read") from error

@@ -10,7 +10,6 @@ changes two thirds of SmolLM2's weights. Checkpoints from the Hub keep their pub
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core import bounded_json
 from core.digests import hash_file
 from core.errors import ModelError
 from core.hub_access import access_errors
@@ -303,7 +303,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = bounded_json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: is not readable JSON ({error}). Fetch the model again.") from error
     if not isinstance(value, dict):

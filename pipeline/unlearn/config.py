@@ -213,6 +213,11 @@ class UnlearnConfig(TrainConfig):
         description="Seed from which retain rows are drawn for each forget row, and for altpo and csd a false answer.",
     )
 
+    @classmethod
+    def changed_from_defaults(cls, section: Any) -> list[str]:
+        """The keys of a section whose values are not the defaults. Raises ValidationError if it is no such section."""
+        return sorted(cls.model_validate(section).model_dump(exclude_defaults=True))
+
     def check_share(self, processes: int) -> None:
         """Raise RecipeError if ``processes`` cannot share a step, or if sharing would change its loss."""
         super().check_share(processes)
