@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from core import bounded_json, card_head
+from core.errors import ArtifactError
 from core.hub_ids import is_hub_id
 from core.licences import LICENCES
 
@@ -89,14 +90,22 @@ def lint(card: str, files: Collection[str], sources: Collection[object] = ()) ->
 def lint_folder(folder: Path) -> list[Problem]:
     """:func:`lint` of the card in a folder, or of a card alone, with the files and results beside it.
 
-    Raises OSError, or ValueError, if the card is not text or the results are not JSON.
+    Raises OSError or UnicodeDecodeError if there is no such text, ArtifactError if results beside it are not JSON.
     """
     card = folder / "README.md" if folder.is_dir() else folder
     root = card.parent
     files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    found = [root / name for name in SOURCES if (root / name).is_file()]
-    sources = [bounded_json.loads(file.read_text(encoding="utf-8")) for file in found]
+    sources = [_source(root / name) for name in SOURCES if (root / name).is_file()]
     return lint(card.read_text(encoding="utf-8"), files, sources)
+
+
+def _source(file: Path) -> object:
+    try:
+        return bounded_json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(
+            f"{file}: is not JSON ({error}). Correct it, or lint the card in another folder."
+        ) from error
 
 
 def unfinished(text: str) -> Iterator[str]:
