@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from core import bounded_json, card_head
+from core.errors import ArtifactError
 from core.hub_ids import is_hub_id
 from core.licences import LICENCES
 
@@ -89,8 +90,8 @@ def lint(card: str, files: Collection[str], sources: Collection[object] = ()) ->
 def lint_folder(folder: Path) -> list[Problem]:
     """:func:`lint` of the card in a folder, or of a card alone, with the files and results beside it.
 
-    The verdict on a run's card is in the folder of the stage `gate`, beside the card's. Raises OSError, or ValueError, if
-    the card is not text or the results are not JSON.
+    The verdict on a run's card is in the folder of the stage `gate`, beside the card's. Raises OSError or
+    UnicodeDecodeError if there is no such text, ArtifactError if results beside it are not JSON.
     """
     card = folder / "README.md" if folder.is_dir() else folder
     root = card.parent
@@ -98,8 +99,17 @@ def lint_folder(folder: Path) -> list[Problem]:
     places = [root / name for name in SOURCES]
     if not (root / "gate.json").is_file():
         places.append(root.absolute().parent / "gate" / "gate.json")
-    sources = [bounded_json.loads(path.read_text(encoding="utf-8")) for path in places if path.is_file()]
+    sources = [_source(path) for path in places if path.is_file()]
     return lint(card.read_text(encoding="utf-8"), files, sources)
+
+
+def _source(file: Path) -> object:
+    try:
+        return bounded_json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(
+            f"{file}: is not JSON ({error}). Correct it, or lint the card in another folder."
+        ) from error
 
 
 def unfinished(text: str) -> Iterator[str]:

@@ -147,7 +147,7 @@ def test_results_that_are_nested_without_end_are_an_error(depth: int, tmp_path: 
     (tmp_path / "results.json").write_text("[" * depth + "]" * depth)
     done = call("card", "lint", str(tmp_path))
     assert done.returncode == 2
-    assert "no card can be read there (lists and objects are more than 100 deep in each other)" in done.stderr
+    assert "results.json: is not JSON (lists and objects are more than 100 deep in each other)" in done.stderr
 
 
 @pytest.fixture(scope="module")
