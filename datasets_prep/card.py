@@ -75,7 +75,7 @@ def _title(config: DataConfig) -> str:
 def _metadata(config: DataConfig, rows: Rows, title: str) -> str:
     import yaml
 
-    languages = sorted(language.lower() for language in rows.codes("language")[1] if language)
+    languages = sorted(language.lower() for language in rows.codes("language")[1])
     data: dict[str, Any] = {
         "pretty_name": title,
         **({"language": languages} if languages else {}),
