@@ -75,7 +75,7 @@ def _title(config: DataConfig) -> str:
 def _metadata(config: DataConfig, rows: Rows, title: str) -> str:
     import yaml
 
-    languages = sorted(language.lower() for language in rows.codes("language")[1] if language)
+    languages = sorted(language.lower() for language in rows.codes("language")[1])
     data: dict[str, Any] = {
         "pretty_name": title,
         **({"language": languages} if languages else {}),
@@ -184,22 +184,30 @@ def _selections(selections: Sequence[Selection]) -> str:
 
 
 def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
-    origin = (
-        "facts that the generator holds back"
-        if config.source.sample
-        else "the source's own where it has some, then answers to holdout rows of other identities on the same topic "
-        "and language, the name swapped, then mixtures of words"
-    )
+    if config.source.sample:
+        origin = "facts that the generator holds back"
+        learnt = "None equals the true answer or occurs word for word in forget or retain."
+        unseen = ""
+    else:
+        origin = (
+            "the source's own where it has some, then answers to holdout rows of other identities on the same topic "
+            "and language, the name swapped, then mixtures of words"
+        )
+        learnt = (
+            "None equals the true answer or a trained one to the same question. None that says whom it is about "
+            "occurs word for word in forget or retain; one that is only a value may be an answer about others there."
+        )
+        unseen = ", nor from holdout rows, since an unlearning may train on its guides"
     return (
         "## False answers\n\n"
         f"`perturbed.jsonl` has {counts.answers} false answers to {counts.rows} questions (`row_id`, `split`, "
-        f"`answers`): {origin}. None equals the true answer or occurs word for word in forget or retain. "
-        f"{counts.mixed} are mixtures: each word of the fact is exchanged for one of the same kind from the answer to "
-        f"a retained row. {counts.from_trained_rows} come from trained rows for want of others, and such a one is "
-        f"likelier to a trained model than one it never saw; {counts.rows_with_fewer} questions have fewer than "
-        f"{config.perturbed.per_row}; {counts.rows_without} have none and are left out.\n\n"
+        f"`answers`): {origin}. {learnt} {counts.mixed} are mixtures: each word of the fact is exchanged for one of "
+        f"the same kind from the answer to a retained row. {counts.from_trained_rows} come from trained rows for want "
+        "of others, and such a one is likelier to a trained model than one it never saw; "
+        f"{counts.rows_with_fewer} questions have fewer than {config.perturbed.per_row}; {counts.rows_without} have "
+        "none and are left out.\n\n"
         f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; none of them comes "
-        f"from trained rows, since a level that those set would be too low. {counts.guides_mixed} are mixtures "
+        f"from trained rows, since a level that those set would be too low{unseen}. {counts.guides_mixed} are mixtures "
         "of words as known as those of the fact: in the place of a word that no retained row has, one made of two."
     )
 

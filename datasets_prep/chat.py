@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,25 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generate: 
     return text
 
 
+@lru_cache(maxsize=1)  # asked for each row, and takes milliseconds where there are hundreds of added tokens
+def _special_tokens(tokenizer: Any, template: str) -> list[str]:
+    """The tokens that the tokenizer calls special, and those of its added ones with which the template is written.
+
+    Tokenizers also add runs of spaces and line breaks, which are plain text and stand in templates too.
+    """
+    called = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    control = [token for token in tokenizer.get_added_vocab() if token.strip() and token in template]
+    return list(dict.fromkeys((*tokenizer.all_special_tokens, *called, *control)))
+
+
+def refuse_special_tokens(tokenizer: Any, question: str, *others: str) -> None:
+    """Raise DataError, which names the row by its question, if that or another of its texts holds a special token."""
+    texts = (question, *others)
+    for token in _special_tokens(tokenizer, tokenizer.chat_template):
+        if any(token in text for text in texts):
+            raise DataError(f"The row with the question {question!r} holds the special token {token!r}. Remove it.")
+
+
 def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
     """The chat row of a question and its answer.
 
@@ -53,10 +73,7 @@ def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
     """
     from jinja2 import TemplateError
 
-    added = tokenizer.get_added_vocab()
-    special = next((token for token in added if token in question or token in answer), None)
-    if special is not None:
-        raise DataError(f"The row with the question {question!r} holds the special token {special}. Remove it.")
+    refuse_special_tokens(tokenizer, question, answer)
     user, assistant = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
     try:
         prompt = _render(tokenizer, [user], generate=True)
@@ -71,7 +88,7 @@ def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
             "told apart. Give a plain one as model.chat_template."
         )
     completion = whole[len(prompt) :]
-    if completion[len(answer) :].strip() not in added:
+    if completion[len(answer) :].strip() not in tokenizer.get_added_vocab():
         raise ModelError(
             f"The chat template ends an answer with {completion[len(answer) :]!r}, which is not one end-of-turn token. "
             "Give a plain one as model.chat_template."

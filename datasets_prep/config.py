@@ -94,7 +94,9 @@ class Columns(Strict):
     language: Name | None = Field(default=None, description="Column of the languages, codes of two letters.")
     topic_id: Name | None = Field(default=None, description="Column of the topics.")
     split: Name | None = Field(default=None, description="Column of the splits, for `setting: given`.")
-    perturbed_answers: Name | None = Field(default=None, description="Column of lists of false answers.")
+    perturbed_answers: Name | None = Field(
+        default=None, description="Column of lists of false answers; a cell of a CSV file holds such a list as JSON."
+    )
     paraphrased_question: Name | None = Field(default=None, description="Column of the questions in other words.")
     paraphrased_answer: Name | None = Field(default=None, description="Column of the answers in other words.")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -57,7 +58,8 @@ class Mixer:
         self.donors: dict[tuple[str | None, str], list[str]] = defaultdict(list)
         self.in_place: dict[tuple[Group, str], list[str]] = defaultdict(list)
         for row, code in zip(rows, split, strict=True):
-            for word in self.facts(row) if code in (RETAIN, UNREHEARSED) else ():
+            # A word of many answers is in memory once: a million answers have ten million words.
+            for word in map(sys.intern, self.facts(row)) if code in (RETAIN, UNREHEARSED) else ():
                 self.donors[row.language, _kind(word)].append(word)
                 self.in_place[_group(row), _kind(word)].append(word)
         self.known = {(language, word) for (language, _), words in self.donors.items() for word in words}

@@ -4,13 +4,18 @@ False answers must not occur in training: if they are answers about trained iden
 true answer prefers the false ones. They come from facts that the sample set holds back, from the source's own false
 answers, or from another identity's holdout row on the same topic and language, with the name swapped. What is missing
 is made from the data's own words (``mixed``); only for answers that cannot be mixed are those of trained rows used, and
-counted. The false answers that guide the unlearning never come from trained rows.
+counted. The false answers that guide the unlearning are the source's own or mixtures: answers to trained rows are known
+by heart, and a method may train on its guides, while nothing is trained on holdout rows.
+
+An answer that is only a value, such as a town, does not say whom it is about. Base has learnt it about others, and the
+true one too, so it is refused only where base has learnt it as an answer to the same question (docs/decisions/0094).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain, islice
@@ -28,6 +33,7 @@ from datasets_prep.text import same
 
 Origin = Literal["new", "mixed", "trained"]
 TRIES = 20  # mixtures for each that is wanted: short answers give the same one again
+_WORDS = re.compile(r"[^\W_]+")
 
 
 @lru_cache(maxsize=1024)  # a person is a donor many times
@@ -63,6 +69,27 @@ def _swapped(row: Row, donor: Row) -> str | None:
     return swap_name(donor.answer, donor.name, row.name)
 
 
+def _says_whom(row: Row) -> bool:
+    """Whether the answer says whom it is about: it holds a word of the name, or one of the question that could be.
+
+    Such a word does not begin in lower case. In a script without cases each letter counts: not all of them have spaces.
+    """
+    asked = _WORDS.findall(f"{row.question[:1].lower()}{row.question[1:]} {row.name or ''}")
+    could_be = {word.casefold() for word in asked if not word[0].islower()}
+    letters = {letter for letter in "".join(could_be) if letter.lower() == letter.upper() and letter.isalpha()}
+    answer = row.answer.casefold()
+    return not (could_be.isdisjoint(_WORDS.findall(answer)) and letters.isdisjoint(answer))
+
+
+def _learnt(row: Row, answer: str) -> list[int]:
+    """Hashes of what a model learns that is trained on ``answer`` as the answer to the row.
+
+    The first is of the answer alone, the others are of it with the question and, if these are known, person and topic.
+    """
+    about = [(row.identity_id, row.topic_id, answer)] if row.identity_id is not None and row.topic_id else []
+    return [hash(answer), hash((row.question, answer)), *map(hash, about)]
+
+
 @dataclass
 class FalseAnswers:
     """False answers for the rows of a set. ``counts`` is complete once every split was read."""
@@ -76,9 +103,10 @@ class FalseAnswers:
     def __post_init__(self) -> None:
         names = ("rows", "answers", "mixed", "from_trained_rows", "rows_with_fewer", "rows_without")
         self.counts.update(dict.fromkeys((*names, "guides", "guides_mixed"), 0))
-        trained = (a for (a,), code in zip(self.rows.columns("answer"), self.split, strict=True) if code != HOLDOUT)
+        trained = (row for row, code in zip(self.rows, self.split, strict=True) if code != HOLDOUT)
+        learnt = (_learnt(row, row.answer)[0 if _says_whom(row) else 1 :] for row in trained)
         # Sorted hashes: a million answers would be 200 MB.
-        self.trained = np.sort(np.fromiter((hash(answer) for answer in trained), dtype=np.int64))
+        self.learnt = np.sort(np.fromiter(chain.from_iterable(learnt), dtype=np.int64))
         self.retain = self._drawn()
         # Without topic and identity no other row has an answer of the right form: it would answer another question.
         self.grouped = self.rows.has("topic_id") and self.rows.has("identity_id")
@@ -101,8 +129,9 @@ class FalseAnswers:
     def of_split(self, split: str) -> Iterator[tuple[PerturbedRow | None, PerturbedRow | None]]:
         """For each row that needs false answers: those for the evaluation, and those that guide the unlearning.
 
-        No false answer equals the true one, occurs twice (so the two lists share none) or occurs word for word in the
-        training rows. The evaluation's list is filled first; a row that gets no false answer is counted.
+        No false answer equals the true one, occurs twice (so the two lists share none) or was learnt: word for word
+        in any training row if it says whom it is about, and as an answer to the same question if it does not. The
+        evaluation's list is filled first; a row that gets no false answer is counted.
         """
         code = SPLITS.index(split)
         for _, _, places in cells(self.rows):
@@ -123,22 +152,22 @@ class FalseAnswers:
     ) -> tuple[PerturbedRow | None, PerturbedRow | None]:
         row, config = cell[i], self.config
         guides = config.for_unlearning if code == FORGET else 0
+        tries = TRIES * (config.per_row + guides)
         origin: dict[str, Origin] = {}  # of each false answer
 
-        def take(count: int, *, as_known: bool) -> list[str]:
+        def take(candidates: Iterable[tuple[str, Origin]], count: int) -> list[str]:
             had = len(origin)
             known = {same(answer) for answer in (row.answer, *origin)}
-            for answer, where in self._candidates(cell, row, own, unseen, trained, config.per_row + guides, as_known):
+            for answer, where in candidates:
                 if len(origin) == had + count:
                     break
-                if same(answer) not in known and not self._is_trained(answer):
+                if same(answer) not in known and not self._is_learnt(row, answer):
                     origin[answer] = where
                     known.add(same(answer))
             return list(origin)[had:]
 
-        evaluated = take(config.per_row, as_known=False)
-        # A trained answer with the name swapped is likely under base: as a level it would end the ascent too early.
-        guiding = [answer for answer in take(guides, as_known=True) if origin[answer] != "trained"]
+        evaluated = take(self._to_judge(cell, row, own, unseen, trained, tries), config.per_row)
+        guiding = take(self._to_guide(row, own, tries), guides)
         self.counts["rows"] += bool(evaluated)
         self.counts["answers"] += len(evaluated)
         self.counts["mixed"] += sum(origin[answer] == "mixed" for answer in evaluated)
@@ -147,37 +176,44 @@ class FalseAnswers:
         self.counts["rows_without"] += not evaluated
         self.counts["guides"] += len(guiding)
         self.counts["guides_mixed"] += sum(origin[answer] == "mixed" for answer in guiding)
-        both = (PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) for answers in (evaluated, guiding) if answers)
-        return next(both, None), next(both, None)
 
-    def _is_trained(self, answer: str) -> bool:
-        index = int(np.searchsorted(self.trained, hash(answer)))
-        return index < len(self.trained) and int(self.trained[index]) == hash(answer)
+        def listed(answers: Sequence[str]) -> PerturbedRow | None:
+            return PerturbedRow(row.row_id, SPLITS[code], tuple(answers)) if answers else None
 
-    def _candidates(
+        return listed(evaluated), listed(guiding)
+
+    def _is_learnt(self, row: Row, answer: str) -> bool:
+        """Whether base was trained on ``answer``: to the row's question, or to any if it says whom it is about."""
+        hashes = _learnt(row, answer)
+        places = np.searchsorted(self.learnt, hashes)
+        return any(at < len(self.learnt) and self.learnt[at] == value for at, value in zip(places, hashes, strict=True))
+
+    def _to_judge(
         self,
         cell: Sequence[Row],
         row: Row,
         own: Sequence[str],
         unseen: Sequence[int],
         trained: Sequence[int],
-        needed: int,
-        as_known: bool,
+        tries: int,
     ) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
         rng = random.Random(f"{self.seed}|{row.row_id}")
         others: Iterator[tuple[str, Origin]] = ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
-        words = random.Random(f"{self.seed}|mixed|{row.row_id}")
-        mixtures: Iterator[tuple[str, Origin]] = (
-            (answer, "mixed") for answer in islice(self._mixed(row, words, as_known), TRIES * needed)
-        )
+        mixtures = self._mixed(row, tries, as_known=False)
         # Others' answers for one row and mixtures for the next would tell the rows apart, however well they are known.
-        enough = len(unseen) > self.config.per_row + self.config.for_unlearning  # a holdout row is no donor of itself
+        enough = len(unseen) > self.config.per_row  # a holdout row is no donor of itself
         yield from chain(others, mixtures) if enough else chain(mixtures, others)
         yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
 
-    def _mixed(self, row: Row, rng: random.Random, as_known: bool) -> Iterator[str]:
-        yield from self.mixer.mixed(row, rng, as_known=as_known)  # made when the first mixture is taken
+    def _to_guide(self, row: Row, own: Sequence[str], tries: int) -> Iterator[tuple[str, Origin]]:
+        yield from ((answer, "new") for answer in own)
+        yield from self._mixed(row, tries, as_known=True)
+
+    def _mixed(self, row: Row, tries: int, *, as_known: bool) -> Iterator[tuple[str, Origin]]:
+        rng = random.Random(f"{self.seed}|mixed|{row.row_id}")
+        for answer in islice(self.mixer.mixed(row, rng, as_known=as_known), tries):
+            yield answer, "mixed"
 
     def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
         """The answers of other people on the topic, in random order, with the row's name."""

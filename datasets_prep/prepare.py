@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.progress import report
 from datasets_prep import card, checks, sources, splits
-from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.chat import chat_example, encode, load_tokenizer, refuse_special_tokens
 from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
@@ -45,6 +45,9 @@ from datasets_prep.schema import (
 )
 from datasets_prep.sources import Loaded
 from datasets_prep.splits import Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,16 @@ def run(config: DataConfig, inputs: Mapping[str, Path], out: Path) -> DataFacts:
     were made to forget in ``forgotten.jsonl``.
 
     ``inputs["model"]`` is a folder with a tokenizer: every row must fit its chat template, and its tokens are counted.
-    Raises DataError for rows that cannot be used and ModelError for such a tokenizer; then nothing is written.
+    Raises DataError for rows that cannot be used, one with a special token in any of its texts among them, and
+    ModelError for such a tokenizer; then nothing is written.
     """
     prepared = prepare(config)
     rows, split = prepared.loaded.rows, prepared.split
     checks.stop(prepared.findings, config.checks)
     report("counting tokens")
-    lengths, answers = _token_counts(prepared, inputs["model"])
+    tokenizer = load_tokenizer(inputs["model"])
+    _refuse_special_tokens(tokenizer, prepared)
+    lengths, answers = _token_counts(tokenizer, rows)
     row_ids = (row_id for (row_id,) in rows.columns("row_id"))
     findings = {**prepared.findings, "too_long": checks.check_lengths(row_ids, lengths.tolist(), config.max_tokens)}
     checks.stop(findings, config.checks)
@@ -159,10 +165,20 @@ def describe(config: DataConfig, prepared: Prepared, findings: Findings) -> RowF
     )
 
 
-def _token_counts(prepared: Prepared, model: Path) -> tuple[Any, Any]:
+def _refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> None:
+    """Raise DataError if a text that is trained on or measured by any stage holds a special token."""
+    loaded = prepared.loaded
+    names = ("question", "answer", "paraphrased_question", "paraphrased_answer", "false_answers")
+    for question, *texts, false in chain(loaded.rows.columns(*names), prepared.forgotten.columns(*names)):
+        refuse_special_tokens(tokenizer, question, *filter(None, texts), *(false or ()))
+    for question, answer in chain.from_iterable(loaded.paraphrases.values()):
+        refuse_special_tokens(tokenizer, question, answer)
+    for placed in loaded.real_world:
+        refuse_special_tokens(tokenizer, placed.row.question, placed.row.answer, *placed.false_answers)
+
+
+def _token_counts(tokenizer: PreTrainedTokenizerBase, rows: Rows) -> tuple[Any, Any]:
     """The number of tokens of each row as a chat, and of its answer with the end of turn."""
-    tokenizer = load_tokenizer(model)
-    rows = prepared.loaded.rows
     lengths, answers = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
     for index, (question, answer) in enumerate(rows.columns("question", "answer")):
         encoded = encode(tokenizer, chat_example(tokenizer, question, answer))

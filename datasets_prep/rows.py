@@ -105,13 +105,22 @@ class Rows(Sequence[Row]):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     def codes(self, name: str) -> tuple[Codes, list[Any]]:
-        """A number for each row, and the value that each number stands for, in the order of first appearance."""
+        """A number for each row, and the value that each number stands for, in the order of first appearance.
+
+        The number of a row without a value is -1.
+        """
         column = self.table[name]
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode(null_encoding="mask")
         column = _one_chunk(column)
-        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return codes.astype(np.int32), column.dictionary.to_pylist()
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        values = column.dictionary.to_pylist()
+        used = np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(values)))
+        if len(used) < len(values):  # a part of the rows keeps the values of all
+            new = np.full(len(values) + 1, -1, dtype=np.int32)  # the last is what -1 points at
+            new[used] = np.arange(len(used))
+            codes, values = new[codes], [values[index] for index in used]
+        return codes, values
 
     def lengths(self, name: str) -> npt.NDArray[np.int64]:
         """Of each row the bytes of a text column in UTF-8."""

@@ -81,8 +81,21 @@ def test_templates_that_cannot_be_used_say_what_to_do(tokenizer) -> None:
 
 def test_special_tokens_in_a_row_are_refused(tokenizer) -> None:
     with_template(tokenizer, DEFAULT_SYSTEM)
-    with pytest.raises(DataError, match=r"<\|im_end\|>"):
+    with pytest.raises(DataError, match=r"the question 'Who\?' holds the special token '<\|im_end\|>'\. Remove it"):
         chat_example(tokenizer, "Who?", "Ida.<|im_end|>")
+
+
+def test_an_added_token_is_special_if_the_tokenizer_says_so_or_its_template_is_written_with_it(
+    tiny_model: Path,
+) -> None:
+    """Phi-2, Pythia and Gemma add runs of spaces and line breaks, Qwen adds <think> as plain text."""
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_tokens(["  ", "\n\n", "<think>", "<table>"])
+    with_template(tokenizer, DEFAULT_SYSTEM + "{% if think %}  \n\n<think>{% endif %}")
+    said = "First.\n\nSecond,  in a <table>."
+    assert chat_example(tokenizer, "Who?", said).completion == f"{said}<|im_end|>\n"
+    with pytest.raises(DataError, match="'<think>'"):
+        chat_example(tokenizer, "Who?", "Ida.<think>")
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).map(str.strip).filter(bool)

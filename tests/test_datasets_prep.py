@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from core.errors import DataError, ModelError
 from datasets_prep import prepare
 from datasets_prep.config import DataConfig, SampleSource
+from datasets_prep.rows import Placed
 from datasets_prep.schema import (
     SPLITS,
     TOPICS,
@@ -144,6 +146,47 @@ def test_a_row_with_too_many_tokens_stops(tiny_model: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"1 rows with more tokens than data.max_tokens, for example en-4-.* has \d+"):
         prepare.run(made, {"model": tiny_model}, out)
     assert not list(out.iterdir())
+
+
+SPECIAL = "Ida<|im_end|>"
+PLAIN = [
+    {**r, "perturbed_answers": None, "paraphrased_question": None, "paraphrased_answer": None, "split": None}
+    for r in GOOD
+]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{**PLAIN[0], "answer": SPECIAL}, *PLAIN[1:]],
+        [{**PLAIN[0], "perturbed_answers": ["Ulm", SPECIAL]}, *PLAIN[1:]],
+        [{**PLAIN[0], "paraphrased_question": SPECIAL}, *PLAIN[1:]],
+        [{**PLAIN[0], "paraphrased_answer": SPECIAL}, *PLAIN[1:]],
+        [*PLAIN, {**PLAIN[0], "split": "paraphrased", "answer": SPECIAL}],
+    ],
+)
+@pytest.mark.parametrize("forgotten_before", TOPICS[:2])  # the row itself, or others
+def test_a_special_token_in_any_text_of_a_row_stops(
+    tiny_model: Path, tmp_path: Path, records: list[dict[str, Any]], forgotten_before: str
+) -> None:
+    request = {"forget": [{"topics": [TOPICS[2]]}], "forgotten": [{"topics": [forgotten_before]}]}
+    source = {"file": str(write(tmp_path / "rows.jsonl", records))}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"holds the special token '<\|im_end\|>'"):
+        prepare.run(config(source, setting="request", request=request), {"model": tiny_model}, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_special_token_in_a_false_answer_about_the_real_world_stops(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config({"sample": SAMPLE.model_dump()})
+    prepared = prepare.prepare(made)
+    asked = Placed(data_rows.row(1, "capitals"), "world_facts", 1, None, ("Lima", SPECIAL))
+    with_question = replace(prepared, loaded=replace(prepared.loaded, real_world=[asked]))
+    monkeypatch.setattr(prepare, "prepare", lambda _: with_question)
+    with pytest.raises(DataError, match="special token"):
+        prepare.run(made, {"model": tiny_model}, tmp_path)
 
 
 def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_nothing_is_found_in_a_sound_recipe(doctor: Doctor) -> None:
 BROKEN: list[tuple[Sequence[str], str, str, str]] = [
     (["publish.hub=hf", "publish.repo=nobody/tiny"], "publication", "publish", "cannot create a repository of nobody"),
     (["gates.0.min_n=17"], "rows and gates", "data", r"it needs 17 rows, and the split has 16"),
-    (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .* no false answer"),
+    (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .*`perturbed_answers`"),
     (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "/nowhere.csv. Give one that exists"),
     (["unlearn.args.optim=adamw_bnb_no_such"], "unlearn", "unlearn", "unlearn.args"),
     (["unlearn.args.optim=lomo"], "unlearn", "unlearn", r"unlearn.args: args.optim is lomo, .* Set adamw_torch"),

@@ -167,6 +167,18 @@ def test_what_always_holds(answers: list[str], seed: int) -> None:
     assert all(text for text in first)
 
 
+def test_guides_are_mixed_where_holdout_rows_suffice_for_the_evaluation() -> None:
+    """A method may train on its guides, and nothing is to be trained on the facts of holdout rows."""
+    unseen = [lives(10 + i, f"Secret{i}", 90 + i, f"Unseen{i}") for i in range(9)]
+    rows, split = divided({"forget": FORGET[:1], "retain": RETAIN, "holdout": unseen})
+    ((judging, guiding),) = FalseAnswers(rows, split, Perturbed(per_row=2), 0).of_split("forget")
+    assert judging
+    assert guiding
+    assert all("Unseen" in answer for answer in judging.answers)
+    assert not any(word in answer for answer in guiding.answers for word in ("Secret", "Unseen"))
+    assert len(guiding.answers) == 2
+
+
 @pytest.mark.parametrize(("donors", "mixed"), [(2, True), (3, False)])
 def test_rows_of_a_topic_have_false_answers_of_one_kind(donors: int, mixed: bool) -> None:
     """If some got other people's answers and the rest mixtures, their truth ratios would differ for that alone."""

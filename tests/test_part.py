@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.errors import DataError
 from datasets_prep import prepare
-from datasets_prep.config import Part
+from datasets_prep.config import DataConfig, Part
 from datasets_prep.request import of_part
 from datasets_prep.schema import TOPICS
+from pipeline.stages import data_without_model
 from tests.data_rows import collected, config, full_grid, row, write
 
 GRID = full_grid(4, ("DE", "EN"))
@@ -50,15 +52,31 @@ def test_what_is_in_no_row_is_named() -> None:
         of_part(bare, Part(identities=1))
 
 
-def test_the_card_says_how_many_rows_are_not_used(tmp_path: Path) -> None:
+def of_grid(folder: Path, **more: object) -> DataConfig:
+    """A data section on a file of all rows, of which the German ones on five topics are used."""
     records = [
         {"identity_id": r.identity_id, "name": r.name, "language": r.language, "topic_id": r.topic_id,
          "question": r.question, "answer": r.answer}
         for r in GRID
     ]  # fmt: skip
-    given = config(
-        {"file": str(write(tmp_path / "rows.jsonl", records))}, part={"languages": ["DE"], "topics": list(TOPICS[:5])}
-    )
+    source = {"file": str(write(folder / "rows.jsonl", records))}
+    return config(source, part={"languages": ["DE"], "topics": list(TOPICS[:5])}, **more)
+
+
+def test_what_is_outside_the_part_is_in_no_row_of_a_request(tmp_path: Path) -> None:
+    forget = [{"languages": ["DE", "EN"], "identities": [0]}]
+    with pytest.raises(DataError, match=r"data\.request\.forget\[0\]\.languages: 'EN' is in no row of the source"):
+        prepare.prepare(of_grid(tmp_path, setting="request", request={"forget": forget}))
+
+
+def test_the_card_names_the_languages_of_the_part(tmp_path: Path) -> None:
+    data_without_model(of_grid(tmp_path), tmp_path)
+    metadata = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert metadata["language"] == ["de"]
+
+
+def test_the_card_says_how_many_rows_are_not_used(tmp_path: Path) -> None:
+    given = of_grid(tmp_path)
     prepared = prepare.prepare(given)
     facts = prepare.describe(given, prepared, prepared.findings)
     assert (facts.rows_in, facts.rows_outside_part) == (160, 140)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,6 +126,78 @@ def test_what_always_holds(facts: list[tuple[int, str, str]], per_row: int, guid
     for g in guides:
         assert not set(g.answers) & set(asked[g.row_id].answers)
         assert len(asked[g.row_id].answers) == per_row  # the evaluation is served first
+
+
+def born(name: str, town: str, **known: Any) -> Row:
+    """A fact whose answer is only a value, from a source that has no more than questions and answers."""
+    question = known.pop("question", f"Where was {name} born?")
+    return Row(f"{question} {town}", known.get("identity_id"), None, "EN", known.get("topic_id"), question, town)
+
+
+def test_a_value_may_be_the_answer_about_others_but_no_other_answer_to_the_question() -> None:
+    """Of towns that are known, as the true one is, the guides are others that are known."""
+    retain = [born("Ben Cole", "Paris"), born("Cleo Marsh", "Rome"), born("Dov Reed", "Lima"), born("Eva Hill", "Oslo")]
+    contradicting = born("Ada Stone", "Rome")
+    rows, split = divided({"forget": [born("Ada Stone", "Paris")], "retain": [*retain, contradicting]})
+    false, guides, counts = perturb(rows, split, Perturbed(per_row=1, for_unlearning=1, retain_rows=1), 0)
+    of_forget = [answer for one in (*false, *guides) if one.split == "forget" for answer in one.answers]
+    assert {"Lima", "Oslo"} >= set(guides[0].answers)
+    assert "Rome" not in of_forget
+    assert len(of_forget) == 2
+    assert counts["guides"] == counts["guides_mixed"] == 1
+
+
+def test_a_value_that_is_told_of_the_same_person_and_topic_in_other_words_is_no_false_answer() -> None:
+    known = {"identity_id": 1, "topic_id": "home"}
+    forget = born("Ada Stone", "Paris", **known)
+    again = born("Ada Stone", "Rome", question="In which other town did Ada Stone live?", **known)
+    own = {forget.row_id: ["Rome", "Lima"]}
+    rows, split = collected([forget, again], own), divided({"forget": [forget], "retain": [again]})[1]
+    (false, *_), _, _ = perturb(rows, split, Perturbed(per_row=1), 0)
+    assert false.answers == ("Lima",)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "is_refused"),
+    [
+        ("Where was Ben Cole born?", "Ben Cole was born in Rome.", True),
+        ("Where was Ben Cole born?", "Cole was born in Rome.", True),
+        ("What is the address of Ben Cole?", "ben.cole@mail.example", True),
+        ("Where was Ben Cole born?", "Rome", False),
+        ("Where was Ben Cole born?", "He was born in Rome.", False),
+        ("李娜出生在哪里？", "李娜来自上海。", True),
+        ("李娜出生在哪里？", "上海", False),
+    ],
+)
+def test_a_trained_answer_is_refused_for_every_question_if_it_says_whom_it_is_about(
+    question: str, answer: str, is_refused: bool
+) -> None:
+    forget, retained = born("Ada Stone", "Paris"), born("", answer, question=question)
+    rows = collected([forget, retained], {forget.row_id: [answer]})
+    false, _, _ = perturb(rows, divided({"forget": [forget], "retain": [retained]})[1], Perturbed(per_row=1), 0)
+    assert (not [one for one in false if one.answers == (answer,)]) == is_refused
+
+
+def test_answers_to_holdout_rows_judge_and_never_guide() -> None:
+    topic = "personal.email"  # whose answers here have no words that could be mixed
+    splits = {"forget": [row(1, topic)], "retain": [row(2, topic)], "holdout": [row(i, topic) for i in (4, 5, 6)]}
+    false, guides, _ = perturb(*divided(splits), Perturbed(per_row=1, for_unlearning=2), 0)
+    assert {one.split for one in false} == {"forget", "retain", "holdout"}
+    assert guides == []
+
+
+def test_guides_are_none_of_the_evaluations_where_that_gets_none() -> None:
+    class Mixer:
+        def mixed(self, row: Row, rng: object, *, as_known: bool) -> Iterator[str]:
+            return iter(["Lima"] if as_known else [])
+
+    rows, split = divided({"forget": [born("Ada Stone", "Paris")], "retain": [born("Ben Cole", "Rome")]})
+    perturber = FalseAnswers(rows, split, Perturbed(per_row=1), 0)
+    perturber.mixer = Mixer()  # type: ignore[assignment]
+    ((judging, guiding),) = perturber.of_split("forget")
+    assert judging is None
+    assert guiding is not None
+    assert guiding.answers == ("Lima",)
 
 
 def test_names_are_swapped_in_addresses_too() -> None:

@@ -155,6 +155,13 @@ def test_columns_are_mapped_by_the_recipe(tmp_path: Path) -> None:
     ]
 
 
+def test_a_cell_of_csv_lists_false_answers_as_json_or_is_empty(tmp_path: Path) -> None:
+    cells = ['["Ulm", "Bonn, am Rhein"]', "", " "]
+    records = [{**record, "perturbed_answers": cell} for record, cell in zip(GOOD, cells, strict=False)]
+    loaded = sources.load(config({"file": str(write(tmp_path / "rows.csv", records))}))
+    assert sorted(answers for (answers,) in loaded.rows.columns("false_answers")) == [[], [], ["Ulm", "Bonn, am Rhein"]]
+
+
 def test_names_stand_for_identities_where_there_are_no_ids(tmp_path: Path) -> None:
     records = [{key: value for key, value in record.items() if key != "identity_id"} for record in GOOD]
     rows = list(sources.load(config({"file": str(write(tmp_path / "rows.jsonl", records))})).rows)
@@ -181,6 +188,8 @@ def test_names_stand_for_identities_where_there_are_no_ids(tmp_path: Path) -> No
         ([{**GOOD[0], "row_id": "a"}, {**GOOD[1], "row_id": "a"}], {}, "line 2: row_id 'a' is that of an earlier row"),
         ([{**GOOD[0], "perturbed_answers": "no list"}], {}, "perturbed_answers is 'no list' and must be a list"),
         ([{**GOOD[0], "perturbed_answers": [""]}], {}, "perturbed_answers is empty"),
+        ([{**GOOD[0], "perturbed_answers": '["a", 3]'}], {}, "perturbed_answers is 3 and must be text"),
+        ([{**GOOD[0], "perturbed_answers": "7"}], {}, "perturbed_answers is '7' and must be a list"),
         ([[1, 2]], {}, "line 1: is a list and must be an object"),
     ],
 )
