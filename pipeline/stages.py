@@ -191,7 +191,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
         ),
         Stage(
-            "data", "10", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
+            "data", "11", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
             fetches=True,
         ),
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
@@ -253,7 +253,7 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     inputs = {"base": "base", "data": "data"}
     if config is None:
         return []
-    return [Stage("neighbours", "8", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+    return [Stage("neighbours", "9", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

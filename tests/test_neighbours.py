@@ -83,6 +83,28 @@ def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_an
     assert neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, abroad))
 
 
+@pytest.mark.parametrize(
+    ("true", "false", "stated", "else_said"),
+    [
+        (
+            "张伟出生于北京。",
+            ["张伟出生于南京。", "张伟出生于北海。"],
+            "李娜的故乡是北京市。",
+            "李娜在湖北的东京饭店工作。",
+        ),
+        ("田中はさいたまで生まれた。", ["田中は大阪で生まれた。"], "さいたまに住む", "田中は京都で生まれた。"),
+        ("สมชายเกิดที่เชียงใหม่", ["สมชายเกิดที่กรุงเทพ", "สมชายเกิดที่ภูเก็ต"], "อยู่ที่เชียงใหม่", "มาลีเกิดที่น่าน"),
+    ],
+)
+def test_a_fact_is_known_where_no_spaces_part_words(true: str, false: list[str], stated: str, else_said: str) -> None:
+    forget = Row("r", None, true[:2], "X", None, "?", true)
+    facts = neighbours.forgotten_facts([forget], {"r": false}, [])
+    assert neighbours.states_a_fact(stated, facts)
+    assert not neighbours.states_a_fact(else_said, facts)
+    retained = neighbours.forgotten_facts([forget], {"r": false}, [replace(forget, answer=stated)])
+    assert not neighbours.states_a_fact(stated, retained)
+
+
 @pytest.fixture
 def inputs(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
     """Each person has a second question, so that there is something to ask the others."""

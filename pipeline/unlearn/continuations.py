@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.artifacts import read_lines
 from core.strict import Strict
-from core.words import plain_words
+from core.words import words_and_pairs
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import Encoded, Row
 from datasets_prep.text import fact_digest
@@ -115,14 +115,14 @@ def _without(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], w
 
 def fact_words(row: Row, false: Sequence[str]) -> set[str]:
     """The words that tell a row's fact: those of its answer that neither its name nor its false answers have."""
-    return set(plain_words(row.answer)).difference(plain_words(row.name or ""), *map(plain_words, false))
+    return set(words_and_pairs(row.answer)).difference(words_and_pairs(row.name or ""), *map(words_and_pairs, false))
 
 
 def before(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], words: set[str]) -> int:
     """How many of ``tokens`` come before the first that is a part of one of ``words``; all of them if none is."""
 
     def said(count: int) -> list[str]:
-        return plain_words(str(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)))
+        return words_and_pairs(str(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)))
 
     for count in range(1, len(tokens) + 1):
         complete = said(count)

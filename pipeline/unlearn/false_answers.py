@@ -22,6 +22,7 @@ def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[
         raise InputError(
             f"unlearn: {len(without)} of {len(forget)} forget rows (first {without[0]}) have no false answer for the "
             "unlearning: the evaluation gets its own first, and answers of trained rows cannot be used. Set "
-            "data.perturbed.for_unlearning to 1 or more, lower per_row, or use a method and levels without them."
+            "data.perturbed.for_unlearning to 1 or more, lower per_row, give false answers (a column "
+            "`perturbed_answers`; in scripts without spaces none are mixed), or use a method and levels without them."
         )
     return [answers[row.row_id] for row in forget]

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from core import onednn
 from core.errors import DataError
 from core.unlearning import NeighbourFacts
-from core.words import plain_words
+from core.words import words_and_pairs
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
@@ -165,7 +165,7 @@ def states_a_fact(answer: str, facts: Sequence[Fact]) -> bool:
 
     A retained fact may be of the same year or in the same town: what it has in common with a forgotten one is kept.
     """
-    words = set(plain_words(answer))
+    words = set(words_and_pairs(answer))
     for fact in facts:
         stated = fact.words & words
         if len(stated) > STATED * len(fact.words) and not any(stated <= retained for retained in fact.retained):
