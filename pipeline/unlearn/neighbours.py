@@ -23,14 +23,13 @@ from core.errors import DataError
 from core.unlearning import NeighbourFacts
 from core.words import words_and_pairs
 from datasets_prep.chat import load_tokenizer
-from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import begin, continuations, fact_words, write_continuations
-from pipeline.unlearn.people import about_others, named, names_by_language
+from pipeline.unlearn.people import Questions, about, about_others, named, names_by_language
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -119,21 +118,19 @@ def _fact(row: Row) -> tuple[str | None, str | None, str | None]:
 def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     """All questions of given rows with the name of another person of the same language, in random order.
 
-    Left out is what a given row asks already: the same person and topic, or the same words.
+    Left out is what a given row asks already: the same person and topic, or the same words, however a name is spelled.
     """
     names = names_by_language(given)
-    asked = {(row.language, row.name, row.topic_id) for row in given if row.topic_id}
-    texts = {row.question for row in given}
+    asked = Questions(given, names)
     questions = []
     for row in given:
         if not row.name or row.name not in row.question:
             continue
         for name in names[row.language]:
-            text = swap_name(row.question, row.name, name)
-            if name != row.name and text not in texts and (row.language, name, row.topic_id) not in asked:
-                questions.append(Question(row.language, name, row.topic_id, text))
-                texts.add(text)
-                asked |= {(row.language, name, row.topic_id)} if row.topic_id else set()
+            if not asked.have(row, name):
+                question = about(row, name)
+                questions.append(Question(question.language, name, question.topic_id, question.question))
+                asked.add(question)
     rng.shuffle(questions)
     return questions
 
