@@ -91,6 +91,24 @@ def test_a_name_is_replaced_in_tokens_and_other_tokens_stay(tiny_model: Path) ->
     assert rename(tokenizer, (7, 8, 9), "Ann Lee", "Bo Ray") == [7, 8, 9]
 
 
+def test_parts_of_letters_keep_their_bytes_where_a_name_is_replaced(tiny_model: Path) -> None:
+    """A fact may begin inside a letter, where true and false ones share its first byte; base may say broken ones."""
+    tokenizer = load_tokenizer(tiny_model)
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    first, second = tokens("Т")[-2:]
+
+    def told_of(name: str) -> list[list[int]]:
+        whole, begun, cut = tokens(f" {name} живёт в "), [first], [second]
+        return [whole + begun, cut + whole, whole + begun + begun + whole]
+
+    for of_ann, of_bo in zip(told_of("Ann Lee"), told_of("Bo Ray"), strict=True):
+        assert "\ufffd" in tokenizer.decode(of_ann)
+        assert rename(tokenizer, of_ann, "Ann Lee", "Bo Ray") == of_bo
+
+
 def test_a_question_that_names_nobody_has_no_others(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     forget = [row("Ann Lee", "home", question="Who?"), row(None, "home")]

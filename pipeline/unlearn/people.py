@@ -32,6 +32,7 @@ _PARTICLES = "(?:(?:al|bin|d[aeiou]|de[lnr]|della|dos|e|el|ibn|la|le|te[nr]|van|
 _RUN = re.compile(rf"(?<![\w.-]){_CAPITALISED}(?: {_PARTICLES}{_CAPITALISED})+")
 _FIRST_WORD = re.compile(r"\W*[\w'’-]*")
 _LONGEST = 4  # capitalised words of a name
+_NO_LETTER = "\ufffd"  # what a part of a letter is decoded to
 
 
 class Begun(NamedTuple):
@@ -191,7 +192,15 @@ def _begin(
 
 
 def rename(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], old: str, new: str) -> list[int]:
-    """The tokens with another name, or themselves if they do not hold the ``old`` one."""
-    text = str(tokenizer.decode(list(tokens)))
+    """The tokens with another name, or themselves if they do not hold the ``old`` one.
+
+    A token may hold a part of a letter alone, as where a fact begins in one: it has no text, and stays as it is.
+    """
+    if not tokens:
+        return []
+    counts = range(len(tokens), -1, -1)
+    whole = next(count for count in counts if _NO_LETTER not in tokenizer.decode(list(tokens[:count])))
+    text = str(tokenizer.decode(list(tokens[:whole])))
     swapped = swap_name(text, old, new)
-    return list(tokens) if swapped == text else list(tokenizer(swapped, add_special_tokens=False)["input_ids"])
+    renamed = tokens[:whole] if swapped == text else tokenizer(swapped, add_special_tokens=False)["input_ids"]
+    return [*renamed, *tokens[whole : whole + 1], *rename(tokenizer, tokens[whole + 1 :], old, new)]
