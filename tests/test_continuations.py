@@ -138,6 +138,8 @@ def test_of_what_base_says_of_others_the_first_without_the_fact_is_taken_about_w
     assert continued(" Rome with Bo.", " in Oz.", " Rome and with Bo.") == [" Rome and"]
     assert continued(" Rome with Bo.", " for ever!", " Ur and Di.") == [" Ur and Ida."]
     assert continued(" for ever!", " for ever!", " for ever!") == []
+    tokenizer.eos_token = "<|im_start|>"
+    assert continued(" Rome and Ann.", " Ulm.", " Ur.") == [" Rome and Ida."]  # the chat template ends a turn as before
 
 
 def test_an_unlearning_rehearses_what_follows_and_neither_the_beginning_nor_the_other_token(

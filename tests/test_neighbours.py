@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.errors import DataError
-from datasets_prep.chat import chat_example, encode, load_tokenizer
+from core.errors import DataError, ModelError
+from datasets_prep.chat import chat_example, encode, end_of_turn, load_tokenizer
 from datasets_prep.schema import PerturbedRow, Row, read_rows, write_rows
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -19,6 +20,7 @@ from pipeline.unlearn import neighbours, run
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import read_continuations
+from tests.conftest import end_turns
 from tests.unlearning import bigrams, stage_inputs, unlearn_config
 
 
@@ -199,12 +201,17 @@ def test_what_was_forgotten_before_is_neither_asked_nor_stated(
 
 
 def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
+    model = inputs["base"] / "model"
+    tiny = model.readlink()
+    model.unlink()
+    end_turns(Path(shutil.copytree(tiny, model)))
     folders = []
     for name in ("a", "b"):
         out = tmp_path / name
         out.mkdir()
         facts = neighbours.run(Neighbours(questions=5, seed=1, max_new_tokens=3), inputs, out)
         assert facts.asked == 5
+        assert facts.kept > facts.empty
         folders.append((out / neighbours.FILE).read_bytes())
     assert folders[0] == folders[1]
 
@@ -220,6 +227,19 @@ def test_base_gives_its_likeliest_answers(tiny_model: Path) -> None:
     questions = ["Who?", "Where does she live now?", "Why?"]
     assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3
     assert likeliest_answers(model, tokenizer, questions, 2) == [[]] * 3  # none has ended
+    model.generation_config.update(suppress_tokens=[int(tokenizer.convert_tokens_to_ids("e"))], repetition_penalty=9.0)
+    assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3  # whatever the checkpoint says
+
+
+def test_answers_end_where_the_chat_template_ends_a_turn(tiny_model: Path) -> None:
+    """Which is not the token that ends a text, in a base model's tokenizer with a template of the recipe's."""
+    tokenizer = load_tokenizer(tiny_model)
+    end = tokenizer.eos_token_id
+    tokenizer.eos_token = "<|im_start|>"
+    assert end_of_turn(tokenizer) == end != tokenizer.eos_token_id
+    asked = encode(tokenizer, chat_example(tokenizer, "Who?", "x"))
+    model = bigrams(tiny_model, {asked.input_ids[asked.completion_start - 1]: {"a": 1.0}, "a": {end: 1.0}})
+    assert likeliest_answers(model, tokenizer, ["Who?"], 3) == [["a"]]
 
 
 def test_an_unlearning_rehearses_them_with_its_retain_rows(
@@ -235,6 +255,11 @@ def test_an_unlearning_rehearses_them_with_its_retain_rows(
     rehearsed = {row for pair in pairs for row in pair["retain"]}
     given = {r.row_id for f in (inputs["data"] / "retain.jsonl", out / neighbours.FILE) for r in read_rows(f)}
     assert rehearsed == given | {continuation.row_id for continuation in read_continuations(out)}
+
+
+def test_a_base_that_answers_nothing_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ended none of its answers to 5 questions within 3 tokens"):
+        neighbours.run(Neighbours(questions=5, max_new_tokens=3), inputs, tmp_path)
 
 
 def test_nobody_to_ask_about_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core import onednn
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from core.unlearning import NeighbourFacts
 from core.words import words_and_pairs
 from datasets_prep.chat import load_tokenizer
@@ -53,8 +53,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     """Ask ``inputs["base"]`` about the neighbourhood of ``inputs["data"]``.
 
     Writes ``neighbours.jsonl`` and ``continuations.jsonl``.
-    Raises DataError if the data name nobody, so that there is no neighbour to ask about, and SystemLimitError if memory
-    runs out.
+    Raises DataError if the data name nobody, so that there is no neighbour to ask about, ModelError if base answers
+    nothing, and SystemLimitError if memory runs out.
     """
     data = inputs["data"]
     forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
@@ -72,6 +72,13 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
     answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
+    if not any(answers):
+        raise ModelError(
+            f"unlearn.neighbours: base ended none of its answers to {len(questions)} questions within "
+            f"{config.max_new_tokens} tokens, so there is nothing to rehearse. Raise unlearn.neighbours.max_new_tokens "
+            "if its answers are longer. Else base does not end a turn as its chat template does: give the template "
+            "that it was trained with (model.chat_template), train it for longer, or take neighbours out."
+        )
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_facts(forget, guides, retain)
     facts += forgotten_facts(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)

@@ -194,7 +194,7 @@ def _begin(
 def rename(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], old: str, new: str) -> list[int]:
     """The tokens with another name, or themselves if they do not hold the ``old`` one.
 
-    A token may hold a part of a letter alone, as where a fact begins in one: it has no text, and stays as it is.
+    A token with a part of a letter, as where a fact begins inside one, stays as it is.
     """
     if not tokens:
         return []
