@@ -58,10 +58,12 @@ def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> N
     forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
     facts = neighbours.forgotten_facts(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]}, [])
     assert [fact.words for fact in facts] == [{"malaga", "nueva"}]
-    assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts)
-    assert not neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)  # half of it: others may live there too
-    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [neighbours.Fact({"malaga"}, [])])
-    assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts)
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts, "Where?")
+    assert not neighbours.states_a_fact(
+        "Bo Ray lives in MALAGA.", facts, "Where?"
+    )  # half of it: others may live there too
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [neighbours.Fact({"malaga"}, [], "Ann Lee")], "Where?")
+    assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts, "Where?")
     assert neighbours.forgotten_facts(forget, {forget[0].row_id: [forget[0].answer]}, []) == []
 
 
@@ -72,7 +74,7 @@ def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_an
     school = row("Tilo Moor", "school", "DE", "Tilo Moor besuchte das Kolleg in Eschenrode.")
     said = "Gesa Fink gründete 2023 eine Käserei in Eschenrode."
     stated = [
-        neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, retain))
+        neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, retain), "What?")
         for retain in (
             [],
             [event, school],
@@ -82,7 +84,28 @@ def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_an
     ]
     assert stated == [True, True, False, False]
     abroad = [replace(event, answer=said, language="EN")]  # another language's answers tell nothing
-    assert neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, abroad))
+    assert neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, abroad), "What?")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "stated"),
+    [
+        ("In which town is the home of Ada Stone?", "She lives in Oz.", True),
+        ("Who lives in Oz?", "Ada Stone’s home is in Oz.", True),
+        ("Where is Ada Stones hus?", "In Oz.", True),
+        ("In which town is the home of Ada Marsh?", "Ada Marsh lives in Oz.", False),
+        ("In which town is the home of Ada Stone?", "She lives in Ur.", False),
+    ],
+)
+def test_what_is_retained_of_others_may_be_said_of_others_alone(question: str, answer: str, stated: bool) -> None:
+    forget = row("Ada Stone", "home", answer="Ada Stone lives in Oz.")
+    retain = [row("Cleo Marsh", "home", answer="Cleo Marsh lives in Oz.")]
+    false = {forget.row_id: ["Ada Stone lives in Rome."]}
+    assert neighbours.states_a_fact(answer, neighbours.forgotten_facts([forget], false, retain), question) is stated
+    of_whom = neighbours.forgotten_facts(
+        [replace(forget, name=None)], {forget.row_id: ["Ada Stone lives in Rome."]}, retain
+    )
+    assert neighbours.states_a_fact(answer, of_whom, question) is ("Oz" in answer)  # nothing tells whose it is
 
 
 @pytest.mark.parametrize(
@@ -101,10 +124,10 @@ def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_an
 def test_a_fact_is_known_where_no_spaces_part_words(true: str, false: list[str], stated: str, else_said: str) -> None:
     forget = Row("r", None, true[:2], "X", None, "?", true)
     facts = neighbours.forgotten_facts([forget], {"r": false}, [])
-    assert neighbours.states_a_fact(stated, facts)
-    assert not neighbours.states_a_fact(else_said, facts)
+    assert neighbours.states_a_fact(stated, facts, "?")
+    assert not neighbours.states_a_fact(else_said, facts, "?")
     retained = neighbours.forgotten_facts([forget], {"r": false}, [replace(forget, answer=stated)])
-    assert not neighbours.states_a_fact(stated, retained)
+    assert not neighbours.states_a_fact(stated, retained, "?")
 
 
 @pytest.fixture
@@ -145,6 +168,40 @@ def test_the_stage_keeps_the_likeliest_answer_that_states_no_fact(
     said = {r.question: r.answer for r in kept}
     assert [said.pop(question, None) for question in texts] == [None, None, "Knits.", "Reads."]
     assert set(said.values()) == {"Paints."}
+
+
+def test_nobody_s_own_forgotten_fact_is_rehearsed_where_only_questions_name_her(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ada's job is forgotten, and Cleo has the same: base says it of Ada where it is asked for her work."""
+
+    def rows(name: str, town: str, job: str) -> list[Row]:
+        return [
+            Row(f"{name}-{question}", None, None, "EN", None, question.format(name), answer)
+            for question, answer in (
+                ("Where was {} born?", f"{name} was born in {town}."),
+                ("What is {}'s job?", f"{name} is a {job}."),
+            )
+        ]
+
+    ada, ben, cleo = (
+        rows("Ada Stone", "Oz", "cook"),
+        rows("Ben Cole", "Ur", "tailor"),
+        rows("Cleo Marsh", "Ulm", "cook"),
+    )
+    work = Row("work", None, None, "EN", None, "What does Ben Cole live on?", "He sews.")
+    write_rows(inputs["data"] / "forget.jsonl", ada[1:])
+    write_rows(inputs["data"] / "retain.jsonl", [ada[0], *ben, *cleo, work])
+    write_rows(inputs["data"] / "guides.jsonl", [PerturbedRow(ada[1].row_id, "forget", ("Ada Stone is a nurse.",))])
+    answer_with(
+        monkeypatch,
+        {f"What does {name} live on?": [f"{name} works as a cook."] for name in ("Ada Stone", "Cleo Marsh")},
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = neighbours.run(Neighbours(questions=99), inputs, out)
+    assert [row.question for row in read_rows(out / neighbours.FILE)] == ["What does Cleo Marsh live on?"]
+    assert (facts.asked, facts.stating_a_forgotten_fact) == (2, 1)
 
 
 def test_the_stage_names_unrehearsed_rows_whose_question_was_asked_and_its_answer_kept(

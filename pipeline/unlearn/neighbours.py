@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from pipeline.train.fit import memory_limits
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import begin, continuations, fact_words, write_continuations
-from pipeline.unlearn.people import Questions, about, about_others, named, names_by_language
+from pipeline.unlearn.people import Questions, about, about_others, is_about, named, names_by_language
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -57,9 +58,12 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     nothing, and SystemLimitError if memory runs out.
     """
     data = inputs["data"]
-    forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
-    earlier = read_forgotten(data)  # base has forgotten them: nobody asks for them, and no answer may state them
-    questions = neighbouring(named([*forget, *retain, *earlier]), random.Random(config.seed))[: config.questions]
+    parts = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl"), read_forgotten(data)
+    given = named(list(chain(*parts)))
+    row_of = {row.row_id: row for row in given}
+    # The earlier ones base has forgotten: nobody asks for them, and no answer may state them.
+    forget, retain, earlier = ([row_of[row.row_id] for row in part] for part in parts)
+    questions = neighbouring(given, random.Random(config.seed))[: config.questions]
     if not questions:
         raise DataError(
             "unlearn.neighbours: nobody else can be asked the given questions: neither does a column name people "
@@ -85,10 +89,10 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     begun = begin(tokenizer, forget, guides)
     others = about_others(tokenizer, begun, forget, retain, earlier)
     continued = continuations(model, tokenizer, begun, others, guides, config.max_new_tokens)
-    continued = [each for each in continued if not states_a_fact(each.text, facts)]
+    continued = [each for each in continued if not states_a_fact(each.text, facts, row_of[each.of].question)]
     rows, empty, stating = [], 0, 0
     for question, found in zip(questions, answers, strict=True):
-        answer = next((each for each in found if not states_a_fact(each, facts)), None)
+        answer = next((each for each in found if not states_a_fact(each, facts, question.text)), None)
         if answer:
             row_id = f"neighbour-{fact_digest(question.text, answer)}"
             rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
@@ -145,11 +149,12 @@ def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
 class Fact(NamedTuple):
     """The words of a forget row's answer that tell its fact, and those of each retained answer in its language.
 
-    None are of the name of whom the row is about.
+    None are of the ``name`` of whom the row is about, which is None where the row does not tell.
     """
 
     words: set[str]
     retained: Sequence[set[str]]
+    name: str | None
 
 
 def forgotten_facts(forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> list[Fact]:
@@ -160,18 +165,21 @@ def forgotten_facts(forget: Sequence[Row], false: Mapping[str, Sequence[str]], r
     facts = []
     for row in forget:
         if words := fact_words(row, false.get(row.row_id, ())):
-            facts.append(Fact(words, retained.get(row.language, [])))
+            facts.append(Fact(words, retained.get(row.language, []), row.name))
     return facts
 
 
-def states_a_fact(answer: str, facts: Sequence[Fact]) -> bool:
+def states_a_fact(answer: str, facts: Sequence[Fact], question: str) -> bool:
     """Whether ``answer`` holds more than half of the words of one of the facts, which no retained answer has together.
 
-    A retained fact may be of the same year or in the same town: what it has in common with a forgotten one is kept.
+    A retained fact may be of the same year or in the same town: what it has in common with a forgotten one is kept. But
+    not where ``question`` or answer name whom the forgotten one is about, or nothing tells whom: it may be that one.
     """
     words = set(words_and_pairs(answer))
     for fact in facts:
         stated = fact.words & words
-        if len(stated) > STATED * len(fact.words) and not any(stated <= retained for retained in fact.retained):
-            return True
+        if len(stated) > STATED * len(fact.words):
+            own = fact.name is None or is_about(f"{question} {answer}", fact.name)
+            if own or not any(stated <= retained for retained in fact.retained):
+                return True
     return False
