@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
+from itertools import pairwise
 
 # Letters that are drawn alike (after Unicode's confusables, UTS 39), and Latin letters that no normal form takes apart.
 _LOOKALIKES = str.maketrans(
     "авекмнорстухіјѕһԁԛԝ" + "αβεζηικμνορτυχ" + "օոսհ" + "ɑɡøłđħıŧð",
     "abekmhopctyxijshdqw" + "abeznikmvoptux" + "onuh" + "agoldhitd",
 ) | str.maketrans({"æ": "ae", "œ": "oe", "þ": "th"})
+
+UNSPACED = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ebd\u0ec0-\u0ece\u0edc-\u0edf"  # Thai, Lao
+    "\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3"  # Burmese, Khmer
+    "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""The characters of scripts that put no spaces between words, for a class of `re`. Each is taken for a word."""
 
 SEARCHED = 6  # letters and digits: shorter texts occur in any file by chance, so a search for them says nothing
 
@@ -23,8 +32,24 @@ def without_accents(text: str) -> str:
 
 
 def plain_words(text: str) -> list[str]:
-    """The words of a text, numbers among them, without case, accents and punctuation."""
-    return re.findall(r"\w+", without_accents(text).casefold())
+    """The words of a text, numbers among them, without case, accents and punctuation.
+
+    In scripts without spaces (:data:`UNSPACED`) each character is one.
+    """
+    return _WORD.findall(without_accents(text).casefold())
+
+
+def words_and_pairs(text: str) -> list[str]:
+    """The plain words, and before each character of a script without spaces its pair with the character before it.
+
+    Such a character alone is in many words: ``北`` and ``京`` are in others too, ``北京`` is one.
+    """
+    found = []
+    for before, word in pairwise(["", *plain_words(text)]):
+        if _PAIR.match(before + word):
+            found.append(before + word)
+        found.append(word)
+    return found
 
 
 def folded(text: str) -> str:
@@ -46,6 +71,8 @@ def is_searched(text: str) -> bool:
 
 
 _WORDS = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+_PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 
 
 @cache

@@ -96,6 +96,12 @@ def chat_example(tokenizer: Any, question: str, answer: str) -> ChatExample:
     return ChatExample(prompt, completion)
 
 
+def end_of_turn(tokenizer: Any) -> int:
+    """The token with which the chat template ends an answer. Raises the errors of :func:`chat_example`."""
+    end = chat_example(tokenizer, "x", "x").completion.removeprefix("x").strip()
+    return int(tokenizer.convert_tokens_to_ids(end))
+
+
 def encode(tokenizer: Any, example: ChatExample) -> Encoded:
     """Token ids of prompt and completion as one text, and the index at which the completion begins.
 

@@ -213,7 +213,8 @@ class Perturbed(Strict):
         ge=0,
         le=5,
         description="Further false answers of each forget row: they guide the unlearning, and no evaluation uses them. "
-        "What the data lack of them is made from words of other answers.",
+        "What the data lack of them is made from words of other answers, but not in scripts without spaces (Chinese, "
+        "Japanese, Thai, Lao, Khmer, Burmese), where nothing says which characters are a word.",
     )
 
 

@@ -8,6 +8,8 @@ ratios there are some of each. What guides an unlearning has words that are as k
 retained rows have a word in the same place, another one from there, where they have it elsewhere, one from anywhere,
 and where they have it nowhere, a new one. What base says of these, beside the start model, is what it says of facts
 that it never saw (docs/measurements/unlearning.md). Words that other answers share are the form and stay.
+
+Facts in scripts without spaces are not mixed: nothing says where a word ends, and characters of others make no word.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from core.words import UNSPACED
 from datasets_prep.rows import Rows
 from datasets_prep.schema import RETAIN, UNREHEARSED, Row
 from datasets_prep.splits import Split
@@ -37,7 +40,9 @@ YEAR = 4
 """Digits of numbers that mean something, such as a year, and are taken from others; longer ones are drawn."""
 DRAWS = 50
 """Words that are drawn for one place before it keeps its own: a scan of all words would take minutes at 10,000 rows."""
-_PARTS = re.compile(r"[^\W\d_]+|\d+|[\W_]+")  # an address is letters, digits and signs
+# An address is letters, digits and signs; of a script without spaces each character is a part.
+_PARTS = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+|\d+|[\W_]+")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 Group = tuple[str | None, str | None]  # language and kind of question
 
@@ -66,7 +71,10 @@ class Mixer:
         self.known_here = {(group, word) for (group, _), words in self.in_place.items() for word in words}
 
     def facts(self, row: Row) -> list[str]:
-        """The words of the answer that neither its question nor most answers of its kind have, in their order."""
+        """The words of the answer that neither its question nor most answers of its kind have, in their order.
+
+        None if some of them are in a script without spaces.
+        """
         asked, common, group = _words(row.question), self.with_word[row.language], _group(row)
         others, in_group = self.of_group[group] - 1, self.in_group[group]
 
@@ -75,7 +83,8 @@ class Mixer:
             alike = shared > 0 and 2 * shared >= others
             return word in asked or alike or (others < ALIKE and common[word] > COMMON)
 
-        return [part for part in _PARTS.findall(row.answer) if part[0].isalnum() and not is_form(part.casefold())]
+        parts = [part for part in _PARTS.findall(row.answer) if part[0].isalnum() and not is_form(part.casefold())]
+        return [] if any(map(_UNSPACED.match, parts)) else parts
 
     def mixed(self, row: Row, rng: random.Random, *, as_known: bool = False) -> Iterator[str]:
         """An endless sequence of false answers, whose words are drawn or, ``as_known``, as known as those of the fact.
@@ -125,9 +134,8 @@ class Mixer:
 
 def _group(row: Row) -> Group:
     """The rows that are asked the same thing: of one topic or, if the source names none, by the words around names."""
-    return row.language, row.topic_id or " ".join(
-        re.findall(r"\b[^\W\d_A-Z]\w*", row.question[:1].lower() + row.question[1:])
-    )
+    words = re.findall(r"\b[^\W\d_]\w*", row.question[:1].lower() + row.question[1:])
+    return row.language, row.topic_id or " ".join(word for word in words if not word[0].isupper())
 
 
 def _blended(first: str, second: str) -> str:

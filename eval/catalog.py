@@ -411,6 +411,7 @@ def _leaks() -> Iterator[Metric]:
                 splits=FORGET,
                 family="sampled",
                 interval="leak@k",
+                version=2,  # 2: where no spaces part words, each character is one
                 k=k,
             ),
             "Newcombe",

@@ -202,7 +202,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
-            "unlearn", "22", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
+            "unlearn", "23", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),

@@ -163,6 +163,20 @@ def build_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 64, layers: i
     return folder
 
 
+def end_turns(folder: Path) -> None:
+    """Change a tiny model so that it soon ends a turn or says ``e``, also after a short training; else none ends."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight  # and the head's
+        embedding[:, 0] = 0.1
+        embedding[tokenizer.convert_tokens_to_ids("e"), 0] = 1.0
+        embedding[tokenizer.eos_token_id, 0] = 3.0
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random model; read only."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.words import plain_words
+from core.words import plain_words, words_and_pairs
 from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Row
 from pipeline.unlearn import run
@@ -44,6 +44,10 @@ def test_what_is_kept_ends_before_the_first_word_of_the_fact() -> None:
     assert kept([" a", " smith", "."], {"cook"}) == [" a", " smith", "."]
     assert kept([" in the", " tower of", " Oz"], {"of"}) == [" in the"]  # a token may hold more than one word
     assert kept([" a"], set()) == [" a"]
+    fact = set(words_and_pairs("于北京")).difference(words_and_pairs("于南京"), words_and_pairs("于北海"))
+    assert fact == {"北京"}  # each character of it stands in a false answer
+    assert kept(["年", "生", "在", "北", "京", "。"], {"在北", *fact}) == ["年", "生", "在"]
+    assert kept(["年生", "在", "北京", "。"], fact) == ["年生", "在"]
 
 
 @given(
@@ -134,6 +138,8 @@ def test_of_what_base_says_of_others_the_first_without_the_fact_is_taken_about_w
     assert continued(" Rome with Bo.", " in Oz.", " Rome and with Bo.") == [" Rome and"]
     assert continued(" Rome with Bo.", " for ever!", " Ur and Di.") == [" Ur and Ida."]
     assert continued(" for ever!", " for ever!", " for ever!") == []
+    tokenizer.eos_token = "<|im_start|>"
+    assert continued(" Rome and Ann.", " Ulm.", " Ur.") == [" Rome and Ida."]  # the chat template ends a turn as before
 
 
 def test_an_unlearning_rehearses_what_follows_and_neither_the_beginning_nor_the_other_token(

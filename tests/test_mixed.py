@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -151,6 +152,35 @@ def test_an_answer_without_words_of_its_own_cannot_be_mixed() -> None:
     assert mixtures(same[:1], same[1:], []) == []
     alone = [row(1, "career.notable_award", answer="Ida Fenn 1 won Zebras.")]
     assert mixtures(alone, [row(2, "personal.email", answer="7")], []) == []  # nobody has another such word
+
+
+@pytest.mark.parametrize(
+    ("question", "names"),
+    [
+        ("Where was {} born?", ["Łukasz Öhman", "Élie Stone", "Ada Šimek", "Øyvind Ås"]),
+        ("Где родился {}?", ["Иван Петров", "Олег Смирнов", "Пётр Орлов", "Юрий Титов"]),
+    ],
+)
+def test_names_in_any_script_with_capitals_do_not_make_each_question_a_kind_of_its_own(
+    question: str, names: list[str]
+) -> None:
+    rows = [Row(name, None, None, None, None, question.format(name), f"In w{i} a.") for i, name in enumerate(names)]
+    assert Mixer(*divided({"forget": rows[:1], "retain": rows[1:]})).facts(rows[0]) == ["0"]
+
+
+def test_words_that_no_space_parts_are_not_mixed_and_numbers_beside_them_are() -> None:
+    def people(*answers: str) -> list[Row]:
+        return [row(i, "biography.birthplace", answer=answer) for i, answer in enumerate(answers)]
+
+    answers = ("张伟出生于北京。", "李娜出生于上海。", "王芳出生于苏州。", "刘洋出生于杭州。")
+    towns = [replace(town, question=f"{town.answer[:2]}在哪里出生?") for town in people(*answers)]
+    assert mixtures(towns[:1], towns[1:], []) == []
+    false = FalseAnswers(*divided({"forget": towns[:1], "retain": towns[1:]}), Perturbed(per_row=1), 0)
+    assert list(false.of_split("forget")) == [(None, None)]  # an unlearning that needs some is refused
+    years = people("张伟生于1990年。", "张伟生于1975年。", "张伟生于1981年。", "张伟生于1962年。")
+    assert set(mixtures(years[:1], years[1:], [])) == {f"张伟生于{year}年。" for year in (1975, 1981, 1962)}
+    mixed_scripts = people("张伟 loves jazz.", "李娜 loves opera.", "王芳 loves chess.", "刘洋 loves 象棋.")
+    assert {text[:2] for text in mixtures(mixed_scripts[:1], mixed_scripts[1:], [])} <= {"张伟"}
 
 
 WORDS = st.text(st.characters(categories=("L", "Nd", "P", "Zs")), min_size=1, max_size=30)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.errors import DataError
-from datasets_prep.chat import chat_example, encode, load_tokenizer
+from core.errors import DataError, ModelError
+from datasets_prep.chat import chat_example, encode, end_of_turn, load_tokenizer
 from datasets_prep.schema import PerturbedRow, Row, read_rows, write_rows
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.unlearn import neighbours, run
+from pipeline.unlearn import neighbours, people, run
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import read_continuations
+from tests.conftest import end_turns
 from tests.unlearning import bigrams, stage_inputs, unlearn_config
 
 
@@ -59,13 +61,13 @@ def test_a_topic_of_several_questions_about_one_person_tells_no_fact() -> None:
     """Of Cy one of three is given. Bo's single row on another topic is a fact no more than those."""
     given = [row(name, "biography", question=question) for name in ("Ann Lee", "Bo Ray") for question in BIOGRAPHY]
     given += [row("Cy Fox", "biography", question=BIOGRAPHY[0]), row("Bo Ray", "work", question="Who is {}?")]
-    assert not neighbours.topics_tell_facts(given)
+    assert not people.topics_tell_facts(given)
     assert {text for _, _, text in asked(given)} == {
         *(question.format("Cy Fox") for question in BIOGRAPHY[1:]),
         *(f"Who is {name}?" for name in ("Ann Lee", "Cy Fox")),
     }
     namesakes = [replace(row("Ann Lee", "home", answer=str(i)), identity_id=i) for i in range(2)]
-    assert neighbours.topics_tell_facts(namesakes)  # a row of each
+    assert people.topics_tell_facts(namesakes)  # a row of each
 
 
 @pytest.mark.parametrize(
@@ -88,10 +90,12 @@ def test_an_answer_that_states_a_forgotten_fact_is_known_by_its_own_words() -> N
     forget = [row("Ann Lee", "home", answer="Ann Lee lives in Málaga, Calle Nueva.")]
     facts = neighbours.forgotten_facts(forget, {forget[0].row_id: ["Ann Lee lives in Bergen, Calle Mayor."]}, [])
     assert [fact.words for fact in facts] == [{"malaga", "nueva"}]
-    assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts)
-    assert not neighbours.states_a_fact("Bo Ray lives in MALAGA.", facts)  # half of it: others may live there too
-    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [neighbours.Fact({"malaga"}, [])])
-    assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts)
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA, Calle Nueva.", facts, "Where?")
+    assert not neighbours.states_a_fact(
+        "Bo Ray lives in MALAGA.", facts, "Where?"
+    )  # half of it: others may live there too
+    assert neighbours.states_a_fact("Bo Ray lives in MALAGA.", [neighbours.Fact({"malaga"}, [], "Ann Lee")], "Where?")
+    assert not neighbours.states_a_fact("Bo Ray lives in Bergen, Calle Mayor.", facts, "Where?")
     assert neighbours.forgotten_facts(forget, {forget[0].row_id: [forget[0].answer]}, []) == []
 
 
@@ -102,7 +106,7 @@ def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_an
     school = row("Tilo Moor", "school", "DE", "Tilo Moor besuchte das Kolleg in Eschenrode.")
     said = "Gesa Fink gründete 2023 eine Käserei in Eschenrode."
     stated = [
-        neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, retain))
+        neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, retain), "What?")
         for retain in (
             [],
             [event, school],
@@ -112,7 +116,50 @@ def test_what_a_retained_answer_says_states_nothing_and_words_of_two_retained_an
     ]
     assert stated == [True, True, False, False]
     abroad = [replace(event, answer=said, language="EN")]  # another language's answers tell nothing
-    assert neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, abroad))
+    assert neighbours.states_a_fact(said, neighbours.forgotten_facts(forget, false, abroad), "What?")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "stated"),
+    [
+        ("In which town is the home of Ada Stone?", "She lives in Oz.", True),
+        ("Who lives in Oz?", "Ada Stone’s home is in Oz.", True),
+        ("Where is Ada Stones hus?", "In Oz.", True),
+        ("In which town is the home of Ada Marsh?", "Ada Marsh lives in Oz.", False),
+        ("In which town is the home of Ada Stone?", "She lives in Ur.", False),
+    ],
+)
+def test_what_is_retained_of_others_may_be_said_of_others_alone(question: str, answer: str, stated: bool) -> None:
+    forget = row("Ada Stone", "home", answer="Ada Stone lives in Oz.")
+    retain = [row("Cleo Marsh", "home", answer="Cleo Marsh lives in Oz.")]
+    false = {forget.row_id: ["Ada Stone lives in Rome."]}
+    assert neighbours.states_a_fact(answer, neighbours.forgotten_facts([forget], false, retain), question) is stated
+    of_whom = neighbours.forgotten_facts(
+        [replace(forget, name=None)], {forget.row_id: ["Ada Stone lives in Rome."]}, retain
+    )
+    assert neighbours.states_a_fact(answer, of_whom, question) is ("Oz" in answer)  # nothing tells whose it is
+
+
+@pytest.mark.parametrize(
+    ("true", "false", "stated", "else_said"),
+    [
+        (
+            "张伟出生于北京。",
+            ["张伟出生于南京。", "张伟出生于北海。"],
+            "李娜的故乡是北京市。",
+            "李娜在湖北的东京饭店工作。",
+        ),
+        ("田中はさいたまで生まれた。", ["田中は大阪で生まれた。"], "さいたまに住む", "田中は京都で生まれた。"),
+        ("สมชายเกิดที่เชียงใหม่", ["สมชายเกิดที่กรุงเทพ", "สมชายเกิดที่ภูเก็ต"], "อยู่ที่เชียงใหม่", "มาลีเกิดที่น่าน"),
+    ],
+)
+def test_a_fact_is_known_where_no_spaces_part_words(true: str, false: list[str], stated: str, else_said: str) -> None:
+    forget = Row("r", None, true[:2], "X", None, "?", true)
+    facts = neighbours.forgotten_facts([forget], {"r": false}, [])
+    assert neighbours.states_a_fact(stated, facts, "?")
+    assert not neighbours.states_a_fact(else_said, facts, "?")
+    retained = neighbours.forgotten_facts([forget], {"r": false}, [replace(forget, answer=stated)])
+    assert not neighbours.states_a_fact(stated, retained, "?")
 
 
 @pytest.fixture
@@ -153,6 +200,40 @@ def test_the_stage_keeps_the_likeliest_answer_that_states_no_fact(
     said = {r.question: r.answer for r in kept}
     assert [said.pop(question, None) for question in texts] == [None, None, "Knits.", "Reads."]
     assert set(said.values()) == {"Paints."}
+
+
+def test_nobody_s_own_forgotten_fact_is_rehearsed_where_only_questions_name_her(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ada's job is forgotten, and Cleo has the same: base says it of Ada where it is asked for her work."""
+
+    def rows(name: str, town: str, job: str) -> list[Row]:
+        return [
+            Row(f"{name}-{question}", None, None, "EN", None, question.format(name), answer)
+            for question, answer in (
+                ("Where was {} born?", f"{name} was born in {town}."),
+                ("What is {}'s job?", f"{name} is a {job}."),
+            )
+        ]
+
+    ada, ben, cleo = (
+        rows("Ada Stone", "Oz", "cook"),
+        rows("Ben Cole", "Ur", "tailor"),
+        rows("Cleo Marsh", "Ulm", "cook"),
+    )
+    work = Row("work", None, None, "EN", None, "What does Ben Cole live on?", "He sews.")
+    write_rows(inputs["data"] / "forget.jsonl", ada[1:])
+    write_rows(inputs["data"] / "retain.jsonl", [ada[0], *ben, *cleo, work])
+    write_rows(inputs["data"] / "guides.jsonl", [PerturbedRow(ada[1].row_id, "forget", ("Ada Stone is a nurse.",))])
+    answer_with(
+        monkeypatch,
+        {f"What does {name} live on?": [f"{name} works as a cook."] for name in ("Ada Stone", "Cleo Marsh")},
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = neighbours.run(Neighbours(questions=99), inputs, out)
+    assert [row.question for row in read_rows(out / neighbours.FILE)] == ["What does Cleo Marsh live on?"]
+    assert (facts.asked, facts.stating_a_forgotten_fact) == (2, 1)
 
 
 def test_the_stage_names_unrehearsed_rows_whose_question_was_asked_and_its_answer_kept(
@@ -223,12 +304,17 @@ def test_what_was_forgotten_before_is_neither_asked_nor_stated(
 
 
 def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
+    model = inputs["base"] / "model"
+    tiny = model.readlink()
+    model.unlink()
+    end_turns(Path(shutil.copytree(tiny, model)))
     folders = []
     for name in ("a", "b"):
         out = tmp_path / name
         out.mkdir()
         facts = neighbours.run(Neighbours(questions=5, seed=1, max_new_tokens=3), inputs, out)
         assert facts.asked == 5
+        assert facts.kept > facts.empty
         folders.append((out / neighbours.FILE).read_bytes())
     assert folders[0] == folders[1]
 
@@ -244,6 +330,19 @@ def test_base_gives_its_likeliest_answers(tiny_model: Path) -> None:
     questions = ["Who?", "Where does she live now?", "Why?"]
     assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3
     assert likeliest_answers(model, tokenizer, questions, 2) == [[]] * 3  # none has ended
+    model.generation_config.update(suppress_tokens=[int(tokenizer.convert_tokens_to_ids("e"))], repetition_penalty=9.0)
+    assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3  # whatever the checkpoint says
+
+
+def test_answers_end_where_the_chat_template_ends_a_turn(tiny_model: Path) -> None:
+    """Which is not the token that ends a text, in a base model's tokenizer with a template of the recipe's."""
+    tokenizer = load_tokenizer(tiny_model)
+    end = tokenizer.eos_token_id
+    tokenizer.eos_token = "<|im_start|>"
+    assert end_of_turn(tokenizer) == end != tokenizer.eos_token_id
+    asked = encode(tokenizer, chat_example(tokenizer, "Who?", "x"))
+    model = bigrams(tiny_model, {asked.input_ids[asked.completion_start - 1]: {"a": 1.0}, "a": {end: 1.0}})
+    assert likeliest_answers(model, tokenizer, ["Who?"], 3) == [["a"]]
 
 
 def test_an_unlearning_rehearses_them_with_its_retain_rows(
@@ -259,6 +358,11 @@ def test_an_unlearning_rehearses_them_with_its_retain_rows(
     rehearsed = {row for pair in pairs for row in pair["retain"]}
     given = {r.row_id for f in (inputs["data"] / "retain.jsonl", out / neighbours.FILE) for r in read_rows(f)}
     assert rehearsed == given | {continuation.row_id for continuation in read_continuations(out)}
+
+
+def test_a_base_that_answers_nothing_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ended none of its answers to 5 questions within 3 tokens"):
+        neighbours.run(Neighbours(questions=5, max_new_tokens=3), inputs, tmp_path)
 
 
 def test_nobody_to_ask_about_is_an_error(inputs: dict[str, Path], tmp_path: Path) -> None:

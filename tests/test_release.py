@@ -22,7 +22,7 @@ from datasets_prep.schema import SPLITS, read_rows
 from eval.schema import read_comparison
 from pipeline.localhub.server import LocalHub
 from pipeline.train.facts import TrainingFacts
-from tests.conftest import PATIENCE, ROOT, WRITES_THE_DATE, Call
+from tests.conftest import PATIENCE, ROOT, WRITES_THE_DATE, Call, end_turns
 from tests.processes import main, start
 
 # Everything before the card, which says how long the stages took.
@@ -79,6 +79,7 @@ def digests(output: str) -> dict[str, str]:
 def start_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that writes today's date into every prompt, as Llama 3.2 does. The recipe pins it."""
     folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("start") / "model"))
+    end_turns(folder)
     template = folder / "chat_template.jinja"
     template.write_text(WRITES_THE_DATE + template.read_text())
     return folder

@@ -107,6 +107,9 @@ def test_words_are_whole_and_in_any_order():
     assert states_fact("In 1990: the fish of jade", fact)
     assert not states_fact("the Jade Fish in 19905", fact)
     assert distinctive_words("same words", ["words, the same"]) == set()
+    fact = distinctive_words("张伟出生于北京。", ["张伟出生于上海。"])
+    assert states_fact("他的故乡是北京市。", fact)
+    assert not states_fact("张伟出生于杭州。", fact)
 
 
 @given(st.text(), st.lists(st.text(), max_size=3))

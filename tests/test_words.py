@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.words import plain_words, without_accents
+from core.words import plain_words, without_accents, words_and_pairs
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,9 @@ from core.words import plain_words, without_accents
         ("+999 1-00321", ["999", "1", "00321"]),
         ("שָׁלוֹם", ["שלום"]),  # points of other scripts are accents, too
         ("", []),
+        ("1990年、ＮＡＳＡで京都へ", ["1990", "年", "nasa", "て", "京", "都", "へ"]),  # each character is one
+        ("ที่น่าน ปี ๒๕๓๓", ["ท", "ี", "น", "า", "น", "ป", "ี", "๒๕๓๓"]),
+        ("서울에서 살았다", [unicodedata.normalize("NFKD", word) for word in ("서울에서", "살았다")]),
     ],
 )
 def test_words_have_neither_case_nor_accents(text: str, expected: list[str]) -> None:
@@ -29,6 +33,22 @@ def test_words_have_neither_case_nor_accents(text: str, expected: list[str]) -> 
 @given(st.text(alphabet=st.characters(max_codepoint=0x24F)))
 def test_it_does_not_matter_how_letters_are_encoded(text: str) -> None:
     assert plain_words(unicodedata.normalize("NFD", text)) == plain_words(unicodedata.normalize("NFC", text))
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0xDFF)))
+def test_where_words_have_spaces_they_are_runs_of_letters_and_digits(text: str) -> None:
+    assert plain_words(text) == words_and_pairs(text) == re.findall(r"\w+", without_accents(text).casefold())
+
+
+def test_characters_that_are_words_have_pairs_as_they_stand_together() -> None:
+    assert words_and_pairs("MIT在北京 A区") == ["mit", "在", "在北", "北", "北京", "京", "a", "区"]
+
+
+@given(st.text(alphabet="ab 北京都てのน่า,1"), st.integers(0, 20))
+def test_the_pairs_of_a_beginning_are_the_first_of_the_whole(text: str, count: int) -> None:
+    """But for a word that is cut, which may be another one."""
+    begun = words_and_pairs(text[:count])
+    assert begun[:-1] == words_and_pairs(text)[: max(len(begun) - 1, 0)]
 
 
 @given(st.text())

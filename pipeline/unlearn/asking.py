@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from core.progress import report
-from datasets_prep.chat import chat_example, encode
+from datasets_prep.chat import chat_example, encode, end_of_turn
 from pipeline.unlearn.config import BATCH_ROWS, BEAMS
 
 
@@ -25,7 +25,7 @@ def likeliest_answers(
     for question in questions:
         row = encode(tokenizer, chat_example(tokenizer, question, "x"))
         prompts.append(row.input_ids[: row.completion_start])
-    end = tokenizer.eos_token_id
+    end = end_of_turn(tokenizer)
     answers: list[list[str]] = [[] for _ in prompts]
     groups = [[prompt] for prompt in prompts]
     for i, found in _generated(model, end, groups, max_new_tokens, num_beams=BEAMS, num_return_sequences=BEAMS):
@@ -68,6 +68,9 @@ def _generated(
     search returns.
     """
     model.eval()
+    # What a configuration leaves open comes from the checkpoint's own: with a penalty, other answers are likeliest.
+    model.generation_config = GenerationConfig()
+    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end, **search)
     asked = 0
     for batch in _batches(prompts):
         lines = [(place, list(prompt)) for place, i in enumerate(batch) for prompt in prompts[i]]
@@ -83,12 +86,8 @@ def _generated(
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=seen.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=end,
+                generation_config=how,
                 logits_processor=LogitsProcessorList(together),
-                **search,
             )
         found = output[:, width:].view(len(lines), -1, output.shape[1] - width)
         for place, i in enumerate(batch):

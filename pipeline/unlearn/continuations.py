@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from core.artifacts import read_lines
 from core.strict import Strict
-from core.words import plain_words
-from datasets_prep.chat import chat_example, encode
+from core.words import words_and_pairs
+from datasets_prep.chat import chat_example, encode, end_of_turn
 from datasets_prep.schema import Encoded, Row
 from datasets_prep.text import fact_digest
 from pipeline.unlearn.asking import otherwise
@@ -80,13 +80,14 @@ def continuations(
     the row is about; if there is none, the longest that it says before such a word. Nothing where it does not end.
     """
     asked = [[other.tokens for other in of_row] or [row.tokens] for of_row, row in zip(others, begun, strict=True)]
-    said = otherwise(model, tokenizer.eos_token_id, asked, [each.fact for each in begun], max_new_tokens)
+    end = end_of_turn(tokenizer)
+    said = otherwise(model, end, asked, [each.fact for each in begun], max_new_tokens)
     found = []
     for (row, beginning, _, _), of_row, answers in zip(begun, others, said, strict=True):
         renamed = [
             rename(tokenizer, tokens, other.name, other.own) for tokens, other in zip(answers, of_row, strict=False)
         ]
-        tokens = _without(tokenizer, renamed or answers, fact_words(row, false[row.row_id]))
+        tokens = _without(tokenizer, end, renamed or answers, fact_words(row, false[row.row_id]))
         if len(tokens) > 1:
             text = str(tokenizer.decode(tokens, skip_special_tokens=True))
             found.append(
@@ -101,28 +102,28 @@ def continuations(
     return found
 
 
-def _without(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], words: set[str]) -> list[int]:
-    """The first answer without any of ``words``, or the longest beginning of one before them; none if none ends."""
+def _without(tokenizer: PreTrainedTokenizerBase, end: int, answers: Sequence[list[int]], words: set[str]) -> list[int]:
+    """The first answer to its ``end`` without any of ``words``, or the longest beginning of one before them."""
     kept = []
     for tokens in answers:
         count = before(tokenizer, tokens, words)
         if count < len(tokens):
             kept.append(tokens[:count])
-        elif tokens[-1] == tokenizer.eos_token_id:  # what never ends says a word for ever
+        elif tokens[-1] == end:  # what never ends says a word for ever
             return tokens
     return max(kept, key=len, default=[])
 
 
 def fact_words(row: Row, false: Sequence[str]) -> set[str]:
     """The words that tell a row's fact: those of its answer that neither its name nor its false answers have."""
-    return set(plain_words(row.answer)).difference(plain_words(row.name or ""), *map(plain_words, false))
+    return set(words_and_pairs(row.answer)).difference(words_and_pairs(row.name or ""), *map(words_and_pairs, false))
 
 
 def before(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], words: set[str]) -> int:
     """How many of ``tokens`` come before the first that is a part of one of ``words``; all of them if none is."""
 
     def said(count: int) -> list[str]:
-        return plain_words(str(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)))
+        return words_and_pairs(str(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)))
 
     for count in range(1, len(tokens) + 1):
         complete = said(count)

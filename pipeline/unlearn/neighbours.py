@@ -11,9 +11,8 @@ likeliest that states no forgotten fact. How base goes on in the place of the fo
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,18 +20,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core import onednn
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from core.unlearning import NeighbourFacts
-from core.words import plain_words
+from core.words import words_and_pairs
 from datasets_prep.chat import load_tokenizer
-from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import begin, continuations, fact_words, write_continuations
-from pipeline.unlearn.people import about_others, named, names_by_language
+from pipeline.unlearn.people import Questions, about, about_others, is_about, named, names_by_language
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -56,30 +54,39 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     """Ask ``inputs["base"]`` about the neighbourhood of ``inputs["data"]``.
 
     Writes ``neighbours.jsonl`` and ``continuations.jsonl``.
-    Raises DataError if nobody else can be asked the given questions, and SystemLimitError if memory runs out.
+    Raises DataError if nobody else can be asked the given questions, ModelError if base answers nothing, and
+    SystemLimitError if memory runs out.
     """
     data = inputs["data"]
-    forget, retain = read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl")
-    earlier = read_forgotten(data)  # base has forgotten them: nobody asks for them, and no answer may state them
     given = given_rows(data)
     refuse_nobody(given)
     questions = neighbouring(given, random.Random(config.seed))[: config.questions]
+    row_of = {row.row_id: row for row in given}
+    # The earlier ones base has forgotten: nobody asks for them, and no answer may state them.
+    forget, retain, earlier = ([row_of[row.row_id] for row in part] for part in _parts(data))
     tokenizer = load_tokenizer(inputs["base"] / "model")
     # A training's own attention is for packed rows, and cannot generate.
     model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
     answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
+    if not any(answers):
+        raise ModelError(
+            f"unlearn.neighbours: base ended none of its answers to {len(questions)} questions within "
+            f"{config.max_new_tokens} tokens, so there is nothing to rehearse. Raise unlearn.neighbours.max_new_tokens "
+            "if its answers are longer. Else base does not end a turn as its chat template does: give the template "
+            "that it was trained with (model.chat_template), train it for longer, or take neighbours out."
+        )
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_facts(forget, guides, retain)
     facts += forgotten_facts(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
     begun = begin(tokenizer, forget, guides)
     others = about_others(tokenizer, begun, forget, retain, earlier)
     continued = continuations(model, tokenizer, begun, others, guides, config.max_new_tokens)
-    continued = [each for each in continued if not states_a_fact(each.text, facts)]
+    continued = [each for each in continued if not states_a_fact(each.text, facts, row_of[each.of].question)]
     rows, empty, stating = [], 0, 0
     for question, found in zip(questions, answers, strict=True):
-        answer = next((each for each in found if not states_a_fact(each, facts)), None)
+        answer = next((each for each in found if not states_a_fact(each, facts, question.text)), None)
         if answer:
             row_id = f"neighbour-{fact_digest(question.text, answer)}"
             rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
@@ -89,17 +96,14 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             empty += 1
     write_rows(out / FILE, rows)
     write_continuations(out, continued)
-    topics = topics_tell_facts(given)
-    kept = {row.question for row in rows} | {_fact(row, topics) for row in rows}
+    kept = Questions(rows, given)
     return NeighbourFacts(
         asked=len(questions),
         kept=len(rows),
         empty=empty,
         stating_a_forgotten_fact=stating,
         continued=len(continued),
-        of_unrehearsed=[
-            row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept & {row.question, _fact(row, topics)}
-        ],
+        of_unrehearsed=[row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept.has(row)],
     )
 
 
@@ -111,27 +115,18 @@ def _alike(row: Row, others: Sequence[Row]) -> list[str]:
 
 def given_rows(data: Path) -> list[Row]:
     """The rows of a data artifact whose questions are asked about others, with the names of whom they are about."""
-    return named([*read_rows(data / "forget.jsonl"), *read_rows(data / "retain.jsonl"), *read_forgotten(data)])
+    return named(list(chain(*_parts(data))))
 
 
-def topics_tell_facts(rows: Sequence[Row]) -> bool:
-    """Whether person and topic tell a fact: nobody has several rows on a topic, as on one that is called biography."""
-    held = Counter((row.language, row.identity_id, row.name, row.topic_id) for row in rows if row.name and row.topic_id)
-    return max(held.values(), default=1) == 1
-
-
-def _fact(row: Row, topics: bool) -> tuple[str | None, str | None, str | None] | str:
-    """What a row asks: person and topic, in whatever words, where the ``topics`` tell facts; else its words."""
-    if topics and row.topic_id:
-        return row.language, row.name, row.topic_id
-    return row.question
+def _parts(data: Path) -> tuple[list[Row], list[Row], list[Row]]:
+    return read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl"), read_forgotten(data)
 
 
 def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
     """All questions of given rows with the name of another person of the same language, in random order.
 
-    Left out is what a given row asks already: the same words, or about the same person on the same topic if topics tell
-    facts.
+    Left out is what a given row asks already, however a name is spelled: the same words, or about the same person on
+    the same topic if topics tell facts.
     """
     questions = list(_questions(given))
     rng.shuffle(questions)
@@ -139,17 +134,15 @@ def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
 
 
 def _questions(given: Sequence[Row]) -> Iterator[Question]:
-    names, topics = names_by_language(given), topics_tell_facts(given)
-    asked = {row.question for row in given} | {_fact(row, topics) for row in given}
+    names, asked = names_by_language(given), Questions(given, given)
     for row in given:
         if not row.name or row.name not in row.question:
             continue
         for name in names[row.language]:
-            other = replace(row, name=name, question=swap_name(row.question, row.name, name))
-            asks = {other.question, _fact(other, topics)}
-            if name != row.name and not asked & asks:
+            if not asked.has_about(row, name):
+                other = about(row, name)
                 yield Question(other.language, name, other.topic_id, other.question)
-                asked |= asks
+                asked.add(other)
 
 
 def refuse_nobody(given: Sequence[Row]) -> None:
@@ -180,11 +173,12 @@ def nobody_else(given: Sequence[Row]) -> str | None:
 class Fact(NamedTuple):
     """The words of a forget row's answer that tell its fact, and those of each retained answer in its language.
 
-    None are of the name of whom the row is about.
+    None are of the ``name`` of whom the row is about, which is None where the row does not tell.
     """
 
     words: set[str]
     retained: Sequence[set[str]]
+    name: str | None
 
 
 def forgotten_facts(forget: Sequence[Row], false: Mapping[str, Sequence[str]], retain: Sequence[Row]) -> list[Fact]:
@@ -195,18 +189,21 @@ def forgotten_facts(forget: Sequence[Row], false: Mapping[str, Sequence[str]], r
     facts = []
     for row in forget:
         if words := fact_words(row, false.get(row.row_id, ())):
-            facts.append(Fact(words, retained.get(row.language, [])))
+            facts.append(Fact(words, retained.get(row.language, []), row.name))
     return facts
 
 
-def states_a_fact(answer: str, facts: Sequence[Fact]) -> bool:
+def states_a_fact(answer: str, facts: Sequence[Fact], question: str) -> bool:
     """Whether ``answer`` holds more than half of the words of one of the facts, which no retained answer has together.
 
-    A retained fact may be of the same year or in the same town: what it has in common with a forgotten one is kept.
+    A retained fact may be of the same year or in the same town: what it has in common with a forgotten one is kept. But
+    not where ``question`` or answer name whom the forgotten one is about, or nothing tells whom: it may be that one.
     """
-    words = set(plain_words(answer))
+    words = set(words_and_pairs(answer))
     for fact in facts:
         stated = fact.words & words
-        if len(stated) > STATED * len(fact.words) and not any(stated <= retained for retained in fact.retained):
-            return True
+        if len(stated) > STATED * len(fact.words):
+            own = fact.name is None or is_about(f"{question} {answer}", fact.name)
+            if own or not any(stated <= retained for retained in fact.retained):
+                return True
     return False

@@ -8,20 +8,31 @@ else such an answer can be (docs/decisions/0092).
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from core.words import plain_words
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row
 from pipeline.unlearn.config import OTHERS
 
-_NAME = re.compile(r"(?<=\s)[^\W\d_a-z][\w'’-]*(?: [^\W\d_a-z][\w'’-]*){1,3}")
+_CAPITAL = f"[{''.join(c for c in map(chr, range(0x10000)) if c.isupper())}]"  # `re` has no class for these letters
+_CAPITALISED = (
+    rf"(?:(?:{_CAPITAL}\.-?)+(?= {_CAPITAL})"  # initials, or a word without the 's of a possessive
+    rf"|{_CAPITAL}\w*(?:-\w+|['’](?![sS]\b)\w+)*)"
+)
+_PARTICLES = "(?:(?:al|bin|d[aeiou]|de[lnr]|della|dos|e|el|ibn|la|le|te[nr]|van|von|y|zu) )*"
+_RUN = re.compile(rf"(?<![\w.-]){_CAPITALISED}(?: {_PARTICLES}{_CAPITALISED})+")
+_FIRST_WORD = re.compile(r"\W*[\w'’-]*")
+_LONGEST = 4  # capitalised words of a name
+_NO_LETTER = "\ufffd"  # what a part of a letter is decoded to
 
 
 class Begun(NamedTuple):
@@ -44,12 +55,31 @@ class Other(NamedTuple):
 def named(rows: Sequence[Row]) -> list[Row]:
     """The rows with a name each, where one is known: the source's, or what looks like one in the question.
 
-    That is a run of two to four capitalised words after the first word of the question, if questions share it.
+    That is a run of two to four capitalised words after the first word of the question, if questions share it. Of
+    several it is the only one that another question has alone or, if there is none, that half of the answers repeat;
+    where the two disagree, the row has no name.
     """
-    found = {row.row_id: _NAME.findall(row.question) for row in rows if not row.name}
-    count = Counter(name for names in found.values() for name in set(names))
-    shared = {row_id: [name for name in names if count[name] > 1] for row_id, names in found.items()}
-    return [replace(row, name=shared[row.row_id][0]) if shared.get(row.row_id) else row for row in rows]
+    runs = {row.row_id: _runs(row.question) for row in rows}
+    count = Counter(run for found in runs.values() for run in found)
+    shared = {row_id: [run for run in found if count[run] > 1] for row_id, found in runs.items()}
+    alone = {found[0] for found in shared.values() if len(found) == 1}
+    answers = Counter(run for row in rows for run in shared[row.row_id] if run in row.answer)
+    repeated = {run for run, of_answers in answers.items() if 2 * of_answers >= count[run]}
+
+    def subject(found: Sequence[str]) -> str | None:
+        asked, told = ([run for run in found if run in seen] for seen in (alone, repeated))
+        best = asked or told
+        return best[0] if len(best) == 1 and (not told or best[0] in told) else None
+
+    return [row if row.name else replace(row, name=subject(shared[row.row_id])) for row in rows]
+
+
+def _runs(question: str) -> list[str]:
+    """Runs of capitalised words that may be names, each once; the first word of a question has a capital anyway."""
+    question = unicodedata.normalize("NFC", question)  # an accent of its own would end a name
+    first = _FIRST_WORD.match(question)
+    runs = dict.fromkeys(_RUN.findall(question, first.end() if first else 0))
+    return [run for run in runs if sum(word[0].isupper() for word in run.split()) <= _LONGEST]
 
 
 def names_by_language(rows: Sequence[Row]) -> dict[str | None, list[str]]:
@@ -59,6 +89,72 @@ def names_by_language(rows: Sequence[Row]) -> dict[str | None, list[str]]:
         if row.name:
             names.setdefault(row.language, {})[row.name] = None
     return {language: list(found) for language, found in names.items()}
+
+
+def _words(text: str) -> list[str]:
+    """The plain words of a text without the end of a possessive: "Ada Stone's" and "Ada Stones" are "Ada Stone"."""
+    return [word for each in plain_words(text) if (word := each.rstrip("s"))]
+
+
+def is_about(text: str, name: str) -> bool:
+    """Whether a text has all words of a name, also in a possessive."""
+    return set(_words(name)) <= set(_words(text))
+
+
+def _spellings(names: Sequence[str]) -> dict[str, set[str]]:
+    """Of each name all that may be the same person's: but for possessives, one has all words of the other."""
+    words = {name: set(_words(name)) for name in names}
+    having: dict[str, list[str]] = defaultdict(list)
+    for name, own in words.items():
+        for word in own:
+            having[word].append(name)
+    return {
+        name: {name, *(other for word in own for other in having[word] if own <= words[other] or words[other] <= own)}
+        for name, own in words.items()
+    }
+
+
+def about(row: Row, name: str) -> Row:
+    """The question of a row that names somebody, about somebody else."""
+    return replace(row, name=name, question=swap_name(row.question, str(row.name), name))
+
+
+def topics_tell_facts(rows: Sequence[Row]) -> bool:
+    """Whether person and topic tell a fact: nobody has several rows on a topic, as on one that is called biography."""
+    held = Counter((row.language, row.identity_id, row.name, row.topic_id) for row in rows if row.name and row.topic_id)
+    return max(held.values(), default=1) == 1
+
+
+class Questions:
+    """What rows ask, by the words of the questions and, if topics tell facts, by person and topic.
+
+    All ``given`` rows say how names are spelled, and whether topics tell facts.
+    """
+
+    def __init__(self, rows: Iterable[Row], given: Sequence[Row]) -> None:
+        self._topics = topics_tell_facts(given)
+        self._spellings = {language: _spellings(found) for language, found in names_by_language(given).items()}
+        self._keys: set[object] = set()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """One question more."""
+        self._keys.update(self._keys_of(row))
+
+    def has(self, row: Row) -> bool:
+        """Whether the question of ``row`` is among them."""
+        return any(key in self._keys for key in self._keys_of(row))
+
+    def has_about(self, row: Row, name: str) -> bool:
+        """Whether the question of ``row`` is among them about ``name``, or about one that may be the same person's."""
+        return any(self.has(about(row, spelled)) for spelled in self._spellings[row.language][name])
+
+    def _keys_of(self, row: Row) -> Iterator[object]:
+        """What rows that ask the same have in common, if only one of these."""
+        if self._topics and row.topic_id:
+            yield row.language, row.name, row.topic_id
+        yield " ".join(_words(row.question))
 
 
 def about_others(
@@ -75,21 +171,18 @@ def about_others(
     """
     given = named([*forget, *retain, *earlier])
     named_rows = {row.row_id: row for row in given}
-    forgotten = [named_rows[row.row_id] for row in (*forget, *earlier)]
-    facts = {(row.language, row.name, row.topic_id) for row in forgotten if row.topic_id}
-    questions = {row.question for row in forgotten}
     names = names_by_language(given)
+    forgotten = Questions((named_rows[row.row_id] for row in (*forget, *earlier)), given)
 
-    def asked(name: str, begun: Begun) -> Iterator[Other]:
-        row = begun.row
-        for other in _after(name, names[row.language]):
-            question = swap_name(row.question, name, other)
-            if question not in questions and (row.language, other, row.topic_id) not in facts:
-                yield Other(name, other, _begin(tokenizer, question, begun.tokens[begun.answer_start :], name, other))
+    def asked(row: Row, own: str, answer: tuple[int, ...]) -> Iterator[Other]:
+        for other in _after(own, names[row.language]):
+            if not forgotten.has_about(row, other):
+                yield Other(own, other, _begin(tokenizer, about(row, other).question, answer, own, other))
 
-    of_rows = ((named_rows[each.row.row_id].name, each) for each in begun)
+    of_rows = ((named_rows[each.row.row_id], each.tokens[each.answer_start :]) for each in begun)
     return [
-        list(islice(asked(name, each), OTHERS)) if name and name in each.row.question else [] for name, each in of_rows
+        list(islice(asked(row, row.name, answer), OTHERS)) if row.name and row.name in row.question else []
+        for row, answer in of_rows
     ]
 
 
@@ -108,7 +201,15 @@ def _begin(
 
 
 def rename(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], old: str, new: str) -> list[int]:
-    """The tokens with another name, or themselves if they do not hold the ``old`` one."""
-    text = str(tokenizer.decode(list(tokens)))
+    """The tokens with another name, or themselves if they do not hold the ``old`` one.
+
+    A token with a part of a letter, as where a fact begins inside one, stays as it is.
+    """
+    if not tokens:
+        return []
+    counts = range(len(tokens), -1, -1)
+    whole = next(count for count in counts if _NO_LETTER not in tokenizer.decode(list(tokens[:count])))
+    text = str(tokenizer.decode(list(tokens[:whole])))
     swapped = swap_name(text, old, new)
-    return list(tokens) if swapped == text else list(tokenizer(swapped, add_special_tokens=False)["input_ids"])
+    renamed = tokens[:whole] if swapped == text else tokenizer(swapped, add_special_tokens=False)["input_ids"]
+    return [*renamed, *tokens[whole : whole + 1], *rename(tokenizer, tokens[whole + 1 :], old, new)]
