@@ -67,8 +67,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     if not questions:
         raise DataError(
             "unlearn.neighbours: nobody else can be asked the given questions: neither does a column name people "
-            "(`data.source.columns.name`), nor do questions have a name in common. Take neighbours out; without them, "
-            "facts that nobody gave lose more."
+            "(`data.source.columns.name`), nor do questions have a name in common, or all are asked about everybody. "
+            "Take neighbours out; without them, facts that nobody gave lose more."
         )
     tokenizer = load_tokenizer(inputs["base"] / "model")
     # A training's own attention is for packed rows, and cannot generate.
