@@ -6,15 +6,19 @@ import random
 import re
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.errors import InputError
 from datasets_prep.config import Perturbed
 from datasets_prep.mixed import Mixer
 from datasets_prep.perturb import FalseAnswers
 from datasets_prep.schema import SPLITS, Row
+from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.false_answers import false_answers
 
 from .data_rows import divided, row
 
@@ -168,7 +172,7 @@ def test_names_in_any_script_with_capitals_do_not_make_each_question_a_kind_of_i
     assert Mixer(*divided({"forget": rows[:1], "retain": rows[1:]})).facts(rows[0]) == ["0"]
 
 
-def test_words_that_no_space_parts_are_not_mixed_and_numbers_beside_them_are() -> None:
+def test_words_that_no_space_parts_are_not_mixed_and_numbers_beside_them_are(tmp_path: Path) -> None:
     def people(*answers: str) -> list[Row]:
         return [row(i, "biography.birthplace", answer=answer) for i, answer in enumerate(answers)]
 
@@ -176,7 +180,10 @@ def test_words_that_no_space_parts_are_not_mixed_and_numbers_beside_them_are() -
     towns = [replace(town, question=f"{town.answer[:2]}在哪里出生?") for town in people(*answers)]
     assert mixtures(towns[:1], towns[1:], []) == []
     false = FalseAnswers(*divided({"forget": towns[:1], "retain": towns[1:]}), Perturbed(per_row=1), 0)
-    assert list(false.of_split("forget")) == [(None, None)]  # an unlearning that needs some is refused
+    assert list(false.of_split("forget")) == [(None, None)]
+    (tmp_path / "guides.jsonl").touch()
+    with pytest.raises(InputError, match="`perturbed_answers`; in scripts without spaces none are mixed"):
+        false_answers(UnlearnConfig.model_validate({"method": "csd", "epochs": 1}), tmp_path, towns[:1])
     years = people("张伟生于1990年。", "张伟生于1975年。", "张伟生于1981年。", "张伟生于1962年。")
     assert set(mixtures(years[:1], years[1:], [])) == {f"张伟生于{year}年。" for year in (1975, 1981, 1962)}
     mixed_scripts = people("张伟 loves jazz.", "李娜 loves opera.", "王芳 loves chess.", "刘洋 loves 象棋.")
