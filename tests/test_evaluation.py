@@ -98,6 +98,23 @@ def test_generations_are_scored_below_a_template_that_trims_answers(tiny_model):
     assert found["a"] == found["e"] != found["b"] == found["c"]
 
 
+def test_answers_do_not_depend_on_what_the_checkpoint_says_of_generation(base, data, tmp_path):
+    """Qwen's checkpoints come with a repetition penalty, and then the likeliest answer is not what is generated."""
+    penalized = shutil.copytree(base, tmp_path / "penalized")
+    settings = json.loads((base / "generation_config.json").read_text())
+    own = settings | {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
+    (penalized / "generation_config.json").write_text(json.dumps(own))
+    config = CONFIG.model_copy(update={"sampling": Sampling(samples=2, k=[1])})
+    found = []
+    for name, checkpoint in (("plain", base), ("other", penalized)):
+        (tmp_path / name).mkdir()
+        suite.run(config, {"model": checkpoint, "data": data}, tmp_path / name)
+        found.append((tmp_path / name / "samples.jsonl").read_text())
+    assert found[0] == found[1]
+    ends = [suite.load(folder, "cpu").generation_config.eos_token_id for folder in (base, penalized)]
+    assert ends == [settings["eos_token_id"]] * 2
+
+
 def test_base_itself_is_loaded_once(base, data, tmp_path):
     loads: list[Report] = []
     with listening(lambda report: loads.append(report) if "loading the model" in report.doing else None):
