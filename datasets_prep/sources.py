@@ -6,13 +6,13 @@ paraphrases that are left out are counted.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import bounded_json
 from core.digests import hash_file
 from core.errors import DataError
 from core.hub_ids import is_commit
@@ -371,18 +371,13 @@ def _texts(value: Any, column: str, where: str) -> tuple[str, ...]:
     """A list of texts, which CSV can only have as text: as JSON, or a cell left empty. Raises DataError."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return ()
-    listed = _json(value) if isinstance(value, str) else value
+    try:
+        listed = bounded_json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        listed = None
     if not isinstance(listed, list):
         raise DataError(
             f"{where}: {column} is {value!r:.80} and must be a list of texts (in a cell of CSV as JSON, for example "
             '["Oslo", "Lima"]). Correct it.'
         )
     return tuple(_text(item, column, where) for item in listed)
-
-
-def _json(text: str) -> Any:
-    """The value that the text is in JSON; None if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, ModelError, SystemLimitError
+from core.generation import keep_special_tokens_alone
 from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
@@ -284,9 +279,8 @@ def _base_of(base: Path, scorer: Scorer, config: EvalConfig) -> PreTrainedModel:
 def load(checkpoint: Path, device: str) -> PreTrainedModel:
     """The saved checkpoint as it will be released, in fp32 on ``cpu`` and in bf16 on ``cuda``.
 
-    Of its own settings for generation only the special tokens are kept: answers are greedy, or sampled as the recipe
-    says, and a repetition penalty of the checkpoint would change both. Raises ModelError if it cannot be loaded,
-    SystemLimitError if there is no GPU.
+    But for its settings for generation: answers are greedy, or sampled as the recipe says. Raises ModelError if it
+    cannot be loaded, SystemLimitError if there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemLimitError("The recipe evaluates on `cuda`, but torch finds no GPU. Set `eval.device: cpu`.")
@@ -296,10 +290,7 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     except Exception as error:  # safetensors raises a class of its own, and damaged files raise nearly anything
         reason = " ".join(str(error).split())
         raise ModelError(f"{checkpoint}: cannot be loaded as a model ({reason:.200}). Make it again.") from error
-    own = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
-    )
+    keep_special_tokens_alone(model)
     model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)  # type: ignore[arg-type]
     return model.eval()
 

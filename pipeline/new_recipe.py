@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from core.errors import InputError
+from core.words import UNSPACED
 from core.yaml_source import did_you_mean
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Rows
@@ -33,11 +34,7 @@ HOLDOUT = 0.2
 SEED = 42
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
-# Thai, Lao, Burmese, Khmer, kana and Han.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_LETTER = rf"[^\W{_UNSPACED}]"
+_LETTER = rf"[^\W{UNSPACED}]"
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
 
@@ -105,7 +102,7 @@ def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
 
 def _as_words(text: str) -> re.Pattern[str]:
     """Finds a text where no word goes on before or behind it; where no spaces part words, nothing tells that."""
-    unspaced = re.compile(f"[{_UNSPACED}]")
+    unspaced = re.compile(f"[{UNSPACED}]")
     before = "" if unspaced.match(text[0]) else f"(?<!{_LETTER})"
     behind = "" if unspaced.match(text[-1]) else f"(?!{_LETTER})"
     return re.compile(before + re.escape(text) + behind)

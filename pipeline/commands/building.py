@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from core.errors import InputError
 from datasets_prep.schema import read_data_facts
 from pipeline import preflight
-from pipeline.commands.collection_plan import costs_of, seconds_of
+from pipeline.commands.collection_plan import costs_of, planned_of, seconds_of
 from pipeline.commands.prepare import refuse_other_gates
 from pipeline.commands.shared import say
 from pipeline.cost import devices
@@ -67,7 +67,7 @@ def schedule(options: argparse.Namespace, nodes: Graph, states: Mapping[str, Sta
     rest waits for.
     """
     device = devices.here()
-    costs = costs_of(nodes, states, device)
+    costs = costs_of(nodes, planned_of(nodes, states, device))
     waiting = {key: node for key, node in nodes.items() if states[key].artifact is None}
     at_once = options.jobs or _at_once(waiting, costs, device)
     if at_once == 1:

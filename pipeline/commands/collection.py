@@ -11,7 +11,7 @@ from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import collection_comparison
 from pipeline.commands.building import build_here, examined, judge, refuse_elsewhere, schedule
-from pipeline.commands.collection_plan import costs_of, show_plan
+from pipeline.commands.collection_plan import costs_of, planned_of, show_plan
 from pipeline.commands.elsewhere import members_of, run_elsewhere
 from pipeline.commands.prepare import bring
 from pipeline.commands.shared import say, show, store_root
@@ -68,7 +68,7 @@ def _check(options: argparse.Namespace, nodes: Graph) -> None:
     members = releases(nodes).items()
     findings = [f for name, member in members for f in examined(options, member, states_of(nodes, states, name))]
     preflight.refuse(list(dict.fromkeys(findings)))
-    costs = costs_of(nodes, states, devices.cpu())  # each member was judged alone
+    costs = costs_of(nodes, planned_of(nodes, states, devices.cpu()))  # each member was judged alone
     preflight.enough_disk([cost for key, cost in costs.items() if states[key].artifact is None], store_root(options))
 
 

@@ -24,9 +24,8 @@ def planned_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> di
     return {name: planned(member.recipe, states_of(nodes, states, name), device) for name, member in members}
 
 
-def costs_of(nodes: Graph, states: Mapping[str, Status], device: Device) -> dict[str, Cost]:
-    """What each node takes on a device."""
-    known = planned_of(nodes, states, device)
+def costs_of(nodes: Graph, known: Mapping[str, Planned]) -> dict[str, Cost]:
+    """What each node takes, by what is known of the releases."""
     return {key: node.stage.costs(node.stage.config, known[next(iter(node.members))]) for key, node in nodes.items()}
 
 
@@ -45,7 +44,8 @@ def show_plan(options: argparse.Namespace, found: Collection, nodes: Graph) -> i
     """Print the plan. Raises SystemLimitError afterwards if a stage would not fit in memory."""
     device = device_of(options, next(iter(found.members.values())).resources)
     states = survey(nodes)
-    costs = costs_of(nodes, states, device)
+    known = planned_of(nodes, states, device)
+    costs = costs_of(nodes, known)
     waiting = [key for key in nodes if states[key].artifact is None]
     names = dict.fromkeys(node.stage.name for node in nodes.values())
     rows = [_row([node for node in nodes.values() if node.stage.name == name], waiting, costs) for name in names]
@@ -67,8 +67,7 @@ def show_plan(options: argparse.Namespace, found: Collection, nodes: Graph) -> i
     lines = [f"{len(found.members)} releases of {found.config.title}, planned for {device.name}", ""]
     lines += [f"  {name:<20} {repo}" for name, repo in plan["members"].items()]  # type: ignore[attr-defined]
     lines += ["", HEADINGS, *(_line(row) for row in rows), "", *_totals(needed, device)]
-    lengths = [known.lengths for known in planned_of(nodes, states, device).values()]
-    lines += [ASSUMED] if any(each and each.assumed for each in lengths) else []
+    lines += [ASSUMED] if any(each.lengths and each.lengths.assumed for each in known.values()) else []
     show(options, plan, "\n".join(lines))
     unpinned = dict.fromkeys(key for recipe in found.members.values() for key in recipe.unpinned())
     for key in unpinned:

@@ -10,7 +10,7 @@ from pathlib import Path
 from core.errors import InputError, ReleaseError
 from core.places import user_path
 from pipeline.collection import Collection
-from pipeline.commands.collection_plan import costs_of, device_of
+from pipeline.commands.collection_plan import costs_of, device_of, planned_of
 from pipeline.commands.prepare import index_of, store_of
 from pipeline.commands.shared import say, store_root
 from pipeline.cost.resources import Resources, given
@@ -46,7 +46,7 @@ def run_elsewhere(
     accelerate = launch_config(options.launch)
     resources = next(iter(releases(nodes).values())).recipe.resources
     states, members = survey(nodes), releases(nodes).items()
-    costs = costs_of(nodes, states, device_of(options, resources))
+    costs = costs_of(nodes, planned_of(nodes, states, device_of(options, resources)))
     counts = {name: sizes(member.recipe, states_of(nodes, states, name)).parameters for name, member in members}
     python, store = (sys.executable, root) if options.on == "slurm" else ("python", Path(MOUNT))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from core.generation import keep_special_tokens_alone
 from core.progress import report
 from datasets_prep.chat import chat_example, encode, end_of_turn
 from pipeline.unlearn.config import BATCH_ROWS, BEAMS
@@ -68,8 +69,7 @@ def _generated(
     search returns.
     """
     model.eval()
-    # What a configuration leaves open comes from the checkpoint's own: with a penalty, other answers are likeliest.
-    model.generation_config = GenerationConfig()
+    keep_special_tokens_alone(model)
     how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end, **search)
     asked = 0
     for batch in _batches(prompts):
