@@ -21,6 +21,7 @@ settings.register_profile("shared_machine", deadline=None)  # how long an exampl
 settings.load_profile("shared_machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers share the cores
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing here is compiled, but importing bitsandbytes prepares for it: 1.4 s
 gc.disable()  # until all tests are collected: imports leave little to be freed
 
 ROOT = Path(__file__).resolve().parents[1]

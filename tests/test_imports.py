@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -166,13 +167,7 @@ def test_a_late_import_is_seen(tmp_path: Path) -> None:
     assert late(file) == {"core.digests"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES.values()] + sorted((ROOT / "tests").glob("*.py")), ids=str)  # noqa: C416
-def test_nobody_rebinds_or_uses_the_builtin_eval(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                top = (alias.asname or alias.name).split(".")[0]
-                assert top != "eval", f"{path}:{node.lineno}: `import eval` rebinds the builtin"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
+def test_nobody_rebinds_the_builtin_eval() -> None:
+    """What ruff does not see (A004, S307): `import eval.config`."""
+    for path in (*FILES.values(), *sorted((ROOT / "tests").glob("*.py"))):
+        assert not re.search(r"^\s*import eval\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
