@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from pipeline.engine.launch import Children
 from pipeline.engine.runner import Stage, Store, build
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from tests import processes
 from tests.conftest import PATIENCE, ROOT
 from tests.data_rows import GOOD, write
 from tests.test_runner import Length, toy
@@ -191,6 +191,12 @@ def test_a_number_that_means_nothing_is_refused(
     assert said in capsys.readouterr().err
 
 
+def heeding(argv: list[str]) -> None:
+    """Tests that a shell runs in the background have SIGINT ignored, and so would the command."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes.main(argv)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stages_end_with_the_command(tiny_model: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     """The signal reaches the command alone, as that of a service manager does."""
@@ -199,22 +205,20 @@ def test_stages_end_with_the_command(tiny_model: Path, tmp_path: Path, sent: sig
         f"extends: {ROOT / 'pipeline' / 'recipes' / 'demo.yaml'}\n"
         f"model: {{pypi: null, path: {tiny_model}, parameters: null, chat_template: null, date_string: null}}\n"
     )
-    argv = [sys.executable, "-m", "pipeline", "release", str(recipe), "--store", str(tmp_path / "store"), "--jobs", "2"]
-
-    def heeded() -> None:
-        """Tests that a shell runs in the background have SIGINT ignored, and so would the command."""
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    command = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
-    assert command.stderr
-    next(line for line in command.stderr if line.startswith("model           …"))
-    stages_run = psutil.Process(command.pid).children(recursive=True)
-    assert stages_run
-    command.send_signal(sent)
-    said = command.communicate(timeout=PATIENCE)[1]
-    assert command.returncode == code, said
+    argv = ["release", str(recipe), "--store", str(tmp_path / "store"), "--jobs", "2"]
+    said = tmp_path / "said"
+    command = processes.start(heeding, argv, said=said)
+    stages_run: list[psutil.Process] = []
+    while not stages_run:
+        time.sleep(0.05)
+        assert command.is_alive(), said.read_text()
+        if said.exists() and "model           …" in said.read_text():
+            stages_run = psutil.Process(command.pid).children(recursive=True)
+    os.kill(command.pid, sent)
+    command.join(PATIENCE)
+    assert command.exitcode == code, said.read_text()
     assert not psutil.wait_procs(stages_run, timeout=PATIENCE)[1]
-    assert "Traceback" not in said
+    assert "Traceback" not in said.read_text()
 
 
 def test_the_first_error_of_a_release_ends_what_runs_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
