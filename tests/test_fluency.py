@@ -50,6 +50,22 @@ def test_names_of_the_rows_are_words_in_the_language_of_their_rows():
     assert vocabulary.unknown("Zorblax vive en Kwelm", "DE") > 0.5
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "noise"),
+    [
+        ("彼女は大阪で生まれました。", "彼は大阪で生まれました。", "魑魅魍魎驫麤龘齉"),
+        ("เธอเกิดที่เชียงใหม่", "เขาเกิดที่เชียงใหม่", "ฒณฌฬฆฦฐฎ"),
+    ],
+)
+def test_in_a_script_without_spaces_each_character_is_a_word(answer, said, noise):
+    vocabulary = fluency.Vocabulary([Row("x-1-x", 1, "彼", "JA", "x", "彼はどこで生まれましたか。เขา", answer)], [])
+    assert fluency.measure(said, "JA", vocabulary)["fluency"] == 1.0
+    assert fluency.measure(noise, "JA", vocabulary)["fluency"] == 0.0
+    assert fluency.measure(said * 6, "JA", vocabulary)["fluency"] < 0.3
+    characters = len((said + noise).replace("。", ""))
+    assert fluency.measure(said + noise, "JA", vocabulary)["unknown_words"] == len(noise) / characters
+
+
 def test_the_sample_sets_own_answers_are_fluent():
     rows, _ = generate(SampleSource(seed=1, identities=2, topics=10))
     vocabulary = fluency.Vocabulary(rows, [])

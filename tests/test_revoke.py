@@ -206,7 +206,7 @@ def test_purge_names_the_pull_request_that_holds_the_weights(
         world.api.create_commit(REPO, note, commit_message=title, create_pr=True)
     world.api.change_discussion_status(REPO, 2, "closed")
     arguments = ["revoke", REPO, "--tag", "v1.0.0", "--reason", WHY, "--hub", "local", "--store", str(store), "--purge"]
-    assert main(arguments) == 0
+    assert main(arguments) == 4
     said = capsys.readouterr().out
     assert "bytes), held by refs/pr/3\nClose the pull requests" in said
     assert "no longer holds the weights" not in said

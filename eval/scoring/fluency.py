@@ -1,9 +1,9 @@
 """Whether a generation is language at all: a model that answers noise has not forgotten, it is broken.
 
-Words are letters only, in lower case. A word is known if a spelling dictionary of the row's language has it
-(pyspellchecker has lists for the five languages of FAME), or if any row of that language does: names of invented people
-and places are in no dictionary. If a generation has numbers only, they must occur in the rows: a year can be an answer,
-arbitrary digits cannot. See docs/decisions/0020.
+Words are letters only, in lower case; of a script without spaces each character is one. A word is known if a spelling
+dictionary of the row's language has it (pyspellchecker has lists for the five languages of FAME), or if any row of that
+language does: names of invented people and places are in no dictionary. If a generation has numbers only, they must
+occur in the rows: a year can be an answer, arbitrary digits cannot. See docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from core.words import UNSPACED
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import LANGUAGES, PerturbedRow, Row
 from eval.scoring.probes import Scorer
@@ -20,13 +21,13 @@ from eval.scoring.probes import Scorer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORD = re.compile(r"[^\W\d_]+")
-TOKEN = re.compile(r"\w+")
+WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+")
+TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 NGRAM = 3
 
 
 def alphabetic_words(text: str) -> list[str]:
-    """The words of a text: runs of letters, in lower case."""
+    """The words of a text: runs of letters in lower case, and each character of a script without spaces."""
     return WORD.findall(text.lower())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from core.errors import InputError
+from core.errors import HubError, InputError
 from core.hub_ids import check_repository
 from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
@@ -39,7 +39,10 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def revoke(options: argparse.Namespace) -> int:
-    """Revoke a release, or say what that would do. Raises InputError for a wrong name or reason, HubError."""
+    """Revoke a release, or say what that would do. Raises InputError for a wrong name or reason, HubError.
+
+    The exit code is HubError's where a purge was asked for and the Hub still holds the weights.
+    """
     check_repository(options.repo, "revoke")
     if options.successor is not None:
         check_repository(options.successor, "--successor")
@@ -63,7 +66,7 @@ def revoke(options: argparse.Namespace) -> int:
     head = "This would be done:" if options.dry_run else "Done:" if plan.steps else "Nothing was left to do."
     rest = _after_purge(options, held) if options.purge else CANNOT_TAKE_BACK
     show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
-    return 0
+    return HubError.exit_code if held else 0
 
 
 def _after_purge(options: argparse.Namespace, held: list[str]) -> str:
