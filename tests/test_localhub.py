@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import (
+    CommitOperationAdd,
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
@@ -196,6 +197,17 @@ def test_large_file_upload_checks_digest_size_and_address(api: HfApi, repo: str)
     assert raw(api, "POST", verify.removeprefix(api.endpoint), json={"oid": oid, "size": 5}).status_code == 200
     again = raw(api, "POST", f"/{repo}.git/info/lfs/objects/batch", json=batch).json()["objects"][0]
     assert "actions" not in again
+
+
+def test_files_of_equal_content_are_sent_once(api: HfApi, repo: str, tmp_path: Path) -> None:
+    """The client has one open file for them, which two of its threads would read at once."""
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * 40_000)
+    batch = {"operation": "upload", "hash_algo": "sha256", "objects": [{"oid": "0" * 64, "size": 5}] * 2}
+    assert len(raw(api, "POST", f"/{repo}.git/info/lfs/objects/batch", json=batch).json()["objects"]) == 1
+    with (tmp_path / "weights").open("rb") as one, (tmp_path / "weights").open("rb") as two:
+        both = [CommitOperationAdd("a.safetensors", one), CommitOperationAdd("b.safetensors", two)]
+        api.create_commit(repo, both, commit_message="x")
+    assert {file.rfilename for file in api.repo_info(repo).siblings} >= {"a.safetensors", "b.safetensors"}
 
 
 def test_private_needs_the_token_and_public_does_not(api: HfApi, repo: str, tmp_path: Path) -> None:

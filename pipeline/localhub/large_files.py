@@ -29,16 +29,19 @@ class LargeFile(FileResponse):
 
 
 def batch(call: Call) -> Response:
-    """An address for each large file that is to be sent, unless it is here already, or to be fetched."""
+    """An address for each large file that is to be sent, unless it is here already, or to be fetched.
+
+    Files of equal content are one: the client would send its one open file in two threads at once.
+    """
     values = call.json()
     operation = field(values, "operation", str)
     if operation not in ("upload", "download") or values.get("hash_algo", "sha256") != "sha256":
         raise Refusal(400, "Only uploads and downloads by sha256 are supported.")
     call.check("discuss" if operation == "upload" else "files")
+    sizes = {field(item, "oid", str): field(item, "size", int) for item in field(values, "objects", list)}
     objects = []
     with call.reading() as repository:
-        for item in field(values, "objects", list):
-            oid, size = field(item, "oid", str), field(item, "size", int)
+        for oid, size in sizes.items():
             answer: dict[str, Any] = {"oid": oid, "size": size}
             here = repository.lfs_file(oid).is_file()
             if operation == "download" and not here:
