@@ -17,6 +17,7 @@ import pytest
 
 from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
 from core.strict import Strict
+from pipeline.engine import artifact
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
 from pipeline.engine.runner import Stage, Store, build
@@ -202,6 +203,24 @@ def test_status_before_during_and_after(store: Store) -> None:
 def why(stages: Sequence[Stage], store: Store, name: str) -> list[str]:
     known = states(stages, store)
     return next(reasons(stage, known[name], known) for stage in stages if stage.name == name)
+
+
+def test_an_artifact_that_another_process_finishes_while_it_is_asked_for_is_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = go([toy("a", 2)], store)["a"]
+    go([toy("a", 1)], store)
+    read = artifact.read_artifact
+
+    def and_then_the_other_links(path: Path) -> Artifact | None:
+        found = read(path)
+        artifact.link(new.path, store.link("a"))
+        return found
+
+    monkeypatch.setattr(artifact, "read_artifact", and_then_the_other_links)
+    status = store.status(toy("a", 2), {})
+    assert status.artifact
+    assert (status.artifact.digest, status.artifact.manifest.key) == (new.digest, new.manifest.key)
 
 
 def test_explain_names_the_field_the_input_and_the_version(store: Store) -> None:

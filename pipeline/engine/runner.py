@@ -101,12 +101,13 @@ class Store:
 
     def status(self, stage: Stage, done: Mapping[str, Artifact]) -> Status:
         """The state of a stage, given its finished inputs. Reads manifests only and checks no other file."""
-        old = art.read_artifact(self.link(stage.name))
+        linked = self.link(stage.name).resolve()  # once: another process may link to a newer artifact meanwhile
+        old = art.read_artifact(linked)
         if not stage.inputs.keys() <= {name for name, made_by in stage.inputs.items() if made_by in done}:
             return Status("stale" if old else "missing", None, None, old)
         key = key_of(stage, done)
         place = self.place(stage.name, key)
-        if old and place.is_dir() and place.samefile(self.link(stage.name)):
+        if old and place.is_dir() and place.samefile(linked):
             artifact: Artifact | None = Artifact(place, old.manifest)  # which has just been read
         else:
             artifact = art.read_artifact(place)
