@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from core.errors import DataError, SystemLimitError
+from core.places import ROOT
 from pipeline.cost.resources import Given
 from pipeline.engine import jobs
 from pipeline.engine.artifact import Artifact
@@ -85,8 +86,10 @@ def overdue(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_stages_of_several_members_are_arrays_and_each_is_built_once(
-    cluster: Cluster, overdue: Run, tmp_path: Path
+    cluster: Cluster, overdue: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the toy job, which no installation has
     nodes = toy_graph(tmp_path, "one", "two", "three")
     outcomes = Run(tmp_path, nodes).start().join()
     assert all(isinstance(outcome, Artifact) for outcome in outcomes.values())
@@ -99,6 +102,7 @@ def test_stages_of_several_members_are_arrays_and_each_is_built_once(
         assert len({array for array, _ in ids}) == 1, ids
         assert [index for _, index in ids] == ["0", "1", "2"]
     assert (tmp_path / "toy-two" / "e" / "result").read_text() == "two ['x', 'y']"
+    assert (tmp_path / "toy-two" / "e" / "began-in").read_text() == str(tmp_path)
 
 
 def test_a_failed_stage_stops_its_member_and_no_other(cluster: Cluster, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def steps(config: Any, inputs: Mapping[str, Path], out: Path) -> Strict:
         (folder / f"checkpoint-{step:02}" / "x").write_text("x")
         time.sleep(SECONDS / 10)
     (out / "result").write_text(f"{config} {sorted(inputs)}")
+    (out / "began-in").write_text(str(Path.cwd()))
     return Strict()
 
 

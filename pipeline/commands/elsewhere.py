@@ -95,7 +95,7 @@ def _as_seen_there(recipe: str, root: Path, store: Path) -> str:
     collection, colon, member = recipe.rpartition(":")
     path = collection or member
     if "/" in path or path.endswith((".yaml", ".yml")):
-        file = user_path(path).absolute()  # a job begins in this project's folder
+        file = user_path(path).absolute()
         if store != root and not file.is_relative_to(root):
             raise InputError(f"--on hf-jobs: a job sees the image and the store only. Put {file} into {root}.")
         path = str(store / file.relative_to(root) if store != root else file)

@@ -11,10 +11,10 @@ import pwd
 import shlex
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from core.errors import ERROR_FILE, SystemLimitError
-from core.places import ROOT
 from pipeline.cost.resources import Given
 from pipeline.engine.graph import before
 from pipeline.engine.jobs import State, Wanted
@@ -114,7 +114,7 @@ def _options(given: Given, stage: str) -> list[str]:
     """What a job is given, in sbatch's words."""
     options = [
         f"--job-name=unlearn-release-{stage}",
-        f"--chdir={ROOT}",
+        f"--chdir={Path.cwd()}",  # where paths given by --set begin
         "--open-mode=append",
         "--requeue",
         "--kill-on-invalid-dep=yes",
