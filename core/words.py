@@ -21,11 +21,27 @@ UNSPACED = (
 )
 """The characters of scripts that put no spaces between words, for a class of `re`. Each is taken for a word."""
 
+MARKS = "\u200c\u200d" + "".join(  # and the joiners between them
+    char
+    for char in map(chr, (*range(0x300, 0x1E00), *range(0xA600, 0xAC00)))
+    if unicodedata.category(char)[0] == "M" and not re.match(f"[{UNSPACED}]", char)
+)
+"""What stands on or behind a letter in a word, for a class of `re`: its ``\\w`` leaves it out."""
+
+
+def word_of(letter: str) -> str:
+    """The pattern of a word of such letters (a class of `re`), with the marks on them."""
+    return f"{letter}+(?:[{MARKS}]+{letter}*)*"
+
+
 SEARCHED = 6  # letters and digits: shorter texts occur in any file by chance, so a search for them says nothing
 
 
 def without_accents(text: str) -> str:
-    """``élise`` becomes ``elise``, in any Unicode normal form; ligatures become letters too."""
+    """``élise`` becomes ``elise``, in any Unicode normal form; ligatures become letters too.
+
+    Vowel signs as those of Hindi stay: they are marks, and no accents.
+    """
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -70,8 +86,8 @@ def is_searched(text: str) -> bool:
     return sum(map(len, folded(text).split())) >= SEARCHED
 
 
-_WORDS = re.compile(r"[^\W_]+")
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+_WORDS = re.compile(word_of(r"[^\W_]"))
+_WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 
 
@@ -79,5 +95,12 @@ _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 def _not_drawn() -> re.Pattern[str]:
     """Marks on letters, and characters that only say how to set a text."""
     plane = map(chr, range(0x10000))  # a class with characters beyond it is a hundred times slower
-    listed = "".join(re.escape(c) for c in plane if unicodedata.category(c) in ("Mn", "Me", "Cf"))
+    unseen = (c for c in plane if unicodedata.category(c) in ("Mn", "Me", "Cf") and not _is_vowel(c))
+    listed = "".join(map(re.escape, unseen))
     return re.compile(f"[{listed}]+")
+
+
+def _is_vowel(mark: str) -> bool:
+    """Whether a mark is a letter, as the vowel signs of Hindi and its relatives, and no accent or Mongolian variant."""
+    is_letter = unicodedata.category(mark) != "Cf" and not unicodedata.combining(mark)
+    return is_letter and mark >= "\u0900" and mark in MARKS and not "\u180b" <= mark <= "\u180f"

@@ -20,7 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from core.words import UNSPACED
+from core.words import UNSPACED, word_of
 from datasets_prep.rows import Rows
 from datasets_prep.schema import RETAIN, UNREHEARSED, Row
 from datasets_prep.splits import Split
@@ -41,7 +41,7 @@ YEAR = 4
 DRAWS = 50
 """Words that are drawn for one place before it keeps its own: a scan of all words would take minutes at 10,000 rows."""
 # An address is letters, digits and signs; of a script without spaces each character is a part.
-_PARTS = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+|\d+|[\W_]+")
+_PARTS = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W\d_{UNSPACED}]") + r"|\d+|[\W_]+")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 Group = tuple[str | None, str | None]  # language and kind of question

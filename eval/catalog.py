@@ -193,7 +193,9 @@ _PLAIN = (
         splits=DATA,
         family="generation",
         better="higher",
-        version=3,  # 2: numbers of no row and repetitions in short texts count; 3: scripts without spaces have words
+        # 2: numbers of no row and repetitions in short texts count; 3: scripts without spaces have words; 4: vowel
+        # signs are of words
+        version=4,
         margin=0.05,
         headline=True,
     ),
@@ -213,7 +215,7 @@ _PLAIN = (
         splits=DATA,
         family="generation",
         better="lower",
-        version=3,
+        version=4,
     ),
     Metric(
         name="unknown_words",
@@ -222,7 +224,7 @@ _PLAIN = (
         splits=DATA,
         family="generation",
         better="lower",
-        version=3,
+        version=4,
     ),
     Metric(
         name="generation_nll",
@@ -239,7 +241,7 @@ _PLAIN = (
         splits=FORGET,
         family="ks",
         interval="KS test",
-        version=3,
+        version=4,
         ks="p-value",
         better="higher",
         needs_gold=True,
@@ -253,7 +255,7 @@ _PLAIN = (
         splits=FORGET,
         family="ks",
         interval="KS test",
-        version=3,
+        version=4,
         ks="statistic",
         better="lower",
         needs_gold=True,
@@ -411,7 +413,7 @@ def _leaks() -> Iterator[Metric]:
                 splits=FORGET,
                 family="sampled",
                 interval="leak@k",
-                version=2,  # 2: where no spaces part words, each character is one
+                version=3,  # 2: where no spaces part words, each character is one; 3: vowel signs are of words
                 k=k,
             ),
             "Newcombe",

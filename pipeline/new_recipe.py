@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from core.errors import InputError
-from core.words import UNSPACED
+from core.words import MARKS, UNSPACED
 from core.yaml_source import did_you_mean
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Rows
@@ -34,7 +34,7 @@ HOLDOUT = 0.2
 SEED = 42
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
-_LETTER = rf"[^\W{UNSPACED}]"
+_LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
 

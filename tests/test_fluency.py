@@ -66,6 +66,13 @@ def test_in_a_script_without_spaces_each_character_is_a_word(answer, said, noise
     assert fluency.measure(said + noise, "JA", vocabulary)["unknown_words"] == len(noise) / characters
 
 
+def test_vowel_signs_are_of_words():
+    answer = "मीरा का जन्म दिल्ली में हुआ।"
+    vocabulary = fluency.Vocabulary([Row("x-1-x", 1, "मीरा", "HI", "x", "मीरा का जन्म कहाँ हुआ?", answer)], [])
+    assert fluency.measure(answer, "HI", vocabulary)["fluency"] == 1.0
+    assert fluency.measure("मैरै का जनूम दौलोलै में हुआ।", "HI", vocabulary)["unknown_words"] == 3 / 6
+
+
 def test_the_sample_sets_own_answers_are_fluent():
     rows, _ = generate(SampleSource(seed=1, identities=2, topics=10))
     vocabulary = fluency.Vocabulary(rows, [])

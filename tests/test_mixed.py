@@ -190,6 +190,14 @@ def test_words_that_no_space_parts_are_not_mixed_and_numbers_beside_them_are(tmp
     assert {text[:2] for text in mixtures(mixed_scripts[:1], mixed_scripts[1:], [])} <= {"张伟"}
 
 
+def test_words_with_vowel_signs_are_mixed_whole() -> None:
+    towns = ("दिल्ली", "मुंबई", "पुणे", "जयपुर")
+    answers = [f"उसका जन्म {town} में हुआ।" for town in towns]
+    rows = [row(i, "biography.birthplace", answer=answer) for i, answer in enumerate(answers)]
+    found = {text.split()[2] for text in mixtures(rows[:1], rows[1:], [])}
+    assert {*towns[1:]} <= found <= made_of(*towns[1:])
+
+
 WORDS = st.text(st.characters(categories=("L", "Nd", "P", "Zs")), min_size=1, max_size=30)
 
 

@@ -124,6 +124,8 @@ def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path
         ("အောင်", "ကိုအောင်ဘယ်မှာမွေးလဲ", True),
         ("Ida", "Where was Idaho founded?", False),
         ("Ида", "Где живёт Идалия?", False),
+        ("राज", "राज का जन्म कहाँ हुआ?", True),
+        ("राज", "राजू का जन्म कहाँ हुआ?", False),
     ],
 )
 def test_a_word_is_found_also_where_no_spaces_part_words(word: str, text: str, is_said: bool) -> None:

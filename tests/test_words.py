@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.words import plain_words, without_accents, words_and_pairs
+from core.words import MARKS, folded, plain_words, without_accents, words_and_pairs
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,8 @@ from core.words import plain_words, without_accents, words_and_pairs
         ("", []),
         ("1990年、ＮＡＳＡで京都へ", ["1990", "年", "nasa", "て", "京", "都", "へ"]),  # each character is one
         ("ที่น่าน ปี ๒๕๓๓", ["ท", "ี", "น", "า", "น", "ป", "ี", "๒๕๓๓"]),
+        ("मीना का जन्म", ["मीना", "का", "जनम"]),  # a vowel sign is a letter, and a virama an accent
+        ("বাংলা, தமிழ்!", ["বাংলা", "தமிழ"]),
         ("서울에서 살았다", [unicodedata.normalize("NFKD", word) for word in ("서울에서", "살았다")]),
     ],
 )
@@ -37,7 +39,8 @@ def test_it_does_not_matter_how_letters_are_encoded(text: str) -> None:
 
 @given(st.text(alphabet=st.characters(max_codepoint=0xDFF)))
 def test_where_words_have_spaces_they_are_runs_of_letters_and_digits(text: str) -> None:
-    assert plain_words(text) == words_and_pairs(text) == re.findall(r"\w+", without_accents(text).casefold())
+    runs = re.findall(rf"\w[\w{MARKS}]*", without_accents(text).casefold())
+    assert plain_words(text) == words_and_pairs(text) == runs
 
 
 def test_characters_that_are_words_have_pairs_as_they_stand_together() -> None:
@@ -56,3 +59,9 @@ def test_no_combining_character_stays_and_none_comes_back(text: str) -> None:
     plain = without_accents(text)
     assert not any(map(unicodedata.combining, plain))
     assert without_accents(plain) == plain
+
+
+@pytest.mark.parametrize(("one", "other"), [("मीना", "मोना"), ("राज", "राजू"), ("கமல", "கமலா")])
+def test_words_that_differ_in_a_vowel_are_others(one: str, other: str) -> None:
+    assert folded(one) != folded(other)
+    assert len(folded(other).split()) == 1

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from core.words import UNSPACED
+from core.words import UNSPACED, word_of
 from datasets_prep.chat import chat_example, encode
 from datasets_prep.schema import LANGUAGES, PerturbedRow, Row
 from eval.scoring.probes import Scorer
@@ -21,8 +21,8 @@ from eval.scoring.probes import Scorer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+")
-TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W\d_{UNSPACED}]"))
+TOKEN = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 NGRAM = 3
 
 
