@@ -169,4 +169,4 @@ def _report(
         if done and "gate" not in done:
             print(str(links[list(done)[-1]]))
     elif recipe.publish.hub == "local":
-        say(f"\nNext, a real release:  python -m pipeline release {REAL_RELEASE} --dry-run")
+        say(f"\nNext, a real release:  python -m pipeline release {REAL_RELEASE} --dry-run --device 'H100 80GB'")
