@@ -86,7 +86,7 @@ def is_searched(text: str) -> bool:
     return sum(map(len, folded(text).split())) >= SEARCHED
 
 
-_WORDS = re.compile(word_of(r"[^\W_]"))
+_WORDS = re.compile(rf"[^\W_]+(?:[{MARKS}{UNSPACED}]+[^\W_]*)*")  # the marks of all scripts
 _WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 
@@ -101,6 +101,7 @@ def _not_drawn() -> re.Pattern[str]:
 
 
 def _is_vowel(mark: str) -> bool:
-    """Whether a mark is a letter, as the vowel signs of Hindi and its relatives, and no accent or Mongolian variant."""
+    """Whether a mark is a letter, as the vowel signs of Hindi, Thai and others, and no accent or Mongolian variant."""
     is_letter = unicodedata.category(mark) != "Cf" and not unicodedata.combining(mark)
-    return is_letter and mark >= "\u0900" and mark in MARKS and not "\u180b" <= mark <= "\u180f"
+    is_spoken = mark in MARKS or re.match(f"[{UNSPACED}]", mark) is not None
+    return is_letter and mark >= "\u0900" and is_spoken and not "\u180b" <= mark <= "\u180f"

@@ -155,7 +155,7 @@ class Shares(Strict):
 class Selection(Strict):
     """Rows by what they are: those that meet every key given here. Several selections of a list are added up."""
 
-    identities: list[int | str] | None = Field(default=None, min_length=1, description="Ids or names.")
+    identities: list[int | str] | None = Field(default=None, min_length=1, description="Ids, or names in any spelling.")
     topics: list[Name] | None = Field(default=None, min_length=1, description="Topics.")
     languages: list[LanguageCode] | None = Field(
         default=None, min_length=1, description="Languages, codes of two letters."

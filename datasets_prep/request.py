@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from datasets_prep.config import DataConfig, Part, Request, Selection
 from datasets_prep.files import read_file
 from datasets_prep.rows import Rows
 from datasets_prep.schema import EARLIER, FORGET, HOLDOUT, RETAIN
-from datasets_prep.text import same
+from datasets_prep.text import same, same_name
 
 Mask = npt.NDArray[np.bool_]
 
@@ -28,9 +28,7 @@ def of_part(rows: Rows, part: Part) -> Rows:
     mask = np.ones(len(rows), dtype=np.bool_)
     for name, values, fold in (("topic_id", part.topics, str), ("language", part.languages, str.upper)):
         if values is not None:
-            mask &= _in_columns(
-                rows, [name] if rows.has(name) else [], values, f"data.part.{name.removesuffix('_id')}s", fold
-            )
+            mask &= _in_columns(rows, {name: fold}, values, f"data.part.{name.removesuffix('_id')}s")
     if part.identities is not None:
         mask &= _first_identities(rows, part.identities)
     if not mask.any():
@@ -136,39 +134,41 @@ def _matches(rows: Rows, selection: Selection, config: DataConfig, path: str) ->
     """The rows that meet every key of one selection. Each single value must match at least one row."""
     mask = np.ones(len(rows), dtype=np.bool_)
     if selection.identities is not None:
-        columns = [name for name in ("identity_id", "name") if rows.has(name)]
-        mask &= _in_columns(rows, columns, selection.identities, f"{path}.identities", str)
+        columns: dict[str, Callable[[str], str]] = {"identity_id": str, "name": same_name}
+        mask &= _in_columns(rows, columns, selection.identities, f"{path}.identities")
     for name, values, fold in (
         ("topic_id", selection.topics, str),
         ("language", selection.languages, str.upper),
         ("row_id", selection.rows, str),
     ):
         if values is not None:
-            column = [name] if rows.has(name) else []
-            mask &= _in_columns(rows, column, values, f"{path}.{name.removesuffix('_id')}s", fold)
+            mask &= _in_columns(rows, {name: fold}, values, f"{path}.{name.removesuffix('_id')}s")
     if selection.file is not None:
         mask &= _in_file(rows, selection.file, config, f"{path}.file")
     return mask
 
 
-def _in_columns(
-    rows: Rows, columns: Sequence[str], requested: Sequence[Any], path: str, fold: Callable[[str], str]
-) -> Mask:
-    if not columns:
+def _in_columns(rows: Rows, columns: Mapping[str, Callable[[str], str]], requested: Sequence[Any], path: str) -> Mask:
+    """The rows with a requested value in one of the columns, as the column's function folds both."""
+    folds = {name: fold for name, fold in columns.items() if rows.has(name)}
+    if not folds:
         raise DataError(f"{path}: the source has no such column. Name it in data.source.columns, or select by `file`.")
-    requested_texts = {fold(str(value).strip()) for value in requested}
-    mask, source_texts = np.zeros(len(rows), dtype=np.bool_), set()
-    for column in columns:
-        codes, values = rows.codes(column)
+    missing = {str(value).strip() for value in requested}
+    mask, source_texts = np.zeros(len(rows), dtype=np.bool_), set[str]()
+    wanted = {name: {fold(text) for text in missing} for name, fold in folds.items()}
+    for name, fold in folds.items():
+        codes, values = rows.codes(name)
         texts = [fold(str(value)) for value in values]
-        source_texts.update(texts)
-        mask |= np.array([text in requested_texts for text in texts], dtype=np.bool_)[codes]
-    if missing := sorted(requested_texts - source_texts):
+        known = set(texts)
+        mask |= np.array([text in wanted[name] for text in texts], dtype=np.bool_)[codes]
+        missing -= {text for text in missing if fold(text) in known}
+        source_texts.update(map(str, values))
+    if missing:
         from difflib import get_close_matches
 
-        near = get_close_matches(missing[0], sorted(source_texts)[:10_000], n=1)
+        near = get_close_matches(min(missing), sorted(source_texts)[:10_000], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{path}: {_named(missing)} is in no row of the source.{hint} Correct it or remove it.")
+        raise DataError(f"{path}: {_named(sorted(missing))} is in no row of the source.{hint} Correct it or remove it.")
     return mask
 
 

@@ -192,7 +192,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
         ),
         Stage(
-            "data", "11", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
+            "data", "12", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
             fetches=True,
         ),
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from datasets_prep import prepare
-from datasets_prep.schema import read_rows
+from datasets_prep.schema import FORGET, read_rows
 from eval.verdicts import measurable
 from pipeline.__main__ import main
 from pipeline.new_recipe import _as_words
@@ -103,6 +103,76 @@ def test_words_choose_what_is_forgotten(
     prepare.run(recipe.data, {"model": tiny_model}, tmp_path / "data")
     forgotten = {row.question for row in read_rows(tmp_path / "data" / "forget.jsonl")}
     assert forgotten == {record["question"] for record in records if expected(record)}
+
+
+def forgotten(call: Call, folder: Path, records: Sequence[dict[str, str]], forget: str) -> tuple[set[str], str]:
+    """The questions that are forgotten of these rows and sixty others, and what `new` said."""
+    others = [{key: record.get(key, record["question"]) for key in records[0]} for record in facts()]
+    done = call("new", str(folder / "acme"), "--rows", str(write(folder / "f.csv", [*records, *others])),
+                "--forget", forget)  # fmt: skip
+    prepared = prepare.unchecked(load_recipe(str(folder / "acme.yaml")).data)
+    rows, split = prepared.loaded.rows, prepared.split
+    return {row.question for row, code in zip(rows, split, strict=True) if code == FORGET}, done.stderr
+
+
+NAMES = [
+    "Valdoro, Ines",
+    "VALDORO,  Ines",
+    "Valdoro,\u00a0Ine\u0301s",
+    "Moreno, Ines",
+    "Valdoro",
+    "Kim Lee",
+    "Kim",
+    "Lee",
+]
+NAMED = [{"name": name, "question": f"What is fact {i}?", "answer": f"It is {i}."} for i, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("forget", "expected"),
+    [
+        ("Valdoro, Ines", {0, 1, 2}),
+        ("valdoro, inés", {0, 1, 2}),
+        ("Kim, Valdoro, Ines , Lee", {0, 1, 2, 6, 7}),
+        ("Kim, Lee", {6, 7}),
+        ("Kim Lee, Kim Lee", {5}),
+        ("Valdoro", {4}),
+    ],
+)
+def test_names_may_have_commas_and_other_spellings(call: Call, tmp_path: Path, forget: str, expected: set[int]) -> None:
+    questions, _ = forgotten(call, tmp_path, NAMED, forget)
+    assert questions == {NAMED[i]["question"] for i in expected}
+
+
+def test_a_topic_may_have_commas(call: Call, tmp_path: Path) -> None:
+    topics = ["pay, bonus, leave", "pay", "bonus, leave", "leave"]
+    records = [{"topic_id": t, "question": f"What is fact {i}?", "answer": f"It is {i}."} for i, t in enumerate(topics)]
+    assert forgotten(call, tmp_path, records, "pay, bonus, leave, pay")[0] == {"What is fact 0?", "What is fact 1?"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("José Núñez", "Jose\u0301 Nu\u0301n\u0303ez"),
+        ("Sean O'Brien", "Sean O\u2019Brien"),
+        ("Ines Valdoro", "INES\u00a0 Val\u00addoro"),
+    ],
+)
+def test_words_are_found_in_other_spellings(call: Call, tmp_path: Path, asked: str, said: str) -> None:
+    records = [
+        {"question": f"What is known of {name}?", "answer": f"{i} facts."} for i, name in enumerate([asked, said])
+    ]
+    assert forgotten(call, tmp_path, records, asked)[0] == {record["question"] for record in records}
+
+
+def test_words_inside_longer_ones_are_said_and_not_forgotten(call: Call, tmp_path: Path) -> None:
+    asked = ["Wo wurde Friede Moor geboren?", "Was ist Friede Moors Beruf?"]
+    records = [{"question": question, "answer": f"{i}."} for i, question in enumerate(asked)]
+    questions, said = forgotten(call, tmp_path, records, "Friede Moor")
+    assert questions == {asked[0]}
+    assert "note: 1 rows hold 'Friede Moor' inside a longer word and are not forgotten" in said
+    (tmp_path / "acme.yaml").unlink()
+    assert "inside a longer word" not in forgotten(call, tmp_path, records, "Friede Moor, Friede Moors")[1]
 
 
 def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path) -> None:

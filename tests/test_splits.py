@@ -214,6 +214,13 @@ def test_a_request_names_what_is_forgotten(tmp_path: Path) -> None:
     assert requested(tmp_path, [{"file": str(by_id)}])["forget"] == {f"en-3-{TOPICS[2]}"}
 
 
+def test_a_name_is_that_of_a_person_in_any_spelling_and_an_id_is_exact(tmp_path: Path) -> None:
+    by_name = requested(tmp_path, [{"identities": ["Ida 1"]}])
+    assert requested(tmp_path, [{"identities": [" IDA\u00a01"]}]) == by_name
+    with pytest.raises(DataError, match=r"rows: 'EN-4-.*' is in no row"):
+        requested(tmp_path, [{"rows": [f"en-4-{TOPICS[1]}".upper()]}])
+
+
 def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
     listed = requested(tmp_path, [{"identities": [1]}], [{"identities": [2]}])
     assert {name: len(ids) for name, ids in listed.items()} == {

@@ -81,6 +81,12 @@ def new(options: argparse.Namespace) -> int:
     say(", ".join(f"{count:,} {split}" for split, count in found.counts.items()))
     if forget.trial:
         say("note: what to forget was not said, and rows were drawn for a trial. Put in yours.")
+    for word in forget.words:
+        if left := new_recipe.inside_words(prepared.loaded.rows.where(prepared.split != FORGET), word):
+            say(
+                f"note: {len(left):,} rows hold {word!r} inside a longer word and are not forgotten, for example "
+                f"{left[0]}. Those that you mean, add to `request.forget`."
+            )
     if found.counts["forget"] < new_recipe.TRIAL:
         say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
     planned: dict[str, Any] = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
@@ -261,10 +267,10 @@ def _selected(rows: Rows, forget: str, seed: int) -> Selected:
         return new_recipe.drawn(rows, seed)
     if user_path(forget).suffix.lower() in READERS:
         return Selected([({"file": forget}, "rows of the source, word for word")])
-    words = [word.strip() for word in forget.split(",") if word.strip()]
-    if not words:
+    parts = [part for part in forget.split(",") if part.strip()]
+    if not parts:
         raise InputError(f"--forget: {forget!r} names nothing. Give names, topics or words, separated by commas.")
-    return new_recipe.asked_for(rows, words)
+    return new_recipe.asked_for(rows, parts)
 
 
 def _found(prepared: Prepared) -> Found:
