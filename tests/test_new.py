@@ -106,8 +106,8 @@ def test_words_choose_what_is_forgotten(
 
 
 def forgotten(call: Call, folder: Path, records: Sequence[dict[str, str]], forget: str) -> tuple[set[str], str]:
-    """The questions that are forgotten of these rows and sixty others, and what `new` said."""
-    others = [{key: record.get(key, record["question"]) for key in records[0]} for record in facts()]
+    """The questions that are forgotten of these rows, with others to make sixty, and what `new` said."""
+    others = [{key: record.get(key, record["question"]) for key in records[0]} for record in facts()[len(records) :]]
     done = call("new", str(folder / "acme"), "--rows", str(write(folder / "f.csv", [*records, *others])),
                 "--forget", forget)  # fmt: skip
     prepared = prepare.unchecked(load_recipe(str(folder / "acme.yaml")).data)
@@ -226,6 +226,21 @@ def test_other_column_names_are_given(call: Call, tmp_path: Path) -> None:
     assert "--column question=prompt --column answer=Answer" in said
     recipe = made(call, tmp_path, "--rows", str(file), "--column", "question=Frage", "--column", "answer=Antwort")
     assert recipe.data.source.columns.question == "Frage"
+
+
+def test_columns_that_are_ours_but_for_case_are_read_and_said(call: Call, tmp_path: Path) -> None:
+    records = [record | {"Rank": "1"} for record in facts(Name="name", Topic="topic")]
+    questions, said = forgotten(call, tmp_path, [records[0] | {"question": "What is hers?"}, *records[1:]], "Ida Moor")
+    assert "What is hers?" in questions
+    assert "note: the column 'Name' is read as name." in said
+    assert "note: the column 'Topic' is read as topic_id." in said
+    columns = load_recipe(str(tmp_path / "acme.yaml")).data.source.columns
+    assert (columns.name, columns.topic_id, columns.language) == ("Name", "Topic", None)
+    inspected = call("data", "inspect", str(tmp_path / "acme.yaml"))
+    assert "columns of the source that are not read: Rank\n" in inspected.stdout
+    (tmp_path / "acme.yaml").unlink()
+    call("new", str(tmp_path / "acme"), "--rows", str(tmp_path / "f.csv"), "--column", "name=Rank")
+    assert load_recipe(str(tmp_path / "acme.yaml")).data.source.columns.name == "Rank"
 
 
 def test_a_model_of_ones_own(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
