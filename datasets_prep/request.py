@@ -96,26 +96,34 @@ def _holdout(
 
 
 def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
-    """A share of the free rows: whole identities that have only free rows or, if these do not suffice, single rows."""
+    """A share of the free rows: whole identities that have only free rows or, if these miss it by half, single rows."""
     goal = round(share * int(free.sum()))
-    identity, _ = rows.codes("identity_id")
-    whole = np.setdiff1d(identity[free], identity[~free]) if rows.has("identity_id") else identity[:0]
-    by_identity = int(np.isin(identity, whole).sum()) > goal  # a request for a topic touches everybody
-    units = identity if by_identity else np.arange(len(rows), dtype=np.int32)
-    order = (whole if by_identity else np.flatnonzero(free)).tolist()
-    random.Random(f"{seed}|holdout").shuffle(order)
-    sizes = np.bincount(units, minlength=int(units.max()) + 1)
-    held = []
-    for unit in order:
-        if goal <= 0:
-            break
-        held.append(unit)
-        goal -= int(sizes[unit])
-    if not held or int(sizes[held].sum()) == int(free.sum()):
+    held = np.zeros(len(rows), dtype=np.bool_)
+    if rows.has("identity_id"):
+        identity, _ = rows.codes("identity_id")
+        whole = np.setdiff1d(identity[free], identity[~free])  # a request for a topic touches everybody
+        if int(np.isin(identity, whole).sum()) > goal:
+            held = _units(identity, whole, goal, seed)
+    if abs(int(held.sum()) - goal) > goal / 2:
+        held = _units(np.arange(len(rows), dtype=np.int32), np.flatnonzero(free), goal, seed)
+    if not held.any() or int(held.sum()) == int(free.sum()):
         raise DataError(
             f"data.request.holdout: a share of {share:g} of the {int(free.sum())} rows that are not forgotten leaves "
             "no rows for holdout or for retain. Give another share or selections, or remove the key."
         )
+    return held
+
+
+def _units(units: npt.NDArray[np.int32], candidates: npt.NDArray[Any], goal: int, seed: int) -> Mask:
+    """Rows of randomly drawn units, about as many as the goal: one that would lead further away is not taken."""
+    order = candidates.tolist()
+    random.Random(f"{seed}|holdout").shuffle(order)
+    sizes = np.bincount(units, minlength=int(units.max()) + 1)
+    held = []
+    for unit in order:
+        if sizes[unit] < 2 * goal:
+            held.append(unit)
+            goal -= int(sizes[unit])
     return np.isin(units, held)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from core.errors import DataError
 from datasets_prep import prepare
 from datasets_prep.config import SampleSource, Shares
 from datasets_prep.sample import generate
-from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
-from datasets_prep.splits import by_entity, by_topic, mixed_identities
+from datasets_prep.schema import HOLDOUT, LANGUAGES, SPLITS, TOPICS, Row
+from datasets_prep.splits import assign, by_entity, by_topic, mixed_identities
 
 from . import data_rows
 from .conftest import shared_data
@@ -236,6 +237,32 @@ def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
     )  # nobody has only free rows, so single ones are drawn
     assert len(touches_all["holdout"]) == 10
     assert len({row_id.split("-")[1] for row_id in touches_all["retain"]}) == 5
+
+
+def held_out(sizes: Sequence[int], share: float, seed: int = 42) -> Counter[int | str | None]:
+    """How many rows of each person a share holds out, of so many; the first is asked for."""
+    request = {"forget": [{"identities": [0]}], "holdout": share}
+    facts = ((i, f"{i}-{j}") for i, size in enumerate(sizes) for j in range(size))
+    rows = collected(Row(fact, i, None, None, None, f"What is {fact}?", f"It is {fact}.") for i, fact in facts)
+    split = assign(config({"file": "rows.csv"}, setting="request", request=request, seed=seed), rows)
+    return Counter(row.identity_id for row, code in zip(rows, split, strict=True) if code == HOLDOUT)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_share_is_met_also_where_one_identity_has_most_rows(seed: int) -> None:
+    held = held_out([2, 400, *[1] * 98], 0.2, seed)
+    assert (held.total(), held[1]) == (98, 0)  # 100 would be the share: all that is free but the large one
+    assert held_out([2, 300, 300, 300], 0.1, seed).total() == 90  # by single rows
+
+
+@given(st.lists(st.integers(1, 40), min_size=3, max_size=20), st.floats(0.05, 0.6), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_drawn_share_is_never_missed_by_more_than_half(sizes: list[int], share: float, seed: int) -> None:
+    goal = round(share * sum(sizes[1:]))
+    if 0 < goal < sum(sizes[1:]) / 2:
+        held = held_out(sizes, share, seed)
+        assert abs(held.total() - goal) <= goal / 2
+        assert held[0] == 0
 
 
 @pytest.mark.parametrize(
