@@ -32,7 +32,7 @@ from datasets_prep.splits import Split, cells
 from datasets_prep.text import same
 
 Origin = Literal["new", "mixed", "trained"]
-TRIES = 20  # mixtures for each that is wanted: short answers give the same one again
+TRIES = 20  # mixtures, and other people's answers, for each that is wanted: short ones give the same again
 _WORDS = re.compile(r"[^\W_]+")
 
 
@@ -199,12 +199,14 @@ class FalseAnswers:
     ) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
         rng = random.Random(f"{self.seed}|{row.row_id}")
-        others: Iterator[tuple[str, Origin]] = ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
+        others: Iterator[tuple[str, Origin]] = (
+            (answer, "new") for answer in self._of_others(cell, row, unseen, tries, rng)
+        )
         mixtures = self._mixed(row, tries, as_known=False)
         # Others' answers for one row and mixtures for the next would tell the rows apart, however well they are known.
         enough = len(unseen) > self.config.per_row  # a holdout row is no donor of itself
         yield from chain(others, mixtures) if enough else chain(mixtures, others)
-        yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
+        yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, tries, rng))
 
     def _to_guide(self, row: Row, own: Sequence[str], tries: int) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
@@ -215,9 +217,11 @@ class FalseAnswers:
         for answer in islice(self.mixer.mixed(row, rng, as_known=as_known), tries):
             yield answer, "mixed"
 
-    def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
-        """The answers of other people on the topic, in random order, with the row's name."""
-        for index in _in_random_order(donors, rng) if self.grouped else ():
+    def _of_others(
+        self, cell: Sequence[Row], row: Row, donors: Sequence[int], tries: int, rng: random.Random
+    ) -> Iterator[str]:
+        """The answers of some other people on the topic, in random order, with the row's name."""
+        for index in islice(_in_random_order(donors, rng), tries) if self.grouped else ():
             answer = _swapped(row, cell[index])
             if answer is not None:
                 yield answer

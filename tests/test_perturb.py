@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_prep import perturb as perturb_module
 from datasets_prep.config import Perturbed, SampleSource, Shares
 from datasets_prep.perturb import FalseAnswers, swap_name
 from datasets_prep.rows import Rows
@@ -18,7 +19,7 @@ from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row
 from datasets_prep.splits import Split, by_topic
 
 from . import data_rows
-from .data_rows import SHARES, by_split, collected, divided, row
+from .data_rows import SHARES, by_split, collected, counted, divided, row
 
 SAMPLE = SampleSource(**data_rows.SAMPLE)
 
@@ -198,6 +199,25 @@ def test_guides_are_none_of_the_evaluations_where_that_gets_none() -> None:
     assert judging is None
     assert guiding is not None
     assert guiding.answers == ("Lima",)
+
+
+def test_so_many_others_are_tried_where_answers_are_alike_and_where_they_differ_it_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = counted(monkeypatch, perturb_module, "_swapped")
+
+    def tried(answer: str) -> tuple[int, list[PerturbedRow]]:
+        calls.clear()
+        people = [row(i, TOPICS[0], answer=answer.format(i)) for i in range(120)]
+        rows, split = divided({"forget": people[:20], "retain": people[20:60], "holdout": people[60:]})
+        false = perturb(rows, split, Perturbed(per_row=1, for_unlearning=0, retain_rows=1), 0)[0]
+        return len(calls), [one for one in false if one.split == "forget"]
+
+    (alike, _), (differing, drawn) = tried("Yes."), tried("It is {} of them.")
+    assert alike == (20 + 1 + 60) * 2 * perturb_module.TRIES
+    assert differing < 200
+    monkeypatch.setattr(perturb_module, "TRIES", 10**6)
+    assert tried("It is {} of them.") == (differing, drawn)
 
 
 def test_names_are_swapped_in_addresses_too() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from datasets_prep import prepare
+from datasets_prep import prepare, splits
 from datasets_prep.config import SampleSource, Shares
 from datasets_prep.sample import generate
 from datasets_prep.schema import HOLDOUT, LANGUAGES, SPLITS, TOPICS, Row
@@ -24,7 +24,7 @@ from datasets_prep.splits import assign, by_entity, by_topic, mixed_identities
 
 from . import data_rows
 from .conftest import shared_data
-from .data_rows import GOOD, SHARES, by_split, collected, config, full_grid, row, write
+from .data_rows import GOOD, SHARES, by_split, collected, config, counted, full_grid, row, write
 
 FAME = "fame/retain.parquet"
 SAMPLE = SampleSource(**data_rows.SAMPLE)
@@ -188,6 +188,13 @@ def test_entities_may_be_texts(tmp_path: Path) -> None:
     assert {name: len({r.identity_id for r in rows}) for name, rows in splits.items()} == {
         "forget": 1, "retain": 3, "holdout": 1, "unrehearsed": 0,
     }  # fmt: skip
+
+
+def test_nobody_looks_again_for_a_swap_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one fact each, nobody has a fact to spare; every held out row looked through all of its cell."""
+    calls = counted(monkeypatch, splits, "_partner")
+    topic_split([row(i, TOPICS[0]) for i in range(100)], Shares(**SHARES), 1)
+    assert len(calls) == 1
 
 
 # By request
