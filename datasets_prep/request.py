@@ -181,35 +181,40 @@ def _in_columns(rows: Rows, columns: Mapping[str, Callable[[str], str]], request
 
 
 def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
-    """The rows that a file lists, matched by row id if the file gives one, else by question and answer."""
+    """The rows that a file lists, matched by row id if a row has the file's, else by question and answer.
+
+    The file's columns are called as the source's, or as ours in the files of an earlier run.
+    """
     columns = config.source.columns
     by_id = columns.row_id or "row_id"
-    ids: dict[str, str] = {}
-    facts: dict[tuple[str, str], str] = {}
+    names = ((by_id, "row_id"), (columns.question, "question"), (columns.answer, "answer"))
+    listed: list[tuple[str, str | None, tuple[str, str] | None]] = []
     for unit, number, record in read_file(name, path):
         place = f"{unit} {number}"
         if not isinstance(record, dict):
             raise DataError(f"{place}: is a {type(record).__name__} and must be an object.")
-        row_id, question, answer = (record.get(column) for column in (by_id, columns.question, columns.answer))
-        if isinstance(row_id, str) and row_id.strip():
-            ids[row_id.strip()] = place
-        elif isinstance(question, str) and isinstance(answer, str):
-            facts[same(question), same(answer)] = place
-        else:
+        row_id, question, answer = (record.get(theirs, record.get(ours)) for theirs, ours in names)
+        given_id = row_id.strip() if isinstance(row_id, str) and row_id.strip() else None
+        fact = (same(question), same(answer)) if isinstance(question, str) and isinstance(answer, str) else None
+        if given_id is None and fact is None:
             raise DataError(
                 f"{place}: names no row. Give {by_id}, or {columns.question} and {columns.answer}, as text."
             )
-    if not ids and not facts:
+        listed.append((place, given_id, fact))
+    if not listed:
         raise DataError(f"{path}: the file has no rows. Give the rows to forget.")
+    ids = {given_id for _, given_id, _ in listed}
+    there = {row_id for (row_id,) in rows.columns("row_id") if row_id in ids}
+    # A row that shares its id by now with a new row of the source has another one.
+    keys: list[Any] = [fact if fact and given_id not in there else given_id for _, given_id, fact in listed]
+    wanted, has_facts = set(keys), any(isinstance(key, tuple) for key in keys)
     mask = np.zeros(len(rows), dtype=np.bool_)
     matched: set[Any] = set()
     for index, (row_id, question, answer) in enumerate(rows.columns("row_id", "question", "answer")):
-        fact = (same(question), same(answer)) if facts else None
-        for requested, value in ((ids, row_id), (facts, fact)):
-            if value in requested:
-                mask[index] = True
-                matched.add(value)
-    if missing := [place for listed in (ids, facts) for value, place in listed.items() if value not in matched]:
+        found = wanted.intersection([row_id, (same(question), same(answer))] if has_facts else [row_id])
+        mask[index] = bool(found)
+        matched |= found
+    if missing := [place for (place, _, _), key in zip(listed, keys, strict=True) if key not in matched]:
         raise DataError(
             f"{path}: {len(missing)} of its rows are not in the source: {_named(missing)}. Write each row as the "
             "source has it, word for word."

@@ -19,7 +19,7 @@ from core.errors import DataError
 from datasets_prep import prepare, splits
 from datasets_prep.config import SampleSource, Shares
 from datasets_prep.sample import generate
-from datasets_prep.schema import HOLDOUT, LANGUAGES, SPLITS, TOPICS, Row
+from datasets_prep.schema import HOLDOUT, LANGUAGES, SPLITS, TOPICS, Row, write_rows
 from datasets_prep.splits import assign, by_entity, by_topic, mixed_identities
 
 from . import data_rows
@@ -227,6 +227,28 @@ def test_a_name_is_that_of_a_person_in_any_spelling_and_an_id_is_exact(tmp_path:
     assert requested(tmp_path, [{"identities": [" IDA\u00a01"]}]) == by_name
     with pytest.raises(DataError, match=r"rows: 'EN-4-.*' is in no row"):
         requested(tmp_path, [{"rows": [f"en-4-{TOPICS[1]}".upper()]}])
+
+
+def forgotten_by(folder: Path, records: list[dict[str, Any]], earlier: list[Row], **columns: str) -> set[str]:
+    """The answers of the rows that the file of an earlier run names in a source, whose last row is asked for now."""
+    source = {"file": str(write(folder / "rows.jsonl", records)), "columns": columns}
+    write_rows(folder / "forget.jsonl", earlier)
+    (now := folder / "now.jsonl").write_text(json.dumps(records[-1]))
+    request = {"forget": [{"file": str(now)}], "forgotten": [{"file": str(folder / "forget.jsonl")}]}
+    return {r.answer for r in prepare.unchecked(config(source, setting="request", request=request)).forgotten}
+
+
+def test_the_file_of_an_earlier_run_has_our_names_of_columns(tmp_path: Path) -> None:
+    records = [{"id": f"r{i}", "prompt": f"Where is {i}?", "told": f"In {i}."} for i in range(9)]
+    earlier = [Row("r1", None, None, None, None, "Where is 1?", "In 1.")]
+    assert forgotten_by(tmp_path, records, earlier, row_id="id", question="prompt", answer="told") == {"In 1."}
+
+
+def test_a_row_that_came_to_share_its_id_with_a_new_one_is_found_by_its_fact(tmp_path: Path) -> None:
+    more = GOOD[0] | {"question": "What else is known?", "answer": "It is new."}
+    earlier = [row(0, TOPICS[0], question=GOOD[0]["question"], answer=GOOD[0]["answer"])]
+    assert forgotten_by(tmp_path, GOOD, earlier) == {GOOD[0]["answer"]}
+    assert forgotten_by(tmp_path, [more, *GOOD], earlier) == {GOOD[0]["answer"]}
 
 
 def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
