@@ -93,7 +93,7 @@ def _count_table(prepared: Prepared) -> Table:
         table.add_column(language or "rows", justify="right")
     for topic in dict.fromkeys(topic for _, topic in by_topic):
         cells = [by_topic.get((language, topic), (0,) * len(SPLITS)) for language in by_language]
-        table.add_row(topic or "(none given)", *(" / ".join(map(str, counts)) for counts in cells))
+        table.add_row(escape(topic) if topic else "(none given)", *(" / ".join(map(str, counts)) for counts in cells))
     table.add_section()
     table.add_row("all", *(" / ".join(map(str, counts)) for counts in by_language.values()))
     return table
