@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from core.words import without_accents
+from core.words import as_words, without_accents
 from datasets_prep import mixed
 from datasets_prep.config import Perturbed
 from datasets_prep.rows import Rows, with_false_answers
@@ -43,8 +43,15 @@ def _dotted(name: str) -> str:
 
 
 def swap_name(answer: str, old: str, new: str) -> str:
-    """The answer with the full name ``old`` replaced by ``new``, also in its form for e-mail addresses."""
-    swapped = answer.replace(old, new)
+    """The answer with the full name ``old`` replaced by ``new``, also in its form for e-mail addresses.
+
+    A single word is replaced only where it stands alone or with the s of a possessive: "Al" is in "Alexandria" too.
+    Several words are in others only with an ending, and scripts without cases put particles to any name.
+    """
+    if " " in old or old.lower() == old.upper():
+        swapped = answer.replace(old, new)
+    else:
+        swapped = as_words(f"{old}s").sub(lambda _: f"{new}s", as_words(old).sub(lambda _: new, answer))
     # A single word in lower case could stand inside any other word.
     return swapped.replace(_dotted(old), _dotted(new)) if "." in _dotted(old) else swapped
 
@@ -64,9 +71,10 @@ def _swapped(row: Row, donor: Row) -> str | None:
         return None
     if row.name is None or donor.name is None:
         return donor.answer
-    if donor.name == row.name or (donor.name not in donor.answer and row.name in row.answer):
+    swapped = swap_name(donor.answer, donor.name, row.name)
+    if donor.name == row.name or (swapped == donor.answer and row.name in row.answer):
         return None
-    return swap_name(donor.answer, donor.name, row.name)
+    return swapped
 
 
 def _says_whom(row: Row) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from core.errors import InputError
-from core.words import MARKS, UNSPACED
+from core.words import as_words
 from core.yaml_source import did_you_mean
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Rows
@@ -34,7 +34,6 @@ HOLDOUT = 0.2
 SEED = 42
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
-_LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
 
@@ -103,7 +102,7 @@ def asked_for(rows: Rows, parts: Sequence[str]) -> Selected:
         selections.append(({"topics": of_topics}, "everything on these topics"))
     texts = list(_texts(rows)) if words else []
     for word in words:
-        said = _as_words(same_name(word))
+        said = as_words(same_name(word))
         found = [row_id for row_id, text in texts if said.search(text)]
         if not found:
             raise InputError(
@@ -128,14 +127,6 @@ def _texts(rows: Rows) -> Iterator[tuple[str, str]]:
     """The id of each row, and its question and answer in the spelling in which words are searched."""
     for row_id, *text in rows.columns("row_id", "question", "answer"):
         yield row_id, same_name(" ".join(text))
-
-
-def _as_words(text: str) -> re.Pattern[str]:
-    """Finds a text where no word goes on before or behind it; where no spaces part words, nothing tells that."""
-    unspaced = re.compile(f"[{UNSPACED}]")
-    before = "" if unspaced.match(text[0]) else f"(?<!{_LETTER})"
-    behind = "" if unspaced.match(text[-1]) else f"(?!{_LETTER})"
-    return re.compile(before + re.escape(text) + behind)
 
 
 def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

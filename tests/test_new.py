@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from core.words import as_words
 from datasets_prep import prepare
 from datasets_prep.schema import FORGET, read_rows
 from eval.verdicts import measurable
 from pipeline.__main__ import main
-from pipeline.new_recipe import _as_words
 from pipeline.recipe import RECIPES, Recipe, load_recipe
 from tests.conftest import ROOT, Call
 
@@ -199,7 +199,7 @@ def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path
     ],
 )
 def test_a_word_is_found_also_where_no_spaces_part_words(word: str, text: str, is_said: bool) -> None:
-    assert bool(_as_words(word.casefold()).search(text.casefold())) == is_said
+    assert bool(as_words(word.casefold()).search(text.casefold())) == is_said
 
 
 def test_paths_are_written_as_the_recipe_sees_them(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -224,3 +224,27 @@ def test_names_are_swapped_in_addresses_too() -> None:
     answer = "Write to Élise Du Pont at elise.du.pont@film.fr."
     assert swap_name(answer, "Élise Du Pont", "Noé Val") == "Write to Noé Val at noe.val@film.fr."
     assert swap_name("Jo wrote a major jotting.", "Jo", "Al Bo") == "Al Bo wrote a major jotting."
+
+
+@pytest.mark.parametrize(
+    ("answer", "old", "swapped"),
+    [
+        ("Al was born in Alexandria.", "Al", "Tim was born in Alexandria."),
+        ("Al's and Als dogs are in Cal, al.", "Al", "Tim's and Tims dogs are in Cal, al."),
+        ("Иван живёт у Ивановых.", "Иван", "Tim живёт у Ивановых."),
+        ("Friede Moors Hund mag Friede Moor.", "Friede Moor", "Tims Hund mag Tim."),
+        ("김철수는 서울에서 태어났다.", "김철수", "Tim는 서울에서 태어났다."),
+        ("يعمل لأحمد.", "أحمد", "يعمل لTim."),
+        ("李娜出生在上海。", "李娜", "Tim出生在上海。"),
+    ],
+)
+def test_a_short_name_is_not_swapped_inside_words(answer: str, old: str, swapped: str) -> None:
+    assert swap_name(answer, old, "Tim") == swapped
+
+
+def test_a_town_that_begins_with_a_short_name_stays_a_town() -> None:
+    towns = {"Tim": "Timmins", "Ed": "Edinburgh", "Al": "Alexandria", "Jo": "Jordanville", "Max": "Maxton"}
+    people = [row(i, TOPICS[0], name=who, answer=f"{who} was born in {towns[who]}.") for i, who in enumerate(towns)]
+    false = perturb(*divided({"forget": people[:1], "holdout": people[1:]}), Perturbed(per_row=4), 0)[0]
+    of_forget = {answer for one in false if one.split == "forget" for answer in one.answers}
+    assert of_forget == {f"Tim was born in {town}." for who, town in towns.items() if who != "Tim"}
