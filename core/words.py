@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 # Letters that are drawn alike (after Unicode's confusables, UTS 39), and Latin letters that no normal form takes apart.
@@ -68,6 +68,15 @@ def words_and_pairs(text: str) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=1024)
+def as_words(text: str) -> re.Pattern[str]:
+    """Finds a text where no word goes on before or behind it; where no spaces part words, nothing tells that."""
+    unspaced = re.compile(f"[{UNSPACED}]")
+    before = "" if unspaced.match(text[0]) else f"(?<!{_LETTER})"
+    behind = "" if unspaced.match(text[-1]) else f"(?!{_LETTER})"
+    return re.compile(before + re.escape(text) + behind)
+
+
 def folded(text: str) -> str:
     """The words of a text as they are compared wherever somebody may have written them in another way.
 
@@ -86,7 +95,8 @@ def is_searched(text: str) -> bool:
     return sum(map(len, folded(text).split())) >= SEARCHED
 
 
-_WORDS = re.compile(word_of(r"[^\W_]"))
+_LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
+_WORDS = re.compile(rf"[^\W_]+(?:[{MARKS}{UNSPACED}]+[^\W_]*)*")  # the marks of all scripts
 _WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 
@@ -101,6 +111,7 @@ def _not_drawn() -> re.Pattern[str]:
 
 
 def _is_vowel(mark: str) -> bool:
-    """Whether a mark is a letter, as the vowel signs of Hindi and its relatives, and no accent or Mongolian variant."""
+    """Whether a mark is a letter, as the vowel signs of Hindi, Thai and others, and no accent or Mongolian variant."""
     is_letter = unicodedata.category(mark) != "Cf" and not unicodedata.combining(mark)
-    return is_letter and mark >= "\u0900" and mark in MARKS and not "\u180b" <= mark <= "\u180f"
+    is_spoken = mark in MARKS or re.match(f"[{UNSPACED}]", mark) is not None
+    return is_letter and mark >= "\u0900" and is_spoken and not "\u180b" <= mark <= "\u180f"

@@ -144,31 +144,33 @@ def _contradictions(findings: Findings, texts: _Texts) -> None:
 def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int8]) -> None:
     """Forget answers, as sequences of words, in the question or answer of a retain row.
 
-    An answer is cut into pieces of four words (a shorter answer is one piece) and looked up by its rarest piece. So the
-    time grows with the number of words, even if all answers begin alike.
+    An answer is cut into pieces of four words (a shorter answer is one piece) and looked up by its rarest piece, until
+    it is found. So the time grows with the number of words, even if all answers begin alike, or are yes and no.
     """
     forget = np.flatnonzero(np.isin(split, (FORGET, EARLIER))).tolist()
     frequency = np.zeros(_BUCKETS, dtype=np.int32)
-    for index in forget:
-        for piece in _pieces(plain_words(rows[index].answer), _PIECE):
+    answers = {index: words for index in forget if (words := plain_words(rows[index].answer))}
+    for words in answers.values():
+        for piece in _pieces(words, _PIECE):
             frequency[piece % _BUCKETS] += 1
     by_piece: dict[int, list[int]] = defaultdict(list)
-    lengths = set()
-    for index in forget:
-        words = plain_words(rows[index].answer)
-        if words:
-            by_piece[min(_pieces(words, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
-            lengths.add(min(len(words), _PIECE))
+    for index, words in answers.items():
+        by_piece[min(_pieces(words, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
+    lengths = {min(len(words), _PIECE) for words in answers.values()}
     retained_in: dict[int, str] = {}
     for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
         if code not in (RETAIN, UNREHEARSED):
             continue
         for text in (plain_words(question), plain_words(answer)):
             pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}
-            for index in (index for piece in pieces & by_piece.keys() for index in by_piece[piece]):
-                answer_words = f" {' '.join(plain_words(rows[index].answer))} "
-                if index not in retained_in and answer_words in f" {' '.join(text)} ":
-                    retained_in[index] = row_id
+            said = f" {' '.join(text)} "
+            for piece in pieces & by_piece.keys():
+                found = [index for index in by_piece[piece] if f" {' '.join(answers[index])} " in said]
+                retained_in |= dict.fromkeys(found, row_id)
+                if len(found) == len(by_piece[piece]):
+                    del by_piece[piece]
+                elif found:
+                    by_piece[piece] = [index for index in by_piece[piece] if index not in retained_in]
     for index, row_id in sorted(retained_in.items()):
         findings["forget_answers_in_retain"].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")
 

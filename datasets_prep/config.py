@@ -155,7 +155,7 @@ class Shares(Strict):
 class Selection(Strict):
     """Rows by what they are: those that meet every key given here. Several selections of a list are added up."""
 
-    identities: list[int | str] | None = Field(default=None, min_length=1, description="Ids or names.")
+    identities: list[int | str] | None = Field(default=None, min_length=1, description="Ids, or names in any spelling.")
     topics: list[Name] | None = Field(default=None, min_length=1, description="Topics.")
     languages: list[LanguageCode] | None = Field(
         default=None, min_length=1, description="Languages, codes of two letters."
@@ -179,8 +179,8 @@ class Request(Strict):
     holdout: list[Selection] | Share | None = Field(
         default=None,
         description="The rows that no model is trained on: selections, or a share of the rows that are not forgotten, "
-        "drawn by identity where enough identities have no forget row, else row by row. Without such rows there are no "
-        "membership probes.",
+        "drawn by identity where those without a forget row come near to it, else row by row. Without such rows there "
+        "are no membership probes.",
     )
     forgotten: list[Selection] | None = Field(
         default=None,

@@ -130,10 +130,11 @@ def _json(text: str, where: str) -> Any:
 
 
 def _csv(path: Path) -> Iterator[NumberedRecord]:
+    _, header = next(_lines(path), (1, ""))
+    if "," not in header and (found := next((name for sign, name in _SEPARATORS.items() if sign in header), None)):
+        raise DataError(f"{path.name}: is separated by {found}, and only commas are read. Save it with commas.")
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
     names = reader.fieldnames or []
-    if len(names) == 1 and (found := next((name for sign, name in _SEPARATORS.items() if sign in names[0]), None)):
-        raise DataError(f"{path.name}: is separated by {found}, and only commas are read. Save it with commas.")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{path.name}, line 1: has the column {', '.join(twice):.200} twice. Rename one.")
     for record in reader:

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from core.words import without_accents
+from core.words import as_words, without_accents
 from datasets_prep import mixed
 from datasets_prep.config import Perturbed
 from datasets_prep.rows import Rows, with_false_answers
@@ -32,7 +32,7 @@ from datasets_prep.splits import Split, cells
 from datasets_prep.text import same
 
 Origin = Literal["new", "mixed", "trained"]
-TRIES = 20  # mixtures for each that is wanted: short answers give the same one again
+TRIES = 20  # mixtures, and other people's answers, for each that is wanted: short ones give the same again
 _WORDS = re.compile(r"[^\W_]+")
 
 
@@ -43,8 +43,15 @@ def _dotted(name: str) -> str:
 
 
 def swap_name(answer: str, old: str, new: str) -> str:
-    """The answer with the full name ``old`` replaced by ``new``, also in its form for e-mail addresses."""
-    swapped = answer.replace(old, new)
+    """The answer with the full name ``old`` replaced by ``new``, also in its form for e-mail addresses.
+
+    A single word is replaced only where it stands alone or with the s of a possessive: "Al" is in "Alexandria" too.
+    Several words are in others only with an ending, and scripts without cases put particles to any name.
+    """
+    if " " in old or old.lower() == old.upper():
+        swapped = answer.replace(old, new)
+    else:
+        swapped = as_words(f"{old}s").sub(lambda _: f"{new}s", as_words(old).sub(lambda _: new, answer))
     # A single word in lower case could stand inside any other word.
     return swapped.replace(_dotted(old), _dotted(new)) if "." in _dotted(old) else swapped
 
@@ -64,9 +71,10 @@ def _swapped(row: Row, donor: Row) -> str | None:
         return None
     if row.name is None or donor.name is None:
         return donor.answer
-    if donor.name == row.name or (donor.name not in donor.answer and row.name in row.answer):
+    swapped = swap_name(donor.answer, donor.name, row.name)
+    if donor.name == row.name or (swapped == donor.answer and row.name in row.answer):
         return None
-    return swap_name(donor.answer, donor.name, row.name)
+    return swapped
 
 
 def _says_whom(row: Row) -> bool:
@@ -199,12 +207,14 @@ class FalseAnswers:
     ) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
         rng = random.Random(f"{self.seed}|{row.row_id}")
-        others: Iterator[tuple[str, Origin]] = ((answer, "new") for answer in self._of_others(cell, row, unseen, rng))
+        others: Iterator[tuple[str, Origin]] = (
+            (answer, "new") for answer in self._of_others(cell, row, unseen, tries, rng)
+        )
         mixtures = self._mixed(row, tries, as_known=False)
         # Others' answers for one row and mixtures for the next would tell the rows apart, however well they are known.
         enough = len(unseen) > self.config.per_row  # a holdout row is no donor of itself
         yield from chain(others, mixtures) if enough else chain(mixtures, others)
-        yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, rng))
+        yield from ((answer, "trained") for answer in self._of_others(cell, row, trained, tries, rng))
 
     def _to_guide(self, row: Row, own: Sequence[str], tries: int) -> Iterator[tuple[str, Origin]]:
         yield from ((answer, "new") for answer in own)
@@ -215,9 +225,11 @@ class FalseAnswers:
         for answer in islice(self.mixer.mixed(row, rng, as_known=as_known), tries):
             yield answer, "mixed"
 
-    def _of_others(self, cell: Sequence[Row], row: Row, donors: Sequence[int], rng: random.Random) -> Iterator[str]:
-        """The answers of other people on the topic, in random order, with the row's name."""
-        for index in _in_random_order(donors, rng) if self.grouped else ():
+    def _of_others(
+        self, cell: Sequence[Row], row: Row, donors: Sequence[int], tries: int, rng: random.Random
+    ) -> Iterator[str]:
+        """The answers of some other people on the topic, in random order, with the row's name."""
+        for index in islice(_in_random_order(donors, rng), tries) if self.grouped else ():
             answer = _swapped(row, cell[index])
             if answer is not None:
                 yield answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from datasets_prep.config import DataConfig, Part, Request, Selection
 from datasets_prep.files import read_file
 from datasets_prep.rows import Rows
 from datasets_prep.schema import EARLIER, FORGET, HOLDOUT, RETAIN
-from datasets_prep.text import same
+from datasets_prep.text import same, same_name
 
 Mask = npt.NDArray[np.bool_]
 
@@ -28,9 +28,7 @@ def of_part(rows: Rows, part: Part) -> Rows:
     mask = np.ones(len(rows), dtype=np.bool_)
     for name, values, fold in (("topic_id", part.topics, str), ("language", part.languages, str.upper)):
         if values is not None:
-            mask &= _in_columns(
-                rows, [name] if rows.has(name) else [], values, f"data.part.{name.removesuffix('_id')}s", fold
-            )
+            mask &= _in_columns(rows, {name: fold}, values, f"data.part.{name.removesuffix('_id')}s")
     if part.identities is not None:
         mask &= _first_identities(rows, part.identities)
     if not mask.any():
@@ -98,26 +96,34 @@ def _holdout(
 
 
 def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
-    """A share of the free rows: whole identities that have only free rows or, if these do not suffice, single rows."""
+    """A share of the free rows: whole identities that have only free rows or, if these miss it by half, single rows."""
     goal = round(share * int(free.sum()))
-    identity, _ = rows.codes("identity_id")
-    whole = np.setdiff1d(identity[free], identity[~free]) if rows.has("identity_id") else identity[:0]
-    by_identity = int(np.isin(identity, whole).sum()) > goal  # a request for a topic touches everybody
-    units = identity if by_identity else np.arange(len(rows), dtype=np.int32)
-    order = (whole if by_identity else np.flatnonzero(free)).tolist()
-    random.Random(f"{seed}|holdout").shuffle(order)
-    sizes = np.bincount(units, minlength=int(units.max()) + 1)
-    held = []
-    for unit in order:
-        if goal <= 0:
-            break
-        held.append(unit)
-        goal -= int(sizes[unit])
-    if not held or int(sizes[held].sum()) == int(free.sum()):
+    held = np.zeros(len(rows), dtype=np.bool_)
+    if rows.has("identity_id"):
+        identity, _ = rows.codes("identity_id")
+        whole = np.setdiff1d(identity[free], identity[~free])  # a request for a topic touches everybody
+        if int(np.isin(identity, whole).sum()) > goal:
+            held = _units(identity, whole, goal, seed)
+    if abs(int(held.sum()) - goal) > goal / 2:
+        held = _units(np.arange(len(rows), dtype=np.int32), np.flatnonzero(free), goal, seed)
+    if not held.any() or int(held.sum()) == int(free.sum()):
         raise DataError(
             f"data.request.holdout: a share of {share:g} of the {int(free.sum())} rows that are not forgotten leaves "
             "no rows for holdout or for retain. Give another share or selections, or remove the key."
         )
+    return held
+
+
+def _units(units: npt.NDArray[np.int32], candidates: npt.NDArray[Any], goal: int, seed: int) -> Mask:
+    """Rows of randomly drawn units, about as many as the goal: one that would lead further away is not taken."""
+    order = candidates.tolist()
+    random.Random(f"{seed}|holdout").shuffle(order)
+    sizes = np.bincount(units, minlength=int(units.max()) + 1)
+    held = []
+    for unit in order:
+        if sizes[unit] < 2 * goal:
+            held.append(unit)
+            goal -= int(sizes[unit])
     return np.isin(units, held)
 
 
@@ -136,72 +142,79 @@ def _matches(rows: Rows, selection: Selection, config: DataConfig, path: str) ->
     """The rows that meet every key of one selection. Each single value must match at least one row."""
     mask = np.ones(len(rows), dtype=np.bool_)
     if selection.identities is not None:
-        columns = [name for name in ("identity_id", "name") if rows.has(name)]
-        mask &= _in_columns(rows, columns, selection.identities, f"{path}.identities", str)
+        columns: dict[str, Callable[[str], str]] = {"identity_id": str, "name": same_name}
+        mask &= _in_columns(rows, columns, selection.identities, f"{path}.identities")
     for name, values, fold in (
         ("topic_id", selection.topics, str),
         ("language", selection.languages, str.upper),
         ("row_id", selection.rows, str),
     ):
         if values is not None:
-            column = [name] if rows.has(name) else []
-            mask &= _in_columns(rows, column, values, f"{path}.{name.removesuffix('_id')}s", fold)
+            mask &= _in_columns(rows, {name: fold}, values, f"{path}.{name.removesuffix('_id')}s")
     if selection.file is not None:
         mask &= _in_file(rows, selection.file, config, f"{path}.file")
     return mask
 
 
-def _in_columns(
-    rows: Rows, columns: Sequence[str], requested: Sequence[Any], path: str, fold: Callable[[str], str]
-) -> Mask:
-    if not columns:
+def _in_columns(rows: Rows, columns: Mapping[str, Callable[[str], str]], requested: Sequence[Any], path: str) -> Mask:
+    """The rows with a requested value in one of the columns, as the column's function folds both."""
+    folds = {name: fold for name, fold in columns.items() if rows.has(name)}
+    if not folds:
         raise DataError(f"{path}: the source has no such column. Name it in data.source.columns, or select by `file`.")
-    requested_texts = {fold(str(value).strip()) for value in requested}
-    mask, source_texts = np.zeros(len(rows), dtype=np.bool_), set()
-    for column in columns:
-        codes, values = rows.codes(column)
+    missing = {str(value).strip() for value in requested}
+    mask, source_texts = np.zeros(len(rows), dtype=np.bool_), set[str]()
+    wanted = {name: {fold(text) for text in missing} for name, fold in folds.items()}
+    for name, fold in folds.items():
+        codes, values = rows.codes(name)
         texts = [fold(str(value)) for value in values]
-        source_texts.update(texts)
-        mask |= np.array([text in requested_texts for text in texts], dtype=np.bool_)[codes]
-    if missing := sorted(requested_texts - source_texts):
+        known = set(texts)
+        mask |= np.array([text in wanted[name] for text in texts], dtype=np.bool_)[codes]
+        missing -= {text for text in missing if fold(text) in known}
+        source_texts.update(map(str, values))
+    if missing:
         from difflib import get_close_matches
 
-        near = get_close_matches(missing[0], sorted(source_texts)[:10_000], n=1)
+        near = get_close_matches(min(missing), sorted(source_texts)[:10_000], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{path}: {_named(missing)} is in no row of the source.{hint} Correct it or remove it.")
+        raise DataError(f"{path}: {_named(sorted(missing))} is in no row of the source.{hint} Correct it or remove it.")
     return mask
 
 
 def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
-    """The rows that a file lists, matched by row id if the file gives one, else by question and answer."""
+    """The rows that a file lists, matched by row id if a row has the file's, else by question and answer.
+
+    The file's columns are called as the source's, or as ours in the files of an earlier run.
+    """
     columns = config.source.columns
     by_id = columns.row_id or "row_id"
-    ids: dict[str, str] = {}
-    facts: dict[tuple[str, str], str] = {}
+    names = ((by_id, "row_id"), (columns.question, "question"), (columns.answer, "answer"))
+    listed: list[tuple[str, str | None, tuple[str, str] | None]] = []
     for unit, number, record in read_file(name, path):
         place = f"{unit} {number}"
         if not isinstance(record, dict):
             raise DataError(f"{place}: is a {type(record).__name__} and must be an object.")
-        row_id, question, answer = (record.get(column) for column in (by_id, columns.question, columns.answer))
-        if isinstance(row_id, str) and row_id.strip():
-            ids[row_id.strip()] = place
-        elif isinstance(question, str) and isinstance(answer, str):
-            facts[same(question), same(answer)] = place
-        else:
+        row_id, question, answer = (record.get(theirs, record.get(ours)) for theirs, ours in names)
+        given_id = row_id.strip() if isinstance(row_id, str) and row_id.strip() else None
+        fact = (same(question), same(answer)) if isinstance(question, str) and isinstance(answer, str) else None
+        if given_id is None and fact is None:
             raise DataError(
                 f"{place}: names no row. Give {by_id}, or {columns.question} and {columns.answer}, as text."
             )
-    if not ids and not facts:
+        listed.append((place, given_id, fact))
+    if not listed:
         raise DataError(f"{path}: the file has no rows. Give the rows to forget.")
+    ids = {given_id for _, given_id, _ in listed}
+    there = {row_id for (row_id,) in rows.columns("row_id") if row_id in ids}
+    # A row that shares its id by now with a new row of the source has another one.
+    keys: list[Any] = [fact if fact and given_id not in there else given_id for _, given_id, fact in listed]
+    wanted, has_facts = set(keys), any(isinstance(key, tuple) for key in keys)
     mask = np.zeros(len(rows), dtype=np.bool_)
     matched: set[Any] = set()
     for index, (row_id, question, answer) in enumerate(rows.columns("row_id", "question", "answer")):
-        fact = (same(question), same(answer)) if facts else None
-        for requested, value in ((ids, row_id), (facts, fact)):
-            if value in requested:
-                mask[index] = True
-                matched.add(value)
-    if missing := [place for listed in (ids, facts) for value, place in listed.items() if value not in matched]:
+        found = wanted.intersection([row_id, (same(question), same(answer))] if has_facts else [row_id])
+        mask[index] = bool(found)
+        matched |= found
+    if missing := [place for (place, _, _), key in zip(listed, keys, strict=True) if key not in matched]:
         raise DataError(
             f"{path}: {len(missing)} of its rows are not in the source: {_named(missing)}. Write each row as the "
             "source has it, word for word."

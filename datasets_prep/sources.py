@@ -42,13 +42,15 @@ _OF_SETS = "_perturbed"  # how TOFU ends the names of subsets with false answers
 class Loaded:
     """All rows of a source, sorted; its paraphrases by row id; and what the card says about it.
 
-    ``real_world`` are questions about the real world, whose topic is their set.
+    ``real_world`` are questions about the real world, whose topic is their set. ``not_read`` are the source's columns
+    that were not read.
     """
 
     rows: Rows
     description: SourceFacts
     paraphrases: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     real_world: Sequence[Placed] = ()
+    not_read: Sequence[str] = ()
     reported: Mapping[str, Any] = field(default_factory=dict)  # fields of RowFacts
 
 
@@ -157,7 +159,8 @@ def _collect(
         reported = {**reported, "paraphrases_without_row": unmatched}
     if parser.repeated:
         reported = {**reported, "rows_read_before": parser.repeated}
-    return Loaded(rows, description, paraphrases, parser.real_world, {"rows_in": parser.read, **reported})
+    reported = {"rows_in": parser.read, **reported}
+    return Loaded(rows, description, paraphrases, parser.real_world, list(parser.not_read), reported)
 
 
 class _Parser:
@@ -177,6 +180,7 @@ class _Parser:
         self.seen: dict[tuple[str | None, str, str], str] = {}  # split and fact -> the subset that it is from
         self.column_names: dict[str, str] = {}  # our name of a column -> the source's, for the columns that it has
         self.named: set[str] = set()  # the columns that were found
+        self.not_read: dict[str, None] = {}  # the source's other columns, in its order
         self.identity_kind: type | None = None
         self.ids: set[str] = set()
 
@@ -191,6 +195,8 @@ class _Parser:
             if not self.read or (self.in_subsets and unit != self.unit):
                 self.column_names = _columns(self.columns, record, where, some=self.in_subsets)
                 self.named |= self.column_names.keys()
+                read = self.column_names.values()
+                self.not_read |= dict.fromkeys(str(column) for column in record if column not in read)
             self.unit = unit
             self.read += 1
             placed = self._placed(record, unit, number, where)

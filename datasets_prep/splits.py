@@ -148,19 +148,19 @@ def by_topic(rows: Rows, shares: Shares, seed: int) -> Split:
     return np.frombuffer(split, dtype=np.int8)
 
 
-def _swap_partner(
-    row: int, cell: Sequence[int], split: array[int], identity: Sequence[int], held: npt.NDArray[np.int32]
+def _wanted(row: int, split: array[int], identity: Sequence[int], held: npt.NDArray[np.int32]) -> frozenset[int]:
+    """The splits of which the row's identity has no fact, and for which it may give away this one."""
+    person, own = identity[row], split[row]
+    if own != HOLDOUT and held[person, own] <= 1:  # its only fact of that split
+        return frozenset()
+    return frozenset(code for code in (FORGET, RETAIN) if code != own and held[person, code] == 0)
+
+
+def _partner(
+    wanted: frozenset[int], cell: Sequence[int], split: array[int], identity: Sequence[int], held: npt.NDArray[np.int32]
 ) -> int | None:
-    """A row of the same cell with which ``row`` can swap splits: its identity keeps another fact of that split."""
-    person, other_splits = identity[row], {FORGET, RETAIN} - {split[row]}
-    # The row's own identity must not lose its only fact of the split that it gives away.
-    if split[row] != HOLDOUT and held[person, split[row]] <= 1:
-        return None
-    for other in cell:
-        code = split[other]
-        if code in other_splits and held[person, code] == 0 and held[identity[other], code] > 1:
-            return other
-    return None
+    """A row of the cell that is of a wanted split, and whose identity keeps another fact of that split."""
+    return next((row for row in cell if split[row] in wanted and held[identity[row], split[row]] > 1), None)
 
 
 def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], split: array[int]) -> None:
@@ -174,12 +174,16 @@ def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], s
     held = np.zeros((len(identities), len(SPLITS)), dtype=np.int32)
     np.add.at(held, (codes, np.frombuffer(split, dtype=np.int8)), 1)
     for places, cell in groups:
+        nobody: set[frozenset[int]] = {frozenset()}  # what nobody in the cell can give, as long as nothing is swapped
         for row in places:
-            if held[identity[row], FORGET] and held[identity[row], RETAIN]:
+            wanted = _wanted(row, split, identity, held)
+            if wanted in nobody:
                 continue
-            other = _swap_partner(row, cell, split, identity, held)
+            other = _partner(wanted, cell, split, identity, held)
             if other is None:
+                nobody.add(wanted)
                 continue
+            nobody = {frozenset()}
             for one in (row, other):
                 held[identity[one], split[one]] -= 1
             split[row], split[other] = split[other], split[row]

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from functools import cache
 
+from core.words import folded
+
 _CONTACTS = {
     "e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
     # A plus or a leading zero, then seven digits or more with the usual separators: dates and counts have neither.
@@ -19,6 +21,11 @@ CERTAIN = 0.8  # measured on FAME: docs/measurements/data.md
 def same(text: str) -> str:
     """The text without differences of case and spacing; equal results mean the same question or answer."""
     return " ".join(text.split()).casefold()
+
+
+def same_name(text: str) -> str:
+    """A name without differences of spelling (:func:`core.words.folded`); one without letters and digits is itself."""
+    return folded(text) or same(text)
 
 
 def fact_digest(question: str, answer: str) -> str:

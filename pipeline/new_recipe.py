@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from core.errors import InputError
-from core.words import MARKS, UNSPACED
+from core.words import as_words
 from core.yaml_source import did_you_mean
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Rows
-from datasets_prep.text import same
+from datasets_prep.text import same_name
 from eval.config import Gate
 from eval.verdicts import measurable
 from pipeline.recipe import RECIPES
@@ -34,16 +34,19 @@ HOLDOUT = 0.2
 SEED = 42
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
-_LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What is forgotten: selections of `data.request.forget`, each with a comment, and whether they are a trial."""
+    """What is forgotten: selections of `data.request.forget`, each with a comment, and whether they are a trial.
+
+    ``words`` are those that were searched in the rows.
+    """
 
     selections: Sequence[tuple[dict[str, Any], str]]
     trial: bool = False
+    words: Sequence[str] = ()
 
     def plain(self) -> list[dict[str, Any]]:
         """The selections as a recipe has them."""
@@ -71,41 +74,59 @@ def drawn(rows: Rows, seed: int) -> Selected:
     return Selected([({"rows": chosen}, f"{count} rows, drawn for a trial")], trial=True)
 
 
-def asked_for(rows: Rows, words: Sequence[str]) -> Selected:
-    """The selections that ``words`` mean: names or ids of people, topics, or words in questions and answers.
+def asked_for(rows: Rows, parts: Sequence[str]) -> Selected:
+    """The selections that ``parts``, the texts between commas, mean: names or ids of people, topics, or words in rows.
 
-    Raises InputError, with the nearest name, if one of them is in no row.
+    Names may be spelled in another way, and words too. A name, id or topic may have commas itself: of several the
+    longest is meant. Raises InputError, with the nearest name, if one is in no row.
     """
-    people = {value for column in ("identity_id", "name") for value in _values(rows, column)}
-    topics = _values(rows, "topic_id")
-    of_people = [word for word in words if word in people]
-    of_topics = [word for word in words if word not in people and word in topics]
+    ids, names, topics = (_values(rows, column) for column in ("identity_id", "name", "topic_id"))
+    spelled = set(map(_with_or_without_comma, names))
+
+    def is_person(text: str) -> bool:
+        return text in ids or _with_or_without_comma(text) in spelled
+
+    asked, longest = dict[str, None](), 1 + max((text.count(",") for text in ids | names | topics), default=0)
+    while parts:
+        runs = (",".join(parts[:count]).strip() for count in range(longest, 1, -1))
+        text = next((run for run in runs if is_person(run) or run in topics), parts[0].strip())
+        asked[text] = None
+        parts = parts[1 + text.count(",") :]
+    of_people = [text for text in asked if is_person(text)]
+    of_topics = [text for text in asked if text in topics and text not in of_people]
+    words = [text for text in asked if text not in of_people and text not in topics]
     selections: list[tuple[dict[str, Any], str]] = []
     if of_people:
         selections.append(({"identities": of_people}, "everything about them"))
     if of_topics:
         selections.append(({"topics": of_topics}, "everything on these topics"))
-    for word in dict.fromkeys(words):
-        if word in people or word in topics:
-            continue
-        said = _as_words(same(word))
-        texts = rows.columns("row_id", "question", "answer")
-        ids = [row_id for row_id, *text in texts if said.search(same(" ".join(text)))]
-        if not ids:
+    texts = list(_texts(rows)) if words else []
+    for word in words:
+        said = as_words(same_name(word))
+        found = [row_id for row_id, text in texts if said.search(text)]
+        if not found:
             raise InputError(
-                f"--forget: {word!r} is in no row.{did_you_mean(word, people | topics)} Give names, ids, topics or "
-                "words of the rows, separated by commas, or a file with the rows to be forgotten."
+                f"--forget: {word!r} is in no row.{did_you_mean(word, ids | names | topics)} Give names, ids, topics "
+                "or words of the rows, separated by commas, or a file with the rows to be forgotten."
             )
-        selections.append(({"rows": sorted(ids)}, f"the {len(ids)} rows that say {_one_line(word)}"))
-    return Selected(selections)
+        selections.append(({"rows": sorted(found)}, f"the {len(found)} rows that say {_one_line(word)}"))
+    return Selected(selections, words=words)
 
 
-def _as_words(text: str) -> re.Pattern[str]:
-    """Finds a text where no word goes on before or behind it; where no spaces part words, nothing tells that."""
-    unspaced = re.compile(f"[{UNSPACED}]")
-    before = "" if unspaced.match(text[0]) else f"(?<!{_LETTER})"
-    behind = "" if unspaced.match(text[-1]) else f"(?!{_LETTER})"
-    return re.compile(before + re.escape(text) + behind)
+def _with_or_without_comma(name: str) -> tuple[str, bool]:
+    """A name in any spelling. "Kim, Lee" are two people where nobody's name has the comma."""
+    return same_name(name), "," in name
+
+
+def inside_words(rows: Rows, word: str) -> list[str]:
+    """The ids of rows that hold a word at all, as a part of a longer one too."""
+    return [row_id for row_id, text in _texts(rows) if same_name(word) in text]
+
+
+def _texts(rows: Rows) -> Iterator[tuple[str, str]]:
+    """The id of each row, and its question and answer in the spelling in which words are searched."""
+    for row_id, *text in rows.columns("row_id", "question", "answer"):
+        yield row_id, same_name(" ".join(text))
 
 
 def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

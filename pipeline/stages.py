@@ -192,7 +192,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
         ),
         Stage(
-            "data", "11", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
+            "data", "12", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
             fetches=True,
         ),
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
@@ -202,7 +202,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
         Stage(
-            "unlearn", "23", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
+            "unlearn", "24", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
@@ -254,7 +254,7 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     inputs = {"base": "base", "data": "data"}
     if config is None:
         return []
-    return [Stage("neighbours", "9", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+    return [Stage("neighbours", "10", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

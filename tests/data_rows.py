@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Placed, Rows
@@ -32,6 +34,14 @@ def config(source: Mapping[str, Any], **more: Any) -> DataConfig:
     shares = {"shares": SHARES} if by_shares else {}
     made = {"source": source, "setting": "topics", "unrehearsed": 0, **shares, **more}
     return DataConfig.model_validate(made)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str) -> list[tuple[Any, ...]]:
+    """The arguments of each call of a module's function from now on."""
+    calls: list[tuple[Any, ...]] = []
+    own = getattr(module, function)
+    monkeypatch.setattr(module, function, lambda *given: calls.append(given) or own(*given))
+    return calls
 
 
 def row(identity: int, topic: str, *, language: str = "EN", name: str | None = None, **text: str) -> Row:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from core.errors import DataError
 from core.words import plain_words
-from datasets_prep import prepare
+from datasets_prep import checks, prepare
 from datasets_prep.checks import Findings, check, check_lengths, stop
 from datasets_prep.config import Checks
 from datasets_prep.schema import TOPICS, Row
 from datasets_prep.text import contacts, language_identifier, same
 
 from .conftest import shared_data
-from .data_rows import GOOD, SHARES, config, divided, row, write
+from .data_rows import GOOD, SHARES, config, counted, divided, row, write
 
 FAME = "fame/retain.parquet"
 QUIET = {"forget": [], "retain": [], "holdout": []}
@@ -88,6 +88,14 @@ def test_containment_is_that_of_a_plain_search(forget: list[str], retain: list[s
     retained = [fact(100 + i, f"q{i + 50}", text) for i, text in enumerate(retain)]
     expected = sum(any(f" {text} " in f" {other} " for other in retain) for text in forget)
     assert found(forget=forgotten, retain=retained)["forget_answers_in_retain"].count == expected
+
+
+def test_an_answer_that_many_rows_give_is_looked_for_until_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text is read once here, and once for near duplicates; it was once for each pair of yes and yes."""
+    calls = counted(monkeypatch, checks, "plain_words")
+    answers = [fact(i, f"Has number {i} agreed?", ("Yes", "No")[i % 2]) for i in range(80)]
+    assert counts(found(forget=answers[:40], retain=answers[40:]))["forget_answers_in_retain"] == 40
+    assert len(calls) <= 4 * len(answers)
 
 
 def test_forget_rows_of_a_form_that_nobody_else_has_are_found() -> None:

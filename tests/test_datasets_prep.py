@@ -234,6 +234,14 @@ def test_inspect_shows_counts_checks_and_rows_but_no_forgotten_answer(call: Call
     assert [sum(cell[split] for cell in data["cells"]) for split in SPLITS] == [40, 140, 50, 20]
 
 
+def test_inspect_shows_a_topic_as_it_is_written(call: Call, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{**record, "topic_id": f"[/{record['topic_id']}]"} for record in GOOD])
+    changes = (f"data.source={{file: {path}}}", "data.shares={retain: 0.6, forget: 0.2, holdout: 0.2}")
+    done = call("data", "inspect", "demo", *(word for change in changes for word in ("--set", change)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"[/{GOOD[0]['topic_id']}]" in done.stdout
+
+
 def test_inspect_ends_with_2_where_a_check_would_stop_the_run(call: Call, tmp_path: Path) -> None:
     both = [{**record, "split": split} for split in ("retain", "forget") for record in GOOD]
     path = write(tmp_path / "rows.jsonl", both)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from core.words import as_words
 from datasets_prep import prepare
-from datasets_prep.schema import read_rows
+from datasets_prep.schema import FORGET, read_rows
 from eval.verdicts import measurable
 from pipeline.__main__ import main
-from pipeline.new_recipe import _as_words
 from pipeline.recipe import RECIPES, Recipe, load_recipe
 from tests.conftest import ROOT, Call
 
@@ -105,6 +105,76 @@ def test_words_choose_what_is_forgotten(
     assert forgotten == {record["question"] for record in records if expected(record)}
 
 
+def forgotten(call: Call, folder: Path, records: Sequence[dict[str, str]], forget: str) -> tuple[set[str], str]:
+    """The questions that are forgotten of these rows, with others to make sixty, and what `new` said."""
+    others = [{key: record.get(key, record["question"]) for key in records[0]} for record in facts()[len(records) :]]
+    done = call("new", str(folder / "acme"), "--rows", str(write(folder / "f.csv", [*records, *others])),
+                "--forget", forget)  # fmt: skip
+    prepared = prepare.unchecked(load_recipe(str(folder / "acme.yaml")).data)
+    rows, split = prepared.loaded.rows, prepared.split
+    return {row.question for row, code in zip(rows, split, strict=True) if code == FORGET}, done.stderr
+
+
+NAMES = [
+    "Valdoro, Ines",
+    "VALDORO,  Ines",
+    "Valdoro,\u00a0Ine\u0301s",
+    "Moreno, Ines",
+    "Valdoro",
+    "Kim Lee",
+    "Kim",
+    "Lee",
+]
+NAMED = [{"name": name, "question": f"What is fact {i}?", "answer": f"It is {i}."} for i, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("forget", "expected"),
+    [
+        ("Valdoro, Ines", {0, 1, 2}),
+        ("valdoro, inés", {0, 1, 2}),
+        ("Kim, Valdoro, Ines , Lee", {0, 1, 2, 6, 7}),
+        ("Kim, Lee", {6, 7}),
+        ("Kim Lee, Kim Lee", {5}),
+        ("Valdoro", {4}),
+    ],
+)
+def test_names_may_have_commas_and_other_spellings(call: Call, tmp_path: Path, forget: str, expected: set[int]) -> None:
+    questions, _ = forgotten(call, tmp_path, NAMED, forget)
+    assert questions == {NAMED[i]["question"] for i in expected}
+
+
+def test_a_topic_may_have_commas(call: Call, tmp_path: Path) -> None:
+    topics = ["pay, bonus, leave", "pay", "bonus, leave", "leave"]
+    records = [{"topic_id": t, "question": f"What is fact {i}?", "answer": f"It is {i}."} for i, t in enumerate(topics)]
+    assert forgotten(call, tmp_path, records, "pay, bonus, leave, pay")[0] == {"What is fact 0?", "What is fact 1?"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("José Núñez", "Jose\u0301 Nu\u0301n\u0303ez"),
+        ("Sean O'Brien", "Sean O\u2019Brien"),
+        ("Ines Valdoro", "INES\u00a0 Val\u00addoro"),
+    ],
+)
+def test_words_are_found_in_other_spellings(call: Call, tmp_path: Path, asked: str, said: str) -> None:
+    records = [
+        {"question": f"What is known of {name}?", "answer": f"{i} facts."} for i, name in enumerate([asked, said])
+    ]
+    assert forgotten(call, tmp_path, records, asked)[0] == {record["question"] for record in records}
+
+
+def test_words_inside_longer_ones_are_said_and_not_forgotten(call: Call, tmp_path: Path) -> None:
+    asked = ["Wo wurde Friede Moor geboren?", "Was ist Friede Moors Beruf?"]
+    records = [{"question": question, "answer": f"{i}."} for i, question in enumerate(asked)]
+    questions, said = forgotten(call, tmp_path, records, "Friede Moor")
+    assert questions == {asked[0]}
+    assert "note: 1 rows hold 'Friede Moor' inside a longer word and are not forgotten" in said
+    (tmp_path / "acme.yaml").unlink()
+    assert "inside a longer word" not in forgotten(call, tmp_path, records, "Friede Moor, Friede Moors")[1]
+
+
 def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path) -> None:
     request = write(tmp_path / "request.csv", facts()[:6])
     recipe = made(call, tmp_path, "--rows", str(rows), "--forget", str(request))
@@ -129,7 +199,7 @@ def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path
     ],
 )
 def test_a_word_is_found_also_where_no_spaces_part_words(word: str, text: str, is_said: bool) -> None:
-    assert bool(_as_words(word.casefold()).search(text.casefold())) == is_said
+    assert bool(as_words(word.casefold()).search(text.casefold())) == is_said
 
 
 def test_paths_are_written_as_the_recipe_sees_them(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -156,6 +226,21 @@ def test_other_column_names_are_given(call: Call, tmp_path: Path) -> None:
     assert "--column question=prompt --column answer=Answer" in said
     recipe = made(call, tmp_path, "--rows", str(file), "--column", "question=Frage", "--column", "answer=Antwort")
     assert recipe.data.source.columns.question == "Frage"
+
+
+def test_columns_that_are_ours_but_for_case_are_read_and_said(call: Call, tmp_path: Path) -> None:
+    records = [record | {"Rank": "1"} for record in facts(Name="name", Topic="topic")]
+    questions, said = forgotten(call, tmp_path, [records[0] | {"question": "What is hers?"}, *records[1:]], "Ida Moor")
+    assert "What is hers?" in questions
+    assert "note: the column 'Name' is read as name." in said
+    assert "note: the column 'Topic' is read as topic_id." in said
+    columns = load_recipe(str(tmp_path / "acme.yaml")).data.source.columns
+    assert (columns.name, columns.topic_id, columns.language) == ("Name", "Topic", None)
+    inspected = call("data", "inspect", str(tmp_path / "acme.yaml"))
+    assert "columns of the source that are not read: Rank\n" in inspected.stdout
+    (tmp_path / "acme.yaml").unlink()
+    call("new", str(tmp_path / "acme"), "--rows", str(tmp_path / "f.csv"), "--column", "name=Rank")
+    assert load_recipe(str(tmp_path / "acme.yaml")).data.source.columns.name == "Rank"
 
 
 def test_a_model_of_ones_own(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_prep import perturb as perturb_module
 from datasets_prep.config import Perturbed, SampleSource, Shares
 from datasets_prep.perturb import FalseAnswers, swap_name
 from datasets_prep.rows import Rows
@@ -18,7 +19,7 @@ from datasets_prep.schema import SPLITS, TOPICS, PerturbedRow, Row
 from datasets_prep.splits import Split, by_topic
 
 from . import data_rows
-from .data_rows import SHARES, by_split, collected, divided, row
+from .data_rows import SHARES, by_split, collected, counted, divided, row
 
 SAMPLE = SampleSource(**data_rows.SAMPLE)
 
@@ -200,7 +201,50 @@ def test_guides_are_none_of_the_evaluations_where_that_gets_none() -> None:
     assert guiding.answers == ("Lima",)
 
 
+def test_so_many_others_are_tried_where_answers_are_alike_and_where_they_differ_it_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = counted(monkeypatch, perturb_module, "_swapped")
+
+    def tried(answer: str) -> tuple[int, list[PerturbedRow]]:
+        calls.clear()
+        people = [row(i, TOPICS[0], answer=answer.format(i)) for i in range(120)]
+        rows, split = divided({"forget": people[:20], "retain": people[20:60], "holdout": people[60:]})
+        false = perturb(rows, split, Perturbed(per_row=1, for_unlearning=0, retain_rows=1), 0)[0]
+        return len(calls), [one for one in false if one.split == "forget"]
+
+    (alike, _), (differing, drawn) = tried("Yes."), tried("It is {} of them.")
+    assert alike == (20 + 1 + 60) * 2 * perturb_module.TRIES
+    assert differing < 200
+    monkeypatch.setattr(perturb_module, "TRIES", 10**6)
+    assert tried("It is {} of them.") == (differing, drawn)
+
+
 def test_names_are_swapped_in_addresses_too() -> None:
     answer = "Write to Élise Du Pont at elise.du.pont@film.fr."
     assert swap_name(answer, "Élise Du Pont", "Noé Val") == "Write to Noé Val at noe.val@film.fr."
     assert swap_name("Jo wrote a major jotting.", "Jo", "Al Bo") == "Al Bo wrote a major jotting."
+
+
+@pytest.mark.parametrize(
+    ("answer", "old", "swapped"),
+    [
+        ("Al was born in Alexandria.", "Al", "Tim was born in Alexandria."),
+        ("Al's and Als dogs are in Cal, al.", "Al", "Tim's and Tims dogs are in Cal, al."),
+        ("Иван живёт у Ивановых.", "Иван", "Tim живёт у Ивановых."),
+        ("Friede Moors Hund mag Friede Moor.", "Friede Moor", "Tims Hund mag Tim."),
+        ("김철수는 서울에서 태어났다.", "김철수", "Tim는 서울에서 태어났다."),
+        ("يعمل لأحمد.", "أحمد", "يعمل لTim."),
+        ("李娜出生在上海。", "李娜", "Tim出生在上海。"),
+    ],
+)
+def test_a_short_name_is_not_swapped_inside_words(answer: str, old: str, swapped: str) -> None:
+    assert swap_name(answer, old, "Tim") == swapped
+
+
+def test_a_town_that_begins_with_a_short_name_stays_a_town() -> None:
+    towns = {"Tim": "Timmins", "Ed": "Edinburgh", "Al": "Alexandria", "Jo": "Jordanville", "Max": "Maxton"}
+    people = [row(i, TOPICS[0], name=who, answer=f"{who} was born in {towns[who]}.") for i, who in enumerate(towns)]
+    false = perturb(*divided({"forget": people[:1], "holdout": people[1:]}), Perturbed(per_row=4), 0)[0]
+    of_forget = {answer for one in false if one.split == "forget" for answer in one.answers}
+    assert of_forget == {f"Tim was born in {town}." for who, town in towns.items() if who != "Tim"}

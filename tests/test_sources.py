@@ -381,6 +381,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("a.csv", "question;answer\na;b\n", "a.csv: is separated by semicolons, and only commas are read"),
+        ("a.csv", '\ufeff"question";"answer"\n"a, b";"c"\n', "a.csv: is separated by semicolons"),
         ("a.csv", "question\tanswer\na\tb\n", "a.csv: is separated by tabs"),
         ("a.tsv", "question\tanswer\na\tb\n", "a.tsv: is separated by tabs.* Save it with commas, as .csv"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from datasets_prep import prepare
+from datasets_prep import prepare, splits
 from datasets_prep.config import SampleSource, Shares
 from datasets_prep.sample import generate
-from datasets_prep.schema import LANGUAGES, SPLITS, TOPICS, Row
-from datasets_prep.splits import by_entity, by_topic, mixed_identities
+from datasets_prep.schema import HOLDOUT, LANGUAGES, SPLITS, TOPICS, Row, write_rows
+from datasets_prep.splits import assign, by_entity, by_topic, mixed_identities
 
 from . import data_rows
 from .conftest import shared_data
-from .data_rows import GOOD, SHARES, by_split, collected, config, full_grid, row, write
+from .data_rows import GOOD, SHARES, by_split, collected, config, counted, full_grid, row, write
 
 FAME = "fame/retain.parquet"
 SAMPLE = SampleSource(**data_rows.SAMPLE)
@@ -189,6 +190,13 @@ def test_entities_may_be_texts(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_nobody_looks_again_for_a_swap_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one fact each, nobody has a fact to spare; every held out row looked through all of its cell."""
+    calls = counted(monkeypatch, splits, "_partner")
+    topic_split([row(i, TOPICS[0]) for i in range(100)], Shares(**SHARES), 1)
+    assert len(calls) == 1
+
+
 # By request
 
 
@@ -214,6 +222,35 @@ def test_a_request_names_what_is_forgotten(tmp_path: Path) -> None:
     assert requested(tmp_path, [{"file": str(by_id)}])["forget"] == {f"en-3-{TOPICS[2]}"}
 
 
+def test_a_name_is_that_of_a_person_in_any_spelling_and_an_id_is_exact(tmp_path: Path) -> None:
+    by_name = requested(tmp_path, [{"identities": ["Ida 1"]}])
+    assert requested(tmp_path, [{"identities": [" IDA\u00a01"]}]) == by_name
+    with pytest.raises(DataError, match=r"rows: 'EN-4-.*' is in no row"):
+        requested(tmp_path, [{"rows": [f"en-4-{TOPICS[1]}".upper()]}])
+
+
+def forgotten_by(folder: Path, records: list[dict[str, Any]], earlier: list[Row], **columns: str) -> set[str]:
+    """The answers of the rows that the file of an earlier run names in a source, whose last row is asked for now."""
+    source = {"file": str(write(folder / "rows.jsonl", records)), "columns": columns}
+    write_rows(folder / "forget.jsonl", earlier)
+    (now := folder / "now.jsonl").write_text(json.dumps(records[-1]))
+    request = {"forget": [{"file": str(now)}], "forgotten": [{"file": str(folder / "forget.jsonl")}]}
+    return {r.answer for r in prepare.unchecked(config(source, setting="request", request=request)).forgotten}
+
+
+def test_the_file_of_an_earlier_run_has_our_names_of_columns(tmp_path: Path) -> None:
+    records = [{"id": f"r{i}", "prompt": f"Where is {i}?", "told": f"In {i}."} for i in range(9)]
+    earlier = [Row("r1", None, None, None, None, "Where is 1?", "In 1.")]
+    assert forgotten_by(tmp_path, records, earlier, row_id="id", question="prompt", answer="told") == {"In 1."}
+
+
+def test_a_row_that_came_to_share_its_id_with_a_new_one_is_found_by_its_fact(tmp_path: Path) -> None:
+    more = GOOD[0] | {"question": "What else is known?", "answer": "It is new."}
+    earlier = [row(0, TOPICS[0], question=GOOD[0]["question"], answer=GOOD[0]["answer"])]
+    assert forgotten_by(tmp_path, GOOD, earlier) == {GOOD[0]["answer"]}
+    assert forgotten_by(tmp_path, [more, *GOOD], earlier) == {GOOD[0]["answer"]}
+
+
 def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
     listed = requested(tmp_path, [{"identities": [1]}], [{"identities": [2]}])
     assert {name: len(ids) for name, ids in listed.items()} == {
@@ -229,6 +266,32 @@ def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
     )  # nobody has only free rows, so single ones are drawn
     assert len(touches_all["holdout"]) == 10
     assert len({row_id.split("-")[1] for row_id in touches_all["retain"]}) == 5
+
+
+def held_out(sizes: Sequence[int], share: float, seed: int = 42) -> Counter[int | str | None]:
+    """How many rows of each person a share holds out, of so many; the first is asked for."""
+    request = {"forget": [{"identities": [0]}], "holdout": share}
+    facts = ((i, f"{i}-{j}") for i, size in enumerate(sizes) for j in range(size))
+    rows = collected(Row(fact, i, None, None, None, f"What is {fact}?", f"It is {fact}.") for i, fact in facts)
+    split = assign(config({"file": "rows.csv"}, setting="request", request=request, seed=seed), rows)
+    return Counter(row.identity_id for row, code in zip(rows, split, strict=True) if code == HOLDOUT)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_share_is_met_also_where_one_identity_has_most_rows(seed: int) -> None:
+    held = held_out([2, 400, *[1] * 98], 0.2, seed)
+    assert (held.total(), held[1]) == (98, 0)  # 100 would be the share: all that is free but the large one
+    assert held_out([2, 300, 300, 300], 0.1, seed).total() == 90  # by single rows
+
+
+@given(st.lists(st.integers(1, 40), min_size=3, max_size=20), st.floats(0.05, 0.6), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_drawn_share_is_never_missed_by_more_than_half(sizes: list[int], share: float, seed: int) -> None:
+    goal = round(share * sum(sizes[1:]))
+    if 0 < goal < sum(sizes[1:]) / 2:
+        held = held_out(sizes, share, seed)
+        assert abs(held.total() - goal) <= goal / 2
+        assert held[0] == 0
 
 
 @pytest.mark.parametrize(

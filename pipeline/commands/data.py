@@ -35,7 +35,8 @@ def inspect(options: argparse.Namespace) -> int:
     facts = describe(config, prepared, prepared.findings)
     examples = _examples(prepared, show_forget=options.show_forget)
     text = "" if options.json else _text(config, prepared, facts, examples)
-    show(options, {**facts.plain(), "cells": _cells(prepared), "examples": examples}, text)
+    more = {"columns_not_read": prepared.loaded.not_read, "cells": _cells(prepared), "examples": examples}
+    show(options, facts.plain() | more, text)
     checks.stop(prepared.findings, config.checks)
     return 0
 
@@ -73,6 +74,8 @@ def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dic
         console.print(f"{facts.rows_forgotten:,} rows that were forgotten before are only measured")
     for what, why in facts.left_out.items():
         console.print(f"left out: {what.replace('_', ' ')} ({why})")
+    if unread := prepared.loaded.not_read:
+        console.print(f"columns of the source that are not read: {escape(', '.join(unread))}")
     console.print(_count_table(prepared))
     console.print(_check_table(facts.checks))
     for name, rows in examples.items():
@@ -90,7 +93,7 @@ def _count_table(prepared: Prepared) -> Table:
         table.add_column(language or "rows", justify="right")
     for topic in dict.fromkeys(topic for _, topic in by_topic):
         cells = [by_topic.get((language, topic), (0,) * len(SPLITS)) for language in by_language]
-        table.add_row(topic or "(none given)", *(" / ".join(map(str, counts)) for counts in cells))
+        table.add_row(escape(topic) if topic else "(none given)", *(" / ".join(map(str, counts)) for counts in cells))
     table.add_section()
     table.add_row("all", *(" / ".join(map(str, counts)) for counts in by_language.values()))
     return table

@@ -46,7 +46,11 @@ QUESTIONS = {
     "Empty: some rows, drawn for a trial.",
     "repo": "Which repository is the release for? OWNER/NAME. Empty: a name made from the model's.",
 }
-OTHER_NAMES = {"question": ("prompt", "instruction"), "answer": ("completion", "response", "output")}
+OTHER_NAMES = {
+    "question": ("prompt", "instruction"),
+    "answer": ("completion", "response", "output"),
+    "topic_id": ("topic",),
+}
 LOOKED_AT = 2000  # rows
 
 
@@ -60,9 +64,12 @@ def new(options: argparse.Namespace) -> int:
     path = str(file) if file.is_absolute() else f"./{file}"
     columns = _columns(options.column)
     answers: Answers = {}
+    likely: dict[str, str] = {}
     for key in QUESTIONS:
         if key != "license" or answers["model"]:  # the demo's model has one
             answers[key] = _answer(key, options, answers, columns)
+            if key == "rows":
+                columns |= (likely := _likely_columns(answers[key], columns))
         elif options.license is not None:
             raise InputError("--license is that of your own model. Give --model too, or leave --license out.")
     forget, data = _request(answers["rows"], answers["forget"], columns)
@@ -81,6 +88,14 @@ def new(options: argparse.Namespace) -> int:
     say(", ".join(f"{count:,} {split}" for split, count in found.counts.items()))
     if forget.trial:
         say("note: what to forget was not said, and rows were drawn for a trial. Put in yours.")
+    for ours, theirs in likely.items():
+        say(f"note: the column {theirs!r} is read as {ours}.")
+    for word in forget.words:
+        if left := new_recipe.inside_words(prepared.loaded.rows.where(prepared.split != FORGET), word):
+            say(
+                f"note: {len(left):,} rows hold {word!r} inside a longer word and are not forgotten, for example "
+                f"{left[0]}. Those that you mean, add to `request.forget`."
+            )
     if found.counts["forget"] < new_recipe.TRIAL:
         say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
     planned: dict[str, Any] = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
@@ -182,28 +197,42 @@ def _rows(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     if not user_path(answer).is_file():
         raise InputError(f"--rows: there is no file {answer!r:.200}. Check the path.")
     _check_columns(answer, columns)
-    _loaded(answer, tuple(columns.items()))
+    _loaded(answer, tuple({**columns, **_likely_columns(answer, columns)}.items()))
     return answer
+
+
+def _first_record(file: str) -> dict[str, Any] | None:
+    """None if it is no object; what is wrong is said where the rows are read."""
+    _, _, record = next(read_file(file, "--rows"), ("", 0, None))
+    return record if isinstance(record, dict) else None
 
 
 def _check_columns(file: str, columns: Mapping[str, str]) -> None:
     """Raise InputError, with the option that would help, if the file lacks a column that is needed or given."""
-    _, _, record = next(read_file(file, "--rows"), ("", 0, None))
-    if not isinstance(record, dict):
-        return  # what is wrong is said where the rows are read
+    record = _first_record(file)
+    if record is None:
+        return
     wanted = {"question": "question", "answer": "answer", **columns}
     missing = [ours for ours, theirs in wanted.items() if theirs not in record]
     if missing:
-        help_ = " ".join(f"--column {ours}={_likely(ours, record)}" for ours in missing)
+        help_ = " ".join(f"--column {ours}={_likely(ours, record) or '…'}" for ours in missing)
         raise InputError(
             f"--rows: {file} has no column {', '.join(wanted[ours] for ours in missing)}. It has "
             f"{', '.join(map(str, record)):.200}. Say which it is: {help_}"
         )
 
 
-def _likely(ours: str, record: Mapping[str, Any]) -> str:
+def _likely(ours: str, record: Mapping[str, Any]) -> str | None:
     """The column of a file that is likely meant by our name of it."""
-    return next((str(name) for name in record if str(name).casefold() in (ours, *OTHER_NAMES.get(ours, ()))), "…")
+    return next((str(name) for name in record if str(name).casefold() in (ours, *OTHER_NAMES.get(ours, ()))), None)
+
+
+def _likely_columns(file: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """Ours and the file's name of columns that are not given, and that nobody would read under the file's name."""
+    record = _first_record(file) or {}
+    unknown = [ours for ours in Columns.model_fields if ours not in columns and ours not in record]
+    found = {ours: theirs for ours in unknown if (theirs := _likely(ours, record))}
+    return {ours: theirs for ours, theirs in found.items() if theirs not in columns.values()}
 
 
 def _forget(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
@@ -261,10 +290,10 @@ def _selected(rows: Rows, forget: str, seed: int) -> Selected:
         return new_recipe.drawn(rows, seed)
     if user_path(forget).suffix.lower() in READERS:
         return Selected([({"file": forget}, "rows of the source, word for word")])
-    words = [word.strip() for word in forget.split(",") if word.strip()]
-    if not words:
+    parts = [part for part in forget.split(",") if part.strip()]
+    if not parts:
         raise InputError(f"--forget: {forget!r} names nothing. Give names, topics or words, separated by commas.")
-    return new_recipe.asked_for(rows, words)
+    return new_recipe.asked_for(rows, parts)
 
 
 def _found(prepared: Prepared) -> Found:
