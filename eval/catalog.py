@@ -393,6 +393,7 @@ def _readings() -> Iterator[Metric]:
                     meaning=label,
                     splits=FORGET,
                     family="reading",
+                    version=attack.version,
                     reading=metric.name,
                     attack=attack,
                 )
