@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
+from matplotlib.figure import Figure
 
 from core.errors import ArtifactError
 from eval.catalog import CATALOG
@@ -19,6 +20,7 @@ from model_card import agreement, plots
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
+from model_card.figures import Canvas, groups
 from model_card.local import read_local
 from model_card.render import render
 from model_card.report import report_html
@@ -382,3 +384,23 @@ def test_groups_are_drawn_only_if_forget_rows_have_them(tmp_path: Path) -> None:
     }
     assert any(record.by for record in records["unlearned"])  # retain rows still have theirs
     assert "groups" not in plots.available(evidence.model_copy(update={"records": records}))
+
+
+def test_a_group_of_few_rows_has_a_value_and_no_interval(tmp_path: Path) -> None:
+    """Resamples of one row are that row: a topic's interval had no width."""
+    config, evidence = made(tmp_path, "demo")
+    key = ("unlearned", "answer_probability", "forget", {"language": "DE"})
+    record = evidence.record(*key)
+    assert record
+    for n, shown in ((9, "0.162"), (10, "0.162 (0.160 to 0.170)")):
+        few = replace(record, value=0.162, ci_low=0.160, ci_high=0.170, n=n)
+        others = [r for r in evidence.records["unlearned"] if r != record]
+        changed = evidence.changed(records=evidence.records | {"unlearned": [*others, few]})
+        assert f"| {shown} | 8 / {n} |" in text_of(config, changed)
+        canvas = Canvas(Figure())
+        groups(canvas, changed, None)  # type: ignore[arg-type]
+        widths = [line.get_xdata() for line in canvas.figure.axes[0].lines]
+        assert ([0.160, 0.170] in [list(xs) for xs in widths]) == (n == 10)
+        assert any(tip == f"DE, this model: {shown}, n {n}" for tips in canvas.tips.values() for tip in tips)
+    wrong = render(config, evidence).replace("0.929 | 0.170", "0.928 | 0.170", 1)
+    assert any("answer_probability on forget in DE, base" in p for p in agreement.problems(wrong, config, evidence))

@@ -32,9 +32,6 @@ from eval.schema import (
 from eval.statistics import power
 from eval.verdicts.confirm import ROWS, OtherRows
 
-FEW = 10
-"""Rows of a part below which it has no interval: one row of each language, resampled by language, has none."""
-
 Results = Mapping[str, Sequence[Record]]
 """The records of :data:`eval.schema.MODELS`, as far as they were measured."""
 
@@ -299,7 +296,7 @@ def _part(gate: Gate, others: OtherRows, left_out: Collection[str], which: str) 
     ours = by_model.pop("unlearned", None)
     if ours is None:
         return None
-    low, high = (ours.ci_low, ours.ci_high) if ours.n >= FEW else (None, None)
+    low, high = (ours.ci_low, ours.ci_high) if ours.n >= power.FEW else (None, None)
     value = f"{ours.value:.4g}"
     value += f" (95 % interval {low:.4g} to {high:.4g})" if low is not None else " (too few for an interval)"
     references = {model: record.value for model, record in sorted(by_model.items()) if record}
