@@ -242,7 +242,7 @@ def compared_with(
         ),
         replace(unlearned, name="eval-other", inputs={**unlearned.inputs, "model": "other"}),
         Stage(
-            "compare", "3", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
+            "compare", "4", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
             plan.comparing,
         ),
     ]  # fmt: skip
