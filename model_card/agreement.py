@@ -32,7 +32,7 @@ SECTIONS = (
     "Data",
     "Provenance",
 )
-AUDITED = "Robustness, against gold under the same attack"
+AUDITED = "Robustness and audit"
 GROUPED = "By language and topic"
 COMPARED = "Compared with another checkpoint"
 CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")

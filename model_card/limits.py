@@ -78,6 +78,8 @@ def finest(evidence: Evidence) -> str:
     """Whether any comparison tells the model from one that never knew, and the clearest of those that do."""
     found = comparisons(evidence)
     other = "gold" if evidence.has_gold else "rows that it never saw"
+    if not found:
+        return f"The forget rows were not compared with {other}, so it is not known whether they are told apart."
     apart = sorted((c for c in found if abs(c.errors) > Z_95), key=lambda c: -abs(c.errors))
     if not apart:
         return f"None of {len(found)} comparisons of the forget rows with {other} shows a difference."

@@ -404,3 +404,43 @@ def test_a_group_of_few_rows_has_a_value_and_no_interval(tmp_path: Path) -> None
         assert any(tip == f"DE, this model: {shown}, n {n}" for tips in canvas.tips.values() for tip in tips)
     wrong = render(config, evidence).replace("0.929 | 0.170", "0.928 | 0.170", 1)
     assert any("answer_probability on forget in DE, base" in p for p in agreement.problems(wrong, config, evidence))
+
+
+ONE_GATE = "gates=[{metric: leak_coordinate, split: forget, at_most: 0.25, min_n: 10, reason: because}]"
+ATTACKED_ALIKE = "Gold is attacked in the same way"
+
+
+def test_the_card_speaks_of_an_attacked_gold_only_if_there_is_one(tmp_path: Path) -> None:
+    assert ATTACKED_ALIKE in text_of(*made(tmp_path / "all", "demo-audit"))
+    without = {
+        "own-data": ["eval.robustness={quantize: [int8]}"],
+        "demo": ["eval.robustness=null", ONE_GATE],  # the relative test alone
+    }
+    for name, overrides in without.items():
+        card = text_of(*made(tmp_path / name, name, overrides))
+        assert "<summary>Robustness and audit</summary>" in card
+        assert ATTACKED_ALIKE not in card
+        assert "against gold under" not in card
+
+
+def test_four_bits_are_not_measured_by_eight(tmp_path: Path) -> None:
+    card = text_of(*made(tmp_path, "own-data", ["eval.robustness={quantize: [int8]}"]))
+    missing = card.split("Not measured: ")[1].split(".")[0]
+    assert "quantization to 4 bits" in missing
+    assert "8 bits" not in missing
+
+
+def test_without_gold_and_holdout_rows_nothing_was_compared(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "own-data", [PLAIN])
+    none = replace(evidence.counts["holdout"], rows=0, identities=0, topics=0, by_language={})
+    membership = {metric.name for metric in CATALOG.values() if metric.needs_holdout}
+    records = {
+        model: [r for r in of_model if r.split != "holdout" and r.metric not in membership]
+        for model, of_model in evidence.records.items()
+    }
+    card = text_of(config, evidence.changed(counts=evidence.counts | {"holdout": none}, records=records))
+    assert "and there are no *holdout* rows, which it never saw: nothing shows how" in card
+    assert "The forget rows were not compared with rows that it never saw" in card
+    assert "It has forgotten if" not in card
+    assert "None of 0" not in card
+    assert "No model was trained on the *holdout* rows" not in card

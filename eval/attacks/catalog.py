@@ -21,7 +21,8 @@ class Attack:
 
 
 KINDS = {  # what a card says was not measured, if no metric of the kind was
-    "quantization": "quantization to 8 or 4 bits, which can bring back what was forgotten at full precision",
+    "8 bits": "quantization to 8 bits",
+    "4 bits": "quantization to 4 bits, which can bring back what was forgotten at full precision",
     "relearning": "relearning, that is, whether a few steps of fine-tuning bring the facts back",
     "paraphrase": "paraphrased questions",
     "first words": "questions that give away the first words of the answer",
@@ -34,9 +35,9 @@ KINDS = {  # what a card says was not measured, if no metric of the kind was
 }
 ATTACKS = (
     Attack("untreated", "without an attack", None),
-    Attack("int8", "with weights rounded to 8 bits", "quantization"),
-    Attack("nf4", "with weights rounded to 4 bits (nf4)", "quantization"),
-    Attack("fp4", "with weights rounded to 4 bits (fp4)", "quantization"),
+    Attack("int8", "with weights rounded to 8 bits", "8 bits"),
+    Attack("nf4", "with weights rounded to 4 bits (nf4)", "4 bits"),
+    Attack("fp4", "with weights rounded to 4 bits (fp4)", "4 bits"),
     Attack("relearn_forget", "after a few steps of training on other forget rows", "relearning"),
     Attack("relearn_retain", "after a few steps of training on retain rows", "relearning"),
     Attack("paraphrase", "asked in other words", "paraphrase"),
