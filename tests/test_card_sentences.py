@@ -444,3 +444,21 @@ def test_without_gold_and_holdout_rows_nothing_was_compared(tmp_path: Path) -> N
     assert "It has forgotten if" not in card
     assert "None of 0" not in card
     assert "No model was trained on the *holdout* rows" not in card
+
+
+def test_gold_was_trained_in_the_same_way_only_with_the_same_settings(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo", ["gold.seeds=null", PLAIN])
+    alike, other = "*gold* in the same way without", "*gold* is a model that was trained without the forget rows"
+    published = {"hub": {"id": "someone/model", "revision": "a" * 40}, "train": None}
+    trained = config.base["train"]
+    assert isinstance(trained, dict)
+    for base, gold, says, golds in (
+        (config.base, config.gold, alike, "one base and one gold, each trained with one seed."),
+        (config.base, {**config.gold, "train": trained | {"max_length": 7}}, other, "each trained with one seed."),
+        (config.base, published, other, "one base, trained with one seed, and one gold, a published model."),
+        (published, published, other, "one base and one gold, each a published model."),
+    ):
+        card = text_of(config.model_copy(update={"base": base, "gold": gold}), evidence)
+        assert says in card
+        assert (alike in card) == (says == alike)
+        assert golds in card
