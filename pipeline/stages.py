@@ -208,7 +208,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
-        Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "12", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,

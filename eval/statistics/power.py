@@ -102,6 +102,11 @@ def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
     if critical is None:
         critical = ks_critical(rows, bound if isinstance(bound, float) and 0 < bound < 1 else ALPHA)
     seen = smallest_ks_distance(rows, critical)
+    if seen is None and CATALOG[gate.metric].needs_holdout:  # ``rows`` are those of the smaller set
+        return (
+            None,
+            f"With {rows} rows in the smaller of both sets, nothing says what difference they could have shown.",
+        )
     if seen is None:
         return None, f"With {rows} rows the test cannot fail, whatever the two distributions are."
     return seen, (
