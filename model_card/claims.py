@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.catalog import CATALOG, Metric, of_family
-from eval.schema import JudgedGate, Record
-from eval.statistics.power import ALPHA
+from eval.schema import ALPHA, JudgedGate, Record
 from model_card.facts import Evidence
 from model_card.tables import number
 

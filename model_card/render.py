@@ -6,7 +6,7 @@ from typing import Any
 
 from core.lineage import rows_of_each
 from core.words import SEARCHED
-from eval.statistics.power import FEW
+from eval.schema import FEW
 from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of

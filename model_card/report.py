@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.catalog import label
-from eval.schema import JudgedGate, Record
-from eval.statistics.power import FEW
+from eval.schema import FEW, JudgedGate, Record
 from model_card import claims, limits, tables
 from model_card.config import CardInputs
 from model_card.facts import Evidence

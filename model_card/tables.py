@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from eval.catalog import CATALOG, ROWS, is_headline, label
-from eval.schema import JudgedGate, Record
-from eval.statistics.power import FEW
+from eval.schema import FEW, JudgedGate, Record
 from model_card.config import CardInputs
 from model_card.facts import Evidence
 from model_card.markdown import escape, table

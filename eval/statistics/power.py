@@ -10,14 +10,11 @@ import math
 
 from eval.catalog import CATALOG, is_of
 from eval.config import Condition, Reference
-from eval.schema import Record
+from eval.schema import ALPHA, Record
 
-ALPHA = 0.05
 POWER = 0.8
 FACTS = 100
 """A cell of fewer facts cannot be certified on its own."""
-FEW = 10
-"""Rows of a part or group below which it has no interval: resamples of so few rows vary too little, of one row not."""
 
 
 def smallest_difference(error: float) -> float:

@@ -19,6 +19,7 @@ from core.errors import ArtifactError
 from eval.catalog import CATALOG, is_of
 from eval.records.rows import membership_scores, row_values
 from eval.schema import (
+    ALPHA,
     ComparedMetric,
     Comparison,
     ComparisonFacts,
@@ -30,7 +31,7 @@ from eval.schema import (
 )
 from eval.statistics.formulas import Floats, auc
 from eval.statistics.intervals import resampled_aucs, resampled_means
-from eval.statistics.power import ALPHA, smallest_margin
+from eval.statistics.power import smallest_margin
 
 Samples = dict[tuple[str, str], dict[str, Any]]
 """Measurements of rows by split and ``row_id``."""

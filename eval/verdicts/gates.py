@@ -17,6 +17,7 @@ from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
 from eval.schema import (
+    FEW,
     GateFacts,
     JudgedGate,
     OnOtherRows,
@@ -296,7 +297,7 @@ def _part(gate: Gate, others: OtherRows, left_out: Collection[str], which: str) 
     ours = by_model.pop("unlearned", None)
     if ours is None:
         return None
-    low, high = (ours.ci_low, ours.ci_high) if ours.n >= power.FEW else (None, None)
+    low, high = (ours.ci_low, ours.ci_high) if ours.n >= FEW else (None, None)
     value = f"{ours.value:.4g}"
     value += f" (95 % interval {low:.4g} to {high:.4g})" if low is not None else " (too few for an interval)"
     references = {model: record.value for model, record in sorted(by_model.items()) if record}
