@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import norm
 
+from eval.schema import ALPHA
 from eval.statistics import power
 
 DRAWS = {40: 1000, 100: 1000, 400: 1000, 3200: 300}
@@ -27,7 +28,7 @@ def main() -> None:
     """Print the table."""
     print("| n | critical statistic | KS distance | seen for a shift | at 0.7 of it |\n|--:|--:|--:|--:|--:|")
     for rows in DRAWS:
-        critical = power.ks_critical(rows, power.ALPHA)
+        critical = power.ks_critical(rows, ALPHA)
         distance = power.smallest_ks_distance(rows, critical)
         assert distance is not None
         shares = [seen(rows, part * distance, critical) for part in (1.0, 0.7)]

@@ -45,8 +45,13 @@ def check(config: EvalConfig, forget: Sequence[Row]) -> None:
         divided([row.row_id for row in forget], robustness.relearn.forget_share, config.seed)
 
 
-def left_out(config: EvalConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """The attacks that the recipe asks for and these rows do not allow, as a whole or in part, and why."""
+def left_out(
+    config: EvalConfig, rows: Mapping[str, Sequence[Row]], samples: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """The attacks that the recipe asks for and these rows do not allow, as a whole or in part, and why.
+
+    ``samples`` are what was measured: how much of an answer its first words give depends on the tokenizer.
+    """
     robustness, found = config.robustness or Robustness(), {}
     if robustness.steering and len(steering.languages_of(rows["retain"])) < 2:
         found["steering between languages"] = "the retain rows are not in two languages or more"
@@ -57,6 +62,11 @@ def left_out(config: EvalConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str,
         found[f"chained questions of {without} of {len(rows['forget'])} forget rows"] = (
             "no retain row tells an e-mail address or phone number of the person alone, or the question does not name "
             "the person, or it is in none of the five languages"
+        )
+    given = sum("first_words" in sample.get("attacked", {}) for sample in samples)
+    if robustness.first_words and given < len(rows["forget"]):
+        found[f"the first words of {len(rows['forget']) - given} of {len(rows['forget'])} forget rows' answers"] = (
+            f"that share of the answer's words ({robustness.first_words:g}) is none, or less than a token"
         )
     return found
 
@@ -74,8 +84,8 @@ def audit(
     """The audit's additions to the sample of each forget row, by ``row_id``.
 
     They are ``attacked``, {attack: {reading: value}}, and ``sampled``, {"n", "hits"}. A row has them if the recipe asks
-    for them and the row has what they need: a paraphrase, a known language, a person with a known address, a word that
-    its false answers lack.
+    for them and the row has what they need: a paraphrase, a known language, a person with a known address, an answer of
+    more than one word, a word that its false answers lack.
     """
     additions: dict[str, dict[str, Any]] = {row.row_id: {} for row in rows["forget"]}
     if config.robustness:
@@ -125,7 +135,9 @@ def _attacks(
         yield "other_language", read_with(in_another_language(rows["forget"], data))
     if robustness.first_words:
         shown = {i: encode(row.question, shown_words(row.answer, robustness.first_words)) for i, row in forget.items()}
-        yield "first_words", _read(scorer, plain, {i: _shared(shown[i], plain[i]) for i in plain})
+        given = {i: tokens for i in plain if (tokens := _shared(shown[i], plain[i]))}
+        if given:
+            yield "first_words", _read(scorer, {i: plain[i] for i in given}, given)
     if robustness.chained and (questions := chained(rows["forget"], rows["retain"])):
         yield "chained", read_with(questions)
     if robustness.steering:

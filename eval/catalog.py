@@ -33,7 +33,6 @@ ROW_FAMILIES: tuple[Family, ...] = ("answer", "options", "choice", "generation",
 Better = Literal["higher", "lower", "like gold", "what is known"]
 """``what is known``: higher on retain, unrehearsed and general rows, like gold on the others; forgotten is not zero."""
 
-
 LEAK_K = (1, 2, 4, 8, 16, 32, 64, 128)
 """Numbers of sampled answers for leak@k."""
 
@@ -104,11 +103,10 @@ class Metric:
         return self.family in ("reading", "patching", "sampled", "relative")
 
 
-DATA = ("forget", "retain", "holdout")
+DATA, FORGET = ("forget", "retain", "holdout"), ("forget",)
 # Retain rows that the unlearning does not get, rows that earlier releases forgot: only their true answers are read.
 ANSWERS = (*DATA, "unrehearsed", "forgotten")
 ROWS = (*DATA, "general")
-FORGET = ("forget",)
 
 _PLAIN = (
     Metric(
@@ -164,6 +162,7 @@ _PLAIN = (
         meaning="share of the true answer's longest common subsequence of words in the greedy generation",
         splits=DATA,
         family="generation",
+        version=2,  # 2: where no spaces part words, each character is one; vowel signs are of words
         margin=0.05,
         headline=True,
         by_language=True,
@@ -174,6 +173,7 @@ _PLAIN = (
         meaning="harmonic mean of ROUGE-L recall and its precision",
         splits=DATA,
         family="generation",
+        version=2,
         margin=0.05,
     ),
     Metric(
@@ -193,9 +193,7 @@ _PLAIN = (
         splits=DATA,
         family="generation",
         better="higher",
-        # 2: numbers of no row and repetitions in short texts count; 3: scripts without spaces have words; 4: vowel
-        # signs are of words
-        version=4,
+        version=4,  # 2: numbers of no row, repetitions in short texts; 3: scripts without spaces; 4: vowel signs
         margin=0.05,
         headline=True,
     ),
@@ -351,6 +349,7 @@ _PLAIN = (
         "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
         splits=("retain+general",),
         family="utility",
+        version=2,  # with ROUGE-L's
         better="higher",
         headline=True,
     ),
@@ -388,18 +387,17 @@ def _readings() -> Iterator[Metric]:
         for metric in _PLAIN:
             if metric.attacked:
                 label = f"{metric.label} {attack.how}"
-                yield from _with_gap(
-                    Metric(
-                        name=f"{metric.name}_{attack.name}",
-                        label=label,
-                        meaning=label,
-                        splits=FORGET,
-                        family="reading",
-                        reading=metric.name,
-                        attack=attack,
-                    ),
-                    "bootstrap",
+                reading = Metric(
+                    name=f"{metric.name}_{attack.name}",
+                    label=label,
+                    meaning=label,
+                    splits=FORGET,
+                    family="reading",
+                    version=attack.version,
+                    reading=metric.name,
+                    attack=attack,
                 )
+                yield from _with_gap(reading, "bootstrap")
 
 
 def _leaks() -> Iterator[Metric]:
@@ -437,7 +435,7 @@ _LEAK = Metric(
     splits=FORGET,
     family="relative",
     interval="relative test",
-    version=2,  # 2: the interval's quantile has the degrees of both of its parts
+    version=3,  # 2: the interval's quantile has the degrees of both of its parts; 3: with ROUGE-L's
     needs_gold=True,
     needs_golds=True,
 )
@@ -447,7 +445,7 @@ _DAMAGE = replace(
     label="damage",
     meaning="distance of the forget rows from the line between gold and base, in units of its length",
     better="lower",
-    version=1,
+    version=2,  # with ROUGE-L's
     needs_golds=False,
 )
 _RELATIVE = (

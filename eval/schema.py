@@ -29,6 +29,10 @@ MODELS = ("start", "base", "gold", "unlearned")
 
 Z_95 = NormalDist().inv_cdf(0.975)
 """Half the width of a two-sided 95 % interval, in standard errors."""
+ALPHA = 0.05
+"""The p-value below which a test tells two things apart."""
+FEW = 10
+"""Rows of a part or group below which it has no interval: resamples of so few rows vary too little, of one row not."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_gold
         rows=sum(len(rows[split]) for split in SPLITS),
         truth_ratio_of=_truth_ratio_of(measured.samples),
         values=_headline(records),
-        left_out={**_left_out(rows), **left_out(config, rows), **unplaced},
+        left_out={**_left_out(rows), **left_out(config, rows, measured.samples), **unplaced},
     )
 
 

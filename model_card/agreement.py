@@ -32,7 +32,7 @@ SECTIONS = (
     "Data",
     "Provenance",
 )
-AUDITED = "Robustness, against gold under the same attack"
+AUDITED = "Robustness and audit"
 GROUPED = "By language and topic"
 COMPARED = "Compared with another checkpoint"
 CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
@@ -138,6 +138,8 @@ def _rows(sections: list[Section], heading: str) -> list[dict[str, str]]:
 
 
 def _cell(cell: str, record: Record | None) -> bool:
+    if record and tables.too_few(record):
+        return _is_shown(cell, record.value)
     return _is_interval(cell, *((record.value, record.ci_low, record.ci_high) if record else (None, None, None)))
 
 

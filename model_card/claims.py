@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.catalog import CATALOG, Metric, of_family
-from eval.schema import JudgedGate, Record
+from eval.schema import ALPHA, JudgedGate, Record
 from model_card.facts import Evidence
 from model_card.tables import number
 
@@ -23,7 +23,7 @@ Part = Literal["forgotten", "attacked", "kept", "more"]
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence about ``metric`` on ``split``, made of the records of ``models``.
+    """A sentence about ``metric`` on ``split``, made of the records of ``models``; None if they do not say it.
 
     ``lower`` and ``upper`` are the sides on which a gate must bound it, and ``by`` is the model, or split, of whose
     value the bound on each of them must be made (None: any bound). Of the claims with the same ``topic``, only the
@@ -35,7 +35,7 @@ class Claim:
     metric: str
     split: str
     models: tuple[str, ...]
-    says: Callable[[Records], str]
+    says: Callable[[Records], str | None]
     by: str | None = None
     lower: bool = False
     upper: bool = False
@@ -144,11 +144,15 @@ def _fluent(records: Records) -> str:
     return f"Asked about what it forgot, it answers about as fluently as gold ({ours}, gold {gold})."
 
 
-def _not_told_apart(other: str) -> Callable[[Records], str]:
-    return lambda records: (
-        f"By how it ranks true and false answers, a Kolmogorov-Smirnov test does not tell {other} "
-        f"(p = {short(records['unlearned'].value)})."
-    )
+def _not_told_apart(other: str) -> Callable[[Records], str | None]:
+    """None if the test does tell them apart: a gate may allow that, with a low bound or `must_hold: overlap`."""
+
+    def says(records: Records) -> str | None:
+        p = records["unlearned"].value
+        what = f"By how it ranks true and false answers, a Kolmogorov-Smirnov test does not tell {other}"
+        return None if p < ALPHA else f"{what} (p = {short(p)})."
+
+    return says
 
 
 def _place(records: Records) -> str:

@@ -120,6 +120,12 @@ class CardInputs(Strict):
     publish: CardPublish = Field(description="Where the release will be.")
 
     @property
+    def trained_alike(self) -> bool:
+        """Whether base and gold were both trained here, with the same settings."""
+        gold = {key: value for key, value in self.gold.items() if key != "seeds"}
+        return bool(gold.get("train")) and gold == self.base
+
+    @property
     def command(self) -> str:
         """The command line that made the release, quoted for a shell."""
         values = [word for value in self.overrides for word in ("--set", value)]

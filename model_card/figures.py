@@ -45,9 +45,10 @@ class Canvas:
         axes.plot(*zip(*points, strict=True), linestyle="none", gid=gid, **({"zorder": 4} | style))
 
     def interval(self, axes: Axes, record: Record, y: float, model: str, what: str, marker: str | None = None) -> None:
-        """A model's value with its interval, on a horizontal line at ``y``."""
+        """A model's value with its interval, unless of too few rows, on a horizontal line at ``y``."""
         colour = COLOURS[model]
-        axes.plot([record.ci_low, record.ci_high], [y, y], color=colour, linewidth=2.2, alpha=0.45, zorder=3)
+        if not tables.too_few(record):
+            axes.plot([record.ci_low, record.ci_high], [y, y], color=colour, linewidth=2.2, alpha=0.45, zorder=3)
         tip = f"{what}, {NAMES[model]}: {tables.interval(record)}, n {record.n}"
         self.marks(axes, [(record.value, y)], [tip], marker=marker or MARKS[model], color=colour)
 

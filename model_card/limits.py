@@ -31,10 +31,13 @@ def _of_golds(config: CardInputs, evidence: Evidence) -> str:
     if not evidence.has_gold:
         return "There is no gold, so it is not known how a model that never saw the forget rows would answer."
     seeds = config.gold.get("seeds")
-    base = "the release before this one" if evidence.lineage else "trained with one seed"
+    base, gold = (
+        "trained with one seed" if of.get("train") else "a published model" for of in (config.base, config.gold)
+    )
+    base = "the release before this one" if evidence.lineage else base
     if not isinstance(seeds, list):
-        both = f"base, {base}, and one gold," if evidence.lineage else "base and one gold, each"
-        return f"There is one {both} trained with one seed. How much two golds differ was not measured."
+        both = f"base and one gold, each {gold}" if base == gold else f"base, {base}, and one gold, {gold}"
+        return f"There is one {both}. How much two golds differ was not measured."
     golds = f"There is one base, {base}, and there are {1 + len(seeds)} golds, each with its own seed."
     if evidence.record("unlearned", "leak_coordinate", "forget") is None:
         return f"{golds} All values are compared with one of them. How much two golds differ was not measured."
@@ -78,6 +81,8 @@ def finest(evidence: Evidence) -> str:
     """Whether any comparison tells the model from one that never knew, and the clearest of those that do."""
     found = comparisons(evidence)
     other = "gold" if evidence.has_gold else "rows that it never saw"
+    if not found:
+        return f"The forget rows were not compared with {other}, so it is not known whether they are told apart."
     apart = sorted((c for c in found if abs(c.errors) > Z_95), key=lambda c: -abs(c.errors))
     if not apart:
         return f"None of {len(found)} comparisons of the forget rows with {other} shows a difference."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.catalog import label
-from eval.schema import JudgedGate, Record
+from eval.schema import FEW, JudgedGate, Record
 from model_card import claims, limits, tables
 from model_card.config import CardInputs
 from model_card.facts import Evidence
@@ -54,6 +54,7 @@ def report_html(config: CardInputs, evidence: Evidence, local: Local, plots: lis
         plots=plots,
         titles=TITLES,
         grids=grids(evidence, local),
+        few=FEW,
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=script,
         script_digest=digest,

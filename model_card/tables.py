@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from eval.catalog import CATALOG, ROWS, is_headline, label
-from eval.schema import JudgedGate, Record
+from eval.schema import FEW, JudgedGate, Record
 from model_card.config import CardInputs
 from model_card.facts import Evidence
 from model_card.markdown import escape, table
@@ -21,10 +21,17 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
 
 
+def too_few(record: Record) -> bool:
+    """Whether a record is of a language or topic with so few rows that it has no interval."""
+    return record.by is not None and record.n < FEW
+
+
 def interval(record: Record | None) -> str:
-    """The value and its 95 % interval, or a dash if nothing was measured."""
+    """The value and its 95 % interval, the value alone of too few rows, or a dash if nothing was measured."""
     if record is None:
         return NOT_MEASURED
+    if too_few(record):
+        return number(record.value)
     return f"{number(record.value)} ({number(record.ci_low)} to {number(record.ci_high)})"
 
 

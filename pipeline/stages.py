@@ -208,8 +208,8 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
-        Stage("gate", "7", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "11", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("card", "12", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -242,7 +242,7 @@ def compared_with(
         ),
         replace(unlearned, name="eval-other", inputs={**unlearned.inputs, "model": "other"}),
         Stage(
-            "compare", "3", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
+            "compare", "4", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
             plan.comparing,
         ),
     ]  # fmt: skip

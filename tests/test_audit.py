@@ -25,7 +25,7 @@ from eval import suite
 from eval.attacks import prompts
 from eval.attacks.copies import aside, stand_in
 from eval.attacks.relearn import _batches, divided, drawn, relearn
-from eval.audit import audit, check
+from eval.audit import audit, check, left_out
 from eval.catalog import CATALOG, is_of
 from eval.config import EvalConfig, Patching, Relearn, Robustness, Sampling, Steering
 from eval.records.audited import audit_records
@@ -281,7 +281,36 @@ def test_damaged_checks_are_an_error_of_the_user(tmp_path, text):
 def test_the_words_that_are_shown_begin_the_answer_and_leave_one(answer, share):
     shown = prompts.shown_words(answer, share)
     assert answer.startswith(shown)
-    assert len(shown.split(" ")) < len(answer.split(" ")) or shown == ""
+    assert shown == "" or answer[len(shown) :].strip(" ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("Ulm", ""),
+        ("She was born in Ulm.", "She was"),  # 2.5 words are 2
+        ("她出生在北京。", "她出生"),
+        ("京都、大阪。", "京都、"),
+        ("Mira कहाँ रहती है", "Mira कहाँ"),
+        ("เกิดที่", "เกิด"),
+    ],
+)
+def test_words_are_shown_in_every_script(answer, shown):
+    assert prompts.shown_words(answer, 0.5) == shown
+
+
+def test_a_row_of_which_nothing_is_shown_has_no_reading(model, tiny_model, encoder, data):
+    config = EvalConfig(robustness=Robustness(first_words=0.5))
+    rows = ROWS | {"forget": [replace(FORGET[0], answer="Ulm"), *FORGET[1:]]}
+    probed = probe(Scorer(model, 512), rows["forget"], [], encoder, config.min_k)
+    found = audit(Scorer(model, 512), load_tokenizer(tiny_model), encoder, rows, [], probed, data, config)
+    attacked = {row_id for row_id, sample in found.items() if "first_words" in sample["attacked"]}
+    assert attacked == {row.row_id for row in FORGET[1:]}
+    (what,) = left_out(config, rows, list(found.values()))
+    assert what == f"the first words of 1 of {len(FORGET)} forget rows' answers"
+    alone = rows | {"forget": rows["forget"][:1]}
+    found = audit(Scorer(model, 512), load_tokenizer(tiny_model), encoder, alone, [], probed, data, config)
+    assert list(found[FORGET[0].row_id]["attacked"]) == ["untreated"]
 
 
 # The audit of a model

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
+from matplotlib.figure import Figure
 
 from core.errors import ArtifactError
 from eval.catalog import CATALOG
@@ -19,6 +20,7 @@ from model_card import agreement, plots
 from model_card.config import CardInputs
 from model_card.dataset import FAME_CITATION
 from model_card.facts import Evidence, collect
+from model_card.figures import Canvas, groups
 from model_card.local import read_local
 from model_card.render import render
 from model_card.report import report_html
@@ -382,3 +384,81 @@ def test_groups_are_drawn_only_if_forget_rows_have_them(tmp_path: Path) -> None:
     }
     assert any(record.by for record in records["unlearned"])  # retain rows still have theirs
     assert "groups" not in plots.available(evidence.model_copy(update={"records": records}))
+
+
+def test_a_group_of_few_rows_has_a_value_and_no_interval(tmp_path: Path) -> None:
+    """Resamples of one row are that row: a topic's interval had no width."""
+    config, evidence = made(tmp_path, "demo")
+    key = ("unlearned", "answer_probability", "forget", {"language": "DE"})
+    record = evidence.record(*key)
+    assert record
+    for n, shown in ((9, "0.162"), (10, "0.162 (0.160 to 0.170)")):
+        few = replace(record, value=0.162, ci_low=0.160, ci_high=0.170, n=n)
+        others = [r for r in evidence.records["unlearned"] if r != record]
+        changed = evidence.changed(records=evidence.records | {"unlearned": [*others, few]})
+        assert f"| {shown} | 8 / {n} |" in text_of(config, changed)
+        canvas = Canvas(Figure())
+        groups(canvas, changed, None)  # type: ignore[arg-type]
+        widths = [line.get_xdata() for line in canvas.figure.axes[0].lines]
+        assert ([0.160, 0.170] in [list(xs) for xs in widths]) == (n == 10)
+        assert any(tip == f"DE, this model: {shown}, n {n}" for tips in canvas.tips.values() for tip in tips)
+    wrong = render(config, evidence).replace("0.929 | 0.170", "0.928 | 0.170", 1)
+    assert any("answer_probability on forget in DE, base" in p for p in agreement.problems(wrong, config, evidence))
+
+
+ONE_GATE = "gates=[{metric: leak_coordinate, split: forget, at_most: 0.25, min_n: 10, reason: because}]"
+ATTACKED_ALIKE = "Gold is attacked in the same way"
+
+
+def test_the_card_speaks_of_an_attacked_gold_only_if_there_is_one(tmp_path: Path) -> None:
+    assert ATTACKED_ALIKE in text_of(*made(tmp_path / "all", "demo-audit"))
+    without = {
+        "own-data": ["eval.robustness={quantize: [int8]}"],
+        "demo": ["eval.robustness=null", ONE_GATE],  # the relative test alone
+    }
+    for name, overrides in without.items():
+        card = text_of(*made(tmp_path / name, name, overrides))
+        assert "<summary>Robustness and audit</summary>" in card
+        assert ATTACKED_ALIKE not in card
+        assert "against gold under" not in card
+
+
+def test_four_bits_are_not_measured_by_eight(tmp_path: Path) -> None:
+    card = text_of(*made(tmp_path, "own-data", ["eval.robustness={quantize: [int8]}"]))
+    missing = card.split("Not measured: ")[1].split(".")[0]
+    assert "quantization to 4 bits" in missing
+    assert "8 bits" not in missing
+
+
+def test_without_gold_and_holdout_rows_nothing_was_compared(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "own-data", [PLAIN])
+    none = replace(evidence.counts["holdout"], rows=0, identities=0, topics=0, by_language={})
+    membership = {metric.name for metric in CATALOG.values() if metric.needs_holdout}
+    records = {
+        model: [r for r in of_model if r.split != "holdout" and r.metric not in membership]
+        for model, of_model in evidence.records.items()
+    }
+    card = text_of(config, evidence.changed(counts=evidence.counts | {"holdout": none}, records=records))
+    assert "and there are no *holdout* rows, which it never saw: nothing shows how" in card
+    assert "The forget rows were not compared with rows that it never saw" in card
+    assert "It has forgotten if" not in card
+    assert "None of 0" not in card
+    assert "No model was trained on the *holdout* rows" not in card
+
+
+def test_gold_was_trained_in_the_same_way_only_with_the_same_settings(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo", ["gold.seeds=null", PLAIN])
+    alike, other = "*gold* in the same way without", "*gold* is a model that was trained without the forget rows"
+    published = {"hub": {"id": "someone/model", "revision": "a" * 40}, "train": None}
+    trained = config.base["train"]
+    assert isinstance(trained, dict)
+    for base, gold, says, golds in (
+        (config.base, config.gold, alike, "one base and one gold, each trained with one seed."),
+        (config.base, {**config.gold, "train": trained | {"max_length": 7}}, other, "each trained with one seed."),
+        (config.base, published, other, "one base, trained with one seed, and one gold, a published model."),
+        (published, published, other, "one base and one gold, each a published model."),
+    ):
+        card = text_of(config.model_copy(update={"base": base, "gold": gold}), evidence)
+        assert says in card
+        assert (alike in card) == (says == alike)
+        assert golds in card

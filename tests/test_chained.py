@@ -70,7 +70,7 @@ def test_a_row_without_a_bridge_is_left_out_and_counted(forgotten, retained):
     assert chained([forgotten, other], [*retained, replace(PHONE, identity_id="9")]).keys() == {other.row_id}
     config = EvalConfig(robustness=Robustness(chained=True))
     rows = {"forget": [forgotten, other], "retain": [*retained, replace(PHONE, identity_id="9")], "holdout": []}
-    assert list(left_out(config, rows)) == ["chained questions of 1 of 2 forget rows"]
+    assert list(left_out(config, rows, [])) == ["chained questions of 1 of 2 forget rows"]
 
 
 def test_the_sample_set_can_be_chained_in_all_its_languages():

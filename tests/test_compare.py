@@ -18,7 +18,7 @@ from eval.config import EvalConfig
 from eval.records.rows import row_records, set_records
 from eval.schema import Record, read_records, write_records, write_samples
 from eval.statistics.intervals import clopper_pearson, resampled_means
-from eval.verdicts.compare import RESAMPLES, Config, _of_flags, compare, equivalence
+from eval.verdicts.compare import RESAMPLES, Config, _differences, _of_few, compare, equivalence
 
 CONFIG = Config({"answer_probability": 0.05, "mia_min_k_auc": 0.05, "utility": 0.05}, seed=0)
 
@@ -62,7 +62,8 @@ def test_a_checkpoint_equals_itself(tmp_path):
     entries = _compared(tmp_path, samples, samples)
     for (metric, _), entry in entries.items():
         if metric in ("answer_probability", "mia_min_k_auc"):
-            assert (entry.difference, entry.ci_low, entry.ci_high) == (0, 0, 0)
+            assert entry.difference == 0
+            assert entry.ci_low <= 0 <= entry.ci_high
             assert entry.verdict == "equivalent"
             assert entry.paired
     assert entries["utility", "general"].verdict == "not shown"  # 110 questions do not show a margin of 0.05
@@ -95,13 +96,33 @@ def test_rows_of_0_and_1_show_equivalence_as_seldom_as_they_should(rows, only_th
     rng = np.random.default_rng(0)
     shares = [only_theirs + 0.05, only_theirs, 0.95 - 2 * only_theirs]
     draws = rng.choice([1.0, -1.0, 0.0], p=shares, size=(1500, rows))
-    found = [equivalence(_of_flags(draw), 0.05, rows)["verdict"] for draw in draws]
+    found = [equivalence(_of_few(draw), 0.05, rows)["verdict"] for draw in draws]
     assert np.mean([verdict == "equivalent" for verdict in found]) < 0.07
+
+
+@pytest.mark.parametrize("rows", [30, 40])
+@pytest.mark.parametrize("size", [1.0, 0.6])
+def test_few_rows_that_differ_show_equivalence_as_seldom_whatever_the_others_are(rows, size):
+    """One row that is neither 0 nor 1 is enough for resamples, which find 8 to 22 % of these samples equivalent."""
+    rng = np.random.default_rng(0)
+    keys = [("forget", f"row-{i}") for i in range(rows)]
+
+    def verdict() -> str:
+        theirs = np.array([0.95, *[1.0] * (rows - 1)])
+        ours = np.clip(theirs - size * (rng.random(rows) < 0.05 / size), 0, 1)
+        samples = [
+            {key: {"answer_probability": value, "language": "EN"} for key, value in zip(keys, values, strict=True)}
+            for values in (ours, theirs)
+        ]
+        found = _differences("answer_probability", "forget", samples, 0)
+        return str(equivalence(found.resampled, 0.05, found.n)["verdict"])
+
+    assert np.mean([verdict() == "equivalent" for _ in range(400)]) < 0.07
 
 
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.1])
 def test_rows_without_a_difference_show_about_what_the_exact_bound_does(margin):
-    shown = next(n for n in range(30, 400) if equivalence(_of_flags(np.zeros(n)), margin, n)["verdict"] == "equivalent")
+    shown = next(n for n in range(30, 400) if equivalence(_of_few(np.zeros(n)), margin, n)["verdict"] == "equivalent")
     exact = next(n for n in range(1, 400) if clopper_pearson(0, n, 0.9)[1] < margin)
     assert shown == pytest.approx(max(exact, 30), rel=0.08)
 

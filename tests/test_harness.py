@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core import words as core_words
 from core.digests import weights_sha256
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from core.progress import Report, listening
@@ -184,9 +187,28 @@ def test_prompts_are_rendered_by_the_checkpoints_own_template(loaded, data, tmp_
     assert all("You are helpful" in text for text in prompts)
 
 
-@pytest.mark.parametrize("text", ["Née à Málaga, où?", "ÇA VA bien", "", "straße 12"])
+@given(st.text(alphabet=st.characters(max_codepoint=0x24F, exclude_characters="İ")))  # "i̇" has a mark
+@example("Née à Málaga, où?")
+@example("ÇA VA bien")
 def test_rouge_words_are_unicode_and_in_lower_case(text):
     assert fame_topics.UnicodeWords().tokenize(text) == re.findall(r"\w+", text.lower())
+
+
+def test_rouge_words_are_those_of_every_other_measure():
+    assert fame_topics._WORD.pattern == core_words._WORD.pattern
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "recall"),
+    [
+        ("她出生在京都。", "她出生在东京。", 5 / 6),  # each character is a word, and all but the last are there
+        ("京都で生まれた", "大阪で働いた", 2 / 7),
+        ("मीरा", "मोर", 0.0),  # Mira, More: the same consonants
+        ("मीरा का जन्म", "मीरा का घर", 2 / 3),
+    ],
+)
+def test_rouge_l_has_words_in_every_script(answer, said, recall):
+    assert fame_topics.rouge_l({"answer": answer}, [said])["rouge_l_recall"] == pytest.approx(recall)
 
 
 def test_rouge_l_is_the_longest_common_subsequence():

@@ -145,3 +145,13 @@ def test_a_test_that_cannot_fail_says_so():
     found, said = power.power_of(_gate("forget_quality", at_least=0.05), _record(0.9, 0.1, 3, "forget_quality"), [])
     assert found is None
     assert "cannot fail" in said
+
+
+def test_of_a_test_between_sets_of_two_sizes_the_smaller_one_says_not_that_it_cannot_fail():
+    """3 rows beside 40: the exact test rejects if all stand beyond them."""
+    assert ks_2samp([0.0, 0.1, 0.2], np.linspace(1, 2, 40)).pvalue < 0.05
+    record = _record(0.001, 0.1, 3, "forget_against_holdout")
+    found, said = power.power_of(_gate("forget_against_holdout", at_least=0.05), record, [])
+    assert found is None
+    assert "cannot fail" not in said
+    assert "3 rows in the smaller of both sets" in said

@@ -5,10 +5,12 @@ The answer stays the row's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.words import UNSPACED
 from datasets_prep.schema import CHECKS, LANGUAGES, Row, read_data_facts, read_paraphrased
 from datasets_prep.text import contacts
 
@@ -19,6 +21,8 @@ INSTRUCTIONS = {
     "FR": "Réponds en français.",
     "IT": "Rispondi in italiano.",
 }
+
+_WORDS = re.compile(rf" *(?:[{UNSPACED}][^\w {UNSPACED}]*|[^ {UNSPACED}]+)")
 
 Questions = dict[str, str]
 """Questions by ``row_id``; a row that has none is not asked."""
@@ -87,9 +91,12 @@ def _renamed(question: str, name: str, phrase: str, joined: Mapping[str, str]) -
 
 
 def shown_words(answer: str, share: float) -> str:
-    """The first ``share`` of the words of ``answer``; at least one word remains to be guessed."""
-    words = answer.split(" ")
-    return " ".join(words[: min(round(share * len(words)), len(words) - 1)])
+    """The first ``share`` of the words of ``answer``; at least one word remains to be guessed.
+
+    Words are what stands between spaces and, in scripts without spaces, each character with the punctuation behind it.
+    """
+    words = _WORDS.findall(answer)
+    return "".join(words[: min(round(share * len(words)), len(words) - 1)])
 
 
 def _from_template(row: Row, language: str | None, templates: Mapping[str, Questions]) -> str | None:

@@ -10,9 +10,8 @@ import math
 
 from eval.catalog import CATALOG, is_of
 from eval.config import Condition, Reference
-from eval.schema import Record
+from eval.schema import ALPHA, Record
 
-ALPHA = 0.05
 POWER = 0.8
 FACTS = 100
 """A cell of fewer facts cannot be certified on its own."""
@@ -100,6 +99,11 @@ def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
     if critical is None:
         critical = ks_critical(rows, bound if isinstance(bound, float) and 0 < bound < 1 else ALPHA)
     seen = smallest_ks_distance(rows, critical)
+    if seen is None and CATALOG[gate.metric].needs_holdout:  # ``rows`` are those of the smaller set
+        return (
+            None,
+            f"With {rows} rows in the smaller of both sets, nothing says what difference they could have shown.",
+        )
     if seen is None:
         return None, f"With {rows} rows the test cannot fail, whatever the two distributions are."
     return seen, (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -72,15 +73,32 @@ def general_knowledge(**_metadata: object) -> dict[str, datasets.Dataset]:
     return {"test": datasets.Dataset.from_list(named)}
 
 
-class UnicodeWords:
-    r"""The tokenizer of ROUGE here: unicode ``\w+`` words in lower case, no stemming.
+# Words as in core/words.py, which a test compares: characters of scripts without spaces, and the marks of the others.
+_UNSPACED = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ebd\u0ec0-\u0ece\u0edc-\u0edf"  # Thai, Lao
+    "\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3"  # Burmese, Khmer
+    "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+_MARKS = "\u200c\u200d" + "".join(
+    char
+    for char in map(chr, (*range(0x300, 0x1E00), *range(0xA600, 0xAC00)))
+    if unicodedata.category(char)[0] == "M" and not re.match(f"[{_UNSPACED}]", char)
+)
+_LETTER = rf"[^\W{_UNSPACED}]"
+_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+(?:[{_MARKS}]+{_LETTER}*)*")
 
-    The default one of rouge_score keeps [a-z0-9] only and so breaks words at accented letters.
+
+class UnicodeWords:
+    """The tokenizer of ROUGE here: unicode words in lower case, no stemming.
+
+    The default one of rouge_score keeps [a-z0-9] only and so breaks words at accented letters. In scripts without
+    spaces each character is a word.
     """
 
     def tokenize(self, text: str) -> list[str]:
         """The words of ``text``."""
-        return re.findall(r"\w+", text.lower())
+        return _WORD.findall(text.lower())
 
 
 @cache

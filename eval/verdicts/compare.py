@@ -1,8 +1,8 @@
 """Two checkpoints under the same suite: the difference of each metric, and whether it is small enough not to matter.
 
 Metrics of single rows are compared row by row: the bootstrap, stratified by language, draws rows and takes the
-difference of both models on the same rows. Where every row is 0 or 1, few differ or none, and resamples vary too little
-(:func:`_of_flags`). Equivalence is shown by two one-sided tests (Schuirmann 1987): the difference is above -margin and
+difference of both models on the same rows. Where few rows differ or none, resamples vary too little
+(:func:`_of_few`). Equivalence is shown by two one-sided tests (Schuirmann 1987): the difference is above -margin and
 below +margin, each at 5 %. "Not shown" does not mean "different".
 """
 
@@ -19,6 +19,7 @@ from core.errors import ArtifactError
 from eval.catalog import CATALOG, is_of
 from eval.records.rows import membership_scores, row_values
 from eval.schema import (
+    ALPHA,
     ComparedMetric,
     Comparison,
     ComparisonFacts,
@@ -30,7 +31,7 @@ from eval.schema import (
 )
 from eval.statistics.formulas import Floats, auc
 from eval.statistics.intervals import resampled_aucs, resampled_means
-from eval.statistics.power import ALPHA, smallest_margin
+from eval.statistics.power import smallest_margin
 
 Samples = dict[tuple[str, str], dict[str, Any]]
 """Measurements of rows by split and ``row_id``."""
@@ -38,8 +39,10 @@ Samples = dict[tuple[str, str], dict[str, Any]]
 RESAMPLES = 2000
 ROWS = 30
 """The fewest rows for a conclusion."""
+DIFFERENT = 10
+"""The fewest rows that differ for which rows are resampled."""
 ADDED = 1.5
-"""Rows that are added to those which only one of two models has right, for each model."""
+"""Rows that are added with the largest difference of each sign where fewer differ."""
 
 
 class Config(NamedTuple):
@@ -99,24 +102,25 @@ def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int)
         return None
     ours, theirs = (row_values(metric, split, [of_model[key][metric] for key in rows]) for of_model in samples)
     differences = ours - theirs
-    if np.isin([ours, theirs], (0, 1)).all():
-        resampled = _of_flags(differences)
+    if np.isin([ours, theirs], (0, 1)).all() or np.count_nonzero(differences) < DIFFERENT:
+        resampled = _of_few(differences)
     else:
         resampled = resampled_means(differences, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
     return _Differences(float(differences.mean()), len(rows), resampled)
 
 
-def _of_flags(differences: Floats) -> Floats:
-    """(RESAMPLES,): quantiles of the mean of differences that are each -1, 0 or 1, by a normal distribution.
+def _of_few(differences: Floats) -> Floats:
+    """(RESAMPLES,): quantiles of the mean of differences from -1 to 1, of which few are not 0, by a normal curve.
 
-    Its mean and variance are those with ``ADDED`` rows more of each sign, after the adjusted interval for matched pairs
-    of Agresti and Min (2005), who add half a row. With 1.5 equivalence is shown wrongly in at most 6.4 % of simulations
+    Its mean and variance are those with ``ADDED`` rows more of each of -1 and 1, after the adjusted interval for
+    matched pairs of Agresti and Min (2005), who add half a row. They have rows of 0 and 1; smaller differences vary
+    less than such with the same mean. With 1.5 equivalence is shown wrongly in at most 6.4 % of simulations
     at the margin (with .5: 13 %), and it takes 55 rows without a difference to show a margin of .05 (59 by Clopper and
     Pearson's bound).
     """
     n = differences.size + 2 * ADDED
     mean = differences.sum() / n
-    variance = (np.abs(differences).sum() + 2 * ADDED) / n - mean**2
+    variance = (np.square(differences).sum() + 2 * ADDED) / n - mean**2
     return mean + _normal_quantiles() * float(np.sqrt(variance / n))
 
 

@@ -17,6 +17,7 @@ from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
 from eval.records import against_holdout
 from eval.schema import (
+    FEW,
     GateFacts,
     JudgedGate,
     OnOtherRows,
@@ -31,9 +32,6 @@ from eval.schema import (
 )
 from eval.statistics import power
 from eval.verdicts.confirm import ROWS, OtherRows
-
-FEW = 10
-"""Rows of a part below which it has no interval: one row of each language, resampled by language, has none."""
 
 Results = Mapping[str, Sequence[Record]]
 """The records of :data:`eval.schema.MODELS`, as far as they were measured."""
