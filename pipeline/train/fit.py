@@ -32,6 +32,7 @@ from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.config import Frozen
 from pipeline.train.guards import StepRefused
 from pipeline.train.lora import merge
+from pipeline.train.packed import check_rows_apart
 
 MADE_BY = "made_by.json"
 NF4 = torch.uint8  # what bitsandbytes holds weights of 4 bits in, two in each
@@ -41,7 +42,7 @@ MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained on
 def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer. The weights are float32, or for adapters as :class:`Lora` says.
 
-    Raises ModelError if model, tokenizer or chat template is absent.
+    Raises ModelError if model, tokenizer or chat template is absent, or the model cannot take packed rows.
     """
     tokenizer = load_tokenizer(folder)
     settings: dict[str, Any] = {"dtype": torch.float32 if frozen == "fp32" else torch.bfloat16}
@@ -59,6 +60,7 @@ def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTra
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # else a forward without gradients packs the weights for good
     head.install(model)
     onednn.install(model)
+    check_rows_apart(model)
     return model, tokenizer
 
 
