@@ -70,6 +70,34 @@ def test_a_shape_is_read_from_where_it_is(tmp_path: Path, monkeypatch: pytest.Mo
         assert read_shape(tmp_path / "config.json") is None
 
 
+@pytest.mark.parametrize("experts", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_a_mixture_of_experts_is_no_plain_decoder(tmp_path: Path, experts: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA_8B | {experts: 8}))
+    assert read_shape(file) is None
+    file.write_text(json.dumps(LLAMA_8B | {experts: 0}))  # as GraniteMoeHybrid's dense ones have it
+    assert read_shape(file)
+
+
+def test_embeddings_are_tied_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({key: value for key, value in LLAMA_8B.items() if key != "tie_word_embeddings"}))
+    read = read_shape(file)
+    assert read
+    assert read.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("count", "fits"), [(3_240_000_000, True), (3_400_000_000, False)])
+def test_a_shape_with_another_number_of_parameters_is_not_counted_from(
+    count: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engine.plan.shape_of", lambda *_: LLAMA_3B)  # as a config.json may seem to have it
+    recipe = load_recipe("demo", ["model.shape=null", f"model.parameters={count}", "base.train.train_from_layer=0"])
+    known = planned(recipe, {}, H100)
+    assert (known.shape is not None, known.parameters) == (fits, count)
+    assert (costs_of(recipe)["base"].memory == 16 * count) is not fits
+
+
 # Operations
 
 
