@@ -33,8 +33,9 @@ from core.unlearning import (
 )
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_forgotten, read_rows
-from pipeline.train.arguments import CHECKPOINTS, training_arguments
+from pipeline.train.arguments import training_arguments
 from pipeline.train.fit import (
+    delete_checkpoints,
     fit,
     freeze_below,
     go_back,
@@ -140,7 +141,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model", config.frozen)[0]))
     if is_first():
         release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        delete_checkpoints(out)
         shutil.rmtree(out / "kept", ignore_errors=True)
     return facts
 
