@@ -66,7 +66,8 @@ class TrainConfig(Strict):
         default=1,
         gt=0,
         description="Processes that share each step. The result does not depend on how many they are, and no stage's "
-        "key names them.",
+        "key names them. Only random noise (`lora.dropout`, a model's own dropout, `neftune_noise_alpha`) is drawn by "
+        "each process for itself.",
     )
     args: dict[str, Any] = Field(
         default_factory=dict,
