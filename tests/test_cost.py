@@ -185,6 +185,16 @@ def test_of_a_model_of_unknown_shape_weights_gradients_and_moments_are_counted()
     assert work.total(list(costs.values()), H100)["seconds"] is None
 
 
+@pytest.mark.parametrize(("optimizer", "bytes_each"), [("adamw_torch_fused", 8), ("adamw_bnb_8bit", 2), ("sgd", 0)])
+def test_moments_are_those_of_the_optimizer(optimizer: str, bytes_each: int) -> None:
+    whole = ["base.train.train_from_layer=0", f"base.train.args={{optim: {optimizer}, save_strategy: epoch}}"]
+    known = costs_of(load_recipe("demo", whole))["base"]
+    assert known.parts["moments"] == bytes_each * 134_515_008
+    assert known.scratch == 2 * (4 + bytes_each) * 134_515_008
+    unknown = load_recipe("demo", [*whole, "model.shape=null", "model.parameters=1000000000"])
+    assert costs_of(unknown)["base"].memory == (8 + bytes_each) * 1e9
+
+
 @pytest.mark.parametrize(("name", "change"), [(FAME, "forget_cap=gold"), (FAME_CSD, "train_from_layer=0")])
 def test_levels_of_another_model_have_two_in_memory(name: str, change: str) -> None:
     """Gold's loss as a cap, or csd's levels, which the start model gives."""

@@ -81,6 +81,12 @@ class TrainConfig(Strict):
         """How the weights are held that are loaded for the training."""
         return self.lora.frozen if self.lora else "fp32"
 
+    @property
+    def checkpointed(self) -> bool:
+        """Whether layers run again in the backward pass; the second name is the older one of the same field."""
+        given = self.args.get("activation_checkpointing")
+        return bool(self.args.get("gradient_checkpointing") if given is None else given)
+
     def check_share(self, processes: int) -> None:
         """Raise RecipeError if ``processes`` cannot share a step."""
         share_of_step(self.args, processes)
