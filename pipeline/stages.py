@@ -189,7 +189,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     unlearned = _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds)
     return [
         Stage(
-            "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
+            "model", "3", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
         ),
         Stage(
             "data", "11", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
