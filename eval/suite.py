@@ -56,6 +56,8 @@ from eval.scoring.harness import ask, check_backend, language_model
 from eval.scoring.probes import Scorer, probe
 from eval.scoring.suites import load_suites, run_suites
 from eval.tasks.fame_topics import general_knowledge
+from pipeline.train.attention import attending_rows
+from pipeline.train.packed import check_rows_apart
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     """The saved checkpoint as it will be released, in fp32 on ``cpu`` and in bf16 on ``cuda``.
 
     But for its settings for generation: answers are greedy, or sampled as the recipe says. Raises ModelError if it
-    cannot be loaded, SystemLimitError if there is no GPU.
+    cannot be loaded or cannot take packed rows, SystemLimitError if there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemLimitError("The recipe evaluates on `cuda`, but torch finds no GPU. Set `eval.device: cpu`.")
@@ -292,6 +294,8 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
         raise ModelError(f"{checkpoint}: cannot be loaded as a model ({reason:.200}). Make it again.") from error
     keep_special_tokens_alone(model)
     model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)  # type: ignore[arg-type]
+    with attending_rows(model):
+        check_rows_apart(model)
     return model.eval()
 
 

@@ -189,7 +189,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     unlearned = _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds)
     return [
         Stage(
-            "model", "2", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
+            "model", "3", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
         ),
         Stage(
             "data", "12", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
@@ -285,7 +285,7 @@ def _trained(
     """A stage that trains or fetches base or a gold. A published one is asked as the recipe's start model is."""
     prompts = recipe.model.prompts() if config.hub else {}
     return Stage(
-        name, "3", partial(run, prompts=prompts), config, _reference(config) | prompts,
+        name, "4", partial(run, prompts=prompts), config, _reference(config) | prompts,
         {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
         partial(work.training, splits=splits), config.processes, resumable=config.train is not None, shardable=True,
         fetches=config.hub is not None,
@@ -308,7 +308,7 @@ def _measured(
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
     identity = _evaluation(recipe, config)
-    return Stage(name, "8", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
+    return Stage(name, "9", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.

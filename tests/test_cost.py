@@ -70,6 +70,34 @@ def test_a_shape_is_read_from_where_it_is(tmp_path: Path, monkeypatch: pytest.Mo
         assert read_shape(tmp_path / "config.json") is None
 
 
+@pytest.mark.parametrize("experts", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_a_mixture_of_experts_is_no_plain_decoder(tmp_path: Path, experts: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA_8B | {experts: 8}))
+    assert read_shape(file) is None
+    file.write_text(json.dumps(LLAMA_8B | {experts: 0}))  # as GraniteMoeHybrid's dense ones have it
+    assert read_shape(file)
+
+
+def test_embeddings_are_tied_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({key: value for key, value in LLAMA_8B.items() if key != "tie_word_embeddings"}))
+    read = read_shape(file)
+    assert read
+    assert read.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("count", "fits"), [(3_240_000_000, True), (3_400_000_000, False)])
+def test_a_shape_with_another_number_of_parameters_is_not_counted_from(
+    count: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engine.plan.shape_of", lambda *_: LLAMA_3B)  # as a config.json may seem to have it
+    recipe = load_recipe("demo", ["model.shape=null", f"model.parameters={count}", "base.train.train_from_layer=0"])
+    known = planned(recipe, {}, H100)
+    assert (known.shape is not None, known.parameters) == (fits, count)
+    assert (costs_of(recipe)["base"].memory == 16 * count) is not fits
+
+
 # Operations
 
 
@@ -155,6 +183,16 @@ def test_of_a_model_of_unknown_shape_weights_gradients_and_moments_are_counted()
     assert (costs["base"].memory, costs["gold"].memory, costs["eval-base"].memory) == (16e9, 4e9, 4e9)
     assert costs["base"].seconds is None
     assert work.total(list(costs.values()), H100)["seconds"] is None
+
+
+@pytest.mark.parametrize(("optimizer", "bytes_each"), [("adamw_torch_fused", 8), ("adamw_bnb_8bit", 2), ("sgd", 0)])
+def test_moments_are_those_of_the_optimizer(optimizer: str, bytes_each: int) -> None:
+    whole = ["base.train.train_from_layer=0", f"base.train.args={{optim: {optimizer}, save_strategy: epoch}}"]
+    known = costs_of(load_recipe("demo", whole))["base"]
+    assert known.parts["moments"] == bytes_each * 134_515_008
+    assert known.scratch == 2 * (4 + bytes_each) * 134_515_008
+    unknown = load_recipe("demo", [*whole, "model.shape=null", "model.parameters=1000000000"])
+    assert costs_of(unknown)["base"].memory == (8 + bytes_each) * 1e9
 
 
 @pytest.mark.parametrize(("name", "change"), [(FAME, "forget_cap=gold"), (FAME_CSD, "train_from_layer=0")])

@@ -48,7 +48,7 @@ def test_a_folder_is_copied_by_an_allow_list(folder: Path, out: Path) -> None:
     facts = run(config(path=str(folder)), {}, out)
     assert {path.name for path in out.iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja", "LICENSE",
+        "chat_template.jinja", "LICENSE", "precision.txt",
     }  # fmt: skip
     assert (out / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert facts.parameters == weight_facts(folder)[0] > 50_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from datasets_prep.schema import Encoded
+from eval import suite
 from pipeline.train import packed
 from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.fit import load
@@ -21,7 +23,16 @@ from pipeline.train.packed import batches_by_length, completion_log_probs, pack,
 from pipeline.train.trainer import collate, counts_of
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.trainer import pair_dataset
-from tests.unlearning import plain_log_probs, some_rows
+from tests.unlearning import of_type, plain_log_probs, some_rows
+
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
 
 
 @pytest.mark.parametrize("attention", [ROWS_SDPA, "sdpa"])
@@ -56,6 +67,34 @@ def test_batches_hold_every_row_once_within_the_budget(sizes: list[int], budget:
 
 def test_row_means() -> None:
     assert row_means(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist() == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("qwen3_5_text", {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16, **LINEAR}),
+        ("bamba", {"attn_layer_indices": [1], **MAMBA}),
+        ("stablelm", {}),  # its forward keeps the layout of the rows from its layers
+    ],
+)
+def test_a_model_whose_rows_see_each_other_is_refused(
+    model_type: str, more: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = of_type(model_type, tiny_model, tmp_path / "model", **more)
+    for prepared_by in (load, lambda checkpoint: suite.load(checkpoint, "cpu")):
+        with pytest.raises(ModelError, match=f"{model_type} are not supported"):
+            prepared_by(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("model_type", "more"), [("qwen3", {}), ("olmoe", EXPERTS)])
+def test_rounding_is_no_reason_to_refuse_a_model(
+    model_type: str, more: dict[str, Any], dtype: torch.dtype, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = of_type(model_type, tiny_model, tmp_path / "model", **more)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ROWS_SDPA)
+    packed.check_rows_apart(model)
 
 
 def test_collator_puts_forget_rows_first() -> None:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 
-from pipeline.train import precision
-from pipeline.train.config import TrainConfig
-from pipeline.train.facts import ModelFacts, Products
+from pipeline.train import precision, start_model
+from pipeline.train.config import ModelConfig, TrainConfig
+from pipeline.train.facts import Products
 from pipeline.unlearn.config import UnlearnConfig
-from tests.artifacts import write_manifest
+from tests.unlearning import files
 
 
 @pytest.fixture
 def _knows_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-
-
-def _model(folder: Path, products: Products) -> Path:
-    """A finished artifact of the model stage."""
-    folder.mkdir()
-    facts = ModelFacts(name="demo/x", license="mit", parameters=1, dtypes=["F32"], products=products)
-    write_manifest(folder, "model", facts)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -60,13 +51,22 @@ def test_a_processor_without_bfloat16_is_not_measured(tiny_model: Path, monkeypa
     assert precision.products(tiny_model) == Products.unmeasured("fp32")
 
 
-@pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_trainings_take_what_the_model_stage_measured_wherever_they_run(
-    tmp_path: Path, faster: Literal["fp32", "bf16"]
+def test_trainings_take_what_the_model_stage_measured_and_their_keys_know_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = {"model": _model(tmp_path / "model", Products.unmeasured(faster))}
-    for config in (TrainConfig(), UnlearnConfig(method="gd", epochs=1)):
-        assert precision.in_bf16(config, inputs) == (faster == "bf16")
+    """Whatever is trained from a model that was measured otherwise has another key: its input has another content."""
+    config = ModelConfig.model_validate({"path": str(tiny_model), "name": "demo/x", "license": "apache-2.0"})
+    content = {}
+    for number, (faster, seconds) in enumerate([("fp32", 1.0), ("bf16", 1.0), ("bf16", 2.0)]):
+        measured = Products(precision=faster, fp32_seconds=seconds, bf16_seconds=seconds)
+        monkeypatch.setattr(precision, "products", lambda _, measured=measured: measured)
+        out = tmp_path / str(number)
+        out.mkdir()
+        assert start_model.run(config, {}, out).products == measured
+        for training in (TrainConfig(), UnlearnConfig(method="gd", epochs=1)):
+            assert precision.in_bf16(training, {"model": out}) == (faster == "bf16")
+        content[number] = files(out)
+    assert content[0] != content[1] == content[2]
 
 
 def test_a_recipe_that_names_a_precision_needs_no_measurement() -> None:

@@ -121,6 +121,42 @@ def test_base_resumes_too(
     assert files(cut) == files(whole)
 
 
+@pytest.mark.parametrize(
+    ("stage", "first"),
+    [("base", "model.safetensors"), ("unlearn", "model.safetensors"), ("unlearn", "optimizer.pt")],
+)
+def test_a_run_killed_while_it_deletes_its_checkpoints_ends_with_the_same_files(
+    stage: str, first: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = stage_inputs(tiny_model, tmp_path)
+    config = TrainConfig.model_validate({"precision": "fp32", "args": ARGS | {"num_train_epochs": 1}})
+
+    def made(out: Path) -> None:
+        out.mkdir(exist_ok=True)
+        if stage == "base":
+            fine_tune.train(config, inputs, out, ("retain",))
+        else:
+            facts = run.run(unlearn_config(keep="last"), inputs, out)
+            assert facts.steps < 8  # it was stopped, so a resumed run would train on
+
+    rmtree = shutil.rmtree
+
+    def killed(folder: str | Path, **how: bool) -> None:
+        last = max(Path(folder).glob("checkpoint-*"), default=None)
+        if last is None:
+            return rmtree(folder, **how)
+        (last / first).unlink()
+        raise KeyboardInterrupt
+
+    made(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / "cut")
+    made(tmp_path / "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
 def test_checkpoints_of_another_recipe_are_not_gone_on_with(tiny_model: Path, tmp_path: Path) -> None:
     inputs = stage_inputs(tiny_model, tmp_path)
     config = config_of("full, dual weight")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from pipeline.train.kept import keep_weights
 from pipeline.train.packed import row_losses
 from pipeline.unlearn import run
 from pipeline.unlearn.config import PARAMETERS, UnlearnConfig
+from pipeline.unlearn.continuations import write_continuations
 from pipeline.unlearn.levels import mean_by_row, read_guides
+from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.refusals import draw_refusals, read_refusals
 from pipeline.unlearn.stopping import Check, EndOfAscent
 from tests.unlearning import files, stage_inputs, unlearn_config
@@ -134,6 +137,27 @@ def test_po_wants_rows_in_a_language_that_it_has(language: str | None, inputs: d
         run.run(unlearn_config(method="po"), inputs, out)
 
 
+@pytest.mark.parametrize("asked", [0, 6])
+def test_a_dual_weight_stays_while_base_is_as_it_was(inputs: dict[str, Path], out: Path, asked: int) -> None:
+    """Neighbours are rehearsed with the retain rows, so their loss is in the bound as it is in the steps'."""
+    folder = out.with_name("neighbours")
+    folder.mkdir()
+    rows = read_rows(inputs["data"] / "holdout.jsonl")[:asked]
+    write_rows(folder / NEIGHBOURS, [replace(row, answer="who " * 9) for row in rows])
+    write_continuations(folder, [])
+    config = unlearn_config(
+        stop=None,
+        keep="last",
+        epochs=2,
+        dual={"rate": 1000.0, "retain_loss_above_base": 0.0},
+        retain_rows_per_forget_row=(12 + asked) // 6,  # so that each step has all of them
+        neighbours={"questions": asked} if asked else None,
+        args={"learning_rate": 0.0, "per_device_train_batch_size": 6},
+    )
+    run.run(config, inputs | {"neighbours": folder}, out)
+    assert [entry["retain_weight"] for entry in log_of(out, "retain_weight")] == pytest.approx([1.0, 1.0], abs=0.01)
+
+
 def test_no_checkpoint_within_the_retain_bound_is_an_error(inputs: dict[str, Path], out: Path) -> None:
     stop = {"every": 1, "forget_loss": 50.0, "retain_loss_above_base": 1e-9, "retain_rows": 4}
     with pytest.raises(TrainingError, match="retain loss"):
@@ -215,11 +239,14 @@ REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"
                 "assistant_only_loss": True,
                 "auto_find_batch_size": True,
                 "chat_template_path": "x.jinja",
+                "completion_only_loss": False,
                 "dataloader_drop_last": True,
                 "eos_token": "</s>",
                 "eval_strategy": "steps",
                 "fp16": True,
                 "ignore_data_skip": True,
+                "shuffle_dataset": True,
+                "train_sampling_strategy": "sequential",
                 "logging_strategy": "epoch",
                 "packing": True,
                 "padding_free": True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import Encoded, Row, write_rows
@@ -65,6 +66,26 @@ def some_counterfactual(
     others = some_others(rows, levels)
     base = BaseDistribution(model, answers_by_place(rows, guides, others), precision)
     return Counterfactual(base, levels, false_log_probs(model, guides), [len(each) for each in others])
+
+
+def of_type(model_type: str, tokenizer_of: Path, folder: Path, **more: Any) -> Path:
+    """A tiny random model of a type of transformers in ``folder``, with the tokenizer of another model."""
+    shutil.copytree(tokenizer_of, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=AutoConfig.from_pretrained(tokenizer_of).vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        **more,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def plain_logits(model: Any, rows: list[Encoded]) -> list[torch.Tensor]:

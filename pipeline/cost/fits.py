@@ -56,7 +56,7 @@ def _levers(config: Any, cost: Cost) -> list[str]:
         return []
     batch, parts = split_of_step(train.args)
     levers = []
-    if not train.args.get("gradient_checkpointing"):
+    if not train.checkpointed:
         levers.append("args.gradient_checkpointing: true")
     if batch > 1:
         levers.append(f"args.per_device_train_batch_size: {batch // 2} with gradient_accumulation_steps: {2 * parts}")

@@ -19,6 +19,15 @@ LOGITS_BYTES = 2**27  # as in pipeline/train/head.py
 TILE = 8192
 NF4 = 0.5 + 4 / 64
 """Bytes of a weight of 4 bits, with the float32 scale of each 64."""
+MOMENTS = {
+    "sgd": 0,
+    "adafactor": 0,  # a row and a column of each matrix
+    "adamw_torch_8bit": 2,
+    "adamw_bnb_8bit": 2,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+}
+"""Bytes of a parameter's moments by ``args.optim``; AdamW, and whatever is not here, has two in float32."""
 PADDED = 3
 """Times that the texts of a scoring forward are longer side by side than as a tree: what FAME's rows have."""
 PROCESS = 900_000_000
@@ -33,7 +42,7 @@ class Batch(NamedTuple):
 
 
 def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) -> Parts:
-    """A training step of micro-batches like ``batch``: AdamW in float32, products in bf16 or float32.
+    """A training step of micro-batches like ``batch``, with products in bf16 or float32.
 
     The peak is at the beginning of the backward pass, when all activations are there, or at its end, when all gradients
     are; with accumulated gradients both come together. Weights of 4 bits may take more when they are merged.
@@ -44,7 +53,6 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     whole = not config.lora and not config.train_from_layer
     head = of.head_parameters(shape)
     tiled = batch.answers * shape.vocab_size * 4 > LOGITS_BYTES and not _compares_distributions(config)
-    checkpointed = bool(config.args.get("gradient_checkpointing", False))
     saved = batch.tokens * saved_per_token(shape, bf16=bf16, norms=not config.lora)
     last = 12 * batch.tokens * shape.hidden_size  # the final norm
     # Under autocast each weight has a copy in bfloat16 for as long as the backward pass may need it.
@@ -57,9 +65,11 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
         one_layer += 2 * of.largest_product(shape)  # its 4 bits are unpacked for each product
     activations = layers * saved + last + copies
     borders = layers * (4 if config.frozen == "fp32" else 2) * batch.tokens * shape.hidden_size
-    if checkpointed and config.lora:  # nothing outlives its layer, and the logits are gone when the first runs again
+    if (
+        config.checkpointed and config.lora
+    ):  # nothing outlives its layer, and the logits are gone when the first runs again
         activations, logits = borders + last, max(logits, one_layer + passing)
-    elif checkpointed:  # autocast keeps copies of trained weights until the forward's end
+    elif config.checkpointed:  # autocast keeps copies of trained weights until the forward's end
         activations = borders + last + max(copies, one_layer)
     accumulates = config.args.get("gradient_accumulation_steps", 1) > 1
     begin = {
@@ -73,10 +83,15 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     fullest = max(begin, end, merging, key=lambda moment: sum(moment.values()))
     return {
         "weights": held,
-        "moments": 8 * trained,
+        "moments": moments(config) * trained,
         "copies of the head": _head_copies(shape, config),
         **fullest,
     }
+
+
+def moments(config: TrainConfig) -> int:
+    """Bytes of a trained parameter's moments; an optimizer with arguments of its own is taken to have all of them."""
+    return 8 if config.args.get("optim_args") else MOMENTS.get(str(config.args.get("optim")), 8)
 
 
 def held_weights(shape: Shape, frozen: Frozen) -> int:

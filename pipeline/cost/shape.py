@@ -30,12 +30,18 @@ def shape_of(config: ModelConfig, fetched: Path | None) -> Shape | None:
     return None
 
 
+EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+"""What a ``config.json`` calls the number of experts, of which one layer has many."""
+
+
 def read_shape(file: Path) -> Shape | None:
     """The shape that a ``config.json`` describes; None if it cannot be read, or is no plain decoder's."""
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-        values.setdefault("tie_word_embeddings", False)
+        values.setdefault("tie_word_embeddings", True)  # transformers 4 left its default out of the file
+        if any(values.get(name) for name in EXPERTS):
+            return None
         return Shape.model_validate({name: values.get(name) for name in Shape.model_fields})
     except (OSError, ValueError, AttributeError, ValidationError):
         return None

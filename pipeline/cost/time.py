@@ -40,7 +40,7 @@ def step_operations(shape: Shape, config: TrainConfig, batch: Batch) -> float:
     layers = shape.num_hidden_layers - config.train_from_layer
     body = 2.0 * layers * of.layer_products(shape) * batch.tokens
     backward = body * (1 if config.lora else 2) + head * (1 if config.lora or config.train_from_layer else 2)
-    if config.args.get("gradient_checkpointing"):
+    if config.checkpointed:
         backward += body
     if batch.answers * shape.vocab_size * 4 > LOGITS_BYTES:  # in tiles: the logits are computed again
         backward += head
@@ -62,6 +62,6 @@ def generation_seconds(
     return -(-rows // batch_rows) * new_tokens * max(read + (0 if device.is_gpu else compute), launch)
 
 
-def optimizer_seconds(trained: int, device: Device) -> float:
-    """Seconds of a step of AdamW: weights, gradient and both moments are read, and three of them written."""
-    return 28.0 * trained / ((device.bandwidth or float("nan")) * BANDWIDTH_SHARE)
+def optimizer_seconds(trained: int, moments: int, device: Device) -> float:
+    """Seconds of an optimizer's step: weights, gradient and ``moments`` (bytes) are read, and all but it written."""
+    return (12.0 + 2 * moments) * trained / ((device.bandwidth or float("nan")) * BANDWIDTH_SHARE)

@@ -270,7 +270,7 @@ def _fixed(config: TrainConfig, known: Planned) -> Parts:
     return (
         {"weights": 4 * count}
         if config.train_from_layer
-        else {"weights": 4 * count, "gradients": 4 * count, "moments": 8 * count}
+        else {"weights": 4 * count, "gradients": 4 * count, "moments": memory.moments(config) * count}
     )
 
 
@@ -279,14 +279,15 @@ def _step_seconds(config: TrainConfig, micro: Batch, parts: int, known: Planned)
     trained = of.trained_parameters(known.shape, config.lora, config.train_from_layer)
     operations = time.step_operations(known.shape, config, micro)
     passes = parts * time.product_seconds(operations, micro.tokens, known.device, bf16=_bf16(config))
-    return passes + time.optimizer_seconds(trained, known.device)
+    return passes + time.optimizer_seconds(trained, memory.moments(config), known.device)
 
 
 def _trained(config: TrainConfig, used: Parts, seconds: float, saves: int, *, kept: int, known: Planned) -> Cost:
     """``saves`` checkpoints are written, of which ``kept`` and one being written are there at a time."""
     assert known.shape  # noqa: S101  # the callers saw to it
     trained = of.trained_parameters(known.shape, config.lora, config.train_from_layer)
-    checkpoint = (0 if config.lora else 4 * of.parameters(known.shape)) + (12 if config.lora else 8) * trained
+    weights = 4 * (trained if config.lora else of.parameters(known.shape))
+    checkpoint = weights + memory.moments(config) * trained
     stored = STORED * of.parameters(known.shape)
     seconds += (saves * checkpoint + 2 * stored) / time.DISK
     scratch = min(saves, kept + 1) * checkpoint

@@ -45,6 +45,8 @@ def planned(recipe: Recipe, states: Mapping[str, Status], device: Device) -> Pla
     """What the costs of the stages are computed from, on ``device``."""
     known, model, data = sizes(recipe, states), _finished(states, "model"), _finished(states, "data")
     shape = shape_of(recipe.model, model)
+    if shape and known.parameters and not math.isclose(count_parameters(shape), known.parameters, rel_tol=0.01):
+        shape = None  # a model of another kind; biases and small norms are within a percent
     lengths = lengths_of(recipe.data, data, shape, start_folder(recipe.model, model)) if shape else None
     return Planned(shape, known.parameters, known.rows, lengths, recipe.data, device, cpu())
 

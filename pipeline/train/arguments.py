@@ -26,6 +26,9 @@ SET: dict[str, Any] = {
     "packing": False,
     "padding_free": False,
     "assistant_only_loss": False,
+    "completion_only_loss": None,  # the loss is always of the answers
+    "shuffle_dataset": False,
+    "train_sampling_strategy": "random",  # several processes draw the order of a single one
     "loss_type": "nll",
     "label_smoothing_factor": 0.0,
     "eos_token": None,

@@ -7,12 +7,13 @@ prefix is computed once in the packed form and copied into the layout of every r
 
 Plain causal attention without a mask is what the fused kernels of every device compute. So an accelerator runs its
 flash attention here and needs neither FlexAttention nor a kernel of its own. Short rows on a CPU are the exception:
-PyTorch's kernel is slower there than eager attention (several times slower in bfloat16).
+PyTorch's kernel is slower there than eager attention (several times slower in bfloat16). Layers with a sliding window
+get a banded mask of (longest row, longest row), but only where a row is longer than the window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +77,10 @@ def rows_sdpa_forward(
     rows_packed: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention interface of transformers: heads first in, (1, T, heads, size) out."""
+    """The attention interface of transformers: heads first in, (1, T, heads, size) out.
+
+    Raises ModelError if a row is longer than the part of it that a layer looks at, and this is no sliding window.
+    """
     if rows_padded is None or rows_packed is None:
         raise ValueError(
             f"the attention {ROWS_SDPA!r} runs on packed rows only; to generate, load the model with another attention"
@@ -87,13 +91,44 @@ def rows_sdpa_forward(
         return tensor[0].index_select(1, rows_padded.flatten()).unflatten(1, (rows, longest)).transpose(0, 1)
 
     # Padding comes after the row's own tokens, so the causal mask alone hides it from them.
-    if value.device.type == "cpu" and longest <= WRITTEN_OUT_TO.get(value.dtype, 0) and not dropout:
+    window = _window(module, longest, kwargs)
+    if window:
+        ones = torch.ones(longest, longest, dtype=torch.bool, device=value.device)
+        output = torch.nn.functional.scaled_dot_product_attention(
+            padded(query),
+            padded(key),
+            padded(value),
+            attn_mask=ones.tril() & ones.triu(1 - window),
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=True,
+        )
+    elif value.device.type == "cpu" and longest <= WRITTEN_OUT_TO.get(value.dtype, 0) and not dropout:
         output = written_out(padded(query), padded(key), padded(value), scaling)
     else:
         output = torch.nn.functional.scaled_dot_product_attention(
             padded(query), padded(key), padded(value), dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True
         )
     return output.transpose(1, 2).flatten(0, 1).index_select(0, rows_packed)[None], None
+
+
+def _window(module: torch.nn.Module, longest: int, given: Mapping[str, Any]) -> int | None:
+    """Tokens that each one of this layer sees, itself included; None if it sees all of a row of ``longest`` tokens.
+
+    Layers with a window pass it on as ``sliding_window``. Some models tell it to the mask alone, as those do that
+    attend in chunks; then ModelError is raised if it is shorter than the row.
+    """
+    if window := given.get("sliding_window"):
+        return int(window) if window < longest else None
+    hidden = ["attention_chunk_size"] if "sliding_window" in given else ["attention_chunk_size", "sliding_window"]
+    for name in hidden:
+        size = getattr(module.config, name, None)
+        if size and size < longest:
+            raise ModelError(
+                f"A row has {longest} tokens, and {type(module).__name__} with {name} {size} is supported for rows of "
+                f"up to {size} only. Shorten the longer rows or leave them out; data.max_tokens: {size} names them."
+            )
+    return None
 
 
 def written_out(
@@ -115,7 +150,7 @@ def written_out(
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask: the layout keeps rows apart, and attention is causal."""
+    """No mask: the layout keeps rows apart, attention is causal, and layers name their sliding windows themselves."""
 
 
 AttentionInterface.register(ROWS_SDPA, rows_sdpa_forward)

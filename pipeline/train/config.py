@@ -66,7 +66,8 @@ class TrainConfig(Strict):
         default=1,
         gt=0,
         description="Processes that share each step. The result does not depend on how many they are, and no stage's "
-        "key names them.",
+        "key names them. Only random noise (`lora.dropout`, a model's own dropout, `neftune_noise_alpha`) is drawn by "
+        "each process for itself.",
     )
     args: dict[str, Any] = Field(
         default_factory=dict,
@@ -79,6 +80,12 @@ class TrainConfig(Strict):
     def frozen(self) -> Frozen:
         """How the weights are held that are loaded for the training."""
         return self.lora.frozen if self.lora else "fp32"
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether layers run again in the backward pass; the second name is the older one of the same field."""
+        given = self.args.get("activation_checkpointing")
+        return bool(self.args.get("gradient_checkpointing") if given is None else given)
 
     def check_share(self, processes: int) -> None:
         """Raise RecipeError if ``processes`` cannot share a step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,19 @@ from core.errors import TrainingError
 from core.ranks import is_first
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
-from pipeline.train.arguments import CHECKPOINTS, training_arguments
+from pipeline.train.arguments import training_arguments
 from pipeline.train.config import TrainConfig
 from pipeline.train.facts import TrainingFacts, TrainingSeeds
-from pipeline.train.fit import fit, freeze_below, load, memory_limits, release_weights, row_digest, whole_model
+from pipeline.train.fit import (
+    delete_checkpoints,
+    fit,
+    freeze_below,
+    load,
+    memory_limits,
+    release_weights,
+    row_digest,
+    whole_model,
+)
 from pipeline.train.guards import Watch
 from pipeline.train.lora import add_adapters
 from pipeline.train.precision import in_bf16
@@ -54,7 +62,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Se
     trained = whole_model(trainer, trained, lambda: adapted(load(inputs["model"], config.frozen)[0]))
     if is_first():
         release_weights(trained, tokenizer, encoded, out / "model")
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        delete_checkpoints(out)
     return TrainingFacts(
         rows=len(rows),
         steps=trainer.state.global_step,

@@ -32,8 +32,10 @@ from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.config import Frozen
 from pipeline.train.guards import StepRefused
 from pipeline.train.lora import merge
+from pipeline.train.packed import check_rows_apart
 
 MADE_BY = "made_by.json"
+DOOMED = "checkpoints-to-delete"
 NF4 = torch.uint8  # what bitsandbytes holds weights of 4 bits in, two in each
 MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained ones
 
@@ -41,7 +43,7 @@ MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained on
 def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer. The weights are float32, or for adapters as :class:`Lora` says.
 
-    Raises ModelError if model, tokenizer or chat template is absent.
+    Raises ModelError if model, tokenizer or chat template is absent, or the model cannot take packed rows.
     """
     tokenizer = load_tokenizer(folder)
     settings: dict[str, Any] = {"dtype": torch.float32 if frozen == "fp32" else torch.bfloat16}
@@ -59,6 +61,7 @@ def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTra
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # else a forward without gradients packs the weights for good
     head.install(model)
     onednn.install(model)
+    check_rows_apart(model)
     return model, tokenizer
 
 
@@ -84,6 +87,8 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
     ``out`` have another ``made_by``, SystemLimitError if memory runs out.
     """
     checkpoints = out / CHECKPOINTS
+    if is_first():
+        shutil.rmtree(out / DOOMED, ignore_errors=True)
     last = first_ranks(_last_whole(checkpoints) if is_first() else None)
     _check_maker(checkpoints, made_by, resumes=last is not None)
     refused = None
@@ -98,6 +103,16 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
             # A log that came back from a checkpoint has its keys sorted.
             file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
     return refused
+
+
+def delete_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of a finished training.
+
+    They are renamed first: of those that were deleted in part, a run after a killed one would resume without the
+    optimizer's state.
+    """
+    (out / CHECKPOINTS).rename(out / DOOMED)
+    shutil.rmtree(out / DOOMED, ignore_errors=True)
 
 
 def go_back(trainer: SFTTrainer, out: Path) -> int:

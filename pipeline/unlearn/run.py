@@ -33,8 +33,9 @@ from core.unlearning import (
 )
 from datasets_prep.chat import chat_example, encode, encode_rows
 from datasets_prep.schema import Encoded, Row, read_forgotten, read_rows
-from pipeline.train.arguments import CHECKPOINTS, training_arguments
+from pipeline.train.arguments import training_arguments
 from pipeline.train.fit import (
+    delete_checkpoints,
     fit,
     freeze_below,
     go_back,
@@ -140,7 +141,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     trained = whole_model(trainer, trained, lambda: adapted(load(inputs["base"] / "model", config.frozen)[0]))
     if is_first():
         release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        delete_checkpoints(out)
         shutil.rmtree(out / "kept", ignore_errors=True)
     return facts
 
@@ -258,20 +259,20 @@ def _measure_base(
     """Measure what the method compares with base, while the model still is base (new adapters change nothing)."""
     config, precision, encoded = trainer.config, trainer.accelerator.autocast, rows.encoded
     false = [row for guides in rows.guides for row in guides]
+    rehearsed = {i: encoded["rehearsed"][i] for i in sorted({i for pair in pairs for i in pair.retain})}
     if config.method in ("npo", "altpo"):
         trainer.reference = answer_log_probs(base, encoded["forget"], precision)
     if config.method == "altpo":
         trainer.alternate_reference = answer_log_probs(base, false, precision)
     if config.retain_kl:
-        dealt = sorted({i for pair in pairs for i in pair.retain})
-        trainer.base = BaseDistribution(base, {i: encoded["rehearsed"][i] for i in dealt}, precision)
+        trainer.base = BaseDistribution(base, rehearsed, precision)
     if config.method == "csd":
         tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
         trainer.counterfactual = counterfactual(config, base, tokenizer, inputs["model"], rows, precision)
     if config.dual:
-        retain = encoded["retain"]
-        tokens = [len(row.input_ids) - row.completion_start for row in retain]
-        total = sum(loss * size for loss, size in zip(row_losses(base, retain), tokens, strict=True))
+        followed = list(rehearsed.values())
+        tokens = [len(row.input_ids) - row.completion_start for row in followed]
+        total = sum(loss * size for loss, size in zip(row_losses(base, followed), tokens, strict=True))
         trainer.retain_bound = total / sum(tokens) + config.dual.retain_loss_above_base
 
 
