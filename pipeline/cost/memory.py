@@ -65,9 +65,8 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
         one_layer += 2 * of.largest_product(shape)  # its 4 bits are unpacked for each product
     activations = layers * saved + last + copies
     borders = layers * (4 if config.frozen == "fp32" else 2) * batch.tokens * shape.hidden_size
-    if (
-        config.checkpointed and config.lora
-    ):  # nothing outlives its layer, and the logits are gone when the first runs again
+    if config.checkpointed and config.lora:
+        # Nothing outlives its layer, and the logits are gone when the first runs again.
         activations, logits = borders + last, max(logits, one_layer + passing)
     elif config.checkpointed:  # autocast keeps copies of trained weights until the forward's end
         activations = borders + last + max(copies, one_layer)
