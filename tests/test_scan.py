@@ -7,6 +7,7 @@ import gzip
 import html
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from pipeline.publish import readings, scan
 from pipeline.publish.scan import LONG, Finding, Scanner, refuse_findings
+from pipeline.publish.secrets import secrets
 from tests.conftest import ROOT
 from tests.planted import FORMS, NOT_IN_WEIGHTS, SECRETS, safetensors, written, zipped
 
@@ -188,12 +190,45 @@ def test_what_is_said_not_to_be_seen_in_weights_is_not(kind: str, tmp_path: Path
     assert not found(Scanner([]), tmp_path, "model.safetensors", content)
 
 
+# As they are documented, or as their services made them in 2026.
+KEYS = (
+    *(r"sk-(proj|svcacct)-[\w-]{74}T3BlbkFJ[\w-]{74}", r"sk-admin-[\w-]{58}T3BlbkFJ[\w-]{58}", r"sk-[0-9a-f]{32}"),
+    *(
+        r"sk-[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20}",
+        r"sk-ant-(api03|admin01|oat01)-[\w-]{93}AA",
+        r"AQ\.Ab8RN6[\w-]{44}",
+    ),
+    *(r"sk-or-v1-[0-9a-f]{64}", r"sk-lf-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"csk-[a-z0-9]{48}"),
+    *(r"nvapi-[\w-]{64}", r"lsv2_(pt|sk)_[0-9a-f]{32}_[0-9a-f]{10}", r"KGAT_[0-9a-f]{32}", r"rpa_[A-Za-z0-9]{46}"),
+    *(r"pcsk_[A-Za-z0-9]{5,6}_[A-Za-z0-9]{63}", r"ABSKQmVkcm9ja0FQSUtleS1[A-Za-z0-9+/]{109}", r"hvs\.[\w-]{95}"),
+    *(r"[A-Za-z0-9]{52}JQQJ99[A-Za-z0-9]{26}", r"[A-Za-z0-9]{76}AZDO[A-Za-z0-9]{4}", r"[\w~.-]{3}8Q~[\w~.-]{34}"),
+    *(r"glcbt-[0-9a-f]_[\w-]{20}", r"glimt-[\w-]{25}", r"glffct-[\w-]{20}", r"GR1348941[\w-]{20}"),
+    *(r"glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}", r"glc_eyJ[A-Za-z0-9+/]{60,80}", r"sntrys_eyJpYXQiO[\w+/=-]{80}"),
+    *(r"ATATT3xFfGF0[\w-]{100,180}", r"shpat_[0-9a-f]{32}", r"sk_prod_[A-Za-z0-9]{24,99}", r"hf_[A-Za-z]{34}"),
+    *(r"redis://:[A-Za-z0-9!*+=._-]{8,40}@cache\.test:6379/0", r"https://[A-Za-z0-9_]{30,90}@github\.com/x/y\.git"),
+    *(r"MII[CEJ][A-Za-z0-9+/][AQgw]IBAAK[BC][A-Za-z0-9+/]{200}", r"MHcCAQEEI[A-Za-z0-9+/]{43}oAoGCCqGSM49AwEHoUQDQgAE"),
+)
+
+
+@pytest.mark.parametrize("form", KEYS)
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_every_key_of_a_known_form_is_found(form: str, data: st.DataObject) -> None:
+    key = data.draw(st.from_regex(re.compile(form, re.ASCII), fullmatch=True))
+    assert list(secrets(f"It was made with {key} last week.", assigned=False))
+
+
 HARMLESS = (
     "hf_transfer, task-" + "-" * 60 + " sk-learn AKIA, BEGIN PRIVATE, ghp_x, pypi-x, bearer of bad news, and more",
     '{"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "first_token": 0.12345678901234567}',
     '{"sha256": "' + "0123456789abcdef" * 4 + '", "token_key": "answer_probability_on_forget"}',
     "https://huggingface.co/demo/a:b@main, /home/user/data/, /usr/local/bin, C:\\Windows\\System32",
     "Source commit `" + "0123456789abcdef0123" * 2 + "`, wandb 0.26.1.",
+    "disk-benchmarkingandevaluationofstorage-in-large-systems, task-" + "a" * 60,
+    "https://www.researchgate.net/risk-managementandinternationalcooperation-for-the-development",
+    "https://www.example.gov/home/news/2024, https://ai.example.org/home/models/llama/",
+    '{"kty": "EC", "d": 4}, "auth": "none", postgres://$USER:$PASSWORD@host/x, s3://bucket/a, git@github.com:x/y.git',
+    "https://x.test:8443/@someone, [mail](mailto:a@b.test), the machine can login with a password",
 )
 
 
@@ -204,7 +239,8 @@ def test_prose_is_not_a_secret(content: str, tmp_path: Path) -> None:
 
 def test_licences_and_cards_raise_no_alarm(tmp_path: Path) -> None:
     scanner = Scanner(row.answer for row in generate(SampleSource(seed=0, identities=5, topics=10))[0])
-    files = [*(ROOT / "pipeline/publish/licences").iterdir(), *(ROOT / "tests/goldens").glob("*.md"), ROOT / "LICENSE"]
+    files = [*(ROOT / "pipeline/publish/licences").iterdir(), *(ROOT / "tests/goldens").glob("*.md")]
+    files += [ROOT / "LICENSE", ROOT / "README.md", ROOT / "docs/how-it-works.md"]
     assert len(files) > 3
     for path in files:
         assert scanner.scan(path, "LICENSE" if path.suffix == ".txt" else path.name) == [], path
