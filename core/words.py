@@ -78,7 +78,7 @@ def folded(text: str) -> str:
     if text.isascii():
         return " ".join(_WORDS.findall(text.lower()))
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return " ".join(_WORDS.findall(_not_drawn().sub("", plain).translate(_LOOKALIKES)))
+    return " ".join(_WORD.findall(_not_drawn().sub("", plain).translate(_LOOKALIKES)))
 
 
 def is_searched(text: str) -> bool:

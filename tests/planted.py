@@ -169,6 +169,9 @@ FORMS: dict[str, Callable[[str], str | bytes]] = {
     "base64, third alignment": lambda a: base64.b64encode(b"xx" + a.encode()),
     "base64, in a longer run": lambda a: b"path/to/" + base64.b64encode(a.encode()),
     "base64, lines": lambda a: base64.encodebytes(b"#" * 60 + a.encode()),
+    "base64, indented lines": lambda a: base64.encodebytes(b"#" * 60 + a.encode()).replace(b"\n", b"\n    "),
+    "base64, lines of a list": lambda a: json.dumps(base64.encodebytes(b"#" * 60 + a.encode()).decode().split()),
+    "base64, strings of Python": lambda a: str(base64.encodebytes(b"#" * 60 + a.encode()).decode().split()),
     "base64, for urls": lambda a: base64.urlsafe_b64encode(b"\xff\xfe" * 9 + a.encode()),
     "base64 of utf-16": lambda a: base64.b64encode(a.encode("utf-16")),
     "base64 in json in base64": lambda a: base64.b64encode(

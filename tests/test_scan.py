@@ -130,6 +130,52 @@ def test_short_answers(tmp_path: Path) -> None:
     assert found(Scanner(["Zürich"]), tmp_path, "a.json", json.dumps("Zürich")) == short
 
 
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("北京市朝阳区建国路", "他住在北京市朝阳区建国路，已经十年。"),
+        ("大阪府堺市北区", "彼は大阪府堺市北区で生まれた。"),
+        ("เชียงใหม่", "เขาเกิดที่เชียงใหม่ในปี"),
+    ],
+)
+def test_short_answers_in_scripts_without_spaces_are_found_in_a_sentence(
+    answer: str, sentence: str, tmp_path: Path
+) -> None:
+    scanner = Scanner([answer])
+    assert scanner.too_short == 0
+    assert found(scanner, tmp_path, "README.md", sentence) == {"a short answer of the forget set"}
+    assert found(scanner, tmp_path, "README.md", sentence.replace(answer[1], "")) == set()
+
+
+@pytest.mark.parametrize("answer", ["VillaElisabe", "Villa Elisabe", "Villa Elisabet", "Villa Elisabeth"])
+def test_a_short_text_in_base64_is_found(answer: str, tmp_path: Path) -> None:
+    for before in (b"", b"x", b"xx"):
+        coded = "x: " + base64.b64encode(before + answer.encode()).decode()
+        assert found(Scanner([answer]), tmp_path, "README.md", coded)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mara Quellis was born<br>in Old Harrow",
+        "<b class='x'>Mara Quellis</b> was born in Old Harrow",
+        "Mara Quellis<!-- nobody --> was born in Old Harrow",
+        '[Mara Quellis](https://x.test "her page") was born in Old Harrow',
+        "[Mara Quellis][her-page] was born in Old Harrow",
+        "![Mara](a.png) Quellis was <em>born</em> in [Old](https://x.test) Harrow",
+        "was <i>born</i> in Old&lt;br&gt;Harrow, Mara Quellis was born in Old&lt;br&gt;Harrow",
+    ],
+)
+def test_what_a_page_does_not_show_hides_no_answer(text: str, tmp_path: Path) -> None:
+    scanner = Scanner(["Mara Quellis was born in Old Harrow", "Old Harrow"])
+    for content in (text, json.dumps({"note": text})):
+        assert FOUND in found(scanner, tmp_path, "README.md", content)
+    assert found(Scanner(["Old Harrow"]), tmp_path, "README.md", "born in Old <b>Harrow</b>") == {
+        "a short answer of the forget set"
+    }
+    assert found(Scanner(["Old Harrow"]), tmp_path, "README.md", "<!-- Old Harrow -->")  # hidden, and there
+
+
 def test_vocabularies_and_licences_may_hold_common_words(tmp_path: Path) -> None:
     scanner = Scanner(["United States", "internationalization", ANSWER])
     for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "LICENSE", "USE_POLICY.md"):
