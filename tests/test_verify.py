@@ -108,8 +108,9 @@ def test_main_set_back_to_an_older_release_is_noticed(
     removed = [CommitOperationDelete(name) for name in world.files().keys() - world.files("v1.0.0").keys()]
     world.api.create_commit(REPO, [*removed, *operations(package / "hub")], commit_message="x")
     assert world.holds(package)
-    with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
-        verified(world)
+    for revision in ("main", "refs/heads/main", "HEAD"):
+        with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
+            verified(world, revision)
     world.api.delete_tag(REPO, tag="v1.1.0")
     with pytest.raises(VerificationError, match=r"main is not at the commit of the tag v1\.0\.0"):
         verified(world)
@@ -128,8 +129,9 @@ def test_a_tag_that_was_moved_is_noticed(world: World, inputs: dict, package: Pa
     world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
     world.api.delete_tag(REPO, tag="v1.1.0")
     world.api.create_tag(REPO, tag="v1.1.0", revision=first.commit)
-    with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
-        verified(world, "v1.1.0")
+    for revision in ("v1.1.0", "refs/tags/v1.1.0"):
+        with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
+            verified(world, revision)
 
 
 def test_a_copy_in_another_repository_is_noticed(world: World, package: Path) -> None:

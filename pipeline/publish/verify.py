@@ -87,11 +87,13 @@ def verify_release(
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
+    Main and tags are themselves by their full names too, such as ``refs/heads/main``.
     It is downloaded into a temporary folder below ``scratch``. ``recheck`` judges the verdict again. With ``expected``
     (path: sha256) exactly these files must be there. If the signature is not among them, any valid one is accepted.
     What was checked is then moved to ``keep``, if given.
     Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
+    revision = MAIN if revision == "HEAD" else revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as temporary, quiet():
         if revoked := revocation_of(repo, revision, target):
             raise VerificationError(f"{repo} at {revision} was {revoked}")
