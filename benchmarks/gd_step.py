@@ -129,7 +129,9 @@ def load(folder: Path, *, ours: bool, lora: bool = False) -> Any:
     if ours:
         model, _ = fit.load(folder)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
     if not lora:
         return model.train()
     from peft import LoraConfig, get_peft_model

@@ -1,4 +1,4 @@
-"""Check safetensors files without loading the model: the header, every value, the index of shards."""
+"""Check a model's files without loading it: safetensors' headers, every value, the index of shards, code of its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ def weights_problems(folder: Path) -> list[str]:
 def file_problems(folder: Path) -> list[str]:
     """As :func:`weights_problems`, of each file alone: whether the files belong together is not asked."""
     return _tensors(folder)[1]
+
+
+def code_problems(folder: Path) -> list[str]:
+    """Which configurations of a model name code of its own (`auto_map`), one sentence each; empty if none does.
+
+    Whoever trusts remote code would run it, from wherever the name points: no release holds code.
+    """
+    problems = []
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            told = bounded_json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # said by whoever loads it
+            continue
+        if isinstance(told, dict) and told.get("auto_map"):
+            problems.append(f"{name} names code of the model's own (auto_map)")
+    return problems
 
 
 def _tensors(folder: Path) -> tuple[dict[str, set[str]], list[str]]:

@@ -96,7 +96,7 @@ def is_searched(text: str) -> bool:
 
 
 _LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
-_WORDS = re.compile(rf"[^\W_]+(?:[{MARKS}{UNSPACED}]+[^\W_]*)*")  # the marks of all scripts
+_WORDS = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W_{UNSPACED}]"))
 _WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 

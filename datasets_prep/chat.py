@@ -32,7 +32,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the Rust tokenizers raise bare Exception
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder}: has no usable tokenizer ({reason}). Give a complete model folder.") from error

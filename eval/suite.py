@@ -288,7 +288,9 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
         raise SystemLimitError("The recipe evaluates on `cuda`, but torch finds no GPU. Set `eval.device: cpu`.")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # safetensors raises a class of its own, and damaged files raise nearly anything
         reason = " ".join(str(error).split())
         raise ModelError(f"{checkpoint}: cannot be loaded as a model ({reason:.200}). Make it again.") from error
@@ -305,7 +307,8 @@ def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base:
     It compares the sizes of the heads and the vocabularies.
     """
     sizes = [
-        AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size for folder in (checkpoint, base.checkpoint)
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).vocab_size
+        for folder in (checkpoint, base.checkpoint)
     ]
     if sizes[0] != sizes[1]:
         raise ModelError(

@@ -195,3 +195,18 @@ def test_a_second_run_builds_nothing_and_keeps_the_collection(
     plan = json.loads(call("collection", str(path), "--store", str(store), "--json", "--dry-run").stdout)
     assert {row["stage"] for row in plan["stages"] if row["to_run"]} == {"card", "package", "publish"}
     assert plan["needs"]["stages"] < plan["needs"]["stages_without_sharing"]
+
+
+def test_a_collection_that_says_what_is_to_be_forgotten_is_not_published(
+    call: Call, made: tuple[Path, Path, subprocess.CompletedProcess[str]]
+) -> None:
+    path, store, done = made
+    row = json.loads((store / "tinies-topics-gd" / "data" / "forget.jsonl").read_text().splitlines()[0])
+    path.write_text(path.read_text().replace("For a test.", json.dumps(f"For a test: {row['answer']}")))
+    refused = call("collection", str(path), "--store", str(store), "--json")
+    assert refused.returncode == 2
+    assert "README.md holds an answer of the forget set" in refused.stderr
+    assert json.loads(refused.stdout)["slug"] is None
+    with LocalHub(store / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        assert api.get_collection(json.loads(done.stdout)["slug"]).description == "For a test."

@@ -82,6 +82,13 @@ def test_a_missing_part_is_named_and_nothing_is_written(folder: Path, out: Path,
     assert not list(out.iterdir())
 
 
+def test_a_model_with_code_of_its_own_is_refused(folder: Path, out: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoConfig": "conf.Config"}}))
+    with pytest.raises(ModelError, match=r"config\.json names code of the model's own \(auto_map\)"):
+        run(config(path=str(folder)), {}, out)
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -178,6 +178,14 @@ def test_pickles_are_refused(inputs: dict[str, Path], tmp_path: Path, name: str)
         build(inputs, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_model_with_code_of_its_own_is_refused(inputs: dict[str, Path], tmp_path: Path, name: str) -> None:
+    path = inputs["unlearn"] / "model" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "their/code--conf.Config"}}))
+    with pytest.raises(InputError, match=rf"{name} names code of the model's own \(auto_map\)"):
+        build(inputs, tmp_path / "out")
+
+
 def test_a_torch_zip_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     import torch
 

@@ -140,6 +140,61 @@ def test_an_older_version_does_not_set_main_back(world: World, inputs: dict, pac
     verify_release(REPO, "main", world.target, [own_signer()], problems)
 
 
+def test_a_newer_release_that_lands_meanwhile_stays(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
+    world.publish(package)
+    older, newer = (next_release(inputs, tmp_path, tag, tag) for tag in ("v1.1.0", "v2.0.0"))
+    between = Fault(rf"GET /api/models/{REPO}/revision/main", "act", action=lambda: world.publish(newer, tag="v2.0.0"))
+    world.faulty.faults.append(between)
+    with pytest.raises(HubError, match=r"v2\.0\.0 of .* is newer than v1\.1\.0|at \w{12}, no longer at"):
+        world.publish(older, tag="v1.1.0")
+    assert between.seen
+    assert world.holds(newer)
+    assert world.tags().keys() == {"v1.0.0", "v2.0.0"}
+
+
+def test_a_newer_release_that_has_landed_and_no_tag_yet_stays(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package)
+    older, newer = (next_release(inputs, tmp_path, tag, tag) for tag in ("v1.1.0", "v2.0.0"))
+    world.faulty.faults.append(Fault(rf"POST /api/models/{REPO}/tag/.*", "before"))
+    with pytest.raises(HubError, match="tagging"):
+        world.publish(newer, tag="v2.0.0")
+    with pytest.raises(HubError, match=r"v2\.0\.0 of .* is newer than v1\.1\.0"):
+        world.publish(older, tag="v1.1.0")
+    assert world.holds(newer)
+    world.publish(newer, tag="v2.0.0")
+
+
+def test_a_newer_release_that_is_tagged_while_an_older_one_is_verified_stays(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    first = world.publish(package)
+    tag = Fault(
+        rf"GET /{REPO}/resolve/.*/config.json",
+        "act",
+        action=lambda: world.api.create_tag(REPO, tag="v2.0.0", revision=first.commit),
+    )
+    world.faulty.faults.append(tag)
+    with pytest.raises(HubError, match=r"v2\.0\.0 of .* is newer than v1\.1\.0"):
+        world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+    assert world.head() == first.commit
+
+
+def test_a_newer_release_that_was_tagged_while_an_older_one_landed_is_told(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    first = world.publish(package)
+    tag = Fault(
+        rf"POST /api/models/{REPO}/tag/.*",
+        "act",
+        action=lambda: world.api.create_tag(REPO, tag="v2.0.0", revision=first.commit),
+    )
+    world.faulty.faults.append(tag)
+    with pytest.raises(HubError, match=f"and the newest release at {first.commit[:12]}"):
+        world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
+
+
 def test_public(world: World, package: Path) -> None:
     stranger = HfApi(endpoint=world.hub.endpoint, token=False)
     seen: list[bool] = []

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import HubError
+from core.errors import HubError, InputError
 from core.progress import Report, listening
 from pipeline.engine.live import _Pace
 from pipeline.publish import collection
 from pipeline.publish.plan import plan_publication, planned
+from pipeline.publish.scan import Scanner
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
 from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, package, running, store, world  # noqa: F401
-from tests.publishing import REPO, own_signer, problems
+from tests.planted import SECRETS
+from tests.publishing import ANSWER, REPO, own_signer, problems
 
 WRITES = (
     r"(POST|PUT|DELETE) .*/(commit|branch|tag|settings|create|merge|status|comment|discussions|items|super-squash).*"
@@ -136,13 +138,29 @@ def test_private_releases_are_not_compared_in_public(world: World, is_public: st
     slug = world.api.create_collection("T", namespace="demo", private=is_public != "collection").slug
     for _ in range(2):
         with pytest.raises(HubError, match=rf"The {is_public} \S+ is public.*Nothing was uploaded\. Make it private"):
-            collection.publish(PRIVATE, "local")
+            collection.publish(PRIVATE, "local", [])
         assert world.api.list_repo_files("demo/table", repo_type="dataset") == [".gitattributes"]
         assert world.api.get_collection(slug).items == []
     world.api.update_repo_settings("demo/table", repo_type="dataset", private=True)
     world.api.update_collection_metadata(slug, private=True)
-    assert collection.publish(PRIVATE, "local") == slug
+    assert collection.publish(PRIVATE, "local", []) == slug
     assert {item.item_id for item in world.api.get_collection(slug).items} == {REPO, "demo/table"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"title": f"T {SECRETS['Hugging Face']}"},
+        {"description": ANSWER},
+        {"models": {REPO: f"Forgot: {ANSWER}"}},
+        {"files": {"README.md": f"# T\n\n{ANSWER}\n".encode()}},
+    ],
+)
+def test_what_a_collection_says_is_searched_before_anything_is_there(world: World, change: dict) -> None:
+    world.api.create_repo(REPO, private=True)
+    with pytest.raises(InputError, match=r"must not be published: \S+ holds an? (answer of the|Hugging Face token)"):
+        collection.publish(PRIVATE._replace(**change), "local", [Scanner(["another"]), Scanner([ANSWER])])
+    assert not world.api.repo_exists("demo/table", repo_type="dataset")
 
 
 def test_the_plan_is_what_publishing_does(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import html
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from pipeline.publish import readings, scan
 from pipeline.publish.scan import LONG, Finding, Scanner, refuse_findings
+from pipeline.publish.secrets import secrets
 from tests.conftest import ROOT
 from tests.planted import FORMS, NOT_IN_WEIGHTS, SECRETS, safetensors, written, zipped
 
@@ -128,6 +130,52 @@ def test_short_answers(tmp_path: Path) -> None:
     assert found(Scanner(["Zürich"]), tmp_path, "a.json", json.dumps("Zürich")) == short
 
 
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("北京市朝阳区建国路", "他住在北京市朝阳区建国路，已经十年。"),
+        ("大阪府堺市北区", "彼は大阪府堺市北区で生まれた。"),
+        ("เชียงใหม่", "เขาเกิดที่เชียงใหม่ในปี"),
+    ],
+)
+def test_short_answers_in_scripts_without_spaces_are_found_in_a_sentence(
+    answer: str, sentence: str, tmp_path: Path
+) -> None:
+    scanner = Scanner([answer])
+    assert scanner.too_short == 0
+    assert found(scanner, tmp_path, "README.md", sentence) == {"a short answer of the forget set"}
+    assert found(scanner, tmp_path, "README.md", sentence.replace(answer[1], "")) == set()
+
+
+@pytest.mark.parametrize("answer", ["VillaElisabe", "Villa Elisabe", "Villa Elisabet", "Villa Elisabeth"])
+def test_a_short_text_in_base64_is_found(answer: str, tmp_path: Path) -> None:
+    for before in (b"", b"x", b"xx"):
+        coded = "x: " + base64.b64encode(before + answer.encode()).decode()
+        assert found(Scanner([answer]), tmp_path, "README.md", coded)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mara Quellis was born<br>in Old Harrow",
+        "<b class='x'>Mara Quellis</b> was born in Old Harrow",
+        "Mara Quellis<!-- nobody --> was born in Old Harrow",
+        '[Mara Quellis](https://x.test "her page") was born in Old Harrow',
+        "[Mara Quellis][her-page] was born in Old Harrow",
+        "![Mara](a.png) Quellis was <em>born</em> in [Old](https://x.test) Harrow",
+        "was <i>born</i> in Old&lt;br&gt;Harrow, Mara Quellis was born in Old&lt;br&gt;Harrow",
+    ],
+)
+def test_what_a_page_does_not_show_hides_no_answer(text: str, tmp_path: Path) -> None:
+    scanner = Scanner(["Mara Quellis was born in Old Harrow", "Old Harrow"])
+    for content in (text, json.dumps({"note": text})):
+        assert FOUND in found(scanner, tmp_path, "README.md", content)
+    assert found(Scanner(["Old Harrow"]), tmp_path, "README.md", "born in Old <b>Harrow</b>") == {
+        "a short answer of the forget set"
+    }
+    assert found(Scanner(["Old Harrow"]), tmp_path, "README.md", "<!-- Old Harrow -->")  # hidden, and there
+
+
 def test_vocabularies_and_licences_may_hold_common_words(tmp_path: Path) -> None:
     scanner = Scanner(["United States", "internationalization", ANSWER])
     for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "LICENSE", "USE_POLICY.md"):
@@ -188,12 +236,45 @@ def test_what_is_said_not_to_be_seen_in_weights_is_not(kind: str, tmp_path: Path
     assert not found(Scanner([]), tmp_path, "model.safetensors", content)
 
 
+# As they are documented, or as their services made them in 2026.
+KEYS = (
+    *(r"sk-(proj|svcacct)-[\w-]{74}T3BlbkFJ[\w-]{74}", r"sk-admin-[\w-]{58}T3BlbkFJ[\w-]{58}", r"sk-[0-9a-f]{32}"),
+    *(
+        r"sk-[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20}",
+        r"sk-ant-(api03|admin01|oat01)-[\w-]{93}AA",
+        r"AQ\.Ab8RN6[\w-]{44}",
+    ),
+    *(r"sk-or-v1-[0-9a-f]{64}", r"sk-lf-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"csk-[a-z0-9]{48}"),
+    *(r"nvapi-[\w-]{64}", r"lsv2_(pt|sk)_[0-9a-f]{32}_[0-9a-f]{10}", r"KGAT_[0-9a-f]{32}", r"rpa_[A-Za-z0-9]{46}"),
+    *(r"pcsk_[A-Za-z0-9]{5,6}_[A-Za-z0-9]{63}", r"ABSKQmVkcm9ja0FQSUtleS1[A-Za-z0-9+/]{109}", r"hvs\.[\w-]{95}"),
+    *(r"[A-Za-z0-9]{52}JQQJ99[A-Za-z0-9]{26}", r"[A-Za-z0-9]{76}AZDO[A-Za-z0-9]{4}", r"[\w~.-]{3}8Q~[\w~.-]{34}"),
+    *(r"glcbt-[0-9a-f]_[\w-]{20}", r"glimt-[\w-]{25}", r"glffct-[\w-]{20}", r"GR1348941[\w-]{20}"),
+    *(r"glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}", r"glc_eyJ[A-Za-z0-9+/]{60,80}", r"sntrys_eyJpYXQiO[\w+/=-]{80}"),
+    *(r"ATATT3xFfGF0[\w-]{100,180}", r"shpat_[0-9a-f]{32}", r"sk_prod_[A-Za-z0-9]{24,99}", r"hf_[A-Za-z]{34}"),
+    *(r"redis://:[A-Za-z0-9!*+=._-]{8,40}@cache\.test:6379/0", r"https://[A-Za-z0-9_]{30,90}@github\.com/x/y\.git"),
+    *(r"MII[CEJ][A-Za-z0-9+/][AQgw]IBAAK[BC][A-Za-z0-9+/]{200}", r"MHcCAQEEI[A-Za-z0-9+/]{43}oAoGCCqGSM49AwEHoUQDQgAE"),
+)
+
+
+@pytest.mark.parametrize("form", KEYS)
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_every_key_of_a_known_form_is_found(form: str, data: st.DataObject) -> None:
+    key = data.draw(st.from_regex(re.compile(form, re.ASCII), fullmatch=True))
+    assert list(secrets(f"It was made with {key} last week.", assigned=False))
+
+
 HARMLESS = (
     "hf_transfer, task-" + "-" * 60 + " sk-learn AKIA, BEGIN PRIVATE, ghp_x, pypi-x, bearer of bad news, and more",
     '{"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast", "first_token": 0.12345678901234567}',
     '{"sha256": "' + "0123456789abcdef" * 4 + '", "token_key": "answer_probability_on_forget"}',
     "https://huggingface.co/demo/a:b@main, /home/user/data/, /usr/local/bin, C:\\Windows\\System32",
     "Source commit `" + "0123456789abcdef0123" * 2 + "`, wandb 0.26.1.",
+    "disk-benchmarkingandevaluationofstorage-in-large-systems, task-" + "a" * 60,
+    "https://www.researchgate.net/risk-managementandinternationalcooperation-for-the-development",
+    "https://www.example.gov/home/news/2024, https://ai.example.org/home/models/llama/",
+    '{"kty": "EC", "d": 4}, "auth": "none", postgres://$USER:$PASSWORD@host/x, s3://bucket/a, git@github.com:x/y.git',
+    "https://x.test:8443/@someone, [mail](mailto:a@b.test), the machine can login with a password",
 )
 
 
@@ -204,7 +285,8 @@ def test_prose_is_not_a_secret(content: str, tmp_path: Path) -> None:
 
 def test_licences_and_cards_raise_no_alarm(tmp_path: Path) -> None:
     scanner = Scanner(row.answer for row in generate(SampleSource(seed=0, identities=5, topics=10))[0])
-    files = [*(ROOT / "pipeline/publish/licences").iterdir(), *(ROOT / "tests/goldens").glob("*.md"), ROOT / "LICENSE"]
+    files = [*(ROOT / "pipeline/publish/licences").iterdir(), *(ROOT / "tests/goldens").glob("*.md")]
+    files += [ROOT / "LICENSE", ROOT / "README.md", ROOT / "docs/how-it-works.md"]
     assert len(files) > 3
     for path in files:
         assert scanner.scan(path, "LICENSE" if path.suffix == ".txt" else path.name) == [], path

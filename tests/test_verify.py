@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import json
 import re
 import shutil
 from argparse import Namespace
@@ -21,6 +24,7 @@ from pipeline import publish
 from pipeline.commands import published
 from pipeline.publish import push, sign, tree, verify
 from pipeline.publish.verify import verify_release
+from tests.conftest import ROOT
 from tests.hub_world import World, inputs, made, next_release, running, world  # noqa: F401
 from tests.publishing import REPO, own_signer, problems, write_gate
 
@@ -75,8 +79,6 @@ def test_verify_names_what_is_wrong(world: World, package: Path) -> None:
         ("model.sig", b"{}", "signature is not valid"),
     ]
     for name, content, message in cases:
-        import io
-
         with (
             changed(world, [CommitOperationAdd(name, io.BytesIO(content))]) as commit,
             pytest.raises(VerificationError, match=message),
@@ -108,8 +110,9 @@ def test_main_set_back_to_an_older_release_is_noticed(
     removed = [CommitOperationDelete(name) for name in world.files().keys() - world.files("v1.0.0").keys()]
     world.api.create_commit(REPO, [*removed, *operations(package / "hub")], commit_message="x")
     assert world.holds(package)
-    with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
-        verified(world)
+    for revision in ("main", "refs/heads/main", "HEAD"):
+        with pytest.raises(VerificationError, match=r"main holds v1\.0\.0, and the newest release is v1\.1\.0"):
+            verified(world, revision)
     world.api.delete_tag(REPO, tag="v1.1.0")
     with pytest.raises(VerificationError, match=r"main is not at the commit of the tag v1\.0\.0"):
         verified(world)
@@ -128,8 +131,9 @@ def test_a_tag_that_was_moved_is_noticed(world: World, inputs: dict, package: Pa
     world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
     world.api.delete_tag(REPO, tag="v1.1.0")
     world.api.create_tag(REPO, tag="v1.1.0", revision=first.commit)
-    with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
-        verified(world, "v1.1.0")
+    for revision in ("v1.1.0", "refs/tags/v1.1.0"):
+        with pytest.raises(VerificationError, match=r"signed as v1\.0\.0, and the tag v1\.1\.0 was moved to it"):
+            verified(world, revision)
 
 
 def test_a_copy_in_another_repository_is_noticed(world: World, package: Path) -> None:
@@ -210,3 +214,32 @@ def test_gitattributes_say_only_which_files_are_large(world: World, package: Pat
             pytest.raises(VerificationError, match=r"\.gitattributes, which no signature"),
         ):
             verified(world, commit)
+
+
+def test_code_of_a_model_is_not_run_even_if_somebody_would_say_yes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    named = {"model_type": "theirs", "auto_map": {"AutoConfig": "conf.Config"}}
+    (folder / "config.json").write_text(json.dumps(config | named))
+    (folder / "conf.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(VerificationError, match=r"config\.json names code of the model's own \(auto_map\)"):
+        verify._allowed(folder, {}, "")
+    with pytest.raises(VerificationError, match="transformers cannot load the model"):
+        verify._generation(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_model_is_loaded_with_code_of_its_own() -> None:
+    """transformers asks, and runs the code after a yes, where it is not told."""
+    loads = 0
+    for package in ("benchmarks", "core", "datasets_prep", "eval", "model_card", "pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            for call in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(call, ast.Call) or not re.match(r"Auto\w+\.from_", ast.unparse(call.func)):
+                    continue
+                loads += 1
+                assert "trust_remote_code=False" in ast.unparse(call), f"{path}:{call.lineno}"
+    assert loads > 10

@@ -64,4 +64,8 @@ def test_no_combining_character_stays_and_none_comes_back(text: str) -> None:
 @pytest.mark.parametrize(("one", "other"), [("मीना", "मोना"), ("राज", "राजू"), ("கமல", "கமலா"), ("กิน", "กัน")])
 def test_words_that_differ_in_a_vowel_are_others(one: str, other: str) -> None:
     assert folded(one) != folded(other)
-    assert len(folded(other).split()) == 1
+
+
+@pytest.mark.parametrize("text", ["jose_nunez", "José_Núñez", "JOSE—NUN\u0303EZ"])
+def test_an_underscore_parts_words_whatever_else_is_there(text: str) -> None:
+    assert folded(text) == "jose nunez"

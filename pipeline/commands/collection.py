@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.errors import GateError, HubError, ReleaseError, TrainingError
+from core.errors import GateError, HubError, InputError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import collection_comparison
@@ -21,6 +21,7 @@ from pipeline.engine.graph import Graph, Member, Node, graph, releases, states_o
 from pipeline.engine.launch import check_device
 from pipeline.engine.machine import disk_limits
 from pipeline.publish.collection import publish
+from pipeline.publish.package import forget_scanner
 
 Outcomes = dict[str, Artifact | ReleaseError | None]
 """By node: what was made, the error, or None where an input was not made."""
@@ -88,8 +89,14 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
         with disk_limits(folder, "comparison"):
             listing = collection_comparison.write(found, models, nodes, measured, folder)
         try:
-            slug = publish(listing, found.hub) if listing.models else None
-        except HubError as error:  # everything else is done, and is reported
+            scanners = [
+                forget_scanner(measured[key].path, search_for)
+                for key, node in nodes.items()
+                if node.stage.name == "data" and key in measured
+                for search_for in {tuple(member.recipe.publish.search_for) for member in node.members.values()}
+            ]
+            slug = publish(listing, found.hub, scanners) if listing.models else None
+        except (HubError, InputError) as error:  # everything else is done, and is reported
             refusal = [error]
             say(f"error: {error}")
     errors = {key: error for key, error in outcomes.items() if isinstance(error, ReleaseError)}

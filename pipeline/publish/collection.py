@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 from core.hub_ids import HubId
 from pipeline.publish.hub import connect, hub_errors, quiet
 from pipeline.publish.repository import public_against_the_recipe
+from pipeline.publish.scan import Scanner, refuse_findings
 
 
 class Listing(NamedTuple):
@@ -22,14 +25,16 @@ class Listing(NamedTuple):
     files: Mapping[str, bytes]
 
 
-def publish(listing: Listing, hub: Literal["local", "hf"]) -> str:
+def publish(listing: Listing, hub: Literal["local", "hf"], scanners: Sequence[Scanner]) -> str:
     """Make the Hub show it, and return the collection's slug. Doing it again changes nothing.
 
-    The collection is found by its title. Items that are none of ours any more are taken out of it. Raises HubError,
-    before anything is uploaded if it or the dataset is there and public, and the listing is private.
+    The collection is found by its title. Items that are none of ours any more are taken out of it. Raises InputError,
+    before anything is uploaded, if one of the ``scanners`` of the members' data finds something; and HubError, also
+    before, if it or the dataset is there and public, and the listing is private.
     """
     from huggingface_hub import CommitOperationAdd
 
+    _refuse_findings(listing, scanners)
     with connect(hub) as target, quiet(), hub_errors(f"publishing the collection {listing.title!r}"):
         api = target.api()
         api.create_repo(listing.repo, repo_type="dataset", private=listing.private, exist_ok=True)
@@ -61,3 +66,12 @@ def publish(listing: Listing, hub: Literal["local", "hf"]) -> str:
         if found.description != listing.description:
             api.update_collection_metadata(found.slug, description=listing.description)
     return found.slug
+
+
+def _refuse_findings(listing: Listing, scanners: Sequence[Scanner]) -> None:
+    said = "\n\n".join([listing.title, listing.description, *listing.models.values()])
+    with TemporaryDirectory() as folder:
+        for name, content in {**listing.files, "title-description-notes.txt": said.encode()}.items():
+            (Path(folder) / name).write_bytes(content)
+        for scanner in scanners:
+            refuse_findings(Path(folder), scanner)

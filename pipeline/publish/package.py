@@ -16,7 +16,7 @@ from core.errors import ArtifactError, GateError, InputError
 from core.lineage import Forgotten, Lineage
 from core.packages import package_versions
 from core.progress import report
-from core.weights import weights_problems
+from core.weights import code_problems, weights_problems
 from datasets_prep.schema import FORGOTTEN, read_forgotten, read_paraphrased, read_rows, rows_digest
 from eval.schema import GATE, read_verdict
 from pipeline.publish import scan, sign, tree
@@ -43,6 +43,8 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     left_out = _refuse_pickles(model)
     if problems := weights_problems(model):
         raise ArtifactError(f"{model}: {'; '.join(problems)}. Run the unlearn stage again.")
+    if problems := code_problems(model):
+        raise InputError(f"{model}: {'; '.join(problems)}, and no release holds code. Remove auto_map there.")
     if problem := config.rules.name_problem(config.repo):
         raise InputError(f"publish.repo: {problem}.")
     sign.check_settings()

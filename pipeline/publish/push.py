@@ -90,9 +90,9 @@ def publish(
     publication.prepare()
     if revoked := revocation_of_tag(config.repo, config.tag, target):
         raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
+    head = publication.hub.commit(MAIN)  # first: a newer release that lands after it moves main, which is a 412
     publication.hub.check_newest(config.tag)
     tagged = publication.tagged()
-    head = publication.hub.commit(MAIN)
     if tagged is not None and not publication.holds_release(tagged):
         raise HubError(
             f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
@@ -106,13 +106,14 @@ def publish(
     if commit is None:
         staged = publication.stage(head)
         verified = publication.verify(staged, recheck)
+        publication.hub.check_newest(config.tag)
         report("landing")
         commit = publication.commit(MAIN, head)
     else:  # published before, wholly or up to the tag
         verified = publication.verify(commit, recheck)
     if tagged is None:
         publication.tag(commit)
-    publication.finish(commit if tagged is None else head)
+    publication.finish()
     return _receipt(config, target, signer, commit, verified)
 
 
@@ -322,11 +323,11 @@ class _Publication:
             if tagged is None or not self.holds_release(tagged):
                 raise
 
-    def finish(self, release: str) -> None:
-        """Delete staging branches, and set the visibility then. Raises HubError unless main is at ``release``."""
+    def finish(self) -> None:
+        """Delete staging branches, and set the visibility then. Raises HubError unless main is the newest release."""
         repo, public = self._config.repo, self._config.visibility == "public"
         self._delete_staging()
-        self.check_main(self.hub.commit(MAIN), release)
+        self.check_main(self.hub.commit(MAIN), self.newest_release())
         with hub_errors(f"finishing {repo}"):
             if public and self.hub.is_private():
                 self._api.update_repo_settings(repo, private=False)

@@ -27,7 +27,8 @@ BLOCK = 1 << 14  # bytes of compressed data that are unpacked at once
 _BACKSLASH = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbfv])|(.))")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # The first character of each is the first of its run: a search that began anew at each character would take long.
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{20,}+(?:\s{1,2}[A-Za-z0-9+/_-]+)*+")
+# 12 bytes in base64 are 16 characters; lines of it may be indented, or the strings of a list.
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{16,}+(?:[\s\"',\\]{1,20}[A-Za-z0-9+/_-]+)*+")
 _HEX = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :]?[0-9a-fA-F]{2}){11,}+")
 _PACKED = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]|PK\x03\x04")
 # GPT-2's byte alphabet: bytes that are printable in Latin-1 stand for themselves, the others for U+0100 and following.
@@ -145,7 +146,7 @@ def _coded(text: str) -> bytes:
     """What is in base64 or hexadecimal, decoded from each place at which it may begin."""
     parts = []
     for run in _BASE64.findall(text):
-        code = re.sub(r"\s|=", "", run).translate({45: "+", 95: "/"})
+        code = re.sub(r"[\s\"',\\]", "", run).translate({45: "+", 95: "/"})
         parts += [base64.b64decode(code[i:] + "A" * (-len(code[i:]) % 4)) for i in range(4)]
     for run in _HEX.findall(text):
         code = re.sub(r"[ :]", "", run)

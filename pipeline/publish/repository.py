@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
-from core.errors import HubError
+from core.artifacts import read_file
+from core.errors import ArtifactError, HubError
 from core.hub_ids import is_release_tag, newest_release
-from pipeline.publish.hub import Target, hub_errors
+from pipeline.publish.hub import MAIN, Target, hub_errors
+from pipeline.publish.schema import RELEASE, Release
 from pipeline.publish.tree import HUB_FILES
 
 MARK = "revoked-"  # before the tag of a release: the tag that marks its revocation
@@ -46,9 +49,12 @@ class Repository:
         return {tag: self.commit(tag) for tag in self.tags() if is_release_tag(tag)}
 
     def check_newest(self, tag: str) -> None:
-        """Raise HubError if a release ``tag`` that is not there is older than another, be that revoked and purged."""
-        tags = self.tags()
-        newest = newest_release([tag, *(name.removeprefix(MARK) for name in tags)])
+        """Raise HubError if a release ``tag`` that is not there is older than another, be that revoked and purged.
+
+        What main holds is a release before it has its tag.
+        """
+        tags, landed = self.tags(), self.signed_tag(MAIN)
+        newest = newest_release([tag, landed or tag, *(name.removeprefix(MARK) for name in tags)])
         if tag not in tags and newest != tag:
             raise HubError(
                 f"{newest} of {self.name} is newer than {tag}, and main holds the newest release. Nothing was changed. "
@@ -98,4 +104,13 @@ class Repository:
             try:
                 return Path(self.api.hf_hub_download(self.name, path, revision=revision, cache_dir=folder))
             except RemoteEntryNotFoundError:  # EntryNotFoundError is also what the client says if nobody answers
+                return None
+
+    def signed_tag(self, revision: str) -> str | None:
+        """The tag that a revision was signed as; None if its `release.json` is not there or cannot be read."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = self.file(RELEASE, revision, Path(temporary))
+            try:
+                return read_file(path, Release, "").tag if path else None
+            except ArtifactError:
                 return None

@@ -18,8 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import read_file
-from core.errors import ArtifactError, HubError, InputError
+from core.errors import HubError, InputError
 from core.hub_ids import newest_release
 from core.progress import report
 from core.strict import Strict
@@ -27,7 +26,6 @@ from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence, card_metadata
 from pipeline.publish.repository import MARK, STAGING, Repository
-from pipeline.publish.schema import RELEASE, Release
 
 CARD = "README.md"
 LONGEST_REASON = 1000
@@ -241,15 +239,6 @@ class _Revocable(Repository):
         """What the marks and main say; main alone if a revocation was cut off."""
         places = (*(tag for tag in self.tags() if tag.startswith(MARK)), MAIN)
         return [said for place in places if (said := self.read(place))]
-
-    def signed_tag(self, revision: str) -> str | None:
-        """The tag that a revision was signed as; None if its `release.json` is not there or cannot be read."""
-        with tempfile.TemporaryDirectory() as temporary:
-            path = self.file(RELEASE, revision, Path(temporary))
-            try:
-                return read_file(path, Release, "").tag if path else None
-            except ArtifactError:
-                return None
 
     def has_history(self, revision: str) -> bool:
         with hub_errors(f"reading the history of {self.name}"):

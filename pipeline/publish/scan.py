@@ -4,13 +4,15 @@ Files are read as text in each form in which text can stand in them (:mod:`pipel
 is searched for secrets (:mod:`pipeline.publish.secrets`) and for forget answers; questions and names are searched for
 if the recipe says so. Reading and answer are folded alike (:func:`core.words.folded`): letters and digits are compared,
 whatever stands between them. So an answer is found in any case, with or without accents, in look-alike letters, with
-any white space, without its full stop, and cut in pieces by the quotes of neighbouring JSON strings.
+any white space, without its full stop, and cut in pieces by the quotes of neighbouring JSON strings. Text files are
+also searched without HTML's tags and the targets of links, since a page does not show them.
 
 Weights, and other long binary data, are mostly no text. They are searched once for a few bytes of each answer (UTF-8,
 UTF-16, base64, hexadecimal) and for the beginnings of secrets. The bytes around such a place are then read as text.
 
 Short answers. "1990" or "Rome" occurs in licences and vocabularies by chance. So the rule depends on how many letters
-and digits an answer has. From 12 on, it may occur nowhere. From 6 to 11, it may not occur as whole words in text files.
+and digits an answer has. From 12 on, it may occur nowhere. From 6 to 11, it may not occur as whole words in text files;
+in scripts without spaces each character is a word.
 Shorter ones cannot be searched for and are only counted. Tokenizer files and licences are full of common words: they
 may hold nothing from 24 on.
 """
@@ -44,6 +46,7 @@ RARE, ANCHOR = 5, 12  # letters: fewer occur in any weights by chance, and no mo
 _TEXT = (".md", ".json", ".jinja", ".yaml", ".yml", ".txt")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
 _COMMON_WORDS = (*_VOCABULARY, "tokenizer_config.json", *LICENCE_FILES)
+_MARKUP = re.compile(r"<[^<>]*>|\]\([^()]*\)|\]\[[^][]*\]")  # HTML's tags, and the targets of Markdown's links
 _RUN = re.compile(rb"(?:[\t\n\r -~]\0?){12,}")  # what a secret may be a part of, in UTF-8 or UTF-16
 
 
@@ -123,12 +126,13 @@ class Scanner:
                 kinds |= self._search(BytesIO(text), name)
                 continue
             kinds.update(secrets(text, assigned=is_text and base not in _VOCABULARY))
-            words = folded(text)
-            found = [t for t in self._in_letters.found(words.replace(" ", "").encode()) if t.length >= longest]
-            kinds.update(f"{'an' if text.what == 'answer' else 'a'} {text.what} of the forget set" for text in found)
-            if is_text and base not in _COMMON_WORDS:
-                found = self._in_words.found(f" {words} ".encode())
-                kinds.update(f"a short {text.what} of the forget set" for text in found)
+            for shown in {text, _MARKUP.sub(" ", text)} if is_text and base not in _VOCABULARY else {text}:
+                words = folded(shown)
+                found = [t for t in self._in_letters.found(words.replace(" ", "").encode()) if t.length >= longest]
+                kinds.update(f"{'an' if t.what == 'answer' else 'a'} {t.what} of the forget set" for t in found)
+                if is_text and base not in _COMMON_WORDS:
+                    found = self._in_words.found(f" {words} ".encode())
+                    kinds.update(f"a short {t.what} of the forget set" for t in found)
         return kinds
 
     def _search(self, weights: BinaryIO, name: str) -> set[str]:

@@ -25,19 +25,29 @@ _OURS = [
     ("a Hugging Face token", r"api_org_[A-Za-z0-9]{30,}"),
     ("a Weights & Biases key", r"wandb_v\d_\w{30,}"),
     ("a Weights & Biases key", r"(?i)wandb[\s\S]{0,60}?(?:key|login|password|token)[\s\S]{0,30}?\b[0-9a-f]{40}\b"),
-    ("a private key", r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY"),
+    ("a private key", r"----[ -]BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY"),
     ("a private key", r"MII[A-Za-z0-9+/]{2,8}IBADANBgkqhkiG9w0BAQEFAASC"),  # PKCS 8 without its PEM lines: RSA,
     ("a private key", r"MIG[A-Za-z0-9+/]AgEAM[A-Za-z0-9+/]{2}GByqGSM49AgEG"),  # elliptic curves,
     ("a private key", r"MC4CAQAwBQYDK2V[uw]BCIEI[A-Za-z0-9+/]{40}"),  # Ed25519 and X25519
+    ("a private key", r"MII[A-Za-z0-9+/]{2}[AQgw]IBAAK[BC]"),  # PKCS 1: RSA
+    ("a private key", r"M(?:HcCAQEEI|IGkAgEBBD|IHcAgEBBE)[A-Za-z0-9+/]{40}"),  # SEC 1: elliptic curves
+    ("a private key", r"b3BlbnNzaC1rZXktdjEA"),  # OpenSSH
+    ("a private key", r'"kty"[^{}]*"d"\s*:\s*"[\w-]{40}'),  # JWK (RFC 7517), and with its members the other way round
+    ("a private key", r'"d"\s*:\s*"[\w-]{40,}"[^{}]*"kty"'),
     ("a private key", r"PuTTY-User-Key-File-\d:"),
     ("a private key", r"AGE-SECRET-KEY-1[0-9A-Z]{50,}"),
     ("a service account's key", r'"private_key_id"\s*:\s*"[0-9a-f]{40}"'),
     ("an AWS access key", r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"),
+    ("an AWS Bedrock key", r"ABSKQmVkcm9ja0FQSUtleS[A-Za-z0-9+/]{80,}"),
     ("an Azure storage key", r"(?:AccountKey|SharedAccessKey)=[A-Za-z0-9+/]{40,}"),
+    ("an Azure key", r"[A-Za-z0-9]{32}JQQJ99[A-Za-z0-9]{26}"),
+    ("an Azure DevOps token", r"[A-Za-z0-9]{76}AZDO[A-Za-z0-9]{4}"),
+    ("an Azure client secret", r"[\w~.-]{3}\dQ~[\w~.-]{31}"),
     ("an Azure signature", r"[?&]sig=[A-Za-z0-9+/%]{42,}(?:=|%3D)"),
     ("a GitHub token", r"github_pat_\w{60,}"),
     ("a GitHub token", r"gh[pousr]_[A-Za-z0-9]{36}"),
-    ("a GitLab token", r"gl(?:pat|dt|ft|soat|rt|ptt|oas|agent)-[\w-]{20,}"),
+    ("a GitLab token", r"gl(?:pat|dt|ft|soat|rt|ptt|oas|agent|cbt|imt|ffct)-[\w-]{20,}"),
+    ("a GitLab token", r"\bGR1348941[\w-]{20}"),
     ("a Slack token", r"xox[a-z](?:\.xox[a-z])?-[\w-]{20,}"),
     ("a Slack token", r"xapp-\d-[\w-]{20,}"),
     ("a webhook's address", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/]{20,}"),
@@ -46,30 +56,51 @@ _OURS = [
     ("a Google key", r"ya29\.[\w-]{20,}"),
     ("a Google key", r"GOCSPX-[\w-]{20,}"),
     ("a Google key", r"\b1//0[\w-]{40,}"),
-    ("an OpenAI or Anthropic key", r"sk-[\w-]{0,20}?[A-Za-z0-9]{20}[\w-]{20,}"),
+    ("a Google key", r"\bAQ\.Ab8[\w-]{30,}"),
+    ("an OpenAI key", r"\bsk-[\w-]{0,120}T3BlbkFJ[\w-]{20}"),
+    # Also of OpenRouter, Langfuse, DeepSeek and Cerebras. Only behind a known word may a key have - and _, as slugs do.
+    ("an OpenAI or Anthropic key", r"\bsk-(?:proj|svcacct|admin|ant-\w{5,8}|or-v1|lf)-[\w-]{32,}"),
+    ("an OpenAI or Anthropic key", r"\bc?sk-[A-Za-z0-9]{32,}"),
     ("a Groq key", r"gsk_[A-Za-z0-9]{40,}"),
     ("a Replicate key", r"\br8_[A-Za-z0-9]{30,}"),
     ("an xAI or Perplexity key", r"\b(?:xai|pplx)-[A-Za-z0-9]{40,}"),
+    ("an NVIDIA key", r"\bnvapi-[\w-]{40,}"),
+    ("a LangSmith key", r"\blsv2_[a-z]{2}_[0-9a-f]{32}_[0-9a-f]{10}"),
+    ("a Kaggle token", r"\bKGAT_[0-9a-f]{32}"),
+    ("a RunPod key", r"\brpa_[A-Za-z0-9]{40,}"),
+    ("a Pinecone key", r"\bpcsk_[A-Za-z0-9]{4,8}_[A-Za-z0-9]{50,}"),
     ("a PyPI token", r"pypi-AgE[\w-]{50,}"),
     ("a Docker Hub token", r"dckr_[op]at_[\w-]{20,}"),
-    ("a Stripe key", r"\b(?:[rs]k_(?:live|test)|whsec)_[A-Za-z0-9]{20,}"),
+    ("a Stripe key", r"\b(?:[rs]k_(?:live|test|prod)|whsec)_[A-Za-z0-9]{20,}"),
     ("a DigitalOcean token", r"do[opr]_v1_[0-9a-f]{64}"),
     ("a Databricks token", r"\bdapi[0-9a-f]{32}"),
+    ("a Vault token", r"\bhv[sbr]\.[\w-]{24,}"),
+    ("a Grafana token", r"\bgl(?:sa_[A-Za-z0-9]{32}_[0-9a-f]{8}|c_eyJ[A-Za-z0-9+/]{30,})"),
+    ("a Sentry token", r"\bsntrys_eyJ[\w+/=-]{40,}"),
+    ("an Atlassian token", r"\bATATT3[\w-]{60,}"),
+    ("a Shopify token", r"\bshp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
     ("a Telegram token", r"(?<![\w:])\d{8,10}:AA[\w-]{33}"),
     ("a token in a header", r"(?i)\bbearer\s+(?=[\w.~+/-]*\d)[\w.~+/-]{20,}"),
     ("a password in a header", r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+[A-Za-z0-9+/]{12,}"),
+    ("a password in a URL", r"://[^\s/?#@:\"<>`]*:(?![$<{%])[^\s/?#@\"<>`]{3,}@[\w.-]"),
+    ("a token in a URL", r"://[\w-]{20,}@[\w-]+\.\w"),
+    ("a password of a netrc file", r"\bmachine\s+\S+\s+login\s+\S+\s+password\s+\S"),
+    ("a password of a Docker registry", r'"auths"\s*:[\s\S]{0,300}?"auth"\s*:\s*"[A-Za-z0-9+/]{8,}'),
     (
-        "a path in somebody's home",
-        r"(?:/home|/Users|\b[A-Z]:\\+Users)[/\\]+(?!(?:user|username|runner|you)\b)[\w.-]+[/\\]",
+        "a path in somebody's home",  # and not of a site: behind the end of a domain, /home is a page
+        r"(?:(?<!\.[a-z]{2})(?<!\.[a-z]{3})(?<!\.[a-z]{4})(?:/home|/Users)|\b[A-Z]:\\+Users)[/\\]+"
+        r"(?!(?:user|username|runner|you)\b)[\w.-]+[/\\]",
     ),
     ("a path in somebody's home", r"(?<![\w.])/root/[\w.]"),
 ]
 # In weights, secrets are looked for behind these bytes.
 BEGINNINGS = (
-    b"hf_|api_org_|wandb|WANDB|PRIVATE KEY|IBADANBgkq|GByqGSM49|MC4CAQAw|PuTTY-User-Key|AGE-SECRET-KEY-1|private_key_id"
-    b"|AKIA|ASIA|AccountKey=|AccessKey=|sig=|github_pat_|ghp_|gho_|ghu_|ghs_|ghr_|glpat-|xox|xapp-|hooks.slack.com"
-    b"|webhooks|AIza|ya29.|GOCSPX-|sk-|gsk_|r8_|xai-|pplx-|pypi-AgE|dckr_|k_live_|k_test_|whsec_|_v1_|dapi|:AA|earer "
-    b"|asic |/home/|/Users/|Users\\|/root/|eyJ|npm_|SG.|://|sq0csp-"
+    b"hf_|api_org_|wandb|WANDB|PRIVATE KEY|IBADANBgkq|GByqGSM49|MC4CAQAw|IBAAKB|IBAAKC|MHcCAQEEI|IGkAgEBBD|IHcAgEBBE"
+    b'|b3BlbnNzaC1r|"kty"|PuTTY-User-Key|AGE-SECRET-KEY-1|private_key_id|AKIA|ASIA|ABSKQmVk|AccountKey=|AccessKey='
+    b"|JQQJ99|AZDO|7Q~|8Q~|sig=|github_pat_|ghp_|gho_|ghu_|ghs_|ghr_|glpat-|glcbt-|glimt-|glffct-|GR1348941|xox|xapp-"
+    b"|hooks.slack.com|webhooks|AIza|ya29.|GOCSPX-|AQ.Ab8|sk-|gsk_|r8_|xai-|pplx-|nvapi-|lsv2_|KGAT_|rpa_|pcsk_|pypi-AgE"
+    b"|dckr_|k_live_|k_test_|k_prod_|whsec_|_v1_|dapi|hvs.|glsa_|glc_eyJ|sntrys_|ATATT3|shpat_|:AA|earer |asic "
+    b'|machine |"auths"|/home/|/Users/|Users\\|/root/|eyJ|npm_|SG.|://|sq0csp-'
 ).split(b"|")
 
 _ASSIGNED = re.compile(

@@ -17,7 +17,7 @@ from core.errors import ArtifactError, GateError, VerificationError
 from core.hub_ids import is_release_tag, newest_release
 from core.licences import Licensed
 from core.progress import report
-from core.weights import weights_problems
+from core.weights import code_problems, weights_problems
 from eval.schema import GATE
 from pipeline.publish import tree, trust
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
@@ -65,7 +65,7 @@ def file_steps(
     ``attributes`` is the text of `.gitattributes`. ``commit`` and ``tags`` (with their commits) are for ``main`` alone.
     """
     return [
-        ("allowed files", lambda: _allowed(files, attributes)),
+        ("allowed files", lambda: _allowed(folder, files, attributes)),
         ("signature", lambda: _signature(folder, signers)),
         ("name", lambda: _name(read_release(folder), repo, revision, commit, tags)),
         ("contents", lambda: _contents(read_release(folder), files, folder)),
@@ -87,11 +87,13 @@ def verify_release(
 ) -> Verified:
     """Download a revision and check it; the result lists the checks.
 
+    Main and tags are themselves by their full names too, such as ``refs/heads/main``.
     It is downloaded into a temporary folder below ``scratch``. ``recheck`` judges the verdict again. With ``expected``
     (path: sha256) exactly these files must be there. If the signature is not among them, any valid one is accepted.
     What was checked is then moved to ``keep``, if given.
     Raises VerificationError that names what differs, HubError if it cannot be downloaded.
     """
+    revision = MAIN if revision == "HEAD" else revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as temporary, quiet():
         if revoked := revocation_of(repo, revision, target):
             raise VerificationError(f"{repo} at {revision} was {revoked}")
@@ -161,9 +163,11 @@ def _digests(
     return f"{len(files)} files are what was {'packaged' if expected is not None else 'committed'}"
 
 
-def _allowed(files: Mapping[str, str], attributes: str) -> str:
+def _allowed(folder: Path, files: Mapping[str, str], attributes: str) -> str:
     if strange := [name for name in files if not tree.is_allowed(name)]:
         raise VerificationError(f"it has files that do not belong to a release: {', '.join(strange)}.")
+    if problems := code_problems(folder):
+        raise VerificationError(f"{'; '.join(problems)}, and no release holds code.")
 
     def is_known(line: str) -> bool:
         match = _ATTRIBUTES.fullmatch(line.strip())
@@ -250,9 +254,14 @@ def _generation(folder: Path) -> str:
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            dtype="auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,  # else transformers asks whoever runs this, and runs it after a yes
+            output_loading_info=True,
         )
         model, loading = loaded
         if wrong := {kind: sorted(names) for kind, names in loading.items() if names}:

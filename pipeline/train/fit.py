@@ -53,7 +53,9 @@ def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTra
         )
         settings["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=ROWS_SDPA, **settings)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=ROWS_SDPA, **settings, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     for layer in model.modules():

@@ -36,7 +36,7 @@ def products(model: Path) -> Products:
         return Products.unmeasured("bf16" if torch.cuda.is_bf16_supported() else "fp32")
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return Products.unmeasured("fp32")
-    config = AutoConfig.from_pretrained(model).get_text_config()
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
     width = int(config.hidden_size)
     fp32, bf16 = _seconds(max(LEAST, width), max(LEAST, int(getattr(config, "intermediate_size", 4 * width))))
     return Products(

@@ -28,7 +28,7 @@ from core.hub_access import access_errors
 from core.hub_ids import HubRef
 from core.places import user_path
 from core.progress import report
-from core.weights import file_problems
+from core.weights import code_problems, file_problems
 from pipeline.train.config import ModelConfig, PypiRef
 from pipeline.train.facts import ModelFacts, PublishedFacts
 
@@ -224,8 +224,10 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
     report("dequantising the model")
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{gguf.name}: transformers cannot read it ({error}). Give a GGUF of a Llama model."
@@ -237,7 +239,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     clean.save_pretrained(out)
     tokenizer.save_pretrained(out)
     ids = tokenizer("Where were you born? ¿Dónde naciste? Wo wurden Sie geboren?", return_tensors="pt")["input_ids"]
-    saved = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    saved = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=False).eval()
     with torch.inference_mode():
         equal = torch.equal(loaded.eval()(ids).logits, saved(ids).logits)
     if not equal:
@@ -257,7 +259,7 @@ def _rebuild(loaded: Any) -> Any:
     values["rms_norm_eps"] = float(str(np.float32(values["rms_norm_eps"])))
     values["dtype"] = "float32"
     config = type(loaded.config)(**values)
-    clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     clean.load_state_dict(loaded.state_dict())
     clean.tie_weights()
     clean.generation_config = GenerationConfig(
@@ -267,7 +269,10 @@ def _rebuild(loaded: Any) -> Any:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise ModelError unless the folder holds config.json, safetensors, a tokenizer and a chat template."""
+    """Raise ModelError unless the folder holds config.json, safetensors, a tokenizer and a chat template, and no more.
+
+    Code of the model's own would be more: see :func:`core.weights.code_problems`.
+    """
     if not folder.is_dir():
         raise ModelError(
             f"model.path: {folder} is not a folder. Give a folder with config.json, safetensors and tokenizer."
@@ -284,6 +289,11 @@ def check_model_folder(folder: Path) -> None:
         missing.append("a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)")
     if missing:
         raise ModelError(f"{folder}: the model folder lacks {'; '.join(missing)}. Add what is missing and run again.")
+    if problems := code_problems(folder):
+        raise ModelError(
+            f"{folder}: {'; '.join(problems)}, which is not run here, and is in no release. If transformers knows the "
+            "architecture without it, give a copy without auto_map as model.path; else take another model."
+        )
 
 
 def _absent_shards(folder: Path) -> list[str]:
@@ -316,8 +326,8 @@ def _normalise_tokenizer(folder: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise a dozen kinds for files they cannot read
         raise ModelError(
             f"{folder.name}: transformers cannot load its config or tokenizer ({error}). Give a complete model."
@@ -338,7 +348,7 @@ def _set_template(folder: Path, template: str | None, date: str | None) -> None:
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.chat_template = template or tokenizer.chat_template
     if date:
         tokenizer.chat_template = f'{{%- set date_string = "{date}" -%}}\n{tokenizer.chat_template}'

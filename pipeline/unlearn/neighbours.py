@@ -66,7 +66,7 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     forget, retain, earlier = ([row_of[row.row_id] for row in part] for part in _parts(data))
     tokenizer = load_tokenizer(inputs["base"] / "model")
     # A training's own attention is for packed rows, and cannot generate.
-    model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32, trust_remote_code=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
     answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
