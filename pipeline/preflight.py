@@ -32,7 +32,7 @@ from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.config import PublishConfig
 from pipeline.publish.hub import Target, hf_endpoint, hub_errors, need_token
 from pipeline.publish.licence import has_text
-from pipeline.publish.repository import Repository
+from pipeline.publish.push import check_place
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model
 from pipeline.train import start_model
@@ -453,7 +453,7 @@ def _refuse_example(repo: str) -> str:
 
 
 def _target(config: PublishConfig) -> str:
-    """The token may write to the repository, or create it in its namespace, and no newer release is there."""
+    """The token may write to the repository, or create it in its namespace, and nothing there is against it."""
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -466,6 +466,9 @@ def _target(config: PublishConfig) -> str:
         return "the token of a trusted publisher is asked for when it publishes"
     need_token()
     api = HfApi(endpoint=hf_endpoint(), token=True)
+    if config.collection:
+        with hub_errors(f"publish.collection: reading {config.collection}"):
+            api.get_collection(config.collection)
     with hub_errors(f"looking up {repo}"):
         account = api.whoami()
         try:
@@ -473,7 +476,7 @@ def _target(config: PublishConfig) -> str:
         except RepositoryNotFoundError:
             _may_create(account, repo, namespace)
             return f"{account['name']} may create {repo}"
-    Repository(repo, Target(hf_endpoint(), True)).check_newest(config.tag)
+    check_place(config, Target(hf_endpoint(), True))
     return f"{account['name']} may write to {repo}"
 
 

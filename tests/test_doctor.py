@@ -125,12 +125,31 @@ def test_a_broken_recipe_is_told_what_would_fail(
 
 def test_a_version_below_that_of_a_release_is_found(doctor: Doctor, hub: tuple[LocalHub, dict[str, str]]) -> None:
     api = HfApi(endpoint=hub[0].endpoint, token=hub[0].token)
-    api.create_repo("someone/released")
+    api.create_repo("someone/released", private=True)
     api.create_tag("someone/released", tag="v1.0.1")
     there = ("publish.hub=hf", "publish.repo=someone/released")
     assert "Set publish.tag to a version above v1.0.1." in doctor.problems(*there)["publication"]["problem"]
     for tag in ("v1.0.1", "v1.1.0"):
         assert doctor.problems(*there, f"publish.tag={tag}") == {}
+
+
+def test_what_publication_would_be_refused_for_at_the_end_is_found(
+    doctor: Doctor, hub: tuple[LocalHub, dict[str, str]]
+) -> None:
+    api = HfApi(endpoint=hub[0].endpoint, token=hub[0].token)
+    api.create_repo("someone/revoked", private=True)
+    said = {"since": "2026-01-01", "reason": "a test", "revisions": {"v1.0.0": "0" * 40}, "successor": None}
+    card = f"---\n{json.dumps({'license': 'mit', 'revoked': True, 'revocation': said})}\n---\n".encode()
+    api.upload_file(repo_id="someone/revoked", path_in_repo="README.md", path_or_fileobj=card)
+    cases = {
+        ("publish.repo=someone/revoked", "publish.tag=v1.0.0"): "v1.0.0 of someone/revoked was revoked on 2026-01-01",
+        ("publish.repo=someone/tiny",): "someone/tiny is public, and publish.visibility is private",
+        (f"publish.collection=someone/none-{'0' * 24}",): "publish.collection: reading someone/none-",
+    }
+    for changes, says in cases.items():
+        problem = doctor.problems("publish.hub=hf", "publish.repo=someone/new", *changes)["publication"]["problem"]
+        assert says in problem
+    assert doctor.problems("publish.hub=hf", "publish.repo=someone/tiny", "publish.visibility=public") == {}
 
 
 def test_rows_that_nobody_else_can_be_asked_about_are_found_before_base_is_trained(doctor: Doctor) -> None:

@@ -270,6 +270,12 @@ def test_a_revoked_repository_is_a_tombstone(api: HfApi, repo: str, owner: httpx
     versions = Seen(owner.get(f"/{repo}/versions").text).text.split("v1.0.0")
     assert "revoked" in versions[2].split("Commit")[0]
     assert "revoked" in Seen(owner.get("/").text).text
+    api.create_tag(repo, tag="revoked-v1.0.0")
+    api.create_commit(repo, [add("README.md", b"# Newer\n")], commit_message="A newer release")
+    later = owner.get(f"/{repo}/versions").text.split('<section class="version"')[1:]
+    marked = [">revoked</span>" in section for section in later]
+    assert marked == ["/tree/v1.0.0" in section for section in later]
+    assert sum(marked) == 1
     assert revocation({"revoked": "yes"}) is None
     assert revocation({"revoked": True, "revocation": 1}) == {
         "reason": None,
@@ -297,6 +303,8 @@ def test_releases_are_checked_as_verify_checks_them(
         broken = {"README.md": files["README.md"] + b"\nbetter\n", "gate.json": b"{}"}
         api.create_commit(RELEASE, [add(path, content) for path, content in broken.items()], commit_message="Edited")
         api.create_tag(RELEASE, tag="v1.0.1")
+        api.create_commit(RELEASE, [add(".gitattributes", b"*.md filter=run\n")], commit_message="Attributes")
+        api.create_tag(RELEASE, tag="v1.0.2")
         while "being checked" in (page := client.get(f"/{RELEASE}/versions").text):
             time.sleep(0.05)
         sections = [" ".join(Seen(part).text.split()) for part in page.split('<section class="version"')[1:]]
@@ -307,6 +315,8 @@ def test_releases_are_checked_as_verify_checks_them(
         assert "> v1.0.1 not valid" in edited
         for name in ("signature", "contents", "gate"):
             assert f"✗ {name}:" in edited
+        assert any("✗ allowed files: .gitattributes" in s for s in sections if "> v1.0.2 " in s)
+        assert "✓ allowed files" in edited
         assert not list(judged.folder.rglob("release-*"))
         asked = []
         monkeypatch.setattr(judged.site.versions, "_judge", lambda *given: asked.append(given))

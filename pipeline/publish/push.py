@@ -88,10 +88,8 @@ def publish(
         )
     publication = _Publication(config, package, target, signer, scratch)
     publication.prepare()
-    if revoked := revocation_of_tag(config.repo, config.tag, target):
-        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
     head = publication.hub.commit(MAIN)  # first: a newer release that lands after it moves main, which is a 412
-    publication.hub.check_newest(config.tag)
+    check_place(config, target)
     tagged = publication.tagged()
     if tagged is not None and not publication.holds_release(tagged):
         raise HubError(
@@ -115,6 +113,19 @@ def publish(
         publication.tag(commit)
     publication.finish()
     return _receipt(config, target, signer, commit, verified)
+
+
+def check_place(config: PublishConfig, target: Target) -> None:
+    """Raise HubError if this release cannot be published to its repository, which is there.
+
+    Its tag was revoked or is older than another, or everybody may read what the recipe keeps private.
+    """
+    if revoked := revocation_of_tag(config.repo, config.tag, target):
+        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
+    hub = Repository(config.repo, target)
+    hub.check_newest(config.tag)
+    if config.visibility == "private" and not hub.is_private():
+        raise public_against_the_recipe(config.repo, "Nothing was uploaded.")
 
 
 class _Publication:

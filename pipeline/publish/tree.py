@@ -52,6 +52,15 @@ def read_tree(folder: Path) -> dict[str, Digest]:
     return {path.relative_to(folder).as_posix(): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def take_hub_files(folder: Path) -> str:
+    """The text of the files that the Hub added, which are then removed."""
+    present = [folder / name for name in HUB_FILES if (folder / name).is_file()]
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in present)
+    for path in present:
+        path.unlink()
+    return text
+
+
 def digest(path: Path) -> Digest:
     """The digests of one file."""
     return Digest(path, hash_file(path), path.stat().st_size)

@@ -101,7 +101,7 @@ def verify_release(
         hub = Repository(repo, target)
         commit, oids, folder = _download(hub, revision, Path(temporary))
         tags = hub.releases() if revision == MAIN else {}
-        attributes = _take(folder, tree.HUB_FILES)
+        attributes = tree.take_hub_files(folder)
         digests = tree.read_tree(folder)
         files = {name: digest.sha256 for name, digest in digests.items()}
         report("checking what was published")
@@ -134,15 +134,6 @@ def _download(hub: Repository, revision: str, temporary: Path) -> tuple[str, dic
         hub.api.snapshot_download(hub.name, revision=commit, local_dir=folder, cache_dir=temporary / "cache")
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's own files
     return commit, oids, folder
-
-
-def _take(folder: Path, names: Sequence[str]) -> str:
-    """The text of these files, which are then removed."""
-    present = [folder / name for name in names if (folder / name).is_file()]
-    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in present)
-    for path in present:
-        path.unlink()
-    return text
 
 
 def _digests(

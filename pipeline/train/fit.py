@@ -56,7 +56,7 @@ def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTra
         model = AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation=ROWS_SDPA, **settings, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     for layer in model.modules():
         if frozen == "nf4" and hasattr(layer, "support_avx512bf16_for_cpu"):

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.localhub.repository import GITATTRIBUTES_FILE, Repository
+from pipeline.localhub.repository import Repository
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Versions:
 def _check_out(repository: Repository, commit: str, folder: Path) -> list[Check]:
     """Lay the files of a commit into a folder; large ones are linked, so that this costs nothing."""
     for entry in repository.entries(repository.resolve(commit)).values():
-        if entry.path == GITATTRIBUTES_FILE:  # the Hub's own
-            continue
         target = folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         if entry.sha256 is None:

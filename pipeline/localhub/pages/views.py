@@ -148,9 +148,18 @@ def versions(site: Site, call: Call) -> Response:
     """Tags, each with what was checked of it, and branches."""
     with call.reading() as repository:
         about = _about(call, repository, _readme(repository, repository.resolve("main"))[1])
+        named = repository.refs("tags")
+        marks = [name for name in named if name.startswith("revoked-")]  # main's card may be a newer release's
+        said = [revocation(_readme(repository, repository.resolve(place))[1]) for place in ("main", *marks)]
+        revoked = {tag for each in said if each for tag in each["revisions"]}
         tags = [
-            {"name": name, "sha": sha, "checks": site.versions.checks(repository, name, sha)}
-            for name, sha in repository.refs("tags").items()
+            {
+                "name": name,
+                "sha": sha,
+                "revoked": name in revoked,
+                "checks": site.versions.checks(repository, name, sha),
+            }
+            for name, sha in named.items()
         ]
         tags.sort(
             key=lambda tag: repository.commit_object(ObjectID(str(tag["sha"]).encode())).commit_time, reverse=True
