@@ -16,7 +16,7 @@ from core.errors import ArtifactError
 from eval.catalog import CATALOG
 from eval.config import EvalConfig
 from eval.records.rows import row_records, set_records
-from eval.schema import Record, read_records, write_records, write_samples
+from eval.schema import Record, read_records, write_measured, write_records, write_samples
 from eval.statistics.intervals import clopper_pearson, resampled_means
 from eval.verdicts.compare import RESAMPLES, Config, _differences, _of_few, compare, equivalence
 
@@ -70,6 +70,22 @@ def test_a_checkpoint_equals_itself(tmp_path):
     assert entries["utility", "general"].smallest_margin > 0.05
     assert entries["truth_ratio", "forget"].verdict == "not compared"  # no margin
     assert entries["forget_against_holdout", "forget"].difference is None  # a difference of p-values
+
+
+def test_the_same_weights_are_equivalent_on_few_rows_too(tmp_path):
+    samples = _samples(0, rows=30)
+    folders = [_write(tmp_path / name, samples) for name in ("ours", "theirs")]
+
+    def verdicts(*weights: str) -> dict[str, str]:
+        for folder, digest in zip(folders, weights, strict=False):
+            write_measured(folder, digest * 64)
+        found = {entry.metric: entry for entry in compare(*folders, CONFIG) if entry.split in ("forget", "general")}
+        return {metric: found[metric].verdict for metric in ("answer_probability", "utility")}
+
+    assert verdicts() == verdicts("a", "b") == {"answer_probability": "not shown", "utility": "not shown"}
+    assert verdicts("a", "a") == {"answer_probability": "equivalent", "utility": "equivalent"}
+    folders[1] = _write(tmp_path / "elsewhere", _samples(0.2, seed=1, rows=30), utility=0.65)
+    assert verdicts("a", "a") == {"answer_probability": "different", "utility": "not shown"}  # on another device, say
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.01, "equivalent"), (0.05, "not shown"), (-0.2, "different")])

@@ -97,11 +97,11 @@ def test_readings_are_those_of_a_model_whose_layer_adds_the_direction_by_a_bias(
 
 
 def test_a_direction_that_cannot_be_made_is_left_out_and_named(model, encoder):
-    assert left_out(CONFIG, ROWS) == {}
+    assert left_out(CONFIG, ROWS, []) == {}
     alone = {**ROWS, "holdout": [], "retain": [replace(row, language="DE") for row in RETAIN]}
     assert {attack for found in _steered(model, encoder, alone).values() for attack in found} == {"untreated"}
-    assert left_out(CONFIG, alone).keys() == {"steering between languages", "steering to known rows"}
-    assert left_out(EvalConfig(), alone) == {}
+    assert left_out(CONFIG, alone, []).keys() == {"steering between languages", "steering to known rows"}
+    assert left_out(EvalConfig(), alone, []) == {}
     unknown = {**ROWS, "forget": [replace(FORGET[0], language="PL"), *FORGET[1:]]}
     first, *others = _steered(model, encoder, unknown).values()
     assert first.keys() == {"untreated", "steer_known"}

@@ -25,6 +25,7 @@ from eval.schema import (
     ComparisonFacts,
     Record,
     find_record,
+    read_measured,
     read_records,
     read_samples,
     write_comparison,
@@ -67,17 +68,21 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path) -> ComparisonFact
 
 
 def compare(ours: Path, theirs: Path, config: Config) -> list[ComparedMetric]:
-    """An entry for every metric and split that either evaluation has over all rows."""
+    """An entry for every metric and split that either evaluation has over all rows.
+
+    Where the same weights have the same value, no other rows would show a difference.
+    """
     records = [read_records(folder / "results.json") for folder in (ours, theirs)]
     samples = [_by_row(folder) for folder in (ours, theirs)]
     if samples[0].keys() != samples[1].keys():
         raise ArtifactError(f"{ours} and {theirs} measured different rows. Evaluate both on the same data.")
     keys = dict.fromkeys((r.metric, r.split) for of_model in records for r in of_model if r.by is None)
+    same = read_measured(ours) == read_measured(theirs) is not None
     compared = []
     for metric, split in keys:
         pair = [find_record(of_model, metric, split) for of_model in records]
-        margin = config.margins.get(metric)
-        compared.append(_entry(metric, split, pair, _differences(metric, split, samples, config.seed), margin))
+        found = _differences(metric, split, samples, config.seed)
+        compared.append(_entry(metric, split, pair, found, config.margins.get(metric), same=same))
     return compared
 
 
@@ -145,7 +150,13 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> _Dif
 
 
 def _entry(
-    metric: str, split: str, pair: Sequence[Record | None], found: _Differences | None, margin: float | None
+    metric: str,
+    split: str,
+    pair: Sequence[Record | None],
+    found: _Differences | None,
+    margin: float | None,
+    *,
+    same: bool,
 ) -> ComparedMetric:
     ours, theirs = pair
     entry: dict[str, Any] = {
@@ -161,7 +172,9 @@ def _entry(
     p_value = metric in CATALOG and not CATALOG[metric].has_difference
     if ours is None or theirs is None or p_value or ours.version != theirs.version:
         return ComparedMetric(**entry)
-    if found is None:  # as if both errors were independent, which makes the interval too wide for the same questions
+    if same and ours.value == theirs.value:
+        found = _Differences(0.0, entry["n"], np.zeros(RESAMPLES))
+    elif found is None:  # as if both errors were independent, which makes the interval too wide for the same questions
         value = ours.value - theirs.value
         error = math.hypot(ours.standard_error, theirs.standard_error)
         found = _Differences(value, entry["n"], value + error * _normal_quantiles())
