@@ -91,6 +91,7 @@ CHECKPOINTED = {"gradient_checkpointing": True}
         ({"precision": "bf16"}, {"activation_checkpointing": False, "gradient_checkpointing": True}, ROWS),
         ({"precision": "fp32"}, {"optim": "sgd"}, ROWS),
         ({"precision": "fp32"}, {"optim": "adafactor"}, ROWS),
+        ({"precision": "fp32"}, {"optim": "adamw_bnb_8bit"}, ROWS),
         ({"precision": "bf16"}, CHECKPOINTED | {"gradient_accumulation_steps": 2}, ROWS),
         ({"precision": "bf16", "train_from_layer": 2}, {}, ROWS),
         ({"precision": "bf16", "lora": {"r": 8, "alpha": 16}}, {}, ROWS),

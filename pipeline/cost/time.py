@@ -63,5 +63,5 @@ def generation_seconds(
 
 
 def optimizer_seconds(trained: int, moments: int, device: Device) -> float:
-    """Seconds of an optimizer's step: weights, gradient and ``moments`` (bytes) are read, and all but it written."""
-    return (12.0 + 2 * moments) * trained / ((device.bandwidth or float("nan")) * BANDWIDTH_SHARE)
+    """Seconds of an optimizer's step: weights, gradients and ``moments`` (bytes) read, weights and moments written."""
+    return (12.0 * trained + 2 * moments) / ((device.bandwidth or float("nan")) * BANDWIDTH_SHARE)

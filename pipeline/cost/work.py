@@ -270,7 +270,7 @@ def _fixed(config: TrainConfig, known: Planned) -> Parts:
     return (
         {"weights": 4 * count}
         if config.train_from_layer
-        else {"weights": 4 * count, "gradients": 4 * count, "moments": memory.moments(config) * count}
+        else {"weights": 4 * count, "gradients": 4 * count, "moments": memory.moments_each(config) * count}
     )
 
 
@@ -279,7 +279,7 @@ def _step_seconds(config: TrainConfig, micro: Batch, parts: int, known: Planned)
     trained = of.trained_parameters(known.shape, config.lora, config.train_from_layer)
     operations = time.step_operations(known.shape, config, micro)
     passes = parts * time.product_seconds(operations, micro.tokens, known.device, bf16=_bf16(config))
-    return passes + time.optimizer_seconds(trained, memory.moments(config), known.device)
+    return passes + time.optimizer_seconds(trained, memory.moments(config, known.shape), known.device)
 
 
 def _trained(config: TrainConfig, used: Parts, seconds: float, saves: int, *, kept: int, known: Planned) -> Cost:
@@ -287,7 +287,7 @@ def _trained(config: TrainConfig, used: Parts, seconds: float, saves: int, *, ke
     assert known.shape  # noqa: S101  # the callers saw to it
     trained = of.trained_parameters(known.shape, config.lora, config.train_from_layer)
     weights = 4 * (trained if config.lora else of.parameters(known.shape))
-    checkpoint = weights + memory.moments(config) * trained
+    checkpoint = weights + memory.moments(config, known.shape)
     stored = STORED * of.parameters(known.shape)
     seconds += (saves * checkpoint + 2 * stored) / time.DISK
     scratch = min(saves, kept + 1) * checkpoint
