@@ -116,7 +116,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         **_BOTH,
         "retain_weight": 32.0,
         "retain_rows_per_forget_row": 2,
-        "pull_weight": 2.0,
+        "pull_weight": 1.0,
     },
 }
 ASCENDING = frozenset(PARAMETERS) - {"ft", "po", "csd"}  # methods that push the forget loss up, and on
