@@ -20,6 +20,9 @@ _HUB_ID = re.compile(f"{_PART}/{_PART}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TAG = re.compile(r"v\d+\.\d+\.\d+(?:[-+.][A-Za-z0-9]+)*", re.ASCII)
 
+REVOKED = "revoked-"
+"""Before the tag of a release: the tag that marks its revocation."""
+
 
 def is_hub_id(text: str) -> bool:
     """Whether ``text`` is the full id of a repository, owner/name, as the Hub allows it."""

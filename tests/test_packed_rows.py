@@ -87,6 +87,11 @@ def test_a_model_whose_rows_see_each_other_is_refused(
             prepared_by(folder)
 
 
+def test_a_model_whose_attention_cannot_be_replaced_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        load(of_type("falcon", tiny_model, tmp_path / "model"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("model_type", "more"), [("qwen3", {}), ("olmoe", EXPERTS)])
 def test_rounding_is_no_reason_to_refuse_a_model(

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from core.artifacts import read_file
 from core.errors import ArtifactError, HubError
-from core.hub_ids import is_release_tag, newest_release
+from core.hub_ids import REVOKED, is_release_tag, newest_release
 from pipeline.publish.hub import MAIN, Target, hub_errors
 from pipeline.publish.schema import RELEASE, Release
 from pipeline.publish.tree import HUB_FILES
 
-MARK = "revoked-"  # before the tag of a release: the tag that marks its revocation
 STAGING = re.compile(r"staging-[0-9a-f]{12}")  # the branch of a publication, by digits of its signature's digest
 
 
@@ -54,7 +53,7 @@ class Repository:
         What main holds is a release before it has its tag.
         """
         tags, landed = self.tags(), self.signed_tag(MAIN)
-        newest = newest_release([tag, landed or tag, *(name.removeprefix(MARK) for name in tags)])
+        newest = newest_release([tag, landed or tag, *(name.removeprefix(REVOKED) for name in tags)])
         if tag not in tags and newest != tag:
             raise HubError(
                 f"{newest} of {self.name} is newer than {tag}, and main holds the newest release. Nothing was changed. "

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import HubError, InputError
-from core.hub_ids import newest_release
+from core.hub_ids import REVOKED, newest_release
 from core.progress import report
 from core.strict import Strict
 from pipeline.publish import scan
 from pipeline.publish.hub import MAIN, Target, hub_errors, quiet
 from pipeline.publish.licence import card_licence, card_metadata
-from pipeline.publish.repository import MARK, STAGING, Repository
+from pipeline.publish.repository import STAGING, Repository
 
 CARD = "README.md"
 LONGEST_REASON = 1000
@@ -125,7 +125,7 @@ class Revoker:
     """The revocation of one release of a repository: :meth:`plan` looks, :meth:`run` acts."""
 
     def __init__(self, repo: str, tag: str, target: Target) -> None:
-        self._hub, self._repo, self._tag, self._mark = _Revocable(repo, target), repo, tag, f"{MARK}{tag}"
+        self._hub, self._repo, self._tag, self._mark = _Revocable(repo, target), repo, tag, f"{REVOKED}{tag}"
         self._own_branch = f"revoking-{tag}"
 
     def plan(self, reason: str, successor: str | None, *, hide: bool, purge: bool) -> Plan:
@@ -237,7 +237,7 @@ class _Revocable(Repository):
 
     def revocations(self) -> list[Revocation]:
         """What the marks and main say; main alone if a revocation was cut off."""
-        places = (*(tag for tag in self.tags() if tag.startswith(MARK)), MAIN)
+        places = (*(tag for tag in self.tags() if tag.startswith(REVOKED)), MAIN)
         return [said for place in places if (said := self.read(place))]
 
     def has_history(self, revision: str) -> bool:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from core.hub_ids import REVOKED
 from pipeline.localhub.card_metadata import card_metadata
 from pipeline.localhub.hub import KINDS, Call, page_of
 from pipeline.localhub.messages import tree_items
@@ -149,7 +150,7 @@ def versions(site: Site, call: Call) -> Response:
     with call.reading() as repository:
         about = _about(call, repository, _readme(repository, repository.resolve("main"))[1])
         named = repository.refs("tags")
-        marks = [name for name in named if name.startswith("revoked-")]  # main's card may be a newer release's
+        marks = [name for name in named if name.startswith(REVOKED)]  # main's card may be a newer release's
         said = [revocation(_readme(repository, repository.resolve(place))[1]) for place in ("main", *marks)]
         revoked = {tag for each in said if each for tag in each["revisions"]}
         tags = [
