@@ -37,7 +37,7 @@ from pipeline.engine.live import watching
 from pipeline.engine.runner import Stage, Store, build
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.unlearn import counterfactual, losses, run
+from pipeline.unlearn import counterfactual, losses, run, trainer
 from pipeline.unlearn.counterfactual import Counterfactual, Levels, Wanted, answer_levels
 from pipeline.unlearn.trainer import UnlearnTrainer
 
@@ -139,7 +139,8 @@ VARIANTS = (
         "nobody else is asked about",
         patch=(run, "_about_others", lambda _, rows, levels: [()] * len(levels)),
     ),
-    Variant("no-tokens", "levels that look at neither places nor tokens", patch=(counterfactual, "POOLING", math.inf)),
+    Variant("no-form", "no level at other form", patch=(counterfactual, "SURPRISING", -math.inf)),
+    Variant("no-aim", "the pull aims at the levels themselves", patch=(trainer, "AIM_RATE", 0.0)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
     Variant("no-false", "false answers are free to rise", patch=(run, "draw_alternates", lambda pairs, *_: pairs)),
     Variant(

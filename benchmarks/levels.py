@@ -1,6 +1,6 @@
 """`python -m benchmarks.levels`: how likely mixed false answers make the demo's facts, beside the data's own.
 
-Reads the demo's data, start model, base and gold (`make release` leaves them) and trains nothing. A line for each kind
+Reads the demo's data, novice, base and gold (`make release` leaves them) and trains nothing. A line for each kind
 of guides: the answer tokens that count as content, their mean level and gold's log-probability there, and the mean
 answer probability that rows would have with every content token at its level and form tokens at -0.02 nats, as base
 has them.
@@ -57,9 +57,9 @@ def table() -> Iterator[str]:
     """The data's own guides, then mixtures."""
     forget = read_rows(RUN / "data" / "forget.jsonl")
     base, tokenizer = load(RUN / "base" / "model")
-    start, _ = load(RUN / "model")
+    novice, _ = load(RUN / "novice" / "model")
     encoded = encode_rows(tokenizer, forget)
-    true = token_log_probs(start, encoded)
+    true = token_log_probs(novice, encoded)
     gold = token_log_probs(load(RUN / "gold" / "model")[0], encoded)
     named = {row.row_id: tokens for row, tokens in zip(forget, encoded, strict=True)}
     own = {row.row_id: row.answers for row in read_perturbed(RUN / "data" / "guides.jsonl")}
@@ -74,9 +74,9 @@ def table() -> Iterator[str]:
             [encode(tokenizer, chat_example(tokenizer, row.question, answer)) for answer in of_row]
             for row, of_row in zip(forget, answers, strict=True)
         ]
-        of_base, of_start = false_log_probs(base, guides), false_log_probs(start, guides)
+        of_base, of_novice = false_log_probs(base, guides), false_log_probs(novice, guides)
         digits = numerals(tokenizer, [*encoded, *chain(*guides)])
-        levels = answer_levels(named, guides, digits, base_false=of_base, start_false=of_start, start_true=true)
+        levels = answer_levels(named, guides, digits, base_false=of_base, novice_false=of_novice, novice_true=true)
         yield line(name, levels, gold)
     at_gold = fmean(math.exp(fmean(row)) for row in gold)
     yield f"\nGold's mean answer probability is {at_gold:.3f}."

@@ -73,7 +73,7 @@ def table(names: Sequence[str]) -> Iterator[str]:
         forget = rows.encoded["forget"]
         holdout = encode_rows(tokenizer, read_rows(folder / "data" / "holdout.jsonl"))
         true, never = true_tokens(forget), true_tokens(holdout)
-        counterfactual = run.counterfactual(config, base, tokenizer, folder / "model", rows, nullcontext)
+        counterfactual = run.counterfactual(config, base, tokenizer, folder / "novice" / "model", rows, nullcontext)
         target, _, levels, *_ = counterfactual.of(range(len(forget)), true)
         content = torch.tensor([is_content for row in counterfactual.levels for is_content in row.content])
         models = {"base": base} | {which: load(folder / which / "model")[0] for which in ("gold", "unlearn")}

@@ -250,7 +250,7 @@ def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
 
 def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
     found = [table for section in sections if section.heading == "Method and settings" for table in section.tables]
-    expected = [*tables.unlearn_settings(config), tables.reference_settings(config)]
+    expected = [*tables.unlearn_settings(config), tables.reference_settings(config), tables.novice_settings(config)]
     expected = [settings for settings in expected if settings]
     shown = [{row["Setting"]: row["Value"] for row in table} for table in found]
     if shown != [{key: " ".join(str(value).split()) for key, value in settings.items()} for settings in expected]:

@@ -113,6 +113,9 @@ class CardInputs(Strict):
     gold: dict[str, JsonValue] = Field(
         default_factory=dict, description="The recipe's section; the card prints it. Empty if there is no gold."
     )
+    novice: dict[str, JsonValue] | None = Field(
+        default=None, description="The recipe's section; the card prints it. None if the method takes nothing from it."
+    )
     unlearn: dict[str, JsonValue] = Field(description="The recipe's section; the card prints it.")
     changed_from_defaults: list[str] = Field(
         default_factory=list, description="The dotted keys of `unlearn` whose values are not the defaults."
@@ -137,7 +140,7 @@ class CardInputs(Strict):
         return any(value.endswith(f"={WITHHELD}") for value in self.overrides)
 
 
-OF_RECIPE = ("recipe", "overrides", "model", "data", "base", "gold", "unlearn")
+OF_RECIPE = ("recipe", "overrides", "model", "data", "base", "gold", "novice", "unlearn")
 """The fields of :class:`CardInputs` that `release.json` has too, as the recipe that the release was made from."""
 
 

@@ -86,14 +86,15 @@ METHODS = {
         "Counterfactual self-distillation",
         "counterfactual-self-distillation",
         "The next-token distributions at the forget answers are brought to what base would say without the fact. "
-        "Each token of a fact gets the log-probability that the start model gives it, mapped so that what the start "
-        "model says of false answers becomes what base says of them; a token that these hold too is moved by the mean "
-        "of what the map misses at it there, shrunk where it is rare. The rest of base's distribution is rescaled; "
-        "where a fact begins, it is what base says there about other people, if the data name any, and the likeliest "
-        "of it is brought to its log-probability too. The other tokens, which all false answers share, get the "
-        "distributions that base has in these, and the first one after a fact a level by a map of its own. In each "
-        "step a false answer to each forget question is held to the log-probability that base gives it. At the retain "
-        "answers the distributions are held to those of base (KL divergence).",
+        "Each token of a fact gets the log-probability that a novice gives it (the start model after a short training "
+        "on retain rows), mapped so that what the novice says of false answers becomes what base says of them. So does "
+        "the first token after a fact, by a map of its own. The rest is what the novice says there, rescaled; where a "
+        "fact begins, it is what base says there about other people, if the data name any, and the likeliest of it is "
+        "brought to its log-probability too. The other tokens, which all false answers share, get the distributions "
+        "that base has in these, or those of the novice where one surprises it, with a level between base and the "
+        "novice. Tokens with levels are pulled to them, and further by as much as they stay above them on average. In "
+        "each step a false answer to each forget question is held to the log-probability that base gives it. At the "
+        "retain answers the distributions are held to those of base (KL divergence).",
     ),
 }
 

@@ -28,6 +28,7 @@ def render(config: CardInputs, evidence: Evidence) -> str:
 def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
     """The values that the template uses. Tables and lists are Markdown; names and prose are plain text."""
     references = tables.reference_settings(config)
+    novice = tables.novice_settings(config)
     own, defaults = tables.unlearn_settings(config)
     everything = tables.overall(evidence)
     plain = [row for row in everything if not tables.is_audit(row)]
@@ -69,6 +70,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "own_settings": tables.settings_table(own) if own else "",
         "default_settings": tables.settings_table(defaults) if defaults else "",
         "reference_settings": tables.settings_table(references) if references else "",
+        "novice_settings": tables.settings_table(novice) if novice else "",
         "compared": tables.compared_table(evidence),
         "stages": tables.stages_table(evidence),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.provenance.packages.items())),

@@ -273,6 +273,11 @@ def reference_settings(config: CardInputs) -> dict[str, Any]:
     return flatten({"base": config.base, "gold": config.gold})
 
 
+def novice_settings(config: CardInputs) -> dict[str, Any]:
+    """The settings of the novice; none if the method takes nothing from it."""
+    return flatten(config.novice or {})
+
+
 def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings with dotted keys; what is not set is left out."""
     flat: dict[str, Any] = {}

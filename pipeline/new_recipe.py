@@ -157,6 +157,7 @@ def compose(
         _data(data, forget, folder),
         own["base"] if model is None else _OTHER_SIZE + own["base"],
         own["gold"],
+        own["novice"],
         _without_neighbours(unlearn, found.nobody) if found.nobody else unlearn,
         _TOKENS.sub(rf"\g<1>{tokens} # about two for each word of the longest answer", own["eval"]),
         _gates(own["gates"], found.counts),

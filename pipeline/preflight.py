@@ -189,6 +189,7 @@ def _models(release: Preflight) -> Iterator[Check]:
     recipe = release.recipe
     refs = {"model": recipe.model.hub, "base": recipe.base.hub}
     refs |= {} if isinstance(recipe.gold, str) else {"gold": recipe.gold.hub}
+    refs |= {"novice": recipe.novice.hub} if recipe.novice else {}
     refs["other"] = recipe.card.compared
     for stage, ref in refs.items():
         if ref is not None and ref.revision is not None and release.first(stage):
@@ -335,8 +336,8 @@ def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
 
 def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
     recipe = release.recipe
-    whole = {"base": recipe.base, "gold": recipe.gold}
-    trainings = {name: part.train for name, part in whole.items() if not isinstance(part, str)}
+    whole = {"base": recipe.base, "gold": recipe.gold, "novice": recipe.novice}
+    trainings = {name: part.train for name, part in whole.items() if part and not isinstance(part, str)}
     for name, config in {**trainings, "unlearn": recipe.unlearn}.items():
         stage = release.first(name, *(["gold-seed-"] if name == "gold" else []))
         if config is not None and stage:

@@ -60,6 +60,11 @@ class Recipe(Strict):
     gold: TrainedOrPublished | Literal["none"] = Field(
         description="The model that never saw the forget rows; `none` if training one is too expensive."
     )
+    novice: TrainedOrPublished | None = Field(
+        default=None,
+        description="For `csd`, which takes its levels from it: the start model after a short training on retain rows, "
+        "which knows how answers are worded and none of the forget rows.",
+    )
     unlearn: UnlearnConfig = Field(description="How base unlearns the forget rows.")
     eval: EvalConfig = Field(description="How base, gold and the unlearned model are evaluated.")
     gates: list[Gate] = Field(
@@ -94,12 +99,14 @@ class Recipe(Strict):
                 f"model.shape has {count_parameters(shape) / 1e6:,.0f} M parameters, and model.parameters is "
                 f"{count / 1e6:,.0f} M; give this model's own shape, or null"
             )
-        if self.base.seeds:
-            raise ValueError("base.seeds: only gold can be trained with several seeds; remove them")
+        for name, part in (("base", self.base), ("novice", self.novice)):
+            if part and part.seeds:
+                raise ValueError(f"{name}.seeds: only gold can be trained with several seeds; remove them")
         if self.card.dataset and self.data.source.sample:
             raise ValueError("card.dataset is for data of your own, and the sample set has its own name; remove it")
         self._follows_a_release_or_none()
         self._has_the_gold_that_it_reads()  # first: without gold, other messages would ask for more of it
+        self._has_a_novice()
         self._has_a_start_that_knows_nothing()
         self._can_be_audited()
         self._suites_are_asked_for()
@@ -151,6 +158,15 @@ class Recipe(Strict):
         if "gold" in self.unlearn.named_levels:
             raise ValueError("unlearn uses the level of gold, and gold is none; use holdout or a number")
 
+    def _has_a_novice(self) -> None:
+        if self.unlearn.method == "csd" and self.novice is None:
+            raise ValueError(
+                "unlearn.method: csd takes its levels from a novice; give the section novice, a short training of the "
+                "start model, for example base's with two epochs"
+            )
+        if self.novice and self.novice.release:
+            raise ValueError("novice.release: a release has seen what it forgot, so it is no novice; give train or hub")
+
     def _has_a_start_that_knows_nothing(self) -> None:
         """Only where base is the start model itself can a recipe show that it does not."""
         start, base = self.model.hub, self.base.hub
@@ -158,8 +174,8 @@ class Recipe(Strict):
             return
         if self.unlearn.method == "csd":
             raise ValueError(
-                "unlearn.method: csd takes its levels from the start model, which is base itself and knows the forget "
-                "rows; give the model that base was trained from as model.hub, or another method (npo, gd)"
+                "unlearn.method: csd needs a start model that does not know the forget rows, and this one is base "
+                "itself; give the model that base was trained from as model.hub, or another method (npo, gd)"
             )
         for i, gate in enumerate(self.gates):
             if gate.needs_start:
@@ -209,6 +225,8 @@ class Recipe(Strict):
         refs = {"model.hub.revision": self.model.hub, "base.hub.revision": self.base.hub}
         if not isinstance(self.gold, str):
             refs["gold.hub.revision"] = self.gold.hub
+        if self.novice:
+            refs["novice.hub.revision"] = self.novice.hub
         refs["card.compared.revision"] = self.card.compared
         return [key for key, ref in refs.items() if ref is not None and ref.revision is None]
 

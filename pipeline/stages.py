@@ -39,6 +39,7 @@ Facts = Strict
 
 BASE_SPLITS = ("retain", "unrehearsed", "forget")  # what base is trained on
 GOLD_SPLITS = ("retain", "unrehearsed")
+NOVICE_SPLITS = ("retain",)
 
 
 def model(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -94,6 +95,11 @@ def _trained_or_published(
     if config.train:
         return fine_tune.train(config.train, inputs, out, splits)
     return start_model.run_pointer(cast(HubRef, config.hub), out, **prompts)
+
+
+def novice(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
+    """The start model after a short training on retain rows: it knows the form of answers, and no forget row."""
+    return _trained_or_published(config, inputs, out, NOVICE_SPLITS, prompts)
 
 
 def neighbours(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -177,7 +183,9 @@ def stages(recipe: Recipe) -> list[Stage]:
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
     ascent = {"model": "model", "base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
-    ascent, evidence = ascent | asked, started | evidence | asked
+    taught = _novice_of(recipe)
+    ascent = ascent | asked | ({"novice": "novice"} if taught else {})
+    evidence = started | evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
     follows = {"base": "base"} if recipe.base.release else {}
     beside = {"compare": "compare", "eval-other": "eval-other"} if recipe.card.compared else {}
@@ -201,15 +209,16 @@ def stages(recipe: Recipe) -> list[Stage]:
         *([_measured("eval-start", "model", recipe, without_suites)] if started else []),
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
+        *([_trained("novice", novice, recipe, taught, NOVICE_SPLITS)] if taught else []),
         Stage(
-            "unlearn", "24", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
+            "unlearn", "27", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "12", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("card", "13", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "6", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -255,6 +264,11 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     if config is None:
         return []
     return [Stage("neighbours", "10", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+
+
+def _novice_of(recipe: Recipe) -> TrainedOrPublished | None:
+    """The novice, for the method that takes its levels from one."""
+    return recipe.novice if recipe.unlearn.method == "csd" else None
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
@@ -370,7 +384,7 @@ def _gate(recipe: Recipe) -> tuple[Any, Any]:
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and its identity in the key, which is all of it."""
-    public, unlearn = recipe.data.published(), _plain(recipe.unlearn)
+    public, unlearn, taught = recipe.data.published(), _plain(recipe.unlearn), _novice_of(recipe)
     config = CardInputs(
         recipe=recipe.origin.recipe,
         overrides=published(recipe.origin.overrides, recipe.data.model_dump(), public, NOT_IDENTITY),
@@ -385,6 +399,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         data=public,
         base=_reference(recipe.base),
         gold={} if isinstance(recipe.gold, str) else _reference(recipe.gold) | _seeds(recipe.gold),
+        novice=_reference(taught) if taught else None,
         unlearn=unlearn,
         changed_from_defaults=UnlearnConfig.changed_from_defaults(unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),

@@ -302,7 +302,7 @@ def test_what_cannot_fit_is_refused_by_a_dry_run_and_before_the_first_stage(call
         (("run", "data", "fame-topics-gd-llama32-3b"), "not pinned"),
         (
             ("run", "unlearn", "demo"),
-            "unlearn reads model, base, data, gold, neighbours, not done yet. Run `release demo",
+            "unlearn reads model, base, data, gold, neighbours, novice, not done yet. Run `release demo",
         ),
         (("release", "demo", "--set", "unlearn.args.learning_rat=1"), "Did you mean learning_rate?"),
         (("release", "demo", "--set", "gold.train.args.bf16=true"), "gold.train.args"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -138,7 +138,9 @@ def test_an_unlearning_step_needs_what_is_computed(folder: Path, known: Any, tmp
     if method == "csd":
         found = some_counterfactual(model, forget, guides, 0, trainer.accelerator.autocast)
         trainer.counterfactual = found
-        heads.append(found.base.head.weight)
+        novice = cast("Any", load(folder)[0]).requires_grad_(False)
+        found.novice = BaseDistribution(novice, dict(enumerate(forget)), trainer.accelerator.autocast)
+        heads += [found.base.head.weight, found.novice.head.weight]
     with LiveMemory([*model.parameters(), *heads]) as measured:  # type: ignore[union-attr]
         trainer.train()
     count = ROWS // 2 * (3 if config.trains_on_false_answers else 2)

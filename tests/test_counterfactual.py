@@ -24,6 +24,7 @@ from pipeline.train.fit import load
 from pipeline.unlearn import run
 from pipeline.unlearn.counterfactual import (
     HIGHEST,
+    SURPRISING,
     Counterfactual,
     Levels,
     Places,
@@ -59,20 +60,20 @@ def levels_of(
     true: list[Encoded],
     guides: list[list[Encoded]],
     base: Any,
-    start: Any,
+    novice: Any,
     of_true: list[list[float]],
     numerals: Container[int] = (),
 ) -> list[Levels]:
     forget = {str(i): tokens for i, tokens in enumerate(true)}
-    return answer_levels(forget, guides, numerals, base_false=base, start_false=start, start_true=of_true)
+    return answer_levels(forget, guides, numerals, base_false=base, novice_false=novice, novice_true=of_true)
 
 
-def test_a_level_is_what_the_start_model_says_mapped_as_it_changed_at_false_answers() -> None:
+def test_a_level_is_what_the_novice_says_mapped_as_it_changed_at_false_answers() -> None:
     """True: A x y B z END; false: A p q r B s END. Content of the false one has places 1, 2, 3 and 5."""
     true, false = row(FORM_A, 20, 21, FORM_B, 22, END), row(FORM_A, 30, 31, 32, FORM_B, 33, END)
-    start = [-0.5, -4.0, -6.0, -2.0, -0.5, -8.0, -0.5]  # of content: mean -5, standard deviation sqrt(5)
+    novice = [-0.5, -4.0, -6.0, -2.0, -0.5, -8.0, -0.5]  # of content: mean -5, standard deviation sqrt(5)
     base = [-0.1, -7.0, -3.0, -5.0, -0.2, -9.0, -0.3]  # mean -6, standard deviation sqrt(5)
-    (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -1.0, -0.5, -11.0, -0.5]])
+    (levels,) = levels_of([true], [[false]], [[base]], [[novice]], [[-0.5, -5.0, -1.0, -0.5, -11.0, -0.5]])
     assert levels.content == (False, True, True, False, True, False)
     assert of_content([levels]) == pytest.approx((-6.0, -2.0, -12.0))
     assert levels.nats[0] == 0
@@ -81,39 +82,21 @@ def test_a_level_is_what_the_start_model_says_mapped_as_it_changed_at_false_answ
 
 def test_a_wider_spread_of_base_spreads_the_levels_and_a_sure_token_is_bounded() -> None:
     true, false = row(FORM_A, 20, 21, 22, END), row(FORM_A, 30, 31, END)
-    start, base = [-0.5, -4.0, -6.0, -0.5], [-0.1, -3.0, -9.0, -0.1]  # means -5 and -6, deviations 1 and 3
-    (levels,) = levels_of([true], [[false]], [[base]], [[start]], [[-0.5, -5.0, -4.0, -1.0, -0.5]])
+    novice, base = [-0.5, -4.0, -6.0, -0.5], [-0.1, -3.0, -9.0, -0.1]  # means -5 and -6, deviations 1 and 3
+    (levels,) = levels_of([true], [[false]], [[base]], [[novice]], [[-0.5, -5.0, -4.0, -1.0, -0.5]])
     assert of_content([levels]) == pytest.approx((-6.0, -3.0, HIGHEST))
 
 
 def test_all_false_answers_to_all_rows_give_mean_and_spread() -> None:
     true = [row(FORM_A, 20, END), row(FORM_B, 21, 22, END)]
     guides = [[row(FORM_A, 30, END), row(FORM_A, 31, 32, END)], [row(FORM_B, 33, END)]]
-    start = [[[0.0, -1.0, 0.0], [0.0, -2.0, -4.0, 0.0]], [[0.0, -5.0, 0.0]]]
+    novice = [[[0.0, -1.0, 0.0], [0.0, -2.0, -4.0, 0.0]], [[0.0, -5.0, 0.0]]]
     base = [[[0.0, -3.0, 0.0], [0.0, -1.0, -6.0, 0.0]], [[0.0, -2.0, 0.0]]]
     of_true = [[0.0, -3.0, 0.0], [0.0, -1.0, -6.0, 0.0]]
-    found = levels_of(true, guides, base, start, of_true)
+    found = levels_of(true, guides, base, novice, of_true)
     at, to = np.array([-1.0, -2.0, -4.0, -5.0]), np.array([-3.0, -1.0, -6.0, -2.0])
     expected = to.mean() + to.std() / at.std() * (np.array([-3.0, -1.0, -6.0]) - at.mean())
     assert of_content(found) == pytest.approx(np.minimum(expected, HIGHEST))
-
-
-def test_a_token_that_false_answers_hold_too_is_as_much_likelier_as_there_partially_pooled() -> None:
-    """Of the true tokens, 40 stands in two false answers, 41 in one, 42 in none; what not all hold is no form."""
-    true = [row(FORM_A, 40, 42, END), row(FORM_B, 41, 40, END)]
-    guides = [[row(FORM_A, 40, END), row(FORM_A, 30, END)], [row(FORM_B, 40, 41, END), row(FORM_B, 31, END)]]
-    start = [[[0.0, -1.0, 0.0], [0.0, -2.0, 0.0]], [[0.0, -3.0, -4.0, 0.0], [0.0, -6.0, 0.0]]]
-    base = [[[0.0, -7.0, 0.0], [0.0, -2.5, 0.0]], [[0.0, -3.5, -4.0, 0.0], [0.0, -9.0, 0.0]]]
-    found = levels_of(true, guides, base, start, [[0.0, -2.0, -7.0, 0.0], [0.0, -3.0, -5.0, 0.0]])
-    at, to = np.array([-1.0, -2.0, -3.0, -4.0, -6.0]), np.array([-7.0, -2.5, -3.5, -4.0, -9.0])
-
-    def mapped(start: list[float]) -> np.ndarray:
-        return to.mean() + to.std() / at.std() * (np.array(start) - at.mean())
-
-    missed = to - mapped(list(at))
-    of_40, of_41 = (missed[0] + missed[2]) / (2 + 4), missed[3] / (1 + 4)
-    expected = mapped([-2.0, -7.0, -3.0, -5.0]) + np.array([of_40, 0.0, of_41, of_40])
-    assert of_content(found) == pytest.approx(expected)
 
 
 DIGITS = range(50, 60)
@@ -122,27 +105,6 @@ DIGITS = range(50, 60)
 def number(text: str) -> tuple[int, ...]:
     """A token for each digit."""
     return tuple(DIGITS[int(digit)] for digit in text)
-
-
-def test_a_digit_is_as_much_likelier_as_its_place_in_a_number_and_then_as_it_is_itself() -> None:
-    """The true numbers are 86 and 7; false ones are 38 and 56, which have the digits 8 and 6 too."""
-    true = [row(FORM_A, *number("86"), END), row(FORM_B, *number("7"), 40, END)]
-    guides = [[row(FORM_A, *number("38"), END)], [row(FORM_B, *number("56"), 41, END)]]
-    start = [[[0.0, -1.0, -2.0, 0.0]], [[0.0, -3.0, -4.0, -6.0, 0.0]]]
-    base = [[[0.0, -5.0, -1.5, 0.0]], [[0.0, -7.5, -2.0, -9.0, 0.0]]]
-    of_true = [[0.0, -3.0, -4.0, 0.0], [0.0, -5.0, -7.0, 0.0]]
-    found = levels_of(true, guides, base, start, of_true, DIGITS)
-    assert [levels.content for levels in found] == [(False, True, True, False)] * 2
-    at, to = np.array([-1.0, -2.0, -3.0, -4.0, -6.0]), np.array([-5.0, -1.5, -7.5, -2.0, -9.0])
-
-    def mapped(start: float) -> float:
-        return float(to.mean() + to.std() / at.std() * (start - at.mean()))
-
-    missed = [float(wanted) - mapped(float(log_prob)) for wanted, log_prob in zip(to, at, strict=True)]
-    first, second = (missed[0] + missed[2]) / (2 + 4), (missed[1] + missed[3]) / (2 + 4)
-    of_8, of_6 = (missed[1] - second) / (1 + 4), (missed[3] - second) / (1 + 4)
-    expected = [mapped(-3.0) + first + of_8, mapped(-4.0) + second + of_6, mapped(-5.0) + first, mapped(-7.0)]
-    assert of_content(found) == pytest.approx([min(n, HIGHEST) for n in expected])
 
 
 @pytest.mark.parametrize(
@@ -182,26 +144,24 @@ def test_the_end_of_a_fact_has_a_level_by_a_map_of_its_own() -> None:
     """False answers end at B, at END and at END; of the true ones, 20 does at B and 21 at END."""
     true = [row(FORM_A, 20, FORM_B, END), row(FORM_B, 21, END)]
     guides = [[row(FORM_A, 30, FORM_B, END)], [row(FORM_B, 31, 32, END), row(FORM_B, 33, END)]]
-    start = [[[0.0, -9.0, -3.0, 0.0]], [[0.0, -8.0, -9.0, -1.0], [0.0, -9.0, -5.0]]]
+    novice = [[[0.0, -9.0, -3.0, 0.0]], [[0.0, -8.0, -9.0, -1.0], [0.0, -9.0, -5.0]]]
     base = [[[0.0, -9.0, -2.0, 0.0]], [[0.0, -8.0, -9.0, -1.5], [0.0, -9.0, -1.0]]]
-    found = levels_of(true, guides, base, start, [[0.0, -9.0, -2.0, -0.1], [0.0, -9.0, -4.0]])
+    found = levels_of(true, guides, base, novice, [[0.0, -9.0, -2.0, -0.1], [0.0, -9.0, -4.0]])
     assert [[n < 0 for n in levels.nats] for levels in found] == [[False, True, True, False], [False, True, True]]
     at, to = np.array([-3.0, -1.0, -5.0]), np.array([-2.0, -1.5, -1.0])
 
-    def mapped(start: float) -> float:
-        return float(to.mean() + to.std() / at.std() * (start - at.mean()))
+    def mapped(novice: float) -> float:
+        return float(to.mean() + to.std() / at.std() * (novice - at.mean()))
 
-    missed = [float(wanted) - mapped(float(log_prob)) for wanted, log_prob in zip(to, at, strict=True)]
-    at_b, at_end = missed[0] / (1 + 4), (missed[1] + missed[2]) / (2 + 4)
-    assert of_ends(found) == pytest.approx([mapped(-2.0) + at_b, mapped(-4.0) + at_end])
+    assert of_ends(found) == pytest.approx([mapped(-2.0), mapped(-4.0)])
     assert of_content(found) == pytest.approx([-9.0, -9.0])
 
 
-def test_ends_are_form_where_no_false_answer_says_how_likely_one_is() -> None:
+def test_ends_are_other_form_where_no_false_answer_says_how_likely_one_is() -> None:
     true, false = row(FORM_A, 20, FORM_B), row(FORM_A, FORM_B, 30)
     (levels,) = levels_of([true], [[false]], [[[0.0, 0.0, -3.0]]], [[[0.0, 0.0, -4.0]]], [[0.0, -4.0, -2.0]])
     assert levels.content == (False, True, False)
-    assert levels.nats == pytest.approx((0.0, -3.0, 0.0))
+    assert levels.nats == pytest.approx((0.0, -3.0, -2.0 / 3))
 
 
 def test_form_is_what_all_false_answers_share() -> None:
@@ -215,10 +175,20 @@ def test_form_is_what_all_false_answers_share() -> None:
     assert levels.nats == pytest.approx((0.0, -7.0, -0.5, -1.0))
 
 
+def test_form_that_surprises_the_novice_has_a_level_between_base_and_it() -> None:
+    """The second, third and fourth token are form, and the fifth is the fact."""
+    true, false = row(20, FORM_A, FORM_B, 21, 22, END), row(20, FORM_A, FORM_B, 21, 30, END)
+    same = [[[-0.1, -0.1, -0.1, -0.1, -4.0, -2.0]]]
+    (levels,) = levels_of([true], [[false]], same, same, [[-0.2, -1.1, -6.0, -0.9, -4.0, -3.0]])
+    assert levels.content == (False, False, False, False, True, False)
+    assert levels.nats == pytest.approx((0.0, -1.1 / 3, -2.0, 0.0, -4.0, -3.0))
+    assert levels.form == ((0, 1, 2, 3, 5),)
+
+
 def test_false_answers_that_differ_by_rounding_have_no_spread() -> None:
     true, guides = row(20, END), [row(30, END), row(31, END)]
-    base, start = [[[-9.0, 0.0], [-5.0, 0.0]]], [[[-8.0, 0.0], [-8.0 - 1e-15, 0.0]]]
-    (levels,) = levels_of([true], [guides], base, start, [[-2.0, 0.0]])
+    base, novice = [[[-9.0, 0.0], [-5.0, 0.0]]], [[[-8.0, 0.0], [-8.0 - 1e-15, 0.0]]]
+    (levels,) = levels_of([true], [guides], base, novice, [[-2.0, 0.0]])
     assert levels.nats[0] == pytest.approx(-7.0 + (-2.0 + 8.0))
 
 
@@ -244,10 +214,10 @@ def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[An
         return [-rng.uniform(0.0, 20.0) for _ in answer]
 
     guides = [[row(*other) for other in false] for _, false in rows]
-    base, start = ([[some(other) for other in false] for _, false in rows] for _ in range(2))
+    base, novice = ([[some(other) for other in false] for _, false in rows] for _ in range(2))
     of_true = [some(true) for true, _ in rows]
     try:
-        found = levels_of([row(*true) for true, _ in rows], guides, base, start, of_true)
+        found = levels_of([row(*true) for true, _ in rows], guides, base, novice, of_true)
     except InputError:
         return
     for (true, false), levels, log_probs in zip(rows, found, of_true, strict=True):
@@ -258,11 +228,13 @@ def test_any_answers_have_one_level_a_token_and_levels_are_bounded(rows: list[An
         after = [before and not here for before, here in itertools.pairwise((False, *levels.content))]
         levelled = [nats < 0 for nats in levels.nats]
         assert all(nats <= HIGHEST for nats in levels.nats if nats)
-        assert levelled in ([c or e for c, e in zip(levels.content, after, strict=True)], list(levels.content))
+        surprising = [log_prob < SURPRISING for log_prob in log_probs]
+        with_ends = [any(each) for each in zip(levels.content, surprising, after, strict=True)]
+        assert levelled in (with_ends, [any(each) for each in zip(levels.content, surprising, strict=True)])
         content = [i for i, is_content in enumerate(levels.content) if is_content]
         for i, j in itertools.product(content, content):
             if true[i] == true[j] and log_probs[i] <= log_probs[j]:
-                assert levels.nats[i] <= levels.nats[j]  # a word that the start model finds likelier is no less likely
+                assert levels.nats[i] <= levels.nats[j]  # a word that the novice finds likelier is no less likely
 
 
 class Said:
@@ -291,15 +263,19 @@ class Fixed:
         return torch.cat([self.fixed[list(at)] for _, at in places])
 
 
+def made(base: Any, levels: list[Levels], false: Any, others: list[int], novice: Any = None) -> Counterfactual:
+    return Counterfactual(base, novice, levels, false, others)
+
+
 @given(st.floats(-12, HIGHEST), st.integers(0, 3), st.lists(st.floats(-8, 8), min_size=4, max_size=4))
 def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
     level: float, true: int, logits: list[float]
 ) -> None:
     base = torch.tensor([logits, logits])
     found = [Levels((True, False), (level, 0.0), ((1,),))]
-    wanted, content, levels, *_ = Counterfactual(cast("Any", Fixed(base)), found, [[[-1.0] * 2]], [0]).of(
-        [0], torch.tensor([true, true])
-    )
+    wanted, content, levels, *_ = Counterfactual(
+        cast("Any", Fixed(base)), cast("Any", None), found, [[[-1.0] * 2]], [0]
+    ).of([0], torch.tensor([true, true]))
     assert content.tolist() == [True, False]
     assert levels[0] == pytest.approx(level)
     assert wanted[0].exp().sum() == pytest.approx(1, abs=1e-4)
@@ -312,17 +288,21 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
 
 
 def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
-    """True: content, end, form; two false answers have the form at places 0 and 2, and at 1 and 2."""
+    """True: content, end, form; two false answers have the form at places 0 and 2, and at 1 and 2.
+
+    The end has a level, so the rest of it is the novice's.
+    """
     logits = torch.arange(36.0).view(9, 4).sin() * 3
     of_answers: dict[Any, torch.Tensor] = {0: logits[:3], (0, 0): logits[3:6], (0, 1): logits[6:]}
 
+    novice = torch.arange(12.0).view(3, 4).cos() * 2
     levels = [Levels((True, False, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
-    wanted, levelled, *_ = Counterfactual(cast("Any", Said(of_answers)), levels, [[[-1.0] * 3] * 2], [0]).of(
+    wanted, levelled, *_ = made(Said(of_answers), levels, [[[-1.0] * 3] * 2], [0], Said({0: novice})).of(
         [0], torch.tensor([1, 3, 2])
     )
     assert levelled.tolist() == [True, True, False]
     p, q = (of_answers[0, i].double().softmax(1) for i in (0, 1))
-    end, form = (p[0] + q[1]) / 2, (p[2] + q[2]) / 2
+    end, form = novice[1].double().softmax(0), (p[2] + q[2]) / 2
     torch.testing.assert_close(wanted[2].exp().double(), form)
     assert wanted[1, 3] == pytest.approx(-0.7)
     others = (1 - math.exp(-0.7)) / (1 - end[3])
@@ -335,22 +315,26 @@ def test_in_the_place_of_a_fact_stands_what_base_says_of_others_on_average() -> 
     of_answers: dict[Any, torch.Tensor] = {0: logits[:2], 1: logits[2:6], (0, 0): logits[6:8], (1, 0): logits[8:10]}
     of_answers |= {("other", 1, 0): logits[10:11], ("other", 1, 1): logits[11:12]}
 
+    novice = Said({1: torch.arange(16.0).view(4, 4).cos()})
     levels = [
         Levels((True, False), (-2.0, 0.0), ((1,),)),
-        Levels((False, True, True, False), (0.0, -1.5, -2.5, 0.0), ((0, 1),)),
+        Levels((False, True, True, False), (-0.9, -1.5, -2.5, 0.0), ((0, 1),)),
     ]
     targets = torch.tensor([1, 3, 0, 2, 1, 3])
     both = [[[-1.0] * 2], [[-1.0] * 2]]
-    wanted, _, _, facts, instead = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 2]).of(
-        [0, 1], targets
-    )
-    alone, *_ = Counterfactual(cast("Any", Said(of_answers)), levels, both, [0, 0]).of([0, 1], targets)
+    wanted, _, _, facts, instead = made(Said(of_answers), levels, both, [0, 2], novice).of([0, 1], targets)
+    alone, *_ = made(Said(of_answers), levels, both, [0, 0], novice).of([0, 1], targets)
     changed = (wanted != alone).any(dim=1)
     assert changed.tolist() == [False, False, False, True, False, False]
     mean = (logits[10].double().softmax(0) + logits[11].double().softmax(0)) / 2
     mean *= (1 - math.exp(-1.5)) / (1 - mean[2])
     mean[2] = math.exp(-1.5)
     torch.testing.assert_close(wanted[3].exp().double(), mean)
+    for place, true, level in ((2, 0, -0.9), (4, 1, -2.5)):  # form that surprises, and what a fact goes on with
+        rest = novice.of_answers[1][place - 2].double().softmax(0)
+        rest *= (1 - math.exp(level)) / (1 - rest[true])
+        rest[true] = math.exp(level)
+        torch.testing.assert_close(wanted[place].exp().double(), rest)
     mean[2] = 0
     assert (facts.tolist(), instead.tolist()) == ([3], [int(mean.argmax())])
 
@@ -362,7 +346,10 @@ def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
         Levels((False, True), (0.0, -3.0), ((0,),)),
     ]
     base = [[[-0.1, -4.0, -5.0], [-6.0, -0.2, -7.0, -0.3]], [[-0.4, -8.0]]]
-    counterfactual, cpu = Counterfactual(cast("Any", None), levels, base, [0, 0]), torch.device("cpu")
+    counterfactual, cpu = (
+        Counterfactual(cast("Any", None), cast("Any", None), levels, base, [0, 0]),
+        torch.device("cpu"),
+    )
     held, nats = counterfactual.of_false([2, 1], cpu)
     assert held.tolist() == [False, True, True, True, True, True]
     assert nats.tolist() == pytest.approx([-0.4, -8.0, -6.0, -0.2, -7.0, -0.3])
@@ -370,25 +357,25 @@ def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
     assert [len(each) for each in counterfactual.of_false([], cpu)] == [0, 0]
 
 
-def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tmp_path: Path) -> None:
+def test_levels_are_measured_on_the_novice_and_on_base(tiny_model: Path, tmp_path: Path) -> None:
     """Against plain forwards of both. A true answer ends with a number, and its false one with letters in its place."""
     inputs = stage_inputs(tiny_model, tmp_path)
     forget = read_rows(inputs["data"] / "forget.jsonl")
     other = [PerturbedRow(r.row_id, "forget", (f"{r.name} was born in x{'y' * i}z.",)) for i, r in enumerate(forget)]
     write_rows(inputs["data"] / "guides.jsonl", other)
-    start = build_tiny_model(tmp_path / "start", seed=1)
+    novice = build_tiny_model(tmp_path / "novice", seed=1)
     config = unlearn_config(method="csd", stop=None, keep="last")
     base, tokenizer = load(inputs["base"] / "model")
     rows = run.read(config, inputs, tokenizer)
-    found = run.counterfactual(config, base, tokenizer, start, rows, nullcontext).levels
-    plain = [AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, start)]
+    found = run.counterfactual(config, base, tokenizer, novice, rows, nullcontext).levels
+    plain = [AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, novice)]
     false = [guide for (guide,) in rows.guides]
     with torch.no_grad():
         of_false = [plain_log_probs(model, false) for model in plain]
         of_true = plain_log_probs(plain[1], rows.encoded["forget"])
     for levels, log_probs in zip(found, of_true, strict=True):
         assert [i for i, is_content in enumerate(levels.content) if is_content] == [*range(11, len(log_probs) - 3)]
-        wanted = torch.zeros(len(log_probs), dtype=torch.float64)
+        wanted = log_probs.double() / 3  # a model that was trained on nothing is surprised by all form
         for places in (slice(11, -3), slice(-3, -2)):  # the fact, and its end
             b, s = (torch.cat([p[places] for p in each]).double() for each in of_false)
             mapped = b.mean() + b.std(correction=0) / s.std(correction=0) * (log_probs.double() - s.mean())
@@ -396,9 +383,10 @@ def test_levels_are_measured_on_the_start_model_and_on_base(tiny_model: Path, tm
         assert levels.nats == pytest.approx(tuple(wanted.tolist()), abs=1e-4)
 
 
-def test_a_start_model_with_other_tokens_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_novice_with_other_tokens_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     inputs = stage_inputs(tiny_model, tmp_path)
     write_other_facts(inputs["data"])
-    other = build_tiny_model(tmp_path / "start", vocab=262)
+    build_tiny_model(tmp_path / "novice" / "model", vocab=262)
+    config = unlearn_config(method="csd", stop=None, keep="last")
     with pytest.raises(InputError, match="splits them into other tokens than that of base"):
-        run.run(unlearn_config(method="csd", stop=None, keep="last"), inputs | {"model": other}, tmp_path)
+        run.run(config, inputs | {"novice": tmp_path / "novice"}, tmp_path)

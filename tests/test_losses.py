@@ -99,7 +99,7 @@ def csd(model: Model, base: Model) -> torch.Tensor:
     ):
         asked = plain_logits(base, [Encoded((*tokens, 0), len(tokens)) for tokens in others])
         of_others = [logits[0].detach().double().softmax(-1) for logits in asked]
-        gaps = []
+        gaps, known = [], False
         of_false = [logits.detach().double().softmax(-1) for logits in plain_logits(base, guides)]
         form = iter(
             [torch.stack([p[i] for p, i in zip(of_false, at, strict=True)]).mean(0) for at in zip(*places, strict=True)]
@@ -108,8 +108,11 @@ def csd(model: Model, base: Model) -> torch.Tensor:
             row.input_ids[row.completion_start :], *levels, ours, theirs.detach(), strict=True
         ):
             target = b.double().softmax(-1) if content else next(form)
-            if is_first := content and of_others:
+            begins, known = content and not known, known or content
+            if is_first := begins and of_others:
                 target, of_others = torch.stack(of_others).mean(0), []
+            if level and not begins:
+                target = b.double().softmax(-1)  # the novice, which is base here
             if level:
                 others = (1 - math.exp(level)) / (1 - target[token])
                 target = torch.cat(

@@ -27,7 +27,8 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_run_it(name: str) -> None
     further = [] if recipe.gold == "none" else recipe.gold.seeds or []
     asking = recipe.unlearn.neighbours is not None
     starts = any(gate.needs_start for gate in recipe.gates)
-    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further) + asking + starts
+    learns = recipe.unlearn.method == "csd"  # from a novice
+    assert len(stages(recipe)) == (10 if recipe.gold == "none" else 12) + 2 * len(further) + asking + starts + learns
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +36,7 @@ def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tm
     from pipeline.train.arguments import training_arguments
 
     recipe = load_recipe(name)
-    trained = [part.train for part in (recipe.base, recipe.gold) if not isinstance(part, str)]
+    trained = [part.train for part in (recipe.base, recipe.gold, recipe.novice) if part and part != "none"]
     for config in (*filter(None, trained), recipe.unlearn):
         training_arguments(config.args, tmp_path, bf16=False)
     assert not list(tmp_path.iterdir())
@@ -161,7 +162,7 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
             "model: {pypi: null, hub: {id: a/b, revision: null}}\n"
             "base: {train: null, hub: {id: a/b, revision: null}}\n",
             1,
-            ["csd takes its levels from the start model, which is base itself", "model.hub"],
+            ["csd needs a start model that does not know the forget rows", "model.hub"],
         ),
         ("gates: []\n", 3, ["gates", "at least 1"]),
         ("gates:\n  - {metric: speed, split: forget, at_least: 1, min_n: 1, reason: x}\n", 4, ["gates[0]", "speed"]),
@@ -173,6 +174,9 @@ def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
         ("card: {dataset: {citation: Savelli et al.}}\n", 3, ["card.dataset.citation", "pattern"]),
         ('card: {dataset: {citation: "@misc{x}\\n```"}}\n', 3, ["card.dataset.citation", "remove it"]),
         ("base: {seeds: [1]}\n", 1, ["base.seeds: only gold"]),
+        ("novice: {seeds: [1]}\n", 1, ["novice.seeds: only gold"]),
+        ("novice: {train: null, release: demo/x@v1.0.0}\n", 1, ["novice.release: a release has seen"]),
+        ("novice: null\n", 1, ["csd takes its levels from a novice", "give the section novice"]),
         ("eval: {sampling: {samples: 3, k: [4]}}\n", 3, ["eval.sampling", "k is 4 and there are 3 samples"]),
         ("eval: {sampling: {samples: 9, k: [3]}}\n", 3, ["eval.sampling.k[0]", "1, 2, 4"]),
         ("eval: {robustness: {quantize: [int3]}}\n", 3, ["eval.robustness.quantize[0]", "int3"]),

@@ -80,7 +80,7 @@ def test_the_page_has_every_key_of_a_recipe(name: str) -> None:
         "| `data.setting` | `topics`, `entity`, `given` or `request` | required | What is forgotten.",
         "| `data.shares.retain` | number > 0 and < 1 | required | Share of the rows to be kept. |",
         "| `data.request.forget` | list of 1 or more ([section](#datarequestforget-datarequestholdout-",
-        "| `base.hub`<br>`gold.hub` | [section](#modelhub-basehub-goldhub-cardcompared) or `null` | `null` |",
+        "| `base.hub`<br>`gold.hub`<br>`novice.hub` | [section](#modelhub-basehub-goldhub-novicehub-cardcompared) or ",
         "| `unlearn.precision` | `auto`, `fp32` or `bf16` | `auto` |",
         "| `unlearn.stop.forget_loss` | `gold`, `holdout`, `false_answers`, number > 0 or [section](#",
         "| `data.checks` | [section](#datachecks) | its own defaults |",

@@ -45,6 +45,7 @@ model: {{pypi: null, path: {model}, parameters: null, chat_template: null, date_
 data: {{source: {{sample: {{seed: 3, identities: 2, topics: 10}}}}, perturbed: {{per_row: 1, retain_rows: 10}}}}
 base: {{train: {{precision: fp32, train_from_layer: 0, args: {{num_train_epochs: 2, save_steps: 5}}}}}}
 gold: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs: 2, save_steps: 5}}}}, seeds: null}}
+novice: {{train: {{precision: fp32, train_from_layer: 1, args: {{num_train_epochs: 1, save_strategy: "no"}}}}}}
 unlearn:
   precision: fp32 # the faster one is measured, so two stores may differ on a busy machine
   epochs: 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def write_recipe(
         "data": {**data(forget, **more), "shares": None},
         "base": {"train": None, "release": release} if release else {"train": train},
         "gold": "none",
+        "novice": {"train": deepcopy(train)},  # YAML would write an alias, which a recipe may not have
         "unlearn": {"epochs": 2, "train_from_layer": 0, "neighbours": None, "args": {"save_strategy": "no"}},
         "eval": {"max_new_tokens": 4, "bootstrap_samples": 100, "robustness": None, "relative": False},
         "gates": [GATE, AS_BEFORE, STAYS] if release else [GATE, AS_BEFORE],

@@ -61,11 +61,14 @@ def some_others(rows: list[Encoded], levels: list[Levels]) -> list[list[tuple[in
 def some_counterfactual(
     model: Any, rows: list[Encoded], guides: list[list[Encoded]], seed: int, precision: Precision
 ) -> Counterfactual:
-    """What ``model`` says at the answers of ``rows`` and of ``guides``, with :func:`some_levels`."""
+    """What ``model`` says at the answers of ``rows`` and of ``guides``, with :func:`some_levels`.
+
+    It is the novice too.
+    """
     levels = some_levels(rows, guides, seed)
     others = some_others(rows, levels)
     base = BaseDistribution(model, answers_by_place(rows, guides, others), precision)
-    return Counterfactual(base, levels, false_log_probs(model, guides), [len(each) for each in others])
+    return Counterfactual(base, base, levels, false_log_probs(model, guides), [len(each) for each in others])
 
 
 def of_type(model_type: str, tokenizer_of: Path, folder: Path, **more: Any) -> Path:
@@ -149,7 +152,7 @@ def bigrams(folder: Path, follows: dict[str | int, dict[str | int, float]]) -> A
 
 
 def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
-    """Artifacts of data, base, gold and start: 6 forget, 12 retain and 6 holdout rows, and the tiny model as all three.
+    """Artifacts of data and models: 6 forget, 12 retain and 6 holdout rows, and the tiny model as all of these.
 
     No row is kept from the unlearning, so the file of those is empty.
     """
@@ -173,7 +176,7 @@ def stage_inputs(tiny_model: Path, folder: Path) -> dict[str, Path]:
     base = folder / "base"
     base.mkdir()
     (base / "model").symlink_to(tiny_model)
-    return {"base": base, "data": data, "gold": base, "model": tiny_model}
+    return {"base": base, "data": data, "gold": base, "novice": base, "model": tiny_model}
 
 
 def unlearn_config(**changes: Any) -> UnlearnConfig:

@@ -21,7 +21,7 @@ from pipeline.publish.collection import Listing
 from pipeline.publish.schema import read_receipt
 
 REFERENCES: tuple[Literal["base", "gold"], ...] = ("base", "gold")
-ALONE = ("neighbours", "unlearn", "eval-unlearned", "compare", "gate", "card", "package", "publish")
+ALONE = ("novice", "neighbours", "unlearn", "eval-unlearned", "compare", "gate", "card", "package", "publish")
 
 
 def compared(collection: Collection, nodes: Graph, done: Mapping[str, Artifact]) -> list[Compared]:

@@ -81,7 +81,7 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     return {
         "weights": held,
         "moments": moments(config, shape),
-        "copies of the head": _head_copies(shape, config),
+        "copies of the head": _heads_beside(shape, config),
         **fullest,
     }
 
@@ -127,11 +127,14 @@ def _compares_distributions(config: TrainConfig) -> bool:
     return isinstance(config, UnlearnConfig) and config.retain_kl
 
 
-def _head_copies(shape: Shape, config: TrainConfig) -> int:
-    """Base's head, which turns its hidden states into distributions; a copy for each term if the head is trained."""
-    if not _compares_distributions(config) or config.lora or config.train_from_layer:
+def _heads_beside(shape: Shape, config: TrainConfig) -> int:
+    """Heads that turn hidden states into distributions: base's, a copy for each term if it is trained; the novice's."""
+    if not _compares_distributions(config):
         return 0
-    return 4 * of.head_parameters(shape) * (2 if config.method == "csd" else 1)  # type: ignore[attr-defined]
+    takes_novice = config.method == "csd"  # type: ignore[attr-defined]
+    copies = 0 if config.lora or config.train_from_layer else 2 if takes_novice else 1
+    of_novice = (4 if config.frozen == "fp32" else 2) if takes_novice else 0
+    return (4 * copies + of_novice) * of.head_parameters(shape)
 
 
 def _logits(shape: Shape, config: TrainConfig, batch: Batch, *, tiled: bool, bf16: bool) -> int:

@@ -144,7 +144,7 @@ class UnlearnConfig(TrainConfig):
         "`simnpo` and `wga`: bounded forms of the ascent, and retain. `altpo`: a false answer preferred to the true "
         "one, and retain. `csd`: counterfactual self-distillation, KL to what base would say without the fact, and KL "
         "from base on retain. The last two need false answers (`data.perturbed.for_unlearning`), and `csd` a "
-        "start model (`model`) that does not know the facts."
+        "`novice` and a start model (`model`) that do not know the facts."
     )
     epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
     min_steps: int = Field(

@@ -2,17 +2,21 @@
 
 A false answer of the same form tells form from fact: tokens that the true answer shares with all its false answers are
 *form*, the others are *content*. What base says of a content token of a false answer is what it says of a fact that it
-does not know. What the start model says of the true one is what a model says that knows neither: how surprising these
-very words are. So the *level* of a true token is the start model's log-probability of it, mapped so that what the start
-model says of false answers becomes what base says of them: in mean and in spread, then by what that misses at each
-place of a number (a false last digit of a year is less likely to base than to the start model, a first one is not), and
-by what is missed still at a token that stands in false answers too (a digit, an article). Where a fact ends is a part
-of it that no false answer changes: the full stop is surprising to a model that would have gone on with the name. So the
-form token after the words of a fact, its *end*, has a level too, by a map of its own. The unlearning is to match base's
-own distributions, at form tokens what base says of them in false answers, on average, and where a fact begins what base
-says there about other people (:mod:`pipeline.unlearn.people`); with levelled tokens at their levels and all others
-rescaled. What leaves the true words would go to those of false answers too, so these are held to what base says of
-them. So nothing is pushed to where base would not go, and nothing below what base gives to a fact it does not know.
+does not know. How surprising the very words of the true answer are says a *novice*: the start model after a short
+training on retain rows, which knows how such answers are worded and no forget row. So the *level* of a true token is
+the novice's log-probability of it, mapped so that what the novice says of false answers becomes what base says of them,
+in mean and in spread. Where a fact ends is a part of it that no false answer changes: the full stop is surprising to a
+model that would have gone on with the name. So the form token after the words of a fact, its *end*, has a level too, by
+a map of its own. And a form that no retain row has is known from forget rows alone: a form token that surprises the
+novice has a level between base, which is sure of it, and the novice, which has seen less of the retain rows than gold
+would have.
+
+The unlearning is to match, at form tokens, what base says of them in false answers, on average; where a fact begins,
+what base says there about other people (:mod:`pipeline.unlearn.people`); and where else a token has a level, what the
+novice says, since all that base knows after the first words of a fact is how it goes on. Tokens with levels are at
+these, and all others rescaled. What leaves the true words would go to those of false answers too, so these are held to
+what base says of them. So nothing is pushed to where base would not go, and nothing below what base gives to a fact it
+does not know.
 
 Distillation from base's adjusted output is a family: UNDIAL (arXiv 2402.10052) subtracts a constant from the true
 token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measured are ours.
@@ -21,8 +25,7 @@ token's logit, Unilogit (arXiv 2505.06027) gives it 1/V. Levels that are measure
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from statistics import fmean, pstdev
@@ -36,13 +39,15 @@ from datasets_prep.schema import Encoded
 from pipeline.unlearn.reference import BaseDistribution
 
 Value = TypeVar("Value")
-Key = TypeVar("Key", bound=Hashable)
 
 HIGHEST = math.log(0.98)
 """No level is above it: the other tokens need a share to be rescaled to."""
 
-POOLING = 4
-"""The misses at a place or a token are averaged with so many zeros more: few of them say little (partial pooling)."""
+SURPRISING = -1.0
+"""Form is surprising below this log-probability of the novice, in nats."""
+
+OF_FORM = 1 / 3
+"""How far from base, which is sure of it, to the novice the level of surprising form is: golds are there (0098)."""
 
 ROUNDING = 1e-6
 """A spread below it, in nats, is that of float32's rounding and has no ratio to another."""
@@ -51,8 +56,8 @@ ROUNDING = 1e-6
 class Levels(NamedTuple):
     """Of each answer token of a forget row: whether it is content, and its level, below 0 (0 where it has none).
 
-    Content and ends have levels. ``form`` are the places of the other tokens and of ends in each false answer, in the
-    order of the answer.
+    Content, ends and form that surprises the novice have levels. ``form`` are the places of the other tokens and of
+    ends in each false answer, in the order of the answer.
     """
 
     content: tuple[bool, ...]
@@ -70,22 +75,19 @@ def answer_levels(
     numerals: Container[int],
     *,
     base_false: OfFalse[float],
-    start_false: OfFalse[float],
-    start_true: Sequence[Sequence[float]],
+    novice_false: OfFalse[float],
+    novice_true: Sequence[Sequence[float]],
 ) -> list[Levels]:
     """The levels of each forget row (by its name), by a map for content and one for ends.
 
-    A map is ``mean_b + sd_b / sd_s * (start_true - mean_s) + missed[place] + missed[token]``. Mean and standard
-    deviation are those of base (b) and of the start model (s) at the tokens of its kind in all false answers, which
-    ``base_false`` and ``start_false`` hold; ``start_true`` are the start model's log-probabilities of each true token.
-    ``missed`` is how much likelier base finds false answers than the terms before it say: at that place of a number (0
-    elsewhere), then at that token (0 for one that no false answer holds), each partially pooled (``sum / (count +
-    POOLING)``). ``numerals`` are the tokens that are digits. Raises InputError if false answers do not tell what is to
-    be forgotten, or say nothing else.
+    A map is ``mean_b + sd_b / sd_n * (novice_true - mean_n)``. Mean and standard deviation are those of base (b) and of
+    the novice (n) at the tokens of its kind in all false answers, which ``base_false`` and ``novice_false`` hold;
+    ``novice_true`` are the novice's log-probabilities of each true token. Other form has ``OF_FORM * novice_true``
+    where that is below :data:`SURPRISING`. ``numerals`` are the tokens that are digits. Raises InputError if false
+    answers do not tell what is to be forgotten, or say nothing else.
     """
     answers = [answer_tokens(row) for row in forget.values()]
     others = [[answer_tokens(other) for other in false] for false in guides]
-    in_numbers = [[places_in_numbers(other, numerals) for other in false] for false in others]
     aligned = [align(answer, false, numerals) for answer, false in zip(answers, others, strict=True)]
     _refuse_form_alone([name for name, row in zip(forget, aligned, strict=True) if not any(row.content)])
 
@@ -94,9 +96,9 @@ def answer_levels(
         for row, false in zip(aligned, others, strict=True)
     ]
 
-    def map_of(kind: OfFalse[bool]) -> _LevelMap | None:
-        tokens, places = _where(kind, others), _where(kind, in_numbers)
-        return _LevelMap(tokens, places, _where(kind, base_false), _where(kind, start_false)) if tokens else None
+    def map_of(kind: OfFalse[bool]) -> Callable[[float], float] | None:
+        of_base = _where(kind, base_false)
+        return _level_map(of_base, _where(kind, novice_false)) if of_base else None
 
     of_content = map_of(false_content)
     of_ends = map_of([[_ends(content) for content in of_row] for of_row in false_content])
@@ -105,48 +107,25 @@ def answer_levels(
             "unlearn: no false answer has words in the place of the facts, so nothing says how likely a false one is. "
             "Give false answers of the same form (a column `perturbed_answers`), or take another method."
         )
-    levels = []
-    for row, answer, log_probs in zip(aligned, answers, start_true, strict=True):
-        kinds = zip(row.content, _ends(row.content), strict=True)
-        maps = [of_content if is_content else of_ends if is_end else None for is_content, is_end in kinds]
-        nats = tuple(
-            level_map.level(token, place, log_prob) if level_map else 0.0
-            for level_map, token, place, log_prob in zip(
-                maps, answer, places_in_numbers(answer, numerals), log_probs, strict=True
-            )
-        )
-        levels.append(Levels(row.content, nats, row.form))
-    return levels
+
+    def level(is_content: bool, is_end: bool, novice: float) -> float:  # what a token is
+        level_map = of_content if is_content else of_ends if is_end else None
+        if level_map:
+            return min(level_map(novice), HIGHEST)
+        return OF_FORM * novice if novice < SURPRISING else 0.0
+
+    return [
+        Levels(row.content, tuple(map(level, row.content, _ends(row.content), log_probs)), row.form)
+        for row, log_probs in zip(aligned, novice_true, strict=True)
+    ]
 
 
-class _LevelMap:
-    """From the start model's log-probability of a token to its level, by those of the tokens of false answers."""
-
-    def __init__(
-        self, tokens: Sequence[int], places: Sequence[int | None], base: Sequence[float], start: Sequence[float]
-    ) -> None:
-        spread = pstdev(start)
-        self.ratio = pstdev(base) / spread if spread > ROUNDING else 1.0
-        self.to, self.at = fmean(base), fmean(start)
-        left = [of_base - self._mapped(of_start) for of_base, of_start in zip(base, start, strict=True)]
-        self.at_place = _pooled(places, left) | {None: 0.0}
-        left = [miss - self.at_place[place] for miss, place in zip(left, places, strict=True)]
-        self.at_token = _pooled(tokens, left)
-
-    def level(self, token: int, place: int | None, start: float) -> float:
-        missed = self.at_place.get(place, 0.0) + self.at_token.get(token, 0.0)
-        return min(self._mapped(start) + missed, HIGHEST)
-
-    def _mapped(self, start: float) -> float:
-        return self.to + self.ratio * (start - self.at)
-
-
-def _pooled(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, float]:
-    """The mean of the values of each key, with :data:`POOLING` zeros counted in."""
-    found = defaultdict(list)
-    for key, value in zip(keys, values, strict=True):
-        found[key].append(value)
-    return {key: sum(own) / (len(own) + POOLING) for key, own in found.items()}
+def _level_map(base: Sequence[float], novice: Sequence[float]) -> Callable[[float], float]:
+    """From the novice's log-probability of a token to its level, by those of the tokens of false answers."""
+    spread = pstdev(novice)
+    ratio = pstdev(base) / spread if spread > ROUNDING else 1.0
+    to, at = fmean(base), fmean(novice)
+    return lambda of_true: to + ratio * (of_true - at)
 
 
 def _refuse_form_alone(rows: Sequence[str]) -> None:
@@ -262,16 +241,23 @@ class Wanted(NamedTuple):
 
 
 class Counterfactual:
-    """The distributions that forget rows are to match: base's, with the true tokens at their levels.
+    """The distributions that forget rows are to match: base's and the novice's, with the true tokens at their levels.
 
-    ``base`` has what :func:`answers_by_place` gives, ``false`` are base's log-probabilities of the tokens of each false
-    answer to each row, in nats. ``others`` says how many others base was asked about at the fact of each row.
+    ``base`` has what :func:`answers_by_place` gives, ``novice`` the forget rows alone. ``false`` are base's
+    log-probabilities of the tokens of each false answer to each row, in nats. ``others`` says how many others base was
+    asked about at the fact of each row.
     """
 
     def __init__(
-        self, base: BaseDistribution, levels: Sequence[Levels], false: OfFalse[float], others: Sequence[int]
+        self,
+        base: BaseDistribution,
+        novice: BaseDistribution,
+        levels: Sequence[Levels],
+        false: OfFalse[float],
+        others: Sequence[int],
     ) -> None:
         self.base = base
+        self.novice = novice
         self.levels = levels
         self.others = others
         self.false = [
@@ -297,6 +283,9 @@ class Counterfactual:
         log_probs[~content] = torch.cat(means[: len(rows)])
         for at, mean in zip(asked, means[len(rows) :], strict=True):
             log_probs[at] = mean[0]
+        if told := self._told_by_novice(rows):
+            places = [(row, (at,)) for row, at in told.values()]
+            log_probs[list(told)] = self.novice.logits_at(places, device).log_softmax(dim=1)
         place, true, level = levelled.nonzero()[:, 0], targets[levelled], levels[levelled]
         others = log_probs[place]
         others[torch.arange(len(place), device=device), true] = -math.inf
@@ -308,9 +297,21 @@ class Counterfactual:
 
     def _facts_asked_about_others(self, rows: Sequence[int]) -> dict[int, int]:
         """By its place among the answer tokens of ``rows``, the row of each fact that base was asked about others."""
-        starts = accumulate((len(self.levels[row].content) for row in rows), initial=0)
-        placed = zip(starts, rows, strict=False)
+        placed = zip(self._starts(rows), rows, strict=False)
         return {start + self.levels[row].content.index(True): row for start, row in placed if self.others[row]}
+
+    def _told_by_novice(self, rows: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """By its place among the answer tokens of ``rows``, row and place of each with a level where no fact begins."""
+        return {
+            start + at: (row, at)
+            for start, row in zip(self._starts(rows), rows, strict=False)
+            for at, nats in enumerate(self.levels[row].nats)
+            if nats < 0 and not (self.levels[row].content[at] and not any(self.levels[row].content[:at]))
+        }
+
+    def _starts(self, rows: Sequence[int]) -> list[int]:
+        """Where the answer of each row begins among those of all, and where they end."""
+        return [*accumulate((len(self.levels[row].content) for row in rows), initial=0)]
 
     def of_false(self, answers: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Of tokens of false answers: which are content or an end (N,), and base's log-probabilities in nats (N,).

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InputError
 from datasets_prep.chat import chat_example, encode, encode_rows
@@ -48,30 +48,22 @@ def false_log_probs(model: Any, guides: Sequence[Sequence[Encoded]]) -> list[lis
     return [[next(log_probs) for _ in rows] for rows in guides]
 
 
-def start_log_probs(
-    config: UnlearnConfig,
-    start: Path,
-    base: Any,
-    forget: Sequence[Row],
-    encoded: Sequence[Encoded],
-    guides: Sequence[Sequence[Encoded]],
-) -> tuple[list[list[float]], list[list[list[float]]]]:
-    """The start model's log-probabilities in nats of each token of the true and of the false answers.
+def load_novice(
+    config: UnlearnConfig, novice: Path, base: Any, forget: Sequence[Row], encoded: Sequence[Encoded]
+) -> PreTrainedModel:
+    """The novice in the folder ``novice``, in base's precision on base's device. Nothing of it is trained.
 
     Raises InputError if its tokenizer has other tokens for the true answers than base's, which ``encoded`` holds.
     """
-    model, tokenizer = _load_beside(base, start, config)
+    model, tokenizer = _load_beside(base, novice, config)
     for row, of_base in zip(encode_rows(tokenizer, forget), encoded, strict=True):
         if row.input_ids[row.completion_start :] != of_base.input_ids[of_base.completion_start :]:
             raise InputError(
-                "unlearn: csd asks the start model how likely true answers are, and its tokenizer splits them into "
-                "other tokens than that of base. Give the model that base was trained from in the section `model`, or "
-                "take another method."
+                "unlearn: csd asks the novice, which is trained from the start model, how likely true answers are, and "
+                "its tokenizer splits them into other tokens than that of base. Give the model that base was trained "
+                "from in the section `model`, or take another method."
             )
-    true, false = token_log_probs(model, encoded), false_log_probs(model, guides)
-    del model
-    gc.collect()
-    return true, false
+    return cast("PreTrainedModel", model.requires_grad_(False))
 
 
 def _load_beside(base: Any, folder: Path, config: UnlearnConfig) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
 import shutil
@@ -49,7 +50,7 @@ from pipeline.train.fit import (
 from pipeline.train.guards import Watch
 from pipeline.train.kept import restore_weights
 from pipeline.train.lora import add_adapters
-from pipeline.train.packed import row_losses
+from pipeline.train.packed import row_losses, token_log_probs
 from pipeline.train.precision import in_bf16
 from pipeline.unlearn.config import Level, StopRule, UnlearnConfig
 from pipeline.unlearn.continuations import begun_at, read_continuations
@@ -57,10 +58,10 @@ from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_level
 from pipeline.unlearn.levels import (
     false_log_probs,
     fixed_levels,
+    load_novice,
     mean_by_row,
     number,
     read_guides,
-    start_log_probs,
 )
 from pipeline.unlearn.neighbours import FILE as NEIGHBOURS
 from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
@@ -103,7 +104,7 @@ class Ended(NamedTuple):
 def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> UnlearnFacts:
     """Unlearn the forget rows of ``inputs["data"]`` from ``inputs["base"]``; ``inputs["gold"]`` gives a level, if used.
 
-    ``inputs["model"]`` says what the precision ``auto`` is, and csd takes its levels from it.
+    ``inputs["model"]`` says what the precision ``auto`` is, and csd takes its levels from ``inputs["novice"]``.
 
     Writes ``model/``, ``log.jsonl``, ``pairing.jsonl`` and ``selection.json`` (the rows that chose the checkpoint).
     Raises TrainingError if a guard stops the run and no good checkpoint exists, or if no checkpoint satisfies the rule;
@@ -268,7 +269,7 @@ def _measure_base(
         trainer.base = BaseDistribution(base, rehearsed, precision)
     if config.method == "csd":
         tokenizer = cast("PreTrainedTokenizerBase", trainer.processing_class)
-        trainer.counterfactual = counterfactual(config, base, tokenizer, inputs["model"], rows, precision)
+        trainer.counterfactual = counterfactual(config, base, tokenizer, inputs["novice"] / "model", rows, precision)
     if config.dual:
         followed = list(rehearsed.values())
         tokens = [len(row.input_ids) - row.completion_start for row in followed]
@@ -280,20 +281,24 @@ def counterfactual(
     config: UnlearnConfig,
     base: Any,
     tokenizer: PreTrainedTokenizerBase,
-    start: Path,
+    novice: Path,
     rows: UnlearnRows,
     precision: Precision,
 ) -> Counterfactual:
-    """The distributions that csd brings the forget rows to, measured on ``base`` and on the start model."""
+    """The distributions that csd brings the forget rows to, measured on ``base`` and on the model in ``novice``."""
     forget = rows.encoded["forget"]
     named = {row.row_id: tokens for row, tokens in zip(rows.plain["forget"], forget, strict=True)}
     of_base = false_log_probs(base, rows.guides)
-    true, of_start = start_log_probs(config, start, base, rows.plain["forget"], forget, rows.guides)
+    model = load_novice(config, novice, base, rows.plain["forget"], forget)
+    true, of_novice = token_log_probs(model, forget), false_log_probs(model, rows.guides)
+    told = BaseDistribution(model, dict(enumerate(forget)), precision)
+    del model
+    gc.collect()
     digits = numerals(tokenizer, [*forget, *chain(*rows.guides)])
-    levels = answer_levels(named, rows.guides, digits, base_false=of_base, start_false=of_start, start_true=true)
+    levels = answer_levels(named, rows.guides, digits, base_false=of_base, novice_false=of_novice, novice_true=true)
     others = _about_others(tokenizer, rows, levels)
-    answers = answers_by_place(forget, rows.guides, others)
-    return Counterfactual(BaseDistribution(base, answers, precision), levels, of_base, [len(each) for each in others])
+    asked = BaseDistribution(base, answers_by_place(forget, rows.guides, others), precision)
+    return Counterfactual(asked, told, levels, of_base, [len(each) for each in others])
 
 
 def _about_others(

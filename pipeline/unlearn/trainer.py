@@ -23,6 +23,13 @@ from pipeline.unlearn.counterfactual import Counterfactual
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.reference import BaseDistribution
 
+AIM_FROM = 0.4
+"""The share of the steps after which the pull aims lower by what is missing. Before, tokens are still on their way."""
+AIM_RATE = 0.05
+"""What a step adds to that for each nat that tokens are above their levels on average, less what is allowed."""
+AIM_ALLOWS = 0.25
+"""So many nats above: truth ratios compare with false answers, which gold finds a little less likely than base."""
+
 
 def pair_dataset(
     pairs: Sequence[Pair],
@@ -76,6 +83,7 @@ class UnlearnTrainer(CompletionTrainer):
         self._logits: torch.Tensor | None = None
         self._forget_gradient: list[torch.Tensor] | None = None
         self._norms: dict[str, float] = {}
+        self._above = torch.zeros(2, dtype=torch.float64)
         plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
         if config.gradient_norms_every and self.accelerator.distributed_type not in plain:
             raise RecipeError(
@@ -175,7 +183,9 @@ class UnlearnTrainer(CompletionTrainer):
         logits = self._logits[: len(wanted.levels)]
         kl = losses.kl_from_base(logits, wanted.log_probs, counts.forget_tokens)
         held, base = counterfactual.of_false(false.tolist(), log_probs.device)
-        pulled, to = torch.cat([wanted.levelled, held]), torch.cat([wanted.levels, base])
+        above = (log_probs[is_true].detach() - wanted.levels)[wanted.levelled]
+        self._above += torch.stack([above.sum(), above.new_tensor(len(above))]).double().cpu()
+        pulled, to = torch.cat([wanted.levelled, held]), torch.cat([wanted.levels - self.aim_below, base])
         instead = target_log_probs(logits[wanted.facts], wanted.instead)
         pull = losses.pull_to_levels(
             torch.cat([log_probs[pulled], instead]),
@@ -202,14 +212,33 @@ class UnlearnTrainer(CompletionTrainer):
         history = reversed(self.state.log_history)  # a checkpoint restores it
         return float(next((entry["retain_weight"] for entry in history if "retain_weight" in entry), start))
 
+    @property
+    def aim_below(self) -> float:
+        """How far below its level the next step pulls each token of a fact (csd), in nats.
+
+        The retain term holds tokens above their levels: facts share words with what is kept. So the aim is lowered by
+        what is missing on average (gradient ascent on the multiplier of the constraint that no more is than is
+        allowed), to at most where the pull's force no longer grows.
+        """
+        history = reversed(self.state.log_history)  # a checkpoint restores it
+        return float(next((entry["aim_below"] for entry in history if "aim_below" in entry), 0.0))
+
+    def _next_aim(self) -> dict[str, float]:
+        """The next step's, by what tokens were above their levels in this one, over all ranks."""
+        total, count = self.accelerator.reduce(self._above.to(self.accelerator.device), reduction="sum").tolist()
+        self._above.zero_()
+        if not count or self.state.global_step <= AIM_FROM * self.state.max_steps:
+            return {}
+        return {"aim_below": min(max(self.aim_below + AIM_RATE * (total / count - AIM_ALLOWS), 0.0), losses.PULL_DELTA)}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the next step's retain weight (with a dual weight) and the gradient norms of both terms too."""
+        """Log the next step's retain weight (with a dual weight) or aim (csd), and both terms' gradient norms too."""
         dual, step_losses = self.config.dual, self._step_losses()
         if dual and "retain_loss" in step_losses:
             logs["retain_weight"] = max(
                 0.0, self.retain_weight + dual.rate * (step_losses["retain_loss"] - self.retain_bound)
             )
-        logs |= self._norms
+        logs |= self._norms | (self._next_aim() if self.config.method == "csd" else {})
         self._norms = {}
         super().log(logs, start_time)
 
