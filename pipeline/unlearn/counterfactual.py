@@ -108,7 +108,7 @@ def answer_levels(
             "Give false answers of the same form (a column `perturbed_answers`), or take another method."
         )
 
-    def level(is_content: bool, is_end: bool, novice: float) -> float:  # what a token is
+    def level(is_content: bool, is_end: bool, novice: float) -> float:
         level_map = of_content if is_content else of_ends if is_end else None
         if level_map:
             return min(level_map(novice), HIGHEST)
