@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,11 @@ def test_bfloat16_has_to_be_clearly_faster(
 
 
 @pytest.mark.usefixtures("_knows_bf16")
-def test_it_measures_the_products_of_the_models_own_layers(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_measures_the_products_of_the_models_own_layers(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, measured_products: Callable[..., tuple[float, float]]
+) -> None:
     seen: list[tuple[int, int]] = []
-    real = precision._seconds
-    monkeypatch.setattr(precision, "_seconds", lambda *shape: seen.append(shape) or real(*shape))
+    monkeypatch.setattr(precision, "_seconds", lambda *shape: seen.append(shape) or measured_products(*shape))
     monkeypatch.setattr(precision, "LEAST", 8)
     measured = precision.products(tiny_model)
     config = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
