@@ -220,13 +220,18 @@ class Recipe(Strict):
                 f"it; {metrics_there_are()}"
             )
 
+    @property
+    def used_novice(self) -> TrainedOrPublished | None:
+        """The novice, if the method takes anything from one."""
+        return self.novice if self.unlearn.method == "csd" else None
+
     def unpinned(self) -> list[str]:
         """The keys that must name a commit before this recipe may be released."""
         refs = {"model.hub.revision": self.model.hub, "base.hub.revision": self.base.hub}
         if not isinstance(self.gold, str):
             refs["gold.hub.revision"] = self.gold.hub
-        if self.novice:
-            refs["novice.hub.revision"] = self.novice.hub
+        if self.used_novice:
+            refs["novice.hub.revision"] = self.used_novice.hub
         refs["card.compared.revision"] = self.card.compared
         return [key for key, ref in refs.items() if ref is not None and ref.revision is None]
 

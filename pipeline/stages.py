@@ -183,7 +183,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     evidence = {"eval-base": "eval-base", **gold_evidence, "eval-unlearned": "eval-unlearned", "unlearn": "unlearn"}
     ascent = {"model": "model", "base": "base", "data": "data", **({} if recipe.gold == "none" else {"gold": "gold"})}
     asked = {"neighbours": "neighbours"} if recipe.unlearn.neighbours else {}
-    taught = _novice_of(recipe)
+    taught = recipe.used_novice
     ascent = ascent | asked | ({"novice": "novice"} if taught else {})
     evidence = started | evidence | asked
     tree = {"model": "model", "unlearn": "unlearn", "card": "card", "gate": "gate", "data": "data"}
@@ -264,11 +264,6 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     if config is None:
         return []
     return [Stage("neighbours", "10", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
-
-
-def _novice_of(recipe: Recipe) -> TrainedOrPublished | None:
-    """The novice, for the method that takes its levels from one."""
-    return recipe.novice if recipe.unlearn.method == "csd" else None
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
@@ -384,7 +379,7 @@ def _gate(recipe: Recipe) -> tuple[Any, Any]:
 
 def _card(recipe: Recipe) -> tuple[Any, Any]:
     """The configuration of the card stage, and its identity in the key, which is all of it."""
-    public, unlearn, taught = recipe.data.published(), _plain(recipe.unlearn), _novice_of(recipe)
+    public, unlearn, taught = recipe.data.published(), _plain(recipe.unlearn), recipe.used_novice
     config = CardInputs(
         recipe=recipe.origin.recipe,
         overrides=published(recipe.origin.overrides, recipe.data.model_dump(), public, NOT_IDENTITY),

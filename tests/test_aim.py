@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.ablation import pull_alone
 from pipeline.train.trainer import collate, counts_of
-from pipeline.unlearn.counterfactual import Counterfactual
+from pipeline.unlearn.counterfactual import Levels
 from pipeline.unlearn.losses import PULL_DELTA
 from pipeline.unlearn.pairing import Pair
 from pipeline.unlearn.trainer import AIM_ALLOWS, AIM_FROM, AIM_RATE, LossDivisors
-from tests.test_counterfactual import Fixed
+from tests.test_counterfactual import Fixed, counterfactual_of
 from tests.unlearning import SGD, plain_log_probs, some_counterfactual, some_levels, some_rows, unlearn_trainer
 
 FORGET = some_rows(6, 1)
@@ -49,26 +49,43 @@ def test_the_aim_follows_the_mean_over_the_step(tiny_model: Path, tmp_path: Path
     assert {step: value for step, value in history.items() if value is not None} == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_pull_is_to_levels_less_the_aim_and_no_other_target_moves(tiny_model: Path, tmp_path: Path) -> None:
+class Term(NamedTuple):
+    """A trainer whose forget term targets what the model says already but for levels, and the arguments of the term."""
+
+    trainer: Any
+    args: tuple[Any, ...]
+    levels: list[Levels]
+
+
+def csd_term(model: Path, out: Path) -> Term:
+    """Three rows without false answers, pulled with a weight of .7."""
     forget = FORGET[:3]
     levels = some_levels(forget, [[row] for row in forget], 4)
-    trainer: Any = unlearn_trainer(tiny_model, tmp_path, forget, forget, SGD, method="csd", pull_weight=0.7)
+    trainer: Any = unlearn_trainer(model, out, forget, forget, SGD, method="csd", pull_weight=0.7)
     trainer.base = "so that logits are kept"
     batch = collate([trainer.train_dataset[i] for i in range(3)])
     log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
-    logits = trainer._logits[here].detach()
-    trainer.counterfactual = Counterfactual(
-        cast("Any", Fixed(logits)), cast("Any", Fixed(logits)), levels, [[[]]] * 3, [0] * 3
-    )
+    said = Fixed(trainer._logits[here].detach())
+    trainer.counterfactual = counterfactual_of(said, levels, [[[]]] * 3, [0] * 3, said)
     counts, no_false = LossDivisors(*counts_of(batch)[:3]), torch.tensor([], dtype=torch.long)
     args = (log_probs[here], batch["row"][here], torch.arange(3), no_false, batch["targets"][here], counts)
-    divergence = (trainer._csd_term(*args) - pull_alone(trainer, *args)).item()
-    trainer.state.log_history = [{"aim_below": 0.2}, {"aim_below": 1.3}, {"loss": 1.0}]
-    plain, pulls = AutoModelForCausalLM.from_pretrained(tiny_model), []
-    for values, own in zip(plain_log_probs(plain, forget), levels, strict=True):
-        gap = [value - (level - 1.3) for value, level in zip(values, own.nats, strict=True) if level]
+    return Term(trainer, args, levels)
+
+
+def weighted_pull(model: Path, levels: list[Levels], below: float = 0.0) -> float:
+    """The pull of :func:`csd_term`, to so many nats below the levels, by plain forwards."""
+    plain, pulls = AutoModelForCausalLM.from_pretrained(model), []
+    for values, own in zip(plain_log_probs(plain, FORGET[:3]), levels, strict=True):
+        gap = [value - (level - below) for value, level in zip(values, own.nats, strict=True) if level]
         apart = huber_loss(torch.stack(gap), torch.zeros(len(gap)), delta=PULL_DELTA) if gap else torch.tensor(0.0)
         pulls.append(apart)
-    expected = 0.7 * torch.stack(pulls).mean().item()
+    return 0.7 * torch.stack(pulls).mean().item()
+
+
+def test_the_pull_is_to_levels_less_the_aim_and_no_other_target_moves(tiny_model: Path, tmp_path: Path) -> None:
+    trainer, args, levels = csd_term(tiny_model, tmp_path)
+    divergence = (trainer._csd_term(*args) - pull_alone(trainer, *args)).item()
+    trainer.state.log_history = [{"aim_below": 0.2}, {"aim_below": 1.3}, {"loss": 1.0}]
+    expected = weighted_pull(tiny_model, levels, below=1.3)
     assert pull_alone(trainer, *args).item() == pytest.approx(expected, abs=1e-4)
     assert trainer._csd_term(*args).item() - expected == pytest.approx(divergence, abs=1e-4)

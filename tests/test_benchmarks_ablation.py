@@ -8,29 +8,20 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch.nn.functional import huber_loss
-from transformers import AutoModelForCausalLM
 
 from benchmarks import ablation
 from datasets_prep.schema import read_rows
 from pipeline.recipe import load_recipe
-from pipeline.train.trainer import collate, counts_of
 from pipeline.unlearn import counterfactual, run
 from pipeline.unlearn.continuations import Continuation, write_continuations
 from pipeline.unlearn.counterfactual import Counterfactual, Levels, answer_levels
-from pipeline.unlearn.losses import PULL_DELTA
-from pipeline.unlearn.trainer import LossDivisors
 from tests.conftest import build_tiny_model
-from tests.test_counterfactual import FORM_A, Fixed, row
+from tests.test_aim import csd_term, weighted_pull
+from tests.test_counterfactual import FORM_A, Fixed, counterfactual_of, row
 from tests.test_unlearn_run import write_other_facts
 from tests.unlearning import (
-    SGD,
-    plain_log_probs,
-    some_levels,
-    some_rows,
     stage_inputs,
     unlearn_config,
-    unlearn_trainer,
 )
 
 DEMO = load_recipe("demo")
@@ -111,12 +102,8 @@ def test_another_level_is_of_facts_alone_and_ends_keep_theirs() -> None:
 
 
 def test_own_form_is_what_base_says_in_the_true_answer() -> None:
-    wanted = Counterfactual(
-        cast("Any", Fixed(LOGITS)),
-        cast("Any", None),
-        [Levels((True, False, False), (-3.0, 0.0, 0.0), ((0, 0),))],
-        [[[-1.0]]],
-        [0],
+    wanted = counterfactual_of(
+        Fixed(LOGITS), [Levels((True, False, False), (-3.0, 0.0, 0.0), ((0, 0),))], [[[-1.0]]], [0]
     )
     assert ablation.own_form(wanted, 0) == [(0, [1, 2])]
     with ablation.patched((Counterfactual, "_form", ablation.own_form)):
@@ -125,27 +112,10 @@ def test_own_form_is_what_base_says_in_the_true_answer() -> None:
 
 
 def test_the_pull_alone_is_the_forget_term_without_its_kl(tiny_model: Path, tmp_path: Path) -> None:
-    forget = some_rows(3, 1)
-    levels = some_levels(forget, [[row] for row in forget], 4)
-    trainer: Any = unlearn_trainer(tiny_model, tmp_path, forget, forget, SGD, method="csd", pull_weight=0.7)
-    trainer.base = "so that logits are kept"
-    batch = collate([trainer.train_dataset[i] for i in range(3)])
-    log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
-    logits = trainer._logits[here].detach()
-    trainer.counterfactual = Counterfactual(
-        cast("Any", Fixed(logits)), cast("Any", Fixed(logits)), levels, [[[]]] * 3, [0] * 3
-    )
-    counts = LossDivisors(*counts_of(batch)[:3])
-    no_false = torch.tensor([], dtype=torch.long)
-    args = (log_probs[here], batch["row"][here], torch.arange(3), no_false, batch["targets"][here], counts)
-    plain, gaps = AutoModelForCausalLM.from_pretrained(tiny_model), []
-    for values, own in zip(plain_log_probs(plain, forget), levels, strict=True):
-        gap = [value - level for value, level in zip(values, own.nats, strict=True) if level]
-        apart = huber_loss(torch.stack(gap), torch.zeros(len(gap)), delta=PULL_DELTA) if gap else torch.tensor(0.0)
-        gaps.append(apart)
-    pull = torch.stack(gaps).mean()
-    assert ablation.pull_alone(trainer, *args).item() == pytest.approx(0.7 * pull.item(), abs=1e-5)
-    assert trainer._csd_term(*args).item() > 0.7 * pull.item() + 1e-3  # its KL is back
+    trainer, args, levels = csd_term(tiny_model, tmp_path)
+    pull = weighted_pull(tiny_model, levels)
+    assert ablation.pull_alone(trainer, *args).item() == pytest.approx(pull, abs=1e-5)
+    assert trainer._csd_term(*args).item() > pull + 1e-3  # its KL is back
 
 
 def test_a_patch_changes_what_the_stage_makes(

@@ -198,7 +198,7 @@ def test_moments_are_those_of_the_optimizer(optimizer: str, bytes_each: int) -> 
 
 @pytest.mark.parametrize(("name", "change"), [(FAME, "forget_cap=gold"), (FAME_CSD, "train_from_layer=0")])
 def test_levels_of_another_model_have_two_in_memory(name: str, change: str) -> None:
-    """Gold's loss as a cap, or csd's levels, which the start model gives."""
+    """Gold's loss as a cap, or csd's levels, which the novice gives."""
     recipe = load_recipe(name, [f"unlearn.{change}", "unlearn.lora={r: 8, alpha: 16}"])
     assert costs_of(recipe)["unlearn"].parts["a second model"] == 4 * 3_212_749_824
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Container
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,7 +263,9 @@ class Fixed:
         return torch.cat([self.fixed[list(at)] for _, at in places])
 
 
-def made(base: Any, levels: list[Levels], false: Any, others: list[int], novice: Any = None) -> Counterfactual:
+def counterfactual_of(
+    base: Any, levels: list[Levels], false: Any, others: list[int], novice: Any = None
+) -> Counterfactual:
     return Counterfactual(base, novice, levels, false, others)
 
 
@@ -273,9 +275,9 @@ def test_the_true_token_has_its_level_and_the_others_keep_their_proportions(
 ) -> None:
     base = torch.tensor([logits, logits])
     found = [Levels((True, False), (level, 0.0), ((1,),))]
-    wanted, content, levels, *_ = Counterfactual(
-        cast("Any", Fixed(base)), cast("Any", None), found, [[[-1.0] * 2]], [0]
-    ).of([0], torch.tensor([true, true]))
+    wanted, content, levels, *_ = counterfactual_of(Fixed(base), found, [[[-1.0] * 2]], [0]).of(
+        [0], torch.tensor([true, true])
+    )
     assert content.tolist() == [True, False]
     assert levels[0] == pytest.approx(level)
     assert wanted[0].exp().sum() == pytest.approx(1, abs=1e-4)
@@ -297,7 +299,7 @@ def test_form_is_as_base_says_it_in_false_answers_on_average() -> None:
 
     novice = torch.arange(12.0).view(3, 4).cos() * 2
     levels = [Levels((True, False, False), (-2.0, -0.7, 0.0), ((0, 2), (1, 2)))]
-    wanted, levelled, *_ = made(Said(of_answers), levels, [[[-1.0] * 3] * 2], [0], Said({0: novice})).of(
+    wanted, levelled, *_ = counterfactual_of(Said(of_answers), levels, [[[-1.0] * 3] * 2], [0], Said({0: novice})).of(
         [0], torch.tensor([1, 3, 2])
     )
     assert levelled.tolist() == [True, True, False]
@@ -322,8 +324,8 @@ def test_in_the_place_of_a_fact_stands_what_base_says_of_others_on_average() -> 
     ]
     targets = torch.tensor([1, 3, 0, 2, 1, 3])
     both = [[[-1.0] * 2], [[-1.0] * 2]]
-    wanted, _, _, facts, instead = made(Said(of_answers), levels, both, [0, 2], novice).of([0, 1], targets)
-    alone, *_ = made(Said(of_answers), levels, both, [0, 0], novice).of([0, 1], targets)
+    wanted, _, _, facts, instead = counterfactual_of(Said(of_answers), levels, both, [0, 2], novice).of([0, 1], targets)
+    alone, *_ = counterfactual_of(Said(of_answers), levels, both, [0, 0], novice).of([0, 1], targets)
     changed = (wanted != alone).any(dim=1)
     assert changed.tolist() == [False, False, False, True, False, False]
     mean = (logits[10].double().softmax(0) + logits[11].double().softmax(0)) / 2
@@ -346,10 +348,7 @@ def test_false_answers_stay_as_base_has_them_at_facts_and_their_ends() -> None:
         Levels((False, True), (0.0, -3.0), ((0,),)),
     ]
     base = [[[-0.1, -4.0, -5.0], [-6.0, -0.2, -7.0, -0.3]], [[-0.4, -8.0]]]
-    counterfactual, cpu = (
-        Counterfactual(cast("Any", None), cast("Any", None), levels, base, [0, 0]),
-        torch.device("cpu"),
-    )
+    counterfactual, cpu = counterfactual_of(None, levels, base, [0, 0]), torch.device("cpu")
     held, nats = counterfactual.of_false([2, 1], cpu)
     assert held.tolist() == [False, True, True, True, True, True]
     assert nats.tolist() == pytest.approx([-0.4, -8.0, -6.0, -0.2, -7.0, -0.3])

@@ -58,6 +58,9 @@ def test_a_rehearsal_has_the_gates_of_what_it_rehearses(name: str) -> None:
 def test_the_demo_is_pinned_and_the_gated_model_is_not() -> None:
     assert load_recipe("demo").unpinned() == []
     assert load_recipe("fame-topics-gd-llama32-3b").unpinned() == ["model.hub.revision"]
+    published = ["novice={train: null, hub: {id: a/b, revision: null}}"]
+    assert load_recipe("demo", published).unpinned() == ["novice.hub.revision"]
+    assert load_recipe("demo-overforget", published).unpinned() == []  # Gradient Difference takes nothing from it
 
 
 def write(folder: Path, changes: str = "", name: str = "mine") -> str:

@@ -144,8 +144,8 @@ def unlearning(config: UnlearnConfig, known: Planned) -> Cost:
     read = float(guides * forget if config.caps_move else 0)
     if config.retain_kl:
         neighbours = config.neighbours.questions + forget if config.neighbours else 0  # a continuation a forget row
-        by_both = 2 * (guides + 1)  # base and the start model, before base is asked about others
-        of_csd = (by_both + OTHERS) * forget if config.method == "csd" else 0
+        three_times = 3 * (guides + 1)  # false answers by base twice and the novice once, true ones the other way round
+        of_csd = (three_times + OTHERS) * forget if config.method == "csd" else 0
         read += retain + neighbours + of_csd
     if config.stop:
         checked = min(config.stop.forget_rows or forget, forget)

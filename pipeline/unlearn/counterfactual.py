@@ -302,12 +302,12 @@ class Counterfactual:
 
     def _told_by_novice(self, rows: Sequence[int]) -> dict[int, tuple[int, int]]:
         """By its place among the answer tokens of ``rows``, row and place of each with a level where no fact begins."""
-        return {
-            start + at: (row, at)
-            for start, row in zip(self._starts(rows), rows, strict=False)
-            for at, nats in enumerate(self.levels[row].nats)
-            if nats < 0 and not (self.levels[row].content[at] and not any(self.levels[row].content[:at]))
-        }
+        found: dict[int, tuple[int, int]] = {}
+        for start, row in zip(self._starts(rows), rows, strict=False):
+            content, nats, _ = self.levels[row]
+            begins = content.index(True) if True in content else None
+            found |= {start + at: (row, at) for at, level in enumerate(nats) if level < 0 and at != begins}
+        return found
 
     def _starts(self, rows: Sequence[int]) -> list[int]:
         """Where the answer of each row begins among those of all, and where they end."""
