@@ -69,6 +69,13 @@ _OURS = [
     ("a Kaggle token", r"\bKGAT_[0-9a-f]{32}"),
     ("a RunPod key", r"\brpa_[A-Za-z0-9]{40,}"),
     ("a Pinecone key", r"\bpcsk_[A-Za-z0-9]{4,8}_[A-Za-z0-9]{50,}"),
+    ("a Together key", r"\btgp_v\d_[\w-]{40,}"),
+    ("a Fireworks key", r"\bfw_(?=[A-Za-z0-9]*\d)(?=[A-Za-z0-9]*[A-Z])[A-Za-z0-9]{22,26}(?![A-Za-z0-9])"),
+    ("a Modal token", r"\ba[ks]-(?=[A-Za-z0-9]*\d)(?=[A-Za-z0-9]*[A-Z])[A-Za-z0-9]{22}(?![A-Za-z0-9])"),
+    ("a Notion token", r"\bntn_\d{8,}[A-Za-z0-9]{30,}"),
+    ("a Supabase key", r"\bsb(?:p_[0-9a-f]{40}|_secret_[\w-]{30,})"),
+    ("a Tailscale key", r"\btskey-[a-z]{3,8}-[A-Za-z0-9]{8,}-[A-Za-z0-9]{16,}"),
+    ("a Doppler token", r"\bdp\.(?:ct|pt|sa|said|scim|audit|st(?:\.[\w-]{1,40})?)\.[A-Za-z0-9]{40,}"),
     ("a PyPI token", r"pypi-AgE[\w-]{50,}"),
     ("a Docker Hub token", r"dckr_[op]at_[\w-]{20,}"),
     ("a Stripe key", r"\b(?:[rs]k_(?:live|test|prod)|whsec)_[A-Za-z0-9]{20,}"),
@@ -101,6 +108,7 @@ BEGINNINGS = (
     b"|hooks.slack.com|webhooks|AIza|ya29.|GOCSPX-|AQ.Ab8|sk-|gsk_|r8_|xai-|pplx-|nvapi-|lsv2_|KGAT_|rpa_|pcsk_|pypi-AgE"
     b"|dckr_|k_live_|k_test_|k_prod_|whsec_|_v1_|dapi|hvs.|glsa_|glc_eyJ|sntrys_|ATATT3|shpat_|:AA|earer |asic "
     b'|machine |"auths"|/home/|/Users/|Users\\|/root/|eyJ|npm_|SG.|://|sq0csp-'
+    b"|tgp_v|fw_|ak-|as-|ntn_|sbp_|sb_secret_|tskey-|dp."
 ).split(b"|")
 
 _ASSIGNED = re.compile(
