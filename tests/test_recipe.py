@@ -45,14 +45,20 @@ def test_every_shipped_recipe_has_arguments_that_the_trainer_takes(name: str, tm
 @pytest.mark.parametrize("name", ["fame-topics-rehearsal", "fame-topics-rehearsal-small"])
 def test_a_rehearsal_has_the_gates_of_what_it_rehearses(name: str) -> None:
     """But for the number of rows, a number in a reason, and the suite that needs the Hub."""
-    gates = [gate for gate in load_recipe("fame-topics-gd-llama32-3b").gates if not gate.of_suite]
-    rehearsed = load_recipe(name).gates
+    release, rehearsal = load_recipe("fame-topics-csd-llama32-3b"), load_recipe(name)
+    gates = [gate for gate in release.gates if not gate.of_suite]
     without = {"min_n", "reason"}
-    assert [gate.model_dump(exclude=without) for gate in rehearsed] == [g.model_dump(exclude=without) for g in gates]
-    assert (
-        load_recipe(name).eval.robustness.attacks()
-        == load_recipe("fame-topics-gd-llama32-3b").eval.robustness.attacks()
-    )
+    assert [g.model_dump(exclude=without) for g in rehearsal.gates] == [g.model_dump(exclude=without) for g in gates]
+    assert rehearsal.eval.robustness.attacks() == release.eval.robustness.attacks()
+
+
+@pytest.mark.parametrize("name", ["fame-topics-rehearsal", "fame-topics-rehearsal-small"])
+def test_a_rehearsal_unlearns_as_what_it_rehearses(name: str) -> None:
+    """But for what the machine asks for, and the passes and questions of few rows."""
+    without = {"args", "precision", "train_from_layer"}
+    without |= {"epochs", "neighbours"} if name.endswith("small") else set()
+    unlearned = [load_recipe(which).unlearn for which in ("fame-topics-csd-llama32-3b", name)]
+    assert unlearned[0].model_dump(exclude=without) == unlearned[1].model_dump(exclude=without)
 
 
 def test_the_demo_is_pinned_and_the_gated_model_is_not() -> None:

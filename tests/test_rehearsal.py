@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from core.artifacts import read_facts
-from core.unlearning import UnlearnFacts, read_selection
+from core.unlearning import UnlearnFacts, read_pairing
 from datasets_prep.schema import read_data_facts, read_rows
-from pipeline.recipe import load_recipe
 from tests.conftest import Call, shared_data
 
 SMALL = "fame-topics-rehearsal-small"
@@ -21,16 +20,18 @@ def changes(tiny_model: Path) -> list[str]:
     """The rows, and a model and trainings that take seconds."""
     rows = shared_data("fame/retain.parquet")
     small = {"args.num_train_epochs": 1, "train_from_layer": 1, "precision": "fp32"}
-    trained = [f"{part}.train.{key}={value}" for part in ("base", "gold") for key, value in small.items()]
+    trained = [f"{part}.train.{key}={value}" for part in ("base", "gold", "novice") for key, value in small.items()]
+    trained += ["novice.train.args.max_steps=2", "unlearn.epochs=1", "unlearn.train_from_layer=1"]
+    trained += ["unlearn.neighbours=null", "unlearn.precision=fp32"]  # a random model ends no answer to a question
     absent = [f"model.{key}=null" for key in ("pypi", "parameters", "shape", "chat_template")]
-    return [f"data.source.file={rows}", f"model.path={tiny_model}", *absent, *trained, "unlearn.precision=fp32"]
+    return [f"data.source.file={rows}", f"model.path={tiny_model}", *absent, *trained]
 
 
 @pytest.fixture(scope="module")
 def store(call: Call, changes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal")
     words = ["--store", str(folder), *(word for change in changes for word in ("--set", change))]
-    for stage in ("model", "data", "base", "gold", "unlearn"):
+    for stage in ("model", "data", "base", "gold", "novice", "unlearn"):
         done = call("run", stage, SMALL, *words)
         assert done.returncode == 0, done.stderr[-2000:]
     return folder / SMALL
@@ -55,14 +56,10 @@ def test_the_doctor_finds_nothing_before_and_after(call: Call, changes: list[str
         assert found["rows and gates"] == "256 rows, enough for each gate"
 
 
-def test_the_rule_reads_a_sample_of_the_rows_and_keeps_a_checked_step(store: Path) -> None:
-    selection = read_selection(store / "unlearn")
-    assert selection
-    stop = load_recipe(SMALL, ["data.source.file=pyproject.toml"]).unlearn.stop
-    assert stop
-    assert [len(selection.rows(split)) for split in ("forget", "retain")] == [20, 20]
-    lines = [json.loads(line) for line in (store / "unlearn" / "log.jsonl").read_text().splitlines()]
-    checks = [line["step"] for line in lines if "probe_forget_loss" in line]
+def test_it_unlearns_as_the_release_does(store: Path) -> None:
+    pairs = read_pairing(store / "unlearn")
+    assert {pair.forget for pair in pairs} == {row.row_id for row in read_rows(store / "data" / "forget.jsonl")}
     facts = read_facts(store / "unlearn", UnlearnFacts)
-    assert checks == [step for step in range(1, facts.steps + 1) if step % stop.every == 0 or step == 26]
-    assert facts.kept_step in checks
+    assert (facts.steps, facts.kept_step) == (5, 5)
+    lines = [json.loads(line) for line in (store / "unlearn" / "log.jsonl").read_text().splitlines()]
+    assert [line["aim_below"] for line in lines if "aim_below" in line]
