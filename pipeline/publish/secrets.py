@@ -73,7 +73,7 @@ _OURS = [
     ("a Fireworks key", r"\bfw_(?=[A-Za-z0-9]*\d)(?=[A-Za-z0-9]*[A-Z])[A-Za-z0-9]{22,26}(?![A-Za-z0-9])"),
     ("a Modal token", r"\ba[ks]-(?=[A-Za-z0-9]*\d)(?=[A-Za-z0-9]*[A-Z])[A-Za-z0-9]{22}(?![A-Za-z0-9])"),
     ("a Notion token", r"\bntn_\d{8,}[A-Za-z0-9]{30,}"),
-    ("a Supabase key", r"\bsb(?:p_[0-9a-f]{40}|_secret_[\w-]{30,})"),
+    ("a Supabase key", r"\b(?:sbp_[0-9a-f]{40}|sb_secret_[\w-]{30,})"),
     ("a Tailscale key", r"\btskey-[a-z]{3,8}-[A-Za-z0-9]{8,}-[A-Za-z0-9]{16,}"),
     ("a Doppler token", r"\bdp\.(?:ct|pt|sa|said|scim|audit|st(?:\.[\w-]{1,40})?)\.[A-Za-z0-9]{40,}"),
     ("a PyPI token", r"pypi-AgE[\w-]{50,}"),
