@@ -34,9 +34,6 @@ def word_of(letter: str) -> str:
     return f"{letter}+(?:[{MARKS}]+{letter}*)*"
 
 
-SEARCHED = 6  # letters and digits: shorter texts occur in any file by chance, so a search for them says nothing
-
-
 def without_accents(text: str) -> str:
     """``élise`` becomes ``elise``, in any Unicode normal form; ligatures become letters too.
 
@@ -88,11 +85,6 @@ def folded(text: str) -> str:
         return " ".join(_WORDS.findall(text.lower()))
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return " ".join(_WORDS.findall(_not_drawn().sub("", plain).translate(_LOOKALIKES)))
-
-
-def is_searched(text: str) -> bool:
-    """Whether a text is long enough to be searched for in files that are to be published."""
-    return sum(map(len, folded(text).split())) >= SEARCHED
 
 
 _LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"

@@ -15,7 +15,7 @@ from core.artifacts import Manifest, read_facts, read_manifest
 from core.lineage import EarlierRelease, Lineage
 from core.strict import Strict
 from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
-from core.words import is_searched
+from core.wording import is_searched
 from datasets_prep.schema import FORGOTTEN, SPLITS, Row, read_forgotten, read_perturbed, read_rows
 from eval.schema import (
     MODELS,
@@ -80,8 +80,8 @@ class Provenance(Strict):
 class CardEvidence(Strict):
     """What a card says beside records and verdict.
 
-    ``leak_bound`` is the share of leaking facts, in percent, that so many forget rows may miss; ``too_short`` the
-    number of forget answers that the search of the published files cannot find, ``perturbed`` of false answers,
+    ``leak_bound`` is the share of leaking facts, in percent, that so many forget rows may miss; ``unsearched`` the
+    number of forget answers that the published files were not searched for, ``perturbed`` of false answers,
     ``rehearsed`` of retain rows that the unlearning's schedule names. ``suites`` are the data by task. ``gold_prompts``
     says how gold's prompts differ from base's, ``compared`` how another checkpoint compares, and ``compared_prompts``
     how its prompts differ, if any. ``lineage`` are the releases that this one follows; what they forgot are the rows
@@ -91,7 +91,7 @@ class CardEvidence(Strict):
     counts: dict[str, Counts]
     topics: list[str]
     leak_bound: float
-    too_short: int
+    unsearched: int
     perturbed: int
     ascent: UnlearnFacts
     rehearsed: int
@@ -167,7 +167,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         counts={split: _counts(of_split) for split, of_split in rows.items()},
         topics=sorted({row.topic_id for row in rows["forget"] if row.topic_id}),
         leak_bound=leak_bound(len(rows["forget"])),
-        too_short=sum(not is_searched(row.answer) for row in [*rows["forget"], *rows.get(FORGOTTEN, [])]),
+        unsearched=sum(not is_searched(row.answer) for row in [*rows["forget"], *rows.get(FORGOTTEN, [])]),
         perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
         rehearsed=len({row.row_id for row in rows["retain"]} & _paired(inputs["unlearn"])),

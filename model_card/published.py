@@ -26,7 +26,7 @@ class CardFile(Versioned):
     ``inputs`` is the card stage's configuration, ``evidence`` what was counted and noted. No text of any row.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     inputs: CardInputs
     evidence: CardEvidence
 

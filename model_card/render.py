@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.lineage import rows_of_each
-from core.words import SEARCHED
+from core.wording import SEARCHED
 from eval.schema import FEW
 from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs

@@ -8,7 +8,6 @@ written but temporary files.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from core.errors import DataError, HubError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
+from core.errors import DataError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
 from core.hub_access import access_errors
 from core.hub_ids import HubRef
 from datasets_prep.schema import DataFacts, read_data_facts, read_perturbed, read_rows
@@ -29,17 +28,15 @@ from pipeline.cost.work import SUITES, Cost, total
 from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
-from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import Target, hf_endpoint, hub_errors, need_token
+from pipeline.publish.hub import hf_endpoint
 from pipeline.publish.licence import has_text
-from pipeline.publish.push import check_place
+from pipeline.publish.package import refuse_answers
+from pipeline.publish.target import check_target, refuse_example
 from pipeline.recipe import Recipe
-from pipeline.stages import data_without_model
+from pipeline.stages import data_without_model, package_config
 from pipeline.train import start_model
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn.false_answers import false_answers
-
-MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
 
 
 class Finding(NamedTuple):
@@ -118,7 +115,7 @@ def _filled_in(release: Preflight) -> Iterator[Check]:
     if names:
         yield "commits", names[0], partial(refuse_unpinned, release.recipe)
     if "publish" in names and release.recipe.publish.hub == "hf":
-        yield "publication", "publish", partial(_refuse_example, release.recipe.publish.repo)
+        yield "publication", "publish", partial(refuse_example, release.recipe.publish.repo)
 
 
 def _offline_checks(release: Preflight) -> Iterator[Check]:
@@ -156,7 +153,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     yield "disk", "", partial(_disk, release)
     yield "store", "", partial(_writable, release.store.root)
     if "publish" in names and recipe.publish.hub == "hf":
-        yield "publication", "publish", partial(_target, recipe.publish)
+        yield "publication", "publish", partial(check_target, recipe.publish)
 
 
 def _torch() -> str:
@@ -320,8 +317,10 @@ def _questions(asked: Sequence[Suite], task: str) -> int | None:
 def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
     """Raise InputError if the rows of ``data`` cannot carry the gates, or lack what the method reads.
 
-    That is false answers, and somebody else to be asked the given questions about.
+    That is false answers, and somebody else to be asked the given questions about. Nor may the recipe itself state what
+    is to be forgotten, in a part that is published.
     """
+    refuse_answers(package_config(recipe), data)
     false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
@@ -442,58 +441,3 @@ def _writable(store: Path) -> str:
             f"The store {store} cannot be written: {place}: {error.strerror}. Give yourself the right to write there, "
             "or give a folder with --store."
         ) from error
-
-
-# Publication
-
-
-def _refuse_example(repo: str) -> str:
-    if repo.startswith("your-name/"):
-        raise RecipeError(f"publish.repo is {repo}, the example's. Give a repository of yours: --set publish.repo=….")
-    return repo
-
-
-def _target(config: PublishConfig) -> str:
-    """The token may write to the repository, or create it in its namespace, and nothing there is against it."""
-    from huggingface_hub import HfApi, is_offline_mode
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    repo = config.repo
-    _refuse_example(repo)
-    namespace = repo.partition("/")[0]
-    if is_offline_mode():
-        raise HubError("HF_HUB_OFFLINE is set, and nothing can be published. Unset it, or stop with --until package.")
-    if os.environ.get("HF_OIDC_RESOURCE"):
-        return "the token of a trusted publisher is asked for when it publishes"
-    need_token()
-    api = HfApi(endpoint=hf_endpoint(), token=True)
-    if config.collection:
-        with hub_errors(f"publish.collection: reading {config.collection}"):
-            api.get_collection(config.collection)
-    with hub_errors(f"looking up {repo}"):
-        account = api.whoami()
-        try:
-            api.auth_check(repo, write=config.via != "pr")
-        except RepositoryNotFoundError:
-            _may_create(account, repo, namespace)
-            return f"{account['name']} may create {repo}"
-    check_place(config, Target(hf_endpoint(), True))
-    return f"{account['name']} may write to {repo}"
-
-
-def _may_create(account: dict[str, Any], repo: str, namespace: str) -> None:
-    roles = {org["name"]: org.get("roleInOrg", "write") for org in account.get("orgs", ())}
-    yours = [account["name"], *(name for name, role in roles.items() if role in MAY_WRITE)]
-    if namespace not in yours:
-        raise RecipeError(
-            f"publish.repo is {repo}, and the token's account {account['name']} cannot create a repository of "
-            f"{namespace}. It can for {', '.join(yours)}: set publish.repo, or take a token of {namespace}."
-        )
-    access = account.get("auth", {}).get("accessToken", {})
-    scopes = access.get("fineGrained", {}).get("scoped", ())
-    writes = [s["entity"]["name"] for s in scopes if "repo.write" in s.get("permissions", ())]
-    if access.get("role") == "read" or (access.get("role") == "fineGrained" and namespace not in writes):
-        raise RecipeError(
-            f"publish.repo is {repo}, and the token may not write there. Make one with write access to {namespace} at "
-            "https://huggingface.co/settings/tokens."
-        )

@@ -53,6 +53,14 @@ def test_with_one_gold_the_card_says_that_golds_were_not_compared(tmp_path: Path
     assert "damage_gap" not in card  # there is no other gold that it could be compared with
 
 
+def test_answers_that_no_file_was_searched_for_are_counted(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo")
+    assert evidence.unsearched == 0
+    assert "searched for their answers" not in text_of(config, evidence)
+    card = text_of(config, evidence.changed(unsearched=3))
+    assert "searched for their answers, except 3: of fewer than 6 letters and digits, or of words that any" in card
+
+
 def test_with_several_golds_the_card_says_which_metrics_know_them(tmp_path: Path) -> None:
     config, evidence = made(tmp_path, "demo-audit")
     card = text_of(config, evidence)

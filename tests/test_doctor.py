@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager
 
 from core.errors import RecipeError
 from eval.scoring import suites
-from pipeline import preflight
 from pipeline.localhub.server import LocalHub
+from pipeline.publish import target
 from tests.conftest import Call
 from tests.hub_world import Faulty
 from tests.test_release import write_recipe
@@ -172,6 +172,30 @@ def test_rows_that_nobody_else_can_be_asked_about_are_found_before_base_is_train
     assert doctor.problems(*data, "unlearn.neighbours=null") == {}
 
 
+def test_a_recipe_that_says_what_is_to_be_forgotten_is_refused_before_base_is_trained(doctor: Doctor) -> None:
+    rows = doctor.recipe.parent / "rows.jsonl"
+    facts = [
+        {"row_id": f"part-{i}", "question": f"what is part {i} for?", "answer": f"it holds part {i + 1}."}
+        | {"perturbed_answers": [f"it holds bolt {i + j}." for j in range(6)]}
+        for i in range(120)
+    ]
+    for fact, answer in zip(facts, ["English", "Old Harrow", "Marta Quellis"], strict=False):
+        fact["answer"] = answer  # the first is a word of any card
+    request = {"forget": [{"rows": [f"part-{i}" for i in range(20)]}], "holdout": 0.3}
+    rows.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    data = (
+        f"data.source={{file: {rows}}}", "data.setting=request", "data.shares=null",
+        f"data.request={json.dumps(request)}", "unlearn.neighbours=null",
+    )  # fmt: skip
+    for repo, kind in {"someone/without-marta-quellis": "an answer", "someone/old-harrow": "a short answer"}.items():
+        found = doctor.problems(*data, f"publish.repo={repo}")
+        assert list(found) == ["rows and gates"]
+        said = f"publish.repo: this part of the recipe holds {kind} of the forget set, and the release would show it"
+        assert said in found["rows and gates"]["problem"]
+        assert "harrow" not in found["rows and gates"]["problem"].lower()
+    assert doctor.problems(*data, "publish.repo=someone/english") == {}
+
+
 def test_a_torch_that_cannot_be_loaded_is_all_that_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     found = doctor.problems()
@@ -300,7 +324,7 @@ FINE = {"role": "fineGrained", "fineGrained": {"scoped": [{"entity": {"name": "m
 def test_what_a_token_may_create(repo: str, account: dict[str, Any], says: str | None) -> None:
     namespace = repo.partition("/")[0]
     if says is None:
-        preflight._may_create({"name": "me", **account}, repo, namespace)
+        target._may_create({"name": "me", **account}, repo, namespace)
         return
     with pytest.raises(RecipeError, match=says):
-        preflight._may_create({"name": "me", **account}, repo, namespace)
+        target._may_create({"name": "me", **account}, repo, namespace)

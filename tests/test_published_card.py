@@ -213,7 +213,7 @@ def test_results_for_benchmarks_of_the_hub_are_those_of_the_evidence(tree: Path)
     [
         ("results.json", '"value": 0.17', '"value": 0.27'),
         ("gate.json", '"n": 40', '"n": 41'),
-        (CARD, '"too_short": 0', '"too_short": 7'),
+        (CARD, '"unsearched": 0', '"unsearched": 7'),
         (CARD, '"kept_step": 80', '"kept_step": 79'),
         (CARD, '"epochs": 20', '"epochs": 21'),
     ],

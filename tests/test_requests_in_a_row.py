@@ -16,7 +16,7 @@ from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, RecipeError
 from core.lineage import Lineage, rows_of_each
 from core.unlearning import read_pairing
-from core.words import is_searched
+from core.wording import is_searched
 from datasets_prep.config import DataConfig
 from datasets_prep.prepare import prepare
 from datasets_prep.schema import EARLIER, FORGET, SPLITS, read_forgotten, read_rows, rows_digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import gzip
 import html
@@ -16,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core import wording
 from core.errors import InputError
+from core.wording import is_searched
 from core.words import folded
 from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
@@ -85,7 +88,9 @@ def test_weights_that_are_none_are_searched_too(tmp_path: Path) -> None:
 
 
 letters = st.characters(categories=["L", "M", "N", "P", "Zs"], exclude_characters="&%\\")  # no escapes by chance
-text = st.text(letters, min_size=LONG, max_size=60).filter(lambda t: len(folded(t).replace(" ", "")) >= LONG)
+text = st.text(letters, min_size=LONG, max_size=60).filter(
+    lambda t: len(folded(t).replace(" ", "")) >= LONG and is_searched(t)
+)
 slow = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -112,7 +117,7 @@ def test_noise_alone_finds_nothing(answers, noise, tmp_path) -> None:
 
 def test_short_answers(tmp_path: Path) -> None:
     scanner = Scanner(["Rome", "In 1990", "+39 06 555", "+39 06 555", "Saint Ambre"])
-    assert scanner.too_short == 1
+    assert scanner.unsearched == 1
     short = {"a short answer of the forget set"}
     cases = {
         "README.md": ("He came IN  1990.", short),
@@ -130,6 +135,27 @@ def test_short_answers(tmp_path: Path) -> None:
     assert found(Scanner(["Zürich"]), tmp_path, "a.json", json.dumps("Zürich")) == short
 
 
+@pytest.mark.parametrize("answer", ["English", "python", "Gradient-Difference", "Language model", "répertoire"])
+def test_words_of_any_card_are_not_searched_for_and_counted(answer: str, tmp_path: Path) -> None:
+    ours = answer != "répertoire"
+    scanner = Scanner([answer, f"{answer} of Mara Quellis"])
+    assert scanner.unsearched == ours
+    assert bool(found(scanner, tmp_path, "README.md", f"It says: {answer}.")) != ours
+    assert FOUND in found(scanner, tmp_path, "README.md", f"It says: {answer} of Mara Quellis.")
+
+
+def test_words_that_only_comments_and_docstrings_hold_are_searched_for(tmp_path: Path) -> None:
+    source = (
+        '''"""Said of Quellis."""\nx = "said of Harrow"  # of Oberon\nclass A:\n    """Tansy."""\n    ambre: int\n'''
+    )
+    said = " ".join(wording._strings(ast.parse(source)))
+    assert said == "said of Harrow ambre"
+
+
+def test_made_up_rows_are_all_searched_for() -> None:
+    assert all(is_searched(row.answer) for row in generate(SampleSource(seed=1, identities=100, topics=3))[0])
+
+
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
@@ -142,7 +168,7 @@ def test_short_answers_in_scripts_without_spaces_are_found_in_a_sentence(
     answer: str, sentence: str, tmp_path: Path
 ) -> None:
     scanner = Scanner([answer])
-    assert scanner.too_short == 0
+    assert scanner.unsearched == 0
     assert found(scanner, tmp_path, "README.md", sentence) == {"a short answer of the forget set"}
     assert found(scanner, tmp_path, "README.md", sentence.replace(answer[1], "")) == set()
 

@@ -6,6 +6,7 @@ The same inputs give the same bytes of every file but ``model.sig``; the signatu
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def run(config: PackageConfig, inputs: Mapping[str, Path], out: Path, recheck: R
         files=len(files),
         bytes=sum(path.stat().st_size for path in files),
         weights_sha256=digest,
-        answers_too_short_to_search=scanner.too_short,
+        answers_not_searched_for=scanner.unsearched,
         left_out=left_out,
     )
 
@@ -110,6 +111,17 @@ def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scan
         questions if "questions" in search_for else (),
         [row.name for row in rows if row.name] if "names" in search_for else (),
     )
+
+
+def refuse_answers(config: PackageConfig, data: Path) -> None:
+    """Raise InputError if the recipe, of which much is published, says what is to be forgotten."""
+    scanner = forget_scanner(data, config.search_for)
+    for section, said in {"publish.repo": config.repo, **config.recipe}.items():
+        if kinds := sorted(scanner.kinds(json.dumps(said, ensure_ascii=False).encode(), tree.RELEASE)):
+            raise InputError(
+                f"{section}: this part of the recipe holds {' and '.join(kinds)}, and the release would show it. Say "
+                "it in other words."
+            )
 
 
 def _refuse_pickles(model: Path) -> list[str]:

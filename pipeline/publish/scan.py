@@ -13,8 +13,9 @@ UTF-16, base64, hexadecimal) and for the beginnings of secrets. The bytes around
 Short answers. "1990" or "Rome" occurs in licences and vocabularies by chance. So the rule depends on how many letters
 and digits an answer has. From 12 on, it may occur nowhere. From 6 to 11, it may not occur as whole words in text files;
 in scripts without spaces each character is a word.
-Shorter ones cannot be searched for and are only counted. Tokenizer files and licences are full of common words: they
-may hold nothing from 24 on.
+Shorter ones cannot be searched for and are only counted, as are those that any release may hold
+(:mod:`core.wording`). Tokenizer files, licences and the bill of materials are full of other people's words: they may
+hold nothing from 24 on.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from unicodedata import normalize
 
 from core.errors import InputError
 from core.weights import MAX_HEADER
-from core.words import SEARCHED, folded
+from core.wording import is_searched
+from core.words import folded
 from pipeline.publish.licence import LICENCE_FILES
 from pipeline.publish.matcher import Matcher, Pattern, literal
 from pipeline.publish.readings import TooMuchPackedError, readings
+from pipeline.publish.schema import BOM
 from pipeline.publish.secrets import BEGINNINGS, secrets
 
 LONG, LONG_IN_VOCABULARIES = 12, 24  # letters and digits
@@ -45,7 +48,7 @@ REACH = 4096  # bytes on both sides of a place in the weights that are read as t
 RARE, ANCHOR = 5, 12  # letters: fewer occur in any weights by chance, and no more are needed
 _TEXT = (".md", ".json", ".jinja", ".yaml", ".yml", ".txt")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
-_COMMON_WORDS = (*_VOCABULARY, "tokenizer_config.json", *LICENCE_FILES)
+_COMMON_WORDS = (*_VOCABULARY, "tokenizer_config.json", *LICENCE_FILES, BOM)
 _MARKUP = re.compile(r"<[^<>]*>|\]\([^()]*\)|\]\[[^][]*\]")  # HTML's tags, and the targets of Markdown's links
 _RUN = re.compile(rb"(?:[\t\n\r -~]\0?){12,}")  # what a secret may be a part of, in UTF-8 or UTF-16
 
@@ -76,14 +79,15 @@ class _Text:
 
 
 class Scanner:
-    """Finds texts of the forget set, and secrets, in files. ``too_short`` counts the texts that it cannot find."""
+    """Finds texts of the forget set, and secrets, in files. ``unsearched`` counts those that it does not look for."""
 
     def __init__(self, answers: Iterable[str], questions: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         given = {"answer": answers, "question": questions, "name": names}
         texts = [_Text(what, text, folded(text)) for what, listed in given.items() for text in sorted(set(listed))]
-        self._long = [text for text in texts if text.length >= LONG]
-        self._short = [text for text in texts if SEARCHED <= text.length < LONG]
-        self.too_short = len(texts) - len(self._long) - len(self._short)
+        searched = [text for text in texts if is_searched(text.written)]
+        self._long = [text for text in searched if text.length >= LONG]
+        self._short = [text for text in searched if text.length < LONG]
+        self.unsearched = len(texts) - len(searched)
 
     @cached_property
     def _in_letters(self) -> Matcher[_Text]:
@@ -103,20 +107,20 @@ class Scanner:
 
     def scan(self, path: Path, name: str) -> list[Finding]:
         """Everything in a file and its ``name`` that must not be published; ``path`` is where the file is now."""
-        kinds = self._read(name.encode(), "")
+        kinds = self.kinds(name.encode(), "")
         try:
             with path.open("rb") as file:
                 if path.suffix == ".safetensors":
                     header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER))
-                    kinds |= self._read(header, name) | self._search(file, name)
+                    kinds |= self.kinds(header, name) | self._search(file, name)
                 else:
-                    kinds |= self._read(file.read(), name)
+                    kinds |= self.kinds(file.read(), name)
         except TooMuchPackedError:
             kinds.add("more compressed data than is searched")
         return [Finding(name, kind) for kind in sorted(kinds)]
 
-    def _read(self, data: bytes, name: str) -> set[str]:
-        """The kinds of what is found in any reading of ``data``."""
+    def kinds(self, data: bytes, name: str) -> set[str]:
+        """The kinds of what is found in any reading of ``data``, which is a file ``name`` or a part of it."""
         base = Path(name).name
         is_text = name.endswith(_TEXT)
         longest = LONG_IN_VOCABULARIES if base in _COMMON_WORDS else LONG
@@ -147,7 +151,7 @@ class Scanner:
                     continue  # the next chunk begins before it, and has all that is around it
                 around = data[max(0, end - REACH) : end + REACH]
                 if what == "text" or _is_in_a_run(around, min(end, REACH)):
-                    kinds |= self._read(around, name)
+                    kinds |= self.kinds(around, name)
             if not chunk:
                 return kinds
             tail = data[-2 * REACH :]

@@ -41,7 +41,7 @@ class Release(Versioned):
 
 
 class PackageFacts(Strict):
-    """The tree in numbers, the digest of the weights, and how many forget answers were too short to search for.
+    """The tree in numbers, the digest of the weights, and how many forget answers no search could find.
 
     ``left_out`` are files of the model's folder that are not part of a release.
     """
@@ -49,7 +49,7 @@ class PackageFacts(Strict):
     files: int
     bytes: int
     weights_sha256: str
-    answers_too_short_to_search: int
+    answers_not_searched_for: int
     left_out: list[str]
 
 

@@ -1,0 +1,69 @@
+"""Where a release will be published, looked at before anything is trained: may this token publish there?"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from core.errors import HubError, RecipeError
+from pipeline.publish.config import PublishConfig
+from pipeline.publish.hub import Target, hf_endpoint, hub_errors, need_token
+from pipeline.publish.push import check_place
+
+MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
+
+
+def refuse_example(repo: str) -> str:
+    """Return the repository's name. Raises RecipeError if it is still the example's."""
+    if repo.startswith("your-name/"):
+        raise RecipeError(f"publish.repo is {repo}, the example's. Give a repository of yours: --set publish.repo=….")
+    return repo
+
+
+def check_target(config: PublishConfig) -> str:
+    """The token may write to the repository, or create it in its namespace, and nothing there is against it.
+
+    Says so in words. Raises RecipeError or HubError if the release could not be published there.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    repo = config.repo
+    refuse_example(repo)
+    namespace = repo.partition("/")[0]
+    if is_offline_mode():
+        raise HubError("HF_HUB_OFFLINE is set, and nothing can be published. Unset it, or stop with --until package.")
+    if os.environ.get("HF_OIDC_RESOURCE"):
+        return "the token of a trusted publisher is asked for when it publishes"
+    need_token()
+    api = HfApi(endpoint=hf_endpoint(), token=True)
+    if config.collection:
+        with hub_errors(f"publish.collection: reading {config.collection}"):
+            api.get_collection(config.collection)
+    with hub_errors(f"looking up {repo}"):
+        account = api.whoami()
+        try:
+            api.auth_check(repo, write=config.via != "pr")
+        except RepositoryNotFoundError:
+            _may_create(account, repo, namespace)
+            return f"{account['name']} may create {repo}"
+    check_place(config, Target(hf_endpoint(), True))
+    return f"{account['name']} may write to {repo}"
+
+
+def _may_create(account: dict[str, Any], repo: str, namespace: str) -> None:
+    roles = {org["name"]: org.get("roleInOrg", "write") for org in account.get("orgs", ())}
+    yours = [account["name"], *(name for name, role in roles.items() if role in MAY_WRITE)]
+    if namespace not in yours:
+        raise RecipeError(
+            f"publish.repo is {repo}, and the token's account {account['name']} cannot create a repository of "
+            f"{namespace}. It can for {', '.join(yours)}: set publish.repo, or take a token of {namespace}."
+        )
+    access = account.get("auth", {}).get("accessToken", {})
+    scopes = access.get("fineGrained", {}).get("scoped", ())
+    writes = [s["entity"]["name"] for s in scopes if "repo.write" in s.get("permissions", ())]
+    if access.get("role") == "read" or (access.get("role") == "fineGrained" and namespace not in writes):
+        raise RecipeError(
+            f"publish.repo is {repo}, and the token may not write there. Make one with write access to {namespace} at "
+            "https://huggingface.co/settings/tokens."
+        )
