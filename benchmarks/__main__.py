@@ -212,6 +212,17 @@ def evaluation(model: Path) -> Iterator[Line]:
     yield Line("memory that both add at their peak", found["memory_bare"], found["memory_one_pass"], "MB")
 
 
+def heap(model: Path) -> Iterator[Line]:
+    """Freed memory as glibc gives it back, and kept; a process each, since it cannot be taken back."""
+    found: dict[str, list[float]] = {"given back": [], "kept": []}
+    for form in [*found] * 3:
+        argv = [sys.executable, "-m", "benchmarks.freed_memory", form, str(model.parent)]
+        done = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True)
+        found[form].append(float(done.stdout))
+    given_back, kept = map(statistics.median, found.values())
+    yield Line("all scores of 24 rows with freed memory kept, against given back", given_back, kept, bar=0.95)
+
+
 def scan(model: Path) -> Iterator[Line]:
     """The search of the published weights for forget answers, which is to read 1 GB a second on one core."""
     from benchmarks import scan
@@ -253,7 +264,21 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
 
 PARTS = {
     part.__name__: part
-    for part in (step, header, sharing, adapters, vocabulary, limit, kl, start, evaluation, scan, publication, commands)
+    for part in (
+        step,
+        header,
+        sharing,
+        adapters,
+        vocabulary,
+        limit,
+        kl,
+        start,
+        evaluation,
+        heap,
+        scan,
+        publication,
+        commands,
+    )
 }
 
 

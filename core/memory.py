@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from core import heap
 from core.errors import SystemLimitError
 
 
@@ -23,6 +24,7 @@ def device_memory() -> tuple[int, int]:
 def give_back() -> None:
     """Free what nobody uses, so that the next model finds the device's memory whole."""
     gc.collect()
+    heap.trim()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import os
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from core import heap
 from core.errors import ReleaseError, SystemLimitError
 from core.packages import package_versions
 from core.places import ROOT
@@ -87,8 +87,7 @@ def reset_peak_memory() -> None:
     if cuda := _cuda():
         cuda.empty_cache()
         cuda.reset_peak_memory_stats()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory, after a training gigabytes of it
+    heap.trim()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

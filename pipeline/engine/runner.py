@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from core.artifacts import Made
 from core.digests import artifact_key
 from core.errors import ArtifactError, ReleaseError, TrainingError
+from core.heap import keep_freed
 from core.strict import Strict
 from pipeline.cost.work import Cost, Planned, nothing
 from pipeline.engine import artifact as art
@@ -182,6 +183,7 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
 
 def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) -> Artifact:
     partial = own.begin(resume=stage.resumable)
+    keep_freed()
     reset_peak_memory()
     began = time.monotonic()
     try:
