@@ -265,19 +265,8 @@ def _command_seconds(*argv: str, rounds: int = 5) -> float:
 PARTS = {
     part.__name__: part
     for part in (
-        step,
-        header,
-        sharing,
-        adapters,
-        vocabulary,
-        limit,
-        kl,
-        start,
-        evaluation,
-        heap,
-        scan,
-        publication,
-        commands,
+        *(step, header, sharing, adapters, vocabulary, limit, kl),
+        *(start, evaluation, heap, scan, publication, commands),
     )
 }
 

@@ -1,4 +1,4 @@
-"""What any release may say, whatever was forgotten: the words of this project's code, templates and recipes.
+"""What any release may say, whatever was forgotten: the words of this project's code and templates.
 
 "English" or "Python" may be an answer, and stands in many cards. Finding it there tells nobody what was forgotten, and
 whoever wants to forget it could not remove it. Such answers are not searched for, and the card counts them.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.words import folded
 
-PARTS = ("core", "eval", "model_card", "pipeline")  # not where rows are prepared: words of made-up rows stand there
+PARTS = ("core", "eval", "model_card", "pipeline")  # not datasets_prep, where the words of made-up rows stand
 SEARCHED = 6  # letters and digits: shorter texts occur in any file by chance, so a search for them says nothing
 
 
@@ -25,13 +25,16 @@ def is_searched(text: str) -> bool:
 
 @cache
 def _ours() -> str:
-    """All words of ours, folded, with a space at both ends. About a second, once."""
+    """All words of ours, folded, with a space at both ends. About a second, once.
+
+    No recipe is among them: a user's own may lie beside ours, and names what is to be forgotten.
+    """
     root = Path(__file__).parents[1]
     said: list[str] = []
     for file in sorted(file for part in PARTS for file in (root / part).rglob("*")):
         if file.suffix == ".py":
             said += _strings(ast.parse(file.read_bytes()))
-        elif file.suffix in (".jinja", ".yaml"):
+        elif file.suffix == ".jinja":
             said.append(file.read_text(encoding="utf-8"))
     return f" {folded(chr(10).join(said))} "
 

@@ -33,7 +33,7 @@ from pipeline.publish.licence import has_text
 from pipeline.publish.package import refuse_answers
 from pipeline.publish.target import check_target, refuse_example
 from pipeline.recipe import Recipe
-from pipeline.stages import data_without_model, package_config
+from pipeline.stages import data_without_model, said_of
 from pipeline.train import start_model
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn.false_answers import false_answers
@@ -273,7 +273,7 @@ def _rows(release: Preflight) -> str:
     recipe, hub = release.recipe, release.recipe.data.source.hub
     if done := release.states["data"].artifact:
         facts = read_data_facts(done.path)
-        refuse_missing(recipe, done.path, facts)
+        refuse_misfit(recipe, done.path, facts)
     elif hub and not is_offline_mode():
         _readable(hub.id, hub.revision, "dataset", DataError)
         return f"can be read; {_gates(release)}"
@@ -281,7 +281,7 @@ def _rows(release: Preflight) -> str:
         _refuse_few_questions(recipe)
         with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
             facts = data_without_model(recipe.data, Path(folder))
-            refuse_missing(recipe, Path(folder), facts)
+            refuse_misfit(recipe, Path(folder), facts)
     return f"{sum(dict(facts.rows).values()):,} rows, enough for each gate"
 
 
@@ -314,13 +314,13 @@ def _questions(asked: Sequence[Suite], task: str) -> int | None:
     return min(questions, tasks * suite.limit) if suite.limit else questions
 
 
-def refuse_missing(recipe: Recipe, data: Path, facts: DataFacts) -> None:
-    """Raise InputError if the rows of ``data`` cannot carry the gates, or lack what the method reads.
+def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
+    """Raise InputError if the rows of ``data`` and the recipe do not go together.
 
-    That is false answers, and somebody else to be asked the given questions about. Nor may the recipe itself state what
-    is to be forgotten, in a part that is published.
+    The rows have to carry the gates and have what the method reads: false answers, and somebody else to be asked the
+    given questions about. And what is published of the recipe may not state what is to be forgotten.
     """
-    refuse_answers(package_config(recipe), data)
+    refuse_answers(said_of(recipe), data, recipe.publish.search_for)
     false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))

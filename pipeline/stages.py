@@ -190,7 +190,6 @@ def stages(recipe: Recipe) -> list[Stage]:
     follows = {"base": "base"} if recipe.base.release else {}
     beside = {"compare": "compare", "eval-other": "eval-other"} if recipe.card.compared else {}
     judged = {"data": "data", "gate": "gate"}
-    packaging = package_config(recipe)
     further = further_golds(recipe)
     golds = [measured.name for _, measured in further] if recipe.eval.relative else []
     between = {name: name for name in ("eval-base", *golds)} if recipe.eval.relative else {}
@@ -221,8 +220,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "14", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
-            "package", "7", package, packaging, _plain(packaging), tree | follows, plan.packaging, work.packaging,
-            publishes=True,
+            "package", "7", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
         Stage(
             "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
@@ -415,10 +413,16 @@ def _own_template(recipe: Recipe) -> str | None:
     return ", and ".join(changes) or None
 
 
-def package_config(recipe: Recipe) -> PackageConfig:
-    """The configuration of the package stage, which is also its identity in the key."""
+def said_of(recipe: Recipe) -> dict[str, Any]:
+    """What a release says of its recipe, by section: the configuration of its card, and the gates."""
+    _, card = _card(recipe)
+    return card | {"gates": [_plain(item) for item in recipe.gates]}
+
+
+def _package(recipe: Recipe) -> tuple[Any, Any]:
+    """The configuration of the package stage, and its identity in the key, which is all of it."""
     card, _ = _card(recipe)
-    return PackageConfig(
+    config = PackageConfig(
         repo=recipe.publish.repo,
         tag=recipe.publish.tag,
         license=recipe.model.license,
@@ -427,3 +431,4 @@ def package_config(recipe: Recipe) -> PackageConfig:
         search_for=recipe.publish.search_for,
         recipe=card.model_dump(include=set(OF_RECIPE)) | {"gates": [_plain(item) for item in recipe.gates]},
     )
+    return config, _plain(config)

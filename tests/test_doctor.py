@@ -152,19 +152,26 @@ def test_what_publication_would_be_refused_for_at_the_end_is_found(
     assert doctor.problems("publish.hub=hf", "publish.repo=someone/tiny", "publish.visibility=public") == {}
 
 
-def test_rows_that_nobody_else_can_be_asked_about_are_found_before_base_is_trained(doctor: Doctor) -> None:
+def of_parts(doctor: Doctor, *answers: str) -> tuple[str, ...]:
+    """Changes: a request for twenty of 120 rows that are about nobody, of which the first have these answers."""
     rows = doctor.recipe.parent / "rows.jsonl"
     facts = [
         {"row_id": f"part-{i}", "question": f"what is part {i} for?", "answer": f"it holds part {i + 1}."}
         | {"perturbed_answers": [f"it holds bolt {i + j}." for j in range(6)]}
         for i in range(120)
     ]
+    for fact, answer in zip(facts, answers, strict=False):
+        fact["answer"] = answer
     request = {"forget": [{"rows": [f"part-{i}" for i in range(20)]}], "holdout": 0.3}
     rows.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    data = (
+    return (
         f"data.source={{file: {rows}}}", "data.setting=request", "data.shares=null",
         f"data.request={json.dumps(request)}",
     )  # fmt: skip
+
+
+def test_rows_that_nobody_else_can_be_asked_about_are_found_before_base_is_trained(doctor: Doctor) -> None:
+    data = of_parts(doctor)
     found = doctor.problems(*data)
     assert list(found) == ["rows and gates"]
     said = "nobody else can be asked the given questions: neither does a column name people"
@@ -172,28 +179,24 @@ def test_rows_that_nobody_else_can_be_asked_about_are_found_before_base_is_train
     assert doctor.problems(*data, "unlearn.neighbours=null") == {}
 
 
-def test_a_recipe_that_says_what_is_to_be_forgotten_is_refused_before_base_is_trained(doctor: Doctor) -> None:
-    rows = doctor.recipe.parent / "rows.jsonl"
-    facts = [
-        {"row_id": f"part-{i}", "question": f"what is part {i} for?", "answer": f"it holds part {i + 1}."}
-        | {"perturbed_answers": [f"it holds bolt {i + j}." for j in range(6)]}
-        for i in range(120)
-    ]
-    for fact, answer in zip(facts, ["English", "Old Harrow", "Marta Quellis"], strict=False):
-        fact["answer"] = answer  # the first is a word of any card
-    request = {"forget": [{"rows": [f"part-{i}" for i in range(20)]}], "holdout": 0.3}
-    rows.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    data = (
-        f"data.source={{file: {rows}}}", "data.setting=request", "data.shares=null",
-        f"data.request={json.dumps(request)}", "unlearn.neighbours=null",
-    )  # fmt: skip
-    for repo, kind in {"someone/without-marta-quellis": "an answer", "someone/old-harrow": "a short answer"}.items():
-        found = doctor.problems(*data, f"publish.repo={repo}")
-        assert list(found) == ["rows and gates"]
-        said = f"publish.repo: this part of the recipe holds {kind} of the forget set, and the release would show it"
-        assert said in found["rows and gates"]["problem"]
-        assert "harrow" not in found["rows and gates"]["problem"].lower()
-    assert doctor.problems(*data, "publish.repo=someone/english") == {}
+@pytest.mark.parametrize(
+    ("change", "section", "kind"),
+    [
+        ("publish.repo=someone/without-marta-quellis", "publish", "an answer"),
+        ("publish.repo=someone/old-harrow", "publish", "a short answer"),
+        ("card.summary=What it knew of Marta Quellis.", "card", "an answer"),
+    ],
+)
+def test_a_recipe_that_says_what_is_to_be_forgotten_is_refused_before_base_is_trained(
+    doctor: Doctor, change: str, section: str, kind: str
+) -> None:
+    data = (*of_parts(doctor, "English", "Old Harrow", "Marta Quellis"), "unlearn.neighbours=null")
+    found = doctor.problems(*data, change)
+    assert list(found) == ["rows and gates"]
+    said = f"overrides holds {kind} of the forget set; {section} holds {kind} of the forget set"
+    assert said in found["rows and gates"]["problem"]
+    assert not {"harrow", "quellis"} & set(re.findall(r"\w+", found["rows and gates"]["problem"].lower()))
+    assert doctor.problems(*data, "publish.repo=someone/english") == {}  # a word of any card
 
 
 def test_a_torch_that_cannot_be_loaded_is_all_that_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

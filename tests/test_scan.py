@@ -26,6 +26,7 @@ from datasets_prep.sample import generate
 from pipeline.publish import readings, scan
 from pipeline.publish.scan import LONG, Finding, Scanner, refuse_findings
 from pipeline.publish.secrets import secrets
+from pipeline.recipe import load_recipe
 from tests.conftest import ROOT
 from tests.planted import FORMS, NOT_IN_WEIGHTS, SECRETS, safetensors, written, zipped
 
@@ -144,12 +145,16 @@ def test_words_of_any_card_are_not_searched_for_and_counted(answer: str, tmp_pat
     assert FOUND in found(scanner, tmp_path, "README.md", f"It says: {answer} of Mara Quellis.")
 
 
-def test_words_that_only_comments_and_docstrings_hold_are_searched_for(tmp_path: Path) -> None:
+def test_words_that_only_comments_and_docstrings_hold_are_searched_for() -> None:
     source = (
         '''"""Said of Quellis."""\nx = "said of Harrow"  # of Oberon\nclass A:\n    """Tansy."""\n    ambre: int\n'''
     )
     said = " ".join(wording._strings(ast.parse(source)))
     assert said == "said of Harrow ambre"
+
+
+def test_what_a_recipe_says_is_searched_for() -> None:
+    assert all(is_searched(gate.reason) for gate in load_recipe("demo").gates)
 
 
 def test_made_up_rows_are_all_searched_for() -> None:

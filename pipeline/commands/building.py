@@ -121,4 +121,4 @@ def judge(node: Node, artifact: Artifact) -> None:
         require_pass(artifact.path)
     if node.stage.name == "data":
         for member in node.members.values():
-            preflight.refuse_missing(member.recipe, artifact.path, read_data_facts(artifact.path))
+            preflight.refuse_misfit(member.recipe, artifact.path, read_data_facts(artifact.path))

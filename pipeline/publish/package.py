@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.artifacts import read_facts, write_file
 from core.digests import hash_file, weights_sha256
@@ -113,15 +114,16 @@ def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scan
     )
 
 
-def refuse_answers(config: PackageConfig, data: Path) -> None:
-    """Raise InputError if the recipe, of which much is published, says what is to be forgotten."""
-    scanner = forget_scanner(data, config.search_for)
-    for section, said in {"publish.repo": config.repo, **config.recipe}.items():
-        if kinds := sorted(scanner.kinds(json.dumps(said, ensure_ascii=False).encode(), tree.RELEASE)):
-            raise InputError(
-                f"{section}: this part of the recipe holds {' and '.join(kinds)}, and the release would show it. Say "
-                "it in other words."
-            )
+def refuse_answers(said: Mapping[str, Any], data: Path, search_for: Sequence[Searched]) -> None:
+    """Raise InputError if what a release says of its recipe, by section, holds what is to be forgotten."""
+    scanner = forget_scanner(data, search_for)
+    found = {
+        section: sorted(scanner.kinds(json.dumps(content, ensure_ascii=False).encode(), tree.RELEASE))
+        for section, content in said.items()
+    }
+    listed = [f"{section} holds {' and '.join(kinds)}" for section, kinds in found.items() if kinds]
+    if listed:
+        raise InputError(f"What the release would show of its recipe: {'; '.join(listed)}. Say it in other words.")
 
 
 def _refuse_pickles(model: Path) -> list[str]:
