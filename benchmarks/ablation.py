@@ -1,13 +1,14 @@
-"""`python -m benchmarks.ablation`: the demo's unlearning with one part of its method changed at a time.
+"""`python -m benchmarks.ablation [NAME …]`: the demo's unlearning with one part of its method changed at a time.
 
 Reads the demo's data, base and golds (`make release` leaves them). Each variant unlearns from that base and is scored:
 no generations, no attacks. Settings of the recipe are changed as settings; for what is no setting, one function or
 class is replaced while the variant trains. Artifacts lie in `runs/ablation`, so an interrupted run goes on and a second
-one only prints. Whoever changes what a patch does must raise VERSION.
+one only prints. Names of variants choose these alone. Whoever changes what a patch does must raise VERSION.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -108,7 +109,12 @@ def one_level(*args: Any, **log_probs: Any) -> list[Levels]:
     return [at_content(row, [mean] * len(row.content)) for row in found]
 
 
-CSD_TERM = UnlearnTrainer._csd_term
+LOAD_NOVICE, CSD_TERM = run.load_novice, UnlearnTrainer._csd_term
+
+
+def untaught(config: Any, novice: Path, *rows: Any) -> Any:
+    """The start model in the place of the novice that was trained from it."""
+    return LOAD_NOVICE(config, of_demo("model").path, *rows)
 
 
 def pull_alone(trainer: UnlearnTrainer, *args: Any) -> torch.Tensor:
@@ -142,6 +148,15 @@ VARIANTS = (
     Variant("no-form", "no level at other form", patch=(counterfactual, "SURPRISING", -math.inf)),
     Variant("no-aim", "the pull aims at the levels themselves", patch=(trainer, "AIM_RATE", 0.0)),
     Variant("one-level", "one level for all tokens of facts", patch=(run, "answer_levels", one_level)),
+    Variant("untaught", "the start model in the novice's place", patch=(run, "load_novice", untaught)),
+    Variant(
+        "unmapped",
+        "the novice's own log-probabilities as levels",
+        patch=(counterfactual, "_level_map", lambda base, novice: lambda of_true: of_true),
+    ),
+    Variant(
+        "untold", "the rest as base says it, not the novice", patch=(Counterfactual, "_told_by_novice", lambda *_: {})
+    ),
     Variant("no-false", "false answers are free to rise", patch=(run, "draw_alternates", lambda pairs, *_: pairs)),
     Variant(
         "no-ends", "no level where a fact ends", patch=(counterfactual, "_ends", lambda tokens: (False,) * len(tokens))
@@ -260,7 +275,7 @@ def _means(samples: Samples, metric: str, config: EvalConfig) -> dict[str, float
     return {record.split: record.value for record in row_records(samples, config, metric)}
 
 
-def table() -> Iterator[str]:
+def table(variants: Iterable[Variant]) -> Iterator[str]:
     """Base, gold (against the other golds), the demo's release, then each variant as soon as it is measured."""
     config = load_recipe("demo").eval
     base, demo, *golds = (read_scores(of_demo(name).path) for name in ("eval-base", "eval-unlearned", *GOLDS))
@@ -271,7 +286,7 @@ def table() -> Iterator[str]:
     yield line("base", base, base, golds, config, None)
     yield line("gold, against the two others", golds[0], base, golds[1:], config, None)
     yield line("the demo's release (csd)", demo, base, golds, config, of_demo("unlearn").manifest.seconds)
-    for variant in VARIANTS:
+    for variant in variants:
         found = made(variant)
         seconds = found["unlearn"].manifest.seconds
         yield line(variant.label, read_scores(found["scores"].path), base, golds, config, seconds)
@@ -279,7 +294,12 @@ def table() -> Iterator[str]:
 
 def main() -> None:
     """Print the table."""
-    for text in table():
+    options = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME")
+    names, known = options.parse_args().names, {variant.name: variant for variant in VARIANTS}
+    if unknown := [name for name in names if name not in known]:
+        options.error(f"there is no variant {unknown[0]}. Give some of {', '.join(known)}, or none for all.")
+    for text in table([known[name] for name in names or known]):
         print(text, flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -101,6 +102,15 @@ def test_another_level_is_of_facts_alone_and_ends_keep_theirs() -> None:
         assert answer_levels({"a": row(20, FORM_A)}, guides, (), **asked)[0].nats == pytest.approx((-4.0, -2.0 / 3))
 
 
+def test_without_a_map_levels_are_what_the_novice_says() -> None:
+    (variant,) = [variant for variant in ablation.VARIANTS if variant.name == "unmapped"]
+    asked = {"base_false": [[[-0.1, -3.0]]], "novice_false": [[[-0.1, -9.0]]], "novice_true": [[-0.1, -7.0]]}
+    forget, guides = {"a": row(FORM_A, 20)}, [[row(FORM_A, 30)]]
+    assert answer_levels(forget, guides, (), **asked)[0].nats == pytest.approx((0.0, -1.0))
+    with ablation.patched(variant.patch):
+        assert answer_levels(forget, guides, (), **asked)[0].nats == pytest.approx((0.0, -7.0))
+
+
 def test_own_form_is_what_base_says_in_the_true_answer() -> None:
     wanted = counterfactual_of(
         Fixed(LOGITS), [Levels((True, False, False), (-3.0, 0.0, 0.0), ((0, 0),))], [[[-1.0]]], [0]
@@ -123,6 +133,8 @@ def test_a_patch_changes_what_the_stage_makes(
 ) -> None:
     monkeypatch.setattr(counterfactual, "SURPRISING", -6.4)  # about half of a random model's log-probabilities
     build_tiny_model(tmp_path / "novice" / "model", seed=1)  # another model than base
+    start = build_tiny_model(tmp_path / "start", seed=2)
+    monkeypatch.setattr(ablation, "of_demo", lambda stage: SimpleNamespace(path={"model": start}[stage]))
     inputs = stage_inputs(tiny_model, tmp_path) | {name: tmp_path / name for name in ("novice", "neighbours")}
     write_other_facts(inputs["data"])
     inputs["neighbours"].mkdir()
