@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from core.errors import DataError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
 from core.hub_access import access_errors
 from core.hub_ids import HubRef
+from core.places import user_path
 from datasets_prep.schema import DataFacts, read_data_facts, read_perturbed, read_rows
 from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
@@ -29,13 +30,13 @@ from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.hub import hf_endpoint
-from pipeline.publish.licence import has_text
+from pipeline.publish.licence import check_text, has_text
 from pipeline.publish.package import refuse_answers
 from pipeline.publish.target import check_target, refuse_example
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model, said_of
 from pipeline.train import start_model
-from pipeline.train.config import TrainConfig
+from pipeline.train.config import ModelConfig, TrainConfig
 from pipeline.unlearn.false_answers import false_answers
 
 
@@ -190,12 +191,14 @@ def _models(release: Preflight) -> Iterator[Check]:
     refs["other"] = recipe.card.compared
     for stage, ref in refs.items():
         if ref is not None and ref.revision is not None and release.first(stage):
-            with_licence = stage == "model" and _needs_text(release)
+            with_licence = stage == "model" and _needs_text(release) and recipe.model.license_file is None
             yield f"access to {ref.id}", stage, partial(_model, ref, with_licence=with_licence)
     if release.first("model") and recipe.model.path:
-        yield "start model", "model", partial(_folder, release)
+        yield "start model", "model", partial(_folder, recipe.model)
     if release.first("model") and recipe.model.pypi:
         yield "start model", "model", partial(_package, "gguf", "model.pypi: a GGUF file is read")
+    if _needs_text(release) and (source := _text_at_hand(release)):
+        yield "licence", "package", partial(_licence, recipe.model, source)
 
 
 def _model(ref: HubRef, *, with_licence: bool) -> str:
@@ -217,9 +220,22 @@ def _model(ref: HubRef, *, with_licence: bool) -> str:
 
 
 def _needs_text(release: Preflight) -> bool:
-    """Whether there will be a package, for which the text of the licence has to come with the start model."""
-    model = release.recipe.model
-    return release.first("package") is not None and model.license_file is None and not has_text(model)
+    """Whether there will be a package, for which the text of the licence has to come from elsewhere."""
+    return release.first("package") is not None and not has_text(release.recipe.model)
+
+
+def _text_at_hand(release: Preflight) -> Path | None:
+    """The file or folder that the licence's text will come from, if it is here already."""
+    model, done = release.recipe.model, release.states["model"].artifact
+    if model.license_file or model.path:
+        return user_path(str(model.license_file or model.path))
+    return done.path if done else None
+
+
+def _licence(model: ModelConfig, source: Path) -> str:
+    """Without it the package would be refused, hours later."""
+    check_text(model, model.name, [source])
+    return f"its text is in {source}"
 
 
 def _readable(repo: str, revision: str | None, kind: str, error: type[InputError]) -> list[str]:
@@ -238,14 +254,9 @@ def _files(endpoint: str, repo: str, revision: str | None, kind: str) -> list[st
     return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
 
 
-def _folder(release: Preflight) -> str:
-    folder = Path(str(release.recipe.model.path)).expanduser()
+def _folder(model: ModelConfig) -> str:
+    folder = user_path(str(model.path))
     start_model.check_model_folder(folder)
-    if _needs_text(release) and not any(folder.glob("LICENSE*")):
-        raise ModelError(
-            f"model.path: {folder} holds no LICENSE file, and the licence of the start model has to be part of the "
-            "release (package would stop). Put the file of its repository there, or name one in model.license_file."
-        )
     return "complete"
 
 

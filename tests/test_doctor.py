@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +224,28 @@ def test_a_commit_that_is_not_there_and_a_licence_without_its_text_are_found(doc
     assert "holds no LICENSE file" in doctor.problems(*llama)["access to someone/tiny"]["problem"]
     mine = doctor.problems("publish.hub=hf", "publish.repo=your-name/x")
     assert "publish.repo is your-name/x, the example's" in mine["publication"]["problem"]
+
+
+def test_a_text_that_is_not_the_licences_is_found_before_the_first_stage(
+    doctor: Doctor, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    llama = ("model.license=llama3.2", "publish.repo=demo/Llama-tiny", f"model.path={model}")
+    for text, said in (
+        (None, "came without one that says 'LLAMA 3.2 COMMUNITY LICENSE AGREEMENT'"),
+        ("MIT License", "came without one that says"),
+        ("Llama 3.2\nCommunity License Agreement", None),
+    ):
+        if text:
+            (model / "LICENSE.txt").write_text(text)
+        found = doctor.problems(*llama)
+        assert list(found) == (["licence"] if said else [])
+        if said:
+            assert found["licence"]["stage"] == "package"
+            assert said in found["licence"]["problem"]
+    (tmp_path / "mine.txt").write_text("MIT License")
+    found = doctor.problems(*llama, f"model.license_file={tmp_path / 'mine.txt'}")
+    assert "came without one that says" in found["licence"]["problem"]
 
 
 def test_a_suite_that_does_not_exist_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

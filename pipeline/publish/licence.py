@@ -45,6 +45,11 @@ def _notice(rules: Licence, repo: str, base_model: str) -> str:
     return "\n\n".join(filter(None, [*said, origin, bound])) + "\n"
 
 
+def check_text(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> None:
+    """Raise InputError if a release needs the licence's text from ``sources``, and it is not there."""
+    _text_of(licensed, base_model, sources)
+
+
 def has_text(licensed: Licensed) -> bool:
     """Whether the text of the licence is here, so that it need not come with the start model."""
     return (_TEXTS / f"{licensed.license}.txt").is_file() or licensed.rules.by_address
@@ -66,8 +71,9 @@ def _text_of(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> st
 
 
 def _found(pattern: str, sources: Sequence[Path]) -> Iterator[str]:
-    for folder in sources:
-        for file in sorted(folder.glob(pattern)):
+    """The texts of the files of that name in folders, and of those ``sources`` that are files themselves."""
+    for source in sources:
+        for file in [source] if source.is_file() else sorted(source.glob(pattern)):
             yield file.read_text(encoding="utf-8", errors="replace")
 
 
