@@ -65,7 +65,7 @@ def csd_term(model: Path, out: Path) -> Term:
     trainer.base = "so that logits are kept"
     batch = collate([trainer.train_dataset[i] for i in range(3)])
     log_probs, here = trainer.log_probs(trainer.model, batch), batch["is_forget"]
-    said = Fixed(trainer._logits[here].detach())
+    said = Fixed(trainer._logits.true.detach())
     trainer.counterfactual = counterfactual_of(said, levels, [[[]]] * 3, [0] * 3, said)
     counts, no_false = LossDivisors(*counts_of(batch)[:3]), torch.tensor([], dtype=torch.long)
     args = (log_probs[here], batch["row"][here], torch.arange(3), no_false, batch["targets"][here], counts)

@@ -60,6 +60,22 @@ class LossDivisors(NamedTuple):
     forget_rows: torch.Tensor
 
 
+class Logits(NamedTuple):
+    """Of a micro-batch's completion tokens, in this order: true answers to forget rows, false ones, retain rows."""
+
+    true: torch.Tensor
+    false: torch.Tensor
+    retain: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> Logits:
+        """Parts of the logits (N, V). Split at once they have one gradient; each slice has one as large as all."""
+        retain, forget_rows = inputs["is_retain"], (inputs["forget_row"] != NOT_THIS).sum()
+        true = ~retain & (inputs["row"] < forget_rows)
+        sizes = [int(true.sum()), int((~retain & ~true).sum()), int(retain.sum())]
+        return cls(*logits.split(sizes))
+
+
 class UnlearnTrainer(CompletionTrainer):
     """Minimises forget_weight x forget term + retain_weight x retain term of ``config.method``.
 
@@ -80,7 +96,7 @@ class UnlearnTrainer(CompletionTrainer):
         self.retain_bound = 0.0
         if config.method == "po":
             self.forget_name = "refusal"
-        self._logits: torch.Tensor | None = None
+        self._logits: Logits | None = None
         self._forget_gradient: list[torch.Tensor] | None = None
         self._norms: dict[str, float] = {}
         self._above = torch.zeros(2, dtype=torch.float64)
@@ -104,8 +120,9 @@ class UnlearnTrainer(CompletionTrainer):
         """Log-probabilities of the completion tokens, shape (N,); keeps their logits for a KL retain term."""
         if self.base is None:
             return super().log_probs(model, inputs)
-        self._logits = completion_logits(model, inputs)
-        return target_log_probs(self._logits, inputs["targets"])
+        logits = completion_logits(model, inputs)
+        self._logits = Logits.of(logits, inputs)
+        return target_log_probs(logits, inputs["targets"])
 
     def step_loss(self, log_probs: torch.Tensor, inputs: dict[str, torch.Tensor], step: torch.Tensor) -> torch.Tensor:
         """The micro-batch's part of the optimizer step's loss; ``step`` are the counts of the whole step."""
@@ -133,7 +150,7 @@ class UnlearnTrainer(CompletionTrainer):
         rows = [row for row in inputs["retain_row"].tolist() if row != NOT_THIS]
         if not rows:
             return log_probs[retain].sum()  # zero: a rank without rows takes part in the backward pass
-        logits = self._logits[len(retain) - int(retain.sum()) :]  # retain rows come last
+        logits = self._logits.retain
         return losses.kl_from_base(logits, self.base.logits(rows, logits.device), counts.retain_tokens)
 
     def _forget_term(
@@ -180,7 +197,7 @@ class UnlearnTrainer(CompletionTrainer):
         counterfactual = cast("Counterfactual", self.counterfactual)
         is_true = row < len(rows)  # false answers come after the true ones
         wanted = counterfactual.of(rows.tolist(), targets[is_true])
-        logits = self._logits[: len(wanted.levels)]
+        logits = self._logits.true
         kl = losses.kl_from_base(logits, wanted.log_probs, counts.forget_tokens)
         held, base = counterfactual.of_false(false.tolist(), log_probs.device)
         above = (log_probs[is_true].detach() - wanted.levels)[wanted.levelled]
