@@ -91,8 +91,9 @@ def prepared(name: str, changes: list[str], folder: Path, rows: Path | None) -> 
 def on_device(folder: Path, *, dtype: torch.dtype, attn_implementation: str | None = None, **_: Any) -> Any:
     """A model of the shape in ``folder``, in the place of ``from_pretrained``."""
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype, **attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **attention)
     return model.eval()
 
 
