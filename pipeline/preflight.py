@@ -30,7 +30,7 @@ from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.hub import hf_endpoint
-from pipeline.publish.licence import check_text, has_text
+from pipeline.publish.licence import has_text, licence_text
 from pipeline.publish.package import refuse_answers
 from pipeline.publish.target import check_target, refuse_example
 from pipeline.recipe import Recipe
@@ -234,7 +234,7 @@ def _text_at_hand(release: Preflight) -> Path | None:
 
 def _licence(model: ModelConfig, source: Path) -> str:
     """Without it the package would be refused, hours later."""
-    check_text(model, model.name, [source])
+    licence_text(model, model.name, [source])
     return f"its text is in {source}"
 
 

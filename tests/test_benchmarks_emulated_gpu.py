@@ -30,8 +30,8 @@ def test_a_walk_is_the_recipe_for_3b_on_a_gpu_with_a_smaller_model(name: str, ca
 
 @pytest.mark.parametrize("name", memory.CASES)
 def test_what_is_traced_has_the_shape_of_the_large_model(name: str) -> None:
-    _, recipe, changes = memory.CASES[name]
-    shape = load_recipe(recipe, changes).model.shape
+    _, changes = memory.CASES[name]
+    shape = load_recipe(memory.RECIPE, changes).model.shape
     assert shape
     assert shape.vocab_size == 128_256
     assert memory.parameters(shape) == pytest.approx(8.03e9 if name.startswith("8 B") else 3.21e9, rel=0.01)

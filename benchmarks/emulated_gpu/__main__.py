@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nothing here is compiled, and kernels for a GPU cannot be
@@ -37,9 +38,9 @@ def main() -> None:
         print(line, flush=True)
 
 
-def named(beginnings: list[str], known: object) -> list[str]:
+def named(beginnings: list[str], known: Iterable[str]) -> list[str]:
     """Those of ``known`` that begin so, or all."""
-    return [name for name in known if not beginnings or name.startswith(tuple(beginnings))]  # type: ignore[attr-defined]
+    return [name for name in known if not beginnings or name.startswith(tuple(beginnings))]
 
 
 if __name__ == "__main__":

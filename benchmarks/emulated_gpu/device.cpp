@@ -29,7 +29,6 @@
 namespace {
 
 using at::Tensor;
-using c10::OptionalIntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
 

@@ -22,7 +22,7 @@ from benchmarks.emulated_gpu.device import Device
 from benchmarks.releases import STORE
 from datasets_prep import prepare
 from datasets_prep.chat import encode_rows, load_tokenizer
-from datasets_prep.schema import SPLITS, read_rows
+from datasets_prep.schema import SPLITS, Encoded, read_rows
 from eval import suite
 from eval.attacks.copies import stand_in
 from eval.attacks.quantize import quantize
@@ -34,10 +34,11 @@ from pipeline.cost.shape import parameters
 from pipeline.engine.rows import lengths_of
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.train import fine_tune, fit, trainer
+from pipeline.train.config import Shape
 from pipeline.unlearn import run
 from pipeline.unlearn.continuations import write_continuations
 
-CSD, GD = "fame-topics-csd-llama32-3b", "fame-topics-gd-llama32-3b"
+RECIPE = "fame-topics-csd-llama32-3b"
 PART = (
     "data.part={languages: [EN, DE, FR, IT, ES], identities: 30, topics: [biography.birthplace, "
     "career.breakthrough_project, achievements.directorial_award, personal.hobby_or_interest]}"
@@ -51,21 +52,17 @@ class At(NamedTuple):
     """A recipe, what its costs follow from, and the folders that its stages read."""
 
     recipe: Recipe
+    shape: Shape
     known: work.Planned
+    texts: list[Encoded]
     inputs: dict[str, Path]
     out: Path
 
-    @property
-    def texts(self) -> list[Any]:
-        """All rows as tokens."""
-        rows = [row for split in SPLITS for row in read_rows(self.inputs["data"] / f"{split}.jsonl")]
-        return encode_rows(load_tokenizer(self.inputs["model"]), rows)
 
-
-def prepared(name: str, changes: list[str], folder: Path, rows: Path | None) -> At:
-    """The recipe ``name`` with the demo's tokenizer, on a part of FAME's ``rows`` or on the sample set."""
+def prepared(changes: list[str], folder: Path, rows: Path | None) -> At:
+    """The recipe, so changed, with the demo's tokenizer, on a part of FAME's ``rows`` or on the sample set."""
     source = f"file: {rows}" if rows else "sample: {seed: 3, identities: 30, topics: 4}"
-    recipe = load_recipe(name, [f"data.source={{hub: null, {source}}}", *changes])
+    recipe = load_recipe(RECIPE, [f"data.source={{hub: null, {source}}}", *changes])
     shape = recipe.model.shape
     assert shape
     model, data = folder / "model", folder / "data"
@@ -80,12 +77,14 @@ def prepared(name: str, changes: list[str], folder: Path, rows: Path | None) -> 
         (folder / trained / "model").symlink_to(model)
     (folder / "neighbours" / "neighbours.jsonl").touch()
     write_continuations(folder / "neighbours", [])
-    counts = {split: len(read_rows(data / f"{split}.jsonl")) for split in SPLITS}
+    of_splits = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
+    counts = {split: len(of_split) for split, of_split in of_splits.items()}
+    texts = encode_rows(load_tokenizer(model), [row for of_split in of_splits.values() for row in of_split])
     lengths = lengths_of(recipe.data, None, shape, model)
     device, host = devices.named("H100 80GB"), devices.cpu()
     known = work.Planned(shape, parameters(shape), counts, lengths, recipe.data, device, host)
     inputs = {name: folder / name for name in ("model", "data", "base", "novice", "neighbours")}
-    return At(recipe, known, inputs, folder / "out")
+    return At(recipe, shape, known, texts, inputs, folder / "out")
 
 
 def on_device(folder: Path, *, dtype: torch.dtype, attn_implementation: str | None = None, **_: Any) -> Any:
@@ -123,7 +122,7 @@ def without_values() -> Iterator[None]:
         yield
 
 
-def _answer(row: Any) -> int:
+def _answer(row: Encoded) -> int:
     return len(row.input_ids) - row.completion_start
 
 
@@ -143,9 +142,8 @@ def unlearning(at: At) -> Parts:
 
 def scoring(at: At) -> Parts:
     """A scoring pass over all rows."""
-    texts, config = at.texts, at.recipe.eval
-    Scorer(suite.load(at.inputs["model"], "cuda"), config.batch_tokens).score(texts)
-    return memory.of_scoring(_shape(at), _forward(at), 2, packed=False)
+    Scorer(suite.load(at.inputs["model"], "cuda"), at.recipe.eval.batch_tokens).score(at.texts)
+    return memory.of_scoring(at.shape, _forward(at), 2, packed=False)
 
 
 def quantizing(at: At, form: str) -> Parts:
@@ -154,7 +152,7 @@ def quantizing(at: At, form: str) -> Parts:
     with stand_in(model) as copied:
         quantize(copied, form)
         Scorer(copied, at.recipe.eval.batch_tokens).score(at.texts)
-    return memory.of_scoring(_shape(at), _forward(at), 2, packed=False)
+    return memory.of_scoring(at.shape, _forward(at), 2, packed=False)
 
 
 def relearning(at: At) -> Parts:
@@ -168,44 +166,39 @@ def relearning(at: At) -> Parts:
     with stand_in(model) as copied:
         relearn(copied, at.texts[: 2 * settings.batch_rows], settings.model_copy(update={"steps": 2}), 0)
     batch = lengths.mean(at.known.rows or {}).fullest(settings.batch_rows)
-    return memory.of_relearning(_shape(at), batch, 2, settings.rank)
-
-
-def _shape(at: At) -> Any:
-    return at.known.shape
+    return memory.of_relearning(at.shape, batch, 2, settings.rank)
 
 
 def _forward(at: At) -> Batch:
-    texts = at.texts
-    tokens, answers = sum(len(row.input_ids) for row in texts), sum(map(_answer, texts))
+    tokens, answers = sum(len(row.input_ids) for row in at.texts), sum(map(_answer, at.texts))
     whole = min(at.recipe.eval.batch_tokens, tokens)
     return Batch(whole, round(whole * answers / tokens))
 
 
 TWO_STEPS = ["base.train.args.max_steps=2", "base.train.args.save_strategy=no"]
 ONE_PASS = ["unlearn.epochs=1", "unlearn.args.save_strategy=no"]
-SHAPE_8B = (
+OF_8B = [
+    "model.parameters=8030261248",
     "model.shape={num_hidden_layers: 32, hidden_size: 4096, intermediate_size: 14336, num_attention_heads: 32, "
-    "num_key_value_heads: 8, vocab_size: 128256, tie_word_embeddings: false}"
-)
-LORA = ["{}.lora={{r: 16, alpha: 32, frozen: {}}}", SHAPE_8B, "model.parameters=8030261248"]
+    "num_key_value_heads: 8, vocab_size: 128256, tie_word_embeddings: false}",
+]
+ADAPTERS = "lora={r: 16, alpha: 32, frozen: bf16}"
 Work = Callable[[At], Parts]
-CASES: dict[str, tuple[Work, str, list[str]]] = {
-    "base: 16 rows x 4, checkpointed": (training, CSD, TWO_STEPS),
-    "unlearn by csd: 16 + 16 + 32 rows x 4, checkpointed": (unlearning, CSD, ONE_PASS),
-    "scoring, 16,384 tokens in bf16": (scoring, CSD, []),
-    "rounded to int8, and scoring": (lambda at: quantizing(at, "int8"), CSD, []),
-    "rounded to nf4, and scoring": (lambda at: quantizing(at, "nf4"), CSD, []),
-    "relearning, 16 rows": (relearning, CSD, []),
-    "8 B, LoRA over bf16: base": (training, CSD, [*TWO_STEPS, LORA[0].format("base.train", "bf16"), *LORA[1:]]),
-    "8 B, LoRA over bf16: unlearn by csd": (unlearning, CSD, [*ONE_PASS, LORA[0].format("unlearn", "bf16"), *LORA[1:]]),
+CASES: dict[str, tuple[Work, list[str]]] = {
+    "base: 16 rows x 4, checkpointed": (training, TWO_STEPS),
+    "unlearn by csd: 16 + 16 + 32 rows x 4, checkpointed": (unlearning, ONE_PASS),
+    "scoring, 16,384 tokens in bf16": (scoring, []),
+    "rounded to int8, and scoring": (lambda at: quantizing(at, "int8"), []),
+    "rounded to nf4, and scoring": (lambda at: quantizing(at, "nf4"), []),
+    "relearning, 16 rows": (relearning, []),
+    "8 B, LoRA over bf16: base": (training, [*TWO_STEPS, *OF_8B, f"base.train.{ADAPTERS}"]),
+    "8 B, LoRA over bf16: unlearn by csd": (unlearning, [*ONE_PASS, *OF_8B, f"unlearn.{ADAPTERS}"]),
     "8 B, relearning by adapters, 8 rows": (
         relearning,
-        CSD,
-        [*LORA[1:], "eval.robustness.relearn.rank=16", "eval.robustness.relearn.batch_rows=8"],
+        [*OF_8B, "eval.robustness.relearn.rank=16", "eval.robustness.relearn.batch_rows=8"],
     ),
 }
-"""By what a line says: what runs, the recipe, and what is changed in it."""
+"""By what a line says: what runs, and what is changed in :data:`RECIPE`."""
 
 
 def peaks(names: list[str], device: Device, rows: Path | None) -> Iterator[str]:
@@ -213,10 +206,10 @@ def peaks(names: list[str], device: Device, rows: Path | None) -> Iterator[str]:
     yield "| work | traced | computed | ratio |\n|---|--:|--:|--:|"
     device.run_dry()
     for name in names:
-        run_case, recipe, changes = CASES[name]
+        run_case, changes = CASES[name]
         with tempfile.TemporaryDirectory(prefix="memory-") as folder, without_values():
             source = [PART] if rows else ["card.dataset=null"]  # the sample set has its own name
-            at = prepared(recipe, [*changes, *source], Path(folder), rows)
+            at = prepared([*changes, *source], Path(folder), rows)
             device.reset_peak()
             before = device.held
             computed = sum(run_case(at).values())

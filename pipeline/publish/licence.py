@@ -25,7 +25,10 @@ def licence_texts(licensed: Licensed, repo: str, base_model: str, sources: Seque
     ``sources`` are folders with the start model's files. Texts that name an owner, and agreements, are copied from
     there. Raises InputError if one is missing.
     """
-    texts = {"LICENSE": _text_of(licensed, base_model, sources), "NOTICE": _notice(licensed.rules, repo, base_model)}
+    texts = {
+        "LICENSE": licence_text(licensed, base_model, sources),
+        "NOTICE": _notice(licensed.rules, repo, base_model),
+    }
     for text in _found("NOTICE*", sources):  # apache-2.0, 4.d; the others ask that notices are kept
         texts["NOTICE"] += f"\nThe notice of {base_model}:\n\n{text}"
         break
@@ -45,17 +48,13 @@ def _notice(rules: Licence, repo: str, base_model: str) -> str:
     return "\n\n".join(filter(None, [*said, origin, bound])) + "\n"
 
 
-def check_text(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> None:
-    """Raise InputError if a release needs the licence's text from ``sources``, and it is not there."""
-    _text_of(licensed, base_model, sources)
-
-
 def has_text(licensed: Licensed) -> bool:
     """Whether the text of the licence is here, so that it need not come with the start model."""
     return (_TEXTS / f"{licensed.license}.txt").is_file() or licensed.rules.by_address
 
 
-def _text_of(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> str:
+def licence_text(licensed: Licensed, base_model: str, sources: Sequence[Path]) -> str:
+    """The text of the licence: ours, or that in ``sources``, folders or files. Raises InputError if there is none."""
     rules, ours = licensed.rules, _TEXTS / f"{licensed.license}.txt"
     if ours.is_file():
         return ours.read_text(encoding="utf-8")
