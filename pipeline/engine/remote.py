@@ -140,7 +140,8 @@ class Remote:
     def turn(self, final: Path) -> Iterator[None]:
         """Wait until an artifact is there, or this process may build it: then others wait for the end of the body.
 
-        A holder of the lease that gave no sign of life for ``LEASE_SECONDS``, by the clock of who waits, is gone.
+        A holder of the lease that gave no sign of life for ``LEASE_SECONDS`` is gone. Who waits counts them in the
+        times that it has asked, so that a machine which stood still with both of them on it is no sign of death.
         """
         token = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
         lease = self._acquire(final, token)
@@ -160,21 +161,22 @@ class Remote:
 
     def _acquire(self, final: Path, token: str) -> str | None:
         """The lease that is now this process's; None when the artifact is there."""
-        folder = self._folder(final)
+        folder, pause = self._folder(final), min(5.0, art.LEASE_SECONDS / 20)
         seen: tuple[str, bytes] | None = None
-        since = 0.0
+        asked = 0  # times that `seen` was found again
         while self.manifest(final) is None:
             with self._errors(f"asking for {folder}"):
                 last = max((name for name in self._listed(folder) if name.startswith(LEASE)), default=f"{LEASE}{0:08}")
                 found = _read(self._files, f"{folder}/{last}")
+                asked += 1
                 if found is not None and seen != (last, found):
-                    seen, since = (last, found), time.monotonic()
+                    seen, asked = (last, found), 0
                     report(f"waiting for {found.decode(errors='replace').partition(' (')[0]}, which is building it")
-                if found is None or time.monotonic() - since > art.LEASE_SECONDS:
+                if found is None or asked * pause > art.LEASE_SECONDS:
                     following = f"{folder}/{LEASE}{int(last.removeprefix(LEASE)) + 1:08}"
                     if _create(self._files, following, token.encode()):
                         return following
-            time.sleep(min(5.0, art.LEASE_SECONDS / 20))
+            time.sleep(pause)
         return None
 
     def _beat(self, lease: str, token: str, ended: threading.Event) -> None:
