@@ -1,9 +1,10 @@
 """`python -m benchmarks.ablation [NAME …]`: the demo's unlearning with one part of its method changed at a time.
 
-Reads the demo's data, base and golds (`make release` leaves them). Each variant unlearns from that base and is scored:
-no generations, no attacks. Settings of the recipe are changed as settings; for what is no setting, one function or
-class is replaced while the variant trains. Artifacts lie in `runs/ablation`, so an interrupted run goes on and a second
-one only prints. Names of variants choose these alone. Whoever changes what a patch does must raise VERSION.
+Reads the demo's data, base and golds (`make release` leaves them). Each variant unlearns from that base, is scored
+without attacks, and answers the forget questions. Settings of the recipe are changed as settings; for what is no
+setting, one function or class is replaced while the variant trains. Artifacts lie in `runs/ablation`, so an interrupted
+run goes on and a second one only prints. Names of variants choose these alone. Whoever changes what a patch does must
+raise VERSION.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from eval.config import EvalConfig
 from eval.records.relative import features, relative_test
 from eval.records.rows import row_records, set_records
 from eval.schema import read_samples, write_samples
+from eval.scoring import fluency
+from eval.scoring.harness import ask
 from eval.scoring.probes import Scorer, probe
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
 from pipeline.engine.live import watching
@@ -62,7 +65,7 @@ class Variant(NamedTuple):
 
 
 class ScoreFacts(Strict):
-    """The number of scored rows."""
+    """The number of scored rows, or of answers."""
 
     rows: int
 
@@ -196,6 +199,26 @@ def scores(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> ScoreFa
     return ScoreFacts(rows=len(rows))
 
 
+def answers(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> ScoreFacts:
+    """Write what ``inputs["model"]`` answers to the forget questions, and how fluent it is, as an evaluation has it."""
+    checkpoint, data = checkpoint_folder(inputs["model"]), inputs["data"]
+    scorer = Scorer(suite.load(checkpoint, config.device), config.batch_tokens)
+    asked = ask(scorer, load_tokenizer(checkpoint), data=data, splits=["forget"], config=config).rows
+    questions, _ = suite.general_questions()
+    rows = [row for split in SPLITS for row in read_rows(data / f"{split}.jsonl")]
+    vocabulary = fluency.Vocabulary([*rows, *questions], read_perturbed(data / "perturbed.jsonl"))
+    forget = read_rows(data / "forget.jsonl")
+    write_samples(
+        out / "samples.jsonl",
+        [
+            {"row_id": row.row_id, "generation": (said := asked[row.row_id]["generation"])}
+            | fluency.measure(said, row.language, vocabulary)
+            for row in forget
+        ],
+    )
+    return ScoreFacts(rows=len(forget))
+
+
 def patched(patch: Patch | None) -> AbstractContextManager[Any]:
     """Replaces what ``patch`` names inside a ``with`` block."""
     return mock.patch.object(*patch) if patch else nullcontext()
@@ -212,9 +235,11 @@ def stages_of(variant: Variant) -> list[Stage]:
 
     patch = {"patch": variant.name, "patch_version": VERSION} if variant.patch else {}
     identity = {"min_k": recipe.eval.min_k, "batch_tokens": recipe.eval.batch_tokens}
+    length, reads = {"max_new_tokens": recipe.eval.max_new_tokens}, {"model": "unlearn", "data": "data"}
     return [
         replace(plain, run=unlearn, identity={**plain.identity, **patch}),
-        Stage("scores", VERSION, scores, recipe.eval, identity, {"model": "unlearn", "data": "data"}),
+        Stage("scores", VERSION, scores, recipe.eval, identity, reads),
+        Stage("answers", VERSION, answers, recipe.eval, length, reads),
     ]
 
 
@@ -243,9 +268,11 @@ def of_demo(stage: str) -> Artifact:
     return artifact
 
 
-def read_scores(folder: Path) -> Samples:
-    """The samples of an evaluation, without what only generations give."""
-    return [{k: v for k, v in row.items() if k != "rouge_l_recall"} for row in read_samples(folder / "samples.jsonl")]
+def read_scores(folder: Path, of_answers: Path | None = None) -> Samples:
+    """The samples of an evaluation, without what the relative test reads of answers; or of scores and of answers."""
+    answered = {row["row_id"]: row for row in read_samples(of_answers / "samples.jsonl")} if of_answers else {}
+    samples = [row | answered.get(row["row_id"], {}) for row in read_samples(folder / "samples.jsonl")]
+    return [{k: v for k, v in row.items() if k != "rouge_l_recall"} for row in samples]
 
 
 def line(
@@ -265,6 +292,7 @@ def line(
         f"{test.leak:.3f} ({test.bound:.3f})",
         f"{test.damage:.3f}",
         f"{sets['forget_quality']:.2g}",
+        f"{_means(samples, 'fluency', config)['forget']:.3f}",
         *kept,
         "–" if seconds is None else f"{seconds:.0f}",
     ]
@@ -279,7 +307,7 @@ def table(variants: Iterable[Variant]) -> Iterator[str]:
     """Base, gold (against the other golds), the demo's release, then each variant as soon as it is measured."""
     config = load_recipe("demo").eval
     base, demo, *golds = (read_scores(of_demo(name).path) for name in ("eval-base", "eval-unlearned", *GOLDS))
-    heads = ["forget", "extraction strength", "min-k", "min-k++", "leak (upper end)", "damage", "KS p"]
+    heads = ["forget", "extraction strength", "min-k", "min-k++", "leak (upper end)", "damage", "KS p", "fluency"]
     heads += ["retain / base's", "unrehearsed / base's", "seconds"]
     yield f"| changed | {' | '.join(heads)} |"
     yield f"|---|{'--:|' * len(heads)}"
@@ -289,7 +317,8 @@ def table(variants: Iterable[Variant]) -> Iterator[str]:
     for variant in variants:
         found = made(variant)
         seconds = found["unlearn"].manifest.seconds
-        yield line(variant.label, read_scores(found["scores"].path), base, golds, config, seconds)
+        samples = read_scores(found["scores"].path, found["answers"].path)
+        yield line(variant.label, samples, base, golds, config, seconds)
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ LOGITS = torch.tensor([[0.3, 2.0, -1.0, 0.5], [0.1, 0.0, 9.0, 0.2], [0.0, 0.4, 0
 
 @pytest.mark.parametrize("variant", ablation.VARIANTS, ids=lambda variant: variant.name)
 def test_a_variant_differs_from_the_demo_in_one_part(variant: ablation.Variant) -> None:
-    recipe, (unlearn, _) = load_recipe("demo", variant.sets), ablation.stages_of(variant)
+    recipe, (unlearn, *_) = load_recipe("demo", variant.sets), ablation.stages_of(variant)
     assert recipe.model_dump(exclude={"unlearn"}) == DEMO.model_dump(exclude={"unlearn"})
     assert (recipe.unlearn == DEMO.unlearn) == (not variant.sets)
     assert bool(variant.sets) + bool(variant.patch) == (variant.name != "csd")
-    (plain, _) = ablation.stages_of(ablation.VARIANTS[-1])
+    (plain, *_) = ablation.stages_of(ablation.VARIANTS[-1])
     assert (unlearn.identity == plain.identity) == (variant.name == "csd")
 
 
