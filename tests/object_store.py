@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,8 @@ def serve(fault: Path) -> None:
     one_at_a_time = threading.Lock()  # moto looks whether an object is there, and then writes it; S3 does both in one
 
     def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        # Before the lock: a client that is stopped while it sends must not stop the others.
+        environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
         for line in fault.read_text().splitlines() if fault.exists() else []:
             method, part, status, *code = line.split()
             if environ["REQUEST_METHOD"] != method or part not in environ["PATH_INFO"]:
@@ -81,7 +84,6 @@ def serve(fault: Path) -> None:
             if status == "ignore":
                 environ.pop("HTTP_IF_NONE_MATCH", None)
                 continue
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start(f"{status} Refused", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code[0]}</Code><Message>as the test wants it</Message></Error>".encode()]
         with one_at_a_time:
