@@ -33,7 +33,6 @@ from eval.config import EvalConfig
 from eval.records.relative import features, relative_test
 from eval.records.rows import row_records, set_records
 from eval.schema import read_samples, write_samples
-from eval.scoring import fluency
 from eval.scoring.harness import ask
 from eval.scoring.probes import Scorer, probe
 from pipeline.engine.artifact import Artifact, check_artifact, link, read_artifact
@@ -204,18 +203,12 @@ def answers(config: EvalConfig, inputs: Mapping[str, Path], out: Path) -> ScoreF
     checkpoint, data = checkpoint_folder(inputs["model"]), inputs["data"]
     scorer = Scorer(suite.load(checkpoint, config.device), config.batch_tokens)
     asked = ask(scorer, load_tokenizer(checkpoint), data=data, splits=["forget"], config=config).rows
-    questions, _ = suite.general_questions()
+    forget, (questions, _) = read_rows(data / "forget.jsonl"), suite.general_questions()
     rows = [row for split in SPLITS for row in read_rows(data / f"{split}.jsonl")]
-    vocabulary = fluency.Vocabulary([*rows, *questions], read_perturbed(data / "perturbed.jsonl"))
-    forget = read_rows(data / "forget.jsonl")
-    write_samples(
-        out / "samples.jsonl",
-        [
-            {"row_id": row.row_id, "generation": (said := asked[row.row_id]["generation"])}
-            | fluency.measure(said, row.language, vocabulary)
-            for row in forget
-        ],
-    )
+    said = ((row, asked[row.row_id]["generation"]) for row in forget)
+    samples = [{"row_id": row.row_id, "language": row.language, "generation": text} for row, text in said]
+    suite.add_fluency(samples, [*rows, *questions], read_perturbed(data / "perturbed.jsonl"))
+    write_samples(out / "samples.jsonl", samples)
     return ScoreFacts(rows=len(forget))
 
 

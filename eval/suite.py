@@ -198,7 +198,7 @@ def measure(
     samples = _samples(asked, probed, answers.rows, audited)
     if asked[REAL_WORLD]:
         tofu.add_recalls(samples, {row.row_id: row.answer for row in everything})
-    _add_fluency(samples, everything, perturbed)
+    add_fluency(samples, everything, perturbed)
     if base is not None:
         _add_generation_losses(samples, everything, scorer, base, config)
         if gold is not None and config.patching:
@@ -244,7 +244,8 @@ def general_questions() -> tuple[list[Row], list[PerturbedRow]]:
     return rows, false
 
 
-def _add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[PerturbedRow]) -> None:
+def add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[PerturbedRow]) -> None:
+    """Add to each sample with a ``generation`` how fluent that is, by the words of these rows and of dictionaries."""
     vocabulary = fluency.Vocabulary(rows, perturbed)
     for sample in samples:
         if "generation" in sample:
