@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import ipaddress
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -79,6 +80,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         return real_connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def roomy_machine() -> Iterator[None]:
+    """Disk and memory for whatever is planned, whatever this machine has: a full-size recipe is only planned here."""
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage("/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=64 * 10**9))
+        patch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=10**12, free=10**12))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
