@@ -273,7 +273,8 @@ def test_what_cannot_fit_is_refused_by_a_dry_run_and_before_the_first_stage(call
     assert done.returncode == 2
     assert re.search(r"^base +will run +\d+ min +5\d\.\d GB", done.stdout, re.M)
     assert re.search(
-        r"base, gold, gold-seed-43, gold-seed-44: 5\S+ GB \(weights 12.9, moments 25.7, .*A100", done.stderr
+        r"base, gold, gold-seed-43, gold-seed-44: 5\S+ GB \(weights 12.9, moments 25.7, .*A100.*adamw_bnb_8bit",
+        done.stderr,
     )
     assert re.search(
         r"eval-gold, eval-base, eval-unlearned: .*What helps: eval.robustness.relearn.rank: 16; ", done.stderr

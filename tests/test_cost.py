@@ -216,6 +216,7 @@ def test_a_plan_for_one_small_gpu_says_what_does_not_fit_and_what_helps() -> Non
         refuse_what_does_not_fit(known)
     said = str(caught.value)
     assert "base, gold, gold-seed-43, gold-seed-44: 3" in said  # float32 weights under the adapters: 32.1 GB
+    assert "adamw_bnb_8bit" not in said  # an adapter's moments are small
     assert "eval-" not in said  # 16.1 GB in bf16, and each attacked copy alone
     assert costs["eval-base"].memory < small.memory
 

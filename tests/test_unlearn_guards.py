@@ -199,15 +199,19 @@ class Greedy(TrainerCallback):
         torch.empty(1 << 52)
 
 
-def test_out_of_memory_names_the_levers_with_their_numbers(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "moments"), [("sgd", 0), ("adamw_bnb_8bit", 2), ("adamw_torch", 8)])
+def test_out_of_memory_names_the_levers_with_their_numbers(
+    tiny_model: Path, tmp_path: Path, optimizer: str, moments: int
+) -> None:
     rows = some_rows(4, 1), some_rows(4, 2)
-    args = SGD | {"per_device_train_batch_size": 4}
+    args = SGD | {"per_device_train_batch_size": 4, "optim": optimizer}
     trainer = unlearn_trainer(tiny_model, tmp_path, *rows, args, callbacks=[Greedy()])
     with pytest.raises(SystemLimitError) as caught:
         fit(trainer, tmp_path, {})
     said = str(caught.value)
     assert "per_device_train_batch_size: 2 with gradient_accumulation_steps: 2 (now 4 and 1" in said
     assert "gradient_checkpointing: true" in said
+    assert ("args.optim: adamw_bnb_8bit (moments of 2 bytes a weight, instead of 8)" in said) == (moments == 8)
     assert "lora" in said
     assert "GB free" in said or "free)" in said
     assert caught.value.exit_code == 2
@@ -224,8 +228,9 @@ def test_frozen_weights_count_as_they_are_held_and_can_be_held_in_less(
     trainer = unlearn_trainer(tiny_model, tmp_path, *rows, SGD, precision="bf16", lora=lora, callbacks=[Greedy()])
     adapters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     below = load(tiny_model)[0].num_parameters()
-    assert step_bytes(trainer.model) <= width * below + 16 * adapters
-    assert frozen == "nf4" or step_bytes(trainer.model) == width * below + 16 * adapters
+    for moments in (0, 8):
+        needed, counted = step_bytes(trainer.model, moments), width * below + (8 + moments) * adapters
+        assert needed <= counted if frozen == "nf4" else needed == counted
     with pytest.raises(SystemLimitError) as caught:
         fit(trainer, tmp_path, {})
     said = str(caught.value)

@@ -9,7 +9,7 @@ from core.errors import SystemLimitError
 from core.steps import split_of_step
 from eval.config import EvalConfig
 from pipeline.cost.work import Cost
-from pipeline.train.config import TrainConfig, TrainedOrPublished
+from pipeline.train.config import MOMENTS, SMALLER_MOMENTS, TrainConfig, TrainedOrPublished, moment_bytes
 
 
 def refuse_what_does_not_fit(costs: Mapping[str, tuple[Any, Cost]]) -> None:
@@ -60,6 +60,8 @@ def _levers(config: Any, cost: Cost) -> list[str]:
         levers.append("args.gradient_checkpointing: true")
     if batch > 1:
         levers.append(f"args.per_device_train_batch_size: {batch // 2} with gradient_accumulation_steps: {2 * parts}")
+    if not train.lora and moment_bytes(train.args) > MOMENTS[SMALLER_MOMENTS]:
+        levers.append(f"args.optim: {SMALLER_MOMENTS}")
     if not train.lora:
         levers.append("lora")
     elif train.frozen != "nf4":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipeline.cost import shape as of
-from pipeline.train.config import Frozen, Lora, Shape, TrainConfig
+from pipeline.train.config import BITSANDBYTES, Frozen, Lora, Shape, TrainConfig, moment_bytes
 from pipeline.unlearn.config import UnlearnConfig
 
 Parts = dict[str, int]
@@ -19,13 +19,6 @@ LOGITS_BYTES = 2**27  # as in pipeline/train/head.py
 TILE = 8192
 NF4 = 0.5 + 4 / 64
 """Bytes of a weight of 4 bits, with the float32 scale of each 64."""
-BITSANDBYTES = ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")
-MOMENTS = {
-    "sgd": 0,
-    "adafactor": 0,  # a row and a column of each matrix
-    **dict.fromkeys(("adamw_torch_8bit", *BITSANDBYTES), 2),
-}
-"""Bytes of a parameter's moments by ``args.optim``; AdamW, and whatever is not here, has two in float32."""
 PADDED = 3
 """Times that the texts of a scoring forward are longer side by side than as a tree: what FAME's rows have."""
 PROCESS = 900_000_000
@@ -86,14 +79,9 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     }
 
 
-def moments_each(config: TrainConfig) -> int:
-    """Bytes of a trained parameter's moments; an optimizer with arguments of its own is taken to have all of them."""
-    return 8 if config.args.get("optim_args") else MOMENTS.get(str(config.args.get("optim")), 8)
-
-
 def moments(config: TrainConfig, shape: Shape) -> int:
     """Bytes of all moments. The Trainer has bitsandbytes keep those of the embedding in float32."""
-    each, trained = moments_each(config), of.trained_parameters(shape, config.lora, config.train_from_layer)
+    each, trained = moment_bytes(config.args), of.trained_parameters(shape, config.lora, config.train_from_layer)
     whole = not config.lora and not config.train_from_layer
     in_float32 = shape.vocab_size * shape.hidden_size if whole and config.args.get("optim") in BITSANDBYTES else 0
     return each * trained + (8 - each) * in_float32

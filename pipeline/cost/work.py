@@ -16,7 +16,7 @@ from pipeline.cost.devices import Device
 from pipeline.cost.memory import Batch, Parts
 from pipeline.cost.rows import Lengths, Row
 from pipeline.publish.config import PublishConfig
-from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished
+from pipeline.train.config import ModelConfig, Shape, TrainConfig, TrainedOrPublished, moment_bytes
 from pipeline.unlearn.config import BATCH_ROWS, BEAMS, OTHERS, Neighbours, UnlearnConfig
 
 STORED = 2  # bytes of a weight in bf16: what training stages save
@@ -270,7 +270,7 @@ def _fixed(config: TrainConfig, known: Planned) -> Parts:
     return (
         {"weights": 4 * count}
         if config.train_from_layer
-        else {"weights": 4 * count, "gradients": 4 * count, "moments": memory.moments_each(config) * count}
+        else {"weights": 4 * count, "gradients": 4 * count, "moments": moment_bytes(config.args) * count}
     )
 
 

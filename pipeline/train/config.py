@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,21 @@ from core.strict import Strict
 
 WITHOUT_EFFECT = {"dataloader_num_workers", "report_to"}
 """Fields of ``args`` that change no result: no key holds them, and an interrupted run may continue with others."""
+
+BITSANDBYTES = ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")
+MOMENTS = {
+    "sgd": 0,
+    "adafactor": 0,  # a row and a column of each matrix
+    **dict.fromkeys(("adamw_torch_8bit", *BITSANDBYTES), 2),
+}
+"""Bytes of a parameter's moments by ``args.optim``; AdamW, and whatever is not here, has two in float32."""
+SMALLER_MOMENTS = BITSANDBYTES[0]
+"""What to try where AdamW's moments do not fit."""
+
+
+def moment_bytes(args: Mapping[str, Any]) -> int:
+    """Bytes of a trained parameter's moments; an optimizer with arguments of its own is taken to have all of them."""
+    return 8 if args.get("optim_args") else MOMENTS.get(str(args.get("optim")), 8)
 
 
 Frozen = Literal["fp32", "bf16", "nf4"]

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from core import memory, onednn
@@ -29,7 +30,7 @@ from datasets_prep.schema import Encoded
 from pipeline.train import head
 from pipeline.train.arguments import CHECKPOINTS
 from pipeline.train.attention import ROWS_SDPA
-from pipeline.train.config import Frozen
+from pipeline.train.config import MOMENTS, SMALLER_MOMENTS, Frozen, moment_bytes
 from pipeline.train.guards import StepRefused
 from pipeline.train.lora import merge
 from pipeline.train.packed import check_rows_apart
@@ -179,9 +180,9 @@ def _advice_beside_the_steps(has: str) -> str:
     )
 
 
-def step_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the weights as they are held, and of gradients and both AdamW moments of those that are trained."""
-    return sum(p.nbytes + (12 * p.numel() if p.requires_grad else 0) for p in model.parameters())
+def step_bytes(model: torch.nn.Module, moments: int) -> int:
+    """Bytes of the weights as they are held, and of gradients and moments (bytes each) of those that are trained."""
+    return sum(p.nbytes + ((4 + moments) * p.numel() if p.requires_grad else 0) for p in model.parameters())
 
 
 def _memory_advice(trainer: SFTTrainer, has: str) -> str:
@@ -190,7 +191,8 @@ def _memory_advice(trainer: SFTTrainer, has: str) -> str:
     every = sum(p.numel() * (2 if p.dtype == NF4 else 1) for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
-    needed = step_bytes(model)
+    moments = moment_bytes({"optim": OptimizerNames(args.optim).value, "optim_args": args.optim_args})
+    needed = step_bytes(model, moments)
     batch, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
     rows = len(trainer.train_dataset[0]["input_ids"])  # type: ignore[index]
     levers = []
@@ -201,6 +203,8 @@ def _memory_advice(trainer: SFTTrainer, has: str) -> str:
         )
     if not args.gradient_checkpointing:
         levers.append("args.gradient_checkpointing: true (activations of one layer at a time, about a third more time)")
+    if not isinstance(model, PeftModel) and moments > (fewer := MOMENTS[SMALLER_MOMENTS]):
+        levers.append(f"args.optim: {SMALLER_MOMENTS} (moments of {fewer} bytes a weight, instead of {moments})")
     if trained == every:
         levers.append(f"lora ({4 * every / 1e9:.1f} GB and the adapters, instead of {needed / 1e9:.1f} GB)")
     elif isinstance(model, PeftModel) and torch.float32 in frozen:
@@ -210,9 +214,9 @@ def _memory_advice(trainer: SFTTrainer, has: str) -> str:
     if not args.bf16:
         levers.append("precision: bf16 (half the activations, if the device has it)")
     return (
-        f"at step {trainer.state.global_step + 1}: weights, gradients and AdamW take {needed / 1e9:.1f} GB for "
-        f"{every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {has}, a micro-batch holds {batch} x "
-        f"{rows} rows. "
+        f"at step {trainer.state.global_step + 1}: weights, gradients and the optimizer's moments take "
+        f"{needed / 1e9:.1f} GB for {every / 1e6:,.1f} M parameters ({trained / 1e6:,.1f} M trained), {has}, a "
+        f"micro-batch holds {batch} x {rows} rows. "
         f"What helps: {'; '.join(levers) or 'a device with more memory'}."
     )
 
