@@ -55,6 +55,10 @@ SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# A GPU's memory grows in place, so that batches of many lengths leave no gaps in it. The second name is that of torch
+# before 2.9.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+GROWS = "expandable_segments:True"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 
@@ -284,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
         options = parser().parse_args(argv)
-        for name, value in SETTINGS.items():
+        given = next((os.environ[name] for name in ALLOCATOR if name in os.environ), GROWS)
+        for name, value in (SETTINGS | dict.fromkeys(ALLOCATOR, given)).items():
             os.environ.setdefault(name, value)
         if not options.debug:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses optional kernels

@@ -111,11 +111,11 @@ def measured_products() -> Iterator[Callable[..., tuple[float, float]]]:
 def command_line(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command line in this process, which is faster: for everything but imports, signals and pipes."""
     from core.places import STORE
-    from pipeline.__main__ import SETTINGS, main
+    from pipeline.__main__ import ALLOCATOR, SETTINGS, main
 
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name in (*SETTINGS, STORE):
+        for name in (*SETTINGS, *ALLOCATOR, STORE):
             patch.setenv(name, "")
             patch.delenv(name)  # so that what main sets is taken back
         patch.chdir(cwd)

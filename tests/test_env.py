@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tomllib
 
 import pytest
 import torch
 
+from core.places import STORE
+from pipeline.__main__ import ALLOCATOR, SETTINGS, main
 from pipeline.commands import env
 from pipeline.engine import machine
 from tests.conftest import ROOT, Call
@@ -53,6 +56,27 @@ def test_env_as_json(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> N
     assert facts["variables"]["HF_HUB_OFFLINE"] is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert json.loads(call("env", "--json").stdout)["variables"]["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "set_to"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}, "max_split_size_mb:128"),
+        ({"PYTORCH_ALLOC_CONF": ""}, ""),
+    ],
+)
+def test_memory_of_a_gpu_grows_in_place_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: dict[str, str], set_to: str
+) -> None:
+    for name in (*SETTINGS, *ALLOCATOR, STORE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["variables"]["PYTORCH_ALLOC_CONF"] == set_to
+    assert {os.environ[name] for name in ALLOCATOR} == {set_to}
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])

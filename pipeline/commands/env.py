@@ -18,7 +18,7 @@ from pipeline.commands.shared import show, store_root
 from pipeline.engine.machine import free_space, processor, provenance
 from pipeline.publish.hub import has_token
 
-VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
+VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "PYTORCH_ALLOC_CONF")
 
 
 def version(options: argparse.Namespace) -> int:
