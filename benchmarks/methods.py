@@ -27,15 +27,17 @@ SEEDS = (11, 12, 13)
 
 
 class Run(NamedTuple):
-    """What one model of one seed was measured to be; ``steps`` and ``seconds`` are None where nothing was unlearned."""
+    """What one model of one seed was measured to be; None where it cannot be, as steps where nothing was unlearned."""
 
     quality: float | None
     forget: float
+    min_k_plus_plus: float
+    damage: float | None
     retain: float
-    utility: float
+    unrehearsed: float
     steps: int | None = None
     seconds: float | None = None
-    passed: bool | None = None
+    failed: int | None = None
 
 
 def read_methods() -> list[dict[str, Any]]:
@@ -63,13 +65,16 @@ def read_run(folder: Path, model: str) -> Run:
     run = Run(
         quality=found.get(("forget_quality", "forget")),
         forget=found["answer_probability", "forget"],
+        min_k_plus_plus=found["mia_min_k_plus_plus_auc", "forget"],
+        damage=found.get(("damage_gap", "forget")),
         retain=found["answer_probability", "retain"],
-        utility=found["utility", "general"],
+        unrehearsed=found["answer_probability", "unrehearsed"],
     )
     if model != "unlearned":
         return run
     steps, seconds = read_facts(folder / "unlearn", UnlearnFacts).steps, read_manifest(folder / "unlearn").seconds
-    return run._replace(steps=steps, seconds=seconds, passed=read_verdict(folder / "gate").passed)
+    failed = sum(not gate.passed for gate in read_verdict(folder / "gate").gates)
+    return run._replace(steps=steps, seconds=seconds, failed=failed)
 
 
 def cell(values: Sequence[float | None], digits: int) -> str:
@@ -83,24 +88,22 @@ def cell(values: Sequence[float | None], digits: int) -> str:
 
 def table(runs: dict[str, list[Run]]) -> str:
     """One line a method: mean and range over seeds."""
-    head = [
-        "method",
-        "forget quality",
-        "forget probability",
-        "retain probability",
-        "utility",
-        "steps",
-        "seconds",
-        "gates",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    digits = {
+        "forget quality": 3,
+        "forget probability": 3,
+        "min-k++": 3,
+        "damage": 3,
+        "retain probability": 3,
+        "unrehearsed": 3,
+        "steps": 0,
+        "seconds": 0,
+    }
+    lines = [f"| method | {' | '.join(digits)} | gates that fail |", f"|---|{'--:|' * len(digits)}--:|"]
     for label, found in runs.items():
-        columns = list(zip(*found, strict=True))
-        digits = {"quality": 3, "forget": 3, "retain": 3, "utility": 3, "steps": 0, "seconds": 0}
-        cells = [cell(columns[i], places) for i, places in enumerate(digits.values())]
-        verdicts = [run.passed for run in found if run.passed is not None]
-        gates = f"{sum(verdicts)} of {len(verdicts)} pass" if verdicts else "–"
-        lines.append(f"| {' | '.join([label, *cells, gates])} |")
+        *columns, failed = zip(*found, strict=True)
+        cells = [cell(values, places) for values, places in zip(columns, digits.values(), strict=True)]
+        counts = sorted({str(count) for count in failed if count is not None}, key=int)
+        lines.append(f"| {' | '.join([label, *cells, ', '.join(counts) or '–'])} |")
     return "\n".join(lines)
 
 

@@ -27,11 +27,11 @@ def test_every_entry_is_a_recipe_that_differs_from_the_demo_in_unlearn_alone(ent
         assert getattr(recipe, section) == getattr(demo, section)
     assert (recipe.unlearn == demo.unlearn) == ("unlearn" not in entry)
     steps = recipe.unlearn.epochs * 40 / rows_per_step(recipe.unlearn.args)
-    assert steps <= (36 if "unlearn" in entry else 80)  # the demo's targets stand still, so it takes more of them
+    assert steps <= (80 if recipe.unlearn.neighbours else 36)
 
 
 def test_the_entries_are_the_methods_of_the_comparison() -> None:
-    assert len({entry["name"] for entry in ENTRIES}) == len({entry["label"] for entry in ENTRIES}) == len(ENTRIES) == 13
+    assert len({entry["name"] for entry in ENTRIES}) == len({entry["label"] for entry in ENTRIES}) == len(ENTRIES) == 15
     used = {load_recipe("demo", methods.overrides(entry, 1)).unlearn.method for entry in ENTRIES}
     assert used == {"ft", "ga", "gd", "klm", "po", "npo", "simnpo", "altpo", "wga", "csd"}
 
@@ -42,12 +42,15 @@ def write_artifacts(folder: Path, quality: float, retain: float) -> None:
     values = {
         ("answer_probability", "forget"): 0.2,
         ("answer_probability", "retain"): retain,
-        ("utility", "general"): 0.7,
+        ("answer_probability", "unrehearsed"): 0.7,
+        ("mia_min_k_plus_plus_auc", "forget"): 0.5,
     }
     for model in ("base", "gold", "unlearned"):
         found = values | ({} if model == "gold" else {("forget_quality", "forget"): quality})
+        if model == "unlearned":
+            found["damage_gap", "forget"] = 0.05
         records = [Record(m, s, v, v, v, 40, None, 1) for (m, s), v in found.items()]
-        records.append(Record("utility", "general", 0.1, 0.1, 0.1, 40, None, 1, {"language": "DE"}))
+        records.append(Record("answer_probability", "retain", 0.1, 0.1, 0.1, 40, None, 1, {"language": "DE"}))
         write_records(folder / f"eval-{model}" / "results.json", records)
     write_manifest(folder / "unlearn", "unlearn", unlearn_facts(steps=36), seconds=90.4)
     write_verdict(folder / "gate", verdict_of(judged_gate(passed=quality > 0.05)))
@@ -62,12 +65,11 @@ def test_table_and_plot_are_of_the_artifacts(tmp_path: Path) -> None:
         "gold": [methods.read_run(folder, "gold") for folder in both],
         "GD": [methods.read_run(folder, "unlearned") for folder in both],
     }
-    assert runs["gold"][0] == Run(None, 0.2, 0.9, 0.7)
+    assert runs["gold"][0] == Run(None, 0.2, 0.5, None, 0.9, 0.7)
     lines = methods.table(runs).splitlines()
-    assert lines[3].startswith("| gold | – | 0.200 | 0.850 (0.800 to 0.900) | 0.700 | – | – | – |")
-    assert (
-        lines[4] == "| GD | 0.130 (0.010 to 0.250) | 0.200 | 0.850 (0.800 to 0.900) | 0.700 | 36 | 90 | 1 of 2 pass |"
-    )
+    assert lines[3] == "| gold | – | 0.200 | 0.500 | – | 0.850 (0.800 to 0.900) | 0.700 | – | – | – |"
+    unlearned = "| 0.130 (0.010 to 0.250) | 0.200 | 0.500 | 0.050 | 0.850 (0.800 to 0.900) | 0.700 | 36 | 90 |"
+    assert lines[4] == f"| GD {unlearned} 0, 1 |"
     methods.draw(runs, tmp_path / "one.svg")
     methods.draw(runs, tmp_path / "two.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
