@@ -2,8 +2,8 @@
 
 Runs `demo-audit` to its gate, and the same audit on what `demo-overforget` makes of the same base; what is in the store
 already is not made again. Prints every metric with its interval for base, gold, the unlearned and the over-forgotten
-model, and the gates' verdicts. Two golds beside those of the demo are trained for it: 44 minutes on one core, once the
-demo is there.
+model, and the gates' verdicts. Two golds beside those of the demo are trained for it; about three quarters of an hour
+on one core, once the demo is there.
 """
 
 from __future__ import annotations

@@ -46,19 +46,18 @@ COMMANDS = {
 }
 
 # Libraries read these when a stage imports them: no telemetry, and no progress bars beside our own line. Threads that
-# wait do not spin: beside one busy process a step took ten times as long (docs/measurements/time-and-memory.md).
+# wait do not spin: beside one busy process a step took ten times as long (docs/measurements/time-and-memory.md). The
+# memory of a GPU grows in place, so that batches of many lengths leave no gaps in it.
 SETTINGS = {
     "OMP_WAIT_POLICY": "passive",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# A GPU's memory grows in place, so that batches of many lengths leave no gaps in it. The second name is that of torch
-# before 2.9.
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-GROWS = "expandable_segments:True"
+OLD_NAMES = {"PYTORCH_ALLOC_CONF": "PYTORCH_CUDA_ALLOC_CONF"}  # a user may have set these, which the new ones override
 
 Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 
@@ -288,9 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
         options = parser().parse_args(argv)
-        given = next((os.environ[name] for name in ALLOCATOR if name in os.environ), GROWS)
-        for name, value in (SETTINGS | dict.fromkeys(ALLOCATOR, given)).items():
-            os.environ.setdefault(name, value)
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, os.environ.get(OLD_NAMES.get(name, name), value))
         if not options.debug:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it misses optional kernels
             warnings.simplefilter("ignore", FutureWarning)  # meant for the callers of libraries, not for users

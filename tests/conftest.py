@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -85,11 +87,14 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session", autouse=True)
 def roomy_machine() -> Iterator[None]:
     """Disk and memory for whatever is planned, whatever this machine has: a full-size recipe is only planned here."""
-    import psutil
+    real, size, disk = psutil.virtual_memory, 64 * 10**9, shutil.disk_usage("/")
 
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage("/")
+    def memory() -> Any:
+        here = real()
+        return here._replace(total=size, available=min(here.available, size))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=64 * 10**9))
+        patch.setattr(psutil, "virtual_memory", memory)
         patch.setattr(shutil, "disk_usage", lambda _: disk._replace(total=10**12, free=10**12))
         yield
 
@@ -111,11 +116,11 @@ def measured_products() -> Iterator[Callable[..., tuple[float, float]]]:
 def command_line(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command line in this process, which is faster: for everything but imports, signals and pipes."""
     from core.places import STORE
-    from pipeline.__main__ import ALLOCATOR, SETTINGS, main
+    from pipeline.__main__ import SETTINGS, main
 
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name in (*SETTINGS, *ALLOCATOR, STORE):
+        for name in (*SETTINGS, STORE):
             patch.setenv(name, "")
             patch.delenv(name)  # so that what main sets is taken back
         patch.chdir(cwd)

@@ -18,7 +18,7 @@ from core.strict import Strict
 from core.unlearning import NeighbourFacts
 from eval.catalog import CATALOG
 from eval.schema import Record, write_measured, write_records
-from pipeline.__main__ import ALLOCATOR, SETTINGS, main
+from pipeline.__main__ import SETTINGS, main
 from pipeline.engine.runner import Store
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -41,7 +41,7 @@ WEIGHTS = b"weights"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*SETTINGS, *ALLOCATOR, STORE):
+    for name in (*SETTINGS, STORE):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.chdir(ROOT)
