@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from benchmarks.emulated_gpu import memory, walk
 from benchmarks.emulated_gpu.device import install
+from eval import suite
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.train import fine_tune, fit
 from tests.conftest import Call
 
 
@@ -35,6 +38,16 @@ def test_what_is_traced_has_the_shape_of_the_large_model(name: str) -> None:
     assert shape
     assert shape.vocab_size == 128_256
     assert memory.parameters(shape) == pytest.approx(8.03e9 if name.startswith("8 B") else 3.21e9, rel=0.01)
+
+
+def test_what_is_left_out_of_a_trace_keeps_no_model() -> None:
+    model = torch.nn.Linear(1, 1)
+    gone = weakref.ref(model)
+    with memory.without_values():
+        for function in (fit.check_rows_apart, suite.check_rows_apart, fine_tune.release_weights):
+            function(model, None, [])
+        del model
+        assert gone() is None
 
 
 def test_only_products_that_count_are_counted() -> None:
