@@ -43,7 +43,7 @@ seeds: $(READY)  ## run the demo on ten data seeds that it was not tuned on (abo
 pictures: $(READY)  ## take the pictures in the README, of the demo's pages (needs chromium)
 	$(BIN)/python -m benchmarks.pictures
 
-methods: $(READY)  ## compare all unlearning methods on three data seeds (about three hours)
+methods: $(READY)  ## compare all unlearning methods on three data seeds (over two hours each)
 	$(BIN)/python -m benchmarks.methods
 
 image:  ## build the image (BUILD="docker build"; ARGS="--build-arg TORCH_INDEX=https://pypi.org/simple" for a GPU)

@@ -108,25 +108,26 @@ def table(runs: dict[str, list[Run]]) -> str:
 
 
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Retain kept against forget reached: a mark for the mean of each method, and lines for its range over seeds."""
+    """What nobody rehearsed against forget reached: a mark at the mean of each method, with its range over seeds."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "methods"  # the same numbers give the same file
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    base = statistics.mean(run.retain for run in runs["base"])
+    base = statistics.mean(run.unrehearsed for run in runs["base"])
     gold = [run.forget for run in runs["gold"]]
     axes.axvspan(min(gold), max(gold), color="#f4d03f", alpha=0.35, label="gold's forget probability")
     marks, colours = "osD^vP*X<>hpd", mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for i, (label, found) in enumerate(runs.items()):
-        forget, retain = [run.forget for run in found], [run.retain / base for run in found]
-        x, y = statistics.mean(forget), statistics.mean(retain)
-        ranges = {"xerr": [[x - min(forget)], [max(forget) - x]], "yerr": [[y - min(retain)], [max(retain) - y]]}
+        forget, kept = [run.forget for run in found], [run.unrehearsed / base for run in found]
+        x, y = statistics.mean(forget), statistics.mean(kept)
+        ranges = {"xerr": [[x - min(forget)], [max(forget) - x]], "yerr": [[y - min(kept)], [max(kept) - y]]}
         axes.errorbar(x, y, fmt=marks[i % len(marks)], color=colours[i % 20], ms=7, lw=0.8, label=label, **ranges)
-    axes.axhline(0.95, color="#888888", linewidth=0.8, linestyle=":", label="the demo's gate on retain")
+    axes.axhline(0.95, color="#888888", linewidth=0.8, linestyle=":", label="the demo's gate on unrehearsed rows")
     axes.set(
-        xlabel="answer probability of forget rows (reached)", ylabel="answer probability of retain rows, of base's"
+        xlabel="answer probability of forget rows (reached)",
+        ylabel="answer probability of unrehearsed rows, of base's",
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
