@@ -180,12 +180,13 @@ def test_a_scoring_pass_needs_what_is_computed(evaluated: Any, known: Any, token
     assert total(computed) == pytest.approx(measured.peak, rel=WITHIN)
 
 
-@pytest.mark.parametrize("rank", [None, 4])
-def test_a_relearning_needs_what_is_computed(evaluated: Any, known: Any, rank: int | None) -> None:
-    with LiveMemory(evaluated.parameters()) as measured, stand_in(evaluated) as model:
+@pytest.mark.parametrize(("rank", "dtype"), [(None, torch.float32), (4, torch.float32), (4, torch.bfloat16)])
+def test_a_relearning_needs_what_is_computed(evaluated: Any, known: Any, rank: int | None, dtype: torch.dtype) -> None:
+    measuring = evaluated.to(dtype)
+    with LiveMemory(measuring.parameters()) as measured, stand_in(measuring) as model:
         relearn(model, rows(ROWS), Relearn(steps=2, batch_rows=ROWS, rank=rank), 0)
-    computed = total(memory.of_relearning(known, Batch(ROWS * LENGTH, ROWS * ANSWER), 4, rank))
-    beside = 4 * shape.parameters(known)  # on a CPU the measured model does not move
+    computed = total(memory.of_relearning(known, Batch(ROWS * LENGTH, ROWS * ANSWER), dtype.itemsize, rank))
+    beside = dtype.itemsize * shape.parameters(known)  # on a CPU the measured model does not move
     assert computed + beside == pytest.approx(measured.peak, rel=WITHIN)
 
 

@@ -183,6 +183,11 @@ def of_relearning(shape: Shape, batch: Batch, width: int, rank: int | None) -> P
     every, head = of.parameters(shape), of.head_parameters(shape)
     adapters = of.adapter_parameters(shape, Lora(r=rank, alpha=rank)) if rank else 0
     saved = saved_per_token(shape, bf16=bool(rank) and width == 2, norms=not rank)
+    if rank and width == 2:
+        # Beside bf16 weights each adapter keeps its own float32 copy of its input, where autocast would keep one of 2
+        # bytes; the frozen layers keep none.
+        queries, _ = of.heads_width(shape)
+        saved += 10 * shape.hidden_size + 4 * queries + 2 * shape.intermediate_size
     activations = batch.tokens * (shape.num_hidden_layers * saved + 12 * shape.hidden_size)
     return {
         "weights": width * every + 4 * adapters if rank else 4 * every,
