@@ -1,6 +1,6 @@
 """`make bench`: each measurement as a ratio against a named baseline of the same run, with the bar that it must keep.
 
-Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about fifteen minutes.
+Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about twenty minutes.
 `python -m benchmarks header limit` runs some parts alone; `--help` names them.
 """
 
@@ -223,6 +223,30 @@ def heap(model: Path) -> Iterator[Line]:
     yield Line("all scores of 24 rows with freed memory kept, against given back", given_back, kept, bar=0.95)
 
 
+def waiting(model: Path) -> Iterator[Line]:
+    """Threads that wait without spinning, against OpenMP's own way, alone and beside a process that takes a core."""
+    cores = str(len(os.sched_getaffinity(0)))
+    for beside, bar in (("nothing", 1.05), ("one busy process", 1.0)):
+        busy = None if beside == "nothing" else subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        found: dict[str, list[float]] = {"": [], "passive": []}
+        try:
+            for policy in [*found] * 3:
+                env = {**os.environ, "OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": policy}
+                if not policy:
+                    del env["OMP_WAIT_POLICY"]
+                argv = [sys.executable, "-m", "benchmarks.waiting", str(model)]
+                done = subprocess.run(argv, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
+                found[policy].append(float(done.stdout))
+        finally:
+            if busy:
+                busy.kill()
+        unset, passive = map(statistics.median, found.values())
+        what = (
+            f"GD step on {cores} threads that wait without spinning, against what OpenMP does unasked, beside {beside}"
+        )
+        yield Line(what, unset, passive, bar=bar)
+
+
 def scan(model: Path) -> Iterator[Line]:
     """The search of the published weights for forget answers, which is to read 1 GB a second on one core."""
     from benchmarks import scan
@@ -266,7 +290,7 @@ PARTS = {
     part.__name__: part
     for part in (
         *(step, header, sharing, adapters, vocabulary, limit, kl),
-        *(start, evaluation, heap, scan, publication, commands),
+        *(start, evaluation, heap, waiting, scan, publication, commands),
     )
 }
 

@@ -91,19 +91,24 @@ def bare_loss(model: Any, tokens: int, answers: int) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, keep].flatten())
 
 
-def seconds(steps: Mapping[str, Step], *, bf16: bool = False, rounds: int = 5) -> dict[str, float]:
-    """CPU seconds of each form: medians of ``rounds`` alternating runs, after one that warms up."""
+def seconds(
+    steps: Mapping[str, Step], *, bf16: bool = False, rounds: int = 5, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Seconds of each form: medians of ``rounds`` alternating runs, after one that warms up.
+
+    They are the processor's, of one thread: a neighbour's work on this machine is not ours.
+    """
     found: dict[str, list[float]] = {form: [] for form in steps}
     for turn in range(rounds + 1):
         for form, step in steps.items():
             step.model.zero_grad()
             gc.collect()
-            began = time.process_time()  # one thread: a neighbour's work on this machine is not ours
+            began = clock()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 loss = step.loss()
             loss.backward()
             if turn:
-                found[form].append(time.process_time() - began)
+                found[form].append(clock() - began)
     return {form: statistics.median(times) for form, times in found.items()}
 
 
