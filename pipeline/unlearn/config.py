@@ -146,7 +146,11 @@ class UnlearnConfig(TrainConfig):
         "from base on retain. The last two need false answers (`data.perturbed.for_unlearning`), and `csd` a "
         "`novice` and a start model (`model`) that do not know the facts."
     )
-    epochs: int = Field(gt=0, description="Passes over the forget rows; the number of steps follows from it.")
+    epochs: int = Field(
+        gt=0,
+        description="Passes over the forget rows; the number of steps follows from it. csd takes about twenty: with five "
+        "or ten the facts stay half known, however many rows and steps there are.",
+    )
     min_steps: int = Field(
         default=0,
         ge=0,
