@@ -148,8 +148,8 @@ class UnlearnConfig(TrainConfig):
     )
     epochs: int = Field(
         gt=0,
-        description="Passes over the forget rows; the number of steps follows from it. csd takes about twenty: with five "
-        "or ten the facts stay half known, however many rows and steps there are.",
+        description="Passes over the forget rows; the number of steps follows from it. csd takes about twenty: with "
+        "five or ten the facts stay half known, however many rows and steps there are.",
     )
     min_steps: int = Field(
         default=0,
