@@ -216,9 +216,7 @@ def heap(model: Path) -> Iterator[Line]:
     """Freed memory as glibc gives it back, and kept; a process each, since it cannot be taken back."""
     found: dict[str, list[float]] = {"given back": [], "kept": []}
     for form in [*found] * 3:
-        argv = [sys.executable, "-m", "benchmarks.freed_memory", form, str(model.parent)]
-        done = subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, text=True)
-        found[form].append(float(done.stdout))
+        found[form].append(_of_process("freed_memory", form, str(model.parent)))
     given_back, kept = map(statistics.median, found.values())
     yield Line("all scores of 24 rows with freed memory kept, against given back", given_back, kept, bar=0.95)
 
@@ -226,25 +224,19 @@ def heap(model: Path) -> Iterator[Line]:
 def waiting(model: Path) -> Iterator[Line]:
     """Threads that wait without spinning, against OpenMP's own way, alone and beside a process that takes a core."""
     cores = str(len(os.sched_getaffinity(0)))
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | {"OMP_NUM_THREADS": cores}
+    policies = {"unasked": env, "passive": env | {"OMP_WAIT_POLICY": "passive"}}
     for beside, bar in (("nothing", 1.05), ("one busy process", 1.0)):
         busy = None if beside == "nothing" else subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        found: dict[str, list[float]] = {"": [], "passive": []}
+        found: dict[str, list[float]] = {policy: [] for policy in policies}
         try:
             for policy in [*found] * 3:
-                env = {**os.environ, "OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": policy}
-                if not policy:
-                    del env["OMP_WAIT_POLICY"]
-                argv = [sys.executable, "-m", "benchmarks.waiting", str(model)]
-                done = subprocess.run(argv, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
-                found[policy].append(float(done.stdout))
+                found[policy].append(_of_process("waiting", str(model), env=policies[policy]))
         finally:
             if busy:
                 busy.kill()
-        unset, passive = map(statistics.median, found.values())
-        what = (
-            f"GD step on {cores} threads that wait without spinning, against what OpenMP does unasked, beside {beside}"
-        )
-        yield Line(what, unset, passive, bar=bar)
+        unasked, passive = map(statistics.median, found.values())
+        yield Line(f"GD step on {cores} threads that wait without spinning, beside {beside}", unasked, passive, bar=bar)
 
 
 def scan(model: Path) -> Iterator[Line]:
@@ -272,6 +264,12 @@ def publication(_model: Path) -> Iterator[Line]:
         yield Line(what, baseline, sum(parts.values()), bar=None if clock else 2.0)
     what = "the client's peak memory meanwhile, against 400 MB"
     yield Line(what, 400, found["memory"] / 1e6, "MB", bar=1.0)
+
+
+def _of_process(module: str, *argv: str, env: dict[str, str] | None = None) -> float:
+    """The number that ``python -m benchmarks.MODULE *argv`` prints."""
+    words = [sys.executable, "-m", f"benchmarks.{module}", *argv]
+    return float(subprocess.run(words, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout)
 
 
 def _command_seconds(*argv: str, rounds: int = 5) -> float:

@@ -96,7 +96,7 @@ def seconds(
 ) -> dict[str, float]:
     """Seconds of each form: medians of ``rounds`` alternating runs, after one that warms up.
 
-    They are the processor's, of one thread: a neighbour's work on this machine is not ours.
+    By default they are the processor's, of one thread: a neighbour's work on this machine is not ours.
     """
     found: dict[str, list[float]] = {form: [] for form in steps}
     for turn in range(rounds + 1):

@@ -46,9 +46,9 @@ COMMANDS = {
 }
 
 # Libraries read these when a stage imports them: no telemetry, and no progress bars beside our own line. Threads that
-# wait do not spin: that takes a quarter longer alone, and beside one busy process spinning takes two to ten times as
-# long (docs/measurements/time-and-memory.md). The memory of a GPU grows in place, so that batches of many lengths leave
-# no gaps in it.
+# wait do not spin: a step takes a quarter longer so alone, and less than half as long beside one busy process
+# (docs/measurements/time-and-memory.md). The memory of a GPU grows in place, so that batches of many lengths leave no
+# gaps in it.
 SETTINGS = {
     "OMP_WAIT_POLICY": "passive",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
