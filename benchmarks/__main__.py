@@ -7,6 +7,7 @@ Needs `make release` to have run once: the demo's model and artifacts are what i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -14,7 +15,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.__main__ import SETTINGS
 
 if TYPE_CHECKING:
     import torch
@@ -239,6 +242,21 @@ def waiting(model: Path) -> Iterator[Line]:
         yield Line(f"GD step on {cores} threads that wait without spinning, beside {beside}", unasked, passive, bar=bar)
 
 
+def compiled(model: Path) -> Iterator[Line]:
+    """As many compiled products kept as a training keeps, against oneDNN's own number."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    own = {key: value for key, value in os.environ.items() if key != name}
+    capacities = {"unasked": own, "ours": own | {name: SETTINGS[name]}}
+    found: dict[str, list[Any]] = {capacity: [] for capacity in capacities}
+    for capacity in [*found] * 3:
+        found[capacity].append(_of_process("compiled_products", str(model), env=capacities[capacity]))
+    assert len({digest for runs in found.values() for *_, digest in runs}) == 1
+    for i, unit, scale, bar in ((0, "s", 1.0, 1.05), (1, "MB", 1e6, 1.0)):
+        unasked, ours = (statistics.median(run[i] for run in runs) / scale for runs in found.values())
+        what = f"30 steps of many lengths with {SETTINGS[name]} compiled products kept, against 1,024 (same gradients)"
+        yield Line(what, unasked, ours, unit, bar)
+
+
 def scan(model: Path) -> Iterator[Line]:
     """The search of the published weights for forget answers, which is to read 1 GB a second on one core."""
     from benchmarks import scan
@@ -266,10 +284,10 @@ def publication(_model: Path) -> Iterator[Line]:
     yield Line(what, 400, found["memory"] / 1e6, "MB", bar=1.0)
 
 
-def _of_process(module: str, *argv: str, env: dict[str, str] | None = None) -> float:
-    """The number that ``python -m benchmarks.MODULE *argv`` prints."""
+def _of_process(module: str, *argv: str, env: dict[str, str] | None = None) -> Any:
+    """What ``python -m benchmarks.MODULE *argv`` prints, a number or another JSON value."""
     words = [sys.executable, "-m", f"benchmarks.{module}", *argv]
-    return float(subprocess.run(words, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(words, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stdout)
 
 
 def _command_seconds(*argv: str, rounds: int = 5) -> float:
@@ -288,7 +306,7 @@ PARTS = {
     part.__name__: part
     for part in (
         *(step, header, sharing, adapters, vocabulary, limit, kl),
-        *(start, evaluation, heap, waiting, scan, publication, commands),
+        *(start, evaluation, heap, compiled, waiting, scan, publication, commands),
     )
 }
 

@@ -48,10 +48,12 @@ COMMANDS = {
 # Libraries read these when a stage imports them: no telemetry, and no progress bars beside our own line. Threads that
 # wait do not spin: a step takes a quarter longer so alone, and less than half as long beside one busy process
 # (docs/measurements/time-and-memory.md). The memory of a GPU grows in place, so that batches of many lengths leave no
-# gaps in it.
+# gaps in it. Of the products that oneDNN compiles for each number of tokens it keeps enough for one step: its own
+# 1,024 take gigabytes.
 SETTINGS = {
     "OMP_WAIT_POLICY": "passive",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "100",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",

@@ -171,6 +171,7 @@ def test_a_failed_gate_publishes_nothing(
     assert not (store / "refused" / "package").exists()
     report = store / "refused" / "refused" / "report.html"
     assert f"Why, in all detail: {report}" in done.stderr
+    assert "docs/when-refused.md" in done.stderr
     assert "gates failed: not to be released" in report.read_text(encoding="utf-8")
 
 

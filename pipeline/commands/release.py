@@ -136,7 +136,7 @@ def _show_refusal(stages: Sequence[Stage], done: Mapping[str, Artifact], store: 
     except ArtifactError as error:
         say(f"note: no report could be written ({error})")
         return
-    say(f"\nWhy, in all detail: {page}")
+    say(f"\nWhy, in all detail: {page}\nWhat each gate speaks for, and what to change: docs/when-refused.md")
 
 
 def _report(
