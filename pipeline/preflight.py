@@ -421,7 +421,7 @@ def _memory(release: Preflight) -> str:
     fullest = total([cost for _, cost in costs.values()], device)["memory_bytes"]
     lengths = planned(release.recipe, release.states, device).lengths
     condition = ", if rows are as long as FAME's" if lengths and lengths.assumed else ""
-    return f"{gigabytes(fullest)} of {gigabytes(device.memory)} on {device.name}{condition}"
+    return f"{gigabytes(fullest)} of the {gigabytes(device.memory)} that tensors can have on {device.name}{condition}"
 
 
 def _disk(release: Preflight) -> str:

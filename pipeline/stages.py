@@ -211,7 +211,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         *_neighbours(recipe),
         *([_trained("novice", novice, recipe, taught, NOVICE_SPLITS)] if taught else []),
         Stage(
-            "unlearn", "27", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
+            "unlearn", "28", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
         ),
         *chain(*further),

@@ -93,7 +93,7 @@ def test_a_chain_is_what_a_node_and_those_after_it_take(tmp_path: Path) -> None:
 
 
 def planned(
-    monkeypatch: pytest.MonkeyPatch, sets: Sequence[str] = (), *, cores: int = 2, memory: float = 24e9, **changes: Any
+    monkeypatch: pytest.MonkeyPatch, sets: Sequence[str] = (), *, cores: int = 2, memory: float = 16e9, **changes: Any
 ) -> tuple[list[str], int]:
     """The order of the demo's stages on such a processor, and how many run at once."""
     device = Device("CPU", int(memory), 3e11, 3e11, 2e10, changes.pop("is_gpu", False))
@@ -124,8 +124,8 @@ def test_the_unlearning_and_what_it_waits_for_begin_before_what_only_the_gates_r
         ({"cores": 1}, 1),
         ({"cores": 3}, 3),
         ({"cores": 16}, building.MOST_AT_ONCE),
-        ({"memory": 9e9}, 1),
-        ({"memory": 9e9, "jobs": 2}, 2),
+        ({"memory": 6e9}, 1),
+        ({"memory": 6e9, "jobs": 2}, 2),
         ({"is_gpu": True}, 1),
         ({"is_gpu": True, "jobs": 3}, 3),
         ({"recipe": "own-data"}, 2),

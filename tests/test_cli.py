@@ -259,7 +259,7 @@ def test_a_dry_run_of_every_recipe_writes_nothing(call: Call, tmp_path: Path) ->
         done = call("release", name, "--dry-run", *H100, "--store", str(tmp_path / "runs"))
         assert done.returncode == 0, done.stderr
         assert re.search(
-            r"On H100 80GB: about [\d.]+ (min|h), an estimate; at the fullest [\d.]+ GB of its", done.stdout
+            r"On H100 80GB: about [\d.]+ (min|h), an estimate; at the fullest [\d.]+ GB of the", done.stdout
         )
     assert "11,520 retain, 3,200 forget, 4,000 holdout, 1,280 unrehearsed" in done.stdout
     assert re.search(r"^model +will run +2 min +6.4 GB +6.4 GB  meta-llama/\S+: 3,213 M parameters", done.stdout, re.M)

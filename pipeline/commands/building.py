@@ -28,8 +28,6 @@ from pipeline.preflight import Finding, Preflight
 
 MOST_AT_ONCE = 4
 """Stages of one release that can run side by side: the unlearning's own and those of three golds."""
-MEMORY_SHARE = 0.7
-"""Of the memory, for stages side by side. Ours: estimates are of one stage, and other programs run too."""
 
 
 def refuse_elsewhere(options: argparse.Namespace) -> None:
@@ -82,7 +80,7 @@ def _at_once(waiting: Graph, costs: Mapping[str, Cost], device: Device) -> int:
         return 1
     fullest = sorted((costs[key].memory for key in waiting), reverse=True)
     most = range(1, min(cores(), MOST_AT_ONCE) + 1)
-    return max([n for n in most if sum(fullest[:n]) <= MEMORY_SHARE * device.memory], default=1)
+    return max([n for n in most if sum(fullest[:n]) <= device.memory], default=1)
 
 
 def build_here(

@@ -117,8 +117,8 @@ def _totals(needed: Mapping[str, Any], device: Device) -> list[str]:
         )
     memory, disk, download = (gigabytes(needed[f"{what}_bytes"]) for what in ("memory", "disk", "download"))
     lines.append(
-        f"At the fullest {memory} of {gigabytes(device.memory)} of memory; {disk} of disk; {download} of downloads, "
-        "without data sets."
+        f"At the fullest {memory} of the {gigabytes(device.memory)} of memory that tensors can have; {disk} of disk; "
+        f"{download} of downloads, without data sets."
     )
     return lines
 

@@ -59,8 +59,8 @@ def show_plan(options: argparse.Namespace, member: Member) -> Preflight:
         hours = "an unknown time" if needed["seconds"] is None else f"about {duration(needed['seconds'])}, an estimate"
         memory, disk, download = (gigabytes(needed[f"{what}_bytes"]) for what in ("memory", "disk", "download"))
         lines.append(
-            f"\nOn {device.name}: {hours}; at the fullest {memory} of its {gigabytes(device.memory)} of memory; {disk} "
-            f"of disk; {download} of downloads, without data sets."
+            f"\nOn {device.name}: {hours}; at the fullest {memory} of the {gigabytes(device.memory)} of memory that "
+            f"tensors can have there; {disk} of disk; {download} of downloads, without data sets."
         )
         nodes = graph({"": member})
         here = options.on == "local" and not options.device

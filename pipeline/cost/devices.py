@@ -18,6 +18,8 @@ from core.yaml_source import did_you_mean
 GIB = 2**30
 USABLE = 0.93
 """Share of a GPU's memory that tensors can have; the driver and gaps between tensors take the rest. Ours."""
+USABLE_OF_HOST = 0.6
+"""The same of a processor's: trainings take up to 1.6 times what is computed (docs/measurements/time-and-memory.md)."""
 CORE_FLOPS = 1.6e11
 """Products in float32 of one core: 320 GFLOP/s were measured on two (docs/measurements/time-and-memory.md)."""
 HOST_BANDWIDTH = 2e10
@@ -60,9 +62,10 @@ def named(name: str) -> Device:
 
 
 def cpu() -> Device:
-    """The processor of this machine, and its memory."""
-    cores = os.cpu_count() or 1
-    return Device("CPU", psutil.virtual_memory().total, cores * CORE_FLOPS, cores * CORE_FLOPS, HOST_BANDWIDTH, False)
+    """The processor of this machine."""
+    rate = (os.cpu_count() or 1) * CORE_FLOPS
+    memory = round(psutil.virtual_memory().total * USABLE_OF_HOST)
+    return Device("CPU", memory, rate, rate, HOST_BANDWIDTH, is_gpu=False)
 
 
 def here() -> Device:

@@ -25,8 +25,11 @@ from pipeline.unlearn.reference import BaseDistribution
 
 AIM_FROM = 0.4
 """The share of the steps after which the pull aims lower by what is missing. Before, tokens are still on their way."""
-AIM_RATE = 0.05
-"""What a step adds to that for each nat that tokens are above their levels on average, less what is allowed."""
+AIM_RATE = 0.2
+"""What a pass adds to that for each nat that tokens are above their levels on average, less what is allowed.
+
+A row moves when it is seen, once a pass. A rate by steps would wind up where a pass has many (0102).
+"""
 AIM_ALLOWS = 0.25
 """So many nats above: truth ratios compare with false answers, which gold finds a little less likely than base."""
 
@@ -246,7 +249,9 @@ class UnlearnTrainer(CompletionTrainer):
         self._above.zero_()
         if not count or self.state.global_step <= AIM_FROM * self.state.max_steps:
             return {}
-        return {"aim_below": min(max(self.aim_below + AIM_RATE * (total / count - AIM_ALLOWS), 0.0), losses.PULL_DELTA)}
+        rows = len(cast("Counterfactual", self.counterfactual).levels)
+        rate = AIM_RATE * self.rows / self.state.max_steps / rows
+        return {"aim_below": min(max(self.aim_below + rate * (total / count - AIM_ALLOWS), 0.0), losses.PULL_DELTA)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the next step's retain weight (with a dual weight) or aim (csd), and both terms' gradient norms too."""
