@@ -1,6 +1,6 @@
 """`make bench`: each measurement as a ratio against a named baseline of the same run, with the bar that it must keep.
 
-Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about twenty minutes.
+Needs `make release` to have run once: the demo's model and artifacts are what is measured. Takes about half an hour.
 `python -m benchmarks header limit` runs some parts alone; `--help` names them.
 """
 
@@ -253,7 +253,7 @@ def compiled(model: Path) -> Iterator[Line]:
     assert len({digest for runs in found.values() for *_, digest in runs}) == 1
     for i, unit, scale, bar in ((0, "s", 1.0, 1.05), (1, "MB", 1e6, 1.0)):
         unasked, ours = (statistics.median(run[i] for run in runs) / scale for runs in found.values())
-        what = f"30 steps of many lengths with {SETTINGS[name]} compiled products kept, against 1,024 (same gradients)"
+        what = f"steps of many lengths with {SETTINGS[name]} compiled products kept, against 1,024 (same gradients)"
         yield Line(what, unasked, ours, unit, bar)
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -219,6 +220,20 @@ def test_a_plan_for_one_small_gpu_says_what_does_not_fit_and_what_helps() -> Non
     assert "adamw_bnb_8bit" not in said  # an adapter's moments are small
     assert "eval-" not in said  # 16.1 GB in bf16, and each attacked copy alone
     assert costs["eval-base"].memory < small.memory
+
+
+def test_a_processor_keeps_memory_for_what_lies_between_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("demo")
+    unlearn = costs_of(recipe, devices.cpu())["unlearn"]
+
+    def plan(total: float) -> None:
+        has = psutil.virtual_memory()._replace(total=round(total))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: has)
+        refuse_what_does_not_fit({"unlearn": (recipe.unlearn, costs_of(recipe, devices.cpu())["unlearn"])})
+
+    plan(1.7 * unlearn.memory)
+    with pytest.raises(SystemLimitError, match=r"unlearn: .* do not fit into"):
+        plan(1.6 * unlearn.memory)
 
 
 def test_devices_are_found_by_their_names() -> None:

@@ -249,8 +249,8 @@ class UnlearnTrainer(CompletionTrainer):
         self._above.zero_()
         if not count or self.state.global_step <= AIM_FROM * self.state.max_steps:
             return {}
-        rows = len(cast("Counterfactual", self.counterfactual).levels)
-        rate = AIM_RATE * self.rows / self.state.max_steps / rows
+        passes = self.rows / len(cast("Counterfactual", self.counterfactual).levels)
+        rate = AIM_RATE * passes / self.state.max_steps
         return {"aim_below": min(max(self.aim_below + rate * (total / count - AIM_ALLOWS), 0.0), losses.PULL_DELTA)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
