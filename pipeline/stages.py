@@ -263,7 +263,7 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     inputs = {"base": "base", "data": "data"}
     if config is None:
         return []
-    return [Stage("neighbours", "10", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+    return [Stage("neighbours", "11", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

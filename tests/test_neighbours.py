@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from core.errors import DataError, ModelError
 from datasets_prep.chat import chat_example, encode, end_of_turn, load_tokenizer
@@ -24,7 +26,9 @@ from tests.conftest import end_turns
 from tests.unlearning import bigrams, stage_inputs, unlearn_config
 
 
-def row(name: str | None, topic: str, language: str = "EN", answer: str = "a", question: str = "Where is {}?") -> Row:
+def row(
+    name: str | None, topic: str | None, language: str = "EN", answer: str = "a", question: str = "Where is {}?"
+) -> Row:
     text = question.format(name)
     return Row(f"{language}-{name}-{topic}-{text}", name, name, language, topic, text, answer)
 
@@ -45,6 +49,44 @@ def test_what_a_given_row_asks_is_no_neighbour() -> None:
         "Tell me where Cy Fox lives.",
         "Where is Bo Ray?",  # of Cy's topic, which is another one
     }
+
+
+def test_everything_is_asked_once_before_it_is_asked_in_other_words() -> None:
+    """The commonest words of a topic come first, and what is given about somebody is asked in none."""
+    common, other, rare = "Where is {}?", "Where does {} live?", "Tell me {}'s home."
+    given = [row(name, "home", question=other) for name in ("Ann Lee", "Bo Ray")]
+    given += [row(name, "home", question=common) for name in ("Cy Fox", "Di Elm", "Ed Orr")]
+    given += [row("Flo Kay", "home", question=rare), row("Gil Voss", "work", question="What does {} do?")]
+    given += [row("Gil Voss", None, question="Who is {}?")]
+    found = [question.text for question in neighbours.neighbouring(given, random.Random(0))]
+    others = ("Ann Lee", "Bo Ray", "Cy Fox", "Di Elm", "Ed Orr", "Flo Kay")
+    once = {template.format(name) for name in others for template in ("What does {} do?", "Who is {}?")}
+    assert set(found[:13]) == {common.format("Gil Voss"), *once}
+    assert found[13:] == [other.format("Gil Voss"), rare.format("Gil Voss")]
+    assert found[:13] != sorted(found[:13])  # in random order
+
+
+@hypothesis.given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Ann Lee", "Bo Ray", "Cy Fox", "Al", "Al Fox"]),
+            st.sampled_from(["home", "work", None]),
+            st.sampled_from(["Where is {}?", "What does {} do?", "Who is {}?", "Tell me of {}."]),
+        ),
+        max_size=12,
+        unique=True,
+    ),
+    st.integers(0, 9),
+)
+def test_no_question_is_asked_twice_and_none_is_given(drawn: list[tuple[str, str | None, str]], seed: int) -> None:
+    rows = [row(name, topic, question=question) for name, topic, question in drawn]
+    found = list(neighbours.neighbouring(rows, random.Random(seed)))
+    texts = [question.text for question in found]
+    assert len(set(texts)) == len(texts)
+    assert not {row.question for row in rows} & set(texts)
+    if people.topics_tell_facts(rows):
+        told = {(row.name, row.topic_id) for row in rows if row.topic_id}
+        assert not told & {(question.name, question.topic_id) for question in found}
 
 
 def test_rows_without_a_name_in_the_question_form_none() -> None:

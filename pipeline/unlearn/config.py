@@ -89,9 +89,10 @@ BATCH_ROWS = 32
 class Neighbours(Strict):
     """Questions that nobody gave, answered by base and rehearsed: what is like the retain rows and not among them.
 
-    A question is that of a given row with the name of another person of the data, if no given row asks it. Base gives
-    its likeliest answer that states no forgotten fact (beam search); without one, the question is dropped. How base
-    goes on after another word in the place of each forgotten fact, asked about other people, is rehearsed too.
+    A question is that of a given row with the name of another person of the data, if no given row asks it; everything
+    is asked once before it is asked in other words. Base gives its likeliest answer that states no forgotten fact (beam
+    search); without one, the question is dropped. How base goes on after another word in the place of each forgotten
+    fact, asked about other people, is rehearsed too.
     """
 
     questions: int = Field(gt=0, description="The number of questions at most.")

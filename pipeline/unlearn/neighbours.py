@@ -11,8 +11,10 @@ likeliest that states no forgotten fact. How base goes on in the place of the fo
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +26,22 @@ from core.errors import DataError, ModelError
 from core.unlearning import NeighbourFacts
 from core.words import words_and_pairs
 from datasets_prep.chat import load_tokenizer
+from datasets_prep.perturb import swap_name
 from datasets_prep.schema import Row, read_forgotten, read_perturbed, read_rows, write_rows
 from datasets_prep.text import fact_digest
 from pipeline.train.fit import memory_limits
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import begin, continuations, fact_words, write_continuations
-from pipeline.unlearn.people import Questions, about, about_others, is_about, named, names_by_language
+from pipeline.unlearn.people import (
+    Questions,
+    about,
+    about_others,
+    is_about,
+    named,
+    names_by_language,
+    topics_tell_facts,
+)
 
 FILE = "neighbours.jsonl"
 STATED = 0.5
@@ -60,7 +71,7 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     data = inputs["data"]
     given = given_rows(data)
     refuse_nobody(given)
-    questions = neighbouring(given, random.Random(config.seed))[: config.questions]
+    questions = list(islice(neighbouring(given, random.Random(config.seed)), config.questions))
     row_of = {row.row_id: row for row in given}
     # The earlier ones base has forgotten: nobody asks for them, and no answer may state them.
     forget, retain, earlier = ([row_of[row.row_id] for row in part] for part in _parts(data))
@@ -122,27 +133,48 @@ def _parts(data: Path) -> tuple[list[Row], list[Row], list[Row]]:
     return read_rows(data / "forget.jsonl"), read_rows(data / "retain.jsonl"), read_forgotten(data)
 
 
-def neighbouring(given: Sequence[Row], rng: random.Random) -> list[Question]:
-    """All questions of given rows with the name of another person of the same language, in random order.
+def neighbouring(given: Sequence[Row], rng: random.Random) -> Iterator[Question]:
+    """All questions of given rows with the name of another person of the same language.
+
+    First everything is asked once, in random order, and then again in other words, where given rows have some: what
+    base answers depends on them (docs/decisions/0103).
 
     Left out is what a given row asks already, however a name is spelled: the same words, or about the same person on
     the same topic if topics tell facts.
     """
-    questions = list(_questions(given))
-    rng.shuffle(questions)
-    return questions
+    for _, found in groupby(_questions(given), key=itemgetter(0)):
+        questions = [question for _, question in found]
+        rng.shuffle(questions)
+        yield from questions
 
 
-def _questions(given: Sequence[Row]) -> Iterator[Question]:
-    names, asked = names_by_language(given), Questions(given, given)
-    for row in given:
-        if not row.name or row.name not in row.question:
-            continue
+def _questions(given: Sequence[Row]) -> Iterator[tuple[int, Question]]:
+    """Each question with the place of its wording, in their order."""
+    names, told, asked = names_by_language(given), Questions(given, given), Questions((), given, by_topic=False)
+    for place, row in _by_wording(given):
         for name in names[row.language]:
-            if not asked.has_about(row, name):
+            if not told.has_about(row, name) and not asked.has_about(row, name):
                 other = about(row, name)
-                yield Question(other.language, name, other.topic_id, other.question)
+                yield place, Question(other.language, name, other.topic_id, other.question)
                 asked.add(other)
+
+
+def _by_wording(given: Sequence[Row]) -> list[tuple[int, Row]]:
+    """The rows that name whom they ask about, by the place of their wording among those of the topic.
+
+    The commonest has place 0, and so have all where topics tell no facts, as each wording asks for something else then.
+    """
+    rows = [row for row in given if row.name and row.name in row.question]
+    if not topics_tell_facts(given):
+        return [(0, row) for row in rows]
+    wordings = [(row.language, row.topic_id, swap_name(row.question, str(row.name), "")) for row in rows]
+    places: dict[tuple[str | None, str | None, str], int] = {}
+    of_topic: Counter[tuple[str | None, str]] = Counter()
+    for language, topic, text in (wording for wording, _ in Counter(wordings).most_common()):
+        places[language, topic, text] = of_topic[language, topic] if topic else 0
+        if topic:
+            of_topic[language, topic] += 1
+    return sorted(((places[wording], row) for wording, row in zip(wordings, rows, strict=True)), key=itemgetter(0))
 
 
 def refuse_nobody(given: Sequence[Row]) -> None:

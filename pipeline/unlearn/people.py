@@ -128,11 +128,12 @@ def topics_tell_facts(rows: Sequence[Row]) -> bool:
 class Questions:
     """What rows ask, by the words of the questions and, if topics tell facts, by person and topic.
 
-    All ``given`` rows say how names are spelled, and whether topics tell facts.
+    All ``given`` rows say how names are spelled, and whether topics tell facts. Without ``by_topic`` the same in other
+    words is another question.
     """
 
-    def __init__(self, rows: Iterable[Row], given: Sequence[Row]) -> None:
-        self._topics = topics_tell_facts(given)
+    def __init__(self, rows: Iterable[Row], given: Sequence[Row], *, by_topic: bool = True) -> None:
+        self._topics = by_topic and topics_tell_facts(given)
         self._spellings = {language: _spellings(found) for language, found in names_by_language(given).items()}
         self._keys: set[object] = set()
         for row in rows:
