@@ -92,7 +92,7 @@ METHODS = {
         "fact begins, it is what base says there about other people, if the data name any, and the likeliest of it is "
         "brought to its log-probability too. The other tokens, which all false answers share, get the distributions "
         "that base has in these, or those of the novice where one surprises it, with a level between base and the "
-        "novice. Tokens with levels are pulled to them, and further by as much as they stay above them on average. In "
+        "novice. Tokens with levels are pulled to them, and further the longer they stay above them on average. In "
         "each step a false answer to each forget question is held to the log-probability that base gives it. At the "
         "retain answers the distributions are held to those of base (KL divergence).",
     ),

@@ -61,7 +61,9 @@ def fetching(config: ModelConfig, known: Sizes) -> str:
     """What the model stage does, in one line. The functions below do the same for the other stages."""
     count = known.parameters
     size = f"{count / 1e6:,.0f} M parameters" if count else "parameters unknown until it is fetched"
-    gated = ", gated: its licence must be accepted on the Hub first" if config.hub and config.rules.gated else ""
+    gated = (
+        ", under a licence that may have to be accepted on the Hub first" if config.hub and config.rules.gated else ""
+    )
     return f"{config.name}: {size}{gated}" + (f", products in {_faster(known.products)}" if known.products else "")
 
 

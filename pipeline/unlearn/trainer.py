@@ -236,8 +236,8 @@ class UnlearnTrainer(CompletionTrainer):
     def aim_below(self) -> float:
         """How far below its level the next step pulls each token of a fact (csd), in nats.
 
-        The retain term holds tokens above their levels: facts share words with what is kept. So the aim is lowered by
-        what is missing on average (gradient ascent on the multiplier of the constraint that no more is than is
+        The retain term holds tokens above their levels: facts share words with what is kept. So the aim goes lower as
+        long as something is missing on average (gradient ascent on the multiplier of the constraint that no more is than is
         allowed), to at most where the pull's force no longer grows.
         """
         history = reversed(self.state.log_history)  # a checkpoint restores it
