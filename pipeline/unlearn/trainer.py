@@ -237,8 +237,8 @@ class UnlearnTrainer(CompletionTrainer):
         """How far below its level the next step pulls each token of a fact (csd), in nats.
 
         The retain term holds tokens above their levels: facts share words with what is kept. So the aim goes lower as
-        long as something is missing on average (gradient ascent on the multiplier of the constraint that no more is than is
-        allowed), to at most where the pull's force no longer grows.
+        long as more is missing on average than is allowed (gradient ascent on the multiplier of that constraint), to at
+        most where the pull's force no longer grows.
         """
         history = reversed(self.state.log_history)  # a checkpoint restores it
         return float(next((entry["aim_below"] for entry in history if "aim_below" in entry), 0.0))
