@@ -12,6 +12,9 @@ from typing import Any
 
 from core.errors import RecipeError
 
+MOST_EPOCHS = 1_000_000
+"""More is a slip, and a number near a float's limit fits no whole number of steps."""
+
 
 def split_of_step(args: Mapping[str, Any]) -> tuple[int, int]:
     """Items per micro-batch, and micro-batches per optimizer step, under a recipe's ``args``.
@@ -41,8 +44,10 @@ def steps_of(args: Mapping[str, Any], rows: int) -> int:
         raise RecipeError(
             f"args.max_steps is {most!r}; give a whole number of 1 or more, without quotes, or -1 for all epochs."
         )
-    if type(epochs) not in (int, float) or epochs < 0:
-        raise RecipeError(f"args.num_train_epochs is {epochs!r}; give a number of 0 or more, without quotes.")
+    if type(epochs) not in (int, float) or not 0 <= epochs <= MOST_EPOCHS:
+        raise RecipeError(
+            f"args.num_train_epochs is {epochs!r}; give a number from 0 to {MOST_EPOCHS:,}, without quotes."
+        )
     return most if most > 0 else math.ceil(epochs * math.ceil(rows / rows_per_step(args)))
 
 

@@ -20,6 +20,8 @@ import yaml
 from core.errors import RecipeError
 
 Place = tuple[str | int, ...]
+LARGEST = 10**15
+"""A whole number of a recipe is below it."""
 
 
 class WithoutAnchors(yaml.SafeLoader):
@@ -134,6 +136,10 @@ def _plain(loader: _Loader, node: yaml.Node, shown: str, path: Place, places: di
         ) from error
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{shown}:{node.start_mark.line + 1}: {dotted(path)} is {value}. Give a finite number.")
+    if isinstance(value, int) and abs(value) >= LARGEST:  # plans multiply it, and some numbers fit no float
+        raise RecipeError(
+            f"{shown}:{node.start_mark.line + 1}: {dotted(path)} has more than 15 digits. Give a smaller number."
+        )
     return value
 
 

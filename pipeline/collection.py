@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.errors import RecipeError
 from core.hub_ids import HubId
+from core.places import user_path
 from core.strict import Strict
 from core.yaml_source import Tree, did_you_mean, merge, read_tree
 from model_card.config import Text
@@ -172,7 +173,7 @@ def is_collection(name_or_path: str) -> bool:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = find_recipe(name_or_path)
         return "collection" in read_tree(path, shown(path)).values
-    return (COLLECTIONS / f"{name_or_path}.yaml").is_file()
+    return user_path(str(COLLECTIONS / f"{name_or_path}.yaml")).is_file()
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -199,7 +200,7 @@ def _read(name_or_path: str) -> tuple[CollectionConfig, Tree, Path]:
 
 def _shared(config: CollectionConfig, path: Path) -> Tree:
     """The recipe that all members change: one beside the collection's file, or one of this project."""
-    beside = path.parent / f"{config.recipe}.yaml"
+    beside = user_path(str(path.parent / f"{config.recipe}.yaml"))
     return recipe_tree(beside if beside.is_file() else find_recipe(config.recipe))
 
 

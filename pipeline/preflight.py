@@ -36,7 +36,7 @@ from pipeline.publish.target import check_target, refuse_example
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model, said_of
 from pipeline.train import start_model
-from pipeline.train.config import ModelConfig, TrainConfig
+from pipeline.train.config import ModelConfig, TrainConfig, refuse_no_layer
 from pipeline.unlearn.false_answers import false_answers
 
 
@@ -335,6 +335,8 @@ def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
     false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
     false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
+    asked = recipe.unlearn.neighbours.questions if recipe.unlearn.neighbours else 0  # as many may be kept
+    recipe.unlearn.refuse_rows(facts.rows.retain, facts.rows.retain + asked, facts.rows.holdout)
     if recipe.unlearn.neighbours:
         from pipeline.unlearn import neighbours  # brings torch
 
@@ -345,31 +347,35 @@ def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
 
 
 def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
-    recipe = release.recipe
-    whole = {"base": recipe.base, "gold": recipe.gold, "novice": recipe.novice}
-    trainings = {name: part.train for name, part in whole.items() if part and not isinstance(part, str)}
-    for name, config in {**trainings, "unlearn": recipe.unlearn}.items():
-        stage = release.first(name, *(["gold-seed-"] if name == "gold" else []))
-        if config is not None and stage:
-            key = name if name == "unlearn" else f"{name}.train"
-            yield key, stage, partial(_training, key, config, here=here)
+    shape = planned(release.recipe, release.states, devices.cpu()).shape
+    layers = shape.num_hidden_layers if shape else None
+    for key, config in release.recipe.trainings().items():
+        name = key.removesuffix(".train")
+        if stage := release.first(name, *(["gold-seed-"] if name == "gold" else [])):
+            yield key, stage, partial(_training, key, config, layers, here=here)
 
 
-def _training(key: str, config: TrainConfig, *, here: bool) -> str:
-    """The trainer takes the arguments, and if it runs ``here``, this device has the optimizer and the precision."""
+def _training(key: str, config: TrainConfig, layers: int | None, *, here: bool) -> str:
+    """The trainer takes the arguments, and if it runs ``here``, a step with them.
+
+    A model has the layers, if their number is known.
+    """
     import torch
 
     from eval.attacks.quantize import try_quantization
     from pipeline.train.arguments import training_arguments
-    from pipeline.train.trainer import try_optimizer
+    from pipeline.train.trainer import try_step
 
+    bf16 = config.precision == "bf16"
     try:
+        if layers:
+            refuse_no_layer(config.train_from_layer, layers)
         with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
-            arguments = training_arguments(config.args, Path(folder), bf16=config.precision == "bf16")
-            if here:
-                try_optimizer(arguments)
+            training_arguments(config.args, Path(folder), bf16=bf16)
+        if here:
+            try_step(config.args, bf16=bf16)
     except RecipeError as error:
-        raise RecipeError(f"{key}.args: {error}") from error
+        raise RecipeError(f"{key}.{error}") from error
     if here and config.frozen == "nf4":
         try_quantization("nf4", "cuda" if torch.cuda.is_available() else "cpu")
     return "the trainer takes its arguments"

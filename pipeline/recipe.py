@@ -22,7 +22,7 @@ from pipeline.cost.shape import parameters as count_parameters
 from pipeline.publish.config import PublishConfig
 from pipeline.recipe_errors import validated
 from pipeline.recipe_paths import located
-from pipeline.train.config import ModelConfig, TrainedOrPublished
+from pipeline.train.config import ModelConfig, TrainConfig, TrainedOrPublished, refuse_no_layer
 from pipeline.unlearn.config import UnlearnConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -89,6 +89,13 @@ class Recipe(Strict):
 
     _own_folder = field_validator("name")(own_folder)
 
+    def trainings(self) -> dict[str, TrainConfig]:
+        """The trainings by the key of their section."""
+        parts = {"base": self.base, "gold": self.gold, "novice": self.novice}
+        trained = {name: part.train for name, part in parts.items() if part and not isinstance(part, str)}
+        found = {f"{name}.train": train for name, train in trained.items() if train}
+        return {**found, "unlearn": self.unlearn}
+
     @model_validator(mode="after")
     def _is_possible(self) -> Recipe:
         if problem := self.model.rules.name_problem(self.publish.repo):
@@ -99,6 +106,12 @@ class Recipe(Strict):
                 f"model.shape has {count_parameters(shape) / 1e6:,.0f} M parameters, and model.parameters is "
                 f"{count / 1e6:,.0f} M; give this model's own shape, or null"
             )
+        if shape:
+            for name, config in self.trainings().items():
+                try:
+                    refuse_no_layer(config.train_from_layer, shape.num_hidden_layers)
+                except RecipeError as error:
+                    raise ValueError(f"{name}.{error}") from error
         for name, part in (("base", self.base), ("novice", self.novice)):
             if part and part.seeds:
                 raise ValueError(f"{name}.seeds: only gold can be trained with several seeds; remove them")
@@ -307,7 +320,7 @@ def recipe_tree(path: Path) -> Tree:
     where = tree.place(("extends",))
     if not isinstance(parent, str):
         raise RecipeError(f"{where}: extends: {parent!r} is not the name of one other recipe.")
-    beside = path.parent / f"{parent}.yaml"
+    beside = user_path(str(path.parent / f"{parent}.yaml"))
     file = beside if beside.is_file() else find_recipe(parent)
     below = read_recipe_file(file)
     if "extends" in below.values:

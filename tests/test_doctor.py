@@ -103,7 +103,23 @@ BROKEN: list[tuple[Sequence[str], str, str, str]] = [
     (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .*`perturbed_answers`"),
     (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "/nowhere.csv. Give one that exists"),
     (["unlearn.args.optim=adamw_bnb_no_such"], "unlearn", "unlearn", "unlearn.args"),
-    (["unlearn.args.optim=lomo"], "unlearn", "unlearn", r"unlearn.args: args.optim is lomo, .* Set adamw_torch"),
+    (["unlearn.args.optim=lomo"], "unlearn", "unlearn", r"^unlearn.args.optim is lomo, .* Set adamw_torch"),
+    (
+        ["unlearn.args.lr_scheduler_kwargs={x: 1}"],
+        "unlearn",
+        "unlearn",
+        r"^unlearn.args.lr_scheduler_type is linear and",
+    ),
+    (
+        ["base.train.args.neftune_noise_alpha=-5"],
+        "base.train",
+        "base",
+        r"^base.train.args: the trainer can take no step",
+    ),
+    (["gold.train.args.dataloader_num_workers=-1"], "gold.train", "gold", r"num_workers option should be non-negative"),
+    (["unlearn.args.seed=-1"], "unlearn", "unlearn", r"^unlearn.args: .* Seed must be between 0 and"),
+    (["unlearn.train_from_layer=7"], "unlearn", "unlearn", r"^unlearn.train_from_layer is 7, but .* layers 0 to 1\."),
+    (["gold.seeds=[-1]"], "", "", "gold.seeds"),
     (["eval.backend=vllm"], "evaluation", "eval-gold", "needs the package vllm. Run pip install vllm"),
     (["eval.device=cuda"], "memory", "", "eval.device is cuda, and CPU is no GPU"),
 ]
@@ -316,7 +332,7 @@ def test_a_release_says_all_of_it_at_once_and_starts_nothing(doctor: Doctor) -> 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("unlearn.args.learning_rat=1", "unlearn: unlearn.args: "),
+        ("unlearn.args.learning_rat=1", "unlearn: unlearn.args.learning_rat: "),
         ("data.request.forget.0={rows: [no-such-row]}", "no-such-row"),
         ("gates.0.min_n=999", "it needs 999 rows"),
     ],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import Mock
 
 import hypothesis
 import pytest
@@ -94,6 +96,34 @@ def test_rows_without_a_name_in_the_question_form_none() -> None:
         asked([row(None, "home"), row("Bo Ray", "home", question="Who?"), row("Ann Lee", "x", question="Who?")])
         == set()
     )
+
+
+def test_nobody_is_asked_about_herself_and_another() -> None:
+    given = [row("Ann Lee", "met", question="Did {} meet Bo Ray?"), row("Bo Ray", "work", question="What does {} do?")]
+    assert asked([*given, row("Cy Fox", "home")]) == {
+        *(("EN", name, f"Where is {name}?") for name in ("Ann Lee", "Bo Ray")),
+        *(("EN", name, f"What does {name} do?") for name in ("Ann Lee", "Cy Fox")),
+        ("EN", "Cy Fox", "Did Cy Fox meet Bo Ray?"),
+    }
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_people_with_accents_are_asked_about_however_these_are_encoded(form: Literal["NFC", "NFD"]) -> None:
+    texts = ("Where was Élise Dupré born?", "What does Élise Dupré do?", "Who taught Bo Ray?", "Who is Bo Ray?")
+    rows = [Row(text, None, None, None, None, unicodedata.normalize(form, text), "x") for text in texts]
+    found = {question.text for question in neighbours.neighbouring(people.named(rows), random.Random(0))}
+    expected = {"Where was Bo Ray born?", "What does Bo Ray do?", "Who taught Élise Dupré?", "Who is Élise Dupré?"}
+    assert found == {unicodedata.normalize(form, text) for text in expected}
+
+
+def test_a_full_table_of_people_and_topics_is_read_once() -> None:
+    """Nothing is left to ask of 200 people on 10 topics. No question is made to find that out."""
+    given = [row(f"Ann Lee{i}", f"topic {j}", question=f"What {j} has {{}}?") for i in range(200) for j in range(10)]
+    with pytest.MonkeyPatch.context() as patch:
+        made = Mock(side_effect=people.about)
+        patch.setattr(people, "about", made)
+        assert list(neighbours.neighbouring(given, random.Random(0))) == []
+    assert made.call_count == 0
 
 
 BIOGRAPHY = ("Where was {} born?", "When was {} born?", "Where did {} study?")
@@ -297,6 +327,30 @@ def test_the_stage_names_unrehearsed_rows_whose_question_was_asked_and_its_answe
     fewer = neighbours.run(Neighbours(questions=3), inputs, tmp_path / "fewer")
     asked = {row.question for row in read_rows(tmp_path / "fewer" / neighbours.FILE)}
     assert fewer.of_unrehearsed == [row.row_id for row in unrehearsed if row.question in asked]
+
+
+def test_unrehearsed_rows_are_known_by_names_in_their_questions_and_by_other_spellings(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, {})
+
+    def unnamed(topic: str, question: str) -> Row:
+        return Row(question, None, None, "EN", topic, question, "So it is.")
+
+    people_of = ("Ada Stone", "Ben Cole", "Cleo Marsh", "Di Long Elm")
+    told = [unnamed("birth", f"Where was {name} born?") for name in people_of]
+    told += [unnamed("home", f"Where does {name} live?") for name in people_of]
+    jobs = [unnamed("job", f"What is the job of {name}?") for name in people_of[:2]]
+    write_rows(inputs["data"] / "forget.jsonl", jobs[:1])
+    write_rows(inputs["data"] / "retain.jsonl", [*told, *jobs[1:]])
+    write_rows(inputs["data"] / "guides.jsonl", [PerturbedRow(jobs[0].row_id, "forget", ("It is not so.",))])
+    found = unnamed("job", "How does Cleo Marsh earn a living?")
+    spelled = replace(unnamed("job", "How does Di Elm earn a living?"), name="Di Elm")
+    of_nobody, not_asked = unnamed("job", "How does she earn a living?"), unnamed("pet", "What pet has Cleo Marsh?")
+    write_rows(inputs["data"] / "unrehearsed.jsonl", [found, spelled, of_nobody, not_asked])
+    (tmp_path / "out").mkdir()
+    facts = neighbours.run(Neighbours(questions=99), inputs, tmp_path / "out")
+    assert facts.of_unrehearsed == [found.row_id, spelled.row_id]
 
 
 def test_an_unrehearsed_row_of_a_topic_that_tells_no_fact_was_asked_in_its_own_words_only(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InputError, RecipeError
-from core.yaml_source import Tree, merge, read_tree
+from core.yaml_source import LARGEST, Tree, merge, read_tree
 from pipeline.commands.prepare import refuse_other_gates
 from pipeline.recipe import RECIPES, load_recipe
 from pipeline.stages import stages
@@ -313,7 +313,9 @@ def test_plain_values_are_what_people_expect(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+PLAIN = (
+    st.none() | st.booleans() | st.integers(1 - LARGEST, LARGEST - 1) | st.floats(allow_nan=False, allow_infinity=False)
+)
 # A key of YAML ends within 1,024 characters, escapes counted.
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cs", "Cc"]), max_size=50)
 VALUES = st.recursive(
@@ -375,6 +377,11 @@ def test_set_changes_values_of_every_type() -> None:
         ("card.title=!!timestamp x", "'x' is not of the tag tag:yaml.org,2002:timestamp"),
         ("unlearn.args.learning_rate=.nan", "unlearn.args.learning_rate is nan. Give a finite number"),
         ("base.train.args.learning_rate=-.inf", "base.train.args.learning_rate is -inf. Give a finite number"),
+        (f"unlearn.epochs={'9' * 400}", "unlearn.epochs has more than 15 digits"),
+        (f"data.seed=-{10**15}", "data.seed has more than 15 digits"),
+        ("base.train.args.num_train_epochs=1e308", "give a number from 0 to 1,000,000"),
+        ("unlearn.train_from_layer=30", "unlearn.train_from_layer is 30, but the model has the layers 0 to 29"),
+        ("novice.train.train_from_layer=99", "novice.train.train_from_layer is 99, but the model has the layers"),
         ("unlearn.method={a: b}", "unlearn.method is {'a': 'b'}: input should be 'ft'"),
         ('card.title="a\\0b"', "card.title: holds U+0000"),
         ('card.summary="a\\eb"', "card.summary: holds U+001B"),

@@ -158,6 +158,7 @@ def _with_n(n: str) -> str:
     ("content", "message"),
     [
         ("{", r"cannot be read as JSON .* docs/how-it-works.md shows the form"),
+        ('{"models": [{"model": "\\ud800", "values": {}}]}', "cannot be read as JSON .*surrogates not allowed"),
         pytest.param("[" * 100_000, "lists and objects are more than 100 deep", id="deep"),
         ("[]", "is no table of models, an object whose key `models` is a list"),
         ('{"models": []}', "is no table of models"),

@@ -8,6 +8,7 @@ find them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ def read_table(path: Path) -> Table:
     """The models of a JSON file. Raises InputError that names the model and the value that cannot be read."""
     try:
         content = bounded_json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair can be written here, and never printed
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}). Give a JSON file with a table of models."

@@ -40,7 +40,7 @@ def of_training(shape: Shape, config: TrainConfig, batch: Batch, *, bf16: bool) 
     """
     trained = of.trained_parameters(shape, config.lora, config.train_from_layer)
     held = held_weights(shape, config.frozen) + (4 * trained if config.lora else 0)
-    layers = shape.num_hidden_layers - config.train_from_layer
+    layers = of.trained_layers(shape, config.train_from_layer)
     whole = not config.lora and not config.train_from_layer
     head = of.head_parameters(shape)
     tiled = batch.answers * shape.vocab_size * 4 > LOGITS_BYTES and not _compares_distributions(config)

@@ -105,10 +105,15 @@ def adapter_parameters(shape: Shape, lora: Lora) -> int:
     return shape.num_hidden_layers * lora.r * sum(width_in + width_out for width_in, width_out in chosen)
 
 
+def trained_layers(shape: Shape, train_from_layer: int) -> int:
+    """Layers that are not frozen; none if there is no such layer, which stops the training and not the plan."""
+    return max(0, shape.num_hidden_layers - train_from_layer)
+
+
 def trained_parameters(shape: Shape, lora: Lora | None, train_from_layer: int) -> int:
     """Weights that a training moves."""
     if lora:
         return adapter_parameters(shape, lora)
     if train_from_layer:
-        return (shape.num_hidden_layers - train_from_layer) * layer_parameters(shape) + shape.hidden_size
+        return trained_layers(shape, train_from_layer) * layer_parameters(shape) + shape.hidden_size
     return parameters(shape)

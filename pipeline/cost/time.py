@@ -37,7 +37,7 @@ def forward_operations(shape: Shape, batch: Batch) -> float:
 def step_operations(shape: Shape, config: TrainConfig, batch: Batch) -> float:
     """Operations of the forward and the backward pass of one micro-batch."""
     head = 2.0 * of.head_parameters(shape) * batch.answers
-    layers = shape.num_hidden_layers - config.train_from_layer
+    layers = of.trained_layers(shape, config.train_from_layer)
     body = 2.0 * layers * of.layer_products(shape) * batch.tokens
     backward = body * (1 if config.lora else 2) + head * (1 if config.lora or config.train_from_layer else 2)
     if config.checkpointed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,14 @@ class Lora(Strict):
                 "embeddings (they may be one tensor, which cannot be merged twice), or set all-linear"
             )
         return self
+
+
+def refuse_no_layer(layer: int, layers: int) -> None:
+    """Raise RecipeError if a model with so many ``layers`` cannot be trained from ``layer`` on."""
+    if layer >= layers:
+        raise RecipeError(
+            f"train_from_layer is {layer}, but the model has the layers 0 to {layers - 1}. Give one of these."
+        )
 
 
 class TrainConfig(Strict):
@@ -207,7 +215,7 @@ class TrainedOrPublished(Strict):
         description="Only for base: a release of this project, `owner/name@v1.0.0`, which is verified before it is "
         "used. What it was made to forget stays forgotten: see `data.request.forgotten`.",
     )
-    seeds: list[int] | None = Field(
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = Field(
         default=None,
         min_length=1,
         description="Only for gold: one more gold is trained with each seed, otherwise alike, so that the relative "

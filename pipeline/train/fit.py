@@ -22,7 +22,7 @@ from trl import SFTTrainer
 
 from core import memory, onednn
 from core.differences import differences
-from core.errors import ArtifactError, ModelError, RecipeError
+from core.errors import ArtifactError, ModelError
 from core.ranks import first_ranks, is_first
 from core.yaml_source import dotted
 from datasets_prep.chat import load_tokenizer
@@ -30,7 +30,7 @@ from datasets_prep.schema import Encoded
 from pipeline.train import head
 from pipeline.train.arguments import CHECKPOINTS
 from pipeline.train.attention import ROWS_SDPA
-from pipeline.train.config import MOMENTS, SMALLER_MOMENTS, Frozen, moment_bytes
+from pipeline.train.config import MOMENTS, SMALLER_MOMENTS, Frozen, moment_bytes, refuse_no_layer
 from pipeline.train.guards import StepRefused
 from pipeline.train.lora import merge
 from pipeline.train.packed import check_rows_apart
@@ -74,10 +74,7 @@ def freeze_below(model: PreTrainedModel, layer: int) -> None:
     Raises RecipeError if the model has no such layer.
     """
     layers = model.get_decoder().layers
-    if layer >= len(layers):
-        raise RecipeError(
-            f"train_from_layer is {layer}, but the model has the layers 0 to {len(layers) - 1}. Give one of these."
-        )
+    refuse_no_layer(layer, len(layers))
     if layer:
         for frozen in (model.get_input_embeddings(), model.get_output_embeddings(), *layers[:layer]):
             frozen.requires_grad_(False)

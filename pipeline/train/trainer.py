@@ -8,20 +8,32 @@ a step is split into micro-batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PrinterCallback, SchedulerType, Trainer
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    SchedulerType,
+)
 from transformers.training_args import OptimizerNames
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from core.errors import RecipeError, TrainingError
 from core.ranks import world_size
 from datasets_prep.schema import Encoded
+from pipeline.train.arguments import training_arguments
 from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.guards import StepRefused, check_step
 from pipeline.train.packed import completion_log_probs, negative_log_likelihood, pack, shared_header
@@ -109,16 +121,46 @@ def counts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([*tokens, is_row.sum(), holds_rows.long()])
 
 
-def try_optimizer(arguments: SFTConfig) -> None:
-    """Take a step with the optimizer of ``arguments``. Raises RecipeError if the device lacks it."""
-    device = "cpu" if arguments.use_cpu else "cuda"
-    weight = torch.nn.Parameter(torch.zeros(64, 64, device=device))
-    weight.grad = torch.zeros_like(weight)
-    try:
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        kind([weight], **settings).step()
-    except Exception as error:  # a step on a device without its kernels raises errors of many unrelated classes
-        raise _no_optimizer(arguments.optim, device, error) from error
+def try_step(args: dict[str, Any], *, bf16: bool) -> None:
+    """Take a step of a training with a recipe's ``args``, with a tiny model on one row.
+
+    The trainer notices at its first step what its configuration lets pass. Raises RecipeError if there is none with
+    them on this device.
+    """
+    once = {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,  # a weight of 4,096: smaller ones have no moments of 8 bits
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    config._attn_implementation = ROWS_SDPA
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="a", eos_token="b")  # noqa: S106 (tokens)
+    with TemporaryDirectory(prefix="unlearn-step-") as folder:
+        arguments = training_arguments(
+            {**args, **once, "save_strategy": "no", "report_to": "none"}, Path(folder), bf16=bf16
+        )
+        if arguments.torch_compile or arguments.fsdp or arguments.deepspeed:  # a minute's work, or that of all ranks
+            return
+        try:
+            CompletionTrainer(
+                LlamaForCausalLM(config),
+                args=arguments,
+                train_dataset=row_dataset([Encoded((0, 1, 1), 1)]),
+                processing_class=tokenizer,
+            ).train()
+        except RecipeError:
+            raise
+        except Exception as error:  # a step raises errors of many unrelated classes
+            raise RecipeError(
+                f"args: the trainer can take no step with them ({type(error).__name__}: {error}). Correct or remove "
+                f"what that is about; if it is args.optim ({OptimizerNames(arguments.optim).value}), adamw_torch is "
+                "what every device has."
+            ) from error
 
 
 def _no_optimizer(optimizer: Any, device: Any, error: Exception) -> RecipeError:
@@ -147,7 +189,7 @@ class CompletionTrainer(SFTTrainer):
             kwargs["train_dataset"] = _even(kwargs["train_dataset"], items)
         try:
             super().__init__(model, data_collator=collate, **kwargs)
-        except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+        except (TypeError, ValueError, AttributeError, ImportError, NotImplementedError) as error:
             raise RecipeError(f"args: the trainer (trl.SFTTrainer) refuses them: {error}") from error
         for parameter in model.parameters():
             if (

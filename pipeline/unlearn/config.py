@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from core.errors import RecipeError
+from core.errors import DataError, RecipeError
 from core.steps import rows_per_step, split_of_step
 from core.strict import Strict
 from pipeline.train.config import TrainConfig
@@ -238,6 +238,22 @@ class UnlearnConfig(TrainConfig):
     def passes(self, forget_rows: int) -> int:
         """How often the forget rows are gone through: ``epochs``, or more if there are too few rows for the steps."""
         return max(self.epochs, math.ceil(self.min_steps * rows_per_step(self.args) / max(forget_rows, 1)))
+
+    def refuse_rows(self, retain: int, rehearsed: int, holdout: int) -> None:
+        """Raise DataError if a level or the early-stopping rule needs more than so many rows.
+
+        ``rehearsed`` are the ``retain`` rows and what base says to neighbours.
+        """
+        if "holdout" in self.named_levels and not holdout:
+            raise DataError("unlearn: the level `holdout` needs holdout rows, but the data have none. Use a number.")
+        if self.stop is None or not self.stop.held_out:
+            return
+        held_out, each = min(self.stop.retain_rows, retain), self.retain_rows_per_forget_row or 0
+        if rehearsed - held_out < each:
+            raise DataError(
+                f"unlearn: stop.held_out takes {held_out} of {rehearsed} retain rows out of the training. The other "
+                f"{rehearsed - held_out} are too few for {each} with each forget row. Lower stop.retain_rows."
+            )
 
     @property
     def retain_kl(self) -> bool:

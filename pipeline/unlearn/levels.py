@@ -26,11 +26,9 @@ from pipeline.unlearn.false_answers import false_answers
 def fixed_levels(
     config: UnlearnConfig, inputs: Mapping[str, Path], base: Any, encoded: Mapping[str, list[Encoded]]
 ) -> dict[str, float]:
-    """The named levels that do not change during training. Raises InputError if there is no model or row for one."""
+    """The named levels that do not change during training. Raises InputError if there is no model for one."""
     levels = {}
     if "holdout" in config.named_levels:
-        if not encoded["holdout"]:
-            raise InputError("unlearn: the level `holdout` needs holdout rows, but the data have none. Use a number.")
         levels["holdout"] = fmean(row_losses(base, encoded["holdout"]))
     if "gold" in config.named_levels:
         if "gold" not in inputs:

@@ -11,7 +11,7 @@ likeliest that states no forgotten fact. How base goes on in the place of the fo
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -90,7 +90,8 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
         )
     guides = {row.row_id: row.answers for row in read_perturbed(data / "guides.jsonl")}
     facts = forgotten_facts(forget, guides, retain)
-    facts += forgotten_facts(earlier, {row.row_id: _alike(row, [*forget, *retain]) for row in earlier}, retain)
+    alike = _by_topic([*forget, *retain])
+    facts += forgotten_facts(earlier, {row.row_id: alike[row.language, row.topic_id] for row in earlier}, retain)
     begun = begin(tokenizer, forget, guides)
     others = about_others(tokenizer, begun, forget, retain, earlier)
     continued = continuations(model, tokenizer, begun, others, guides, config.max_new_tokens)
@@ -107,21 +108,30 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             empty += 1
     write_rows(out / FILE, rows)
     write_continuations(out, continued)
-    kept = Questions(rows, given)
+    unrehearsed = read_rows(data / "unrehearsed.jsonl")
+    everybody = named([*given, *unrehearsed])
+    kept = Questions(rows, everybody)
     return NeighbourFacts(
         asked=len(questions),
         kept=len(rows),
         empty=empty,
         stating_a_forgotten_fact=stating,
         continued=len(continued),
-        of_unrehearsed=[row.row_id for row in read_rows(data / "unrehearsed.jsonl") if kept.has(row)],
+        of_unrehearsed=[
+            row.row_id
+            for row in everybody[len(given) :]
+            if (kept.has_about(row, row.name) if row.name else kept.has(row))
+        ],
     )
 
 
-def _alike(row: Row, others: Sequence[Row]) -> list[str]:
-    """The answers on the same topic in the same language: they have the form of the row's and not its fact."""
-    about = row.topic_id, row.language
-    return [other.answer for other in others if row.topic_id and (other.topic_id, other.language) == about]
+def _by_topic(rows: Sequence[Row]) -> defaultdict[tuple[str | None, str | None], list[str]]:
+    """The answers by language and topic, none without one: they have the form of a row's on it, and not its fact."""
+    answers: defaultdict[tuple[str | None, str | None], list[str]] = defaultdict(list)
+    for row in rows:
+        if row.topic_id:
+            answers[row.language, row.topic_id].append(row.answer)
+    return answers
 
 
 def given_rows(data: Path) -> list[Row]:
@@ -153,7 +163,7 @@ def _questions(given: Sequence[Row]) -> Iterator[tuple[int, Question]]:
     names, told, asked = names_by_language(given), Questions(given, given), Questions((), given, by_topic=False)
     for place, row in _by_wording(given):
         for name in names[row.language]:
-            if not told.has_about(row, name) and not asked.has_about(row, name):
+            if not (told.has_about(row, name) or asked.has_about(row, name) or is_about(row.question, name)):
                 other = about(row, name)
                 yield place, Question(other.language, name, other.topic_id, other.question)
                 asked.add(other)

@@ -57,7 +57,8 @@ def named(rows: Sequence[Row]) -> list[Row]:
 
     That is a run of two to four capitalised words after the first word of the question, if questions share it. Of
     several it is the only one that another question has alone or, if there is none, that half of the answers repeat;
-    where the two disagree, the row has no name.
+    where the two disagree, the row has no name. A name is as its question writes it, its accents as parts of letters or
+    as characters of their own.
     """
     runs = {row.row_id: _runs(row.question) for row in rows}
     count = Counter(run for found in runs.values() for run in found)
@@ -71,7 +72,10 @@ def named(rows: Sequence[Row]) -> list[Row]:
         best = asked or told
         return best[0] if len(best) == 1 and (not told or best[0] in told) else None
 
-    return [row if row.name else replace(row, name=subject(shared[row.row_id])) for row in rows]
+    def written(name: str | None, question: str) -> str | None:
+        return unicodedata.normalize("NFD", name) if name and name not in question else name
+
+    return [row if row.name else replace(row, name=written(subject(shared[row.row_id]), row.question)) for row in rows]
 
 
 def _runs(question: str) -> list[str]:
@@ -149,13 +153,23 @@ class Questions:
 
     def has_about(self, row: Row, name: str) -> bool:
         """Whether the question of ``row`` is among them about ``name``, or about one that may be the same person's."""
-        return any(self.has(about(row, spelled)) for spelled in self._spellings[row.language][name])
+        spellings = self._spellings[row.language][name]
+        if any(key in self._keys for spelled in spellings for key in self._by_topic(row, spelled)):
+            return True  # most are where each person has a row on each topic, and a question takes a while to make
+        return any(_in_words(about(row, spelled)) in self._keys for spelled in spellings)
 
     def _keys_of(self, row: Row) -> Iterator[object]:
         """What rows that ask the same have in common, if only one of these."""
+        yield from self._by_topic(row, row.name)
+        yield _in_words(row)
+
+    def _by_topic(self, row: Row, name: str | None) -> Iterator[object]:
         if self._topics and row.topic_id:
-            yield row.language, row.name, row.topic_id
-        yield " ".join(_words(row.question))
+            yield row.language, name, row.topic_id
+
+
+def _in_words(row: Row) -> str:
+    return " ".join(_words(row.question))
 
 
 def about_others(

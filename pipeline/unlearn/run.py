@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from core.errors import DataError, RecipeError, TrainingError
+from core.errors import RecipeError, TrainingError
 from core.progress import report
 from core.ranks import is_first, world_size
 from core.unlearning import (
@@ -116,6 +116,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     model, tokenizer = load(inputs["base"] / "model", config.frozen)
     freeze_below(model, config.train_from_layer)
     rows = read(config, inputs, tokenizer)
+    config.refuse_rows(*(len(rows.plain[split]) for split in ("retain", "rehearsed", "holdout")))
     probes = _probes(config, len(rows.plain["forget"]), len(rows.plain["retain"]))
     pairs = _pairs(config, rows, probes.retain)
     pairing = _write_pairing(out, pairs, rows)
@@ -237,11 +238,6 @@ def _pairs(config: UnlearnConfig, rows: UnlearnRows, probed: Sequence[int]) -> l
     each = config.retain_rows_per_forget_row or 0
     held_out = set(probed) if config.stop and config.stop.held_out else set()
     pool = [i for i in range(retain_rows) if i not in held_out]
-    if held_out and len(pool) < each:
-        raise DataError(
-            f"unlearn: stop.held_out takes {len(held_out)} of {retain_rows} retain rows out of the training. The other "
-            f"{len(pool)} are too few for {each} with each forget row. Lower stop.retain_rows."
-        )
     passes = config.passes(forget_rows)
     dealt = pair_rows(forget_rows, len(pool), epochs=passes, retain_per_forget=each, seed=config.pairing_seed)
     dealt = [replace(pair, retain=tuple(pool[i] for i in pair.retain)) for pair in dealt]
