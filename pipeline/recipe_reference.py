@@ -127,7 +127,7 @@ def _alternatives(schema: dict[str, Any], links: dict[str, str]) -> list[str]:
     if schema["type"] == "object":
         values = schema.get("additionalProperties")
         return [f"mapping (text: {_type(values, links)})" if isinstance(values, dict) else "mapping"]
-    limits = " and ".join(f"{sign} {schema[limit]:g}" for limit, sign in LIMITS.items() if limit in schema)
+    limits = " and ".join(f"{sign} {schema[limit]:,.15g}" for limit, sign in LIMITS.items() if limit in schema)
     longest = f"of up to {schema['maxLength']} characters" if "maxLength" in schema else ""
     return [" ".join(filter(None, (NAMES[schema["type"]], limits, longest)))]
 

@@ -206,6 +206,8 @@ def test_stages_end_with_the_command(tiny_model: Path, tmp_path: Path, sent: sig
         f"model: {{pypi: null, path: {tiny_model}, parameters: null, chat_template: null, date_string: null}}\n"
     )
     argv = ["release", str(recipe), "--store", str(tmp_path / "store"), "--jobs", "2"]
+    for section in ("base.train", "gold.train", "novice.train", "unlearn"):
+        argv += ["--set", f"{section}.train_from_layer=0"]
     said = tmp_path / "said"
     command = processes.start(heeding, argv, said=said)
     stages_run: list[psutil.Process] = []

@@ -48,7 +48,7 @@ def test_the_page_has_the_runs_and_its_settings_make_a_recipe() -> None:
     for run in RUNS:
         assert all(f"`{value}`" in page for value in run["sets"])
     short = ["eval.robustness=null", "eval.relative=false", "eval.suites=[]"]
-    given = ["data.source={file: published.jsonl}", "data.setting=given", "data.shares=null"]
+    given = ["data.source.hub=null", "data.source.file=published.jsonl", "data.setting=given", "data.shares=null"]
     for sets in (short, given):
         assert all(value in page for value in sets)
         load_recipe(reproduction.RECIPE, sets)
