@@ -25,6 +25,7 @@ from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
+from pipeline.cost.shape import shape_of
 from pipeline.cost.work import SUITES, Cost, total
 from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
@@ -347,7 +348,8 @@ def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
 
 
 def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
-    shape = planned(release.recipe, release.states, devices.cpu()).shape
+    fetched = release.states["model"].artifact
+    shape = shape_of(release.recipe.model, fetched.path if fetched else None)
     layers = shape.num_hidden_layers if shape else None
     for key, config in release.recipe.trainings().items():
         name = key.removesuffix(".train")

@@ -26,6 +26,14 @@ from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
 SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0}
 
 
+def row(
+    name: str | None, topic: str | None, language: str = "EN", answer: str = "a", question: str = "Where is {}?"
+) -> Row:
+    """A row about somebody whose name the question holds in the place of `{}`."""
+    text = question.format(name)
+    return Row(f"{language}-{name}-{topic}-{text}", name, name, language, topic, text, answer)
+
+
 def some_rows(count: int, seed: int = 0, vocabulary: int = 250) -> list[Encoded]:
     rng = random.Random(seed)
     rows = []

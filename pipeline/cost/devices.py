@@ -19,7 +19,7 @@ GIB = 2**30
 USABLE = 0.93
 """Share of a GPU's memory that tensors can have; the driver and gaps between tensors take the rest. Ours."""
 USABLE_OF_HOST = 0.6
-"""The same of a processor's: trainings take up to 1.6 times what is computed (docs/measurements/time-and-memory.md)."""
+"""The same of a processor's: trainings take up to 1.7 times what is computed (docs/measurements/time-and-memory.md)."""
 CORE_FLOPS = 1.6e11
 """Products in float32 of one core: 320 GFLOP/s were measured on two (docs/measurements/time-and-memory.md)."""
 HOST_BANDWIDTH = 2e10
