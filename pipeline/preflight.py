@@ -1,8 +1,8 @@
 """What would fail later, found before the first stage. `doctor` prints it, and `release` begins with it.
 
 Each check is a function that says in words what it found, and raises a ReleaseError, with what to do, if a stage would
-fail. Only stages that are not done are checked. Nothing is downloaded but answers about repositories, and nothing is
-written but temporary files.
+fail. Only stages that are not done are checked. Nothing is downloaded but answers about repositories, and the few lines
+that describe a model; nothing is written but temporary files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
-from pipeline.cost.shape import shape_of
+from pipeline.cost.shape import config_file, shape_of
 from pipeline.cost.work import SUITES, Cost, total
 from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
@@ -37,7 +37,7 @@ from pipeline.publish.target import check_target, refuse_example
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model, said_of
 from pipeline.train import start_model
-from pipeline.train.config import ModelConfig, TrainConfig, refuse_no_layer
+from pipeline.train.config import Lora, ModelConfig, TrainConfig, refuse_no_layer
 from pipeline.unlearn.false_answers import false_answers
 
 
@@ -355,6 +355,8 @@ def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
         name = key.removesuffix(".train")
         if stage := release.first(name, *(["gold-seed-"] if name == "gold" else [])):
             yield key, stage, partial(_training, key, config, layers, here=here)
+            if config.lora and not isinstance(config.lora.target_modules, str):
+                yield f"{key}.lora", stage, partial(_adapters, key, config.lora, release)
 
 
 def _training(key: str, config: TrainConfig, layers: int | None, *, here: bool) -> str:
@@ -381,6 +383,34 @@ def _training(key: str, config: TrainConfig, layers: int | None, *, here: bool) 
     if here and config.frozen == "nf4":
         try_quantization("nf4", "cuda" if torch.cuda.is_available() else "cpu")
     return "the trainer takes its arguments"
+
+
+def _adapters(key: str, lora: Lora, release: Preflight) -> str:
+    """The start model has the layers, if its configuration can be had."""
+    from pipeline.train.lora import try_adapters
+
+    with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
+        file = _configuration(release, Path(folder))
+        if file is None:
+            return "the layers are looked for when the model is here"
+        try:
+            try_adapters(file, lora)
+        except RecipeError as error:
+            raise RecipeError(f"{key}.{error}") from error
+    return "the model has the layers"
+
+
+def _configuration(release: Preflight, folder: Path) -> Path | None:
+    """The start model's ``config.json``; from the Hub it comes into ``folder``. None for a model of a package."""
+    from huggingface_hub import HfApi, is_offline_mode
+
+    fetched, hub = release.states["model"].artifact, release.recipe.model.hub
+    file = config_file(release.recipe.model, fetched.path if fetched else None)
+    if file is None and hub and not is_offline_mode():
+        with access_errors(ModelError, hub.id, hub.revision):
+            api = HfApi(endpoint=hf_endpoint())
+            return Path(api.hf_hub_download(hub.id, "config.json", revision=hub.revision, local_dir=folder))
+    return file
 
 
 # Evaluation

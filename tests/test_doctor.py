@@ -119,6 +119,12 @@ BROKEN: list[tuple[Sequence[str], str, str, str]] = [
     (["gold.train.args.dataloader_num_workers=-1"], "gold.train", "gold", r"num_workers option should be non-negative"),
     (["unlearn.args.seed=-1"], "unlearn", "unlearn", r"^unlearn.args: .* Seed must be between 0 and"),
     (["unlearn.train_from_layer=7"], "unlearn", "unlearn", r"^unlearn.train_from_layer is 7, but .* layers 0 to 1\."),
+    (
+        ["unlearn.train_from_layer=0", "unlearn.lora={r: 2, alpha: 4.0, target_modules: [q_proj, vproj]}"],
+        "unlearn.lora",
+        "unlearn",
+        r"^unlearn.lora.target_modules: this model has no layer vproj\. .*, or set all-linear",
+    ),
     (["gold.seeds=[-1]"], "", "", "gold.seeds"),
     (["eval.backend=vllm"], "evaluation", "eval-gold", "needs the package vllm. Run pip install vllm"),
     (["eval.device=cuda"], "memory", "", "eval.device is cuda, and CPU is no GPU"),
@@ -138,6 +144,14 @@ def test_a_broken_recipe_is_told_what_would_fail(
     assert re.search(says, found[what]["problem"], re.DOTALL)
     if stage:
         assert found[what]["stage"] == stage
+
+
+def test_layers_of_a_model_on_the_hub_are_looked_for_without_its_weights(doctor: Doctor) -> None:
+    lora = "unlearn.lora={{r: 2, alpha: 4.0, target_modules: [{}]}}"
+    assert doctor.problems(doctor.of("tiny"), lora.format("v_proj"), "unlearn.train_from_layer=0") == {}
+    found = doctor.problems(doctor.of("tiny"), lora.format("c_attn"), "unlearn.train_from_layer=0")
+    assert set(found) == {"unlearn.lora"}
+    assert "no layer c_attn. Name some of its linear layers (down_proj, " in found["unlearn.lora"]["problem"]
 
 
 def test_a_version_below_that_of_a_release_is_found(doctor: Doctor, hub: tuple[LocalHub, dict[str, str]]) -> None:

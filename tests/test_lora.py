@@ -173,12 +173,22 @@ def test_adapters_on_the_head_are_refused_whatever_it_is_called(tiny_model: Path
     from peft import LoraConfig, get_peft_model
 
     model, _ = load(tiny_model)
-    with pytest.raises(RecipeError, match="no_such_layer"):
-        add_adapters(model, Lora.model_validate(LORA | {"target_modules": ["no_such_layer"]}), 0)
-    model, _ = load(tiny_model)
     config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
     with pytest.raises(RecipeError, match="lm_head"):
         refuse_on_head(get_peft_model(model, config))
+
+
+@pytest.mark.parametrize("names", [["proj"], ["q_proj", "qproj"]])  # peft adapts q_proj in silence, and leaves qproj
+def test_a_name_that_no_layer_has_is_refused(tiny_model: Path, names: list[str]) -> None:
+    model, _ = load(tiny_model)
+    with pytest.raises(RecipeError, match=rf"no layer {names[-1]}\. .* \(down_proj, .*, v_proj\)"):
+        add_adapters(model, Lora.model_validate(LORA | {"target_modules": names}), 0)
+
+
+def test_layers_that_peft_does_not_adapt_are_refused(tiny_model: Path) -> None:
+    model, _ = load(tiny_model)
+    with pytest.raises(RecipeError, match="peft refuses"):
+        add_adapters(model, Lora.model_validate(LORA | {"target_modules": ["input_layernorm"]}), 0)
 
 
 def test_base_is_trained_with_adapters(tiny_model: Path, tmp_path: Path) -> None:

@@ -17,17 +17,22 @@ def start_folder(config: ModelConfig, fetched: Path | None) -> Path | None:
     return fetched or (Path(config.path).expanduser() if config.path else None)
 
 
-def shape_of(config: ModelConfig, fetched: Path | None) -> Shape | None:
-    """The start model's shape: of the ``fetched`` model, else of its folder, the recipe's, or from the Hub's cache."""
-    folder = start_folder(config, fetched)
-    if shape := (read_shape(folder / "config.json") if folder else None) or config.shape:
-        return shape
+def config_file(config: ModelConfig, fetched: Path | None) -> Path | None:
+    """The start model's ``config.json``, if it is on this machine: in its folder, or in the Hub's cache."""
+    if folder := start_folder(config, fetched):
+        return folder / "config.json"
     if config.hub and config.hub.revision:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(config.hub.id, "config.json", revision=config.hub.revision)
-        return read_shape(Path(cached)) if isinstance(cached, str) else None
+        return Path(cached) if isinstance(cached, str) else None
     return None
+
+
+def shape_of(config: ModelConfig, fetched: Path | None) -> Shape | None:
+    """The start model's shape: of its ``config.json`` if that is on this machine, else the recipe's."""
+    file = config_file(config, fetched)
+    return (read_shape(file) if file else None) or config.shape
 
 
 EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}

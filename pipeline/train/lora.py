@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from core.errors import RecipeError, TrainingError
 from datasets_prep.schema import Encoded
@@ -23,7 +24,11 @@ in bfloat16, where each weight and product is rounded anew, 30 layers were 0.031
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """The model with new adapters, the only weights to be trained. Raises RecipeError if peft refuses the layers."""
+    """The model with new adapters, the only weights to be trained.
+
+    Raises RecipeError if a name is no layer's, or peft refuses a layer.
+    """
+    refuse_no_module(model, lora)
     set_seed(seed)  # the adapters' first values, also after a restart
     config = LoraConfig(
         r=lora.r,
@@ -38,6 +43,30 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         raise RecipeError(f"lora.target_modules: peft refuses {lora.target_modules}: {error}") from error
     refuse_on_head(adapted)  # type: ignore[arg-type]
     return adapted  # type: ignore[return-value]
+
+
+def refuse_no_module(model: PreTrainedModel, lora: Lora) -> None:
+    """Raise RecipeError if no layer has one of the names; peft takes such a name if another one is a layer's."""
+    if isinstance(lora.target_modules, str):
+        return
+    names = [name for name, _ in model.named_modules()]
+    if absent := [end for end in lora.target_modules if not any(f".{name}".endswith(f".{end}") for name in names)]:
+        head = model.get_output_embeddings()
+        linears = [n for n, each in model.named_modules() if isinstance(each, torch.nn.Linear) and each is not head]
+        raise RecipeError(
+            f"lora.target_modules: this model has no layer {', '.join(absent)}. Name some of its linear layers "
+            f"({', '.join(sorted({name.split('.')[-1] for name in linears}))}), or set all-linear."
+        )
+
+
+def try_adapters(configuration: Path, lora: Lora) -> None:
+    """Add the adapters to a skeleton, without weights, of the model that a ``config.json`` describes.
+
+    Raises RecipeError as :func:`add_adapters` does.
+    """
+    config = AutoConfig.from_pretrained(configuration.parent, trust_remote_code=False)
+    with torch.device("meta"):
+        add_adapters(AutoModelForCausalLM.from_config(config, trust_remote_code=False), lora, seed=0)
 
 
 def refuse_on_head(model: PeftModel) -> None:
