@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import DataError, ModelError
 from datasets_prep.chat import chat_example, encode, end_of_turn, load_tokenizer
@@ -75,6 +77,17 @@ def test_what_is_retained_of_others_may_be_said_of_others_alone(question: str, a
         [replace(forget, name=None)], {forget.row_id: ["Ada Stone lives in Rome."]}, retain
     )
     assert neighbours.states_a_fact(answer, of_whom, question) is ("Oz" in answer)  # nothing tells whose it is
+
+
+words = st.sets(st.sampled_from("abcdefg"), min_size=1)
+
+
+@given(st.lists(words, max_size=6), words)
+def test_an_answer_is_compared_with_every_fact_that_it_may_state(told: list[set[str]], said: set[str]) -> None:
+    facts = [neighbours.Fact(each, [], None) for each in told]
+    stated = [fact for fact in facts if neighbours.states_a_fact(" ".join(said), [fact], "?")]
+    near = neighbours.FactsByWord(facts).near(" ".join(said))
+    assert all(fact in near for fact in stated)
 
 
 @pytest.mark.parametrize(

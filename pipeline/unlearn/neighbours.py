@@ -10,6 +10,7 @@ likeliest that states no forgotten fact. How base goes on in the place of the fo
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,13 +93,14 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     facts = forgotten_facts(forget, guides, retain)
     alike = _by_topic([*forget, *retain])
     facts += forgotten_facts(earlier, {row.row_id: alike[row.language, row.topic_id] for row in earlier}, retain)
+    near = FactsByWord(facts).near
     begun = begin(tokenizer, forget, guides)
     others = about_others(tokenizer, begun, forget, retain, earlier)
     continued = continuations(model, tokenizer, begun, others, guides, config.max_new_tokens)
-    continued = [each for each in continued if not states_a_fact(each.text, facts, row_of[each.of].question)]
+    continued = [each for each in continued if not states_a_fact(each.text, near(each.text), row_of[each.of].question)]
     rows, empty, stating = [], 0, 0
     for question, found in zip(questions, answers, strict=True):
-        answer = next((each for each in found if not states_a_fact(each, facts, question.text)), None)
+        answer = next((each for each in found if not states_a_fact(each, near(each), question.text)), None)
         if answer:
             row_id = f"neighbour-{fact_digest(question.text, answer)}"
             rows.append(Row(row_id, None, question.name, question.language, question.topic_id, question.text, answer))
@@ -249,3 +251,22 @@ def states_a_fact(answer: str, facts: Sequence[Fact], question: str) -> bool:
             if own or not any(stated <= retained for retained in fact.retained):
                 return True
     return False
+
+
+class FactsByWord:
+    """Facts by their words: of many thousand earlier ones, an answer has to be compared with few."""
+
+    def __init__(self, facts: Sequence[Fact]) -> None:
+        self._facts = facts
+        self._places: dict[str, list[int]] = {}
+        common = Counter(word for fact in facts for word in fact.words)
+        for place, fact in enumerate(facts):
+            rarest = sorted(fact.words, key=lambda word: common[word])
+            # More than STATED of all words are not without one of these.
+            for word in rarest[: math.ceil((1 - STATED) * len(rarest))]:
+                self._places.setdefault(word, []).append(place)
+
+    def near(self, answer: str) -> list[Fact]:
+        """The facts that ``answer`` may state: it does not have enough words of any other."""
+        places = {place for word in set(words_and_pairs(answer)) for place in self._places.get(word, ())}
+        return [self._facts[place] for place in places]
