@@ -8,6 +8,7 @@ on one core, once the demo is there.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.releases import STORE, release
@@ -86,4 +87,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__).parse_args()
     main()

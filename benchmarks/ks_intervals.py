@@ -5,6 +5,7 @@ Each pair of samples is drawn from distributions whose distance is known. About 
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -141,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.ks_intervals", description=__doc__).parse_args()
     main()

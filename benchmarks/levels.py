@@ -8,6 +8,7 @@ has them.
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.levels", description=__doc__).parse_args()
     main()

@@ -7,6 +7,7 @@ page: of the report, that is above all questions and answers; of the loopback Hu
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 
@@ -46,4 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="make pictures", description=__doc__).parse_args()
     main()

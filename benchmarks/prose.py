@@ -7,6 +7,7 @@ others held out.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import random
 from pathlib import Path
@@ -178,4 +179,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.prose", description=__doc__).parse_args()
     main()
