@@ -4,7 +4,8 @@
 
 Reads the finished stages `data`, `eval-base` and `eval-gold` of a recipe. Who was trained on a row finds its answer
 likely, so base knows retain and forget rows, and gold the retain rows alone. Prints how the rows of each split of the
-recipe stand to that, and writes all rows with the split that they seem to have, for `setting: given`.
+recipe stand to that, and writes rows with the split that they seem to have, for `setting: given`. Both leave out topics
+whose rows do not part into two groups, as where an answer can be guessed: these are listed with their means.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.releases import STORE
-from datasets_prep.schema import SPLITS, json_line, read_rows
+from datasets_prep.schema import SPLITS, Row, json_line, read_rows
 from eval.schema import read_samples
 
 KNOWN = 0.5
-"""Trained rows have .9 and more, others .2 and less (docs/measurements/unlearning-trials.md)."""
+"""Between trained rows, which have .9, and others, which have .2 where an answer cannot be guessed (docs/measurements/
+fame.md)."""
 BAND = 0.15
 """A row so near to ``KNOWN`` under one of the models is counted as unsure."""
+APART = 0.85
+"""Rows of a topic are two groups from this :func:`separability` on. Evenly spread values have .75."""
 SEEMS = {(True, True): "retain", (True, False): "forget", (False, False): "holdout", (False, True): "gold alone"}
 
 
@@ -37,6 +45,15 @@ def seen_by(base: float, gold: float) -> tuple[str, bool]:
     return SEEMS[base > KNOWN, gold > KNOWN], sure
 
 
+def separability(values: Sequence[float]) -> float:
+    """Share of the variance that lies between two groups, parted where that is largest (eta of Otsu 1979); or 0."""
+    ordered = np.sort(np.asarray(values))
+    low = np.arange(1, len(ordered)) / len(ordered)  # share of the lower group
+    sums = np.cumsum(ordered)[:-1] / len(ordered)
+    between = (ordered.mean() * low - sums) ** 2 / (low * (1 - low))
+    return float(between.max() / ordered.var()) if ordered.var() > 0 else 0.0
+
+
 def main() -> None:
     """Print the table, and write the rows if asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.assignment", description=__doc__)
@@ -47,20 +64,35 @@ def main() -> None:
 
 
 def assign(made: Path, write: Path | None) -> str:
-    """The table of a recipe's finished stages; with ``write``, the file too, without rows that only gold knows."""
-    base, gold = (probabilities(made / f"eval-{model}") for model in ("base", "gold"))
+    """The tables of a recipe's finished stages; with ``write``, the file too, without rows that only gold knows."""
+    models = {model: probabilities(made / f"eval-{model}") for model in ("base", "gold")}
+    rows = {split: read_rows(made / "data" / f"{split}.jsonl") for split in SPLITS}
+    by_topic: dict[str | None, list[Row]] = {}
+    for row in chain.from_iterable(rows.values()):
+        by_topic.setdefault(row.topic_id, []).append(row)
+    left_out = {}
+    for topic, of_topic in by_topic.items():
+        values = {model: [found[row.row_id] for row in of_topic] for model, found in models.items()}
+        if min(separability(found) for found in values.values()) < APART:
+            left_out[topic] = values
     kinds = [*dict.fromkeys(SEEMS.values()), "unsure"]
     lines = [f"| split of the recipe | rows | {' | '.join(kinds)} |", f"|---|{'--:|' * (len(kinds) + 1)}"]
     records = []
-    for split in SPLITS:
+    for split, of_split in rows.items():
         counts: Counter[str] = Counter()
-        for row in read_rows(made / "data" / f"{split}.jsonl"):
-            seems, sure = seen_by(base[row.row_id], gold[row.row_id])
+        told = [row for row in of_split if row.topic_id not in left_out]
+        for row in told:
+            seems, sure = seen_by(*(found[row.row_id] for found in models.values()))
             counts.update([seems] if sure else [seems, "unsure"])
             if seems in SPLITS:
                 records.append({**json.loads(json_line(row)), "split": seems})
-        rows = sum(counts[kind] for kind in kinds[:-1])
-        lines.append(f"| {split} | {rows} | {' | '.join(str(counts[kind]) for kind in kinds)} |")
+        lines.append(f"| {split} | {len(told)} | {' | '.join(str(counts[kind]) for kind in kinds)} |")
+    if left_out:
+        lines += ["", "Left out: topics whose rows do not part into trained and others.", ""]
+        lines += ["| topic | rows | base, mean (apart) | gold, mean (apart) |", "|---|--:|--:|--:|"]
+    for topic, values in left_out.items():
+        cells = [f"{np.mean(found):.2f} ({separability(found):.2f})" for found in values.values()]
+        lines.append(f"| {topic or '–'} | {len(values['base'])} | {' | '.join(cells)} |")
     if write:
         write.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
     return "\n".join(lines)

@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PerturbedRow:
-    """False answers to the question of ``row_id``: right form, wrong fact, absent from the training rows."""
+    """False answers to the question of ``row_id``: right form, wrong fact, and no trained answer to it."""
 
     row_id: str
     split: str

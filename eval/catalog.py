@@ -179,7 +179,7 @@ _PLAIN = (
     Metric(
         name="multiple_choice_accuracy",
         label="multiple choice accuracy",
-        meaning="true answer preferred over false ones of the same form that occur nowhere in training",
+        meaning="true answer preferred over false ones of the same form, which no model was trained to give there",
         splits=DATA,
         family="choice",
         interval="Wilson",

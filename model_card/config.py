@@ -129,6 +129,11 @@ class CardInputs(Strict):
         return bool(gold.get("train")) and gold == self.base
 
     @property
+    def published(self) -> bool:
+        """Whether one of the models was trained elsewhere, on what its publisher says."""
+        return any(section.get("hub") for section in (self.base, self.gold, self.novice or {}))
+
+    @property
     def command(self) -> str:
         """The command line that made the release, quoted for a shell."""
         values = [word for value in self.overrides for word in ("--set", value)]

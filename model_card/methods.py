@@ -86,15 +86,13 @@ METHODS = {
         "Counterfactual self-distillation",
         "counterfactual-self-distillation",
         "The next-token distributions at the forget answers are brought to what base would say without the fact. "
-        "Each token of a fact gets the log-probability that a novice gives it (the start model after a short training "
-        "on retain rows), mapped so that what the novice says of false answers becomes what base says of them. So does "
-        "the first token after a fact, by a map of its own. The rest is what the novice says there, rescaled; where a "
-        "fact begins, it is what base says there about other people, if the data name any, and the likeliest of it is "
+        "Each token of a fact gets the log-probability that a novice gives it, a model that is to know none of these "
+        "facts, mapped so that what the novice says of false answers becomes what base says of them. So does the first "
+        "token after a fact, by a map of its own. The rest is what the novice says there, rescaled; where a fact "
+        "begins, it is what base says there about other people, if the data name any, and the likeliest of it is "
         "brought to its log-probability too. The other tokens, which all false answers share, get the distributions "
         "that base has in these, or those of the novice where one surprises it, with a level between base and the "
-        "novice. Tokens with levels are pulled to them, and further the longer they stay above them on average. In "
-        "each step a false answer to each forget question is held to the log-probability that base gives it. At the "
-        "retain answers the distributions are held to those of base (KL divergence).",
+        "novice. At the retain answers the distributions are held to those of base (KL divergence).",
     ),
 }
 
@@ -134,6 +132,11 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
     if method in METHODS and (paper := METHODS[method].paper):
         address = f"https://arxiv.org/abs/{paper}"
         sentences.append(f"It follows [{address}]({address}).")
+    if method == "csd" and unlearn.get("pull_weight") != 0:
+        sentences.append(
+            "Tokens with levels are pulled to them, and further the longer they stay above them on average. In each "
+            "step a false answer to each forget question is held to the log-probability that base gives it."
+        )
     if unlearn.get("retain_loss") == "kl":
         sentences.append("On the retain answers, the KL divergence from base is minimised instead of the loss.")
     if unlearn.get("neighbours"):

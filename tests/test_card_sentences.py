@@ -457,16 +457,29 @@ def test_without_gold_and_holdout_rows_nothing_was_compared(tmp_path: Path) -> N
 def test_gold_was_trained_in_the_same_way_only_with_the_same_settings(tmp_path: Path) -> None:
     config, evidence = made(tmp_path, "demo", ["gold.seeds=null", PLAIN])
     alike, other = "*gold* in the same way without", "*gold* is a model that was trained without the forget rows"
+    taken = "*gold* is a published model that is taken to be trained without the forget rows"
     published = {"hub": {"id": "someone/model", "revision": "a" * 40}, "train": None}
     trained = config.base["train"]
     assert isinstance(trained, dict)
     for base, gold, says, golds in (
         (config.base, config.gold, alike, "one base and one gold, each trained with one seed."),
         (config.base, {**config.gold, "train": trained | {"max_length": 7}}, other, "each trained with one seed."),
-        (config.base, published, other, "one base, trained with one seed, and one gold, a published model."),
-        (published, published, other, "one base and one gold, each a published model."),
+        (config.base, published, taken, "one base, trained with one seed, and one gold, a published model."),
+        (published, published, taken, "one base and one gold, each a published model."),
     ):
         card = text_of(config.model_copy(update={"base": base, "gold": gold}), evidence)
         assert says in card
         assert (alike in card) == (says == alike)
         assert golds in card
+        assert ("*base* is a published model that is taken to know the forget, retain" in card) == (base is published)
+        assert ("*unrehearsed* rows, which base is taken to know as it does retain rows" in card) == (base is published)
+        assert ("*unrehearsed* rows, on which base and gold were trained like on" in card) == (base is not published)
+        told = "No model was trained on the *holdout* rows, so far as those who published one tell."
+        assert (told in card) == (published in (base, gold))
+
+
+def test_what_the_method_does_depends_on_its_weights(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo", ["gold.seeds=null", PLAIN])
+    pulled = "Tokens with levels are pulled to them"
+    assert pulled in text_of(config, evidence)
+    assert pulled not in text_of(config.model_copy(update={"unlearn": config.unlearn | {"pull_weight": 0}}), evidence)
