@@ -210,9 +210,9 @@ def test_five_golds_hold_the_size_and_the_variance_of_rows_alone_does_not():
 
 
 def test_the_demos_three_golds_and_forty_rows_hold_the_size_and_show_something():
-    assert simulation.passes(40, 3, 0.25, trials=200)["passed"] <= 0.05
-    # With the degrees of the golds alone, less than half of the safe models passed.
-    assert simulation.passes(40, 3, 0.0, trials=100)["passed"] >= 0.6
+    assert simulation.passes(40, 3, 0.25, trials=200)["passed"] <= 0.025
+    # Half of the safe models passed in 200 trials (docs/measurements/relative-test.md).
+    assert simulation.passes(40, 3, 0.0, trials=100)["passed"] >= 0.4
 
 
 def test_a_destroyed_model_is_damaged_and_not_safe():
