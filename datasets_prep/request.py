@@ -176,6 +176,10 @@ def _in_columns(rows: Rows, columns: Mapping[str, Callable[[str], str]], request
 
         near = get_close_matches(min(missing), sorted(source_texts)[:10_000], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        if "row_id" in columns:
+            hint += (
+                " Where no column `row_id` gives them, ids hang on the rows' language too; `data inspect` shows them."
+            )
         raise DataError(f"{path}: {_named(sorted(missing))} is in no row of the source.{hint} Correct it or remove it.")
     return mask
 

@@ -80,7 +80,7 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
         "base_model": config.model.name,
         **config.model.metadata,
         "datasets": [dataset.hub] if dataset.hub else None,
-        "language": [language.lower() for language in evidence.languages()],
+        "language": [language.lower() for language in evidence.languages()] or None,  # rows may not say theirs
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
     }

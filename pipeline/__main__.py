@@ -102,6 +102,9 @@ def _add_new(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--license", metavar="ID", help="the licence of that model")
     command.add_argument("--rows", metavar="FILE", help="all rows, with the columns question and answer")
+    command.add_argument(
+        "--language", metavar="CODE", help="the language of all rows, if no column says it, such as EN"
+    )
     text = "a file with the rows to forget; or names, topics or words, separated by commas (default: a trial)"
     command.add_argument("--forget", metavar="WHAT", help=text)
     command.add_argument("--repo", metavar="OWNER/NAME", help="the repository of the release")
@@ -305,8 +308,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {_shortened(str(error))}")
         leave_error(error)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None or options.debug:
+            raise
+        say(f"error: {error.filename}: {error.strerror}. Make it a path that can be read and written, or give --store.")
+        return InputError.exit_code
     except KeyboardInterrupt:
-        say("interrupted; the same command continues from here.")
+        continues = options.chosen in ("release", "collection", "run")
+        say("interrupted; the same command continues from here." if continues else "interrupted.")
         return 130
 
 

@@ -129,10 +129,12 @@ def _texts(rows: Rows) -> Iterator[tuple[str, str]]:
         yield row_id, same_name(" ".join(text))
 
 
-def data_section(rows_file: str, columns: Mapping[str, str], forget: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The section `data` as plain values."""
+def data_section(
+    rows_file: str, columns: Mapping[str, str], language: str | None, forget: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The section `data` as plain values. ``language``: of all rows, if no column says it."""
     return {
-        "source": {"file": rows_file, "columns": dict(columns)},
+        "source": {"file": rows_file, "columns": dict(columns), "language": language or None},
         "setting": "request",
         "request": {"forget": [dict(selection) for selection in forget], "holdout": HOLDOUT},
         "seed": SEED,
@@ -205,6 +207,7 @@ def _data(data: DataConfig, forget: Selected, folder: Path) -> str:
     return _DATA.format(
         file=_quoted(as_seen_from(folder, str(source.file))),
         columns=_flow(columns),
+        language=f"\n    language: {source.language} # of all rows" if source.language else "",
         why=why,
         forget=listed,
         holdout=HOLDOUT,
@@ -271,8 +274,7 @@ data:
     # Our names on the left, your columns on the right. Only question and answer are required. Columns that the file
     # calls as we do (identity_id, name, language, topic_id, perturbed_answers) are read by themselves; people and
     # topics give better false answers.
-    columns: {columns}
-    # language: EN # if no column says it and all rows are in one
+    columns: {columns}{language}
   setting: request
   request:
     # {why} A row is forgotten if it meets every key of one of the selections: `identities`, `topics`,

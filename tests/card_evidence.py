@@ -128,7 +128,7 @@ def rows_of(split: str, shape: Shape) -> list[Row]:
     places = [(language, topic) for topic in shape.topics for language in shape.languages]
     return [
         Row(
-            row_id=f"{places[i % len(places)][0].lower()}-{i % shape.people}-{split}-{i}",
+            row_id=f"{places[i % len(places)][0]}-{i % shape.people}-{split}-{i}",
             identity_id=i % shape.people,
             name=f"Person {i % shape.people}",
             language=places[i % len(places)][0],
@@ -309,7 +309,7 @@ def records_of(model: str, recipe: Recipe, shape: Shape) -> Iterator[Record]:
     versions = next(stage for stage in stages(recipe) if stage.name == "eval-unlearned").identity["metrics"]
     everywhere: list[dict[str, str] | None] = [
         None,
-        *({"language": language} for language in shape.languages),
+        *({"language": language} for language in shape.languages if language),
         *({"topic": topic} for topic in shape.topics),
     ]
     values = [*row_values(model, recipe, shape), *set_values(model, recipe, shape)]

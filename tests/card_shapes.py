@@ -17,7 +17,7 @@ class Shape(NamedTuple):
 
     rows: dict[str, int]
     people: int
-    languages: tuple[str, ...]
+    languages: tuple[str | None, ...]  # None: the rows do not say theirs
     topics: tuple[str, ...]
     ascent: UnlearnFacts
     device: str

@@ -110,6 +110,23 @@ def test_bounds_that_another_model_sets(inputs, tmp_path, bound, threshold, rule
     assert gate.passed
 
 
+@pytest.mark.parametrize(
+    ("bounds", "passed"),
+    [
+        ({"at_least": {"of": "gold", "plus": -0.1}, "at_most": {"of": "gold", "plus": 0.9}}, False),  # of 0.1
+        ({"at_least": {"of": "gold", "plus": -0.05}, "at_most": {"of": "gold", "plus": 0.9}}, True),
+        ({"at_least": None, "at_most": {"of": "gold", "plus": 0.9}}, False),
+        ({"at_least": {"of": "gold", "plus": -0.1}, "at_most": None}, False),
+        ({"at_least": {"of": "gold", "times": 0.0}, "at_most": 0.5}, True),
+        ({"at_least": None, "at_most": 1.0}, True),  # who writes the numbers knows them
+    ],
+)
+def test_a_gate_whose_measured_bounds_allow_everything_shows_nothing(inputs, tmp_path, bounds, passed):
+    verdict = _verdict([_gate(**bounds)], inputs, tmp_path)
+    assert verdict.passed == passed
+    assert ("allow every value that there is" in verdict.gates[0].why) == (not passed)
+
+
 OF_GOLD = {"of": "gold", "bound": "ci_high"}
 
 

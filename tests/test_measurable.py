@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
 from core.errors import DataError
 from datasets_prep.schema import DataFacts, SplitSizes
@@ -91,6 +93,21 @@ def test_a_gate_on_rows_with_false_answers_needs_enough_of_them(
         check([judged], facts(), false)
     for part in (f"gates[0] ({judged.metric} on {judged.split}):", *words):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 39), (1, 40), (2, 7), (2, 8), (3, 4), (3, 5), (4, 4), (20, 20)])
+def test_a_gate_that_no_model_can_fail_is_refused(ours: int, theirs: int) -> None:
+    """scipy's own p-value of samples that do not overlap is the judge."""
+    smallest = float(ks_2samp(np.arange(ours), 100.0 + np.arange(theirs)).pvalue)
+    judged = gate("forget_against_holdout", at_least=0.05, min_n=1)
+    false = {"forget": ours, "holdout": theirs}
+    if smallest < 0.05:
+        check([judged], facts(**false), false)
+        return
+    with pytest.raises(DataError, match=rf"no p-value is below {smallest:.2g}\. .* gate forget_against_holdout_ks"):
+        check([judged], facts(**false), false)
+    with pytest.raises(DataError, match=r"of 3 rows against 3, no p-value is below 0\.1"):
+        check([gate("forget_quality", at_least=0.05, min_n=1)], facts(), {"forget": 3})
 
 
 def test_all_retain_rows_are_answered_where_none_has_false_answers() -> None:

@@ -1,4 +1,4 @@
-"""`new`: a recipe from five answers. It loads, can be planned, and its data stage runs."""
+"""`new`: a recipe from a few answers. It loads, can be planned, and its data stage runs."""
 
 from __future__ import annotations
 
@@ -71,6 +71,26 @@ def test_a_file_with_questions_and_answers_is_enough(call: Call, tmp_path: Path)
     assert recipe.unlearn == own.unlearn.model_copy(
         update={"neighbours": own.unlearn.neighbours.model_copy(update=tokens)}
     )
+
+
+def test_ids_of_rows_are_those_of_their_language(call: Call, tmp_path: Path) -> None:
+    """Where rows name people and topics, an id is made of these and of the language: a list of ids must know it."""
+    file = write(tmp_path / "facts.csv", facts(name="name", topic_id="topic"))
+    recipe = made(call, tmp_path, "--rows", str(file), "--forget", "number 7", "--language", "en")
+    assert recipe.data.source.language == "EN"
+    assert recipe.data.request.forget[0].rows == ["en-ida fenn-birthplace"]
+    said = call("data", "inspect", str(tmp_path / "acme.yaml"), "--set", "data.source.language=DE").stderr
+    assert "ids hang on the rows' language too; `data inspect` shows them" in said
+
+
+def test_a_language_that_nobody_gave_is_noted_and_one_that_a_column_gives_refused(call: Call, tmp_path: Path) -> None:
+    file = write(tmp_path / "facts.csv", facts())
+    assert "the rows' language is not said" in call("new", str(tmp_path / "a"), "--rows", str(file)).stderr
+    assert load_recipe(str(tmp_path / "a.yaml")).data.source.language is None
+    said = write(tmp_path / "said.csv", [row | {"language": "EN"} for row in facts()])
+    assert "language is not said" not in call("new", str(tmp_path / "b"), "--rows", str(said)).stderr
+    done = call("new", str(tmp_path / "c"), "--rows", str(said), "--language", "EN")
+    assert (done.returncode, "Leave --language out" in done.stderr) == (2, True)
 
 
 def test_its_data_stage_runs_and_carries_its_gates(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -353,15 +373,16 @@ def test_at_a_terminal_it_asks_and_asks_again(
 ) -> None:
     other = write(tmp_path / "other.csv", [{"Question": "Who?", "answer": "Ida."}])
     files = ["missing.csv", str(other), str(rows)]
-    answers = ["a/b@main", f"a/b@{'c' * 40}", "gpl", "apache-2.0", *files, "Ida Holtz", "Ida Holt", ""]
+    answers = ["a/b@main", f"a/b@{'c' * 40}", "gpl", "apache-2.0", *files, "English", "en", "Ida Holtz", "Ida Holt", ""]
     monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{answer}\n" for answer in answers)))
     done = call("new", str(tmp_path / "acme"))
-    assert done.stderr.count("error: ") == 5
-    questions = ("Which model?", "Its licence?", "Which file", "What is to be forgotten?")
-    assert [done.stderr.count(question) for question in questions] == [2, 2, 3, 2]
+    assert done.stderr.count("error: ") == 6
+    questions = ("Which model?", "Its licence?", "Which file", "Which language", "What is to be forgotten?")
+    assert [done.stderr.count(question) for question in questions] == [2, 2, 3, 2, 2]
     assert "--column question=Question" in done.stderr
     recipe = load_recipe(str(tmp_path / "acme.yaml"))
     assert recipe.model.hub is not None
+    assert recipe.data.source.language == "EN"
     assert (recipe.model.hub.revision, recipe.publish.repo) == ("c" * 40, "your-name/b-unlearned")
 
 

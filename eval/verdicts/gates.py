@@ -106,7 +106,7 @@ def judge_gate(gate: Condition, results: Results, problem: str | None = None) ->
         verdict = verdict.changed(at_least=_number(gate, gate.at_least, results))
         verdict = verdict.changed(at_most=_number(gate, gate.at_most, results))
         _check_rows(gate, record, gate.split, "the unlearned model")
-        _check_bounds(verdict.at_least, verdict.at_most)
+        _check_bounds(gate, verdict.at_least, verdict.at_most)
         if problem:
             raise NoEvidence(problem)  # noqa: TRY301
     except NoEvidence as reason:
@@ -177,7 +177,12 @@ def _check_rows(gate: Condition, record: Record, split: str, model: str) -> None
         )
 
 
-def _check_bounds(at_least: float | None, at_most: float | None) -> None:
+def _check_bounds(gate: Condition, at_least: float | None, at_most: float | None) -> None:
+    measured = bool(gate.references) and gate.metric in CATALOG and CATALOG[gate.metric].is_share
+    if measured and (at_least is None or at_least <= 0) and (at_most is None or at_most >= 1):
+        raise NoEvidence(
+            "The measured bounds allow every value that there is, so the gate shows nothing. Give more rows."
+        )
     if at_least is not None and at_most is not None and at_least > at_most:
         raise NoEvidence(f"The measured bounds cross: no value is at least {at_least:.4g} and at most {at_most:.4g}.")
 

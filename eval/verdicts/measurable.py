@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import comb
 
 from core.errors import DataError
 from datasets_prep.schema import FORGOTTEN, DataFacts
 from eval.catalog import CATALOG, Metric
 from eval.config import EvalConfig, Gate, relearned
 
+FEW = 20
+"""With more rows than this on both sides, no p-value of the KS test is too large for a gate."""
 OF_FALSE_ANSWERS = ("options", "choice", "ks")
 
 
@@ -19,7 +22,7 @@ def check(
     data: DataFacts | None,
     false: Mapping[str, int] | None = None,
 ) -> None:
-    """Raise DataError if a gate could only fail, since the ``rows`` of a split or their false answers are too few.
+    """Raise DataError if a gate could only fail or only pass, as there are too few ``rows`` or false answers.
 
     ``data`` and ``false``, the number of rows of each split that have false answers, are None as long as only the
     numbers of rows are known.
@@ -30,9 +33,7 @@ def check(
         for why in _why(gate, config, rows, data, false)
     ]
     if problems:
-        raise DataError(
-            "These gates cannot be measured on the rows, so the release would be refused:\n" + "\n".join(problems)
-        )
+        raise DataError("The rows cannot carry these gates:\n" + "\n".join(problems))
 
 
 def _why(
@@ -68,6 +69,7 @@ def _why(
             f"{false.get('holdout', 0)} of {rows['holdout']}. Give more false answers, or set min_n to that number if "
             "so few can carry a verdict."
         )
+    yield from _cannot_fail(metric, gate, rows if false is None else false)
     if data is not None and metric.needs_real_world and not data.real_world:
         yield (
             "it reads questions about the real world, and the source has none. Name the subsets that hold them "
@@ -80,6 +82,23 @@ def rests_on(gate: Gate) -> set[str]:
     metric = CATALOG.get(gate.metric)
     compares = metric is not None and metric.needs_holdout
     return {gate.split, *(("holdout",) if compares or any(ref.of == "holdout" for ref in gate.references) else ())}
+
+
+def _cannot_fail(metric: Metric, gate: Gate, rows: Mapping[str, int]) -> Iterator[str]:
+    """Why a gate on a p-value of the KS test passes every model, if it does.
+
+    The smallest p-value of n against m rows, of samples that do not overlap, is 2 / (n + m choose n).
+    """
+    ours = rows.get(gate.split, 0)
+    theirs = rows.get("holdout", 0) if metric.needs_holdout else ours
+    if metric.ks != "p-value" or not isinstance(gate.at_least, float) or not 0 < min(ours, theirs) <= FEW:
+        return
+    smallest = 2 / comb(ours + theirs, ours)
+    if smallest >= gate.at_least:
+        yield (
+            f"no model can fail it: of {ours} rows against {theirs}, no p-value is below {smallest:.2g}. Give more "
+            f"rows, or gate {metric.name}_ks (at_most), or remove the gate."
+        )
 
 
 def _too_few(

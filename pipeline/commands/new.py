@@ -1,4 +1,4 @@
-"""`new`: a recipe for one's own model and forget request, from five answers."""
+"""`new`: a recipe for one's own model and forget request, from a few answers."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ QUESTIONS = {
     "license": f"Its licence? {' or '.join(LICENCES)}.",
     "rows": "Which file has the rows that the model knows or is to learn first? Columns question and answer suffice.\n"
     "Parquet, Arrow, JSON Lines, JSON or CSV.",
+    "language": "Which language are they in? A code of two letters, such as EN; the card names it. Empty: not said.",
     "forget": "What is to be forgotten? A file with those rows; or names, topics or words in them, with commas.\n"
     "Empty: some rows, drawn for a trial.",
     "repo": "Which repository is the release for? OWNER/NAME. Empty: a name made from the model's.",
@@ -66,13 +67,18 @@ def new(options: argparse.Namespace) -> int:
     answers: Answers = {}
     likely: dict[str, str] = {}
     for key in QUESTIONS:
-        if key != "license" or answers["model"]:  # the demo's model has one
-            answers[key] = _answer(key, options, answers, columns)
-            if key == "rows":
-                columns |= (likely := _likely_columns(answers[key], columns))
-        elif options.license is not None:
-            raise InputError("--license is that of your own model. Give --model too, or leave --license out.")
-    forget, data = _request(answers["rows"], answers["forget"], columns)
+        if key == "license" and not answers["model"]:  # the demo's model has one
+            if options.license is not None:
+                raise InputError("--license is that of your own model. Give --model too, or leave --license out.")
+            continue
+        if key == "language" and _says_its_language(answers["rows"], columns):
+            if options.language is not None:
+                raise InputError("--language: the file has a column of languages. Leave --language out.")
+            continue
+        answers[key] = _answer(key, options, answers, columns)
+        if key == "rows":
+            columns |= (likely := _likely_columns(answers[key], columns))
+    forget, data = _request(answers, answers["forget"], columns)
     prepared = prepare(data)
     try:
         checks.stop(prepared.findings, data.checks)
@@ -90,6 +96,8 @@ def new(options: argparse.Namespace) -> int:
         say("note: what to forget was not said, and rows were drawn for a trial. Put in yours.")
     for ours, theirs in likely.items():
         say(f"note: the column {theirs!r} is read as {ours}.")
+    if data.source.language is None and not _says_its_language(answers["rows"], columns):
+        say("note: the rows' language is not said (--language), so the card will name none.")
     for word in forget.words:
         if left := new_recipe.inside_words(prepared.loaded.rows.where(prepared.split != FORGET), word):
             say(
@@ -207,6 +215,16 @@ def _first_record(file: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def _says_its_language(file: str, columns: Mapping[str, str]) -> bool:
+    return "language" in columns or "language" in (_first_record(file) or {})
+
+
+def _language(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
+    if answer and not re.fullmatch(r"[A-Za-z]{2}", answer):
+        raise InputError(f"--language: {answer!r:.40} is no code of two letters (ISO 639-1), such as EN.")
+    return answer.upper()
+
+
 def _check_columns(file: str, columns: Mapping[str, str]) -> None:
     """Raise InputError, with the option that would help, if the file lacks a column that is needed or given."""
     record = _first_record(file)
@@ -238,8 +256,8 @@ def _likely_columns(file: str, columns: Mapping[str, str]) -> dict[str, str]:
 def _forget(answer: str, before: Answers, columns: Mapping[str, str]) -> str:
     if user_path(answer).suffix.lower() in READERS and not user_path(answer).is_file():
         raise InputError(f"--forget: there is no file {answer!r:.200}. Check the path, or give names, topics or words.")
-    _, data = _request(before["rows"], answer, columns)
-    splits.assign(data, _loaded(before["rows"], tuple(columns.items())))
+    _, data = _request(before, answer, columns)
+    splits.assign(data, _loaded(before["rows"], tuple(columns.items()), before.get("language")))
     return answer
 
 
@@ -267,21 +285,23 @@ CHECKS: Mapping[str, Callable[[str, Answers, Mapping[str, str]], str]] = {
     "model": _model,
     "license": _license,
     "rows": _rows,
+    "language": _language,
     "forget": _forget,
     "repo": _repo,
 }
 
 
-def _request(file: str, forget: str, columns: Mapping[str, str]) -> tuple[Selected, DataConfig]:
+def _request(answers: Answers, forget: str, columns: Mapping[str, str]) -> tuple[Selected, DataConfig]:
     """What is forgotten, and the recipe's data. Raises InputError if the file or the request cannot be used."""
-    selected = _selected(_loaded(file, tuple(columns.items())), forget, new_recipe.SEED)
-    return selected, DataConfig.model_validate(new_recipe.data_section(file, columns, selected.plain()))
+    file, language = answers["rows"], answers.get("language")
+    selected = _selected(_loaded(file, tuple(columns.items()), language), forget, new_recipe.SEED)
+    return selected, DataConfig.model_validate(new_recipe.data_section(file, columns, language, selected.plain()))
 
 
 @cache  # the answers that follow look into the rows too
-def _loaded(file: str, columns: tuple[tuple[str, str], ...]) -> Rows:
-    """All rows of a file."""
-    section = new_recipe.data_section(file, dict(columns), [{"rows": ["any"]}])
+def _loaded(file: str, columns: tuple[tuple[str, str], ...], language: str | None = None) -> Rows:
+    """All rows of a file. Their ids may be made of their language."""
+    section = new_recipe.data_section(file, dict(columns), language, [{"rows": ["any"]}])
     return sources.load(DataConfig.model_validate(section)).rows
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,7 +103,9 @@ class Store:
 
     def status(self, stage: Stage, done: Mapping[str, Artifact]) -> Status:
         """The state of a stage, given its finished inputs. Reads manifests only and checks no other file."""
-        linked = self.link(stage.name).resolve()  # once: another process may link to a newer artifact meanwhile
+        linked = Path(
+            os.path.realpath(self.link(stage.name))
+        )  # once: another process may link to a newer artifact meanwhile
         old = art.read_artifact(linked)
         if not stage.inputs.keys() <= {name for name, made_by in stage.inputs.items() if made_by in done}:
             return Status("stale" if old else "missing", None, None, old)

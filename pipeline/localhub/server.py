@@ -33,7 +33,7 @@ def hub_token(folder: Path) -> str:
     """The token of the Hub in ``folder``, made on first use; the file ``token`` is readable by its owner only."""
     path = folder / "token"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(PermissionError):  # somebody else's, who has done it
+    with suppress(OSError):  # somebody else's, who has done it, or a disk that is only read
         folder.chmod(0o700)  # private repositories are in it
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -66,8 +66,11 @@ def public_key() -> Path:
     if not public.is_file() or public.read_bytes() != pem:
         public.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = public.with_name(f"{public.name}.{os.getpid()}")
-        temporary.write_bytes(pem)
-        temporary.replace(public)
+        try:
+            temporary.write_bytes(pem)
+            temporary.replace(public)
+        finally:
+            temporary.unlink(missing_ok=True)
     return public
 
 
