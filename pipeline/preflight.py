@@ -33,7 +33,7 @@ from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.hub import hf_endpoint
 from pipeline.publish.licence import has_text, licence_text
 from pipeline.publish.package import refuse_answers
-from pipeline.publish.target import check_target, refuse_example
+from pipeline.publish.target import check_local, check_target, refuse_example
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model, said_of
 from pipeline.train import start_model
@@ -154,8 +154,10 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
         yield "memory", "", partial(_memory, release)
     yield "disk", "", partial(_disk, release)
     yield "store", "", partial(_writable, release.store.root)
-    if "publish" in names and recipe.publish.hub == "hf":
-        yield "publication", "publish", partial(check_target, recipe.publish)
+    if "publish" in names:
+        package = next((stage.config for stage in release.waiting if stage.name == "package"), None)
+        check = check_target if recipe.publish.hub == "hf" else check_local
+        yield "publication", "publish", partial(check, recipe.publish, package.recipe if package else None)
 
 
 def _torch() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_a_public_key_that_cannot_be_written_leaves_nothing(tmp_path: Path, monk
     key = next((tmp_path / "keys").glob("*.pub"))
     key.unlink()
     key.mkdir()
-    before = sorted(os.listdir(key.parent))
+    before = sorted(key.parent.iterdir())
     with pytest.raises(IsADirectoryError):
         sign.public_key()
-    assert sorted(os.listdir(key.parent)) == before
+    assert sorted(key.parent.iterdir()) == before

@@ -158,6 +158,22 @@ def test_a_second_run_builds_nothing(call: Call, released: tuple[Path, Path, str
     assert digests(again.stdout) == digests(output)
 
 
+def test_a_tag_that_another_recipe_took_is_found_before_anything_is_trained(
+    call: Call, released: tuple[Path, Path, str]
+) -> None:
+    recipe, store, _ = released
+    words = ("doctor", str(recipe), "--store", str(store), "--json")
+    assert call(*words).returncode == 0  # there is nothing left to do
+    other = call(*words, "--set", "unlearn.pairing_seed=7")
+    (failed,) = [check for check in json.loads(other.stdout)["checks"] if check["problem"]]
+    assert (other.returncode, failed["what"], failed["stage"]) == (2, "publication", "publish")
+    assert "is there already, and not of this recipe as it is now; tags do not move" in failed["problem"]
+    older = call(*words, "--set", "unlearn.pairing_seed=7", "--set", "publish.tag=v0.9.0")
+    assert "is newer than v0.9.0" in older.stdout
+    for free in ("publish.tag=v1.0.1", "publish.repo=demo/another"):
+        assert call(*words, "--set", "unlearn.pairing_seed=7", "--set", free).returncode == 0
+
+
 def test_a_failed_gate_publishes_nothing(
     call: Call, released: tuple[Path, Path, str], start_model: Path, tmp_path: Path
 ) -> None:

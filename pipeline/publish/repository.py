@@ -107,9 +107,14 @@ class Repository:
 
     def signed_tag(self, revision: str) -> str | None:
         """The tag that a revision was signed as; None if its `release.json` is not there or cannot be read."""
+        release = self.release(revision)
+        return release.tag if release else None
+
+    def release(self, revision: str) -> Release | None:
+        """The `release.json` of a revision, whose signature nobody has checked; None if there is none to be read."""
         with tempfile.TemporaryDirectory() as temporary:
             path = self.file(RELEASE, revision, Path(temporary))
             try:
-                return read_file(path, Release, "").tag if path else None
+                return read_file(path, Release, "") if path else None
             except ArtifactError:
                 return None

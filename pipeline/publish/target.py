@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from core.errors import HubError, RecipeError
+from core.places import store
 from pipeline.publish.config import PublishConfig
-from pipeline.publish.hub import Target, hf_endpoint, hub_errors, need_token
+from pipeline.publish.hub import Target, connect, hf_endpoint, hub_errors, need_token
 from pipeline.publish.push import check_place
+from pipeline.publish.repository import Repository
 
 MAY_WRITE = ("admin", "write", "contributor")  # roles in an organisation
 
@@ -20,10 +23,11 @@ def refuse_example(repo: str) -> str:
     return repo
 
 
-def check_target(config: PublishConfig) -> str:
+def check_target(config: PublishConfig, made_anew: Mapping[str, Any] | None = None) -> str:
     """The token may write to the repository, or create it in its namespace, and nothing there is against it.
 
-    Says so in words. Raises RecipeError or HubError if the release could not be published there.
+    ``made_anew``: the parts of the recipe that the package will show, if there is none yet. Says so in words. Raises
+    RecipeError or HubError if the release could not be published there.
     """
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -47,8 +51,39 @@ def check_target(config: PublishConfig) -> str:
         except RepositoryNotFoundError:
             _may_create(account, repo, namespace)
             return f"{account['name']} may create {repo}"
-    check_place(config, Target(hf_endpoint(), True))
+    target = Target(hf_endpoint(), True)
+    check_place(config, target)
+    _refuse_taken_tag(config, made_anew, target)
     return f"{account['name']} may write to {repo}"
+
+
+def check_local(config: PublishConfig, made_anew: Mapping[str, Any] | None = None) -> str:
+    """As :func:`check_target`, on the loopback Hub of this store, where everybody may write."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not (store() / "hub").exists():
+        return "the first one of this store"
+    with connect("local") as target:
+        try:
+            target.api().repo_info(config.repo)
+        except RepositoryNotFoundError:
+            return f"{config.repo} will be made on the loopback Hub"
+        check_place(config, target)
+        _refuse_taken_tag(config, made_anew, target)
+    return f"{config.repo} is on the loopback Hub"
+
+
+def _refuse_taken_tag(config: PublishConfig, made_anew: Mapping[str, Any] | None, target: Target) -> None:
+    """Raise HubError if the tag has a release of another recipe. One of the same may be what is made once more."""
+    hub = Repository(config.repo, target)
+    if made_anew is None or config.tag not in hub.tags():
+        return
+    there = hub.release(config.tag)
+    if there is None or there.recipe != dict(made_anew):
+        raise HubError(
+            f"{config.tag} of {config.repo} is there already, and not of this recipe as it is now; tags do not move. Set "
+            "publish.tag to a new version, or publish.repo to another repository."
+        )
 
 
 def _may_create(account: dict[str, Any], repo: str, namespace: str) -> None:
