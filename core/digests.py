@@ -88,7 +88,8 @@ def content_digest(folder: Path) -> str:
     files = list_files(folder) if folder.is_dir() else {folder.name: folder}
     if others := [path for path in files.values() if not path.is_file()]:
         raise InputError(
-            f"{others[0]} is no file that can be read, but a pipe or a link that leads nowhere. Remove it."
+            f"{others[0]} is no file that can be read, but a pipe, a device or a link that leads nowhere. Name another "
+            "file or folder."
         )
     return digest_of({name: hash_file(path) for name, path in files.items()})
 
@@ -96,11 +97,14 @@ def content_digest(folder: Path) -> str:
 def named_content(key: str, path: str) -> str:
     """``sha256:`` and the content digest of a file or folder; a stage's key holds this in place of the path.
 
-    ``key`` is the recipe's key that names the path. Raises InputError if the path does not exist or cannot be read.
+    ``key`` is the recipe's key that names the path. Only a model's may be a folder. Raises InputError if the path does
+    not exist or cannot be read.
     """
     place = user_path(path)
     if not place.exists():
         raise InputError(f"{key}: there is no file or folder {place.absolute()}. Give one that exists.")
+    if place.is_dir() and key != "model.path":
+        raise InputError(f"{key}: {place.absolute()} is a folder. Name a file.")
     try:
         return f"sha256:{content_digest(place)}"
     except OSError as error:

@@ -133,17 +133,41 @@ def _csv(path: Path) -> Iterator[NumberedRecord]:
     _, header = next(_lines(path), (1, ""))
     if "," not in header and (found := next((name for sign, name in _SEPARATORS.items() if sign in header), None)):
         raise DataError(f"{path.name}: is separated by {found}, and only commas are read. Save it with commas.")
-    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
+    if header and (not header.strip() or header.startswith("sep=")):
+        said = f"is {header.strip()!r}" if header.strip() else "is empty"
+        raise DataError(f"{path.name}: the first line names the columns, and here it {said}. Remove that line.")
+    read = 1  # the reader counts only lines that it could take
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for number, line in _lines(path):
+            read = number
+            yield line
+
+    try:
+        yield from _csv_records(csv.DictReader(lines(), strict=True), path.name)
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name}, line {read}: {error}. Look for a quote that is not closed, in this line or one "
+            f"before it; a cell may have {csv.field_size_limit():,} characters."
+        ) from error
+
+
+def _csv_records(reader: csv.DictReader[str], file: str) -> Iterator[NumberedRecord]:
     names = reader.fieldnames or []
+    if "" in names:
+        raise DataError(
+            f"{file}, line 1: {names.count('')} of the {len(names)} columns have no name. Name or remove them."
+        )
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{path.name}, line 1: has the column {', '.join(twice):.200} twice. Rename one.")
+        raise DataError(f"{file}, line 1: has the column {', '.join(twice):.200} twice. Rename one.")
     for record in reader:
-        where = f"{path.name}, line {reader.line_num}"
+        where = f"{file}, line {reader.line_num}"
         if None in record:
             raise DataError(f"{where}: has more cells than the {len(names)} columns. Put texts with commas in quotes.")
         if None in record.values():
             raise DataError(f"{where}: has fewer cells than the {len(names)} columns. Add the missing cells.")
-        yield f"{path.name}, line", reader.line_num, record
+        yield f"{file}, line", reader.line_num, record
 
 
 READERS = {".parquet": _parquet, ".arrow": _arrow, ".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}

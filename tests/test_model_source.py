@@ -246,6 +246,10 @@ def test_what_is_no_file_is_refused_before_it_is_read(folder: Path, tmp_path: Pa
                 named_content("model.path", str(path))
         (folder / name).unlink()
     assert named_content("model.path", str(folder)).startswith("sha256:")
+    with pytest.raises(InputError, match=r"data\.source\.file: .* is a folder\. Name a file"):
+        named_content("data.source.file", str(folder))
+    with pytest.raises(InputError, match=r"a device or a link that leads nowhere\. Name another"):
+        named_content("data.source.file", os.devnull)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -81,8 +81,8 @@ def _refuse_taken_tag(config: PublishConfig, made_anew: Mapping[str, Any] | None
     there = hub.release(config.tag)
     if there is None or there.recipe != dict(made_anew):
         raise HubError(
-            f"{config.tag} of {config.repo} is there already, and not of this recipe as it is now; tags do not move. Set "
-            "publish.tag to a new version, or publish.repo to another repository."
+            f"{config.tag} of {config.repo} is there already, and not of this recipe as it is now; tags do not move. "
+            "Set publish.tag to a new version, or publish.repo to another repository."
         )
 
 
