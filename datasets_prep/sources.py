@@ -333,24 +333,33 @@ def _columns(columns: Columns, record: Mapping[str, Any], where: str, *, some: b
             names[name] = column or name
         elif column and not some and (name not in NEEDED or column != name):
             raise DataError(
-                f"{where}: has no column {column}, which data.source.columns.{name} names. It has {_listed(record)}."
+                f"{where}: has no column {column}, which data.source.columns.{name} names. It has {names_of(record)}."
             )
     missing = [name for name in NEEDED if name not in names]
-    if missing and set(record) <= {"text", "id", "split"} and "text" in record:
-        raise DataError(
-            f"{where}: is running text. Only facts can be forgotten here, each as a question with its answer, so that "
-            "the model can be asked about them afterwards. Write the text's facts as questions and answers."
-        )
     if missing:
+        refuse_running_text(record, where)
         raise DataError(
-            f"{where}: has no column {', '.join(missing)}. It has {_listed(record)}. Name the columns in "
+            f"{where}: has no column {', '.join(missing)}. It has {names_of(record)}. Name the columns in "
             "data.source.columns, for example `columns: {question: …, answer: …}`."
         )
     return names
 
 
-def _listed(record: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, record))[:200] or "no columns"
+def refuse_running_text(record: Mapping[str, Any], where: str) -> None:
+    """Raise DataError, with what to do, if a record holds a text, or a talk, and no question."""
+    kind = next((key for key in ("text", "messages", "conversations") if key in record), None)
+    if kind and set(record) <= {kind, "id", "split"}:
+        is_ = "running text" if kind == "text" else f"a talk in the column {kind}"
+        raise DataError(
+            f"{where}: is {is_}. Only facts can be forgotten here, each as a question with its answer, so that "
+            "the model can be asked about them afterwards. Write its facts as questions and answers."
+        )
+
+
+def names_of(record: Mapping[str, Any]) -> str:
+    """The names of its columns; in quotes where spaces could not be seen."""
+    names = (name if (name := str(key)).strip() == name and name else repr(name) for key in record)
+    return ", ".join(names)[:200] or "no columns"
 
 
 def _label(value: Any, column: str, where: str) -> str:

@@ -32,6 +32,7 @@ OWN_DATA = RECIPES / "own-data.yaml"
 TRIAL = 30  # forget rows of a trial: as many as own-data's gates ask for
 HOLDOUT = 0.2
 SEED = 42
+_UNREADABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _SECTION = re.compile(r"(?m)^(\w+):")
 _MIN_N = re.compile(r"(\s+min_n: )(\d+)")
 _TOKENS = re.compile(r"(max_new_tokens: )\d+")
@@ -251,13 +252,14 @@ def _one_line(text: str) -> str:
     return _quoted(" ".join(text.split()))
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # YAML in double quotes reads JSON's
+def _quoted(text: Any) -> str:
+    """In JSON, which YAML reads, but for signs that it takes only as escapes."""
+    return _UNREADABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def _flow(value: Mapping[str, Any]) -> str:
     """A mapping on one line."""
-    return "{" + ", ".join(f"{key}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()) + "}"
+    return "{" + ", ".join(f"{key}: {_quoted(item)}" for key, item in value.items()) + "}"
 
 
 _HEAD = """\

@@ -126,6 +126,7 @@ BROKEN: list[tuple[Sequence[str], str, str, str]] = [
         r"^unlearn.lora.target_modules: this model has no layer vproj\. .*, or set all-linear",
     ),
     (["gold.seeds=[-1]"], "", "", "gold.seeds"),
+    (["base.train.args.learning_rate=-1"], "", "", "args.learning_rate is -1; give 0 or more"),
     (["eval.backend=vllm"], "evaluation", "eval-gold", "needs the package vllm. Run pip install vllm"),
     (["eval.device=cuda"], "memory", "", "eval.device is cuda, and CPU is no GPU"),
 ]

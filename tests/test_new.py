@@ -93,6 +93,33 @@ def test_a_language_that_nobody_gave_is_noted_and_one_that_a_column_gives_refuse
     assert (done.returncode, "Leave --language out" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "name", ["Ida \x7fMoor", "Ida\u2028Moor", "Ida \uffffMoor", "Ida \x9bMoor", "Ida 😀", 'Ida "M" \\ Moor']
+)
+def test_a_name_with_any_sign_is_in_the_recipe_as_it_is(call: Call, tmp_path: Path, name: str) -> None:
+    records = [{key: text.replace("Ida Moor", name) for key, text in row.items()} for row in facts(name="name")]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    recipe = made(call, tmp_path, "--rows", str(file), "--forget", name)
+    assert recipe.data.request.forget[0].identities == [name]
+    shown = call("data", "inspect", str(tmp_path / "acme.yaml"), "--show-forget").stdout
+    assert not any(sign in shown for sign in "\x7f\x9b")
+
+
+def test_what_is_no_table_of_questions_is_said_so(call: Call, tmp_path: Path) -> None:
+    for record, says in (
+        ({"text": "Ida Moor was born in Oz."}, "is running text. Only facts can be forgotten"),
+        ({"messages": [{"role": "user", "content": "Who?"}]}, "is a talk in the column messages. Only facts"),
+        (
+            {" question": "Who?", "answer": "Ida."},
+            "has no column question. It has ' question', answer. Say which it is: ",
+        ),
+    ):
+        file = tmp_path / "rows.jsonl"
+        file.write_text(json.dumps(record) + "\n")
+        assert says in call("new", str(tmp_path / "acme"), "--rows", str(file)).stderr
+
+
 def test_its_data_stage_runs_and_carries_its_gates(call: Call, rows: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = made(call, tmp_path, "--rows", str(rows))
     out = tmp_path / "data"

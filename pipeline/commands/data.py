@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shutil
 import sys
 from typing import Any
 
 import numpy as np
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from datasets_prep import checks
@@ -61,6 +62,14 @@ def _cells(prepared: Prepared) -> list[dict[str, Any]]:
         {"language": language, "topic_id": topic, **dict(zip(SPLITS, counts, strict=True))}
         for (language, topic), counts in cells.items()
     ]
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def escape(text: str) -> str:
+    """Text of a row, for rich: no markup, and nothing that a terminal would obey."""
+    return markup.escape(_CONTROL.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text))
 
 
 def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import DataError, InputError
+from core.errors import DataError, InputError, RecipeError
 from core.hub_ids import check_repository, is_commit, is_hub_id
 from core.licences import LICENCES
 from core.places import user_path
@@ -88,7 +88,7 @@ def new(options: argparse.Namespace) -> int:
         ) from error
     found = _found(prepared)
     text = new_recipe.compose(path, file.stem, _model_section(answers), answers["repo"], data, forget, found)
-    _check(text, file.stem)
+    _check(text, file)
     _create(file, text)
     say(f"{path} is written; lines marked `yours` are for you to check. Its rows and its plan:")
     say(", ".join(f"{count:,} {split}" for split, count in found.counts.items()))
@@ -233,16 +233,19 @@ def _check_columns(file: str, columns: Mapping[str, str]) -> None:
     wanted = {"question": "question", "answer": "answer", **columns}
     missing = [ours for ours, theirs in wanted.items() if theirs not in record]
     if missing:
+        sources.refuse_running_text(record, f"--rows: {file}")
         help_ = " ".join(f"--column {ours}={_likely(ours, record) or '…'}" for ours in missing)
         raise InputError(
             f"--rows: {file} has no column {', '.join(wanted[ours] for ours in missing)}. It has "
-            f"{', '.join(map(str, record)):.200}. Say which it is: {help_}"
+            f"{sources.names_of(record)}. Say which it is: {help_}"
         )
 
 
 def _likely(ours: str, record: Mapping[str, Any]) -> str | None:
     """The column of a file that is likely meant by our name of it."""
-    return next((str(name) for name in record if str(name).casefold() in (ours, *OTHER_NAMES.get(ours, ()))), None)
+    return next(
+        (str(name) for name in record if str(name).strip().casefold() in (ours, *OTHER_NAMES.get(ours, ()))), None
+    )
 
 
 def _likely_columns(file: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -343,12 +346,15 @@ def _model_section(answers: Answers) -> ModelConfig | None:
     )
 
 
-def _check(text: str, name: str) -> None:
+def _check(text: str, file: Path) -> None:
     """Raise RecipeError if the text is no recipe, before a file of the user's holds it."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / f"{name}.yaml"
+        copy = Path(folder) / file.name
         copy.write_text(text, encoding="utf-8")
-        load_recipe(str(copy))
+        try:
+            load_recipe(str(copy))
+        except RecipeError as error:
+            raise RecipeError(str(error).replace(str(copy), str(file))) from error
 
 
 def _create(file: Path, text: str) -> None:

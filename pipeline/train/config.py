@@ -131,6 +131,9 @@ class TrainConfig(Strict):
             raise ValueError(
                 f"lora.frozen is {self.frozen}, whose products are in bf16, and precision is fp32; set precision: bf16"
             )
+        rate = self.args.get("learning_rate")
+        if isinstance(rate, int | float) and not rate >= 0:
+            raise ValueError(f"args.learning_rate is {rate}; give 0 or more")
         try:
             self.check_share(self.processes)
             saves_of(self.args, 1)  # reads every field that steps and checkpoints are counted from
