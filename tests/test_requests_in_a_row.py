@@ -36,7 +36,7 @@ GATE = {"metric": "answer_probability", "split": "forget", "at_most": 0.5, "min_
 AS_BEFORE = {
     "metric": "mia_min_k_auc",
     "split": "forget",
-    "at_least": {"of": "start", "bound": "ci_low", "plus": -1},
+    "at_least": {"of": "start", "bound": "ci_low", "times": 0.5},
     "at_most": {"of": "start", "bound": "ci_high", "plus": 1},
     "min_n": 10,
     "reason": "forget and holdout rows are no more apart than they were",
@@ -133,7 +133,7 @@ def test_the_start_model_is_evaluated_for_the_gate_that_compares_with_it(store: 
         published = json.loads((hub / "results.json").read_text())["models"]
         assert [*published] == ["start", "base", "unlearned"]
         gate = json.loads((hub / "gate.json").read_text())["gates"][1]
-        assert (gate["at_least"], gate["at_most"]) == (auc.ci_low - 1, auc.ci_high + 1)
+        assert (gate["at_least"], gate["at_most"]) == (auc.ci_low / 2, auc.ci_high + 1)
         assert "start model, which had seen neither" in gate["limits"]
         assert problems(hub) == []
         assert "| Metric | Rows | start model | base | this model | Gate |" in (hub / "README.md").read_text()

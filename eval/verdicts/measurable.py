@@ -94,7 +94,7 @@ def _cannot_fail(metric: Metric, gate: Gate, rows: Mapping[str, int]) -> Iterato
     if metric.ks != "p-value" or not isinstance(gate.at_least, float) or not 0 < min(ours, theirs) <= FEW:
         return
     smallest = 2 / comb(ours + theirs, ours)
-    if smallest >= gate.at_least:
+    if smallest >= gate.at_least > 0:
         yield (
             f"no model can fail it: of {ours} rows against {theirs}, no p-value is below {smallest:.2g}. Give more "
             f"rows, or gate {metric.name}_ks (at_most), or remove the gate."
