@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -54,6 +54,18 @@ def separability(values: Sequence[float]) -> float:
     return float(between.max() / ordered.var()) if ordered.var() > 0 else 0.0
 
 
+def not_apart(rows: Iterable[Row], models: Mapping[str, Mapping[str, float]]) -> dict[str | None, list[list[float]]]:
+    """The topics whose rows are not two groups under every model, with the values of each model."""
+    by_topic: dict[str | None, list[Row]] = {}
+    for row in rows:
+        by_topic.setdefault(row.topic_id, []).append(row)
+    values = {
+        topic: [[found[row.row_id] for row in of_topic] for found in models.values()]
+        for topic, of_topic in by_topic.items()
+    }
+    return {topic: found for topic, found in values.items() if min(map(separability, found)) < APART}
+
+
 def main() -> None:
     """Print the table, and write the rows if asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.assignment", description=__doc__)
@@ -67,14 +79,7 @@ def assign(made: Path, write: Path | None) -> str:
     """The tables of a recipe's finished stages; with ``write``, the file too, without rows that only gold knows."""
     models = {model: probabilities(made / f"eval-{model}") for model in ("base", "gold")}
     rows = {split: read_rows(made / "data" / f"{split}.jsonl") for split in SPLITS}
-    by_topic: dict[str | None, list[Row]] = {}
-    for row in chain.from_iterable(rows.values()):
-        by_topic.setdefault(row.topic_id, []).append(row)
-    left_out = {}
-    for topic, of_topic in by_topic.items():
-        values = {model: [found[row.row_id] for row in of_topic] for model, found in models.items()}
-        if min(separability(found) for found in values.values()) < APART:
-            left_out[topic] = values
+    left_out = not_apart(chain.from_iterable(rows.values()), models)
     kinds = [*dict.fromkeys(SEEMS.values()), "unsure"]
     lines = [f"| split of the recipe | rows | {' | '.join(kinds)} |", f"|---|{'--:|' * (len(kinds) + 1)}"]
     records = []
@@ -91,8 +96,8 @@ def assign(made: Path, write: Path | None) -> str:
         lines += ["", "Left out: topics whose rows do not part into trained and others.", ""]
         lines += ["| topic | rows | base, mean (apart) | gold, mean (apart) |", "|---|--:|--:|--:|"]
     for topic, values in left_out.items():
-        cells = [f"{np.mean(found):.2f} ({separability(found):.2f})" for found in values.values()]
-        lines.append(f"| {topic or '–'} | {len(values['base'])} | {' | '.join(cells)} |")
+        cells = [f"{np.mean(found):.2f} ({separability(found):.2f})" for found in values]
+        lines.append(f"| {topic or '–'} | {len(values[0])} | {' | '.join(cells)} |")
     if write:
         write.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
     return "\n".join(lines)

@@ -86,11 +86,6 @@ class Metric:
         return {"higher": True, "lower": False, "like gold": None}[self.better]
 
     @property
-    def is_share(self) -> bool:
-        """Whether its values go from 0 to 1, and no further."""
-        return self.family in ("answer", "choice", "membership", "ks") or self.name in ("fluency", "rouge_l_recall")
-
-    @property
     def needs_real_world(self) -> bool:
         """Whether it reads questions about the real world, which few sources have."""
         return any("real_world" in split for split in self.splits)

@@ -291,8 +291,8 @@ def _shortened(message: str) -> str:
 @ignoring_broken_pipes()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    options = parser().parse_args(argv)
     try:
-        options = parser().parse_args(argv)
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, os.environ.get(OLD_NAMES.get(name, name), value))
         if not options.debug:

@@ -131,7 +131,7 @@ def _offline_checks(release: Preflight) -> Iterator[Check]:
     yield "store", "", partial(_writable, release.store.root)
     yield "torch", names[0], _torch
     if sys.modules.get("torch") is not None:
-        yield from _trainings(release, here=False)
+        yield from _trainings(release, here=False, online=False)
 
 
 def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
@@ -144,7 +144,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     yield "commits", names[0], partial(refuse_unpinned, recipe)
     yield from _models(release)
     yield from _data(release)
-    yield from _trainings(release, here=here)
+    yield from _trainings(release, here=here, online=True)
     if stage := release.first("eval-start", "eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
         if here:
             yield "evaluation", stage, partial(_evaluation, recipe.eval)
@@ -349,7 +349,7 @@ def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
 # Trainings
 
 
-def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
+def _trainings(release: Preflight, *, here: bool, online: bool) -> Iterator[Check]:
     fetched = release.states["model"].artifact
     shape = shape_of(release.recipe.model, fetched.path if fetched else None)
     layers = shape.num_hidden_layers if shape else None
@@ -357,7 +357,7 @@ def _trainings(release: Preflight, *, here: bool) -> Iterator[Check]:
         name = key.removesuffix(".train")
         if stage := release.first(name, *(["gold-seed-"] if name == "gold" else [])):
             yield key, stage, partial(_training, key, config, layers, here=here)
-            if config.lora and not isinstance(config.lora.target_modules, str):
+            if online and config.lora and not isinstance(config.lora.target_modules, str):
                 yield f"{key}.lora", stage, partial(_adapters, key, config.lora, release)
 
 

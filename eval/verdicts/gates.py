@@ -35,6 +35,12 @@ from eval.verdicts.confirm import ROWS, OtherRows
 
 Results = Mapping[str, Sequence[Record]]
 """The records of :data:`eval.schema.MODELS`, as far as they were measured."""
+SHARES = {
+    name
+    for name, metric in CATALOG.items()
+    if metric.family in ("answer", "choice", "membership", "ks") or name in ("fluency", "rouge_l_recall")
+}
+"""Metrics whose values go from 0 to 1, and no further."""
 
 
 class NoEvidence(Exception):  # noqa: N818  # it never leaves this file
@@ -178,8 +184,12 @@ def _check_rows(gate: Condition, record: Record, split: str, model: str) -> None
 
 
 def _check_bounds(gate: Condition, at_least: float | None, at_most: float | None) -> None:
-    measured = bool(gate.references) and gate.metric in CATALOG and CATALOG[gate.metric].is_share
-    if measured and (at_least is None or at_least <= 0) and (at_most is None or at_most >= 1):
+    if (
+        gate.references
+        and gate.metric in SHARES
+        and (at_least is None or at_least <= 0)
+        and (at_most is None or at_most >= 1)
+    ):
         raise NoEvidence(
             "The measured bounds allow every value that there is, so the gate shows nothing. Give more rows."
         )

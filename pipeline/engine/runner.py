@@ -103,9 +103,8 @@ class Store:
 
     def status(self, stage: Stage, done: Mapping[str, Artifact]) -> Status:
         """The state of a stage, given its finished inputs. Reads manifests only and checks no other file."""
-        linked = Path(
-            os.path.realpath(self.link(stage.name))
-        )  # once: another process may link to a newer artifact meanwhile
+        # Once, since another process may link to a newer artifact meanwhile; and a link may lead to itself.
+        linked = Path(os.path.realpath(self.link(stage.name)))
         old = art.read_artifact(linked)
         if not stage.inputs.keys() <= {name for name, made_by in stage.inputs.items() if made_by in done}:
             return Status("stale" if old else "missing", None, None, old)

@@ -57,7 +57,7 @@ def check_target(config: PublishConfig, made_anew: Mapping[str, Any] | None = No
     return f"{account['name']} may write to {repo}"
 
 
-def check_local(config: PublishConfig, made_anew: Mapping[str, Any] | None = None) -> str:
+def check_local(config: PublishConfig, made_anew: Mapping[str, Any] | None) -> str:
     """As :func:`check_target`, on the loopback Hub of this store, where everybody may write."""
     from huggingface_hub.errors import RepositoryNotFoundError
 

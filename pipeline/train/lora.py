@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from core.errors import RecipeError, TrainingError
+from core.errors import ModelError, RecipeError, TrainingError
 from datasets_prep.schema import Encoded
 from pipeline.train.config import Lora
 from pipeline.train.packed import completion_logits, packed_batches
@@ -62,11 +62,18 @@ def refuse_no_module(model: PreTrainedModel, lora: Lora) -> None:
 def try_adapters(configuration: Path, lora: Lora) -> None:
     """Add the adapters to a skeleton, without weights, of the model that a ``config.json`` describes.
 
-    Raises RecipeError as :func:`add_adapters` does.
+    Raises RecipeError as :func:`add_adapters` does, ModelError if the file describes no model of transformers.
     """
-    config = AutoConfig.from_pretrained(configuration.parent, trust_remote_code=False)
     with torch.device("meta"):
-        add_adapters(AutoModelForCausalLM.from_config(config, trust_remote_code=False), lora, seed=0)
+        try:
+            config = AutoConfig.from_pretrained(configuration.parent, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"{configuration}: describes no model that can be trained here ({reason:.300})."
+            ) from error
+        add_adapters(model, lora, seed=0)
 
 
 def refuse_on_head(model: PeftModel) -> None:
