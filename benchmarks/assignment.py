@@ -24,8 +24,8 @@ from datasets_prep.schema import SPLITS, Row, json_line, read_rows
 from eval.schema import read_samples
 
 KNOWN = 0.5
-"""Between trained rows, which have .9, and others, which have .2 where an answer cannot be guessed (docs/measurements/
-fame.md)."""
+"""Between trained rows, which have .9, and others, which have .2 where an answer cannot be guessed
+(docs/reproduce-fame-topics.md)."""
 BAND = 0.15
 """A row so near to ``KNOWN`` under one of the models is counted as unsure."""
 APART = 0.85
