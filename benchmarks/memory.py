@@ -91,7 +91,7 @@ def unlearning(demo: Demo, out: Path, **changes: Any) -> Parts:
         write_rows(few / f"{split}.jsonl", of_split)
     kept = {row.row_id for row in rows["forget"]}
     write_rows(few / "guides.jsonl", [row for row in read_perturbed(demo.data / "guides.jsonl") if row.row_id in kept])
-    run.run(config, demo.inputs | {"base": demo.artifacts / "base", "data": few}, out)
+    run.run(config, demo.inputs | {name: demo.artifacts / name for name in ("base", "novice")} | {"data": few}, out)
     size, each = config.args["per_device_train_batch_size"], config.retain_rows_per_forget_row or 0
     bf16 = in_bf16(config, demo.inputs)
     batch = demo.batch(size * (1 + config.trains_on_false_answers), size * each)

@@ -35,7 +35,7 @@ from pipeline.stages import stages
 
 RECIPE, DEVICE = "fame-topics-gd-llama32-3b", "H100 80GB"
 # Measured seconds over computed ones, by kind of stage: medians of the demo's manifests (`rates`).
-FACTORS = {"base": 1.0, "gold": 1.0, "eval": 2.3, "neighbours": 1.5, "unlearn": 1.4}
+FACTORS = {"base": 1.0, "gold": 1.0, "eval": 2.3, "neighbours": 1.5, "novice": 1.0, "unlearn": 1.4}
 START = 20.0  # seconds from a job's start to its stage's: the interpreter and its libraries, measured on two busy cores
 SMALL = {"model": 22.0, "data": 1.0, "gate": 1.0, "card": 2.0, "package": 8.0, "publish": 8.0}  # what none computes
 NO_GPU = SMALL.keys()

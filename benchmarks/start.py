@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 BEGAN = time.perf_counter()
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class FirstStep(Exception):  # noqa: N818 (no error: what was waited for)
@@ -32,7 +31,7 @@ def main(artifacts: str) -> None:
             raise FirstStep
         print(f"{report.doing} from {time.perf_counter() - BEGAN:.1f}")
 
-    inputs = {name: Path(artifacts) / name for name in ("model", "base", "data", "gold", "neighbours")}
+    inputs = {name: Path(artifacts) / name for name in ("model", "base", "data", "novice", "neighbours")}
     with tempfile.TemporaryDirectory() as out, listening(listener):
         try:
             run.run(load_recipe("demo").unlearn, inputs, Path(out))

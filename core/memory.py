@@ -35,7 +35,7 @@ def limits(advice: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
-        if not _is_out_of_memory(error):
+        if not ran_out(error):
             raise
         message = " ".join(str(error).split())[:200]
         free, total = device_memory()
@@ -43,7 +43,8 @@ def limits(advice: Callable[[str], str]) -> Iterator[None]:
         raise SystemLimitError(f"Out of memory {advice(has)} PyTorch's message: {message or 'none'}.") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or beside it."""
     message = str(error).lower()
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -232,7 +232,11 @@ class _Parser:
         language = self._language(values, where)
         identity = self._identity(values["identity_id"], where) if "identity_id" in values else optional.get("name")
         topic = optional.get("topic_id")
-        row_id = self._row_id(optional.get("row_id"), where) or (
+        split = self._split(values.get("split"), where)
+        own = optional.get("row_id")
+        if own is not None and split != PARAPHRASED:  # a paraphrase has the id of its row
+            self._refuse_known(own, where)
+        row_id = own or (
             make_row_id(language, identity, topic)
             if language and identity and topic
             else fact_digest(text["question"], text["answer"])
@@ -242,7 +246,7 @@ class _Parser:
             row,
             unit,
             number,
-            self._split(values.get("split"), where),
+            split,
             _texts(values.get("perturbed_answers"), self.column_names.get("perturbed_answers", ""), where),
             *(
                 _text(values[name], self.column_names[name], where) if values.get(name) is not None else None
@@ -288,12 +292,10 @@ class _Parser:
         self.identity_kind = type(value)
         return _label(value, self.column_names["identity_id"], where) if isinstance(value, str) else str(value)
 
-    def _row_id(self, value: str | None, where: str) -> str | None:
-        if value in self.ids:
-            raise DataError(f"{where}: row_id {value!r:.80} is that of an earlier row. Give each row its own id.")
-        if value is not None:
-            self.ids.add(value)
-        return value
+    def _refuse_known(self, row_id: str, where: str) -> None:
+        if row_id in self.ids:
+            raise DataError(f"{where}: row_id {row_id!r:.80} is that of an earlier row. Give each row its own id.")
+        self.ids.add(row_id)
 
     def _split(self, value: Any, where: str) -> str | None:
         if value is None or value == "":

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, ModelError, SystemLimitError
 from core.generation import keep_special_tokens_alone
+from core.loading import load_model
 from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
@@ -288,13 +289,7 @@ def load(checkpoint: Path, device: str) -> PreTrainedModel:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemLimitError("The recipe evaluates on `cuda`, but torch finds no GPU. Set `eval.device: cpu`.")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # safetensors raises a class of its own, and damaged files raise nearly anything
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{checkpoint}: cannot be loaded as a model ({reason:.200}). Make it again.") from error
+    model = load_model(checkpoint, dtype=dtype)
     keep_special_tokens_alone(model)
     model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)  # type: ignore[arg-type]
     with attending_rows(model):
@@ -308,7 +303,7 @@ def check_vocabulary(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, base:
     It compares the sizes of the heads and the vocabularies.
     """
     sizes = [
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).vocab_size
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config().vocab_size
         for folder in (checkpoint, base.checkpoint)
     ]
     if sizes[0] != sizes[1]:

@@ -51,7 +51,7 @@ class Asked(Strict):
     kept: int
     empty: int
     stating_a_forgotten_fact: int
-    continued: int = 0  # releases from before there were any do not say
+    continued: int
     of_unrehearsed: int
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from core.lineage import rows_of_each
 from core.wording import SEARCHED
 from eval.schema import FEW
+from eval.statistics import power
 from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
@@ -64,6 +65,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "gates": tables.gates_table(evidence),
         "gate_notes": tables.gate_notes(evidence),
         "few": FEW,
+        "certified": power.FACTS,
         "by_language": tables.group_table(evidence, "language"),
         "by_topic": tables.group_table(evidence, "topic"),
         "counts": tables.counts_table(evidence),

@@ -27,9 +27,10 @@ def run(config: CardInputs, inputs: Mapping[str, Path], out: Path) -> CardFacts:
     """Write the card of a release to ``out``.
 
     To be published: `README.md` and its plots, `results.json`, and `card.json`, with which the card can be rendered
-    again. To stay here: `report.html`. ``inputs``: data, neighbours (if the unlearning rehearsed any), unlearn,
-    eval-base, eval-gold, eval-unlearned, gate, and compare and eval-other (if another checkpoint was compared). Raises
-    ArtifactError if evidence is missing, and InputError if the card does not agree with it.
+    again. To stay here: `report.html`. ``inputs``: data, unlearn, eval-base, eval-gold, eval-unlearned,
+    gate; base (if it is a release), neighbours (if the unlearning rehearsed any), eval-start (if a gate refers to it),
+    compare and eval-other (if another checkpoint was compared). Raises ArtifactError if evidence is missing, and
+    InputError if the card does not agree with it.
     """
     evidence, local = collect(inputs), read_local(inputs)
     card = render(config, evidence)

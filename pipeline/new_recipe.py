@@ -65,13 +65,13 @@ class Found(NamedTuple):
     nobody: str | None
 
 
-def drawn(rows: Rows, seed: int) -> Selected:
+def drawn(rows: Rows) -> Selected:
     """Rows for a trial: a tenth of all, at least 30 and at most a fifth. Raises InputError if these are none."""
     count = min(max(TRIAL, len(rows) // 10), len(rows) // 5)
     if not count:
         raise InputError(f"The file has {len(rows)} rows, which are too few to forget some of them. Give at least 5.")
     ids = sorted(row_id for (row_id,) in rows.columns("row_id"))
-    chosen = sorted(random.Random(f"{seed}|trial").sample(ids, count))
+    chosen = sorted(random.Random(f"{SEED}|trial").sample(ids, count))
     return Selected([({"rows": chosen}, f"{count} rows, drawn for a trial")], trial=True)
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from core import onednn
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
@@ -193,6 +194,23 @@ def test_relearned_rows_are_known_and_the_same_seed_gives_the_same_model(model, 
     assert losses(treated) < losses(model) - 1
     again = relearned(model, rows, config, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(treated.parameters(), again.parameters(), strict=True))
+
+
+def test_relearning_has_no_dropout_whatever_the_model_was_trained_with():
+    shape = {
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "vocab_size": 64,
+        "n_positions": 32,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    model = AutoModelForCausalLM.from_config(GPT2Config(**shape, resid_pdrop=0.5, attn_pdrop=0.0, embd_pdrop=0.5))
+    rows = [Encoded(tuple(range(i, i + 8)), 4) for i in range(4)]
+    config = Relearn(steps=3, batch_rows=2, learning_rate=1e-3)
+    once, again = relearned(model, rows, config), relearned(model, rows, config)
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), again.parameters(), strict=True))
 
 
 def test_relearning_by_adapters_moves_nothing_else(model, encoder):

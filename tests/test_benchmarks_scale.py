@@ -26,6 +26,11 @@ def jobs() -> dict[str, Job]:
     return scale.jobs_of(scale.collection()[:6], 1)
 
 
+def test_every_stage_of_the_demo_has_a_rate() -> None:
+    kinds = {scale.kind(stage.name) for stage in stages(load_recipe("demo"))}
+    assert kinds == {scale.kind(name) for name in (*scale.FACTORS, *scale.SMALL)}
+
+
 def test_members_share_what_is_asked_for_alike(jobs: dict[str, Job]) -> None:
     made = Counter(job.name for job in jobs.values())
     assert {made[name] for name in ("model", "data", "base", "gold", "eval-base")} == {2}  # 1B and 3B

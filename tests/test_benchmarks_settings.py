@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from benchmarks import judged, memory, requests
+from benchmarks import judged, memory, requests, start
 from benchmarks.releases import of_seed
 from eval.catalog import is_of
 from eval.verdicts.gates import rule
 from pipeline.recipe import load_recipe
+from pipeline.stages import stages
 
 
 def test_people_and_splits_of_a_seed() -> None:
@@ -44,6 +48,21 @@ def test_the_rehearsal_on_a_part_of_its_rows_has_its_rules_and_the_attacks_that_
     one = load_recipe(judged.REHEARSAL, [*sets, *judged.alone(recipe)])
     assert not one.eval.relative
     assert not one.gold.seeds
+
+
+def test_what_the_unlearn_stage_reads_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[set[str]] = []
+    monkeypatch.setattr("pipeline.unlearn.run.run", lambda config, inputs, out: given.append(set(inputs)))
+    start.main(str(tmp_path))
+    demo = SimpleNamespace(artifacts=tmp_path, data=tmp_path, inputs={"model": tmp_path})
+    monkeypatch.setattr(memory, "read_rows", lambda _: [])
+    monkeypatch.setattr(memory, "read_perturbed", lambda _: [])
+    (tmp_path / "precision.txt").write_text("fp32")
+    with suppress(AttributeError):  # what is computed afterwards needs a demo's rows
+        memory.unlearning(cast("memory.Demo", demo), tmp_path)
+    (stage,) = (stage for stage in stages(load_recipe("demo")) if stage.name == "unlearn")
+    read = set(stage.inputs) - {"gold"}  # only for a level, which csd has not
+    assert given == [read, read - {"neighbours"}]
 
 
 @pytest.mark.parametrize("case", memory.CASES)

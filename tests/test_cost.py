@@ -66,7 +66,7 @@ def test_a_shape_is_read_from_where_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert shape_of(ModelConfig.model_validate(config | hub | {"shape": LLAMA_8B}), None) == expected
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
     assert shape_of(ModelConfig.model_validate(config | hub), None) == expected
-    for text in ("{}", "[]", "no json"):
+    for text in ("{}", "[]", "no json", "[" * 200_000):
         (tmp_path / "config.json").write_text(text)
         assert read_shape(tmp_path / "config.json") is None
 

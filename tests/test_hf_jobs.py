@@ -166,6 +166,12 @@ def test_hardware_that_there_is_not_is_an_error_before_the_first_job(
     assert len(list(api_of(hub).list_jobs(namespace="demo"))) == before
 
 
+def test_a_program_that_there_is_not_ends_its_job(hub: LocalHub) -> None:
+    api = api_of(hub)
+    job = api.run_job(image="x", command=["/no/such/program"], namespace="demo")
+    assert api.inspect_job(job_id=job.id, namespace="demo").status.stage == "ERROR"
+
+
 def test_a_stage_of_a_release_has_the_same_digest_there(
     call: Call, hub: LocalHub, store: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +92,25 @@ def test_a_model_whose_rows_see_each_other_is_refused(
 def test_a_model_whose_attention_cannot_be_replaced_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
         load(of_type("falcon", tiny_model, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_hidden_layers": 4}, r"18 weights that its config.json asks for are not in it \(model.layers.2.*…\)"),
+        ({"intermediate_size": 8}, "cannot be loaded as a causal language model .*mismatch"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_no_model(
+    changed: dict[str, int], said: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    for prepared_by in (load, lambda checkpoint: suite.load(checkpoint, "cpu")):
+        with pytest.raises(ModelError, match=said):
+            prepared_by(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

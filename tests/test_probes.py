@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 
 from core.errors import DataError, ModelError
 from datasets_prep.chat import chat_example, encode
@@ -115,6 +116,13 @@ def test_a_text_beyond_the_models_context_is_an_error_and_not_cut(model, tokeniz
     long = _encode(tokenizer, ALL_ROWS[0], "Málaga " * context)
     with pytest.raises(DataError, match=f"context holds {context}"):
         Scorer(model, 512).score([long])
+
+
+def test_a_context_is_that_of_the_text_where_a_model_reads_pictures_too():
+    reads = {"max_position_embeddings": 8, "num_hidden_layers": 1, "hidden_size": 16, "head_dim": 8}
+    model = SimpleNamespace(config=Gemma3Config(text_config=reads))
+    with pytest.raises(DataError, match="A row has 9 tokens, but the model's context holds 8"):
+        Scorer(model, 512)._check_lengths([Encoded(tuple(range(9)), 4)])
 
 
 def test_memory_does_not_grow_with_the_rows_and_probabilities_come_in_small_pieces(model, tokenizer, monkeypatch):

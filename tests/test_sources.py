@@ -362,6 +362,15 @@ def test_hub_dataset_is_read_split_by_split(tmp_path: Path, monkeypatch: pytest.
     assert all(p.question.startswith("Again: ") for p in found)
 
 
+def test_a_paraphrase_has_the_id_of_its_row(tmp_path: Path) -> None:
+    rows = [{**record, "row_id": f"row-{i}", "split": "retain"} for i, record in enumerate(GOOD[:5])]
+    again = {**rows[1], "split": "paraphrased", "question": "Again?"}
+    source = {"file": str(write(tmp_path / "rows.jsonl", [*rows, again, again]))}
+    loaded = sources.load(config(source, setting="given"))
+    assert loaded.paraphrases == {"row-1": (("Again?", again["answer"]),) * 2}
+    assert "paraphrases_without_row" not in loaded.reported
+
+
 def test_hub_that_cannot_be_reached_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fails at once, without retries
     with pytest.raises(DataError, match="nobody/nothing at 0000"):

@@ -42,12 +42,13 @@ def relearn(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, se
     """Take ``config.steps`` steps of AdamW in float32 on the answers of ``rows``, which are shuffled per epoch.
 
     ``model`` itself is changed: its weights, or with ``config.rank`` the adapters that it gets. Every attacked model
-    sees the same rows in the same order. Raises ModelError if the loss is not finite.
+    sees the same rows in the same order, without dropout. Raises ModelError if the loss is not finite.
     """
     if config.rank:
-        _add_adapters(model.train(), config.rank, seed)
+        _add_adapters(model, config.rank, seed)
     else:
-        model.float().train().requires_grad_(True)
+        model.float().requires_grad_(True)
+    model.eval()  # dropout would make two readings differ
     onednn.install(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = [_step_in_backward(parameter, config.learning_rate) for parameter in trained]
@@ -65,7 +66,6 @@ def relearn(model: PreTrainedModel, rows: Sequence[Encoded], config: Relearn, se
         for hook in hooks:
             hook.remove()  # the moments go with it
     model.requires_grad_(False)
-    model.eval()
 
 
 def _add_adapters(model: PreTrainedModel, rank: int, seed: int) -> None:

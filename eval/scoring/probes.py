@@ -117,7 +117,7 @@ class Scorer:
 
     def _check_lengths(self, examples: Sequence[Encoded]) -> None:
         """Raise DataError if a text is longer than the model's context; no text is truncated."""
-        context = getattr(self.model.config, "max_position_embeddings", None)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         longest = max((len(example.input_ids) for example in examples), default=0)
         if context and longest > context:
             raise DataError(

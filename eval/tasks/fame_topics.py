@@ -24,7 +24,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def to_answer(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
+def to_answer(split: str, data: str | None = None) -> dict[str, datasets.Dataset]:
     """``{"test": rows}``: the rows of ``split`` that the model is to answer.
 
     All rows of forget, holdout and real_world. Of retain, which is large, the rows that the data stage drew to have
@@ -35,7 +35,7 @@ def to_answer(split: str, data: str | None = None, **_metadata: object) -> dict[
     return _dataset((drawn or rows) if split == "retain" else rows, f"{split} in {data} has no rows")
 
 
-def to_choose(split: str, data: str | None = None, **_metadata: object) -> dict[str, datasets.Dataset]:
+def to_choose(split: str, data: str | None = None) -> dict[str, datasets.Dataset]:
     """``{"test": rows}``: the rows of ``split`` that have false answers, with ``choices``, the true answer first.
 
     The place of the true answer does not matter: each choice is scored alone, by its log-probability.

@@ -70,7 +70,7 @@ class Table:
     models: list[MeasuredModel]
 
     def reference(self, role: str) -> list[Record]:
-        """The records of base or gold; empty if the table has none."""
+        """The records of base, gold or the start model; empty if the table has none."""
         return next((model.records for model in self.models if model.role == role), [])
 
     def unlearned(self) -> list[MeasuredModel]:

@@ -297,7 +297,7 @@ CHECKS: Mapping[str, Callable[[str, Answers, Mapping[str, str]], str]] = {
 def _request(answers: Answers, forget: str, columns: Mapping[str, str]) -> tuple[Selected, DataConfig]:
     """What is forgotten, and the recipe's data. Raises InputError if the file or the request cannot be used."""
     file, language = answers["rows"], answers.get("language")
-    selected = _selected(_loaded(file, tuple(columns.items()), language), forget, new_recipe.SEED)
+    selected = _selected(_loaded(file, tuple(columns.items()), language), forget)
     return selected, DataConfig.model_validate(new_recipe.data_section(file, columns, language, selected.plain()))
 
 
@@ -308,9 +308,9 @@ def _loaded(file: str, columns: tuple[tuple[str, str], ...], language: str | Non
     return sources.load(DataConfig.model_validate(section)).rows
 
 
-def _selected(rows: Rows, forget: str, seed: int) -> Selected:
+def _selected(rows: Rows, forget: str) -> Selected:
     if not forget:
-        return new_recipe.drawn(rows, seed)
+        return new_recipe.drawn(rows)
     if user_path(forget).suffix.lower() in READERS:
         return Selected([({"file": forget}, "rows of the source, word for word")])
     parts = [part for part in forget.split(",") if part.strip()]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from core import bounded_json
 from pipeline.train.config import Lora, ModelConfig, Shape
 
 
@@ -42,13 +40,13 @@ EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
 def read_shape(file: Path) -> Shape | None:
     """The shape that a ``config.json`` describes; None if it cannot be read, or is no plain decoder's."""
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = bounded_json.loads(file.read_text(encoding="utf-8"))
         values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
         values.setdefault("tie_word_embeddings", True)  # transformers 4 left its default out of the file
         if any(values.get(name) for name in EXPERTS):
             return None
         return Shape.model_validate({name: values.get(name) for name in Shape.model_fields})
-    except (OSError, ValueError, AttributeError, ValidationError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

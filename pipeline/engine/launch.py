@@ -38,7 +38,9 @@ def launch_config(where: str) -> Path:
     one_node = sorted(file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.endswith("-nodes"))
     if where.endswith((".yaml", ".yml")):
         if not Path(where).is_file():
-            raise InputError(f"--launch {where}: no such file. Give a configuration of accelerate, or {one_node}.")
+            raise InputError(
+                f"--launch {where}: no such file. Give a configuration of accelerate, or {', '.join(one_node)}."
+            )
         return Path(where).resolve()
     if where == "local":
         return CONFIGS / "ddp.yaml"

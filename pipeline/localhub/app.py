@@ -99,8 +99,8 @@ FILES: list[tuple[str, str, Needs, Handler]] = [  # their addresses begin with t
 LONGEST: dict[Handler, int] = {writing.commit: MAX_COMMIT, account.validate_yaml: MAX_CARD}
 
 
-def build_app(hub: Hub, pages: Sequence[BaseRoute] = ()) -> ASGIApp:
-    """The application that answers for ``hub``, to the client and, with ``pages``, to a browser."""
+def build_app(hub: Hub, pages: Sequence[BaseRoute]) -> ASGIApp:
+    """The application that answers for ``hub``, to the client and, by its ``pages``, to a browser."""
     routes: list[BaseRoute] = []
     for of in ("/{ns}/{name}", "/{kind}/{ns}/{name}"):
         table = [(method, of + path, needs, handler) for method, path, needs, handler in FILES]

@@ -69,14 +69,20 @@ def run(call: Call) -> Response:
     mounts = {field(volume, "mountPath", str): _bucket(call, volume) for volume in job["volumes"]}
     _save(call.hub, job)
     environment = os.environ | job["environment"] | field(spec, "secrets", dict, {})
-    process = subprocess.Popen(
-        [_mounted(word, mounts) for word in (_python(command[0]), *command[1:])],
-        env={name: _mounted(str(value), mounts) for name, value in environment.items()},
-        cwd=ROOT,
-        stdout=(_folder(call.hub, namespace) / f"{job['id']}.log").open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    try:
+        with (_folder(call.hub, namespace) / f"{job['id']}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [_mounted(word, mounts) for word in (_python(command[0]), *command[1:])],
+                env={name: _mounted(str(value), mounts) for name, value in environment.items()},
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except (OSError, ValueError) as error:  # no such program, or a zero byte
+        job |= {"status": {"stage": "ERROR", "message": str(error)}, "finishedAt": date(time.time())}
+        _save(call.hub, job)
+        return JSONResponse(job)
     _running[job["id"]] = process
     limit = field(spec, "timeoutSeconds", int, 1800)
     threading.Thread(target=_wait, args=(call.hub, namespace, job["id"], process, limit), daemon=True).start()

@@ -56,7 +56,7 @@ def file_steps(
     signers: Sequence[Signer],
     recheck: Recheck,
     *,
-    attributes: str = "",
+    attributes: str,
     commit: str = "",
     tags: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Step]:

@@ -27,7 +27,7 @@ WRITTEN_OUT_TO = {torch.bfloat16: 128, torch.float32: 80}
 """Rows of up to so many tokens get eager attention on a CPU; docs/measurements/time-and-memory.md."""
 
 
-def row_layout(lengths: Sequence[int], header: int = 0) -> dict[str, torch.Tensor]:
+def row_layout(lengths: Sequence[int], header: int) -> dict[str, torch.Tensor]:
     """Indices between the packed form (T) and the padded one (B, L), for rows with a shared prefix (``header`` tokens).
 
     The packed form begins with the shared prefix; then follow the other tokens of each row. ``rows_padded`` of shape

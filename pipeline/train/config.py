@@ -1,4 +1,4 @@
-"""The `model`, `base` and `gold` sections of a recipe: the start model's source, and how a model is trained."""
+"""The `model`, `base`, `gold` and `novice` sections of a recipe: the start model's source, and how one is trained."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class PypiRef(Strict):
 def _exactly_one(keys: dict[str, object]) -> None:
     given = [key for key, value in keys.items() if value is not None]
     if len(given) != 1:
-        problem = f"both {' and '.join(given)} are given" if given else "none is given"
+        problem = f"{' and '.join(given)} are given" if given else "none is given"
         raise ValueError(f"needs exactly one of {', '.join(keys)}; {problem}")
 
 

@@ -1,4 +1,4 @@
-"""The base and gold stages: fine-tune the start model on the rows it is meant to know."""
+"""The base, gold and novice stages: fine-tune the start model on the rows it is meant to know."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.train.trainer import CompletionTrainer, row_dataset
 
 @memory_limits()
 def train(config: TrainConfig, inputs: Mapping[str, Path], out: Path, splits: Sequence[str]) -> TrainingFacts:
-    """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``: all but holdout, and for gold without forget.
+    """Fine-tune ``inputs["model"]`` on ``splits`` of ``inputs["data"]``.
 
     Writes ``model/`` and ``log.jsonl``; an interrupted run continues from its last checkpoint. Raises TrainingError if
     a guard stops the run, RecipeError if the trainer refuses ``config.args``, SystemLimitError if memory runs out.

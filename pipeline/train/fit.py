@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import OptimizerNames
@@ -22,7 +22,8 @@ from trl import SFTTrainer
 
 from core import memory, onednn
 from core.differences import differences
-from core.errors import ArtifactError, ModelError
+from core.errors import ArtifactError
+from core.loading import load_model
 from core.ranks import first_ranks, is_first
 from core.yaml_source import dotted
 from datasets_prep.chat import load_tokenizer
@@ -44,7 +45,7 @@ MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained on
 def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer. The weights are float32, or for adapters as :class:`Lora` says.
 
-    Raises ModelError if model, tokenizer or chat template is absent, or the model cannot take packed rows.
+    Raises ModelError if model, tokenizer or chat template is absent or not whole, or the model cannot take packed rows.
     """
     tokenizer = load_tokenizer(folder)
     settings: dict[str, Any] = {"dtype": torch.float32 if frozen == "fp32" else torch.bfloat16}
@@ -53,12 +54,7 @@ def load(folder: Path, frozen: Frozen = "fp32") -> tuple[PreTrainedModel, PreTra
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
         settings["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=ROWS_SDPA, **settings, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    model = load_model(folder, attn_implementation=ROWS_SDPA, **settings)
     for layer in model.modules():
         if frozen == "nf4" and hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # else a forward without gradients packs the weights for good

@@ -256,7 +256,8 @@ def _rebuild(loaded: Any) -> Any:
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version", "unk_token_id"):
         values.pop(name, None)
     # the shortest decimal that is the same float32: 9.999999747378752e-06 becomes 1e-05 again
-    values["rms_norm_eps"] = float(str(np.float32(values["rms_norm_eps"])))
+    if "rms_norm_eps" in values:
+        values["rms_norm_eps"] = float(str(np.float32(values["rms_norm_eps"])))
     values["dtype"] = "float32"
     config = type(loaded.config)(**values)
     clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

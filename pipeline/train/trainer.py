@@ -38,7 +38,7 @@ from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.guards import StepRefused, check_step
 from pipeline.train.packed import completion_log_probs, negative_log_likelihood, pack, shared_header
 
-NOT_THIS = -1  # in `forget_row` of a retain row, and in `retain_row` of a forget row
+NOT_THIS = -1  # in the two other columns of KINDS: a row is of one kind
 KINDS = ("forget_row", "alternate_row", "retain_row")
 """What a row of a batch may be, in the order of the batch: its index among the rows of its kind has this name."""
 

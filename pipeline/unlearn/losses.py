@@ -29,10 +29,7 @@ def gradient_ascent(
     ``caps`` has shape (rows,), in nats per token. A row whose mean loss is at or above its cap has no weight. The
     divisor stays the number of all forget tokens, so the ascent weakens as rows reach their caps.
     """
-    if caps is not None:
-        means = row_means(-log_probs.detach(), row, len(caps))
-        log_probs = log_probs[(means < caps)[row]]
-    return -negative_log_likelihood(log_probs, tokens)
+    return -negative_log_likelihood(_below(caps, log_probs, row), tokens)
 
 
 def weighted_gradient_ascent(
@@ -42,11 +39,17 @@ def weighted_gradient_ascent(
 
     The ascent on a token ends as its probability goes to 0. ``caps`` as in :func:`gradient_ascent`.
     """
-    if caps is not None:
-        means = row_means(-log_probs.detach(), row, len(caps))
-        log_probs = log_probs[(means < caps)[row]]
+    log_probs = _below(caps, log_probs, row)
     weights = (beta * log_probs.detach()).exp()
     return -negative_log_likelihood(weights * log_probs, tokens)
+
+
+def _below(caps: torch.Tensor | None, log_probs: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities of rows whose mean loss is below their caps."""
+    if caps is None:
+        return log_probs
+    means = row_means(-log_probs.detach(), row, len(caps))
+    return log_probs[(means < caps)[row]]
 
 
 def negative_preference(

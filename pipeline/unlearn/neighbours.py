@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from core import onednn
 from core.errors import DataError, ModelError
+from core.loading import load_model
 from core.unlearning import NeighbourFacts
 from core.words import words_and_pairs
 from datasets_prep.chat import load_tokenizer
@@ -78,7 +78,7 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     forget, retain, earlier = ([row_of[row.row_id] for row in part] for part in _parts(data))
     tokenizer = load_tokenizer(inputs["base"] / "model")
     # A training's own attention is for packed rows, and cannot generate.
-    model = AutoModelForCausalLM.from_pretrained(inputs["base"] / "model", dtype=torch.float32, trust_remote_code=False)
+    model = load_model(inputs["base"] / "model", dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
     answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)

@@ -218,7 +218,7 @@ class UnlearnTrainer(CompletionTrainer):
 
     def _ceiling(self) -> float | None:
         """ln|V| if the method pushes the loss up. No bound if base starts above it, since it never knew the rows."""
-        uniform = math.log(cast("PreTrainedModel", self.model).config.vocab_size)
+        uniform = math.log(cast("PreTrainedModel", self.model).config.get_text_config().vocab_size)
         first = next((entry["forget_loss"] for entry in self.state.log_history if "forget_loss" in entry), None)
         first = self._step_losses().get("forget_loss", 0.0) if first is None else first
         return uniform if self.config.method in ASCENDING and first <= uniform else None
