@@ -31,6 +31,8 @@ Z_95 = NormalDist().inv_cdf(0.975)
 """Half the width of a two-sided 95 % interval, in standard errors."""
 ALPHA = 0.05
 """The p-value below which a test tells two things apart."""
+FACTS = 100
+"""A cell of fewer facts cannot be certified on its own."""
 FEW = 10
 """Rows of a part or group below which it has no interval: resamples of so few rows vary too little, of one row not."""
 

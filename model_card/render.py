@@ -6,8 +6,7 @@ from typing import Any
 
 from core.lineage import rows_of_each
 from core.wording import SEARCHED
-from eval.schema import FEW
-from eval.statistics import power
+from eval.schema import FACTS, FEW
 from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
@@ -65,7 +64,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "gates": tables.gates_table(evidence),
         "gate_notes": tables.gate_notes(evidence),
         "few": FEW,
-        "certified": power.FACTS,
+        "certified": FACTS,
         "by_language": tables.group_table(evidence, "language"),
         "by_topic": tables.group_table(evidence, "topic"),
         "counts": tables.counts_table(evidence),

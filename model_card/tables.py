@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from eval.catalog import CATALOG, ROWS, is_headline, label
-from eval.schema import FEW, JudgedGate, Record
-from eval.statistics import power
+from eval.schema import FACTS, FEW, JudgedGate, Record
 from model_card.config import CardInputs
 from model_card.facts import Evidence
 from model_card.markdown import escape, table
@@ -201,7 +200,7 @@ def gate_notes(evidence: Evidence) -> list[str]:
     small = dict.fromkeys(f"`{gate.metric}` on {escape(gate.split)}" for gate in evidence.gates if _is_small(gate))
     notes = []
     if small:
-        notes.append(f"These rest on fewer than {power.FACTS} facts and cannot be certified alone: {', '.join(small)}.")
+        notes.append(f"These rest on fewer than {FACTS} facts and cannot be certified alone: {', '.join(small)}.")
     if evidence.verdict.selection:
         notes.append(evidence.verdict.selection)
     gates_by_sentence: dict[str, list[str]] = {}

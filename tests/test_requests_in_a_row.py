@@ -263,7 +263,7 @@ def test_a_published_release_with_a_lineage_needs_the_gate(store: Path, tmp_path
         (["gates.2.at_most=null", "gates.2.at_least=0"], "no gate holds"),
         (["publish.repo=demo/first"], "set publish.tag to a new version"),
         (["gold={release: demo/first@v1.0.0}"], "it is no gold"),
-        (["base.hub={id: a/b, revision: null}"], "both hub and release are given"),
+        (["base.hub={id: a/b, revision: null}"], "hub and release are given"),
     ],
 )
 def test_impossible_recipes_are_refused(tiny_model: Path, tmp_path: Path, changes: list[str], says: str) -> None:

@@ -13,8 +13,6 @@ from eval.config import Condition, Reference
 from eval.schema import ALPHA, Record
 
 POWER = 0.8
-FACTS = 100
-"""A cell of fewer facts cannot be certified on its own."""
 
 
 def smallest_difference(error: float) -> float:

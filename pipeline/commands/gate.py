@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from core.errors import ArtifactError, GateError, InputError
-from eval.schema import JudgedGate, Verdict
-from eval.statistics import power
+from eval.schema import FACTS, JudgedGate, Verdict
 from eval.verdicts.gates import judge
 from eval.verdicts.replay import applied, by_method, read_table, replay
 from pipeline.commands.prepare import index_of, prepare, surveyed
@@ -51,7 +50,7 @@ def _lines(judged: JudgedGate) -> list[str]:
     """The verdict's sentence, and below it how much it can show."""
     notes = [judged.power]
     if judged.n > 0 and not judged.certifiable_alone:
-        notes.append(f"{judged.n} facts are fewer than {power.FACTS}, so this cannot be certified alone.")
+        notes.append(f"{judged.n} facts are fewer than {FACTS}, so this cannot be certified alone.")
     notes += [part.says for part in (judged.confirmed, *judged.parts) if part]
     if judged.limits:
         notes.append(judged.limits)
