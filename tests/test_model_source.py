@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from core.digests import checkpoint_folder, named_content
 from core.errors import InputError, ModelError
@@ -22,7 +24,7 @@ from pipeline.localhub.server import LocalHub
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
 from pipeline.train.config import ModelConfig, PypiRef
-from pipeline.train.start_model import check_model_folder, run, run_pointer, weight_facts
+from pipeline.train.start_model import _rebuild, check_model_folder, run, run_pointer, weight_facts
 from tests.conftest import WRITES_THE_DATE
 
 
@@ -289,3 +291,10 @@ def test_a_published_base_and_gold_are_asked_as_the_start_model_is(
                 assert "26 Jul 2024" in json.dumps(stage.identity)
     assert prompts[0].startswith("<|im_start|>system\nToday Date: 26 Jul 2024<|im_end|>")
     assert prompts == prompts[:1] * 3
+
+
+def test_a_model_that_was_read_from_a_gguf_computes_the_same_with_a_clean_configuration() -> None:
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0}
+    loaded = AutoModelForCausalLM.from_config(GPT2Config(**shape)).eval()  # no Llama: it has no rms_norm_eps
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded(ids).logits, _rebuild(loaded).eval()(ids).logits)
