@@ -6,11 +6,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
 
 class Strict(BaseModel):
     """A frozen pydantic model that refuses unknown keys and does not convert types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values, checked as the original was; ``model_copy`` would take whatever it is given."""

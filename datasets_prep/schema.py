@@ -13,11 +13,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from core.artifacts import json_text, read_file
-from core.errors import ArtifactError
-from core.strict import Strict
+from core.artifacts import json_text, read_file, read_lines
+from core.strict import STRICT, Strict
 
 FAME = "ClaudioSavelli/FAME"  # on the Hub
 LANGUAGES = ("DE", "EN", "ES", "FR", "IT")  # the order of FAME's ClassLabel
@@ -51,6 +50,8 @@ FORGOTTEN = "forgotten"  # rows that earlier releases were made to forget: in no
 FORGET, RETAIN, HOLDOUT, UNREHEARSED = range(len(SPLITS))  # a split as a number, for arrays of many rows
 EARLIER = len(SPLITS)  # the number of forgotten rows, until they are taken out
 
+REMEDY = "Run the data stage again."
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -58,6 +59,8 @@ class Row:
 
     ``identity_id`` is a whole number or a text; it is the name if the source has names and no ids.
     """
+
+    __pydantic_config__: ClassVar = STRICT  # for its reader
 
     row_id: str
     identity_id: int | str | None
@@ -72,6 +75,8 @@ class Row:
 class PerturbedRow:
     """False answers to the question of ``row_id``: right form, wrong fact, and no trained answer to it."""
 
+    __pydantic_config__: ClassVar = STRICT  # for its reader
+
     row_id: str
     split: str
     answers: tuple[str, ...]
@@ -80,6 +85,8 @@ class PerturbedRow:
 @dataclass(frozen=True, slots=True)
 class ParaphrasedRow:
     """The fact of ``row_id`` in other words, as the source has it."""
+
+    __pydantic_config__: ClassVar = STRICT  # for its reader
 
     row_id: str
     split: str
@@ -111,20 +118,9 @@ def write_rows(path: Path, rows: Iterable[Row | PerturbedRow | ParaphrasedRow]) 
         file.writelines(map(json_line, rows))
 
 
-def _read(path: Path) -> list[dict[str, object]]:
-    try:
-        # Not splitlines(): answers may hold U+2028 and other characters that it takes for line ends.
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read as rows ({error}). Run the data stage again.") from error
-
-
 def read_rows(path: Path) -> list[Row]:
     """The rows of a split file. Raises ArtifactError if the file is missing or not rows."""
-    try:
-        return [Row(**record) for record in _read(path)]  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
+    return read_lines(path, Row, REMEDY)
 
 
 def read_real_world(data: Path) -> list[Row]:
@@ -149,20 +145,12 @@ def rows_digest(rows: Iterable[Row]) -> str:
 
 def read_perturbed(path: Path) -> list[PerturbedRow]:
     """The rows of ``perturbed.jsonl``. Raises ArtifactError if the file is missing or not rows."""
-    try:
-        return [PerturbedRow(**(record | {"answers": tuple(record["answers"])})) for record in _read(path)]  # type: ignore[arg-type]
-    except (TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
+    return read_lines(path, PerturbedRow, REMEDY)
 
 
 def read_paraphrased(path: Path) -> list[ParaphrasedRow]:
     """The rows of ``paraphrased.jsonl``; none if the file is absent. Raises ArtifactError if its lines are not rows."""
-    if not path.is_file():
-        return []
-    try:
-        return [ParaphrasedRow(**record) for record in _read(path)]  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ArtifactError(f"{path}: its records are not rows ({error}). Run the data stage again.") from error
+    return read_lines(path, ParaphrasedRow, REMEDY) if path.is_file() else []
 
 
 CHECKS = "checks.json"
@@ -276,4 +264,4 @@ def write_facts(path: Path, facts: DataFacts) -> None:
 
 def read_data_facts(data: Path) -> DataFacts:
     """The content of the `checks.json` of a data artifact. Raises ArtifactError."""
-    return read_file(data / CHECKS, DataFacts, "Run the data stage again.")
+    return read_file(data / CHECKS, DataFacts, REMEDY)

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from core.artifacts import Versioned, read_file, write_file
-from core.errors import ArtifactError
+from core.artifacts import Versioned, read_file, read_lines, write_file
 from core.strict import Strict
 from eval.catalog import Metric
 
@@ -57,7 +56,7 @@ class Record:
     by: dict[str, str] | None = None
     note: str | None = None
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # for its reader
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # a gate refuses what is not finite
 
     @classmethod
     def of(
@@ -204,10 +203,7 @@ def write_samples(path: Path, samples: list[dict[str, object]]) -> None:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``samples.jsonl``, without its note. Raises ArtifactError if it is missing or malformed."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read as samples ({error}). Run the evaluation again.") from error
+    lines = read_lines(path, dict[str, Any], "Run the evaluation again.")
     return [line for line in lines if "row_id" in line]
 
 

@@ -6,11 +6,12 @@ The plots draw numbers of it, the report shows it to the maker of a release, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.artifacts import read_lines
 from core.errors import ArtifactError
 from datasets_prep.schema import FORGOTTEN, SPLITS, DataFacts, Row, read_data_facts, read_forgotten, read_rows
 from eval.schema import evaluations, read_samples
@@ -55,7 +56,7 @@ class Local:
 
 def read_local(inputs: Mapping[str, Path]) -> Local:
     """Read it from the artifacts that :func:`model_card.facts.collect` reads. Raises ArtifactError."""
-    log = list(_log(inputs["unlearn"] / "log.jsonl"))
+    log = read_lines(inputs["unlearn"] / "log.jsonl", dict[str, Any], "Run the unlearn stage again.")
     return Local(
         rows={split: read_rows(inputs["data"] / f"{split}.jsonl") for split in SPLITS}
         | {FORGOTTEN: read_forgotten(inputs["data"])},
@@ -78,16 +79,6 @@ def _golds(file: Path) -> list[tuple[float, float]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{file}: cannot be read as a relative test ({error!r}). Run the evaluation again."
-        ) from error
-
-
-def _log(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield dict(json.loads(line))
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path}: cannot be read as a training log ({error}). Run the unlearn stage again."
         ) from error
 
 

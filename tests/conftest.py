@@ -31,7 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"  # public data that may not lie in this repository
 NEEDS_SHARED_DATA = "UNLEARN_RELEASE_NEEDS_SHARED_DATA"  # set to 1 where a test must not be skipped for want of them
 PATIENCE = 900  # seconds for whatever a test waits for: it ends what hangs, and a busy machine is slow
-LONGEST = ("test_release", "test_slurm", "test_ranks", "test_unlearn_resume", "test_publish", "test_requests_in_a_row")
+LONGEST = (  # files of tests that take over ten seconds, mostly of waiting where they begin processes
+    *("test_release", "test_object_store", "test_ranks", "test_publish", "test_slurm", "test_benchmarks_faults"),
+    *("test_revoke", "test_requests_in_a_row", "test_unlearn_resume", "test_hf_jobs", "test_cost_memory"),
+    *("test_known_defects", "test_collection", "test_doctor"),
+)
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

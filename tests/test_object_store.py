@@ -23,7 +23,7 @@ from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.remote import Remote
-from pipeline.engine.runner import Stage, Store, fetch
+from pipeline.engine.runner import Stage, Store, build, fetch
 from tests.collections import RECIPE
 from tests.conftest import PATIENCE, ROOT, Call, build_tiny_model
 from tests.object_store import ObjectStore, running
@@ -242,6 +242,13 @@ def test_of_two_uploads_at_once_the_first_manifest_stays(
     assert remote.manifest(mine.path) == other.manifest
     other_disk = Store(tmp_path / "three", "demo", remote)
     assert whole(go(chain(content), other_disk)["a"]).digest == other.digest
+
+
+def test_what_another_left_here_is_handed_on_before_anything_is_built_of_it(remote: Remote, tmp_path: Path) -> None:
+    """Its runner was killed before it did so, while this one waited: another machine would build it anew."""
+    left = go(chain(), Store(tmp_path / "one", "demo"))["a"]
+    assert build(chain()[0], Store(tmp_path / "one", "demo", remote), {}).digest == left.digest
+    assert remote.manifest(left.path) == left.manifest
 
 
 # Several runners

@@ -170,9 +170,11 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
     key = key_of(stage, done)
     final = store.place(stage.name, key)
     with disk_limits(store.root, stage.name), art.building(final) as own:
-        if artifact := art.read_artifact(final):
-            return artifact
         remote = store.remote_for(stage)
+        if artifact := art.read_artifact(final):
+            if remote:  # who built it here may have been killed before it handed it on
+                remote.push(artifact)
+            return artifact
         if remote is None:
             return _make(stage, done, key, own)
         with remote.turn(final):
