@@ -94,20 +94,23 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
     shown = {
         metric.get("name"): metric["value"] for result in index[0].get("results", []) for metric in result["metrics"]
     }
-    measured = {result_name(record): record.value for record in indexed(evidence)}
+    measured = {result_name(record, evidence): record.value for record in indexed(evidence)}
     for name in sorted(shown.keys() | measured.keys(), key=str):
         if shown.get(name) != measured.get(name):
             yield f"Metadata: model-index says {shown.get(name)} for {name}, results.json says {measured.get(name)}."
 
 
 def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
-    citation = dataset_of(config).citation or ""
-    yield from unfinished(card.replace(citation, "\n" * citation.count("\n")))  # it may hold {{braces}}
+    citation, text = dataset_of(config).citation or "", card
+    for given in (citation, *evidence.topics):  # which may hold {{braces}}, or be called /people/person
+        text = text.replace(given, "\n" * given.count("\n")) if any(unfinished(given)) else text
+    yield from unfinished(text)
     if citation not in card:
         yield "The citation of the data is not on the card."
     if evidence.verdict.weights_sha256 not in card:
         yield "The digest of the weights that the gates passed is not on the card."
-    if evidence.passed != (f"All {len(evidence.gates)} gates passed" in card and "must not be released" not in card):
+    all_of_them = "The one gate" if len(evidence.gates) == 1 else f"All {len(evidence.gates)} gates"
+    if evidence.passed != (f"**{all_of_them} passed.**" in card and "must not be released" not in card):
         yield f"The card does not say that the gates' verdict is passed = {evidence.passed}."
     licence = config.model.rules
     if licence.displayed not in card:
@@ -211,8 +214,8 @@ def _gates(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
         for column, text in cells.items():
             if row[column] != " ".join(text.split()):
                 yield f"Gates, {gate.metric} on {gate.split}: {column} is {row[column]!r}, gate.json says {text!r}."
-        bounds: list[float | None] = [b for b in dict.fromkeys((gate.at_least, gate.at_most)) if b is not None]
-        columns = {"Measured": [gate.measured], "Bound": bounds or [None], "Could see": [gate.smallest_difference]}
+        bounds: list[float | None] = [*tables.bounds_of(gate)] or [None]
+        columns = {"Measured": [gate.measured], "Bound": bounds, "Could see": [gate.smallest_difference]}
         for column, values in columns.items():
             shown = row[column].split(" to ")
             if not (len(shown) == len(values) and all(map(_is_shown, shown, values))):
@@ -240,9 +243,11 @@ def _is_shown(text: str, value: float | None) -> bool:
 
 def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
     for row, (split, counts) in zip(rows, evidence.counts.items(), strict=False):
-        expected = {"Split": split, "Rows": counts.rows, "People": counts.identities, "Topics": counts.topics}
-        expected |= {language: counts.by_language.get(language, 0) for language in evidence.languages()}
-        if row != {column: str(value) for column, value in expected.items()}:
+        shown = {"People": counts.identities, "Topics": counts.topics}
+        expected = {"Split": split, "Rows": str(counts.rows)}
+        expected |= {column: str(n) if n or not counts.rows else tables.NOT_MEASURED for column, n in shown.items()}
+        expected |= {language: str(counts.by_language.get(language, 0)) for language in evidence.languages()}
+        if row != expected:
             yield f"Data: the card says {row}, the split files say {expected}."
     if len(rows) != len(evidence.counts):
         yield f"Data: {len(rows)} rows, there are {len(evidence.counts)} splits."
@@ -251,6 +256,7 @@ def _counts(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
 def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
     found = [table for section in sections if section.heading == "Method and settings" for table in section.tables]
     expected = [*tables.unlearn_settings(config), tables.reference_settings(config), tables.novice_settings(config)]
+    expected.append(tables.evaluation_settings(config))
     expected = [settings for settings in expected if settings]
     shown = [{row["Setting"]: row["Value"] for row in table} for table in found]
     if shown != [{key: " ".join(str(value).split()) for key, value in settings.items()} for settings in expected]:

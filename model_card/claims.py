@@ -15,9 +15,11 @@ from typing import Literal
 from eval.catalog import CATALOG, Metric, of_family
 from eval.schema import ALPHA, JudgedGate, Record
 from model_card.facts import Evidence
+from model_card.markdown import counted
 from model_card.tables import number
 
 Records = Mapping[str, Record]
+ALIKE = 0.05  # the largest difference of what is between 0 and 1 that a sentence calls "about as"
 Part = Literal["forgotten", "attacked", "kept", "more"]
 
 
@@ -88,19 +90,36 @@ def _share(records: Records) -> str:
     return f"{min(100, math.floor(100 * kept))} %"
 
 
+def _alike(records: Records, other: str) -> bool:
+    """Whether the two values may be called about the same. A gate may be wider than that."""
+    return abs(records["unlearned"].value - records[other].value) <= ALIKE
+
+
 def _like_gold(records: Records) -> str:
+    n = counted(records["unlearned"].n, "answer")
     ours, gold, base = (short(records[model].value) for model in ("unlearned", "gold", "base"))
+    if not _alike(records, "gold"):
+        return (
+            f"Its answer probability on the {n} to be forgotten is {ours}. A model that never saw them has {gold}, and "
+            f"base has {base}."
+        )
     return (
-        f"The {records['unlearned'].n} answers to be forgotten are about as likely to it as to a model that never saw "
-        f"them: {ours}, against {gold} there and {base} before the unlearning."
+        f"The {n} to be forgotten are about as likely to it as to a model that never saw them: {ours}, against {gold} "
+        f"there and {base} before the unlearning."
     )
 
 
 def _like_holdout(records: Records) -> str:
+    n = counted(records["unlearned"].n, "answer")
     ours, never, base = (short(records[model].value) for model in ("unlearned", "holdout", "base"))
+    if not _alike(records, "holdout"):
+        return (
+            f"Its answer probability on the {n} to be forgotten is {ours}, on answers that it never saw {never}, and "
+            f"before the unlearning it was {base}."
+        )
     return (
-        f"The {records['unlearned'].n} answers to be forgotten are about as likely to it as answers that it never saw: "
-        f"{ours} against {never}, and {base} before the unlearning."
+        f"The {n} to be forgotten are about as likely to it as answers that it never saw: {ours} against {never}, and "
+        f"{base} before the unlearning."
     )
 
 
@@ -108,7 +127,8 @@ def _kept(rows: str) -> Callable[[Records], str]:
     def says(records: Records) -> str:
         ours, base = (short(records[model].value) for model in ("unlearned", "base"))
         share = _share(records)
-        return f"On {records['unlearned'].n} {rows}, it keeps {share} of base's answer probability ({ours} of {base})."
+        on = counted(records["unlearned"].n, f"row {rows}", f"rows {rows}")
+        return f"On {on}, it keeps {share} of base's answer probability ({ours} of {base})."
 
     return says
 
@@ -121,6 +141,8 @@ def _general(records: Records) -> str:
 
 def _membership(records: Records) -> str:
     ours, gold = (short(records[model].value) for model in ("unlearned", "gold"))
+    if not _alike(records, "gold"):
+        return f"Membership inference on the forgotten facts has an AUC of {ours} (gold {gold})."
     return (
         f"Membership inference finds the forgotten facts about as rarely as it does for gold (AUC {ours}, gold {gold})."
     )
@@ -128,6 +150,8 @@ def _membership(records: Records) -> str:
 
 def _membership_as_before(records: Records) -> str:
     ours, start = (short(records[model].value) for model in ("unlearned", "start"))
+    if not _alike(records, "start"):
+        return f"Membership inference on the forgotten facts has an AUC of {ours} (start model {start}, chance 0.5)."
     return (
         "Membership inference tells forgotten facts from facts never seen about as well as it does for the start "
         f"model, which saw neither (AUC {ours}, start model {start}, chance 0.5)."
@@ -141,6 +165,8 @@ def _membership_alone(records: Records) -> str:
 
 def _fluent(records: Records) -> str:
     ours, gold = (short(records[model].value) for model in ("unlearned", "gold"))
+    if not _alike(records, "gold"):
+        return f"The fluency of its answers about what it forgot is {ours} (gold {gold})."
     return f"Asked about what it forgot, it answers about as fluently as gold ({ours}, gold {gold})."
 
 
@@ -178,10 +204,10 @@ CLAIMS = (
         "forgotten", "forgotten", ANSWERS, "forget", ("base", "holdout", "unlearned"), _like_holdout, "holdout",
         True, True,
     ),
-    Claim("kept", "retain", ANSWERS, "retain", ("base", "unlearned"), _kept("facts to be kept"), "base", True),
+    Claim("kept", "retain", ANSWERS, "retain", ("base", "unlearned"), _kept("to be kept"), "base", True),
     Claim(
         "kept", "unrehearsed", ANSWERS, "unrehearsed", ("base", "unlearned"),
-        _kept("facts that the unlearning was not given"), "base", True,
+        _kept("that the unlearning was not given"), "base", True,
     ),
     Claim("kept", "general", "utility", "general", ("base", "unlearned"), _general, "base", True),
     *(

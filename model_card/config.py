@@ -117,6 +117,9 @@ class CardInputs(Strict):
         default=None, description="The recipe's section; the card prints it. None if the method takes nothing from it."
     )
     unlearn: dict[str, JsonValue] = Field(description="The recipe's section; the card prints it.")
+    eval: dict[str, JsonValue] | None = Field(
+        default=None, description="The recipe's section; the card prints it. None in cards of earlier versions."
+    )
     changed_from_defaults: list[str] = Field(
         default_factory=list, description="The dotted keys of `unlearn` whose values are not the defaults."
     )
@@ -131,7 +134,8 @@ class CardInputs(Strict):
     @property
     def published(self) -> bool:
         """Whether one of the models was trained elsewhere, on what its publisher says."""
-        return any(section.get("hub") for section in (self.base, self.gold, self.novice or {}))
+        sections = (self.base, self.gold, self.novice or {})
+        return any(section.get("hub") or section.get("release") for section in sections)
 
     @property
     def command(self) -> str:
@@ -145,7 +149,7 @@ class CardInputs(Strict):
         return any(value.endswith(f"={WITHHELD}") for value in self.overrides)
 
 
-OF_RECIPE = ("recipe", "overrides", "model", "data", "base", "gold", "novice", "unlearn")
+OF_RECIPE = ("recipe", "overrides", "model", "data", "base", "gold", "novice", "unlearn", "eval")
 """The fields of :class:`CardInputs` that `release.json` has too, as the recipe that the release was made from."""
 
 

@@ -27,7 +27,8 @@ UNNAMED = "A data set of the publisher's own"
 class Dataset:
     """What a card says about the data.
 
-    ``hub``, ``revision`` and ``subset`` (of several, that of the forget rows) are set for a data set on the Hub.
+    ``hub`` and ``revision`` are set for a data set on the Hub; ``subset`` is the one that was read, or ``subsets`` are
+    those of each split.
     ``license`` is a sentence, empty if no licence is known; ``citation`` is BibTeX or None.
     """
 
@@ -35,10 +36,16 @@ class Dataset:
     hub: str | None
     revision: str | None
     subset: str | None
+    subsets: dict[str, list[str]]
     sample: bool
     files: bool
     license: str
     citation: str | None
+
+    def subset_of(self, split: str) -> str | None:
+        """The subset that a split's rows come from, None if it is not exactly one."""
+        names = self.subsets.get("retain" if split == "unrehearsed" else split, [])
+        return names[0] if len(names) == 1 else self.subset
 
     @property
     def paper(self) -> str | None:
@@ -57,13 +64,13 @@ def dataset_of(inputs: CardInputs) -> Dataset:
     source: dict[str, Any] = inputs.data["source"]  # type: ignore[assignment]
     hub = source.get("hub") or {}
     sample = source.get("sample") is not None
-    forgotten = (hub.get("subsets") or {}).get("forget") or [hub.get("config")]
     described = SAMPLE if sample else inputs.card.dataset or CardDataset()
     return Dataset(
         name=described.name or hub.get("id") or UNNAMED,
         hub=hub.get("id"),
         revision=hub.get("revision"),
-        subset=forgotten[0],
+        subset=hub.get("config"),
+        subsets={split: names for split, names in (hub.get("subsets") or {}).items() if names},
         sample=sample,
         files=source.get("files") is not None,
         license=_license(described.license, on_hub=bool(hub)),

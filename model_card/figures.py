@@ -24,6 +24,7 @@ COLOURS = {
     "retain": "#2471a3", "refusal": "#8e6bbf",
 }  # fmt: skip
 WIDTH = 6.6  # inches
+MOST_GROUPS = 200  # that a plot shows; their table has them all
 READ = ("o", "^", "v")  # marks of the metrics that are read under attack
 MARKS = {"start": "^", "base": "s", "gold": "D", "unlearned": "o"}
 ANSWERS = "answer_probability"
@@ -68,10 +69,11 @@ def results(canvas: Canvas, evidence: Evidence, _: Local) -> None:
         if record := evidence.record(model, ANSWERS, "forget"):
             canvas.interval(left, record, len(models) - 1 - i, model, f"{label(ANSWERS)}, forget rows")
     left.set_yticks(range(len(models)), [NAMES[model] for model in reversed(models)])
-    like = "like gold" if evidence.has_gold else "like rows never seen"
-    left.set(title=f"To be forgotten: {like}", xlim=(-0.02, 1.02), ylim=(-0.6, len(models) - 0.4))
+    never = None if evidence.has_gold else evidence.record("unlearned", ANSWERS, "holdout")
+    like = ": like gold" if evidence.has_gold else ": like rows never seen" if never else ""
+    left.set(title=f"To be forgotten{like}", xlim=(-0.02, 1.02), ylim=(-0.6, len(models) - 0.4))
     left.set_xlabel(f"{label(ANSWERS)}, forget rows")
-    if not evidence.has_gold and (never := evidence.record("unlearned", ANSWERS, "holdout")):
+    if never:
         left.axvspan(never.ci_low, never.ci_high, color=COLOURS["gold"], alpha=0.18, linewidth=0)
         left.annotate("rows it never saw", (never.ci_high, len(models) - 0.55), color=MUTED, fontsize=8, va="center",
                       xytext=(4, 0), textcoords="offset points")  # fmt: skip
@@ -146,7 +148,7 @@ def truth_ratios(canvas: Canvas, evidence: Evidence, local: Local) -> None:
 
 def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:
     """The forget rows by language and by topic, with gold's value."""
-    kinds = [kind for kind in ("language", "topic") if group_lines(evidence, kind)]
+    kinds = shown_kinds(evidence)
     most = max(len(group_lines(evidence, kind)) for kind in kinds)
     canvas.figure.set_size_inches(WIDTH, 1.3 + 0.27 * most)
     panels = canvas.figure.subplots(1, len(kinds), squeeze=False)[0]
@@ -165,6 +167,11 @@ def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:
         axes.set(title=f"By {kind}", xlim=(-0.02, 1.02), xlabel=f"{label(ANSWERS)}, forget rows")
         axes.set_ylim(-0.7, len(lines) - 0.3)
     canvas.legend([model for model in ("gold", "unlearned") if model in evidence.records])
+
+
+def shown_kinds(evidence: Evidence) -> list[str]:
+    """By what the forget rows are shown in groups: what the data name, and not by more groups than a page can hold."""
+    return [kind for kind in ("language", "topic") if 0 < len(group_lines(evidence, kind)) <= MOST_GROUPS]
 
 
 def group_lines(evidence: Evidence, kind: str) -> list[tables.Line]:

@@ -13,6 +13,7 @@ from eval.schema import Z_95, Record
 from model_card.claims import short, short_interval
 from model_card.config import CardInputs
 from model_card.facts import Evidence
+from model_card.markdown import counted, escape, listed
 
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
 DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does
@@ -21,8 +22,9 @@ DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as T
 def limits(config: CardInputs, evidence: Evidence) -> list[str]:
     """The three sentences that a reader must see."""
     n = evidence.counts["forget"].rows
-    share = f"up to {evidence.leak_bound:.1f} % of facts like these could (95 % bound)"
-    bound = f"Even if none of the {n} forget rows leaked, {share}."
+    share = f"up to {evidence.leak_bound:.2g} % of facts like these could (95 % bound)"
+    none = f"none of the {n} forget rows leaked" if n > 1 else "the one forget row did not leak"
+    bound = f"Even if {none}, {share}."
     return [finest(evidence), bound, _of_golds(config, evidence)]
 
 
@@ -58,8 +60,14 @@ def further(evidence: Evidence) -> Iterator[str]:
             "Gold was asked with the chat template that it was published with, which gives rows other tokens than "
             "base's. What differs between the models may be due to that."
         )
+    if limited := [escape(task) for task in _shown_suites(evidence) if evidence.suites[task].limited]:
+        yield f"Of {listed(limited)} only some of the questions were asked."
     if missing := not_measured(evidence):
         yield f"Not measured: {'; '.join(missing)}."
+
+
+def _shown_suites(evidence: Evidence) -> list[str]:
+    return sorted({record.split for record in evidence.records["unlearned"]} & evidence.suites.keys())
 
 
 def _trained_on(evidence: Evidence) -> str:
@@ -85,15 +93,17 @@ def finest(evidence: Evidence) -> str:
         return f"The forget rows were not compared with {other}, so it is not known whether they are told apart."
     apart = sorted((c for c in found if abs(c.errors) > Z_95), key=lambda c: -abs(c.errors))
     if not apart:
-        return f"None of {len(found)} comparisons of the forget rows with {other} shows a difference."
+        of = f"None of {len(found)} comparisons" if len(found) > 1 else "The one comparison"
+        return f"{of} of the forget rows with {other} {'shows a' if len(found) > 1 else 'shows no'} difference."
     meaning = {
         True: "so more is left than there should be",
         False: "so less is left than there should be, and the facts are over-forgotten",
         None: "so it answers differently",
     }[apart[0].towards_base]
+    how_many = f"{len(apart)} of {counted(len(found), 'comparison')} of the forget rows with {other}"
     return (
-        f"{len(apart)} of {len(found)} comparisons of the forget rows with {other} show a difference, and one in "
-        f"twenty would by chance. The clearest: {apart[0].says}, {meaning}."
+        f"{how_many} {'shows' if len(apart) == 1 else 'show'} a difference, and one in twenty would by chance. "
+        f"The clearest: {apart[0].says}, {meaning}."
     )
 
 

@@ -30,6 +30,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """``1 fact``, ``10 facts``; ``many`` if the plural is another word."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of cells that are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]

@@ -66,7 +66,7 @@ def _results(inputs: CardInputs, evidence: Evidence) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             metric_type=record.metric,
-            metric_name=result_name(record),
+            metric_name=result_name(record, evidence),
             metric_value=record.value,
             **_measured_on(record.split, dataset, evidence),
         )
@@ -74,9 +74,11 @@ def _results(inputs: CardInputs, evidence: Evidence) -> list[EvalResult]:
     ]
 
 
-def result_name(record: Record) -> str:
+def result_name(record: Record, evidence: Evidence) -> str:
     """The name of a result in the model-index. It is unique; a split alone is not: a suite may have any split."""
-    return f"{record.metric} ({record.split})"
+    suite = evidence.suites.get(record.split)
+    some = f", {record.n} of its questions" if suite and suite.limited else ""
+    return f"{record.metric} ({record.split}{some})"
 
 
 GENERAL = "General-knowledge questions"  # this project's own
@@ -91,7 +93,9 @@ def _measured_on(split: str, dataset: Dataset, evidence: Evidence) -> dict[str, 
     """
     if split in OF_RECIPE:
         name, hub = dataset.name, dataset.hub
-        fields = {"dataset_config": dataset.subset, "dataset_split": split, "dataset_revision": dataset.revision}
+        fields = {
+            "dataset_config": dataset.subset_of(split), "dataset_split": split, "dataset_revision": dataset.revision,
+        }  # fmt: skip
     elif split in ("general", "retain+general"):
         name, hub = GENERAL if split == "general" else f"{dataset.name} and {GENERAL.lower()}", None
         fields = {"dataset_split": split}

@@ -103,6 +103,17 @@ def cap_name(unlearn: Mapping[str, Any]) -> str | None:
     return cap.get("of") if isinstance(cap, Mapping) else cap if isinstance(cap, str) else None
 
 
+def cap_plus(unlearn: Mapping[str, Any]) -> float:
+    """What is added to the named level of the forget cap, in nats per answer token."""
+    cap = unlearn.get("forget_cap")
+    return float(cap.get("plus") or 0) if isinstance(cap, Mapping) else 0.0
+
+
+def _at(unlearn: Mapping[str, Any]) -> str:
+    plus = cap_plus(unlearn)
+    return " above" if plus > 0 else " below" if plus < 0 else " at"
+
+
 def method_name(unlearn: Mapping[str, Any]) -> str:
     """The name of the method in a recipe's ``unlearn`` section, with everything that makes it a variant."""
     method = str(unlearn.get("method"))
@@ -112,7 +123,8 @@ def method_name(unlearn: Mapping[str, Any]) -> str:
         variants.append("a KL retain term")
     if unlearn.get("forget_cap") is not None:
         variants.append(
-            "a per-row forget cap" + (" at the loss of false answers" if cap_name(unlearn) == "false_answers" else "")
+            "a per-row forget cap"
+            + (f" {_at(unlearn)} the loss of false answers" if cap_name(unlearn) == "false_answers" else "")
         )
     if unlearn.get("dual"):
         variants.append("a primal-dual retain weight")
@@ -149,6 +161,8 @@ def method_does(unlearn: Mapping[str, Any]) -> list[str]:
         sentences.append(
             "Only low-rank adapters were trained. They are merged into the weights, and the merge was checked."
         )
-    if unlearn.get("retain_weight") == 0:
-        sentences.append("The weight of the retain answers is zero, so nothing protected them.")
+        if unlearn["lora"].get("frozen") == "nf4":
+            sentences.append("The weights below them were rounded to 4 bits (nf4), and so are those that are released.")
+    if unlearn.get("retain_weight") == 0 and not unlearn.get("dual"):
+        sentences.append("Here the weight of the retain answers is zero, so nothing protected them.")
     return sentences

@@ -49,7 +49,7 @@ def available(evidence: Evidence) -> list[str]:
     there = {
         "results": True,
         "truth-ratios": evidence.record("unlearned", "truth_ratio", "forget") is not None,
-        "groups": any(figures.group_lines(evidence, kind) for kind in ("language", "topic")),
+        "groups": bool(figures.shown_kinds(evidence)),
         "robustness": bool(figures.gaps(evidence)),
         "relative": evidence.record("unlearned", "damage", "forget") is not None,
         "training": evidence.ascent.steps > 0,
@@ -71,11 +71,11 @@ def describe(evidence: Evidence) -> dict[str, str]:
         "results": f"Answer probability with 95 % intervals. On forget rows: {answers['forget']}. On retain rows: "
         f"{answers['retain']}.",
         "truth-ratios": "Distributions of the forget rows' truth ratios for each model.",
-        "groups": "Answer probability on the forget rows by language and topic, with gold's value.",
+        "groups": f"Answer probability on the forget rows by {' and '.join(figures.shown_kinds(evidence))}"
+        + (", with gold's value." if evidence.has_gold else "."),
         "robustness": "What each attack brings back beyond gold's, with 95 % intervals and the bounds of the gates.",
         "relative": "The relative test: the golds at 0, base at 1, and this model with its intervals.",
-        "training": f"Forget and retain loss over {evidence.ascent.steps} steps; step {evidence.ascent.kept_step} is "
-        "released.",
+        "training": f"Losses over {evidence.ascent.steps} steps; step {evidence.ascent.kept_step} is released.",
     }
 
 

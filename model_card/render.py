@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from core.lineage import rows_of_each
@@ -11,8 +12,8 @@ from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
 from model_card.facts import Evidence
-from model_card.markdown import escape, listed
-from model_card.methods import cap_name, method_does, method_name
+from model_card.markdown import counted, escape, listed
+from model_card.methods import cap_name, cap_plus, method_does, method_name
 from model_card.templates import template
 
 LANGUAGE_NAMES = {"DE": "German", "EN": "English", "ES": "Spanish", "FR": "French", "IT": "Italian"}
@@ -29,6 +30,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
     """The values that the template uses. Tables and lists are Markdown; names and prose are plain text."""
     references = tables.reference_settings(config)
     novice = tables.novice_settings(config)
+    evaluated = tables.evaluation_settings(config)
     own, defaults = tables.unlearn_settings(config)
     everything = tables.overall(evidence)
     plain = [row for row in everything if not tables.is_audit(row)]
@@ -51,11 +53,14 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "does": [*method_does(config.unlearn), *asked(evidence)],
         "capped": config.unlearn.get("forget_cap") is not None,
         "cap_level": cap_name(config.unlearn),
+        "cap_plus": cap_plus(config.unlearn),
+        "estimated": _checks_some(config.unlearn, evidence),
         "licence": config.model.rules,
         "lineage": list(zip(evidence.lineage, rows_of_each(evidence.lineage), strict=True)),
         "dataset": dataset_of(config),
+        "part": _part(config.data.get("part")),
         "topics_setting": config.data.get("setting") == "topics",
-        "languages": listed([LANGUAGE_NAMES.get(code, escape(code)) for code in evidence.languages()]),
+        "languages": listed([_language(name) for name in evidence.counts["forget"].by_language]),
         "topics": ", ".join(code(topic) for topic in evidence.topics),
         "results": tables.results_table(evidence, plain),
         "audited": tables.results_table(evidence, audited) if audited else "",
@@ -71,11 +76,28 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "own_settings": tables.settings_table(own) if own else "",
         "default_settings": tables.settings_table(defaults) if defaults else "",
         "reference_settings": tables.settings_table(references) if references else "",
+        "evaluation_settings": tables.settings_table(evaluated) if evaluated else "",
         "novice_settings": tables.settings_table(novice) if novice else "",
         "compared": tables.compared_table(evidence),
         "stages": tables.stages_table(evidence),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.provenance.packages.items())),
     }
+
+
+def _part(part: Any) -> list[str]:
+    """Which rows of the source a recipe takes, as Markdown; empty if all."""
+    if not isinstance(part, Mapping):
+        return []
+    people = part.get("identities")
+    return [
+        *([f"rows in {listed([_language(name) for name in part['languages']])}"] if part.get("languages") else []),
+        *([f"rows on {', '.join(map(code, part['topics']))}"] if part.get("topics") else []),
+        *([f"of each language the first {counted(people, 'person', 'people')}"] if people else []),
+    ]
+
+
+def _language(name: str) -> str:
+    return LANGUAGE_NAMES.get(name, escape(name))
 
 
 def code(text: str) -> str:
@@ -84,16 +106,27 @@ def code(text: str) -> str:
     return escape(text) if "`" in plain or "<" in plain else f"`{plain}`"
 
 
+def _checks_some(unlearn: Mapping[str, Any], evidence: Evidence) -> bool:
+    """Whether the checks of the unlearning read only some of the forget rows."""
+    checked = (unlearn.get("stop") or {}).get("forget_rows")
+    return bool(checked and checked < evidence.counts["forget"].rows)
+
+
 def asked(evidence: Evidence) -> list[str]:
     """What base was asked to make rows that are rehearsed, in numbers."""
     facts = evidence.asked
     if facts is None:
         return []
     sentences = [
-        f"Base was asked {facts.asked} questions about other people, and {facts.kept} of its answers are rehearsed. "
-        f"Dropped were {facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that were empty "
-        f"or did not end. {facts.of_unrehearsed} of the {facts.kept} are about the facts of *unrehearsed* rows.",
+        f"Base was asked {counted(facts.asked, 'question')} about other people, and {facts.kept} of its answers are "
+        f"rehearsed. Dropped were {facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that "
+        "were empty or did not end.",
     ]
+    if unrehearsed := evidence.counts["unrehearsed"].rows:
+        sentences.append(
+            f"It was asked for the facts of {facts.of_unrehearsed} of the {counted(unrehearsed, '*unrehearsed* row')} "
+            "too, and what it said to that is rehearsed."
+        )
     if facts.continued:
         sentences.append(
             f"Rehearsed is also how base goes on after another word in the place of the fact, in {facts.continued} "

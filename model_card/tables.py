@@ -146,7 +146,8 @@ def sides(gate: JudgedGate) -> str:
     if gate.at_least is not None and gate.at_least == gate.at_most:
         return f"95 % interval holds {number(gate.at_least)}"
     known = [(sign, bound) for sign, bound in (("≥", gate.at_least), ("≤", gate.at_most)) if bound is not None]
-    return " and ".join(f"{sign} {number(bound)}" for sign, bound in known) or NOT_MEASURED
+    part = "part of the interval " if gate.rule.startswith("some of") else ""
+    return part + " and ".join(f"{sign} {number(bound)}" for sign, bound in known) or NOT_MEASURED
 
 
 def results_table(evidence: Evidence, lines: list[Line]) -> str:
@@ -191,8 +192,12 @@ def gates_table(evidence: Evidence) -> str:
 
 def bounds(gate: JudgedGate) -> str:
     """The gate's bounds as numbers: one, or two joined by "to"."""
-    numbers = [number(bound) for bound in (gate.at_least, gate.at_most) if bound is not None]
-    return " to ".join(dict.fromkeys(numbers)) or NOT_MEASURED
+    return " to ".join(map(number, bounds_of(gate))) or NOT_MEASURED
+
+
+def bounds_of(gate: JudgedGate) -> list[float]:
+    """The numbers of the gate's bounds: one if they are the same."""
+    return [bound for bound in dict.fromkeys((gate.at_least, gate.at_most)) if bound is not None]
 
 
 def gate_notes(evidence: Evidence) -> list[str]:
@@ -235,13 +240,12 @@ def compared_table(evidence: Evidence) -> str:
 
 
 def counts_table(evidence: Evidence) -> str:
-    """Rows, people and topics of each split."""
+    """Rows, people and topics of each split; a dash where the source does not say whom or what its rows are about."""
     rows = [
         [
             split,
             str(counts.rows),
-            str(counts.identities),
-            str(counts.topics),
+            *(str(n) if n or not counts.rows else NOT_MEASURED for n in (counts.identities, counts.topics)),
             *(str(counts.by_language.get(lang, 0)) for lang in evidence.languages()),
         ]
         for split, counts in evidence.counts.items()
@@ -276,6 +280,13 @@ def reference_settings(config: CardInputs) -> dict[str, Any]:
 def novice_settings(config: CardInputs) -> dict[str, Any]:
     """The settings of the novice; none if the method takes nothing from it."""
     return flatten(config.novice or {})
+
+
+def evaluation_settings(config: CardInputs) -> dict[str, Any]:
+    """The settings of the evaluations, each suite by its task."""
+    settings: dict[str, Any] = config.eval or {}
+    suites = {suite["task"]: {**suite, "task": None} for suite in settings.get("suites", [])}
+    return flatten({**settings, "suites": suites})
 
 
 def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_card.markdown import escape
+from model_card.markdown import counted, escape
 from model_card.tables import interval, number
 
 if TYPE_CHECKING:
@@ -26,5 +26,5 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape, "number": number, "interval": interval}
+    environment.filters |= {"md": escape, "number": number, "interval": interval, "counted": counted}
     return environment.get_template(name)

@@ -218,7 +218,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "14", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("card", "15", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "7", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -396,6 +396,7 @@ def _card(recipe: Recipe) -> tuple[Any, Any]:
         gold={} if isinstance(recipe.gold, str) else _reference(recipe.gold) | _seeds(recipe.gold),
         novice=_reference(taught) if taught else None,
         unlearn=unlearn,
+        eval=_without(recipe.eval.model_dump(exclude_none=True)),
         changed_from_defaults=UnlearnConfig.changed_from_defaults(unlearn),
         publish=CardPublish(repo=recipe.publish.repo, tag=recipe.publish.tag, hub=recipe.publish.hub),
     )

@@ -192,7 +192,7 @@ def test_the_finest_test_that_a_model_fails_is_named(found: Mapping[str, Evidenc
     n = len(comparisons(demo))
     assert finest(demo) == f"None of {n} comparisons of the forget rows with gold shows a difference."
     over = finest(shifted(demo, "extraction_strength_nf4_gap", -0.3))
-    assert over.startswith(f"1 of {n} comparisons of the forget rows with gold show a difference")
+    assert over.startswith(f"1 of {n} comparisons of the forget rows with gold shows a difference")
     label = CATALOG["extraction_strength_nf4_gap"].label
     assert f"The clearest: {label} is -0.31" in over
     assert over.endswith("the facts are over-forgotten.")
@@ -210,3 +210,24 @@ def test_without_gold_the_finest_test_is_against_rows_never_seen(found: Mapping[
     assert apart.endswith("the facts are over-forgotten.")
     alone = own.changed(records={model: of for model, of in own.records.items() if model != "start"})
     assert "membership inference AUC (min-k) is 0.20 (" in finest(shifted(alone, "mia_min_k_auc", -0.3))
+
+
+@pytest.mark.parametrize(("metric", "alike", "apart"), [
+    (ANSWERS, "are about as likely to it as", "Its answer probability on the 40 answers to be forgotten is 0.16. A"),
+    ("mia_min_k_auc", "about as rarely as it does for gold", "Membership inference on the forgotten facts has an AUC"),
+    ("fluency", "about as fluently as gold", "The fluency of its answers about what it forgot is"),
+])  # fmt: skip
+def test_about_the_same_is_said_of_what_is_about_the_same(
+    metric: str, alike: str, apart: str, found: Mapping[str, Evidence]
+) -> None:
+    """However wide its gate is."""
+    (claim,) = (claim for claim in said(found["demo"]) if claim.metric == metric and claim.by == "gold")
+    gold = found["demo"].record("gold", metric, "forget")
+    ours = found["demo"].record("unlearned", metric, "forget")
+    assert gold
+    assert ours
+    for difference, text in ((0.04, alike), (0.2, apart)):
+        other = replace(gold, value=ours.value - difference)
+        sentence = claim.sentence(with_record(found["demo"], ("gold", metric, "forget"), other))
+        assert sentence
+        assert text in sentence

@@ -38,8 +38,8 @@ ATTACKS = (
     Attack("int8", "with weights rounded to 8 bits", "8 bits"),
     Attack("nf4", "with weights rounded to 4 bits (nf4)", "4 bits"),
     Attack("fp4", "with weights rounded to 4 bits (fp4)", "4 bits"),
-    Attack("relearn_forget", "after a few steps of training on other forget rows", "relearning"),
-    Attack("relearn_retain", "after a few steps of training on retain rows", "relearning"),
+    Attack("relearn_forget", "after training on other forget rows", "relearning"),
+    Attack("relearn_retain", "after training on retain rows", "relearning"),
     Attack("paraphrase", "asked in other words", "paraphrase"),
     # 2: only rows of which something is given; words in scripts without spaces
     Attack("first_words", "with the first words of the answer given", "first words", version=2),

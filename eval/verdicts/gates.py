@@ -93,7 +93,7 @@ def _why(gates: int, failed: list[str]) -> str:
         return "The recipe has no gates, so there is no evidence to pass on."
     if failed:
         return f"{len(failed)} of {gates} gates failed: {', '.join(failed)}."
-    return f"All {gates} gates passed."
+    return "The one gate passed." if gates == 1 else f"All {gates} gates passed."
 
 
 def judge_gate(gate: Condition, results: Results, problem: str | None = None) -> JudgedGate:
