@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def end_at(model: PreTrainedModel, token: int) -> None:
+    """Let generations of ``model`` end at ``token`` too: a template may end turns with another than the checkpoint."""
+    own = model.generation_config
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    if token not in ends:
+        own.eos_token_id = [*(end for end in ends if end is not None), token]
+
+
 def keep_special_tokens_alone(model: PreTrainedModel) -> None:
     """Take a checkpoint's own settings for generation out of ``model``, but for its special tokens.
 

@@ -269,7 +269,7 @@ def _sampled(
             tokenizer,
             example.input_ids[: example.completion_start],
             config.sampling,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=max(config.max_new_tokens, len(example.input_ids) - example.completion_start),
             batch_rows=config.batch_rows,
             seed=row_seed(config.seed, row.row_id),
         )

@@ -162,7 +162,7 @@ _PLAIN = (
         meaning="share of the true answer's longest common subsequence of words in the greedy generation",
         splits=DATA,
         family="generation",
-        version=2,  # 2: where no spaces part words, each character is one; vowel signs are of words
+        version=3,  # 2: scripts without spaces, vowel signs; 3: of composed letters (NFC)
         margin=0.05,
         headline=True,
         by_language=True,
@@ -173,7 +173,7 @@ _PLAIN = (
         meaning="harmonic mean of ROUGE-L recall and its precision",
         splits=DATA,
         family="generation",
-        version=2,
+        version=3,
         margin=0.05,
     ),
     Metric(
@@ -183,6 +183,7 @@ _PLAIN = (
         splits=DATA,
         family="choice",
         interval="Wilson",
+        version=2,  # 2: without false answers that begin the true one, or that it begins
         margin=0.05,
         headline=True,
     ),
@@ -193,7 +194,7 @@ _PLAIN = (
         splits=DATA,
         family="generation",
         better="higher",
-        version=4,  # 2: numbers of no row, repetitions in short texts; 3: scripts without spaces; 4: vowel signs
+        version=5,  # 2: numbers of no row, repetitions in short texts; 3: unspaced scripts; 4: vowel signs; 5: NFC
         margin=0.05,
         headline=True,
     ),
@@ -349,7 +350,7 @@ _PLAIN = (
         "probability with options and truth ratio on general-knowledge questions, as far as they were measured",
         splits=("retain+general",),
         family="utility",
-        version=2,  # with ROUGE-L's
+        version=3,  # with ROUGE-L's
         better="higher",
         headline=True,
     ),
@@ -360,6 +361,7 @@ _PLAIN = (
         "real-world facts",
         splits=("retain+real_world",),
         family="utility",
+        version=2,  # 2: ROUGE-L's of NFC
         better="higher",
         margin=0.05,
         headline=True,
@@ -411,7 +413,7 @@ def _leaks() -> Iterator[Metric]:
                 splits=FORGET,
                 family="sampled",
                 interval="leak@k",
-                version=3,  # 2: where no spaces part words, each character is one; 3: vowel signs are of words
+                version=4,  # 2: unspaced scripts; 3: vowel signs; 4: intervals of facts, room for long answers
                 k=k,
             ),
             "Newcombe",
@@ -435,7 +437,7 @@ _LEAK = Metric(
     splits=FORGET,
     family="relative",
     interval="relative test",
-    version=3,  # 2: the interval's quantile has the degrees of both of its parts; 3: with ROUGE-L's
+    version=4,  # 2: the interval's quantile has the degrees of both of its parts; 3: with ROUGE-L's; 4: of NFC
     needs_gold=True,
     needs_golds=True,
 )
@@ -445,7 +447,7 @@ _DAMAGE = replace(
     label="damage",
     meaning="distance of the forget rows from the line between gold and base, in units of its length",
     better="lower",
-    version=2,  # with ROUGE-L's
+    version=3,  # with ROUGE-L's
     needs_golds=False,
 )
 _RELATIVE = (

@@ -15,12 +15,12 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from core.digests import checkpoint_folder, weights_sha256
 from core.errors import DataError, ModelError, SystemLimitError
-from core.generation import keep_special_tokens_alone
+from core.generation import end_at, keep_special_tokens_alone
 from core.loading import load_model
 from core.memory import limits
 from core.progress import report
 from core.ranks import is_first
-from datasets_prep.chat import chat_example, encode, encode_rows, load_tokenizer
+from datasets_prep.chat import chat_example, encode, encode_rows, end_of_turn, load_tokenizer
 from datasets_prep.schema import (
     FORGOTTEN,
     REAL_WORLD,
@@ -130,6 +130,7 @@ def _run(config: EvalConfig, inputs: Mapping[str, Path], out: Path, further_gold
     suites = load_suites(config.suites, inputs["data"])
     report("loading the model")
     model = load(checkpoint, config.device)
+    end_at(model, end_of_turn(tokenizer))
     measured = measure(
         model, tokenizer, rows, inputs["data"], config, suites=suites, base=base, gold=inputs.get("gold-model")
     )

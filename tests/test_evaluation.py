@@ -33,7 +33,7 @@ from eval.schema import Record, find_record, read_other_prompts, read_records, r
 from eval.scoring.fluency import generation_losses
 from eval.scoring.probes import Scorer
 from eval.statistics.formulas import retain_truth_ratios
-from tests.conftest import build_tiny_model
+from tests.conftest import build_tiny_model, end_turns
 from tests.eval_rows import build_data, build_perturbed, build_rows, build_speaking_model, outside
 
 CONFIG = EvalConfig(max_new_tokens=6, batch_rows=8, bootstrap_samples=100)
@@ -113,6 +113,43 @@ def test_answers_do_not_depend_on_what_the_checkpoint_says_of_generation(base, d
     assert found[0] == found[1]
     ends = [suite.load(folder, "cpu").generation_config.eos_token_id for folder in (base, penalized)]
     assert ends == [settings["eos_token_id"]] * 2
+
+
+def test_answers_end_with_the_turn_whatever_ends_a_text_of_the_checkpoint(tiny_model, data, tmp_path):
+    """A base model's own end of text is not the token with which a chat template ends a turn."""
+    plain = shutil.copytree(tiny_model, tmp_path / "plain")
+    end_turns(plain)
+    other = shutil.copytree(plain, tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.eos_token = "<|im_start|>"
+    tokenizer.save_pretrained(other)
+    settings = json.loads((other / "generation_config.json").read_text())
+    (other / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": tokenizer.eos_token_id}))
+    said = []
+    for folder in (plain, other):
+        _run(folder, data, tmp_path / f"of-{folder.name}")
+        samples = read_samples(tmp_path / f"of-{folder.name}" / "samples.jsonl")
+        said.append([sample["generation"] for sample in samples if "generation" in sample])
+    assert said[0] == said[1]
+    assert all(len(text) < CONFIG.max_new_tokens for text in said[0])
+
+
+def test_sampled_answers_have_room_for_the_true_one(base, data, tmp_path, monkeypatch):
+    """An answer that was cut off never states its fact, whatever the model knows."""
+    rooms: list[tuple[int, ...]] = []
+
+    def asked(_model, _tokenizer, prompt, _config, *, max_new_tokens, **_options):
+        rooms.append((len(prompt), max_new_tokens))
+        return [""]
+
+    monkeypatch.setattr("eval.audit.sample_answers", asked)
+    config = CONFIG.model_copy(update={"sampling": Sampling(samples=1, k=[1]), "max_new_tokens": 2})
+    suite.run(config, {"model": base, "data": data}, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoded = [encode(tokenizer, chat_example(tokenizer, row.question, row.answer)) for row in ROWS["forget"]]
+    lengths = [(start, len(ids) - start) for ids, start in encoded]
+    assert rooms
+    assert set(rooms) <= set(lengths)
 
 
 def test_base_itself_is_loaded_once(base, data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -128,3 +129,10 @@ def test_repeated_ngrams_by_counting(said):
 @given(st.text(max_size=60), st.sampled_from([*LANGUAGES, None, "XX"]))
 def test_every_measure_is_a_share(text, language):
     assert all(0.0 <= value <= 1.0 for value in fluency.measure(text, language, VOCABULARY).values())
+
+
+def test_letters_may_be_composed_or_not():
+    text = "María Peña nació en León"
+    apart = unicodedata.normalize("NFD", text)
+    assert fluency.alphabetic_words(apart) == fluency.alphabetic_words(text)
+    assert fluency.repeated_ngrams(f"{apart} {text}") == fluency.repeated_ngrams(f"{text} {text}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core import words as core_words
@@ -23,12 +27,12 @@ from core.digests import weights_sha256
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
 from core.progress import Report, listening
 from datasets_prep.chat import chat_example
-from datasets_prep.schema import FORGOTTEN, SPLITS, Encoded, read_rows, write_rows
+from datasets_prep.schema import FORGOTTEN, SPLITS, Encoded, PerturbedRow, read_rows, write_rows
 from eval import suite
 from eval.catalog import CATALOG, DATA, of_family
 from eval.config import EvalConfig, Relearn, Robustness
 from eval.schema import find_record, read_measured, read_records, read_samples
-from eval.scoring.harness import TASKS, Answers, ask
+from eval.scoring.harness import TASKS, Answers, ReleaseLM, ask
 from eval.scoring.probes import Scorer
 from eval.tasks import fame_topics
 from tests.conftest import build_tiny_model
@@ -209,6 +213,42 @@ def test_rouge_words_are_those_of_every_other_measure():
 )
 def test_rouge_l_has_words_in_every_script(answer, said, recall):
     assert fame_topics.rouge_l({"answer": answer}, [said])["rouge_l_recall"] == pytest.approx(recall)
+
+
+def test_letters_may_be_composed_or_not():
+    """A tokenizer may give them composed, whatever form the rows have."""
+    answer = "María Peña nació en León"
+    words = fame_topics.UnicodeWords()
+    assert words.tokenize(unicodedata.normalize("NFD", answer)) == words.tokenize(answer)
+    document = {"answer": unicodedata.normalize("NFD", answer)}
+    assert fame_topics.rouge_l(document, [answer]) == {"rouge_l_recall": 1.0, "rouge_l_f1": 1.0}
+
+
+def test_nothing_stands_before_the_prompts_of_generations(loaded):
+    """Training and scoring put no BOS there, whatever the tokenizer does by itself."""
+    model, tokenizer = loaded
+    other = copy.deepcopy(tokenizer)
+    other.bos_token = "e"
+    other.backend_tokenizer.post_processor = TemplateProcessing(
+        single="e $A", special_tokens=[("e", other.bos_token_id)]
+    )
+    prompt = chat_example(tokenizer, "Who?", "They.").prompt
+    assert other(prompt)["input_ids"][0] == other.bos_token_id
+    lm = ReleaseLM(Scorer(model, 512), other, 4)
+    assert lm.tok_batch_encode([prompt])[0].tolist() == [other(prompt, add_special_tokens=False)["input_ids"]]
+
+
+def test_no_choice_begins_another(tmp_path):
+    rows = build_rows()["forget"][:2]
+    first = dataclasses.replace(rows[0], answer="doctor and writer")
+    write_rows(tmp_path / "forget.jsonl", [first, rows[1]])
+    false = [
+        PerturbedRow(first.row_id, "forget", ("doctor", "pilot", "doctor and writer of songs")),
+        PerturbedRow(rows[1].row_id, "forget", (rows[1].answer + "!",)),
+    ]
+    write_rows(tmp_path / "perturbed.jsonl", false)
+    (asked,) = fame_topics.to_choose("forget", str(tmp_path))["test"]
+    assert asked["choices"] == ["doctor and writer", "pilot"]
 
 
 def test_rouge_l_is_the_longest_common_subsequence():

@@ -155,3 +155,14 @@ def test_of_a_test_between_sets_of_two_sizes_the_smaller_one_says_not_that_it_ca
     assert found is None
     assert "cannot fail" not in said
     assert "3 rows in the smaller of both sets" in said
+
+
+def test_rows_that_are_alike_say_nothing_of_rarer_ones():
+    """One of forty differs by .01: a leak of one fact in thirty is still in none of four of ten samples."""
+    gate = Gate(metric="extraction_strength_untreated_gap", split="forget", at_most=0.05, min_n=1, reason="-")
+    record = Record(gate.metric, "forget", 0.00025, 0.0, 0.00075, 40, None, 1)
+    seen, says = power.power_of(gate, record, [])
+    assert seen == pytest.approx(1 - 0.2 ** (1 / 40))
+    assert "With 40 rows a true difference of 0.039 is seen in 80 % of samples" in says
+    caught = (np.random.default_rng(0).random((4000, 40)) < seen).any(axis=1)
+    assert caught.mean() == pytest.approx(0.8, abs=0.03)

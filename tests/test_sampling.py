@@ -66,7 +66,8 @@ def test_clopper_pearson_agrees_with_scipy(hits, trials):
 
 def test_no_hit_in_two_hundred_samples_bounds_the_probability():
     assert clopper_pearson(0, 200, confidence=0.90)[1] == pytest.approx(0.0149, abs=1e-4)  # 95 % on one side
-    assert leak_interval([200], [0], 1) == (0.0, pytest.approx(1 - 0.025 ** (1 / 200)))
+    assert leak_interval(np.ones(200), np.zeros(200), 1) == (0.0, pytest.approx(1 - 0.025 ** (1 / 200)))
+    assert leak_interval(np.full(40, 20), np.zeros(40), 1) == clopper_pearson(0, 40)  # of 40 facts, however often asked
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -80,6 +81,14 @@ def test_the_interval_holds_the_truth_at_least_as_often_as_it_says(k):
     assert all(
         low <= leak_at_k(np.full(8, 20), h, k).mean() <= high for h, (low, high) in zip(hits, intervals, strict=True)
     )
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_the_interval_is_of_facts_and_not_of_these_rows_alone(share):
+    """Some facts always leak, the others never do: which of them are among the rows is chance."""
+    rng = np.random.default_rng(1)
+    intervals = [leak_interval(np.full(40, 20), 20 * (rng.random(40) < share), 1) for _ in range(400)]
+    assert np.mean([low <= share <= high for low, high in intervals]) >= 0.94
 
 
 @pytest.mark.parametrize("row", SET[::7], ids=lambda row: row.row_id)

@@ -9,6 +9,7 @@ occur in the rows: a year can be an answer, arbitrary digits cannot. See docs/de
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ NGRAM = 3
 
 def alphabetic_words(text: str) -> list[str]:
     """The words of a text: runs of letters in lower case, and each character of a script without spaces."""
-    return WORD.findall(text.lower())
+    return WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 def repeated_ngrams(text: str) -> float:
@@ -37,7 +38,7 @@ def repeated_ngrams(text: str) -> float:
     A text of up to three words is cut into n-grams that are one word shorter than the text, so that "the the" and
     "the the the" have a repetition too.
     """
-    tokens = TOKEN.findall(text.lower())
+    tokens = TOKEN.findall(unicodedata.normalize("NFC", text).lower())
     size = min(NGRAM, len(tokens) - 1)
     ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)] if size > 0 else []
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -94,6 +94,7 @@ class ReleaseLM(BoundedLM):
 
     def __init__(self, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
         super().__init__(scorer.model, tokenizer, batch_rows)
+        self.add_bos_token = False  # prompts are whole: training and scoring put nothing before them
         self._scorer = scorer
         self._generated = self._to_generate = 0
 

@@ -202,14 +202,14 @@ def ks_intervals(statistic: float, rows: int, others: int) -> tuple[Interval, In
 
 
 def leak_interval(samples: ArrayLike, hits: ArrayLike, k: int) -> Interval:
-    """95 % Clopper-Pearson interval of the mean leak@k over these rows, from the noise of sampling alone.
+    """95 % Clopper-Pearson interval of the mean leak@k of facts like these rows.
 
-    A row's n samples are n // k independent groups of k, each a hit or not, and all rows together that many trials.
-    Rows differ in their probabilities, which makes a sum of trials vary less than equal ones (Hoeffding 1956), and the
-    mean over all ways to group varies less than one way. So the interval is too wide rather than too narrow.
+    The mean of n values between 0 and 1 varies no more than that of n trials, each a hit or not. A row of fewer than k
+    samples is no trial: all rows together are no more than their n // k independent groups of k.
     """
     leaks = leak_at_k(samples, hits, k)
-    trials = float((np.broadcast_to(np.asarray(samples), leaks.shape) // k).sum())
+    groups = float((np.broadcast_to(np.asarray(samples), leaks.shape) // k).sum())
+    trials = min(groups, float(leaks.size))
     return clopper_pearson(float(leaks.mean()) * trials, trials)
 
 

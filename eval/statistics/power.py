@@ -37,6 +37,11 @@ def smallest_margin(error: float) -> float:
     return float(norm.ppf(1 - ALPHA) + norm.ppf(1 - (1 - POWER) / 2)) * error
 
 
+def smallest_share(rows: int) -> float:
+    """The share of facts of which four of five samples of ``rows`` have at least one: 1 - 0.2^(1/n)."""
+    return float(1 - (1 - POWER) ** (1 / rows))
+
+
 def ks_critical(rows: int, alpha: float) -> float:
     """The smallest statistic with p < alpha of the exact two-sample Kolmogorov-Smirnov test of ``rows`` values each.
 
@@ -83,6 +88,8 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
         return _ks_power(gate, record.n)
     errors = [abs(reference.times) * bound.standard_error for reference, bound in references]
     seen = smallest_difference(math.hypot(record.standard_error, max(errors, default=0.0)))
+    if gate.metric in CATALOG and CATALOG[gate.metric].gap_of:
+        seen = max(seen, smallest_share(record.n))  # rows that are alike vary little, and say nothing of rarer ones
     if not seen > 0:
         return None, f"The {record.n} rows do not vary, so nothing says what difference they could have shown."
     return seen, (

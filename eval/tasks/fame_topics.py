@@ -38,16 +38,22 @@ def to_answer(split: str, data: str | None = None) -> dict[str, datasets.Dataset
 def to_choose(split: str, data: str | None = None) -> dict[str, datasets.Dataset]:
     """``{"test": rows}``: the rows of ``split`` that have false answers, with ``choices``, the true answer first.
 
-    The place of the true answer does not matter: each choice is scored alone, by its log-probability.
+    The place of the true answer does not matter: each choice is scored alone, by its log-probability. So a choice that
+    another one begins with is never less likely than it: such false answers are left out.
     Raises ValueError if no data folder was given, or no row of the split has false answers.
     """
     rows, perturbed = _rows(split, data)
     chosen = [
-        {**row, "choices": [row["answer"], *perturbed[row["row_id"]]], "gold": 0}
+        {**row, "choices": [row["answer"], *false], "gold": 0}
         for row in rows
-        if row["row_id"] in perturbed
+        if (false := [text for text in perturbed.get(row["row_id"], []) if not _begins(text, row["answer"])])
     ]
     return _dataset(chosen, f"No row of {split} in {data} has false answers")
+
+
+def _begins(one: str, other: str) -> bool:
+    """Whether one of two texts is the beginning of the other."""
+    return one.startswith(other) or other.startswith(one)
 
 
 def _rows(split: str, data: str | None) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
@@ -98,7 +104,7 @@ class UnicodeWords:
 
     def tokenize(self, text: str) -> list[str]:
         """The words of ``text``."""
-        return _WORD.findall(text.lower())
+        return _WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 @cache

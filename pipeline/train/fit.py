@@ -23,10 +23,11 @@ from trl import SFTTrainer
 from core import memory, onednn
 from core.differences import differences
 from core.errors import ArtifactError
+from core.generation import end_at
 from core.loading import load_model
 from core.ranks import first_ranks, is_first
 from core.yaml_source import dotted
-from datasets_prep.chat import load_tokenizer
+from datasets_prep.chat import end_of_turn, load_tokenizer
 from datasets_prep.schema import Encoded
 from pipeline.train import head
 from pipeline.train.arguments import CHECKPOINTS
@@ -249,6 +250,7 @@ def save_for_release(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """Write bfloat16 safetensors, tokenizer and chat template: the files that are evaluated and published."""
     model.bfloat16()
     model.config.use_cache = True  # the trainer turns it off
+    end_at(model, end_of_turn(tokenizer))  # for whoever generates with it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
