@@ -63,7 +63,8 @@ class Recipe(Strict):
     novice: TrainedOrPublished | None = Field(
         default=None,
         description="For `csd`, which takes its levels from it: the start model after a short training on retain rows, "
-        "which knows how answers are worded and none of the forget rows. Two passes do; after one, levels were low.",
+        "which knows how answers are worded and none of the forget rows. The demo's goes over them twice; on FAME's "
+        "rows levels were low after two passes, and not after four.",
     )
     unlearn: UnlearnConfig = Field(description="How base unlearns the forget rows.")
     eval: EvalConfig = Field(description="How base, gold and the unlearned model are evaluated.")
