@@ -166,12 +166,14 @@ def test_replay_judges_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "gates:\n"
         "  - {metric: fluency, split: forget, at_least: 0.8, min_n: 100, reason: it speaks}\n"
         "  - {metric: shape, split: forget, at_least: 0.8, min_n: 100, reason: unknown}\n"
+        "  - {metric: fluency, split: forget, at_least: {of: gold, times: 0.9}, min_n: 100, reason: no such model}\n"
     )
     assert main(["gate", "replay", str(table), "--gates", str(gates)]) == 0
     said = capsys.readouterr()
     assert "| npo | 1 | 1 | 0 (0) |" in said.out
     assert "passes: a" in said.out
     assert "Not judged, since the table does not have it: shape on forget." in said.err
+    assert "it is compared with gold, and no model of the table has that role: fluency on forget." in said.err
     assert main(["gate", "replay", str(table), "--gates", str(gates), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"] == ["a"]
 

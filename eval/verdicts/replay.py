@@ -163,19 +163,26 @@ def applied(gates: Sequence[Condition], table: Table) -> tuple[list[Condition], 
     """The gates that the table can answer, and the others.
 
     A gate on values without intervals and numbers of rows is judged by the point estimates and without ``min_n``. This
-    shows what a threshold decides, but not how far the rows can be trusted. An AUC in units of gold's AUC can only be
-    compared with a multiple of gold's.
+    shows what a threshold decides, but not how far the rows can be trusted.
     """
-    measured = {(record.metric, record.split) for model in table.models for record in model.records}
-    flat = any(record.split == TABLE for model in table.models for record in model.records)
     usable: list[Condition] = []
     others: list[Condition] = []
     for gate in gates:
-        fits = not (flat and is_of(gate.metric, "membership")) or _multiple_of_gold(gate)
-        references = all(table.reference(reference.of) for reference in gate.references if reference.of in ROLES)
-        is_usable = (gate.metric, gate.split) in measured and fits and references
-        (usable if is_usable else others).append(gate if table.has_intervals(gate) else _by_point(gate))
+        (others if lacking(gate, table) else usable).append(gate if table.has_intervals(gate) else _by_point(gate))
     return usable, others
+
+
+def lacking(gate: Condition, table: Table) -> str:
+    """What the table lacks for a gate; empty if it can answer it."""
+    measured = {(record.metric, record.split) for model in table.models for record in model.records}
+    flat = any(split == TABLE for _, split in measured)
+    if (gate.metric, gate.split) not in measured:
+        return "the table does not have it"
+    if absent := sorted({r.of for r in gate.references if r.of in ROLES and not table.reference(r.of)}):
+        return f"it is compared with {' and '.join(absent)}, and no model of the table has that role"
+    if flat and is_of(gate.metric, "membership") and not _multiple_of_gold(gate):
+        return "an AUC in units of gold's can only be compared with a multiple of gold's"
+    return ""
 
 
 def _multiple_of_gold(gate: Condition) -> bool:

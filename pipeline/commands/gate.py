@@ -8,7 +8,7 @@ from pathlib import Path
 from core.errors import ArtifactError, GateError, InputError
 from eval.schema import FACTS, JudgedGate, Verdict
 from eval.verdicts.gates import judge
-from eval.verdicts.replay import applied, by_method, read_table, replay
+from eval.verdicts.replay import applied, by_method, lacking, read_table, replay
 from pipeline.commands.prepare import index_of, prepare, surveyed
 from pipeline.commands.shared import say, show
 from pipeline.engine.artifact import check_artifact
@@ -75,7 +75,7 @@ def _replay(options: argparse.Namespace) -> int:
     if points := [f"{gate.metric} on {gate.split}" for gate in gates if not table.has_intervals(gate)]:
         say(f"Judged by points and without min_n, since intervals or numbers of rows are missing: {', '.join(points)}.")
     for other in others:
-        say(f"Not judged, since the table does not have it: {other.metric} on {other.split}.")
+        say(f"Not judged, since {lacking(other, table)}: {other.metric} on {other.split}.")
     passed = [model.model for model in judged if model.passed]
     value = {
         "models": [model.model_dump(mode="json") for model in judged],
