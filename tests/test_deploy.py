@@ -23,17 +23,17 @@ from pipeline.engine import machine
 from tests.conftest import ROOT, Call
 
 DEPLOY = ROOT / "deploy"
-WORKFLOWS = sorted((DEPLOY / "ci").glob("*.yml"))  # examples, which call the installed command
-ALL = [*WORKFLOWS, *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
+WORKFLOWS = [*sorted((DEPLOY / "ci").glob("*.yml")), *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
 SCHEMAS = ROOT / "tests" / "goldens" / "schemas"
 DOCKERFILE = ROOT / "Dockerfile"
-OURS = re.compile(r"^(?:\S*/)?unlearn-release (.*?)(?: > .*)?$", re.MULTILINE)
+OURS = re.compile(r"^(?:\S*/)?(?:unlearn-release|python -m pipeline) (.*?)(?: > .*)?$", re.MULTILINE)
 
 
 def program(name: str) -> str:
     """A program of this environment or this machine. Without it the test is skipped with a reason."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    return found or pytest.skip(f"{name} is not installed; `make setup` does that")
+    installs = "the system's package jq has it" if name == "jq" else "`make setup` does that"
+    return found or pytest.skip(f"{name} is not installed; {installs}")
 
 
 def said_by(*argv: str) -> str:
@@ -48,17 +48,17 @@ def steps(workflow: Path) -> Iterator[dict[str, Any]]:
 
 
 def our_commands(text: str) -> list[argparse.Namespace]:
-    """The calls of `unlearn-release` in a script, as its own parser reads them."""
+    """The calls of the command line in a script, as its own parser reads them."""
     found = [shlex.split(words) for words in OURS.findall(text)]
     return [parser().parse_args([re.sub(r"\$\{?\w+[^ ]*", "x/y", word) for word in words]) for words in found]
 
 
-@pytest.mark.parametrize("workflow", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_is_one(workflow: Path) -> None:
     assert said_by(program("actionlint"), str(workflow)) == ""
 
 
-@pytest.mark.parametrize("workflow", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_can_be_attacked_in_no_known_way(workflow: Path) -> None:
     assert said_by(program("zizmor"), "--offline", "--quiet", str(workflow)) == ""
 
@@ -73,7 +73,7 @@ def test_zizmor_and_actionlint_find_what_is_planted(tmp_path: Path) -> None:
     assert "nothing" in said_by(program("actionlint"), str(planted))
 
 
-@pytest.mark.parametrize("workflow", ALL, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_pins_its_actions_and_keeps_no_credentials(workflow: Path) -> None:
     used = re.findall(r"uses: (\S+)(.*)", workflow.read_text())
     assert used
@@ -83,15 +83,20 @@ def test_a_workflow_pins_its_actions_and_keeps_no_credentials(workflow: Path) ->
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_workflow_calls_commands_that_there_are(workflow: Path) -> None:
     calls = [command for step in steps(workflow) for command in our_commands(step.get("run", ""))]
-    expected = {"release": ["release", "release"], "nightly": ["verify", "release", "compare"]}
-    assert [command.command for command in calls] == expected.get(workflow.stem, ["release"])
+    expected = {
+        "ci/release": ["release", "release"],
+        "ci/nightly": ["verify", "release", "compare"],
+        "ci/pull-request": ["release"],
+        "workflows/release": ["release"] * 4,
+    }
+    assert [call.command for call in calls] == expected.get(f"{workflow.parent.name}/{workflow.stem}", [])
 
 
 def test_an_action_is_the_same_commit_in_all_workflows() -> None:
-    used = {pinned for workflow in ALL for pinned in re.findall(r"uses: (\S+)", workflow.read_text())}
+    used = {pinned for workflow in WORKFLOWS for pinned in re.findall(r"uses: (\S+)", workflow.read_text())}
     assert len(used) == len({pinned.partition("@")[0] for pinned in used}) > 3
 
 
