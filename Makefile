@@ -34,7 +34,7 @@ check: lint test  ## style, types and tests: what a change must pass
 bench: $(READY)  ## measure time and memory and print the tables
 	$(BIN)/python -m benchmarks
 
-faults: $(READY)  ## publish with a fault in each request, tamper with releases, plant canaries (about two hours)
+faults: $(READY)  ## publish with a fault in each request, tamper with releases, plant canaries (over 50 minutes)
 	$(BIN)/python -m benchmarks.faults
 
 seeds: $(READY)  ## run the demo on ten data seeds that it was not tuned on (about four hours)

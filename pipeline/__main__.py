@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_new(commands: Commands[argparse.ArgumentParser]) -> None:
-    text = "write a recipe for your own model and forget request, from five answers, and plan its release"
+    text = "write a recipe for your own model and forget request, from six answers, and plan its release"
     command = _command(commands, "new", text)
     command.add_argument("name", metavar="NAME", help="the recipe is written into NAME.yaml; no file is overwritten")
     command.add_argument(
