@@ -153,7 +153,11 @@ class EvalConfig(Strict):
         description="Rows of a batch of generations or of a suite's questions, at most: a batch has fewer if its keys "
         "and values, or its logits, would take more than 2 GiB.",
     )
-    max_new_tokens: int = Field(default=64, ge=1, description="Tokens of a generated answer, at most.")
+    max_new_tokens: int = Field(
+        default=64,
+        ge=1,
+        description="Tokens of a generated answer, at most; a sampled one may have as many as the true one.",
+    )
     min_k: float = Field(
         default=0.4, gt=0, le=1, description="Share of the least likely tokens that the membership score averages."
     )
