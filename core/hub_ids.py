@@ -22,6 +22,8 @@ _TAG = re.compile(r"v\d+\.\d+\.\d+(?:[-+.][A-Za-z0-9]+)*", re.ASCII)
 
 REVOKED = "revoked-"
 """Before the tag of a release: the tag that marks its revocation."""
+REVOKING = "revoking-"
+"""Before the tag of a release: the branch that holds the tombstone until the mark is set."""
 
 
 def is_hub_id(text: str) -> bool:

@@ -37,7 +37,7 @@ from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
 from pipeline.publish.repository import STAGING, Repository, public_against_the_recipe
-from pipeline.publish.revoke import revocation_of_tag
+from pipeline.publish.revoke import refuse_revoked
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
@@ -118,10 +118,10 @@ def publish(
 def check_place(config: PublishConfig, target: Target) -> None:
     """Raise HubError if this release cannot be published to its repository, which is there.
 
-    Its tag was revoked or is older than another, or everybody may read what the recipe keeps private.
+    Its tag was revoked or is older than another, a revocation was cut off, or everybody may read what the recipe keeps
+    private.
     """
-    if revoked := revocation_of_tag(config.repo, config.tag, target):
-        raise HubError(f"{config.tag} of {config.repo} was {revoked} Set publish.tag to a new version.")
+    refuse_revoked(config.repo, config.tag, target)
     hub = Repository(config.repo, target)
     hub.check_newest(config.tag)
     if config.visibility == "private" and not hub.is_private():

@@ -3,6 +3,7 @@
 The tombstone says what was revoked, why, since when, and what comes after it. It is one commit that also removes all
 other files, on main; if main holds a newer release, on a branch of its own instead, because that release is not
 revoked. The tag ``revoked-TAG`` marks the commit, and tells `verify` of the revocation whatever main holds later.
+At every moment from the tombstone on, a branch or the mark holds it, and `verify` reads both.
 
 Every step first looks at the repository, so running it again continues, or changes nothing.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import HubError, InputError
-from core.hub_ids import REVOKED, newest_release
+from core.hub_ids import REVOKED, REVOKING, newest_release
 from core.progress import report
 from core.strict import Strict
 from pipeline.publish import scan
@@ -65,9 +66,9 @@ class Revocation(Strict):
 class Plan:
     """What a revocation will do, step by step in words; nothing if there are no ``steps``.
 
-    ``branch`` gets the tombstone, as one commit on ``head``, unless it is ``buried`` there already. ``purge`` and
-    ``hide`` are what is left of the two. ``staging`` are branches that go with a purge, ``large`` the ids of the large
-    files of the revoked releases.
+    ``branch`` gets the tombstone, as one commit on ``head``, unless it is ``buried`` there already. It is ``marked`` if
+    the tag holds it too, and nothing else is left to do with it. ``purge`` and ``hide`` are what is left of the two.
+    ``staging`` are branches that go with a purge, ``large`` the ids of the large files of the revoked releases.
     """
 
     revocation: Revocation
@@ -109,9 +110,18 @@ def revocation_of(repo: str, revision: str, target: Target) -> Revocation | None
     return hub.read(commit) or _of(commit, said) or _of(hub.signed_tag(commit), said)
 
 
-def revocation_of_tag(repo: str, tag: str, target: Target) -> Revocation | None:
-    """The revocation of the release ``tag``, or None; a purged one has no tag. Raises HubError as above."""
-    return _of(tag, _Revocable(repo, target).revocations())
+def refuse_revoked(repo: str, tag: str, target: Target) -> None:
+    """Raise HubError if the release ``tag`` was revoked, be it purged, or a commit on main would hide a revocation."""
+    hub = _Revocable(repo, target)
+    if found := _of(tag, hub.revocations()):
+        raise HubError(f"{tag} of {repo} was {found} Set publish.tag to a new version.")
+    buried = hub.read(MAIN)
+    if buried and buried not in map(hub.read, hub.marks()):
+        raise HubError(
+            f"The revocation of {', '.join(buried.revisions)} of {repo} was cut off: main holds its tombstone, and no "
+            f"tag marks it. Nothing was changed. Run `revoke {repo} --tag {newest_release(buried.revisions)} --reason "
+            "TEXT` first, which continues it."
+        )
 
 
 def _of(revision: str | None, revocations: Iterable[Revocation | None]) -> Revocation | None:
@@ -126,7 +136,7 @@ class Revoker:
 
     def __init__(self, repo: str, tag: str, target: Target) -> None:
         self._hub, self._repo, self._tag, self._mark = _Revocable(repo, target), repo, tag, f"{REVOKED}{tag}"
-        self._own_branch = f"revoking-{tag}"
+        self._own_branch = f"{REVOKING}{tag}"
 
     def plan(self, reason: str, successor: str | None, *, hide: bool, purge: bool) -> Plan:
         """What is left to be done. Raises InputError if the repository has no such release."""
@@ -140,17 +150,19 @@ class Revoker:
             revoked = {tag: at for tag, at in releases.items() if newest_release([tag, self._tag]) == self._tag}
             after = successor or (self._repo if releases.keys() - revoked.keys() else None)
             said = Revocation(since=f"{datetime.now(UTC):%Y-%m-%d}", reason=reason, revisions=revoked, successor=after)
-        branch = self._own_branch if releases.keys() - said.revisions.keys() else MAIN
-        head = hub.commit(next(place for place in (branch, self._mark, self._tag) if place in refs))
+        landed = hub.signed_tag(MAIN) or self._tag  # a release, even if it has no tag yet
+        branch = self._own_branch if {*releases, landed} - said.revisions.keys() else MAIN
+        head = hub.commit(next(place for place in (branch, self._mark, self._tag, MAIN) if place in refs))
         left_over = [name for name in branches if STAGING.fullmatch(name)] if purge else []
         staging = tuple(name for name in left_over if hub.signed_tag(name) in said.revisions)
-        unused = hub.unused_large(without={*said.revisions, branch, self._mark, *staging}) if purge else []
+        going = {*said.revisions, branch, self._mark, self._own_branch, *staging}
+        unused = hub.unused_large(without=going) if purge else []
         left = Plan(
             revocation=said,
             branch=branch,
             head=head,
             buried=hub.read(head) == said,
-            marked=self._mark in tags,
+            marked=self._mark in tags and hub.read(self._mark) == said and self._own_branch not in branches,
             hide=hide and not hub.is_private(),
             purge=purge and bool(unused or staging or said.revisions.keys() & tags or hub.has_history(head)),
             staging=staging,
@@ -170,13 +182,18 @@ class Revoker:
             yield from (f"the branch {name}, left by a publication, is deleted" for name in plan.staging)
             yield from (f"the tag {tag} is deleted" for tag in plan.revocation.revisions if tag in tags)
             yield f"the history of {plan.branch} is squashed into one commit"
+        if self._mark in tags and self._hub.read(self._mark) != plan.revocation:
+            yield f"the tag {self._mark}, which holds something else, is deleted"
         if plan.purge or not plan.marked:
-            yield f"the tag {self._mark} is set on that commit"
+            yield f"the tag {self._mark} is set on {'a copy of ' if plan.purge else ''}that commit"
         if plan.purge:
             yield from (f"{file.filename} ({file.size:,} bytes) is deleted for good" for file in unused)
 
     def run(self, plan: Plan) -> None:
-        """Do what the plan says. Raises HubError if the Hub refuses; planning and running again continues."""
+        """Do what the plan says; planning and running again continues.
+
+        Raises HubError if the Hub refuses, or if somebody else committed where the tombstone is.
+        """
         hub = self._hub
         with quiet():
             if plan.hide:
@@ -187,12 +204,13 @@ class Revoker:
                     hub.create_branch(plan.branch, plan.head)
                 if not plan.buried:
                     hub.replace(plan.branch, plan.head, tombstone(self._repo, plan.revocation, hub.licence(plan.head)))
+                buried = self._tombstone(plan, "Run this again.")
                 if plan.purge:
-                    self._forget_history(plan)
-                if plan.purge or not plan.marked:
-                    hub.tag(self._mark, plan.branch)
-                if plan.branch != MAIN:
-                    hub.delete_branch(plan.branch)
+                    self._forget_history(plan, buried)
+                elif not plan.marked:
+                    hub.set_mark(self._mark, buried)
+                if self._own_branch in hub.branches():
+                    hub.delete_branch(self._own_branch)
             if plan.purge:
                 report("deleting large files")
                 for name in plan.staging:
@@ -210,13 +228,34 @@ class Revoker:
             if file.oid in plan.large
         ]
 
-    def _forget_history(self, plan: Plan) -> None:
-        """Delete the tags that hold the history of the branch, and squash it."""
-        tags = self._hub.tags()
-        for tag in (*plan.revocation.revisions, self._mark):
+    def _tombstone(self, plan: Plan, to_do: str) -> str:
+        """The commit of the tombstone. Raises HubError, with what to do, if it is no longer the head of its branch."""
+        commit = self._hub.commit(plan.branch)
+        if self._hub.read(commit) != plan.revocation:
+            raise HubError(f"Somebody else committed to {plan.branch} of {self._repo} meanwhile. {to_do}")
+        return commit
+
+    def _forget_history(self, plan: Plan, buried: str) -> None:
+        """Leave one commit of the branch, and no tag that holds its history.
+
+        The mark goes to a copy without history, since a release may land on main at any time, even in its squash.
+        """
+        hub, tags = self._hub, self._hub.tags()
+        if plan.branch == MAIN:
+            if self._own_branch in hub.branches():
+                hub.delete_branch(self._own_branch)
+            hub.create_branch(self._own_branch, buried)
+        hub.squash(self._own_branch)
+        for tag in plan.revocation.revisions:
             if tag in tags:
-                self._hub.delete_tag(tag)
-        self._hub.squash(plan.branch)
+                hub.delete_tag(tag)
+        hub.set_mark(self._mark, hub.commit(self._own_branch))
+        if plan.branch == MAIN:
+            self._tombstone(plan, "Its history was not squashed. Run this again.")
+            hub.squash(MAIN)
+            self._tombstone(
+                plan, "The history of that was squashed too. Publish it as a new version, and run this again."
+            )
 
 
 class _Revocable(Repository):
@@ -235,9 +274,13 @@ class _Revocable(Repository):
                     "it is unknown whether it was revoked. Look at it on the Hub."
                 ) from error
 
+    def marks(self) -> list[str]:
+        """The tags that mark revocations."""
+        return [tag for tag in self.tags() if tag.startswith(REVOKED)]
+
     def revocations(self) -> list[Revocation]:
-        """What the marks and main say; main alone if a revocation was cut off."""
-        places = (*(tag for tag in self.tags() if tag.startswith(REVOKED)), MAIN)
+        """What the marks and main say, and the branches of revocations that were cut off."""
+        places = (*self.marks(), MAIN, *(branch for branch in self.branches() if branch.startswith(REVOKING)))
         return [said for place in places if (said := self.read(place))]
 
     def has_history(self, revision: str) -> bool:
@@ -262,9 +305,12 @@ class _Revocable(Repository):
         with hub_errors(f"deleting a branch of {self.name}"):
             self.api.delete_branch(self.name, branch=branch)
 
-    def tag(self, tag: str, revision: str) -> None:
+    def set_mark(self, mark: str, commit: str) -> None:
+        """Set the tag of a revocation, wherever it is now."""
+        if mark in self.tags():
+            self.delete_tag(mark)
         with hub_errors(f"tagging {self.name}"):
-            self.api.create_tag(self.name, tag=tag, revision=revision)
+            self.api.create_tag(self.name, tag=mark, revision=commit)
 
     def delete_tag(self, tag: str) -> None:
         with hub_errors(f"deleting a tag of {self.name}"):
