@@ -15,9 +15,11 @@ from pipeline.engine.live import _Pace
 from pipeline.publish import collection
 from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.scan import Scanner
+from pipeline.publish.target import check_target
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
 from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, package, running, store, world  # noqa: F401
+from tests.localhub import as_user
 from tests.planted import SECRETS
 from tests.publishing import ANSWER, REPO, own_signer, problems
 
@@ -73,6 +75,29 @@ def test_a_pull_request_for_an_older_main_is_made_anew(world: World, package: Pa
     world.api.merge_pull_request(REPO, second)
     world.publish(package, via="pr")
     assert world.holds(package)
+
+
+def test_a_pull_request_of_somebody_else_is_left_alone(world: World, package: Path) -> None:
+    """Who opened it may commit to it, also after it was verified."""
+    world.api.create_repo(REPO, private=False)
+    theirs = as_user(world.hub, "mallory").create_pull_request(REPO, "Release v1.0.0").num
+    with pytest.raises(HubError, match=r"Pull request 2 of .*, verified at commit \w{40}, and waits") as caught:
+        world.publish(package, via="pr", visibility="public")
+    assert world.head("refs/pr/2") in str(caught.value)
+    assert world.api.get_discussion_details(REPO, theirs).status == "draft"
+    assert world.head(f"refs/pr/{theirs}") == world.head()
+
+
+def test_who_may_only_ask_for_a_merge_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.api.create_repo(REPO, private=False)
+    monkeypatch.setenv("HF_ENDPOINT", world.hub.endpoint)
+    config = CONFIG.model_copy(update={"hub": "hf", "via": "pr", "visibility": "public"})
+    for token, said in (
+        (world.hub.token, f"may write to {REPO}"),
+        (world.hub.tokens.issue("dave"), f"dave may ask for a merge into {REPO}; tagging needs write access"),
+    ):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert check_target(config).endswith(said)
 
 
 @pytest.mark.parametrize("kind", ["before", "after", "drop"])

@@ -18,12 +18,15 @@ def own_pull_request(hub: Repository, tag: str, holds_release: Callable[[str], b
     """The number of the pull request for this release: that of an earlier run, or a new one.
 
     A draft that was cut off is continued. Those with other content for the same tag, or for an older main, are closed.
+    Those that somebody else opened are left alone: who opens one may commit to it at any time.
     """
     title, repo, api = f"Release {tag}", hub.name, hub.api
     found = None
     with hub_errors(f"looking for a pull request in {repo}"):
         waiting = api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open")
-        numbers = sorted(asked.num for asked in waiting if asked.title == title)
+        named = [asked for asked in waiting if asked.title == title]
+        account = api.whoami()["name"] if named else None
+        numbers = sorted(asked.num for asked in named if asked.author == account)
     main = hub.commit(MAIN)
     for number in numbers:
         ref = f"refs/pr/{number}"
@@ -40,14 +43,14 @@ def own_pull_request(hub: Repository, tag: str, holds_release: Callable[[str], b
         return api.create_pull_request(repo, title, description=TEXT.format(tag=tag)).num
 
 
-def await_merge(hub: Repository, number: int) -> HubError:
-    """Show the verified pull request to those who approve; the error that says that the release waits for them."""
+def await_merge(hub: Repository, number: int, commit: str) -> HubError:
+    """Show the pull request, verified at ``commit``, to those who approve; the error that says that it waits."""
     repo, api = hub.name, hub.api
     with hub_errors(f"opening pull request {number} of {repo}"):
         asked = api.get_discussion_details(repo, number)
         if asked.status == "draft":
             api.change_discussion_status(repo, number, "open")
     return HubError(
-        f"Pull request {number} of {repo} holds this release, verified, and waits to be merged: {asked.url}. Run the "
-        "same command again after that: main is then verified and tagged."
+        f"Pull request {number} of {repo} holds this release, verified at commit {commit}, and waits to be merged: "
+        f"{asked.url}. Run the same command again after that: main is then verified and tagged."
     )

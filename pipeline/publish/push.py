@@ -247,7 +247,7 @@ class _Publication:
         if not self.holds_release(asked):
             asked = self.commit(ref, asked)
         self.verify(asked, recheck)
-        raise await_merge(self.hub, number)
+        raise await_merge(self.hub, number, asked)
 
     def commit(self, branch: str, parent: str) -> str:
         """Commit this tree to ``branch``, in one commit on ``parent``; returns the head.

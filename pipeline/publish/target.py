@@ -30,9 +30,9 @@ def check_target(config: PublishConfig, made_anew: Mapping[str, Any] | None = No
     RecipeError or HubError if the release could not be published there.
     """
     from huggingface_hub import HfApi, is_offline_mode
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    repo = config.repo
+    repo, may = config.repo, "may write to {}"
     refuse_example(repo)
     namespace = repo.partition("/")[0]
     if is_offline_mode():
@@ -47,14 +47,20 @@ def check_target(config: PublishConfig, made_anew: Mapping[str, Any] | None = No
     with hub_errors(f"looking up {repo}"):
         account = api.whoami()
         try:
-            api.auth_check(repo, write=config.via != "pr")
+            api.auth_check(repo)
         except RepositoryNotFoundError:
             _may_create(account, repo, namespace)
             return f"{account['name']} may create {repo}"
+        try:
+            api.auth_check(repo, write=True)
+        except HfHubHTTPError as error:
+            if config.via != "pr" or error.response.status_code not in (403, 404):
+                raise
+            may = "may ask for a merge into {}; tagging needs write access"
     target = Target(hf_endpoint(), True)
     check_place(config, target)
     _refuse_taken_tag(config, made_anew, target)
-    return f"{account['name']} may write to {repo}"
+    return f"{account['name']} {may.format(repo)}"
 
 
 def check_local(config: PublishConfig, made_anew: Mapping[str, Any] | None) -> str:
