@@ -376,6 +376,24 @@ def test_the_command(world: World, package: Path, store: Path, capsys: pytest.Ca
     assert "it has v1.0.0" in capsys.readouterr().err
 
 
+def test_the_commands_say_on_which_hub(
+    world: World, package: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a rehearsal, the store has a repository of the same name."""
+    world.publish(package)
+    monkeypatch.setattr("pipeline.commands.published.problems", problems)
+    monkeypatch.setenv("HF_ENDPOINT", world.hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", world.hub.token)
+    verify = ["verify", REPO, "--store", str(store)]
+    revocation = ["revoke", REPO, "--tag", "v1.0.0", "--reason", WHY, "--store", str(store), "--dry-run"]
+    for hub, place in (([], f"on the loopback Hub of {store}"), (["--hub", "hf"], f"on {world.hub.endpoint}")):
+        for command in (verify, revocation):
+            assert main([*command, *hub]) == 0
+            assert place in capsys.readouterr().out.splitlines()[0]
+            assert main([*command, *hub, "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["hub"] == ("hf" if hub else "local")
+
+
 def test_a_stranger_reads_that_a_public_release_was_revoked(world: World, package: Path) -> None:
     world.publish(package, visibility="public")
     revoke(world)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 from core.errors import HubError, InputError
 from core.hub_ids import check_repository
 from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
 from pipeline.localhub.rate_limit import WINDOW
-from pipeline.publish.hub import connect
+from pipeline.publish.hub import connect, hf_endpoint
 from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, STILL_HELD, Revoker, check_reason
 from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
@@ -26,16 +27,23 @@ def verify(options: argparse.Namespace) -> int:
     check_repository(options.repo, "verify")
     given = {name: getattr(options, name) for name in ("key", "ca", "identity", "issuer")}
     signers = trusted_signers(options.repo, given_signer(**given))
-    with connect(hub_of(options, options.repo), anonymous=True) as target, watching("verify"):
+    hub = hub_of(options, options.repo)
+    with connect(hub, anonymous=True) as target, watching("verify"):
         verified = verify_release(options.repo, options.revision, target, signers, problems)
     value = {
         "repo": options.repo,
+        "hub": hub,
         "commit": verified.commit,
         "verified": [check.model_dump() for check in verified.checks],
     }
     lines = [f"ok  {check.name:<14} {check.detail}" for check in verified.checks]
-    show(options, value, "\n".join([f"{options.repo} at {verified.commit}", *lines]))
+    show(options, value, "\n".join([f"{options.repo} at {verified.commit}, on {_place(options, hub)}", *lines]))
     return 0
+
+
+def _place(options: argparse.Namespace, hub: Literal["local", "hf"]) -> str:
+    """Which Hub that is, in words: after a rehearsal, the store has a repository of the same name."""
+    return f"the loopback Hub of {store_root(options)}" if hub == "local" else hf_endpoint()
 
 
 def revoke(options: argparse.Namespace) -> int:
@@ -47,7 +55,8 @@ def revoke(options: argparse.Namespace) -> int:
     if options.successor is not None:
         check_repository(options.successor, "--successor")
     reason = check_reason(options.reason)
-    with connect(hub_of(options, options.repo)) as target:
+    hub = hub_of(options, options.repo)
+    with connect(hub) as target:
         revoker = Revoker(options.repo, options.tag, target)
         plan = revoker.plan(reason, options.successor, hide=options.hide, purge=options.purge)
         held: list[str] = []
@@ -57,12 +66,14 @@ def revoke(options: argparse.Namespace) -> int:
                 held = revoker.held(plan)
     value = {
         "repo": options.repo,
+        "hub": hub,
         **plan.revocation.model_dump(),
         "steps": list(plan.steps),
         "held": held,
         "done": not options.dry_run,
     }
-    said = f"{options.repo} {', '.join(plan.revocation.revisions)}: {plan.revocation}"
+    place = _place(options, hub)
+    said = f"{options.repo} {', '.join(plan.revocation.revisions)}, on {place}: {plan.revocation}"
     head = "This would be done:" if options.dry_run else "Done:" if plan.steps else "Nothing was left to do."
     rest = _after_purge(options, held) if options.purge else CANNOT_TAKE_BACK
     show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
