@@ -15,7 +15,7 @@ from pipeline.engine.live import _Pace
 from pipeline.publish import collection
 from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.scan import Scanner
-from pipeline.publish.target import check_target
+from pipeline.publish.target import check_local, check_target
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
 from tests.hub_world import CONFIG, Fault, World, inputs, made, next_release, package, running, store, world  # noqa: F401
@@ -98,6 +98,23 @@ def test_who_may_only_ask_for_a_merge_is_told(world: World, monkeypatch: pytest.
     ):
         monkeypatch.setenv("HF_TOKEN", token)
         assert check_target(config).endswith(said)
+
+
+def test_a_loopback_hub_that_cannot_be_asked_is_a_sentence(
+    world: World, package: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(package)
+    for file in (store / "hub" / "models" / f"{REPO}.git" / "objects").rglob("*"):
+        if file.is_file():
+            file.chmod(0o600)
+            file.write_bytes(b"x")
+    with pytest.raises(HubError, match=f"looking up {REPO}: the Hub answered 500"):
+        check_local(CONFIG, None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for folder in (store, store / "new"):
+        monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(folder))
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE is set, and nothing can be published"):
+            check_local(CONFIG, None)
 
 
 @pytest.mark.parametrize("kind", ["before", "after", "drop"])

@@ -232,6 +232,31 @@ def test_code_of_a_model_is_not_run_even_if_somebody_would_say_yes(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"attn_implementation": "flash_attention_2"}),
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+        ("chat_template.jinja", "{{ raise_exception('A system message is needed.') }}"),
+        ("tokenizer.json", "[]"),
+    ],
+)
+def test_whatever_a_strangers_tree_raises_is_said(tiny_model: Path, tmp_path: Path, file: str, changes: object) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    changed = changes if isinstance(changes, str) else json.dumps(json.loads((folder / file).read_text()) | changes)
+    (folder / file).write_text(changed)
+    with pytest.raises(VerificationError, match=r"transformers cannot load the model or generate with it \(\w+\): "):
+        verify._generation(folder)
+
+
+def test_a_strangers_settings_do_not_keep_verify_busy(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    for changes in ({"num_beams": 10**6}, {"min_new_tokens": 10**6, "do_sample": True, "top_k": -3}):
+        (folder / "generation_config.json").write_text(json.dumps(settings | changes))
+        assert verify._generation(folder) == verify._generation(tiny_model)
+
+
 def test_no_model_is_loaded_with_code_of_its_own() -> None:
     """transformers asks, and runs the code after a yes, where it is not told."""
     loads = 0

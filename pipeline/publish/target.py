@@ -29,14 +29,13 @@ def check_target(config: PublishConfig, made_anew: Mapping[str, Any] | None = No
     ``made_anew``: the parts of the recipe that the package will show, if there is none yet. Says so in words. Raises
     RecipeError or HubError if the release could not be published there.
     """
-    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     repo, may = config.repo, "may write to {}"
     refuse_example(repo)
     namespace = repo.partition("/")[0]
-    if is_offline_mode():
-        raise HubError("HF_HUB_OFFLINE is set, and nothing can be published. Unset it, or stop with --until package.")
+    _refuse_offline()
     if os.environ.get("HF_OIDC_RESOURCE"):
         return "the token of a trusted publisher is asked for when it publishes"
     need_token()
@@ -67,16 +66,26 @@ def check_local(config: PublishConfig, made_anew: Mapping[str, Any] | None) -> s
     """As :func:`check_target`, on the loopback Hub of this store, where everybody may write."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    _refuse_offline()
     if not (store() / "hub").exists():
         return "the first one of this store"
     with connect("local") as target:
-        try:
-            target.api().repo_info(config.repo)
-        except RepositoryNotFoundError:
-            return f"{config.repo} will be made on the loopback Hub"
+        with hub_errors(f"looking up {config.repo}"):
+            try:
+                target.api().repo_info(config.repo)
+            except RepositoryNotFoundError:
+                return f"{config.repo} will be made on the loopback Hub"
         check_place(config, target)
         _refuse_taken_tag(config, made_anew, target)
     return f"{config.repo} is on the loopback Hub"
+
+
+def _refuse_offline() -> None:
+    """Raise HubError if the client is told to ask no Hub, not even one on loopback."""
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        raise HubError("HF_HUB_OFFLINE is set, and nothing can be published. Unset it, or stop with --until package.")
 
 
 def _refuse_taken_tag(config: PublishConfig, made_anew: Mapping[str, Any] | None, target: Target) -> None:

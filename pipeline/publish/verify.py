@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from typing import Any
 from core.artifacts import read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, VerificationError
+from core.generation import keep_special_tokens_alone
 from core.hub_ids import is_release_tag, newest_release
 from core.licences import Licensed
 from core.progress import report
@@ -237,14 +239,26 @@ def _safetensors(folder: Path) -> str:
     return "headers are sound, every value is finite"
 
 
+@contextmanager
+def _any_trouble() -> Iterator[None]:
+    """Turn whatever transformers raises for a stranger's files into a VerificationError."""
+    try:
+        yield
+    except VerificationError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise VerificationError(f"transformers cannot load the model or generate with it ({kind}): {error}") from error
+
+
 def _generation(folder: Path) -> str:
-    """Load the model as its users will, and let it answer one question."""
+    """Load the model as its users will, and let it answer one question, greedily."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
+    with _any_trouble():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -262,10 +276,9 @@ def _generation(folder: Path) -> str:
             messages = [{"role": "user", "content": QUESTION}]
             prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         encoded = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
+        keep_special_tokens_alone(model)  # a stranger's settings, such as a million beams, may not end
         with torch.inference_mode():
             output = model.generate(**encoded, max_new_tokens=NEW_TOKENS, do_sample=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise VerificationError(f"transformers cannot load the model or generate with it: {error}") from error
     new = output.shape[1] - encoded["input_ids"].shape[1]
     if new < 1:
         raise VerificationError("the model was asked a question and generated nothing.")
