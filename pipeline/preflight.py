@@ -33,6 +33,7 @@ from pipeline.engine.runner import Stage, Status, Store
 from pipeline.publish.hub import hf_endpoint
 from pipeline.publish.licence import has_text, licence_text
 from pipeline.publish.package import refuse_answers
+from pipeline.publish.sign import check_settings
 from pipeline.publish.target import check_local, check_target, refuse_example
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model, said_of
@@ -154,6 +155,8 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
         yield "memory", "", partial(_memory, release)
     yield "disk", "", partial(_disk, release)
     yield "store", "", partial(_writable, release.store.root)
+    if "package" in names:
+        yield "signing", "package", check_settings
     if "publish" in names:
         package = next((stage.config for stage in release.waiting if stage.name == "package"), None)
         check = check_target if recipe.publish.hub == "hf" else check_local

@@ -304,6 +304,14 @@ def test_a_suite_whose_data_set_cannot_be_read_is_found(doctor: Doctor, monkeypa
     )
 
 
+def test_a_key_that_cannot_sign_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNLEARN_RELEASE_KEY", "absent.pem")
+    found = doctor.problems()
+    assert found.keys() == {"signing"}
+    assert found["signing"]["stage"] == "package"
+    assert "UNLEARN_RELEASE_KEY is absent.pem, and there is no such file" in found["signing"]["problem"]
+
+
 def test_too_small_a_disk_is_found(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 10_000}))
     found = doctor.problems()

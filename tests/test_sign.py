@@ -161,6 +161,21 @@ def test_a_key_of_another_kind_is_named_before_anything_is_signed_or_fetched(
         sign.check_settings()
 
 
+def test_what_signs_is_looked_at_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, acme: Organisation
+) -> None:
+    assert sign.check_settings() == "a key of the store's own, made on first use"
+    environment = acme.files(tmp_path / "keys", issue(NAME, acme.middle))
+    monkeypatch.setenv(sign.CERTIFICATE, environment[sign.CERTIFICATE])
+    with pytest.raises(InputError, match=f"{sign.CERTIFICATE} is set, and no key"):
+        sign.check_settings()
+    monkeypatch.setenv(sign.KEY, environment[sign.KEY])
+    assert sign.check_settings() == f"the key that chain.pem certifies for {NAME}"
+    monkeypatch.delenv(sign.CERTIFICATE)
+    assert sign.check_settings() == f"the key {environment[sign.KEY]}"
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_private_key_does_not_check(tmp_path: Path, acme: Organisation) -> None:
     (tmp_path / "key.pem").write_bytes(acme.root.key_pem())
     with pytest.raises(InputError, match=r"--key: key .*key\.pem cannot be read as a public key in PEM; give one"):
@@ -316,6 +331,19 @@ def test_a_stranger_with_nothing_but_the_authority_verifies_a_release(
     assert (done.returncode, "Say who signed: --key FILE, or --ca FILE" in done.stderr) == (2, True)
     trust.TRUST.write_text(f"demo: {{ca: {verify[-1]}, identity: {NAME}}}")
     assert call(*verify[:-2]).returncode == 0
+
+
+def test_a_package_that_was_signed_otherwise_says_what_to_delete(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, acme: Organisation
+) -> None:
+    """What signs is in no artifact's key, so the package stays done when it is changed."""
+    package = build(inputs, tmp_path / "package")
+    monkeypatch.setenv(sign.KEY, acme.files(tmp_path / "keys", issue(NAME, acme.middle))[sign.KEY])
+    for _ in range(2):
+        with pytest.raises(VerificationError, match=f"delete the folder {package} and run the same command again"):
+            push.run(CONFIG, {"package": package, "gate": inputs["gate"]}, tmp_path, problems)
+        monkeypatch.delenv(sign.KEY, raising=False)
+        monkeypatch.setenv(sign.KEYLESS, "1")
 
 
 def test_a_release_signed_by_an_identity_names_it(inputs: dict[str, Path], tmp_path: Path) -> None:

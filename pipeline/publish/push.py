@@ -54,7 +54,7 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
     """
     package = inputs["package"] / "hub"
     check_gate(inputs["gate"], package)
-    signer = trust.check_signature(package, package / tree.SIGNATURE, sign.own_signers(config.repo, package))
+    signer = _signer(config.repo, package)
     with connect(config.hub) as target, quiet():
         receipt = publish(config, package, target, signer, recheck, out)
     write_file(out / RECEIPT, receipt)
@@ -65,6 +65,17 @@ def run(config: PublishConfig, inputs: Mapping[str, Path], out: Path, recheck: R
         visibility=receipt.visibility,
         url=receipt.url,
     )
+
+
+def _signer(repo: str, package: Path) -> Signer:
+    """Who signed the package. Raises VerificationError unless that is who signs here now, which is in no key."""
+    try:
+        return trust.check_signature(package, package / tree.SIGNATURE, sign.own_signers(repo, package))
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error} If it was packaged before the settings of what signs were changed, delete the folder "
+            f"{package.parent.resolve()} and run the same command again, which packages and signs it anew."
+        ) from error
 
 
 def publish(

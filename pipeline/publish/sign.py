@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 KEY, CERTIFICATE, KEYLESS = "UNLEARN_RELEASE_KEY", "UNLEARN_RELEASE_CERTIFICATE", "UNLEARN_RELEASE_KEYLESS"
 
 
+def _own_key() -> Path:
+    return store() / "keys" / "release.pem"
+
+
 def private_key() -> Path:
     """The file with the key that signs.
 
     Raises InputError if UNLEARN_RELEASE_KEY names a file that does not exist or holds no key that can sign.
     """
     given = os.environ.get(KEY)
-    path = Path(given) if given else store() / "keys" / "release.pem"
+    path = Path(given) if given else _own_key()
     if given and not path.is_file():
         raise InputError(
             f"UNLEARN_RELEASE_KEY is {given}, and there is no such file. Make one with "
@@ -85,7 +89,7 @@ def trusted_signers(repo: str, given: Signer | None = None) -> list[Signer]:
         return named
     if certificate := os.environ.get(CERTIFICATE):
         return [trust.certified(Path(certificate))]
-    if not os.environ.get(KEY) and not (store() / "keys" / "release.pem").is_file():
+    if not os.environ.get(KEY) and not _own_key().is_file():
         raise InputError(
             f"There is no key in {store() / 'keys'} to check a signature with. Say who signed: --key FILE, or --ca "
             "FILE (and --identity NAME), or --identity NAME and --issuer URL; or name the signer in trust.yaml."
@@ -104,12 +108,18 @@ def given_signer(**options: str | None) -> Signer | None:
         raise InputError(f"{' '.join(f'--{name}' for name, value in options.items() if value)}: {message}.") from error
 
 
-def check_settings() -> None:
-    """Raise InputError unless what this machine is to sign with can be used."""
-    if not _keyless():
+def check_settings() -> str:
+    """Say what this machine is to sign with. Raises InputError if it cannot be used; nothing is written."""
+    if _keyless():
+        trust.sigstore_instance()
+        return "an identity that Sigstore confirms"
+    certificate, has_key = os.environ.get(CERTIFICATE), os.environ.get(KEY) or _own_key().is_file()
+    if certificate and not has_key:
+        raise InputError(f"{CERTIFICATE} is set, and no key. Give the one that its first certificate is for, as {KEY}.")
+    if certificate:
         _with_key()
-        if certificate := os.environ.get(CERTIFICATE):
-            trust.certified(Path(certificate))
+        return f"the key that {Path(certificate).name} certifies for {trust.certified(Path(certificate)).identity}"
+    return f"the key {private_key()}" if has_key else "a key of the store's own, made on first use"
 
 
 def own_signers(repo: str, package: Path) -> list[Signer]:

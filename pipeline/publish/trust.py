@@ -129,10 +129,7 @@ def check_signature(tree: Path, signature: Path, signers: Sequence[Signer]) -> S
             problems.append(f"not by {signer.says()}: {error}")
         else:
             return signer
-    raise VerificationError(
-        f"The signature is not valid, {'; '.join(problems)}. Do not use these files; publish the release again, or "
-        "name who signed it."
-    )
+    raise VerificationError(f"The signature is not valid, {'; '.join(problems)}.")
 
 
 def _check(tree: Path, signature: Path, signer: Signer) -> None:
@@ -250,7 +247,7 @@ def confirmed(signature: Path) -> Signer:
 
     kind, entry = _material(signature)
     if kind != "certificate":
-        raise VerificationError(f"The package is signed by {KINDS[kind]}, and not by an identity. Package it again.")
+        raise VerificationError(f"The package is signed by {KINDS[kind]}, and not by an identity.")
     certificate = _loaded(entry)
     issuer: Any = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(_ISSUER)).value
     return Signer(identity=names(certificate)[0], issuer=issuer.value[2:].decode())  # a DER string of up to 127 bytes

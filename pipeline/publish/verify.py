@@ -176,7 +176,13 @@ def _allowed(folder: Path, files: Mapping[str, str], attributes: str) -> str:
 def _signature(folder: Path, signers: Sequence[Signer]) -> str:
     if not (folder / tree.SIGNATURE).is_file():
         raise VerificationError(f"it has no signature ({tree.SIGNATURE}).")
-    return f"covers all files, by {trust.check_signature(folder, folder / tree.SIGNATURE, signers).says()}"
+    try:
+        signer = trust.check_signature(folder, folder / tree.SIGNATURE, signers)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error} Do not use these files; publish the release again, or name who signed it."
+        ) from error
+    return f"covers all files, by {signer.says()}"
 
 
 def read_release(folder: Path) -> Release:
