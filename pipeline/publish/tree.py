@@ -22,6 +22,9 @@ MODEL_FILES = (
 )
 CARD_FILES = ("README.md", "card.json", "results.json", "plots/*.png", ".eval_results/*.yaml")
 ALLOWED = (*MODEL_FILES, *CARD_FILES, "gate.json", *LICENCE_FILES, BOM, RELEASE, SIGNATURE)
+# The names that any release may have, and which therefore say nothing; the plots are those of the card.
+PLOTS = ("results", "truth-ratios", "groups", "robustness", "relative", "training")
+NAMES = (*(name for name in ALLOWED if "*" not in name), *(f"plots/{plot}.png" for plot in PLOTS))
 # The Hub adds this file to every new repository. It says how files are stored, and is not part of a release.
 HUB_FILES = (".gitattributes",)
 
