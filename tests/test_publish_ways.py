@@ -144,6 +144,17 @@ def test_a_gated_release_is_gated_before_anything_is_uploaded(world: World, pack
     assert world.api.repo_info(REPO).gated == "manual"
 
 
+def test_what_is_refused_gates_nothing(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
+    following = next_release(inputs, tmp_path)
+    world.publish(following, tag="v1.1.0", visibility="public")
+    other = next_release(inputs, tmp_path, "other")
+    writes = watch_writes(world)
+    for refused, tag, said in ((package, "v1.0.0", r"is newer than v1\.0\.0"), (other, "v1.1.0", "with other content")):
+        with pytest.raises(HubError, match=f"{said}.*Nothing was changed"):
+            world.publish(refused, tag=tag, visibility="public", gated="manual")
+    assert writes.seen == 0
+
+
 def test_a_hub_that_does_not_gate_gets_nothing(world: World, package: Path) -> None:
     world.faulty.faults.append(Fault(rf"PUT /api/models/{REPO}/settings", "drop_before"))
     uploads = Fault(r"(PUT|POST) .*(commit|preupload|lfs|branch).*", "before", at=10**9)

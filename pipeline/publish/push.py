@@ -98,7 +98,7 @@ def publish(
             f"{config.repo}. Run the package stage again."
         )
     publication = _Publication(config, package, target, signer, scratch)
-    publication.prepare()
+    gated = publication.prepare()
     head = publication.hub.commit(MAIN)  # first: a newer release that lands after it moves main, which is a 412
     check_place(config, target)
     tagged = publication.tagged()
@@ -109,6 +109,7 @@ def publish(
         )
     if tagged is not None:
         publication.check_main(head, publication.newest_release())
+    publication.gate(gated)
     commit = tagged or (head if publication.holds_release(head) else None)
     if commit is None and config.via == "pr":
         publication.ask(recheck)
@@ -153,8 +154,11 @@ class _Publication:
         name = tree.digest(package / tree.SIGNATURE).sha256[:12]
         self._staging = f"staging-{name}"  # the signature covers all files, so the name stands for this content
 
-    def prepare(self) -> None:
-        """Make sure that the repository exists, private if new, and that its visibility fits the recipe."""
+    def prepare(self) -> str | bool | None:
+        """Make sure that the repository exists, private if new, and that its visibility fits the recipe.
+
+        Returns how it is gated.
+        """
         from huggingface_hub.errors import RepositoryNotFoundError
 
         repo = self._config.repo
@@ -167,7 +171,7 @@ class _Publication:
                 if not info.private:
                     raise HubError(f"{repo} was created as private but is public. Nothing was uploaded.") from None
         self._refuse_public(info.private, "Nothing was uploaded.")
-        self._gate(info.gated)
+        return info.gated
 
     def _refuse_public(self, private: bool | None, done: str) -> None:
         """Raise HubError if everybody may read what the recipe keeps private; nothing unfinished is left to read."""
@@ -186,7 +190,7 @@ class _Publication:
                     self._api.delete_branch(repo, branch=name)
         return branches.get(keep)
 
-    def _gate(self, gated: str | bool | None) -> None:
+    def gate(self, gated: str | bool | None) -> None:
         """Make sure, before the upload, that the repository is gated and the collection is there, if asked for."""
         repo, wanted, collection = self._config.repo, self._config.gated, self._config.collection
         with hub_errors(f"preparing {repo}"):
