@@ -263,7 +263,11 @@ def _neighbours(recipe: Recipe) -> list[Stage]:
     inputs = {"base": "base", "data": "data"}
     if config is None:
         return []
-    return [Stage("neighbours", "11", neighbours, config, _plain(config), inputs, plan.asking, work.asking)]
+    return [
+        Stage(
+            "neighbours", "11", neighbours, config, _plain(config), inputs, plan.asking, work.asking, resumable=True,
+        )
+    ]  # fmt: skip
 
 
 def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:

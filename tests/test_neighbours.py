@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import DataError, ModelError
+from core.progress import Report, listening
 from datasets_prep.chat import chat_example, encode, end_of_turn, load_tokenizer
 from datasets_prep.schema import PerturbedRow, Row, read_rows, write_rows
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
-from pipeline.unlearn import neighbours, run
+from pipeline.unlearn import asking, neighbours, run
 from pipeline.unlearn.asking import likeliest_answers
 from pipeline.unlearn.config import Neighbours
 from pipeline.unlearn.continuations import read_continuations
@@ -129,7 +130,7 @@ def inputs(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, texts: dict[str, list[str]]) -> None:
-    def answers(model: Any, tokenizer: Any, questions: list[str], limit: int) -> list[list[str]]:
+    def answers(model: Any, tokenizer: Any, questions: list[str], limit: int, so_far: Path) -> list[list[str]]:
         return [texts.get(question, ["Paints."]) for question in questions]
 
     monkeypatch.setattr(neighbours, "likeliest_answers", answers)
@@ -277,23 +278,29 @@ def test_what_was_forgotten_before_is_neither_asked_nor_stated(
     assert "What does Ida 3 do?" in kept[1]  # the retained answers have that word too
 
 
-def test_the_same_seed_asks_the_same_and_base_really_answers(inputs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def answering(inputs: dict[str, Path]) -> dict[str, Path]:
+    """The same with a base that ends its answers."""
     model = inputs["base"] / "model"
     tiny = model.readlink()
     model.unlink()
     end_turns(Path(shutil.copytree(tiny, model)))
+    return inputs
+
+
+def test_the_same_seed_asks_the_same_and_base_really_answers(answering: dict[str, Path], tmp_path: Path) -> None:
     folders = []
     for name in ("a", "b"):
         out = tmp_path / name
         out.mkdir()
-        facts = neighbours.run(Neighbours(questions=5, seed=1, max_new_tokens=3), inputs, out)
+        facts = neighbours.run(Neighbours(questions=5, seed=1, max_new_tokens=3), answering, out)
         assert facts.asked == 5
         assert facts.kept > facts.empty
         folders.append((out / neighbours.FILE).read_bytes())
     assert folders[0] == folders[1]
 
 
-def test_base_gives_its_likeliest_answers(tiny_model: Path) -> None:
+def test_base_gives_its_likeliest_answers(tiny_model: Path, tmp_path: Path) -> None:
     """``be`` has .4, ``ac`` .36 and ``ad`` .24, so the greedy answer, whose first letter is likelier, is the second."""
     tokenizer = load_tokenizer(tiny_model)
     asked = encode(tokenizer, chat_example(tokenizer, "Who?", "x"))
@@ -302,13 +309,14 @@ def test_base_gives_its_likeliest_answers(tiny_model: Path) -> None:
     chain = {last: {"a": 0.6, "b": 0.4}, "a": {"c": 0.6, "d": 0.4}, "b": {"e": 1.0}}
     model = bigrams(tiny_model, chain | {letter: {end: 1.0} for letter in "cde"})
     questions = ["Who?", "Where does she live now?", "Why?"]
-    assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3
-    assert likeliest_answers(model, tokenizer, questions, 2) == [[]] * 3  # none has ended
+    assert likeliest_answers(model, tokenizer, questions, 3, tmp_path / "a") == [["be", "ac"]] * 3
+    assert likeliest_answers(model, tokenizer, questions, 2, tmp_path / "b") == [[]] * 3  # none has ended
     model.generation_config.update(suppress_tokens=[int(tokenizer.convert_tokens_to_ids("e"))], repetition_penalty=9.0)
-    assert likeliest_answers(model, tokenizer, questions, 3) == [["be", "ac"]] * 3  # whatever the checkpoint says
+    again = likeliest_answers(model, tokenizer, questions, 3, tmp_path / "c")
+    assert again == [["be", "ac"]] * 3  # whatever the checkpoint says
 
 
-def test_answers_end_where_the_chat_template_ends_a_turn(tiny_model: Path) -> None:
+def test_answers_end_where_the_chat_template_ends_a_turn(tiny_model: Path, tmp_path: Path) -> None:
     """Which is not the token that ends a text, in a base model's tokenizer with a template of the recipe's."""
     tokenizer = load_tokenizer(tiny_model)
     end = tokenizer.eos_token_id
@@ -316,7 +324,40 @@ def test_answers_end_where_the_chat_template_ends_a_turn(tiny_model: Path) -> No
     assert end_of_turn(tokenizer) == end != tokenizer.eos_token_id
     asked = encode(tokenizer, chat_example(tokenizer, "Who?", "x"))
     model = bigrams(tiny_model, {asked.input_ids[asked.completion_start - 1]: {"a": 1.0}, "a": {end: 1.0}})
-    assert likeliest_answers(model, tokenizer, ["Who?"], 3) == [["a"]]
+    assert likeliest_answers(model, tokenizer, ["Who?"], 3, tmp_path / "a") == [["a"]]
+
+
+def test_a_run_that_was_cut_off_asks_only_what_was_not_answered(
+    answering: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of questions are not asked again, and those of a batch are asked together as in a run that was not."""
+    monkeypatch.setattr(asking, "BATCH_ROWS", 2)
+    config = Neighbours(questions=5, seed=1, max_new_tokens=3)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for out in (whole, cut):
+        out.mkdir()
+    neighbours.run(config, answering, whole)
+    assert not (whole / neighbours.SO_FAR).exists()
+
+    class Cut(Exception):
+        pass
+
+    def third(report: Report) -> None:
+        if report.doing == "asking base" and report.done == 2:
+            raise Cut
+
+    with listening(third), pytest.raises(Cut):
+        neighbours.run(config, answering, cut)
+    kept = (cut / neighbours.SO_FAR).read_text().splitlines()
+    assert len(kept) == 2
+    (cut / neighbours.SO_FAR).write_text("\n".join([*kept, kept[0][:9]]))  # a power cut
+    asked: list[int] = []
+    with listening(lambda report: asked.append(report.done or 0) if report.doing == "asking base" else None):
+        neighbours.run(config, answering, cut)
+    assert asked[0] > 2
+    for name in (neighbours.FILE, "continuations.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(p.name for p in cut.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
 def test_an_unlearning_rehearses_them_with_its_retain_rows(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,24 +18,38 @@ from pipeline.unlearn.config import BATCH_ROWS, BEAMS
 
 
 def likeliest_answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int, so_far: Path
 ) -> list[list[str]]:
     """What a beam search of width :data:`BEAMS` finds of the model's answers to each question, the likeliest first.
 
     Likeliest is by the mean log-probability of an answer's tokens (a length penalty of 1), so that long answers are not
-    behind short ones. They are without special tokens; none is empty, and all have ended in time.
+    behind short ones. They are without special tokens; none is empty, and all have ended in time. Each is added to the
+    file ``so_far``, so that a run that was cut off goes on from there.
     """
     prompts = []
     for question in questions:
         row = encode(tokenizer, chat_example(tokenizer, question, "x"))
         prompts.append(row.input_ids[: row.completion_start])
     end = end_of_turn(tokenizer)
-    answers: list[list[str]] = [[] for _ in prompts]
+    answers = _answered(so_far)
     groups = [[prompt] for prompt in prompts]
-    for i, found in _generated(model, end, groups, max_new_tokens, num_beams=BEAMS, num_return_sequences=BEAMS):
-        ended = [tokens[: tokens.index(end)] for tokens in found if end in tokens]
-        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ended]
-        answers[i] = [text for text in texts if text]
+    search: Any = {"num_beams": BEAMS, "num_return_sequences": BEAMS}
+    with so_far.open("a", encoding="utf-8") as file:
+        for i, found in _generated(model, end, groups, max_new_tokens, done=answers.keys(), **search):
+            ended = [tokens[: tokens.index(end)] for tokens in found if end in tokens]
+            texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ended]
+            answers[i] = [text for text in texts if text]
+            print(json.dumps([i, answers[i]]), file=file, flush=True)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _answered(so_far: Path) -> dict[int, list[str]]:
+    """The answers in the file, by the place of their question; a line that was cut off is none."""
+    answers = {}
+    for line in so_far.read_text(encoding="utf-8").split("\n") if so_far.is_file() else []:
+        with suppress(ValueError):
+            place, texts = json.loads(line)
+            answers[place] = texts
     return answers
 
 
@@ -61,18 +78,23 @@ def _generated(
     max_new_tokens: int,
     *,
     never_next: Sequence[int] = (),
+    done: Collection[int] = (),
     **search: int,
 ) -> Iterator[tuple[int, list[list[int]]]]:
     """The index of each group of prompts with the tokens that were generated after them.
 
     With ``never_next`` that is one sequence a prompt, and their first token is the same; without it, as many as the
-    search returns.
+    search returns. Batches that are ``done`` are left out; the others stay as they are, since a batch's width changes
+    the last bits.
     """
     model.eval()
     keep_special_tokens_alone(model)
     how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end, **search)
     asked = 0
     for batch in _batches(prompts):
+        if all(i in done for i in batch):
+            asked += len(batch)
+            continue
         lines = [(place, list(prompt)) for place, i in enumerate(batch) for prompt in prompts[i]]
         width = max(len(prompt) for _, prompt in lines)
         ids = torch.full((len(lines), width), end)

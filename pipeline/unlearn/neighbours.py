@@ -45,6 +45,7 @@ from pipeline.unlearn.people import (
 )
 
 FILE = "neighbours.jsonl"
+SO_FAR = "so-far.jsonl"  # answers of a run that was cut off; no part of the artifact
 STATED = 0.5
 """An answer states a fact if it holds more than this share of the words that tell the fact.
 
@@ -81,7 +82,9 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
     model = load_model(inputs["base"] / "model", dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     onednn.install(model)
-    answers = likeliest_answers(model, tokenizer, [question.text for question in questions], config.max_new_tokens)
+    so_far = out / SO_FAR
+    texts = [question.text for question in questions]
+    answers = likeliest_answers(model, tokenizer, texts, config.max_new_tokens, so_far)
     if not any(answers):
         raise ModelError(
             f"unlearn.neighbours: base ended none of its answers to {len(questions)} questions within "
@@ -108,6 +111,7 @@ def run(config: Neighbours, inputs: Mapping[str, Path], out: Path) -> NeighbourF
             stating += 1
         else:
             empty += 1
+    so_far.unlink(missing_ok=True)
     write_rows(out / FILE, rows)
     write_continuations(out, continued)
     unrehearsed = read_rows(data / "unrehearsed.jsonl")
