@@ -133,6 +133,29 @@ def test_a_copied_store_is_hashed_once_and_then_trusted(tmp_path: Path, monkeypa
     art.check_artifact(again)
 
 
+def test_of_two_checks_of_a_copied_store_one_may_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both write the manifest; here the second is killed when the first is about to put its own in place."""
+    first = made(tmp_path / "one", {"a.txt": "x"}).path
+    place = tmp_path / "copy" / first.name
+    shutil.copytree(first, place)
+    copy, fsync = art.read_artifact(place), os.fsync
+    assert copy
+
+    def killed(value: object) -> str:
+        raise KeyboardInterrupt
+
+    def meanwhile(file: int) -> None:
+        fsync(file)
+        monkeypatch.setattr(art, "json_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            art.check_artifact(copy)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    art.check_artifact(copy)
+    assert art.read_artifact(place)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
 def edited(artifact: art.Artifact, **changes: object) -> art.Artifact:
     """The artifact with an edited manifest."""
     path = artifact.path / "manifest.json"

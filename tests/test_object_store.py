@@ -251,6 +251,14 @@ def test_what_another_left_here_is_handed_on_before_anything_is_built_of_it(remo
     assert remote.manifest(left.path) == left.manifest
 
 
+def test_the_manifest_that_was_read_is_handed_on(remote: Remote, tmp_path: Path) -> None:
+    """The file may be another by then, and what is in the store stays there."""
+    made = go(chain(), Store(tmp_path / "one", "demo"))["a"]
+    (made.path / "manifest.json").write_text("")
+    remote.push(made)
+    assert remote.manifest(made.path) == made.manifest
+
+
 # Several runners
 
 

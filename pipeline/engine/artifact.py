@@ -12,6 +12,7 @@ import _thread
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -111,14 +112,26 @@ def _without_files(folder: Path, files: Mapping[str, Path]) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in (*links, *empty))
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """The content of ``manifest.json``."""
+    return json_text(manifest.model_dump(mode="json"))
+
+
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest in one step: a reader sees the old or the new one. The draft is not in the folder itself."""
-    draft = folder.with_name(f"{folder.name}.{MANIFEST}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(json_text(manifest.model_dump(mode="json")))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / MANIFEST)
+    """Write the manifest in one step: a reader sees the old or the new one. The draft is not in the folder itself.
+
+    Each writer has its own draft, since who checks a copied store holds no lease, and several may do so at once.
+    """
+    draft = folder.with_name(f"{folder.name}.{MANIFEST}.{os.getpid()}-{uuid.uuid4().hex[:8]}.draft")
+    try:
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(manifest_text(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(folder / MANIFEST)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class Build:

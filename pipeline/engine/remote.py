@@ -129,7 +129,7 @@ class Remote:
                     with self._errors(f"writing {folder}"):
                         self._files.put_file(str(artifact.path / name), f"{folder}/{entry.sha256}", callback=callback)
             with self._errors(f"writing {folder}"):
-                _create(self._files, f"{folder}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
+                _create(self._files, f"{folder}/{MANIFEST}", art.manifest_text(artifact.manifest).encode())
         if theirs.digest != artifact.digest:
             raise ArtifactError(
                 f"{artifact.path} and {folder} are different results of the same request, made by two runners. "
