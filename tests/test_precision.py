@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets_prep.schema import Encoded
 from pipeline.train import precision, start_model
+from pipeline.train.arguments import training_arguments
 from pipeline.train.config import ModelConfig, TrainConfig
 from pipeline.train.facts import Products
+from pipeline.train.fit import load
+from pipeline.train.trainer import CompletionTrainer, row_dataset
 from pipeline.unlearn.config import UnlearnConfig
 from tests.unlearning import files
 
@@ -74,3 +78,15 @@ def test_trainings_take_what_the_model_stage_measured_and_their_keys_know_it(
 def test_a_recipe_that_names_a_precision_needs_no_measurement() -> None:
     assert precision.in_bf16(TrainConfig(precision="bf16"), {})
     assert not precision.in_bf16(TrainConfig(precision="fp32"), {})
+
+
+@pytest.mark.parametrize(("bf16", "has"), [(False, "no"), (True, "bf16")])
+def test_what_a_launcher_says_of_the_precision_is_not_the_recipes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, has: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16" if bf16 else "bf16")
+    arguments = training_arguments({}, tmp_path, bf16=bf16)
+    model, tokenizer = load(tiny_model)
+    rows = row_dataset([Encoded((5, 6, 7, 8), 2)])
+    trainer = CompletionTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    assert trainer.accelerator.mixed_precision == has

@@ -306,3 +306,10 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(InputError, match=r"mine\.yaml: cannot be read as a configuration of accelerate"):
         check_launch(str(file), file, load_recipe("demo"), [], ["unlearn"])
+
+
+def test_a_file_that_says_another_precision_than_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text((CONFIGS / "ddp.yaml").read_text().replace('mixed_precision: "no"', "mixed_precision: bf16"))
+    with pytest.raises(InputError, match=r"mine\.yaml: its mixed_precision is 'bf16'.*`precision` decides"):
+        check_launch(str(file), file, load_recipe("demo"), [], ["unlearn"])

@@ -74,9 +74,15 @@ def check_device(where: str) -> None:
 def check_launch(where: str, config: Path, recipe: Recipe, stages: Sequence[Stage], waiting: Collection[str]) -> None:
     """Raise InputError if no stage would be launched by ``--launch``, or if a ``waiting`` one cannot run that way."""
     try:
-        shards = yaml.safe_load(config.read_bytes()).get("distributed_type") in ("FSDP", "DEEPSPEED")
+        read = yaml.safe_load(config.read_bytes())
+        shards, precision = read.get("distributed_type") in ("FSDP", "DEEPSPEED"), read.get("mixed_precision") or "no"
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(f"--launch {where}: cannot be read as a configuration of accelerate ({error}).") from error
+    if precision != "no":
+        raise InputError(
+            f"--launch {where}: its mixed_precision is {precision!r}, and it may only be 'no', since the recipe's "
+            '`precision` decides and is in the keys. Write mixed_precision: "no", or leave the line out.'
+        )
     able = [stage for stage in stages if stage.shardable or not shards]
     if where != "local" and all(stage.processes == 1 for stage in able):
         raise InputError(

@@ -82,6 +82,7 @@ def training_arguments(args: dict[str, Any], out: Path, *, bf16: bool, **fixed: 
         "save_total_limit": 1,
         "optim": "adamw_torch_fused",
     }
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # of a launcher: without fp16 and bf16 the trainer would obey it
     try:
         return SFTConfig(**{**defaults, **share_of_step(args, world_size()), **reserved_values})
     except (TypeError, ValueError, ImportError, OSError) as error:
