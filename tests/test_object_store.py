@@ -415,13 +415,12 @@ def test_who_waits_takes_what_the_other_has_made(remote: Remote, tmp_path: Path)
 # The command line
 
 
-def test_a_release_goes_on_where_another_machine_was(s3: ObjectStore, tmp_path: Path, call: Call) -> None:
+def test_a_release_goes_on_where_another_machine_was(remote: Remote, tmp_path: Path, call: Call) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         RECIPE.format(demo=ROOT / "pipeline" / "recipes" / "demo.yaml", model=build_tiny_model(tmp_path / "model"))
     )
-    url = f"{s3.bucket}/{tmp_path.name}"
-    digests = {}
+    url, digests = remote.url, {}
     for machine in ("one", "two"):
         words = ("--store", str(tmp_path / machine), "--remote-store", url, "--json")
         done = call("run", "data", str(recipe), *words) if machine == "two" else None
@@ -432,6 +431,9 @@ def test_a_release_goes_on_where_another_machine_was(s3: ObjectStore, tmp_path: 
         digests[machine] = {name: stage["digest"] for name, stage in stages.items()}
         assert {stage["built"] for stage in stages.values()} == {machine == "one"}
     assert digests["one"] == digests["two"]
+    files(remote).rm(f"{url}/model", recursive=True)  # as if it had been made before there was a store
+    assert call("run", "data", str(recipe), "--store", str(tmp_path / "one"), "--remote-store", url).returncode == 0
+    assert objects(remote, "model")
 
 
 def test_a_launched_stage_and_a_job_get_the_option(remote: Remote) -> None:

@@ -18,7 +18,7 @@ from pipeline.commands.elsewhere import run_elsewhere
 from pipeline.commands.prepare import bring, index_of, prepare, refuse_other_gates, surveyed
 from pipeline.commands.release_plan import dry_run
 from pipeline.commands.shared import REAL_RELEASE, say, show
-from pipeline.engine.artifact import Artifact, check_artifact
+from pipeline.engine.artifact import Artifact
 from pipeline.engine.graph import Member, Node, graph, inputs_of, survey
 from pipeline.engine.launch import Lead, check_device, follow, launch_config
 from pipeline.engine.runner import Stage, Status, Store, build, check, needed
@@ -111,8 +111,10 @@ def run_one(options: argparse.Namespace) -> int:
             f"{chosen.name} reads {', '.join(absent)}, not done yet. "
             f"Run `release {options.recipe} --until {absent[-1]}`."
         )
+    for key, state in states.items():
+        if state.artifact and key != node.id:
+            check(nodes[key].stage, store, state.artifact)
     for made_by, made in inputs.items():
-        check_artifact(made)
         if made_by != "data" or chosen.name == "unlearn":  # which reads the false answers
             judge(nodes[node.inputs[made_by]], made)
     lead = Lead(chosen)
