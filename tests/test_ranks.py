@@ -166,7 +166,8 @@ def test_sharded_weights_give_the_same_gradients(trained: tuple[Path, Path]) -> 
 def test_a_stage_on_two_processes_is_the_same_artifact(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     """As a user starts it: `release` runs accelerate, which runs the stage on two processes."""
     recipe = str(write_recipe(tmp_path, tiny_model))
-    common = ("--until", "base", "--json", "--set", "base.train.precision=fp32")
+    saves = ("--set", "base.train.args.save_strategy=steps")
+    common = ("--until", "base", "--json", "--set", "base.train.precision=fp32", *saves)
     found = {}
     for processes in ("2", "1"):
         store = tmp_path / processes

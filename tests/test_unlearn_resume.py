@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core.errors import ArtifactError
-from pipeline.train import fine_tune
+from pipeline.train import fine_tune, fit
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
@@ -80,7 +80,7 @@ def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model
 
 
 def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path) -> None:
-    """The trainer writes a checkpoint where it will lie, and its state last: absent or half a file, it is torn."""
+    """The trainer writes a checkpoint where it will lie, and its state last; when it is on the disk, it is marked."""
     inputs = stage_inputs(tiny_model, tmp_path)
     config = config_of("full, moving cap")
     write_guides(inputs["data"])
@@ -93,7 +93,7 @@ def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path)
     saved = good.stat().st_mtime_ns
     for torn in (None, "", '{"epoch": 1.0, "glo'):
         shutil.copytree(good, killed)
-        (killed / "trainer_state.json").unlink()
+        (killed / "trainer_state.json").unlink(), (killed / "whole").unlink()
         if torn is not None:
             (killed / "trainer_state.json").write_text(torn)
         cut_off(config, inputs, cut, 2)  # it would write this checkpoint again, had it begun anew
@@ -101,6 +101,48 @@ def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path)
         assert good.stat().st_mtime_ns == saved
     assert run.run(config, inputs, cut) == facts
     assert files(cut) == files(whole)
+
+
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lost_a_file_with_the_power_is_passed_over(
+    lost: str, marks: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its state is on the disk and another file is not; those of older code have no mark."""
+    inputs = stage_inputs(tiny_model, tmp_path)
+    config = config_of("full, dual weight")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    facts = run.run(config, inputs, whole)
+    cut_off(config, inputs, cut, 2)
+    good = cut / "checkpoints" / "checkpoint-2"
+    torn = good.with_name("checkpoint-3")
+    shutil.copytree(good, torn)
+    (torn / lost).write_bytes(b"\0" * (torn / lost).stat().st_size if marks else b"")
+    for folder in [torn] if marks else [torn, good]:
+        (folder / "whole").unlink()
+    assert run.run(config, inputs, cut) == facts
+    assert files(cut) == files(whole)
+
+
+def test_an_older_checkpoint_stays_until_the_new_one_is_on_the_disk(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"model": tiny_model, "data": stage_inputs(tiny_model, tmp_path)["data"]}
+    config = TrainConfig.model_validate({"precision": "fp32", "args": ARGS | {"num_train_epochs": 1}})
+    out, seen = tmp_path / "out", list[list[str]]()
+    out.mkdir()
+    sync = fit.sync
+
+    def look(path: Path) -> None:
+        sync(path)
+        if path.name == "optimizer.pt":
+            seen.append(sorted(folder.name for folder in path.parent.parent.glob("checkpoint-*")))
+
+    monkeypatch.setattr(fit, "sync", look)
+    fine_tune.train(config, inputs, out, ("retain",))
+    assert seen[:2] == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"]]
+    assert seen[2] == ["checkpoint-2", "checkpoint-3"]
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8.0, "dropout": 0.2}])

@@ -14,9 +14,17 @@ from typing import Any, cast
 import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
@@ -25,7 +33,7 @@ from core.differences import differences
 from core.errors import ArtifactError
 from core.generation import end_at
 from core.loading import load_model
-from core.ranks import first_ranks, is_first
+from core.ranks import first_ranks, from_all_ranks, is_first, rank
 from core.yaml_source import dotted
 from datasets_prep.chat import end_of_turn, load_tokenizer
 from datasets_prep.schema import Encoded
@@ -34,11 +42,13 @@ from pipeline.train.arguments import CHECKPOINTS
 from pipeline.train.attention import ROWS_SDPA
 from pipeline.train.config import MOMENTS, SMALLER_MOMENTS, Frozen, moment_bytes, refuse_no_layer
 from pipeline.train.guards import StepRefused
+from pipeline.train.kept import sync
 from pipeline.train.lora import merge
 from pipeline.train.packed import check_rows_apart
 
 MADE_BY = "made_by.json"
 DOOMED = "checkpoints-to-delete"
+WHOLE = "whole"  # in a checkpoint all of whose files are on the disk
 NF4 = torch.uint8  # what bitsandbytes holds weights of 4 bits in, two in each
 MERGE_ROWS = 8  # rows on which merged adapters are compared with the trained ones
 
@@ -88,6 +98,8 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
         shutil.rmtree(out / DOOMED, ignore_errors=True)
     last = first_ranks(_last_whole(checkpoints) if is_first() else None)
     _check_maker(checkpoints, made_by, resumes=last is not None)
+    trainer.add_callback(_Durable(checkpoints, trainer.args.save_total_limit))
+    trainer.args.save_total_limit = None
     refused = None
     try:
         with memory_limits(trainer):
@@ -100,6 +112,29 @@ def fit(trainer: SFTTrainer, out: Path, made_by: dict[str, Any]) -> str | None:
             # A log that came back from a checkpoint has its keys sorted.
             file.writelines(json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in steps)
     return refused
+
+
+class _Durable(TrainerCallback):
+    """Forces each of ``checkpoints`` to the disk and marks it, and only then deletes older ones, down to ``limit``.
+
+    The trainer deletes them as soon as the new one is written, and a power loss could then leave none that is whole.
+    """
+
+    def __init__(self, checkpoints: Path, limit: int | None) -> None:
+        self.checkpoints = checkpoints
+        self.limit = limit
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Each process syncs what it may have written, when all have written their part."""
+        folder = self.checkpoints / f"checkpoint-{state.global_step}"
+        from_all_ranks([rank()])
+        for path in (*folder.rglob("*"), folder, self.checkpoints):
+            sync(path)
+        from_all_ranks([rank()])
+        if is_first():
+            (folder / WHOLE).touch()
+            sync(folder)
+            rotate_checkpoints(str(self.checkpoints), self.limit)
 
 
 def delete_checkpoints(out: Path) -> None:
@@ -127,13 +162,25 @@ def go_back(trainer: SFTTrainer, out: Path) -> int:
 
 
 def _last_whole(checkpoints: Path) -> str | None:
-    """The last complete checkpoint. Removes those of an interrupted save, which lack the trainer's state."""
-    for folder in checkpoints.glob("checkpoint-*"):
-        try:
-            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+    """The last whole checkpoint. Removes those that a kill or a power loss interrupted.
+
+    If none has the mark, they may be older than marks: they are whole if none of their files is empty.
+    """
+    found = list(checkpoints.glob("checkpoint-*"))
+    marked = [folder for folder in found if (folder / WHOLE).exists()]
+    for folder in found:
+        if folder not in marked and (marked or not _seems_whole(folder)):
             shutil.rmtree(folder)
     return get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+
+
+def _seems_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the trainer's state, which is written last, and no empty file."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return all(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
