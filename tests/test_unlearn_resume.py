@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from core.errors import ArtifactError
 from pipeline.train import fine_tune, fit
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn import run
 from pipeline.unlearn.config import UnlearnConfig
+from pipeline.unlearn.stopping import EndOfAscent
 from tests.test_unlearn_run import write_guides, write_other_facts
 from tests.unlearning import CutOff, files, stage_inputs, unlearn_config
 
@@ -197,6 +201,31 @@ def test_a_run_killed_while_it_deletes_its_checkpoints_ends_with_the_same_files(
             made(tmp_path / "cut")
     made(tmp_path / "cut")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_the_released_weights_are_those_of_the_kept_step_though_a_resumed_run_measures_otherwise(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another device: a step that was the closest within the bound is not within it any more."""
+    inputs = stage_inputs(tiny_model, tmp_path)
+    config = unlearn_config(epochs=3, stop=STOP, keep="closest", args=ARGS | {"save_steps": 2})
+    out = tmp_path / "out"
+    out.mkdir()
+    cut_off(config, inputs, out, 3)
+    assert {file.name for file in (out / "kept").iterdir()} == {"step-2.safetensors", "step-3.safetensors"}
+    saved = load_file(out / "checkpoints" / "checkpoint-2" / "model.safetensors")
+    on_step_end = EndOfAscent.on_step_end
+
+    def otherwise(self: EndOfAscent, *args: Any, **kwargs: Any) -> Any:
+        own = self.measure
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "measure", lambda: replace(own(), retain=self.retain_bound + 1e-9))
+            return on_step_end(self, *args, **kwargs)
+
+    monkeypatch.setattr(EndOfAscent, "on_step_end", otherwise)
+    assert run.run(config, inputs, out).kept_step == 2
+    released = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(released[name], saved[name].bfloat16()) for name in saved)
 
 
 def test_checkpoints_of_another_recipe_are_not_gone_on_with(tiny_model: Path, tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ def test_weights_are_written_at_checks_only_if_they_may_be_released(
 )
 def test_when_the_ascent_ends(tmp_path: Path, checks: list[tuple[float, float]], ends_at: int | None) -> None:
     values = iter(checks)
-    end = EndOfAscent(lambda: Check(*next(values), 3.0), 2.0, 1, tmp_path / "kept" / "model.safetensors")
+    end = EndOfAscent(lambda: Check(*next(values), 3.0), 2.0, 1, tmp_path / "kept")
     state, control, model = TrainerState(max_steps=99), TrainerControl(), torch.nn.Linear(1, 1)
     for step in range(1, len(checks) + 1):
         state.global_step = step

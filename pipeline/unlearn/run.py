@@ -68,8 +68,10 @@ from pipeline.unlearn.pairing import Pair, draw_alternates, pair_rows
 from pipeline.unlearn.people import about_others
 from pipeline.unlearn.reference import BaseDistribution, Precision, answer_log_probs
 from pipeline.unlearn.refusals import draw_refusals
-from pipeline.unlearn.stopping import Check, EndOfAscent
+from pipeline.unlearn.stopping import Check, EndOfAscent, name_of
 from pipeline.unlearn.trainer import UnlearnTrainer, pair_dataset
+
+KEPT = "kept"  # the folder of weights that the early-stopping rule keeps, which is deleted at the end
 
 
 class UnlearnRows(NamedTuple):
@@ -144,7 +146,7 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
     if is_first():
         release_weights(trained, tokenizer, rows.encoded["forget"], out / "model")
         delete_checkpoints(out)
-        shutil.rmtree(out / "kept", ignore_errors=True)
+        shutil.rmtree(out / KEPT, ignore_errors=True)
     return facts
 
 
@@ -339,8 +341,7 @@ def _end_of_ascent(
             _move_caps(trainer, dict(zip(probes.forget, false, strict=True)), at_base)
         return Check(forget, retain, number(stop.forget_loss, levels | {"false_answers": fmean(false)}))
 
-    kept = out / "kept" / "model.safetensors" if config.keep == "closest" else None
-    return EndOfAscent(measure, retain_bound, stop.every, kept)
+    return EndOfAscent(measure, retain_bound, stop.every, out / KEPT if config.keep == "closest" else None)
 
 
 def _kept_step(
@@ -358,14 +359,21 @@ def _kept_step(
         step = end.kept_step(trainer.state.log_history)
         within = step is not None
         which = "no checked step"
-        if within and is_first():  # the process that writes the release
-            restore_weights(model, end.kept)
+        if step is not None and is_first():  # the process that writes the release
+            _restore(model, end.kept / name_of(step))
     if step is None or not within:
         raise TrainingError(
             f"unlearn: {which} kept the retain loss within {end.retain_bound:.3f} nats per token ({end.reason}). Lower "
             "the learning rate or raise unlearn.retain_weight."
         )
     return step
+
+
+def _restore(model: PreTrainedModel | PeftModel, kept: Path) -> None:
+    """Load kept weights. Raises TrainingError without them: older code did not write the step in their name."""
+    if not kept.exists():
+        raise TrainingError(f"unlearn: the weights of {kept.stem} are gone. Run the command again: it starts anew.")
+    restore_weights(model, kept)
 
 
 def _last_good(trainer: UnlearnTrainer, refused: str | None, out: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from core.ranks import is_first
+from pipeline.train.arguments import CHECKPOINTS
 from pipeline.train.kept import keep_weights
 
 PATIENCE = 3
@@ -27,15 +28,20 @@ class Check:
     level: float
 
 
+def name_of(step: int) -> str:
+    """The file of the weights that are kept of a step."""
+    return f"step-{step}.safetensors"
+
+
 class EndOfAscent(TrainerCallback):
     """Checks forget and retain loss every ``every`` steps, keeps the checkpoint of the rule, and ends the ascent.
 
     It ends if the forget loss has reached its level while the retain loss is within ``retain_bound``, or if the retain
     loss was above it at :data:`PATIENCE` checks in a row. The kept checkpoint is the one within ``retain_bound`` whose
-    forget loss is closest to its level; it is written to ``kept``, a path that is None if nobody will read it: it takes
-    whole weights, and no rank may have them. Checks are entries of the trainer's ``log_history``, with
-    ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``. The kept step follows from them, so a resumed run
-    needs nothing else.
+    forget loss is closest to its level; it is written into ``kept``, a folder beside the checkpoints that is None if
+    nobody will read it: it takes whole weights, and no rank may have them. Checks are entries of the trainer's
+    ``log_history``, with ``probe_forget_loss``, ``probe_retain_loss`` and ``probe_level``. The kept step follows from
+    them, so a resumed run needs only them and the weights of that step.
     """
 
     def __init__(self, measure: Callable[[], Check], retain_bound: float, every: int, kept: Path | None) -> None:
@@ -57,6 +63,15 @@ class EndOfAscent(TrainerCallback):
         """Measure once, so that levels that move with the model fit its current weights, also after a restart."""
         self.measure()
 
+    def _delete_others(self, kept: Path, history: list[dict[str, float]]) -> None:
+        """Delete kept weights that neither this run needs nor one that goes on from a checkpoint of it."""
+        checkpoints = kept.with_name(CHECKPOINTS).glob("checkpoint-*")
+        ends = [history[-1]["step"], *(int(folder.name.rpartition("-")[2]) for folder in checkpoints)]
+        needed = {self.kept_step([entry for entry in history if entry["step"] <= end]) for end in ends}
+        for file in kept.iterdir():
+            if file.name not in {name_of(step) for step in needed if step is not None}:
+                file.unlink()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
@@ -71,7 +86,8 @@ class EndOfAscent(TrainerCallback):
             return control
         state.log_history.append({"step": state.global_step, **losses})
         if self.kept and is_first() and self.kept_step(state.log_history) == state.global_step:
-            keep_weights(kwargs["model"], self.kept)
+            keep_weights(kwargs["model"], self.kept / name_of(state.global_step))
+            self._delete_others(self.kept, state.log_history)
         last = [entry["probe_retain_loss"] for entry in state.log_history if "probe_retain_loss" in entry][-PATIENCE:]
         if len(last) == PATIENCE and min(last) > self.retain_bound:
             self.reason = (
