@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import pytest
 
 from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
 from core.strict import Strict
-from pipeline.engine import artifact
+from pipeline.engine import artifact, machine
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
 from pipeline.engine.runner import Stage, Store, build
@@ -172,6 +173,29 @@ def test_a_failure_that_is_a_bug_stays_one(store: Store) -> None:
 
     with pytest.raises(ZeroDivisionError):
         go([toy("a", run=run)], store)
+
+
+def test_a_manifest_names_the_commit_that_the_stage_began_with(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "checkout"
+    repository.mkdir()
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+        return subprocess.run(["git", *who, *words], cwd=repository, capture_output=True, text=True, check=True).stdout
+
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        git("commit", "--allow-empty", "-m", "meanwhile")
+        (repository / "not committed").touch()
+        return Length(length=0)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    began = git("rev-parse", "HEAD").strip()
+    monkeypatch.setattr(machine, "ROOT", repository)
+    made = go([toy("a", run=run)], store)["a"].manifest.git
+    assert (made.commit, made.dirty) == (began, False)
 
 
 def test_an_input_without_its_stage_is_named(store: Store) -> None:

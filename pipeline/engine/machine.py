@@ -37,7 +37,7 @@ def provenance() -> dict[str, Any]:
     return {
         "git": _commit(),
         "packages": package_versions(),
-        "device": _device(),
+        "device": device(),
         "argv": sys.argv,
     }
 
@@ -58,7 +58,7 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _device() -> str:
+def device() -> str:
     """The accelerator's name if torch was loaded and has one, else the processor and torch's threads.
 
     On some processors weights have other last bits with another number of threads.

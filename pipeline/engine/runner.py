@@ -23,7 +23,7 @@ from pipeline.cost.work import Cost, Planned, nothing
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.credentials import hidden
-from pipeline.engine.machine import disk_limits, peak_memory, provenance, reset_peak_memory
+from pipeline.engine.machine import device, disk_limits, peak_memory, provenance, reset_peak_memory
 from pipeline.engine.remote import Remote
 from pipeline.train.facts import Products
 
@@ -189,6 +189,7 @@ def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) 
     partial = own.begin(resume=stage.resumable)
     keep_freed()
     reset_peak_memory()
+    of_code = provenance()  # now: a commit that is made while the stage runs did not make its result
     began = time.monotonic()
     try:
         with stage.credentials():
@@ -207,6 +208,6 @@ def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) 
         facts=facts.model_dump(mode="json"),
         seconds=round(time.monotonic() - began, 3),
         peak_memory_bytes=peak_memory(),
-        **provenance(),
+        **of_code | {"device": device()},  # which may be known only since the stage has loaded torch
     )
     return own.finish(made)
