@@ -12,12 +12,15 @@ from huggingface_hub import DatasetCard, HfApi
 
 from core.errors import RecipeError
 from pipeline.collection import COLLECTIONS, load, load_collection
+from pipeline.commands import collection
 from pipeline.engine.graph import Member, graph
 from pipeline.engine.runner import Store
 from pipeline.localhub.server import LocalHub
 from pipeline.stages import stages
+from tests import walk
 from tests.collections import write_collection
 from tests.conftest import Call
+from tests.test_runner import toy
 
 NAMES = sorted(path.stem for path in COLLECTIONS.glob("*.yaml"))
 
@@ -210,3 +213,16 @@ def test_a_collection_that_says_what_is_to_be_forgotten_is_not_published(
     with LocalHub(store / "hub") as hub:
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         assert api.get_collection(json.loads(done.stdout)["slug"]).description == "For a test."
+
+
+def test_what_was_changed_is_not_compared_nor_what_reads_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs", "demo")
+    read = [toy("data"), toy("eval-base", inputs={"x": "data"}), toy("eval-unlearned", inputs={"x": "data"})]
+    nodes = graph({"": walk.member([*read, toy("gate", inputs={"x": "eval-unlearned"})], store)})
+    names = {key: node.stage.name for key, node in nodes.items()}
+    made = walk.make([node.stage for node in nodes.values()], store)
+    assert {names[key]: artifact for key, artifact in collection._measured(nodes)[0].items()} == made
+    (made["eval-unlearned"].path / "text").write_text("better")
+    found, lost = collection._measured(nodes)
+    assert {names[key] for key in found} == {"data", "eval-base"}
+    assert {names[key] for key in lost} == {"eval-unlearned", "gate"}

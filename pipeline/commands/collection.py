@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.errors import GateError, HubError, InputError, ReleaseError, TrainingError
+from core.errors import ArtifactError, GateError, HubError, InputError, ReleaseError, TrainingError
 from pipeline import preflight
 from pipeline.collection import Collection, load_collection
 from pipeline.commands import collection_comparison
@@ -16,7 +16,7 @@ from pipeline.commands.elsewhere import members_of, run_elsewhere
 from pipeline.commands.prepare import bring
 from pipeline.commands.shared import say, show, store_root
 from pipeline.cost import devices
-from pipeline.engine.artifact import Artifact
+from pipeline.engine.artifact import Artifact, check_artifact
 from pipeline.engine.graph import Graph, Member, Node, graph, releases, states_of, survey
 from pipeline.engine.launch import check_device
 from pipeline.engine.machine import disk_limits
@@ -81,7 +81,7 @@ def command_name(options: argparse.Namespace, member: Member) -> str:
 def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcomes: Outcomes) -> int:
     """Compare, publish and report. Returns the exit code."""
     done = {key: artifact for key, artifact in outcomes.items() if isinstance(artifact, Artifact)}
-    measured = {key: status.artifact for key, status in survey(nodes).items() if status.artifact}
+    measured, lost = _measured(nodes)
     folder = store_root(options) / found.config.name
     models = collection_comparison.compared(found, nodes, measured)
     slug, refusal = None, []
@@ -95,7 +95,8 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
                 if node.stage.name == "data" and key in measured
                 for search_for in {tuple(member.recipe.publish.search_for) for member in node.members.values()}
             ]
-            slug = publish(listing, found.hub, scanners) if listing.models else None
+            can_scan = not any(nodes[key].stage.name == "data" for key in lost)
+            slug = publish(listing, found.hub, scanners) if listing.models and can_scan else None
         except (HubError, InputError) as error:  # everything else is done, and is reported
             refusal = [error]
             say(f"error: {error}")
@@ -118,6 +119,24 @@ def _finish(options: argparse.Namespace, found: Collection, nodes: Graph, outcom
     text += f"\ncollection  {slug} on {'the loopback Hub' if found.hub == 'local' else 'the Hub'}" if slug else ""
     show(options, {"collection": found.config.name, "members": rows, "comparison": place, "slug": slug}, text)
     return _exit_code([*errors.values(), *refusal])
+
+
+def _measured(nodes: Graph) -> tuple[dict[str, Artifact], set[str]]:
+    """What is there, also of what reads a failed gate, and the nodes that are no longer what was built or read such."""
+    found: dict[str, Artifact] = {}
+    lost: set[str] = set()
+    for key, status in survey(nodes).items():
+        if status.artifact is None:
+            continue
+        try:
+            check_artifact(status.artifact)
+        except ArtifactError:  # the walk has said so, or did not come so far
+            lost.add(key)
+        if lost.intersection(nodes[key].inputs.values()):
+            lost.add(key)
+        if key not in lost:
+            found[key] = status.artifact
+    return found, lost
 
 
 def _outcome(row: Mapping[str, Any]) -> str:
