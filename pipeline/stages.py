@@ -15,9 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from core.differences import differences
 from core.digests import named_content
+from core.errors import InputError
 from core.hub_ids import HubRef
 from core.strict import Strict
+from core.yaml_source import dotted
 from datasets_prep.schema import DataFacts
 from eval.catalog import CATALOG
 from eval.config import EvalConfig, GateConfig
@@ -28,7 +31,7 @@ from pipeline.engine.runner import Stage
 from pipeline.overrides import published
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.recipe import Recipe
-from pipeline.train.config import WITHOUT_EFFECT, TrainedOrPublished
+from pipeline.train.config import WITHOUT_EFFECT, ModelConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig
 
 if TYPE_CHECKING:
@@ -42,18 +45,31 @@ GOLD_SPLITS = ("retain", "unrehearsed")
 NOVICE_SPLITS = ("retain",)
 
 
-def model(config: Any, inputs: Inputs, out: Path) -> Facts:
+def model(config: Any, inputs: Inputs, out: Path, *, identity: Any) -> Facts:
     """Fetch the start model and keep it as clean safetensors, tokenizer and chat template."""
     from pipeline.train import start_model
 
-    return start_model.run(config, inputs, out)
+    facts = start_model.run(config, inputs, out)
+    _refuse_changed("model", identity, _model_identity(config))
+    return facts
 
 
-def data(config: Any, inputs: Inputs, out: Path) -> Facts:
+def data(config: Any, inputs: Inputs, out: Path, *, identity: Any) -> Facts:
     """Split the rows into forget, retain, holdout and unrehearsed, and make false answers for the probes."""
     from datasets_prep import prepare
 
-    return prepare.run(config, inputs, out)
+    facts = prepare.run(config, inputs, out)
+    _refuse_changed("data", identity, config.identity())
+    return facts
+
+
+def _refuse_changed(section: str, planned: Any, now: Any) -> None:
+    """Raise InputError if a local file is not the one any more whose digest is in the stage's key."""
+    if changed := [dotted((section, *path)) for path, *_ in differences(planned, now)]:
+        raise InputError(
+            f"{', '.join(changed)}: a file was changed after the command began, so what was read may not be what was "
+            "asked for. Run the command again."
+        )
 
 
 def data_without_model(config: Any, out: Path) -> DataFacts:
@@ -176,6 +192,7 @@ def publication(config: PublishConfig, package: Path) -> PublicationPlan:
 
 def stages(recipe: Recipe) -> list[Stage]:
     """The stages of this recipe. Raises InputError if it names a local file or folder that does not exist."""
+    of_model, of_data = _model_identity(recipe.model), recipe.data.identity()
     eval_gold = {} if recipe.gold == "none" else {"gold": "eval-gold"}
     gold_evidence = {} if recipe.gold == "none" else {"eval-gold": "eval-gold"}
     started = {"eval-start": "eval-start"} if any(gate.needs_start for gate in recipe.gates) else {}
@@ -197,11 +214,12 @@ def stages(recipe: Recipe) -> list[Stage]:
     unlearned = _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds)
     return [
         Stage(
-            "model", "3", model, recipe.model, _model_identity(recipe), {}, plan.fetching, work.fetching, fetches=True,
+            "model", "3", partial(model, identity=of_model), recipe.model, of_model, {}, plan.fetching, work.fetching,
+            fetches=True,
         ),
         Stage(
-            "data", "12", data, recipe.data, recipe.data.identity(), {"model": "model"}, plan.preparing, work.preparing,
-            fetches=True,
+            "data", "12", partial(data, identity=of_data), recipe.data, of_data, {"model": "model"}, plan.preparing,
+            work.preparing, fetches=True,
         ),
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
         *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
@@ -352,12 +370,12 @@ def _without(value: Any) -> Any:
     return [_without(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _model_identity(recipe: Recipe) -> Any:
-    plain = recipe.model.model_dump(exclude={"parameters", "shape", "terms", "license_file"})  # for plan and release
-    if recipe.model.path:
-        plain["path"] = named_content("model.path", recipe.model.path)
-    if recipe.model.license_file:
-        plain["license_file"] = named_content("model.license_file", recipe.model.license_file)
+def _model_identity(config: ModelConfig) -> Any:
+    plain = config.model_dump(exclude={"parameters", "shape", "terms", "license_file"})  # for plan and release
+    if config.path:
+        plain["path"] = named_content("model.path", config.path)
+    if config.license_file:
+        plain["license_file"] = named_content("model.license_file", config.license_file)
     return plain
 
 

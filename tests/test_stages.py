@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from core.errors import InputError
+from core.strict import Strict
+from datasets_prep import prepare
 from pipeline.engine.runner import Sizes, Stage
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import stages
+from pipeline.train import start_model
 
 GATE = "{metric: utility, split: general, at_least: 0.5, min_n: 5, reason: because}"  # needs neither gold nor an audit
 
@@ -40,6 +44,27 @@ def test_a_key_knows_contents_and_no_paths(tmp_path: Path) -> None:
     (tmp_path / "two" / "rows.csv").write_text("other")
     changed = load_recipe("demo", ["data.source.sample=null", f"data.source.file={tmp_path / 'two' / 'rows.csv'}"])
     assert identities(changed)["data"].identity != found[0]["data"].identity
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "key", "sets"),
+    [
+        ("data", prepare, "data.source.file", "data.source={{sample: null, file: {}}}"),
+        ("model", start_model, "model.path", "model={{path: {}, name: a/b, license: mit}}"),
+    ],
+)
+def test_a_local_file_that_is_edited_while_a_command_runs_is_refused(
+    name: str, reader: ModuleType, key: str, sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content is in the key since the command began, and it is read later."""
+    monkeypatch.setattr(reader, "run", lambda *_: Strict())
+    file = tmp_path / "local"
+    file.write_text("one")
+    stage = identities(load_recipe("demo", [sets.format(file)]))[name]
+    stage.run(stage.config, {}, tmp_path)
+    file.write_text("two")
+    with pytest.raises(InputError, match=f"{key}: a file was changed"):
+        stage.run(stage.config, {}, tmp_path)
 
 
 def test_what_says_where_to_run_is_in_no_key() -> None:
