@@ -84,7 +84,7 @@ def on_two_ranks(work: Callable[..., None], *arguments: Any, folder: Path) -> No
 
 def _joined(work: Callable[..., None], *arguments: Any) -> None:
     """Meet the other rank first, as ``Lead`` and ``follow`` do, and then work."""
-    from accelerate import PartialState
+    from pipeline.engine import launch
 
-    PartialState(cpu=True)
+    launch._word(None)
     work(*arguments)

@@ -301,6 +301,11 @@ def test_only_a_stage_that_may_be_sharded_is(
     assert argv[argv.index("run") + 1] == "x"
 
 
+def test_a_process_waits_as_long_as_the_first_one_does(tmp_path: Path) -> None:
+    """Which may wait for another runner's build: longer than torch's 30 minutes, after which all of them ended."""
+    on_two_ranks(two_ranks.waits_for_days, folder=tmp_path)
+
+
 @pytest.mark.parametrize("content", ["- ddp", "a: [", ""])
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
     file = tmp_path / "mine.yaml"

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from core.ranks import is_first, rank, world_size
+from pipeline.engine.launch import LONGEST_WAIT
 from pipeline.train import head, packed
 from pipeline.train.arguments import training_arguments
 from pipeline.train.fit import load
@@ -124,3 +125,8 @@ def train_and_compare(model: Path, out: Path) -> None:
     for kind in KINDS:
         train(kind, model, out / kind)
     compare_sharded(model, out)
+
+
+def waits_for_days() -> None:
+    group = torch.distributed.distributed_c10d._get_default_group()
+    assert group._get_backend(torch.device("cpu")).options._timeout == LONGEST_WAIT

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from pipeline.engine.runner import Stage, Store
 from pipeline.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "accelerate"
+LONGEST_WAIT = timedelta(days=30)  # of a process for the others; torch's own would be 10 or 30 minutes
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -223,9 +225,12 @@ def follow(stage: Stage) -> None:
 
 
 def _word(word: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Send the first process's message to all processes, and return it."""
+    """Send the first process's message to all processes, and return it.
+
+    The first may wait for another runner's build before it says anything, and the others wait with it.
+    """
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     return first_ranks(word)
