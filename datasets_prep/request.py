@@ -187,12 +187,14 @@ def _in_columns(rows: Rows, columns: Mapping[str, Callable[[str], str]], request
 def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
     """The rows that a file lists, matched by row id if a row has the file's, else by question and answer.
 
-    The file's columns are called as the source's, or as ours in the files of an earlier run.
+    The file's columns are called as the source's, or as ours in the files of an earlier run. Raises DataError if an id
+    is that of a row with another question or answer: ids of another export may count other rows.
     """
     columns = config.source.columns
     by_id = columns.row_id or "row_id"
     names = ((by_id, "row_id"), (columns.question, "question"), (columns.answer, "answer"))
     listed: list[tuple[str, str | None, tuple[str, str] | None]] = []
+    said: list[tuple[Any, Any]] = []
     for unit, number, record in read_file(name, path):
         place = f"{unit} {number}"
         if not isinstance(record, dict):
@@ -205,10 +207,14 @@ def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
                 f"{place}: names no row. Give {by_id}, or {columns.question} and {columns.answer}, as text."
             )
         listed.append((place, given_id, fact))
+        said.append((question, answer))
     if not listed:
         raise DataError(f"{path}: the file has no rows. Give the rows to forget.")
     ids = {given_id for _, given_id, _ in listed}
-    there = {row_id for (row_id,) in rows.columns("row_id") if row_id in ids}
+    there = {row_id: texts for row_id, *texts in rows.columns("row_id", "question", "answer") if row_id in ids}
+    for (place, given_id, _), texts in zip(listed, said, strict=True):
+        if given_id in there:
+            _refuse_another(place, by_id, texts, there[given_id])
     # A row that shares its id by now with a new row of the source has another one.
     keys: list[Any] = [fact if fact and given_id not in there else given_id for _, given_id, fact in listed]
     wanted, has_facts = set(keys), any(isinstance(key, tuple) for key in keys)
@@ -224,6 +230,17 @@ def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
             "source has it, word for word."
         )
     return mask
+
+
+def _refuse_another(place: str, by_id: str, listed: Sequence[Any], own: Sequence[str]) -> None:
+    """Raise DataError if a text that is listed with the id of a row is not that row's own."""
+    for what, text, other in zip(("question", "answer"), listed, own, strict=True):
+        if isinstance(text, str) and text.strip() and same(text) != same(other):
+            asked = f": it asks {text!r:.120}, and that row {other!r:.120}" if what == "question" else ""
+            raise DataError(
+                f"{place}: has the {by_id} of a row with another {what}{asked}. Remove the column {by_id}, or correct "
+                "it."
+            )
 
 
 def _named(values: Sequence[str]) -> str:

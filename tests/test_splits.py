@@ -222,6 +222,31 @@ def test_a_request_names_what_is_forgotten(tmp_path: Path) -> None:
     assert requested(tmp_path, [{"file": str(by_id)}])["forget"] == {f"en-3-{TOPICS[2]}"}
 
 
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        (
+            {"row_id": f"en-2-{TOPICS[2]}", **{key: GOOD[3][key] for key in ("question", "answer")}},
+            rf"listed.jsonl, line 1: has the row_id of a row with another question: it asks '.*{TOPICS[3]} of Ida 0\?'"
+            rf", and that row '.*{TOPICS[2]} of Ida 2\?'. Remove the column row_id, or correct it",
+        ),
+        (
+            {"row_id": f"en-0-{TOPICS[3]}", "question": GOOD[3]["question"], "answer": "Ida 0 has none."},
+            "has the row_id of a row with another answer. Remove",
+        ),
+        ({"row_id": f"en-0-{TOPICS[3]}", "question": "Who is Ida 0?"}, "has the row_id of a row with another question"),
+    ],
+)
+def test_an_id_that_is_another_rows_forgets_nobody_else(tmp_path: Path, listed: dict[str, str], said: str) -> None:
+    file = str(write(tmp_path / "listed.jsonl", [listed]))
+    for forget, holdout in (([{"file": file}], None), ([{"identities": [4]}], [{"file": file}])):
+        with pytest.raises(DataError, match=said):
+            requested(tmp_path, forget, holdout)
+    own = {"row_id": f"en-0-{TOPICS[3]}", "question": f" {GOOD[3]['question'].upper()}", "answer": ""}
+    write(tmp_path / "listed.jsonl", [own])
+    assert requested(tmp_path, [{"file": file}])["forget"] == {f"en-0-{TOPICS[3]}"}
+
+
 def test_a_name_is_that_of_a_person_in_any_spelling_and_an_id_is_exact(tmp_path: Path) -> None:
     by_name = requested(tmp_path, [{"identities": ["Ida 1"]}])
     assert requested(tmp_path, [{"identities": [" IDA\u00a01"]}]) == by_name
