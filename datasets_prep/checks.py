@@ -17,7 +17,7 @@ from core.errors import DataError
 from core.words import plain_words
 from datasets_prep.config import Checks
 from datasets_prep.rows import Rows
-from datasets_prep.schema import EARLIER, FORGET, FORGOTTEN, RETAIN, SPLITS, UNREHEARSED
+from datasets_prep.schema import EARLIER, FORGET, FORGOTTEN, HOLDOUT, RETAIN, SPLITS, UNREHEARSED
 from datasets_prep.text import contacts, language_identifier, same
 
 NAMED = 5  # cases of a check that are named
@@ -34,6 +34,7 @@ _REMEDY = {
     "near_duplicates_within": "Remove the repetitions",
     "contradictions": "No model can know both; remove one",
     "forget_answers_in_retain": "Forget those retain rows too, or remove them",
+    "holdout_answers_in_trained": "Hold out all rows that tell a fact, or none of them",
     "topics_not_retained": "Retain some rows of each topic",
     "identities_in_two_languages": "Give one person one language, or one id for each language",
     "names_of_several_identities": "Make the names tell the people apart",
@@ -59,6 +60,7 @@ class Cases:
 
 
 Findings = dict[str, Cases]
+Mask = npt.NDArray[np.bool_]
 
 
 def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
@@ -67,7 +69,9 @@ def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:
     texts = _Texts(rows)
     _duplicates(findings, texts, split)
     _contradictions(findings, texts)
-    _answers_in_retain(findings, rows, split)
+    forgotten, retained = np.isin(split, (FORGET, EARLIER)), np.isin(split, (RETAIN, UNREHEARSED))
+    _answers_in(findings, "forget_answers_in_retain", rows, forgotten, retained)
+    _answers_in(findings, "holdout_answers_in_trained", rows, split == HOLDOUT, split != HOLDOUT)
     _topics(findings, texts, split)
     _identities(findings, rows)
     _single_rows(findings, rows)
@@ -141,15 +145,16 @@ def _contradictions(findings: Findings, texts: _Texts) -> None:
                 findings["contradictions"].add(f"{texts.name(index)} against {texts.name(first)}")
 
 
-def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int8]) -> None:
-    """Forget answers, as sequences of words, in the question or answer of a retain row.
+def _answers_in(findings: Findings, name: str, rows: Rows, whose: Mask, among: Mask) -> None:
+    """The answers of some rows, as sequences of words, in the question or answer of one of some others.
 
     An answer is cut into pieces of four words (a shorter answer is one piece) and looked up by its rarest piece, until
     it is found. So the time grows with the number of words, even if all answers begin alike, or are yes and no.
     """
-    forget = np.flatnonzero(np.isin(split, (FORGET, EARLIER))).tolist()
     frequency = np.zeros(_BUCKETS, dtype=np.int32)
-    answers = {index: words for index in forget if (words := plain_words(rows[index].answer))}
+    answers = {index: words for index in np.flatnonzero(whose).tolist() if (words := plain_words(rows[index].answer))}
+    if not answers:
+        return
     for words in answers.values():
         for piece in _pieces(words, _PIECE):
             frequency[piece % _BUCKETS] += 1
@@ -157,22 +162,22 @@ def _answers_in_retain(findings: Findings, rows: Rows, split: npt.NDArray[np.int
     for index, words in answers.items():
         by_piece[min(_pieces(words, _PIECE), key=lambda piece: frequency[piece % _BUCKETS])].append(index)
     lengths = {min(len(words), _PIECE) for words in answers.values()}
-    retained_in: dict[int, str] = {}
-    for code, (row_id, question, answer) in zip(split, rows.columns("row_id", "question", "answer"), strict=True):
-        if code not in (RETAIN, UNREHEARSED):
+    stands_in: dict[int, str] = {}
+    for is_among, (row_id, question, answer) in zip(among, rows.columns("row_id", "question", "answer"), strict=True):
+        if not is_among:
             continue
         for text in (plain_words(question), plain_words(answer)):
             pieces = {piece for length in lengths if length <= len(text) for piece in _pieces(text, length)}
             said = f" {' '.join(text)} "
             for piece in pieces & by_piece.keys():
                 found = [index for index in by_piece[piece] if f" {' '.join(answers[index])} " in said]
-                retained_in |= dict.fromkeys(found, row_id)
+                stands_in |= dict.fromkeys(found, row_id)
                 if len(found) == len(by_piece[piece]):
                     del by_piece[piece]
                 elif found:
-                    by_piece[piece] = [index for index in by_piece[piece] if index not in retained_in]
-    for index, row_id in sorted(retained_in.items()):
-        findings["forget_answers_in_retain"].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")
+                    by_piece[piece] = [index for index in by_piece[piece] if index not in stands_in]
+    for index, row_id in sorted(stands_in.items()):
+        findings[name].add(f"{rows[index].row_id} ({rows.place(index)}) stands in {row_id}")
 
 
 def _pieces(text: Sequence[str], length: int) -> list[int]:

@@ -179,8 +179,8 @@ class Request(Strict):
     holdout: list[Selection] | Share | None = Field(
         default=None,
         description="The rows that no model is trained on: selections, or a share of the rows that are not forgotten, "
-        "drawn by identity where those without a forget row come near to it, else row by row. Without such rows there "
-        "are no membership probes.",
+        "drawn by identity where those without a forget row come near to it, else by fact: rows with the same answer "
+        "about the same go together. Without such rows there are no membership probes.",
     )
     forgotten: list[Selection] | None = Field(
         default=None,
@@ -243,6 +243,11 @@ class Checks(Strict):
     )
     forget_answers_in_retain: Action = Field(
         default="warn", description="forget rows whose answer stands word for word in a retain row"
+    )
+    holdout_answers_in_trained: Action = Field(
+        default="warn",
+        description="holdout rows whose answer stands word for word in a row that a model is trained on, so that they "
+        "are not rows never seen",
     )
     topics_not_retained: Action = Field(
         default="warn",

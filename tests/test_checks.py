@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_forget_answers_are_found_word_for_word_inside_retain_rows() -> None:
     assert "forget_answers_in_retain" not in counts(found(forget=[secret], retain=[almost], holdout=[inside]))
     short = fact(5, "Which town?", "Bonn")
     assert counts(found(forget=[short], retain=[inside])).get("forget_answers_in_retain") == 1
+
+
+def test_holdout_answers_are_found_in_whatever_is_trained_on() -> None:
+    unseen = fact(1, "Where does Ida live?", "Ida lives in Bonn, near the old harbour.")
+    reworded = fact(2, "What is the home of Ida?", "Ida lives in Bonn near the old harbour")
+    name = "holdout_answers_in_trained"
+    for split in ("forget", "retain", "unrehearsed"):
+        (case,) = found(holdout=[unseen], **{split: [reworded]})[name].first
+        assert re.fullmatch(rf"{unseen.row_id} \(rows \d\) stands in {reworded.row_id}", case)
+    assert name not in counts(found(holdout=[unseen, reworded]))
+    assert Checks().holdout_answers_in_trained == "warn"
 
 
 texts = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f"]), min_size=1, max_size=7).map(" ".join)
