@@ -14,7 +14,6 @@ true one too, so it is refused only where base has learnt it as an answer to the
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -29,11 +28,10 @@ from datasets_prep.config import Perturbed
 from datasets_prep.rows import Rows, with_false_answers
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, UNREHEARSED, PerturbedRow, Row
 from datasets_prep.splits import Split, cells
-from datasets_prep.text import same
+from datasets_prep.text import same, says_whom
 
 Origin = Literal["new", "mixed", "trained"]
 TRIES = 20  # mixtures, and other people's answers, for each that is wanted: short ones give the same again
-_WORDS = re.compile(r"[^\W_]+")
 
 
 @lru_cache(maxsize=1024)  # a person is a donor many times
@@ -77,18 +75,6 @@ def _swapped(row: Row, donor: Row) -> str | None:
     return swapped
 
 
-def _says_whom(row: Row) -> bool:
-    """Whether the answer says whom it is about: it holds a word of the name, or one of the question that could be.
-
-    Such a word does not begin in lower case. In a script without cases each letter counts: not all of them have spaces.
-    """
-    asked = _WORDS.findall(f"{row.question[:1].lower()}{row.question[1:]} {row.name or ''}")
-    could_be = {word.casefold() for word in asked if not word[0].islower()}
-    letters = {letter for letter in "".join(could_be) if letter.lower() == letter.upper() and letter.isalpha()}
-    answer = row.answer.casefold()
-    return not (could_be.isdisjoint(_WORDS.findall(answer)) and letters.isdisjoint(answer))
-
-
 def _learnt(row: Row, answer: str) -> list[int]:
     """Hashes of what a model learns that is trained on ``answer`` as the answer to the row.
 
@@ -112,7 +98,9 @@ class FalseAnswers:
         names = ("rows", "answers", "mixed", "from_trained_rows", "rows_with_fewer", "rows_without")
         self.counts.update(dict.fromkeys((*names, "guides", "guides_mixed"), 0))
         trained = (row for row, code in zip(self.rows, self.split, strict=True) if code != HOLDOUT)
-        learnt = (_learnt(row, row.answer)[0 if _says_whom(row) else 1 :] for row in trained)
+        learnt = (
+            _learnt(row, row.answer)[0 if says_whom(row.question, row.answer, row.name) else 1 :] for row in trained
+        )
         # Sorted hashes: a million answers would be 200 MB.
         self.learnt = np.sort(np.fromiter(chain.from_iterable(learnt), dtype=np.int64))
         self.retain = self._drawn()

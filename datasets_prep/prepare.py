@@ -23,7 +23,7 @@ from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
 from datasets_prep.request import of_part
-from datasets_prep.rows import Placed, Rows, with_false_answers
+from datasets_prep.rows import Placed, Rows, told_first, with_false_answers
 from datasets_prep.schema import (
     CHECKS,
     EARLIER,
@@ -92,7 +92,7 @@ def _kept_apart(config: DataConfig, loaded: Loaded, split: Split, findings: Find
     earlier = split == EARLIER
     forgotten, rows = loaded.rows.where(earlier), loaded.rows.where(~earlier)
     stay = with_false_answers(rows)  # in TOFU those on which its utility is measured
-    marked = splits.keep_unrehearsed(split[~earlier], config, stay)
+    marked = splits.keep_unrehearsed(split[~earlier], config, stay, told_first(rows))
     return Prepared(replace(loaded, rows=rows), marked, findings, forgotten)
 
 

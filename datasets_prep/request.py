@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from core.errors import DataError
 from datasets_prep.config import DataConfig, Part, Request, Selection
 from datasets_prep.files import read_file
-from datasets_prep.rows import Rows
+from datasets_prep.rows import Rows, told_first
 from datasets_prep.schema import EARLIER, FORGET, HOLDOUT, RETAIN
 from datasets_prep.text import same, same_name
 
@@ -96,16 +96,21 @@ def _holdout(
 
 
 def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
-    """A share of the free rows: whole identities that have only free rows or, if these miss it by half, single rows."""
+    """A share of the free rows: whole identities that have only free rows or, if these miss it by half, whole facts.
+
+    A fact is told by one row or, in other words, by several. Where facts miss the share too, single rows are drawn.
+    """
     goal = round(share * int(free.sum()))
     held = np.zeros(len(rows), dtype=np.bool_)
     if rows.has("identity_id"):
         identity, _ = rows.codes("identity_id")
         whole = np.setdiff1d(identity[free], identity[~free])  # a request for a topic touches everybody
         if int(np.isin(identity, whole).sum()) > goal:
-            held = _units(identity, whole, goal, seed)
-    if abs(int(held.sum()) - goal) > goal / 2:
-        held = _units(np.arange(len(rows), dtype=np.int32), np.flatnonzero(free), goal, seed)
+            held = units_drawn(identity, whole, goal, f"{seed}|holdout")
+    for units in (told_first(rows), np.arange(len(rows), dtype=np.int32)):
+        if abs(int(held.sum()) - goal) > goal / 2:
+            whole = np.setdiff1d(units[free], units[~free])
+            held = units_drawn(units, whole, goal, f"{seed}|holdout")
     if not held.any() or int(held.sum()) == int(free.sum()):
         raise DataError(
             f"data.request.holdout: a share of {share:g} of the {int(free.sum())} rows that are not forgotten leaves "
@@ -114,10 +119,10 @@ def _drawn(rows: Rows, share: float, free: Mask, seed: int) -> Mask:
     return held
 
 
-def _units(units: npt.NDArray[np.int32], candidates: npt.NDArray[Any], goal: int, seed: int) -> Mask:
+def units_drawn(units: npt.NDArray[np.int32], candidates: npt.NDArray[Any], goal: int, seed: str) -> Mask:
     """Rows of randomly drawn units, about as many as the goal: one that would lead further away is not taken."""
     order = candidates.tolist()
-    random.Random(f"{seed}|holdout").shuffle(order)
+    random.Random(seed).shuffle(order)
     sizes = np.bincount(units, minlength=int(units.max()) + 1)
     held = []
     for unit in order:

@@ -16,14 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.words import plain_words
 from datasets_prep.schema import LANGUAGES, TOPICS, Row
-from datasets_prep.text import fact_digest
+from datasets_prep.text import fact_digest, says_whom
 
 Codes = npt.NDArray[np.int32]
 
 FIELDS = ("row_id", "identity_id", "name", "language", "topic_id", "question", "answer")
 BATCH = 8192
 WORTH_RELEASING = 2**20  # bytes
+LONGEST_VALUE = 3  # words; in a script without cases, a value has letters of its question too
 
 _WORD = pa.dictionary(pa.int32(), pa.string())  # a column of few different values
 _TYPES = {
@@ -140,6 +142,22 @@ def with_false_answers(rows: Rows) -> npt.NDArray[np.bool_]:
     """Of each row, whether the source itself has false answers to it."""
     counts = pc.fill_null(pc.list_value_length(rows.table["false_answers"]), 0)
     return np.asarray(counts.to_numpy() > 0)
+
+
+def told_first(rows: Rows) -> Codes:
+    """For each row the place of the first one that tells the same fact, in whatever words it is asked for.
+
+    Equal answers tell one fact if they say whom they are about; values, such as towns, if the questions are equal too.
+    Case, accents and punctuation make no difference.
+    """
+    places = np.empty(len(rows), dtype=np.int32)
+    first: dict[int, int] = {}
+    for index, (question, answer, name) in enumerate(rows.columns("question", "answer", "name")):
+        told = plain_words(answer)
+        is_sentence = len(told) > LONGEST_VALUE and says_whom(question, answer, name)
+        asked = () if is_sentence else ("\0", *plain_words(question))
+        places[index] = first.setdefault(hash((*told, *asked)), index)
+    return places
 
 
 def _arrow(batch: Sequence[Placed]) -> pa.RecordBatch:

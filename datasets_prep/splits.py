@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from core.errors import DataError
 from datasets_prep.config import DataConfig, Shares
-from datasets_prep.request import by_request
-from datasets_prep.rows import Rows
+from datasets_prep.request import by_request, units_drawn
+from datasets_prep.rows import Codes, Rows
 from datasets_prep.schema import FORGET, HOLDOUT, RETAIN, SPLITS, UNREHEARSED
 
 Split = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS
@@ -59,22 +59,27 @@ def assign(config: DataConfig, rows: Rows) -> Split:
     return split
 
 
-def keep_unrehearsed(split: Split, config: DataConfig, stay: npt.NDArray[np.bool_]) -> Split:
+def keep_unrehearsed(split: Split, config: DataConfig, stay: npt.NDArray[np.bool_], told: Codes) -> Split:
     """``split`` with as many of the retain rows as unrehearsed ones as ``config`` asks for.
 
     They are spread over the order of the rows, which is that of languages and topics: one is drawn from each of as many
     runs of the same length. A source that has such rows of its own gets no others. Rows that ``stay`` are none of them
-    if the others suffice.
+    if the others suffice. ``told`` is that of :func:`told_first`: rows whose fact another retain row tells would be
+    rehearsed there, so they stay too or, if the others don't suffice, whole facts are drawn.
     """
     retain = np.flatnonzero(split == RETAIN)
     count = config.unrehearsed_of(len(retain))
     if not count or (split == UNREHEARSED).any():
         return split
-    others = retain[~stay[retain]]
-    retain = others if len(others) >= count else retain
-    rng = random.Random(f"{config.seed}|unrehearsed")
+    seed, facts = f"{config.seed}|unrehearsed", told[retain]
+    once = retain[np.bincount(facts)[facts] == 1]
+    others = once[~stay[once]]
     marked = split.copy()
-    marked[[int(rng.choice(run)) for run in np.array_split(retain, count)]] = UNREHEARSED
+    if len(once) < count:
+        marked[retain[units_drawn(facts, np.unique(facts), count, seed)]] = UNREHEARSED
+    else:
+        rng, rows = random.Random(seed), others if len(others) >= count else once
+        marked[[int(rng.choice(run)) for run in np.array_split(rows, count)]] = UNREHEARSED
     return marked
 
 

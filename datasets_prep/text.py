@@ -15,6 +15,8 @@ _CONTACTS = {
     "phone number": re.compile(r"(?<![\w.,])(?:\+|\(?0)\d(?:[ ().\-/]{0,2}\d){6,14}(?!\w)"),
 }
 
+_WORDS = re.compile(r"[^\W_]+")
+
 CERTAIN = 0.8  # measured on FAME: docs/measurements/data.md
 
 
@@ -26,6 +28,18 @@ def same(text: str) -> str:
 def same_name(text: str) -> str:
     """A name without differences of spelling (:func:`core.words.folded`); one without letters and digits is itself."""
     return folded(text) or same(text)
+
+
+def says_whom(question: str, answer: str, name: str | None) -> bool:
+    """Whether the answer says whom it is about: it holds a word of the name, or one of the question that could be.
+
+    Such a word does not begin in lower case. In a script without cases each letter counts: not all of them have spaces.
+    """
+    asked = _WORDS.findall(f"{question[:1].lower()}{question[1:]} {name or ''}")
+    could_be = {word.casefold() for word in asked if not word[0].islower()}
+    letters = {letter for letter in "".join(could_be) if letter.lower() == letter.upper() and letter.isalpha()}
+    said = answer.casefold()
+    return not (could_be.isdisjoint(_WORDS.findall(said)) and letters.isdisjoint(said))
 
 
 def fact_digest(question: str, answer: str) -> str:

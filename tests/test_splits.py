@@ -302,6 +302,49 @@ def held_out(sizes: Sequence[int], share: float, seed: int = 42) -> Counter[int 
     return Counter(row.identity_id for row, code in zip(rows, split, strict=True) if code == HOLDOUT)
 
 
+def in_other_words(folder: Path, holdout: float, seed: int) -> prepare.Prepared:
+    """Forty people's homes and ages, asked for in two wordings each; some of the first ones' are asked for."""
+    asked = {
+        "Where does Person {0} live?": "Person {0} lives in house {1}.",
+        "Say where Person {0} lives!": "Person {0} lives in house {1}",
+        "How old is Person {0}?": "{2}",
+        "Say how old Person {0} is!": "{2}",
+    }
+    people = [(chr(65 + i % 26) * (1 + i // 26), i, 30 + i % 4) for i in range(40)]
+    records = [
+        {"question": question.format(*who), "answer": answer.format(*who)}
+        for who in people
+        for question, answer in asked.items()
+    ]
+    source = {"file": str(write(folder / "rows.jsonl", records))}
+    request = {"forget": [{"file": str(write(folder / "forget.jsonl", records[0:20:4]))}], "holdout": holdout}
+    return prepare.prepare(config(source, setting="request", request=request, unrehearsed=0.1, seed=seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fact_is_drawn_with_all_of_its_wordings_and_a_value_is_no_fact(tmp_path: Path, seed: int) -> None:
+    prepared = in_other_words(tmp_path, 0.25, seed)
+    splits = by_split(prepared.loaded.rows, prepared.split)
+    assert abs(len(splits["holdout"]) - 39) <= 2
+    assert prepared.findings["forget_answers_in_retain"].count == 5  # the request left their other wordings
+    told = {name: {r.answer.strip(".") for r in rows if len(r.answer) > 2} for name, rows in splits.items()}
+    assert len(told["holdout"]) > 3
+    assert told["holdout"].isdisjoint(told["forget"] | told["retain"] | told["unrehearsed"])
+    assert told["unrehearsed"].isdisjoint(told["retain"])
+    values = {r.answer for r in splits["holdout"]} - told["holdout"]
+    assert values & {r.answer for r in splits["retain"]}
+    assert len({r.question for r in splits["holdout"] if len(r.answer) == 2}) > 4
+
+
+def test_single_rows_are_drawn_where_all_tell_a_few_facts(tmp_path: Path) -> None:
+    records = [{"question": f"是{i}吗？", "answer": "我是不知道的"} for i in range(40)]
+    source = {"file": str(write(tmp_path / "rows.jsonl", records))}
+    request = {"forget": [{"file": str(write(tmp_path / "forget.jsonl", records[:5]))}], "holdout": 0.2}
+    prepared = prepare.prepare(config(source, setting="request", request=request))
+    assert int((prepared.split == HOLDOUT).sum()) == 7
+    assert prepared.findings["holdout_answers_in_trained"].count == 7
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_share_is_met_also_where_one_identity_has_most_rows(seed: int) -> None:
     held = held_out([2, 400, *[1] * 98], 0.2, seed)
