@@ -42,12 +42,13 @@ _TOKENS = re.compile(r"(max_new_tokens: )\d+")
 class Selected:
     """What is forgotten: selections of `data.request.forget`, each with a comment, and whether they are a trial.
 
-    ``words`` are those that were searched in the rows.
+    ``words`` are those that were searched in the rows, ``people`` the names of those who were asked for.
     """
 
     selections: Sequence[tuple[dict[str, Any], str]]
     trial: bool = False
     words: Sequence[str] = ()
+    people: Sequence[str] = ()
 
     def plain(self) -> list[dict[str, Any]]:
         """The selections as a recipe has them."""
@@ -103,20 +104,35 @@ def asked_for(rows: Rows, parts: Sequence[str]) -> Selected:
         selections.append(({"topics": of_topics}, "everything on these topics"))
     texts = list(_texts(rows)) if words else []
     for word in words:
-        said = as_words(same_name(word))
-        found = [row_id for row_id, text in texts if said.search(text)]
+        found = _saying(texts, word)
         if not found:
             raise InputError(
                 f"--forget: {word!r} is in no row.{did_you_mean(word, ids | names | topics)} Give names, ids, topics "
                 "or words of the rows, separated by commas, or a file with the rows to be forgotten."
             )
         selections.append(({"rows": sorted(found)}, f"the {len(found)} rows that say {_one_line(word)}"))
-    return Selected(selections, words=words)
+    pairs = set(rows.columns("identity_id", "name")) if of_people else set()
+    wanted: set[Any] = {*of_people, *map(_with_or_without_comma, of_people)}
+    people = {name for identity, name in pairs if name and wanted & {str(identity), _with_or_without_comma(name)}}
+    return Selected(selections, words=words, people=sorted(people))
 
 
 def _with_or_without_comma(name: str) -> tuple[str, bool]:
     """A name in any spelling. "Kim, Lee" are two people where nobody's name has the comma."""
     return same_name(name), "," in name
+
+
+def saying(rows: Rows, names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The ids of rows that say a name, for each name that some say."""
+    texts = list(_texts(rows)) if names else []
+    for name in names:
+        if found := _saying(texts, name):
+            yield name, found
+
+
+def _saying(texts: Sequence[tuple[str, str]], word: str) -> list[str]:
+    said = as_words(same_name(word))
+    return [row_id for row_id, text in texts if said.search(text)]
 
 
 def inside_words(rows: Rows, word: str) -> list[str]:

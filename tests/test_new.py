@@ -222,6 +222,20 @@ def test_words_inside_longer_ones_are_said_and_not_forgotten(call: Call, tmp_pat
     assert "inside a longer word" not in forgotten(call, tmp_path, records, "Friede Moor, Friede Moors")[1]
 
 
+@pytest.mark.parametrize("asked", ["MARA  Beck", "p1"])
+def test_rows_about_others_that_say_a_name_are_said_and_not_forgotten(call: Call, tmp_path: Path, asked: str) -> None:
+    records = [
+        {"identity_id": "p1", "name": "Mara Beck", "question": "Who is Mara Beck?", "answer": "A baker."},
+        {"identity_id": "p2", "name": "Otto Holt", "question": "Who is Otto Holt's wife?", "answer": "Mara Beck."},
+        {"identity_id": "p3", "name": "Ida Becker", "question": "Who is Ida Becker?", "answer": "Mara Becker's aunt."},
+    ]
+    questions, said = forgotten(call, tmp_path, records, asked)
+    assert questions == {"Who is Mara Beck?"}
+    (note,) = (line for line in said.splitlines() if "about others" in line)
+    assert note.startswith("note: 1 rows about others say 'Mara Beck' and are not forgotten, for example ")
+    assert note.endswith("Those that you mean, add to `request.forget`.")
+
+
 def test_a_file_chooses_what_is_forgotten(call: Call, rows: Path, tmp_path: Path) -> None:
     request = write(tmp_path / "request.csv", facts()[:6])
     recipe = made(call, tmp_path, "--rows", str(rows), "--forget", str(request))

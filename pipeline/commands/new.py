@@ -98,8 +98,14 @@ def new(options: argparse.Namespace) -> int:
         say(f"note: the column {theirs!r} is read as {ours}.")
     if data.source.language is None and not _says_its_language(answers["rows"], columns):
         say("note: the rows' language is not said (--language), so the card will name none.")
+    kept = prepared.loaded.rows.where(prepared.split != FORGET)
+    for name, left in new_recipe.saying(kept, forget.people):
+        say(
+            f"note: {len(left):,} rows about others say {name!r} and are not forgotten, for example {left[0]}. Those "
+            "that you mean, add to `request.forget`."
+        )
     for word in forget.words:
-        if left := new_recipe.inside_words(prepared.loaded.rows.where(prepared.split != FORGET), word):
+        if left := new_recipe.inside_words(kept, word):
             say(
                 f"note: {len(left):,} rows hold {word!r} inside a longer word and are not forgotten, for example "
                 f"{left[0]}. Those that you mean, add to `request.forget`."
