@@ -27,6 +27,7 @@ from pipeline.recipe import (
     load_recipe,
     own_folder,
     read_recipe_file,
+    recipe_beside,
     recipe_tree,
     shown,
     shown_name,
@@ -47,7 +48,7 @@ class CollectionConfig(Strict):
     repo: HubId = Field(
         description="Dataset repository of the comparison page, `owner/name`. Its owner has the collection."
     )
-    recipe: str = Field(min_length=1, description="The recipe that all members change.")
+    recipe: str = Field(min_length=1, description="The recipe that all members change, or its file.")
     matrix: dict[str, dict[str, Changes]] = Field(
         min_length=1,
         description="Axes, each with its values, and the keys of the recipe that a value changes. `label` is what "
@@ -149,7 +150,7 @@ def load_collection(name_or_path: str, overrides: Sequence[str] = ()) -> Collect
     Raises RecipeError that lists every problem, with the member that has it.
     """
     config, tree, path = _read(name_or_path)
-    shared = _shared(config, path)
+    shared = _shared(config, tree, path)
     members: dict[str, Recipe] = {}
     problems: list[str] = []
     cells = config.named_cells()
@@ -186,7 +187,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if member not in cells:
         hint = did_you_mean(member, cells)
         raise RecipeError(f"{collection} has no member {member!r}.{hint} There are: {', '.join(cells)}.")
-    own = _member_tree(config, tree, _shared(config, path), cells[member])
+    own = _member_tree(config, tree, _shared(config, tree, path), cells[member])
     return checked(own, overrides, f"{shown_name(path)}:{member}")
 
 
@@ -198,10 +199,10 @@ def _read(name_or_path: str) -> tuple[CollectionConfig, Tree, Path]:
     return validated(CollectionFile, tree).collection, tree, path
 
 
-def _shared(config: CollectionConfig, path: Path) -> Tree:
-    """The recipe that all members change: one beside the collection's file, or one of this project."""
-    beside = user_path(str(path.parent / f"{config.recipe}.yaml"))
-    return recipe_tree(beside if beside.is_file() else find_recipe(config.recipe))
+def _shared(config: CollectionConfig, tree: Tree, path: Path) -> Tree:
+    """The recipe that all members change."""
+    where = f"{tree.place(('collection', 'recipe'))}: collection.recipe"
+    return recipe_tree(recipe_beside(path, config.recipe, where))
 
 
 def _member_tree(config: CollectionConfig, tree: Tree, member: Tree, cell: dict[str, str]) -> Tree:

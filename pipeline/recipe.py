@@ -277,6 +277,11 @@ def checked(tree: Tree, overrides: Sequence[str], name: str) -> Recipe:
     """The recipe in a tree, with changes by the command line, which calls it ``name``. Raises RecipeError."""
     for assignment in overrides:
         tree = override(tree, assignment)
+    if "extends" in tree.values:  # that of a file was taken out when it was read
+        raise RecipeError(
+            f"{tree.place(('extends',))}: extends can only stand in a recipe's file, on its first level. Give the name "
+            "of that recipe, or a file that extends it."
+        )
     recipe = validated(Recipe, tree, ["extends"])
     recipe._origin = Origin(name, tuple(overrides))
     return recipe
@@ -312,6 +317,19 @@ def read_recipe_file(path: Path) -> Tree:
     return located(read_tree(path, shown(path)), path.parent)
 
 
+def recipe_beside(path: Path, named: str, where: str) -> Path:
+    """The file of the recipe that the file ``path`` names: by a path from its folder, or the name of one there or ours.
+
+    Raises RecipeError that begins with ``where`` it is named.
+    """
+    is_path = "/" in named or named.endswith((".yaml", ".yml"))
+    beside = path.parent / user_path(named if is_path else f"{named}.yaml")
+    try:
+        return beside if not is_path and beside.is_file() else find_recipe(str(beside) if is_path else named)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
 def recipe_tree(path: Path) -> Tree:
     """The tree of a recipe, over the one that it extends."""
     tree = read_recipe_file(path)
@@ -321,9 +339,7 @@ def recipe_tree(path: Path) -> Tree:
     where = tree.place(("extends",))
     if not isinstance(parent, str):
         raise RecipeError(f"{where}: extends: {parent!r} is not the name of one other recipe.")
-    beside = user_path(str(path.parent / f"{parent}.yaml"))
-    file = beside if beside.is_file() else find_recipe(parent)
-    below = read_recipe_file(file)
+    below = read_recipe_file(recipe_beside(path, parent, f"{where}: extends"))
     if "extends" in below.values:
         raise RecipeError(
             f"{where}: extends: {parent} itself extends another recipe. Extend that one, and repeat the other changes."

@@ -27,10 +27,10 @@ HEAD = """\
 # Every key of a recipe
 
 A recipe is one YAML file; `pipeline/recipes` has examples, and [how a release is made](how-it-works.md) explains the
-terms. `extends: NAME` on the first level names one other recipe, whose values hold if this one gives none (a list is
-replaced as a whole). `--set KEY=VALUE` changes a value for one run. A relative path begins at the folder of the file
-that names it, and one given by `--set` at the current folder. A key that is not here, a wrong type and an impossible
-combination are refused with the key's path and line.
+terms. `extends: NAME` on the first level names one other recipe, or its file, whose values hold if this one gives none
+(a list is replaced as a whole). `--set KEY=VALUE` changes a value for one run. A relative path begins at the folder of
+the file that names it, and one given by `--set` at the current folder. A key that is not here, a wrong type and an
+impossible combination are refused with the key's path and line.
 
 A *section* has keys of its own, in a table of its own. `[]` stands for each entry of a list, `NAME` for each key of a
 mapping. A collection (`pipeline/recipes/collections`) is a file with the section `collection` alone.

@@ -74,7 +74,12 @@ collection:
         ("  each:", "  leave_out: [{method: three}]\n  each:", r"there is no method: three; there are one, two"),
         ("  each:", "  leave_out: [{method: one}, {method: two}]\n  each:", "leave_out leaves no member"),
         ("title: Mine", "titel: Mine", r"mine\.yaml:3: collection\.titel: unknown key\. Did you mean title"),
-        ("recipe: demo", "recipe: dmeo", "No recipe is called 'dmeo'. Did you mean demo"),
+        ("recipe: demo", "recipe: ./demo.yaml", r"mine\.yaml:6: collection\.recipe: /.*/demo\.yaml: no such file"),
+        (
+            "recipe: demo",
+            "recipe: dmeo",
+            r"mine\.yaml:6: collection\.recipe: No recipe is called 'dmeo'. Did you mean demo",
+        ),
         ("collection:", "colection:", "has no key `collection`"),
     ],
 )
@@ -104,7 +109,8 @@ def test_a_path_begins_at_the_folder_of_the_collection(tmp_path: Path) -> None:
     for member in ("one", "two"):
         recipe = load(f"{tmp_path}/mine.yaml:{member}")
         assert recipe.model.license_file == f"{tmp_path}/../all.txt"  # `each` is over all
-    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_text(text.replace("recipe: demo", "recipe: ./below.yaml"))
+    (tmp_path / "below.yaml").write_text("extends: demo\nname: below\n")
     assert load(f"{tmp_path}/mine.yaml:one").model.license_file == f"{tmp_path}/one.txt"
 
 

@@ -117,6 +117,28 @@ def test_a_path_begins_at_the_folder_of_the_file_that_names_it(tmp_path: Path, m
     assert list(load_recipe("mine.yaml").data.local_files().values()) == [f"{tmp_path}/mine/{x}.csv" for x in "ab"]
 
 
+def test_the_file_that_a_recipe_extends_is_named_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lower").mkdir()
+    monkeypatch.chdir(tmp_path / "lower")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lower" / "below.yaml").write_text((RECIPES / "demo.yaml").read_text().replace("name: demo", "name: x"))
+    (tmp_path / "lower" / "mine.yaml").write_text("extends: below.yaml\nname: one-below\n")
+    for named in ("lower/below.yaml", "./lower/below.yaml", f"{tmp_path}/lower/below.yaml", "~/lower/below.yaml"):
+        (tmp_path / "mine.yaml").write_text(f"extends: {named}\nname: mine\nunlearn: {{epochs: 3}}\n")
+        assert load_recipe("../mine.yaml").unlearn.epochs == 3
+    assert load_recipe("mine.yaml").name == "one-below"
+    (tmp_path / "mine.yaml").write_text("name: mine\nextends: ./below.yaml\n")  # which is in the current folder
+    assert refused("../mine.yaml").startswith("../mine.yaml:2: extends: ../below.yaml: no such file.")
+    (tmp_path / "mine.yaml").write_text("extends: dmeo\n")
+    assert "mine.yaml:1: extends: No recipe is called 'dmeo'. Did you mean demo?" in refused("../mine.yaml")
+
+
+def test_what_a_recipe_extends_stands_in_its_file() -> None:
+    assert "--set extends=demo: extends can only stand in a recipe's file" in refused("own-data", "extends=demo")
+
+
 def test_a_recipe_that_extends_may_not_be_extended(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "deep.yaml").write_text("extends: mine\nname: deep\n")
