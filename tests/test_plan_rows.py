@@ -10,6 +10,7 @@ import pytest
 
 from core.errors import SystemLimitError
 from datasets_prep import prepare
+from datasets_prep.config import Part
 from datasets_prep.schema import SPLITS, TokenFacts, read_data_facts, read_rows, write_facts
 from pipeline import preflight
 from pipeline.cost import devices, work
@@ -104,6 +105,19 @@ def test_rows_that_are_nowhere_yet_are_assumed_to_be_as_long_as_fames(shape: Sha
     found = [lengths_of(config(source), None, shape, None) for source in (elsewhere, fame, sample)]
     assert [each.assumed for each in found] == [True, False, False]
     assert found[0].rows == found[1].rows == dict.fromkeys(SPLITS, row_of(FAME_TEXT, PER_BYTE[False]))
+
+
+def test_of_a_part_no_more_rows_are_counted_than_it_has() -> None:
+    demo, fame = load_recipe("demo").data, load_recipe("fame-topics-gd-llama32-3b").data
+    whole = counts_of(demo, None)
+    part = demo.model_copy(update={"part": Part(languages=["EN"])})
+    prepared = prepare.prepare(part)
+    assert counts_of(part, None) == prepare.describe(part, prepared, {}).rows.model_dump() != whole
+    assert counts_of(fame, None)
+    assert counts_of(fame.model_copy(update={"part": Part(languages=["EN"], identities=8)}), None) is None
+    tofu = load_recipe("tofu-forget10-llama32-1b").data
+    assert counts_of(tofu, None)
+    assert counts_of(tofu.model_copy(update={"part": Part(identities=8)}), None) is None
 
 
 def test_a_plan_says_what_it_assumes(call: Call, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def counts_of(config: DataConfig, done: Path | None) -> dict[str, int] | None:
         return read_data_facts(done).rows.model_dump()
     if files := _files(config):
         return files.counts
+    if config.part:  # whose rows only the rows tell
+        return None
     source, shares = config.source, config.shares
     total = None
     if source.sample:
@@ -98,8 +100,11 @@ def _text(questions: Sequence[int], answers: Sequence[int]) -> Text:
 
 
 def _files(config: DataConfig) -> Files | None:
-    """The rows of the local files; None if rows come from elsewhere, or cannot be used, which the preflight says."""
-    if not (config.source.file or config.source.files):
+    """The rows of the local files; None if rows come from elsewhere, or cannot be used, which the preflight says.
+
+    A part of the sample set is generated, which takes milliseconds.
+    """
+    if not (config.source.file or config.source.files or (config.source.sample and config.part)):
         return None
     try:
         return _read(config.model_dump_json(), digest_of(config.identity()))
