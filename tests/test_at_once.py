@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from core.cores import cores
 from core.errors import DataError, ReleaseError, SystemLimitError
 from pipeline.__main__ import main
 from pipeline.commands import building
 from pipeline.commands.building import schedule
 from pipeline.cost.devices import Device
-from pipeline.engine import machine
 from pipeline.engine.artifact import Artifact, link
 from pipeline.engine.graph import Graph, Member, Node, chains, execute, graph, survey
 from pipeline.engine.launch import Children
@@ -154,7 +154,7 @@ def test_cores_are_those_of_the_process_and_no_more_than_it_was_told(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert machine.cores() == expected
+    assert cores() == expected
 
 
 def test_a_child_has_its_share_of_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.errors import InputError, SystemLimitError
 from datasets_prep.schema import Encoded
-from pipeline.cost import devices, memory, time, work
+from pipeline.cost import devices, memory, resources, time, work
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.memory import Batch
 from pipeline.cost.resources import Asked, Resources, given
@@ -253,6 +254,24 @@ def test_a_job_on_a_gpu_has_memory_for_the_weights_of_each_process() -> None:
     assert (one.gpus, two.gpus, one.cpus) == (1, 2, 8)
     assert one.memory > 8 * count
     assert two.memory == 2 * one.memory
+
+
+def test_a_processor_has_the_cores_of_this_process_and_a_job_those_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    recipe = load_recipe("demo")
+    of_eight = costs_of(recipe, devices.cpu())["base"]
+    assert devices.cpu().fp32 == 8 * devices.CORE_FLOPS
+    two, eight, many = (given(Resources(cpus=n), "base", 1, of_eight, recipe.model.parameters) for n in (None, 8, 64))
+    limits = [job.seconds - resources.START_SECONDS for job in (two, eight, many)]
+    assert two.cpus == 2
+    assert limits[0] == pytest.approx(4 * limits[1], abs=4)
+    assert limits[1] == limits[2]  # not all of a stage is the faster for more
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert devices.cpu().fp32 == 2 * devices.CORE_FLOPS
 
 
 def test_a_job_for_a_model_of_unknown_size_is_refused_unless_its_memory_is_given() -> None:

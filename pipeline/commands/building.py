@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import redirect_stdout
 
+from core.cores import cores
 from core.errors import InputError
 from datasets_prep.schema import read_data_facts
 from pipeline import preflight
@@ -21,7 +22,6 @@ from pipeline.engine.graph import Graph, Judge, Member, Node, chains, execute
 from pipeline.engine.jobs import Outcome
 from pipeline.engine.launch import Children, check_launch, launch_config
 from pipeline.engine.live import watching
-from pipeline.engine.machine import cores
 from pipeline.engine.runner import Status
 from pipeline.engine.summary import require_pass
 from pipeline.preflight import Finding, Preflight

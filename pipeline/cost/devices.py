@@ -6,12 +6,12 @@ L40S data sheets, the Ada whitepaper for the RTX 4090; for the RTX 3060, 112 ten
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from core.cores import cores
 from core.errors import InputError
 from core.yaml_source import did_you_mean
 
@@ -62,8 +62,8 @@ def named(name: str) -> Device:
 
 
 def cpu() -> Device:
-    """The processor of this machine."""
-    rate = (os.cpu_count() or 1) * CORE_FLOPS
+    """The processor of this machine, with the cores that this process may use."""
+    rate = cores() * CORE_FLOPS
     memory = round(psutil.virtual_memory().total * USABLE_OF_HOST)
     return Device("CPU", memory, rate, rate, HOST_BANDWIDTH, is_gpu=False)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from core.cores import cores
 from core.errors import InputError
 from core.strict import Strict
 from pipeline.cost.work import Cost
@@ -68,8 +69,8 @@ def given(resources: Resources, stage: str, processes: int, cost: Cost, paramete
     """What a job of a stage gets.
 
     Beside a GPU the host has the weights twice in float32 while they are loaded or saved, once for each process; on a
-    processor it has what the plan counted, and half as much again. Raises InputError if the size of the model is not
-    known, and no memory is asked for.
+    processor it has what the plan counted, and half as much again, and time for the cores that it gets, which may be
+    fewer than the plan's. Raises InputError if the size of the model is not known, and no memory is asked for.
     """
     own = resources.stages.get(stage, Asked())
 
@@ -79,12 +80,14 @@ def given(resources: Resources, stage: str, processes: int, cost: Cost, paramete
         return asked
 
     estimate = cost.plain()["seconds"]
-    seconds = UNKNOWN_SECONDS if estimate is None else START_SECONDS + SLACK * estimate
-    cpus, hours, memory_gb = (value(name) for name in ("cpus", "hours", "memory_gb"))
+    asked, hours, memory_gb = (value(name) for name in ("cpus", "hours", "memory_gb"))
     gpus = gpus_of(resources, stage, processes, cost)
+    cpus = int(asked or max(8 * gpus, 2 * processes))
+    slower = max(1.0, cores() / cpus) if cost.device is not None and not cost.device.is_gpu else 1.0
+    seconds = UNKNOWN_SECONDS if estimate is None else START_SECONDS + SLACK * slower * estimate
     return Given(
         gpus=gpus,
-        cpus=int(cpus or max(8 * gpus, 2 * processes)),
+        cpus=cpus,
         memory=_memory(stage, processes, cost, parameters) if memory_gb is None else round(memory_gb * GB),
         seconds=math.ceil(seconds if hours is None else hours * 3600),
         partition=own.partition or resources.partition,

@@ -25,13 +25,6 @@ BF16 = ("avx512_bf16", "amx_bf16")
 COMMIT = "UNLEARN_RELEASE_COMMIT"  # an image names the commit that it was built from: it has no .git
 
 
-def cores() -> int:
-    """The processor cores that this process may use: those that it is bound to, at most OMP_NUM_THREADS."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(there, int(asked)) if asked.isdecimal() and int(asked) else there
-
-
 def provenance() -> dict[str, Any]:
     """Git commit and dirty flag, package versions, device and command line of this process."""
     return {
