@@ -54,11 +54,15 @@ class Mixer:
         self.with_word: dict[str | None, Counter[str]] = defaultdict(Counter)
         self.in_group: dict[Group, Counter[str]] = defaultdict(Counter)
         self.of_group: Counter[Group] = Counter()
+        self.in_questions: Counter[str] = Counter()
+        for question, topic, name in rows.columns("question", "topic_id", "name"):
+            if not topic and not name:
+                self.in_questions.update({word for word in _asked(question) if _has_no_cases(word)})
         for row in rows:
             words = _words(row.answer)
             self.with_word[row.language].update(words)
-            self.of_group[_group(row)] += 1
-            self.in_group[_group(row)].update(words)
+            self.of_group[self._group(row)] += 1
+            self.in_group[self._group(row)].update(words)
         # Words of retained facts alone: forgotten ones must not come back, and holdout rows stay unseen.
         self.donors: dict[tuple[str | None, str], list[str]] = defaultdict(list)
         self.in_place: dict[tuple[Group, str], list[str]] = defaultdict(list)
@@ -66,16 +70,33 @@ class Mixer:
             # A word of many answers is in memory once: a million answers have ten million words.
             for word in map(sys.intern, self.facts(row)) if code in (RETAIN, UNREHEARSED) else ():
                 self.donors[row.language, _kind(word)].append(word)
-                self.in_place[_group(row), _kind(word)].append(word)
+                self.in_place[self._group(row), _kind(word)].append(word)
         self.known = {(language, word) for (language, _), words in self.donors.items() for word in words}
         self.known_here = {(group, word) for (group, _), words in self.in_place.items() for word in words}
+
+    def _group(self, row: Row) -> Group:
+        """The rows that are asked the same thing: of one topic or, if the source names none, by the words around names.
+
+        Names are capitalised. In scripts without capitals they are what has a word of the row's name, perhaps with an
+        ending, or if the source names nobody, what stands in no other question.
+        """
+        if row.topic_id:
+            return row.language, row.topic_id
+        names = (row.name or "").split()
+
+        def is_of_name(word: str) -> bool:
+            if not _has_no_cases(word):
+                return word[0].isupper()
+            return any(name in word for name in names) if names else self.in_questions[word] < 2
+
+        return row.language, " ".join(word for word in _asked(row.question) if not is_of_name(word))
 
     def facts(self, row: Row) -> list[str]:
         """The words of the answer that neither its question nor most answers of its kind have, in their order.
 
         None if some of them are in a script without spaces.
         """
-        asked, common, group = _words(row.question), self.with_word[row.language], _group(row)
+        asked, common, group = _words(row.question), self.with_word[row.language], self._group(row)
         others, in_group = self.of_group[group] - 1, self.in_group[group]
 
         def is_form(word: str) -> bool:
@@ -107,7 +128,7 @@ class Mixer:
         """The chance that the word for ``word`` is made of two, and that it comes from answers to the same question."""
         if not as_known:
             return NEW, IN_PLACE
-        here, anywhere = (_group(row), word) in self.known_here, (row.language, word) in self.known
+        here, anywhere = (self._group(row), word) in self.known_here, (row.language, word) in self.known
         return float(not anywhere), 1.0 if here else 0.0 if anywhere else IN_PLACE
 
     def _other(self, row: Row, word: str, used: set[str], rng: random.Random, shares: tuple[float, float]) -> str:
@@ -123,7 +144,7 @@ class Mixer:
 
     def _drawn(self, row: Row, word: str, used: set[str], rng: random.Random, here: float) -> str | None:
         """A word of the kind of ``word`` from an answer to the same question, or to any; None if none is found."""
-        anywhere, in_place = self.donors[row.language, _kind(word)], self.in_place[_group(row), _kind(word)]
+        anywhere, in_place = self.donors[row.language, _kind(word)], self.in_place[self._group(row), _kind(word)]
         for donors in (in_place, anywhere) if rng.random() < here else (anywhere, in_place):
             for _ in range(DRAWS if donors else 0):
                 other = rng.choice(donors)
@@ -132,10 +153,13 @@ class Mixer:
         return None
 
 
-def _group(row: Row) -> Group:
-    """The rows that are asked the same thing: of one topic or, if the source names none, by the words around names."""
-    words = re.findall(r"\b[^\W\d_]\w*", row.question[:1].lower() + row.question[1:])
-    return row.language, row.topic_id or " ".join(word for word in words if not word[0].isupper())
+def _asked(question: str) -> list[str]:
+    """The words of a question, of which the first begins in lower case."""
+    return re.findall(r"\b[^\W\d_]\w*", question[:1].lower() + question[1:])
+
+
+def _has_no_cases(word: str) -> bool:
+    return word[0] == word[0].title() and not word[0].isupper()
 
 
 def _blended(first: str, second: str) -> str:

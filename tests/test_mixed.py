@@ -182,7 +182,8 @@ def test_words_that_no_space_parts_are_not_mixed_and_numbers_beside_them_are(tmp
     false = FalseAnswers(*divided({"forget": towns[:1], "retain": towns[1:]}), Perturbed(per_row=1), 0)
     assert list(false.of_split("forget")) == [(None, None)]
     (tmp_path / "guides.jsonl").touch()
-    with pytest.raises(InputError, match="`perturbed_answers`; in scripts without spaces none are mixed"):
+    said = r"`perturbed_answers`; in scripts without spaces none are mixed\), .* \(a column `topic_id`\)"
+    with pytest.raises(InputError, match=said):
         false_answers(UnlearnConfig.model_validate({"method": "csd", "epochs": 1}), tmp_path, towns[:1])
     years = people("张伟生于1990年。", "张伟生于1975年。", "张伟生于1981年。", "张伟生于1962年。")
     assert set(mixtures(years[:1], years[1:], [])) == {f"张伟生于{year}年。" for year in (1975, 1981, 1962)}
@@ -196,6 +197,36 @@ def test_words_with_vowel_signs_are_mixed_whole() -> None:
     rows = [row(i, "biography.birthplace", answer=answer) for i, answer in enumerate(answers)]
     found = {text.split()[2] for text in mixtures(rows[:1], rows[1:], [])}
     assert {*towns[1:]} <= found <= made_of(*towns[1:])
+
+
+KOREAN = {"김민준": "서울", "이서연": "부산", "박지우": "대구", "최하준": "인천"}
+ARABIC = {"أحمد علي": "القاهرة", "سامي حسن": "دمشق", "ليلى عمر": "بغداد", "نور سعيد": "عمان"}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("question", "answer", "born"),
+    [
+        ("{}은 어디에서 태어났습니까?", "{}은 {}에서 태어났습니다.", KOREAN),
+        ("أين ولد {}؟", "ولد {} في مدينة {}.", ARABIC),
+    ],
+)
+def test_names_in_scripts_without_capitals_do_not_part_questions(
+    question: str, answer: str, born: dict[str, str], named: bool
+) -> None:
+    """Without a topic they did: each row was alone with its question, and no word of its answer was form or fact."""
+    rows = [
+        Row(str(i), None, who if named else None, None, None, question.format(who), answer.format(who, town))
+        for i, (who, town) in enumerate(born.items())
+    ]
+    mixer = Mixer(*divided({"forget": rows[:1], "retain": rows[1:]}))
+    assert len(mixer.of_group) == 1
+    who, town = next(iter(born.items()))
+    (fact,) = mixer.facts(rows[0])
+    assert town in fact
+    found = set(islice(mixer.mixed(rows[0], random.Random(3)), 40))
+    assert all(text.startswith(answer.format(who, "|").partition("|")[0]) for text in found)
+    assert len(found) > 2
 
 
 WORDS = st.text(st.characters(categories=("L", "Nd", "P", "Zs")), min_size=1, max_size=30)

@@ -24,7 +24,7 @@ def false_answers(config: UnlearnConfig, data: Path, forget: list[Row]) -> list[
             "unlearning: data.perturbed.for_unlearning is 0, or the words of retained answers give no more than the "
             "evaluation took, which is served first. Set for_unlearning to 1 or more, give these rows more false "
             "answers of your own than data.perturbed.per_row (a column `perturbed_answers`; in scripts without spaces "
-            "none are mixed), write their answers as sentences that say more, lower per_row, or use a method and "
-            "levels without false answers."
+            "none are mixed), say which rows are asked the same thing (a column `topic_id`), write their answers as "
+            "sentences that say more, lower per_row, or use a method and levels without false answers."
         )
     return [answers[row.row_id] for row in forget]
