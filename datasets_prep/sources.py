@@ -69,7 +69,7 @@ def load(config: DataConfig) -> Loaded:
             return _collect(
                 _subset_records(source.columns, source.hub, source.hub.subsets), source, given, description, {}
             )
-        records, unused = _hub_records(source.hub, given=given)
+        records, unused = _hub_records(source.hub, source.columns.split or "split" if given else None)
         return _collect(records, source, given, description, unused)
     named = source.files.model_dump(exclude_none=True) if source.files else {"": str(source.file)}
     key = "data.source.files" if source.files else "data.source.file"
@@ -90,13 +90,19 @@ def _of_split(records: Iterable[NumberedRecord], split: str) -> Iterator[Numbere
         yield unit, number, {**record, "split": split} if split and isinstance(record, dict) else record
 
 
-def _hub_records(source: HubSource, *, given: bool) -> tuple[Iterator[NumberedRecord], dict[str, Any]]:
+def _hub_records(source: HubSource, column: str | None) -> tuple[Iterator[NumberedRecord], dict[str, Any]]:
     """The records of the splits with a known name, or of all splits if none has one; and the sizes of those left out.
 
-    With ``given``, only the splits with a known name are read.
+    ``column`` must say the split of each row then; None if it need not. Raises DataError if there is no such column.
     """
     splits = _fetched(source, source.config)
-    names = [name for name in splits if name in _SPLIT_NAMES] or ([] if given else list(splits))
+    names = [name for name in splits if name in _SPLIT_NAMES] or list(splits)
+    if column and not any(name in _SPLIT_NAMES or column in splits[name].column_names for name in names):
+        raise DataError(
+            f"data.source.hub {source.id}: its splits are {', '.join(names)}, and `setting: given` knows "
+            f"{', '.join(_SPLIT_NAMES)}. Name a column that says each row's (data.source.columns.split), or use "
+            "another setting."
+        )
     unused = {name: len(splits[name]) for name in splits if name not in names}
 
     def records() -> Iterator[NumberedRecord]:

@@ -362,6 +362,23 @@ def test_hub_dataset_is_read_split_by_split(tmp_path: Path, monkeypatch: pytest.
     assert all(p.question.startswith("Again: ") for p in found)
 
 
+@pytest.mark.parametrize("column", ["split", "part"])
+def test_a_column_says_the_splits_of_a_hub_dataset_whose_own_say_nothing(
+    monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    import datasets
+
+    names = ["forget"] * 5 + ["retain"] * 15 + ["test"] * 5
+    rows = datasets.Dataset.from_list([{**one, column: name} for one, name in zip(GOOD, names, strict=True)])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": rows})
+    named = {"hub": {**HUB, "id": "me/rows"}, "columns": {"split": column}}
+    prepared = prepare.prepare(config(named, setting="given"))
+    assert Counter(prepared.split.tolist()) == {0: 5, 1: 15, 2: 5}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": rows.remove_columns(column)})
+    with pytest.raises(DataError, match=r"me/rows: its splits are train, and `setting: given` knows forget, retain, "):
+        sources.load(config({"hub": named["hub"]}, setting="given"))
+
+
 def test_a_paraphrase_has_the_id_of_its_row(tmp_path: Path) -> None:
     rows = [{**record, "row_id": f"row-{i}", "split": "retain"} for i, record in enumerate(GOOD[:5])]
     again = {**rows[1], "split": "paraphrased", "question": "Again?"}
