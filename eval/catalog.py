@@ -1,8 +1,7 @@
 """What a metric is: one entry each, and the only place that says so.
 
-Recipes, records, gates, confirmation, comparison and cards take what they need to know of a metric from its entry. A
-metric of the suites that travel with lm-evaluation-harness has none: only the harness knows it. Imports nothing heavy,
-since every command reads it.
+Recipes, records, gates, confirmation, comparison and cards take what they need from its entry. A metric of the suites
+of lm-evaluation-harness has none: only that knows it. Imports nothing heavy, since every command reads it.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ ROW_FAMILIES: tuple[Family, ...] = ("answer", "options", "choice", "generation",
 Better = Literal["higher", "lower", "like gold", "what is known"]
 """``what is known``: higher on retain, unrehearsed and general rows, like gold on the others; forgotten is not zero."""
 
-LEAK_K = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Numbers of sampled answers for leak@k."""
+LEAK_K = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of sampled answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +181,7 @@ _PLAIN = (
         splits=DATA,
         family="choice",
         interval="Wilson",
-        version=2,  # 2: without false answers that begin the true one, or that it begins
+        version=2,  # without false answers that begin the true one, or that it begins
         margin=0.05,
         headline=True,
     ),
@@ -361,7 +359,7 @@ _PLAIN = (
         "real-world facts",
         splits=("retain+real_world",),
         family="utility",
-        version=2,  # 2: ROUGE-L's of NFC
+        version=2,  # with ROUGE-L's
         better="higher",
         margin=0.05,
         headline=True,
