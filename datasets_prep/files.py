@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +61,40 @@ def table_records(
             yield unit, number, record
 
 
+def _labels(schema: pa.Schema, file: str) -> Features:
+    """The ClassLabel columns, by the metadata that `datasets` stores; it does not know every type of Arrow's.
+
+    Raises DataError if a column is there twice.
+    """
+    import pyarrow as pa
+    from datasets import ClassLabel, Features
+
+    _refuse_twice(schema.names, file)
+    stored = bounded_json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    kinds = (stored.get("info") or {}).get("features") or {}
+    labels = Features()
+    for column in schema:
+        kind = kinds.get(column.name)
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and pa.types.is_integer(column.type):
+            labels[column.name] = ClassLabel(names=kind["names"])
+    return labels
+
+
+def _refuse_twice(names: Sequence[str], where: str) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{where}: has the column {', '.join(twice):.200} twice. Rename one.")
+
+
 def _parquet(path: Path) -> Iterator[NumberedRecord]:
     import pyarrow.parquet
-    from datasets import Features
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        features = Features.from_arrow_schema(file.schema_arrow)
+        features = _labels(file.schema_arrow, path.name)
         yield from table_records(file.iter_batches(BATCH, use_threads=False), features, f"{path.name}, row")
 
 
 def _arrow(path: Path) -> Iterator[NumberedRecord]:
     import pyarrow as pa
-    from datasets import Features
 
     with pa.memory_map(str(path)) as source:
         try:  # `datasets` writes streams; other programs also write the file format
@@ -80,9 +102,9 @@ def _arrow(path: Path) -> Iterator[NumberedRecord]:
         except pa.ArrowInvalid:
             file = pa.ipc.open_file(source)
             batches = (file.get_batch(index) for index in range(file.num_record_batches))
-            yield from table_records(batches, Features.from_arrow_schema(file.schema), f"{path.name}, row")
+            yield from table_records(batches, _labels(file.schema, path.name), f"{path.name}, row")
         else:
-            yield from table_records(reader, Features.from_arrow_schema(reader.schema), f"{path.name}, row")
+            yield from table_records(reader, _labels(reader.schema, path.name), f"{path.name}, row")
 
 
 def _utf8(content: bytes, where: str) -> str:
@@ -123,8 +145,14 @@ def _json_list(path: Path) -> Iterator[NumberedRecord]:
 
 
 def _json(text: str, where: str) -> Any:
+    def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            _refuse_twice([key for key, _ in pairs], where)
+        return found
+
     try:
-        return bounded_json.loads(text)
+        return bounded_json.loads(text, unambiguous)
     except ValueError as error:
         raise DataError(f"{where}: is not JSON ({error}). Correct it.") from error
 
@@ -147,6 +175,11 @@ def _csv(path: Path) -> Iterator[NumberedRecord]:
     try:
         yield from _csv_records(csv.DictReader(lines(), strict=True), path.name)
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise DataError(
+                f"{path.name}, line {read}: has a carriage return where no line ends. Save the file with the line ends "
+                "of Linux or Windows (LF or CRLF)."
+            ) from error
         raise DataError(
             f"{path.name}, line {read}: {error}. Look for a quote that is not closed, in this line or one "
             f"before it; a cell may have {csv.field_size_limit():,} characters."
@@ -159,8 +192,7 @@ def _csv_records(reader: csv.DictReader[str], file: str) -> Iterator[NumberedRec
         raise DataError(
             f"{file}, line 1: {names.count('')} of the {len(names)} columns have no name. Name or remove them."
         )
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{file}, line 1: has the column {', '.join(twice):.200} twice. Rename one.")
+    _refuse_twice(names, f"{file}, line 1")
     for record in reader:
         where = f"{file}, line {reader.line_num}"
         if None in record:

@@ -202,7 +202,7 @@ class _Parser:
                 self.column_names = _columns(self.columns, record, where, some=self.in_subsets)
                 self.named |= self.column_names.keys()
                 read = self.column_names.values()
-                self.not_read |= dict.fromkeys(str(column) for column in record if column not in read)
+                self.not_read |= dict.fromkeys(_printable(column) for column in record if column not in read)
             self.unit = unit
             self.read += 1
             placed = self._placed(record, unit, number, where)
@@ -368,6 +368,11 @@ def names_of(record: Mapping[str, Any]) -> str:
     """The names of its columns; in quotes where spaces could not be seen."""
     names = (name if (name := str(key)).strip() == name and name else repr(name) for key in record)
     return ", ".join(names)[:200] or "no columns"
+
+
+def _printable(column: Any) -> str:
+    """The name of a column; half of a surrogate pair in it, as JSON can have, in an escaped form."""
+    return str(column).encode("utf-8", "backslashreplace").decode()
 
 
 def _label(value: Any, column: str, where: str) -> str:

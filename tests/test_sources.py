@@ -105,14 +105,49 @@ def test_text_that_is_not_utf_8_names_its_line(tmp_path: Path) -> None:
         ("\nquestion,answer\na,b\n", "first line names the columns, and here it is empty. Remove that line"),
         ("sep=,\nquestion,answer\na,b\n", "and here it is 'sep=,'. Remove that line"),
         ("question,answer,,\na,b,,\n", "line 1: 2 of the 4 columns have no name. Name or remove them"),
+        ("question,answer\ra,b\rc,d\r", "rows.csv, line 1: has a carriage return where no line ends. Save the file"),
         ("", "has no rows"),
         ("question,answer\n", "has no rows"),
     ],
 )
 def test_broken_csv_is_named(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / "rows.csv").write_text(content)
+    (tmp_path / "rows.csv").write_text(content, newline="")
     with pytest.raises(DataError, match=said):
         sources.load(config({"file": str(tmp_path / "rows.csv")}))
+
+
+def test_a_column_that_is_there_twice_is_refused_in_every_format(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table([["Who?"], ["This."], ["That."]], names=["question", "answer", "answer"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    for name, writer in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        with writer(str(tmp_path / f"{name}.arrow"), table.schema) as out:
+            out.write_table(table)
+    record = '{"question": "Who?", "answer": "This.", "answer": "That."}'
+    (tmp_path / "a.jsonl").write_text(record)
+    (tmp_path / "a.json").write_text(f"[{record}]")
+    for name in ("a.parquet", "stream.arrow", "file.arrow", "a.jsonl", "a.json"):
+        with pytest.raises(DataError, match=rf"^{name}.*: has the column answer twice. Rename one."):
+            list(read_file(str(tmp_path / name), "data.source.file"))
+
+
+def test_a_column_that_is_not_read_may_be_of_any_type(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    months = pa.array([pa.MonthDayNano([1, 2, 3])])
+    table = pa.table([["Who?"], ["This."], months], names=["question", "answer", "since"])
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as out:
+        out.write_table(table)
+    assert sources.load(config({"file": str(tmp_path / "a.arrow")})).not_read == ["since"]
+
+
+def test_a_column_with_half_a_surrogate_pair_in_its_name_can_be_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD[0] | {"\ud800x": 1}))
+    (name,) = sources.load(config({"file": str(tmp_path / "a.jsonl")})).not_read
+    assert name == "\\ud800x"
 
 
 def test_quoted_csv_cells_may_hold_line_ends(tmp_path: Path) -> None:
