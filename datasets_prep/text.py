@@ -10,7 +10,8 @@ from functools import cache
 from core.words import folded
 
 _CONTACTS = {
-    "e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
+    # From the start of a run of its characters alone: from each of them, a long run would take minutes.
+    "e-mail address": re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]*\w"),
     # A plus or a leading zero, then seven digits or more with the usual separators: dates and counts have neither.
     "phone number": re.compile(r"(?<![\w.,])(?:\+|\(?0)\d(?:[ ().\-/]{0,2}\d){6,14}(?!\w)"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,20 @@ def test_a_wrong_language_is_found_and_an_unsure_one_is_not() -> None:
 )
 def test_contacts_are_seen_and_dates_are_not(text: str, found: dict[str, str]) -> None:
     assert contacts(text) == found
+
+
+def test_a_long_run_without_an_address_is_read_once() -> None:
+    """From each of its characters, 20,000 took seconds."""
+    began = time.process_time()
+    assert contacts("a" * 200_000) == {}
+    assert contacts(f"{'a' * 200_000}@film.example")["e-mail address"].endswith("a@film.example")
+    assert time.process_time() - began < 2
+
+
+@given(st.text("a.@-+ é", max_size=30))
+def test_addresses_are_those_that_a_search_from_every_character_finds(text: str) -> None:
+    plain = re.search(r"[\w.+-]+@[\w-]+\.[\w.-]*\w", text)
+    assert contacts(text).get("e-mail address") == (plain[0] if plain else None)
 
 
 @given(st.text(max_size=60))
