@@ -11,7 +11,7 @@ from core.licences import LicenceId
 from datasets_prep.checks import MEANING
 from datasets_prep.config import DataConfig, HubSource, Request, Selection
 from datasets_prep.rows import Rows
-from datasets_prep.schema import FAME, LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
+from datasets_prep.schema import FAME, HOLDOUT, LANGUAGES, SPLITS, CheckFacts, DataFacts, FalseAnswerFacts
 from datasets_prep.splits import Split, cells
 
 # The sample set is part of this project. Only the authors of other data can state their licence.
@@ -50,7 +50,7 @@ def render(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> st
         "## Source\n\n" + _source(config, facts),
         "## Splits\n\n" + _table(("split", "rows", "identities", "meaning"), _split_lines(rows, split)),
         *(f"Left out: {what.replace('_', ' ')}, because there are {why}." for what, why in facts.left_out.items()),
-        _rule(config, facts),
+        _rule(config, rows, split, facts),
         *_counts(rows, split),
         "## Fields\n\n" + _table(("field", "what it is"), _fields(config)),
         _perturbed(config, facts.perturbed),
@@ -139,12 +139,12 @@ def _sizes(splits: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({rows} rows)" for name, rows in splits.items())
 
 
-def _rule(config: DataConfig, facts: DataFacts) -> str:
+def _rule(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> str:
     mixed = f"{facts.mixed_identities} of {facts.identities} identities have both forgotten and retained facts."
     if config.setting == "given":
         return f"The splits are the source's own. {mixed}"
     if config.request is not None:
-        return f"Rule: {_request(config.request, config.seed)} {mixed}"
+        return f"Rule: {_request(config.request, config.seed, _unit_of_holdout(rows, split))} {mixed}"
     assert config.shares is not None  # noqa: S101 (the configuration requires it)
     shares = " / ".join(f"{split} {share:g}" for split, share in config.shares)
     if config.setting == "entity":
@@ -160,13 +160,18 @@ def _rule(config: DataConfig, facts: DataFacts) -> str:
     )
 
 
-def _request(request: Request, seed: int) -> str:
+def _unit_of_holdout(rows: Rows, split: Split) -> str:
+    """What was drawn as a whole: identities, unless one has other rows too."""
+    identity, _ = rows.codes("identity_id")
+    shared = np.intersect1d(identity[split == HOLDOUT], identity[split != HOLDOUT])
+    return "fact" if shared.size else "identity"
+
+
+def _request(request: Request, seed: int, unit: str) -> str:
     """The request as a sentence, with counts and without names."""
     rule = f"what the request lists is forgotten ({_selections(request.forget)}), and all other rows are retained"
     if isinstance(request.holdout, float):
-        return (
-            f"{rule}, except for {request.holdout:g} of them, drawn with seed {seed} by identity, which are held out."
-        )
+        return f"{rule}, except for {request.holdout:g} of them, drawn with seed {seed} by {unit}, which are held out."
     return (
         f"{rule}, except for a list that is held out ({_selections(request.holdout)})."
         if request.holdout

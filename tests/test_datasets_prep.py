@@ -23,6 +23,7 @@ from datasets_prep.schema import (
     read_perturbed,
     read_rows,
 )
+from pipeline.stages import data_without_model
 
 from . import data_rows
 from .conftest import Call
@@ -214,6 +215,16 @@ def test_stage_takes_a_request_with_what_the_source_offers(tiny_model: Path, tmp
     assert "Left out: membership inference, because there are no holdout rows" in card
     assert "Rows by language" not in card
     assert "FAME" not in card  # the rows are somebody's own
+
+
+@pytest.mark.parametrize(
+    ("forget", "unit"), [({"identities": [1]}, "identity"), ({"topics": [data_rows.TOPICS[0]]}, "fact")]
+)
+def test_the_card_says_whether_people_were_held_out_whole(tmp_path: Path, forget: dict[str, Any], unit: str) -> None:
+    request = {"forget": [forget], "holdout": 0.25}
+    made = config({"file": str(write(tmp_path / "rows.jsonl", GOOD))}, setting="request", request=request)
+    data_without_model(made, tmp_path)
+    assert f"drawn with seed 42 by {unit}, which are held out." in (tmp_path / "README.md").read_text()
 
 
 # `data inspect`
