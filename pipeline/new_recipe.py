@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import yaml
@@ -171,7 +172,7 @@ def compose(
     tokens = min(256, max(40, -(-2 * found.longest // 8) * 8))  # two for each word, rounded up
     unlearn = _TOKENS.sub(rf"\g<1>{tokens}", own["unlearn"])
     parts = [
-        _HEAD.format(path=path, name=name),
+        _HEAD.format(path=quote(path), name=name),
         own["model"] if model is None else _model(model, folder),
         _data(data, forget, folder),
         own["base"] if model is None else _OTHER_SIZE + own["base"],

@@ -222,6 +222,15 @@ def test_words_inside_longer_ones_are_said_and_not_forgotten(call: Call, tmp_pat
     assert "inside a longer word" not in forgotten(call, tmp_path, records, "Friede Moor, Friede Moors")[1]
 
 
+def test_commands_can_be_copied_where_the_path_has_spaces(call: Call, rows: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "my folder").mkdir()
+    path = str(folder / "acme.yaml")
+    done = call("new", path, "--rows", str(rows))
+    for command in (f"python -m pipeline data inspect '{path}'", f"python -m pipeline release '{path}'"):
+        assert command in done.stderr
+    assert Path(path).read_text().startswith(f"# python -m pipeline release '{path}'")
+
+
 @pytest.mark.parametrize("asked", ["MARA  Beck", "p1"])
 def test_rows_about_others_that_say_a_name_are_said_and_not_forgotten(call: Call, tmp_path: Path, asked: str) -> None:
     records = [

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -111,16 +112,16 @@ def new(options: argparse.Namespace) -> int:
                 f"{left[0]}. Those that you mean, add to `request.forget`."
             )
     if found.counts["forget"] < new_recipe.TRIAL:
-        say(f"note: so few forget rows show large differences only. `gate {path}` will say how large.")
+        say(f"note: so few forget rows show large differences only. `gate {quote(path)}` will say how large.")
     planned: dict[str, Any] = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
     given = argparse.Namespace(**vars(options) | planned)
     member = prepare_recipe(given)
     show_plan(given, member)
     say("\nWhat a release would fail at (`doctor`):")
     if failed := show_checks(given, member):
-        say(f"\n{failed} checks failed. Change {path}, then run `python -m pipeline doctor {path}` again.")
+        say(f"\n{failed} checks failed. Change {path}, then run `python -m pipeline doctor {quote(path)}` again.")
         return InputError.exit_code
-    say(f"\nNext:  python -m pipeline data inspect {path}\nThen:  python -m pipeline release {path}")
+    say(f"\nNext:  python -m pipeline data inspect {quote(path)}\nThen:  python -m pipeline release {quote(path)}")
     return 0
 
 
