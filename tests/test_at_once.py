@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from core.cores import cores
+from core import host
 from core.errors import DataError, ReleaseError, SystemLimitError
+from core.host import cores
 from pipeline.__main__ import main
 from pipeline.commands import building
 from pipeline.commands.building import schedule
@@ -155,6 +156,35 @@ def test_cores_are_those_of_the_process_and_no_more_than_it_was_told(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, (4, 16e9)),
+        ({"pod": ("max 100000", "max")}, (4, 16e9)),
+        ({"pod": ("250000 100000", "8000000000")}, (3, 8e9)),
+        ({"pod": ("max 100000", "max"), "": ("50000 100000", "4000000000")}, (1, 4e9)),
+        ({"pod": ("unlimited", "-1")}, (4, 16e9)),
+    ],
+)
+def test_a_container_has_what_its_control_groups_allow(
+    limits: dict[str, tuple[str, str]], expected: tuple[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "groups" / "pod" / "job").mkdir(parents=True)
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/pod/job\n")
+    for group, (cpu, memory) in limits.items():
+        (tmp_path / "groups" / group / "cpu.max").write_text(f"{cpu}\n")
+        (tmp_path / "groups" / group / "memory.max").write_text(f"{memory}\n")
+    monkeypatch.setattr(host, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    has = psutil.virtual_memory()._replace(total=16 * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: has)
+    assert (host.cores(), host.memory()) == expected
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "nowhere")
+    assert host.cores() <= 4
 
 
 def test_a_child_has_its_share_of_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

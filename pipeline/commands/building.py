@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import redirect_stdout
 
-from core.cores import cores
 from core.errors import InputError
+from core.host import cores
 from datasets_prep.schema import read_data_facts
 from pipeline import preflight
 from pipeline.commands.collection_plan import costs_of, planned_of, seconds_of

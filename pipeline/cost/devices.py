@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from core.cores import cores
+from core import host
 from core.errors import InputError
 from core.yaml_source import did_you_mean
 
@@ -62,9 +60,9 @@ def named(name: str) -> Device:
 
 
 def cpu() -> Device:
-    """The processor of this machine, with the cores that this process may use."""
-    rate = cores() * CORE_FLOPS
-    memory = round(psutil.virtual_memory().total * USABLE_OF_HOST)
+    """The processor of this machine, with the cores and the memory that this process may use."""
+    rate = host.cores() * CORE_FLOPS
+    memory = round(host.memory() * USABLE_OF_HOST)
     return Device("CPU", memory, rate, rate, HOST_BANDWIDTH, is_gpu=False)
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from core.cores import cores
 from core.errors import InputError
+from core.host import cores
 from core.strict import Strict
 from pipeline.cost.work import Cost
 
