@@ -16,7 +16,7 @@ import numpy.typing as npt
 from core.errors import DataError
 from core.words import plain_words
 from datasets_prep.config import Checks
-from datasets_prep.rows import Rows
+from datasets_prep.rows import Mask, Rows
 from datasets_prep.schema import EARLIER, FORGET, FORGOTTEN, HOLDOUT, RETAIN, SPLITS, UNREHEARSED
 from datasets_prep.text import contacts, language_identifier, same
 
@@ -60,7 +60,6 @@ class Cases:
 
 
 Findings = dict[str, Cases]
-Mask = npt.NDArray[np.bool_]
 
 
 def check(rows: Rows, split: npt.NDArray[np.int8]) -> Findings:

@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 from core.errors import DataError
 from datasets_prep.config import DataConfig, Part, Request, Selection
 from datasets_prep.files import read_file
-from datasets_prep.rows import Rows, told_first
+from datasets_prep.rows import Mask, Rows, told_first
 from datasets_prep.schema import EARLIER, FORGET, HOLDOUT, RETAIN
 from datasets_prep.text import same, same_name
-
-Mask = npt.NDArray[np.bool_]
 
 _NAMED = 5  # cases that a message names
 

@@ -21,6 +21,7 @@ from datasets_prep.schema import LANGUAGES, TOPICS, Row
 from datasets_prep.text import fact_digest, says_whom
 
 Codes = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 FIELDS = ("row_id", "identity_id", "name", "language", "topic_id", "question", "answer")
 BATCH = 8192

@@ -109,8 +109,7 @@ def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
         yield "The citation of the data is not on the card."
     if evidence.verdict.weights_sha256 not in card:
         yield "The digest of the weights that the gates passed is not on the card."
-    all_of_them = "The one gate" if len(evidence.gates) == 1 else f"All {len(evidence.gates)} gates"
-    if evidence.passed != (f"**{all_of_them} passed.**" in card and "must not be released" not in card):
+    if evidence.passed != (f"**{evidence.all_passed}.**" in card and "must not be released" not in card):
         yield f"The card does not say that the gates' verdict is passed = {evidence.passed}."
     licence = config.model.rules
     if licence.displayed not in card:

@@ -121,6 +121,11 @@ class Evidence(CardEvidence):
         return self.verdict.passed
 
     @property
+    def all_passed(self) -> str:
+        """What is said where all gates passed."""
+        return "The one gate passed" if len(self.gates) == 1 else f"All {len(self.gates)} gates passed"
+
+    @property
     def models(self) -> list[str]:
         """The models that were evaluated, in the order of the columns."""
         return [model for model in MODELS if model in self.records]

@@ -16,6 +16,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+from pipeline.engine.remote import Remote
 from tests.conftest import ROOT
 
 BUCKET = "shared"
@@ -100,6 +103,42 @@ def serve(fault: Path) -> None:
     )
     client.create_bucket(Bucket=BUCKET)
     print(server.port, flush=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with running(tmp_path_factory.mktemp("s3")) as store:
+        yield store
+
+
+def forget_addresses() -> None:
+    """What s3fs has read from the environment of an earlier test."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    forget_addresses()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def remote(s3: ObjectStore, tmp_path: Path) -> Remote:
+    """A place of its own in the bucket."""
+    return Remote(f"{s3.bucket}/{tmp_path.name}")
+
+
+def files(remote: Remote) -> Any:
+    """The store as fsspec shows it, past our code."""
+    return remote._files
+
+
+def objects(remote: Remote, stage: str = "") -> list[str]:
+    return [str(path) for path in files(remote).find(f"{remote.url}/{stage}")]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A store on S3 that several runners share: a real server, real processes, kills, and answers that nobody likes."""
 
+# ruff: noqa: F811  (fixtures are imported, and named by tests)
+
 from __future__ import annotations
 
 import json
@@ -9,24 +11,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fsspec.registry import _registry
 
 from core.errors import ArtifactError, SystemLimitError
 from core.progress import listening
 from core.strict import Strict
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
-from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.remote import Remote
 from pipeline.engine.runner import Stage, Store, build, fetch
-from tests.collections import RECIPE
-from tests.conftest import PATIENCE, ROOT, Call, build_tiny_model
-from tests.object_store import ObjectStore, running
+from tests.conftest import PATIENCE
+from tests.object_store import ObjectStore, files, objects, remote, s3, server  # noqa: F401
 from tests.processes import kill_one, start
 from tests.walk import make
 
@@ -35,42 +34,6 @@ pytest.importorskip("moto.server", reason="the package moto[server] is not insta
 
 STEPS = 15
 RUNS: list[str] = []
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with running(tmp_path_factory.mktemp("s3")) as store:
-        yield store
-
-
-def forget_addresses() -> None:
-    """What s3fs has read from the environment of an earlier test."""
-    from s3fs import S3FileSystem
-
-    S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def s3(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    forget_addresses()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    return server
-
-
-@pytest.fixture
-def remote(s3: ObjectStore, tmp_path: Path) -> Remote:
-    """A place of its own in the bucket."""
-    return Remote(f"{s3.bucket}/{tmp_path.name}")
-
-
-def files(remote: Remote) -> Any:
-    """The store as fsspec shows it, past our code."""
-    return remote._files
-
-
-def objects(remote: Remote, stage: str = "") -> list[str]:
-    return [str(path) for path in files(remote).find(f"{remote.url}/{stage}")]
 
 
 def chain(content: str = "A", **options: Any) -> list[Stage]:
@@ -410,97 +373,6 @@ def test_who_waits_takes_what_the_other_has_made(remote: Remote, tmp_path: Path)
     assert sorted(line.rpartition(" ")[0] for line in log.read_text().splitlines()) == sorted(
         f"{what} {stage}" for what in ("begin", "end") for stage in ("A", "B-m", "C")
     )
-
-
-# The command line
-
-
-def test_a_release_goes_on_where_another_machine_was(remote: Remote, tmp_path: Path, call: Call) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(
-        RECIPE.format(demo=ROOT / "pipeline" / "recipes" / "demo.yaml", model=build_tiny_model(tmp_path / "model"))
-    )
-    url, digests = remote.url, {}
-    for machine in ("one", "two"):
-        words = ("--store", str(tmp_path / machine), "--remote-store", url, "--json")
-        done = call("run", "data", str(recipe), *words) if machine == "two" else None
-        assert not done or (done.returncode == 0 and f"data            fetched from {url}" in done.stderr)
-        done = call("release", str(recipe), "--until", "data", *words)
-        assert done.returncode == 0, done.stderr
-        stages = json.loads(done.stdout)["stages"]
-        digests[machine] = {name: stage["digest"] for name, stage in stages.items()}
-        assert {stage["built"] for stage in stages.values()} == {machine == "one"}
-    assert digests["one"] == digests["two"]
-    files(remote).rm(f"{url}/model", recursive=True)  # as if it had been made before there was a store
-    assert call("run", "data", str(recipe), "--store", str(tmp_path / "one"), "--remote-store", url).returncode == 0
-    assert objects(remote, "model")
-
-
-def test_a_launched_stage_and_a_job_get_the_option(remote: Remote) -> None:
-    words = command_line(launch_config("local"), chain()[0], "demo", ["a=1"], Path("/store"), remote.url)
-    assert words[words.index("--remote-store") + 1] == remote.url
-
-
-REFUSED = {
-    "PUT probe 403 AccessDenied": "The credentials must be allowed to list the bucket and to get, put and delete",
-    "PUT probe 403 InvalidAccessKeyId": "The credentials must be allowed",
-    "PUT probe 507 XMinioStorageFull": "XMinioStorageFull",
-    "PUT probe ignore": "Use one with conditional writes",
-    "GET shared 403 AccessDenied": "The credentials must be allowed",
-}
-
-
-@pytest.mark.parametrize("fault", REFUSED)
-def test_a_store_that_refuses_is_an_error_before_the_first_stage(
-    fault: str, s3: ObjectStore, tmp_path: Path, call: Call
-) -> None:
-    words = ("--store", str(tmp_path / "runs"), "--remote-store", f"{s3.bucket}/{tmp_path.name}")
-    with s3.failing(fault):
-        done = call("release", "demo", *words)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: --remote-store {s3.bucket}/{tmp_path.name}: ")
-    assert REFUSED[fault] in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("url", ["shared", "/disk/shared", "file:///disk/shared", "s3://", "s3://key:word@shared/x"])
-def test_only_s3_has_what_is_needed(url: str, call: Call, tmp_path: Path) -> None:
-    done = call("release", "demo", "--store", str(tmp_path / "runs"), "--remote-store", url)
-    assert done.returncode == 2
-    assert "give s3://BUCKET/PREFIX" in done.stderr
-
-
-def test_a_bucket_an_endpoint_and_credentials_that_are_not_there(
-    s3: ObjectStore, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(url: str) -> str:
-        forget_addresses()
-        done = call("release", "demo", "--store", str(tmp_path / "runs"), "--remote-store", url)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: --remote-store {url}: ")
-        assert "Check the bucket, AWS_ENDPOINT_URL and the credentials" in done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr
-
-    assert "bucket does not exist" in refused("s3://nobodys/x")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "127.0.0.1:9" in refused("s3://shared/y")
-    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_EC2_METADATA_DISABLED"]:
-        monkeypatch.delenv(name)
-    assert "credentials" in refused("s3://shared/z")
-
-
-def test_without_s3fs_the_error_says_what_to_install(
-    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "s3fs"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(_registry, "s3", raising=False)
-    done = call("release", "demo", "--store", str(tmp_path / "runs"), "--remote-store", "s3://shared/none")
-    assert done.returncode == 2
-    assert "pip install 's3fs" in done.stderr
 
 
 def test_a_store_that_is_full_when_a_stage_is_done_loses_nothing(

@@ -146,14 +146,20 @@ def test_a_main_that_somebody_set_back_to_a_purged_release_is_refused(world: Wor
         assert "was revoked on" in refused(world, revision)
 
 
-@pytest.mark.parametrize("newer", [False, True])
-def test_purge_deletes_the_weights_for_good(
-    world: World, inputs: dict, package: Path, tmp_path: Path, newer: bool
-) -> None:
-    old = world.publish(package).commit
-    if newer:
+@pytest.fixture(params=[False, True], ids=["alone", "newer"])
+def revoked(
+    request: pytest.FixtureRequest, world: World, inputs: dict, package: Path, tmp_path: Path
+) -> tuple[str, bool]:
+    """The commit of a revoked release, and whether there is a newer one."""
+    commit = world.publish(package).commit
+    if request.param:
         world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
     revoke(world)
+    return commit, request.param
+
+
+def test_purge_deletes_the_weights_for_good(world: World, revoked: tuple[str, bool], tmp_path: Path) -> None:
+    old, newer = revoked
     steps = revoke(world, purge=True)
     assert "the tag v1.0.0 is deleted" in steps
     assert "v1.0.0" not in world.tags()
@@ -246,14 +252,8 @@ def test_purge_deletes_the_staging_branches_of_the_revoked_release(
     assert purged(world) == {}
 
 
-@pytest.mark.parametrize("newer", [False, True])
-def test_a_purge_that_was_cut_off_hides_no_revocation(
-    world: World, inputs: dict, package: Path, tmp_path: Path, newer: bool
-) -> None:
-    old = world.publish(package).commit
-    if newer:
-        world.publish(next_release(inputs, tmp_path), tag="v1.1.0")
-    revoke(world)
+def test_a_purge_that_was_cut_off_hides_no_revocation(world: World, revoked: tuple[str, bool]) -> None:
+    old, _ = revoked
     writes = Fault(rf"(POST|DELETE) /api/models/{REPO}/(branch|tag|super-squash)/.*", "before")
     world.faulty.faults.append(writes)
     for at in range(1, 12):

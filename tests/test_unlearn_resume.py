@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.errors import ArtifactError
+from core.unlearning import UnlearnFacts
 from pipeline.train import fine_tune, fit
 from pipeline.train.config import TrainConfig
 from pipeline.unlearn import run
@@ -52,6 +53,13 @@ def cut_off(config: UnlearnConfig, inputs: dict[str, Path], out: Path, step: int
         run.Watch = original  # type: ignore[misc]
 
 
+def run_whole(config: UnlearnConfig, inputs: dict[str, Path], folder: Path) -> tuple[UnlearnFacts, Path, Path]:
+    """A run that nothing cut off: its facts and its folder, and another for one that will be."""
+    whole, cut = folder / "whole", folder / "cut"
+    whole.mkdir(), cut.mkdir()
+    return run.run(config, inputs, whole), whole, cut
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_cut_off_at_any_step_ends_with_the_same_files(tiny_model: Path, tmp_path: Path, variant: str) -> None:
     inputs = stage_inputs(tiny_model, tmp_path)
@@ -74,9 +82,7 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_files(tiny_model: Path, tm
 def test_a_run_that_is_cut_off_at_every_step_ends_with_the_same_files(tiny_model: Path, tmp_path: Path) -> None:
     inputs = stage_inputs(tiny_model, tmp_path)
     config = config_of("full, dual weight")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    facts = run.run(config, inputs, whole)
+    facts, whole, cut = run_whole(config, inputs, tmp_path)
     for step in range(facts.steps):
         cut_off(config, inputs, cut, step)
     assert run.run(config, inputs, cut) == facts
@@ -88,9 +94,7 @@ def test_a_save_that_was_killed_is_passed_over(tiny_model: Path, tmp_path: Path)
     inputs = stage_inputs(tiny_model, tmp_path)
     config = config_of("full, moving cap")
     write_guides(inputs["data"])
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    facts = run.run(config, inputs, whole)
+    facts, whole, cut = run_whole(config, inputs, tmp_path)
     cut_off(config, inputs, cut, 2)
     good = cut / "checkpoints" / "checkpoint-2"
     killed = good.with_name("checkpoint-3")
@@ -115,9 +119,7 @@ def test_a_checkpoint_that_lost_a_file_with_the_power_is_passed_over(
     """Its state is on the disk and another file is not; those of older code have no mark."""
     inputs = stage_inputs(tiny_model, tmp_path)
     config = config_of("full, dual weight")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    facts = run.run(config, inputs, whole)
+    facts, whole, cut = run_whole(config, inputs, tmp_path)
     cut_off(config, inputs, cut, 2)
     good = cut / "checkpoints" / "checkpoint-2"
     torn = good.with_name("checkpoint-3")
