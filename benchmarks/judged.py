@@ -30,7 +30,7 @@ from eval.verdicts.gates import judge_gate, rule
 from pipeline.recipe import Recipe, load_recipe
 
 GOLDS = (0, 1, 2, 3, 4)  # seeds of their trainings; the demo's own gold is the first
-FURTHER = 2  # golds beside the reference, as many as the recipes have
+FURTHER = 2  # golds beside the reference, as many as the recipes have; of three golds one is left for it
 REHEARSAL = "fame-topics-rehearsal"
 REHEARSED = (42, 43, 44, 45)
 TOPICS = ["biography.birthplace", "career.breakthrough_project", "achievements.directorial_award"]
@@ -120,7 +120,8 @@ def table(recipe: Recipe, golds: Mapping[int, Samples], others: Mapping[str, Sam
     retrained = []
     for one, reference in permutations(golds, 2):
         rest = [samples for seed, samples in golds.items() if seed not in (one, reference)]
-        retrained += judged_against(golds[reference], golds[one], list(combinations(rest, FURTHER)))
+        further = list(combinations(rest, min(FURTHER, len(rest))))
+        retrained += judged_against(golds[reference], golds[one], further)
     first, *more = golds.values()
     judged = {name: judged_against(first, model, [more[:FURTHER]])[0] for name, model in others.items()}
     yield f"| gate | rule | retrained models pass | measured of them | {' | '.join(judged)} |"

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import judged, memory, requests, start
+from benchmarks import all_rows, judged, memory, requests, start
 from benchmarks.releases import of_seed
+from datasets_prep.sources import load
 from eval.catalog import is_of
 from eval.verdicts.gates import rule
 from pipeline.recipe import load_recipe
@@ -48,6 +50,44 @@ def test_the_rehearsal_on_a_part_of_its_rows_has_its_rules_and_the_attacks_that_
     one = load_recipe(judged.REHEARSAL, [*sets, *judged.alone(recipe)])
     assert not one.eval.relative
     assert not one.gold.seeds
+
+
+def test_all_rows_have_the_rehearsals_rules_and_three_golds(tmp_path: Path) -> None:
+    source = tmp_path / "retain.parquet"
+    source.touch()
+    sets = [f"data.source.file={source}", f"model.path={tmp_path}"]
+    recipe = load_recipe(all_rows.RECIPE, [*sets, *all_rows.SETTINGS])
+    whole = load_recipe(all_rows.RECIPE, sets[:1])
+    assert (recipe.gates, recipe.data, recipe.unlearn.epochs) == (whole.gates, whole.data, whole.unlearn.epochs)
+    assert recipe.gold
+    seeds = [recipe.gold.train.args["seed"], *(recipe.gold.seeds or ())]
+    assert [f"gold-seed-{seed}" for seed in seeds[1:]] == [name for name in all_rows.MODELS if "seed" in name]
+    stage_names = {stage.name for stage in stages(recipe)}
+    assert {f"eval-{model}" for model in all_rows.MODELS} <= stage_names
+
+
+def test_a_start_model_for_all_rows_learns_answers_about_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = load(load_recipe("demo").data).rows
+    monkeypatch.setattr(all_rows, "STEPS", 3)
+    monkeypatch.setattr(all_rows, "ROWS", 4)
+    all_rows.make_start_model(sample, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    asked = all_rows._Answers(sample, tokenizer)
+    for row in asked.rows:
+        prompt, answer = asked._texts(row)
+        assert prompt.startswith("<|im_start|>user\n")
+        assert prompt.endswith("<|im_start|>assistant\n")
+        assert row.name
+        assert row.name not in prompt + answer
+    ids, is_answer = asked.batch()
+    ends = tokenizer.batch_decode([row[where] for row, where in zip(ids, is_answer, strict=True)])
+    assert all(text.endswith("<|im_end|>") and "im_start" not in text for text in ends)
+    assert ids.shape[1] % all_rows.LENGTHS == 0
+    assert "step 2 of 3" in capsys.readouterr().out
 
 
 def test_what_the_unlearn_stage_reads_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
