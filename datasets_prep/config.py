@@ -58,7 +58,11 @@ class Subsets(Strict):
 
 
 class HubSource(Strict):
-    """A dataset of the Hub, pinned: a branch could mean other rows tomorrow."""
+    """A dataset of the Hub, pinned: a branch could mean other rows tomorrow.
+
+    All of its splits are read. With ``setting: given`` those called retain, forget, holdout (or test), unrehearsed and
+    paraphrased are read alone, if any is and ``data.source.columns.split`` names no column.
+    """
 
     id: HubId = Field(description="Full name of the repository, `owner/name`.")
     revision: Commit = Field(description="Commit, 40 hex digits.")

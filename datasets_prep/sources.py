@@ -69,7 +69,7 @@ def load(config: DataConfig) -> Loaded:
             return _collect(
                 _subset_records(source.columns, source.hub, source.hub.subsets), source, given, description, {}
             )
-        records, unused = _hub_records(source.hub, source.columns.split or "split" if given else None)
+        records, unused = _hub_records(source.hub, source.columns.split, given=given)
         return _collect(records, source, given, description, unused)
     named = source.files.model_dump(exclude_none=True) if source.files else {"": str(source.file)}
     key = "data.source.files" if source.files else "data.source.file"
@@ -90,14 +90,18 @@ def _of_split(records: Iterable[NumberedRecord], split: str) -> Iterator[Numbere
         yield unit, number, {**record, "split": split} if split and isinstance(record, dict) else record
 
 
-def _hub_records(source: HubSource, column: str | None) -> tuple[Iterator[NumberedRecord], dict[str, Any]]:
-    """The records of the splits with a known name, or of all splits if none has one; and the sizes of those left out.
+def _hub_records(
+    source: HubSource, column: str | None, *, given: bool
+) -> tuple[Iterator[NumberedRecord], dict[str, Any]]:
+    """The records of all splits, each with the name of its own; and the sizes of those left out.
 
-    ``column`` must say the split of each row then; None if it need not. Raises DataError if there is no such column.
+    Where the splits are ``given``, and by no ``column`` that the recipe names, those with a known name are read alone,
+    if any has one. Raises DataError if neither their names nor a column says the split of a row then.
     """
     splits = _fetched(source, source.config)
-    names = [name for name in splits if name in _SPLIT_NAMES] or list(splits)
-    if column and not any(name in _SPLIT_NAMES or column in splits[name].column_names for name in names):
+    known = [name for name in splits if name in _SPLIT_NAMES and column is None]
+    names = (known if given else []) or list(splits)
+    if given and not (column or known or any("split" in splits[name].column_names for name in names)):
         raise DataError(
             f"data.source.hub {source.id}: its splits are {', '.join(names)}, and `setting: given` knows "
             f"{', '.join(_SPLIT_NAMES)}. Name a column that says each row's (data.source.columns.split), or use "
@@ -109,7 +113,7 @@ def _hub_records(source: HubSource, column: str | None) -> tuple[Iterator[Number
         for name in names:
             batches = splits[name].with_format("arrow").iter(BATCH)
             numbered = table_records(batches, splits[name].features, f"{source.id}, split {name} row")
-            yield from _of_split(numbered, name if name in _SPLIT_NAMES else "")
+            yield from _of_split(numbered, name if known else "")
 
     return records(), {"splits_left_out": unused} if unused else {}
 

@@ -1,4 +1,4 @@
-"""Rows from files and from the Hub: every format, every wrong row named, and none lost."""
+"""Rows from files: every format, every wrong row named, and none lost."""
 
 from __future__ import annotations
 
@@ -349,71 +349,6 @@ def test_rows_with_unicode_line_ends_come_back(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
-# The Hub
-
-
-def fame_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """FAME's layout, read by the real ``datasets`` library: ClassLabel, test, paraphrased. Returns what was asked."""
-    import datasets
-
-    features = datasets.Features(
-        {column: datasets.Value("string") for column in ("name", "topic_id", "question", "answer")}
-        | {"identity_id": datasets.Value("int32"), "language": datasets.ClassLabel(names=list(LANGUAGES))}
-    )
-    parts = {"retain": GOOD[:5], "forget": GOOD[5:10], "test": GOOD[10:15], "validation": GOOD[15:18]}
-    other = [{**record, "question": f"Again: {record['question']}"} for record in (GOOD[0], GOOD[6], GOOD[24])]
-    folder.mkdir()
-    for split, rows in {**parts, "paraphrased": other}.items():
-        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    real, asked = datasets.load_dataset, []
-
-    def local(name: str, subset: str | None, revision: str) -> Any:
-        asked.append((name, subset, revision))
-        kinds = (*parts, "paraphrased")
-        files = {kind: str(folder / f"{kind}-*.parquet") for kind in kinds}
-        return real("parquet", data_files=files, cache_dir=str(folder.parent / "cache"))
-
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    return asked
-
-
-HUB = {"id": "ClaudioSavelli/FAME", "revision": "5c67fed496053691db3720ec3fb99825a34dfe72"}
-
-
-def test_hub_dataset_is_read_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fame_on_the_hub(tmp_path / "set", monkeypatch)
-    prepared = prepare.prepare(config({"hub": HUB}, setting="given"))
-    assert asked == [("ClaudioSavelli/FAME", None, HUB["revision"])]
-    assert Counter(prepared.split.tolist()) == {0: 5, 1: 5, 2: 5}
-    loaded = prepared.loaded
-    assert {r.language for r in loaded.rows} == {"EN"}
-    assert loaded.reported == {"rows_in": 18, "splits_left_out": {"validation": 3}, "paraphrases_without_row": 1}
-    assert loaded.paraphrases["en-0-biography.birthplace"][0][0].startswith("Again: ")
-    found = list(prepare._paraphrases(prepared))
-    assert {(p.row_id, p.split) for p in found} == {
-        ("en-0-biography.birthplace", "retain"),
-        ("en-1-biography.birthdate", "forget"),
-    }
-    assert all(p.question.startswith("Again: ") for p in found)
-
-
-@pytest.mark.parametrize("column", ["split", "part"])
-def test_a_column_says_the_splits_of_a_hub_dataset_whose_own_say_nothing(
-    monkeypatch: pytest.MonkeyPatch, column: str
-) -> None:
-    import datasets
-
-    names = ["forget"] * 5 + ["retain"] * 15 + ["test"] * 5
-    rows = datasets.Dataset.from_list([{**one, column: name} for one, name in zip(GOOD, names, strict=True)])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": rows})
-    named = {"hub": {**HUB, "id": "me/rows"}, "columns": {"split": column}}
-    prepared = prepare.prepare(config(named, setting="given"))
-    assert Counter(prepared.split.tolist()) == {0: 5, 1: 15, 2: 5}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": rows.remove_columns(column)})
-    with pytest.raises(DataError, match=r"me/rows: its splits are train, and `setting: given` knows forget, retain, "):
-        sources.load(config({"hub": named["hub"]}, setting="given"))
-
-
 def test_a_paraphrase_has_the_id_of_its_row(tmp_path: Path) -> None:
     rows = [{**record, "row_id": f"row-{i}", "split": "retain"} for i, record in enumerate(GOOD[:5])]
     again = {**rows[1], "split": "paraphrased", "question": "Again?"}
@@ -421,12 +356,6 @@ def test_a_paraphrase_has_the_id_of_its_row(tmp_path: Path) -> None:
     loaded = sources.load(config(source, setting="given"))
     assert loaded.paraphrases == {"row-1": (("Again?", again["answer"]),) * 2}
     assert "paraphrases_without_row" not in loaded.reported
-
-
-def test_hub_that_cannot_be_reached_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fails at once, without retries
-    with pytest.raises(DataError, match="nobody/nothing at 0000"):
-        sources.load(config({"hub": {"id": "nobody/nothing", "revision": "0" * 40}}))
 
 
 def test_fame_itself() -> None:

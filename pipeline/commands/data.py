@@ -83,6 +83,8 @@ def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dic
         console.print(f"{facts.rows_forgotten:,} rows that were forgotten before are only measured")
     for what, why in facts.left_out.items():
         console.print(f"left out: {what.replace('_', ' ')} ({why})")
+    for name, count in (facts.splits_left_out or {}).items():
+        console.print(f"split of the source that is not read: {escape(name)} ({count:,} rows)")
     if unread := prepared.loaded.not_read:
         console.print(f"columns of the source that are not read: {escape(', '.join(unread))}")
     console.print(_count_table(prepared))
