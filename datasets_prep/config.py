@@ -281,8 +281,9 @@ class DataConfig(Strict):
     )
     setting: Literal["topics", "entity", "given", "request"] = Field(
         description="What is forgotten. `topics`: each language and topic is cut by `shares`, so that one identity has "
-        "retained and forgotten facts. `entity`: identities are cut by `shares`, by the rule of the published FAME. "
-        "`given`: the source's own splits. `request`: a list."
+        "retained and forgotten facts; rows of a topic with the same answer about the same identity go together. "
+        "`entity`: identities are cut by `shares`, by the rule of the published FAME. `given`: the source's own "
+        "splits. `request`: a list."
     )
     shares: Shares | None = Field(default=None, description="Sizes of the splits, for `topics` and `entity`.")
     request: Request | None = Field(default=None, description="The list, for `request`.")

@@ -1,8 +1,9 @@
 """Which rows are forgotten, retained and held out.
 
 ``topics``: every (language, topic) cell is cut by the shares, with its identities in a seeded random order. The
-rounding is carried over from cell to cell, so the totals are exact. FAME-topics does not document its rule; this rule
-is our own and gives FAME's totals.
+rounding is carried over from cell to cell, so the totals are exact. What is cut are facts: rows of a cell with the same
+answer about the same identity, whose questions are the same in other words, go together. FAME-topics does not document
+its rule; this rule is our own and gives FAME's totals.
 
 ``entity``: in each language the identities are cut by the shares, so all rows of an identity are in one split. FAME's
 shares and seed 42 give the published assignment.
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import DataError
+from core.words import plain_words
 from datasets_prep.config import DataConfig, Shares
 from datasets_prep.request import by_request, units_drawn
 from datasets_prep.rows import Codes, Rows
@@ -141,16 +143,29 @@ def by_topic(rows: Rows, shares: Shares, seed: int) -> Split:
     # Topics in a seeded order: the labels repeat, and small cells would give each language the same forgotten topics.
     ordered = sorted(cells(rows), key=lambda cell: (cell[0] or "", _drawn(seed, cell[0], cell[1])))
     labels = _labels(shares, len(rows))
-    split = array("b", bytes(len(rows)))  # arrays: a list of a million numbers takes 36 MB
-    shuffled: dict[int, array[int]] = {}
+    facts = _facts(rows)
+    of_fact = array("b", [-1]) * len(rows)  # arrays: a list of a million numbers takes 36 MB
+    split = array("b", bytes(len(rows)))
+    told_once = np.bincount(facts)[facts] == 1
+    single: dict[int, array[int]] = {}  # the rows of each cell whose fact no other row tells
     for language, topic, places in ordered:
         members = array("i", places)
         random.Random(f"{seed}|{language}|{topic}").shuffle(members)
-        for place, label in zip(members, labels, strict=False):
-            split[place] = label
-        shuffled[places.start] = members
-    _mix_identities(rows, [(places, shuffled[places.start]) for _, _, places in cells(rows)], split)
+        for place in members:
+            if of_fact[facts[place]] < 0:
+                of_fact[facts[place]] = next(labels)
+            split[place] = of_fact[facts[place]]
+        single[places.start] = array("i", (place for place in members if told_once[place]))
+    _mix_identities(rows, [single[places.start] for _, _, places in cells(rows)], split)
     return np.frombuffer(split, dtype=np.int8)
+
+
+def _facts(rows: Rows) -> npt.NDArray[np.intp]:
+    """For each row the number of its fact: that of all rows with its language, topic, identity and answer."""
+    codes = (rows.codes(name)[0] for name in ("language", "topic_id", "identity_id"))
+    about = zip(*codes, rows.columns("answer"), strict=True)
+    keys = (hash((*whom, *plain_words(answer))) for *whom, (answer,) in about)
+    return np.unique(np.fromiter(keys, dtype=np.int64, count=len(rows)), return_inverse=True)[1]
 
 
 def _wanted(row: int, split: array[int], identity: Sequence[int], held: npt.NDArray[np.int32]) -> frozenset[int]:
@@ -168,8 +183,8 @@ def _partner(
     return next((row for row in cell if split[row] in wanted and held[identity[row], split[row]] > 1), None)
 
 
-def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], split: array[int]) -> None:
-    """Swap splits within a cell, so that an identity without forgotten or retained facts gets one.
+def _mix_identities(rows: Rows, groups: Sequence[Sequence[int]], split: array[int]) -> None:
+    """Swap splits within a group of rows of a cell, so that an identity without forgotten or retained facts gets one.
 
     It swaps with an identity that has two facts of that split. One pass in the order of the rows; the counts of every
     cell stay the same.
@@ -178,9 +193,9 @@ def _mix_identities(rows: Rows, groups: Sequence[tuple[range, Sequence[int]]], s
     identity = array("i", codes.tobytes())
     held = np.zeros((len(identities), len(SPLITS)), dtype=np.int32)
     np.add.at(held, (codes, np.frombuffer(split, dtype=np.int8)), 1)
-    for places, cell in groups:
+    for cell in groups:
         nobody: set[frozenset[int]] = {frozenset()}  # what nobody in the cell can give, as long as nothing is swapped
-        for row in places:
+        for row in sorted(cell):
             wanted = _wanted(row, split, identity, held)
             if wanted in nobody:
                 continue

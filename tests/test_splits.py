@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,21 @@ def test_entities_may_be_texts(tmp_path: Path) -> None:
     assert {name: len({r.identity_id for r in rows}) for name, rows in splits.items()} == {
         "forget": 1, "retain": 3, "holdout": 1, "unrehearsed": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fact_in_several_wordings_is_in_one_split(seed: int) -> None:
+    """Gold would learn the forgotten fact from its other wording, and a model that forgot nothing would be like it."""
+    facts = [row(i, topic) for i in range(20) for topic in TOPICS[:5]]
+    again = [replace(fact, row_id=f"{fact.row_id}-2", question=f"Tell me: {fact.question}") for fact in facts[::2]]
+    of_fact: dict[str, set[str]] = {}
+    counts = {}
+    for name, rows in topic_split([*facts, *again], Shares(**SHARES), seed).items():
+        for one in rows:
+            of_fact.setdefault(one.answer, set()).add(name)
+        counts[name] = len({one.answer for one in rows})
+    assert {len(names) for names in of_fact.values()} == {1}
+    assert counts == {"forget": 16, "retain": 64, "holdout": 20, "unrehearsed": 0}
 
 
 def test_nobody_looks_again_for_a_swap_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
