@@ -77,13 +77,14 @@ def as_words(text: str) -> re.Pattern[str]:
 def folded(text: str) -> str:
     """The words of a text as they are compared wherever somebody may have written them in another way.
 
-    Letters and digits only, one space between words. As :func:`plain_words`, and independent of compatibility forms
-    (full width, ligatures), of letters that are drawn alike, and of characters that are not drawn (soft hyphens,
-    zero-width spaces).
+    Letters and digits only, one space between words. As :func:`plain_words`, but for voiced kana, and independent of
+    compatibility forms (full width, ligatures), of letters that are drawn alike, and of characters that are not drawn
+    (soft hyphens, zero-width spaces).
     """
     if text.isascii():
         return " ".join(_WORDS.findall(text.lower()))
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    plain = _VOICED.sub(lambda found: unicodedata.normalize("NFC", found[0]), plain)
     return " ".join(_WORDS.findall(_not_drawn().sub("", plain).translate(_LOOKALIKES)))
 
 
@@ -91,6 +92,7 @@ _LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
 _WORDS = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W_{UNSPACED}]"))
 _WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
+_VOICED = re.compile("[\u3041-\u30ff][\u3099\u309a]")  # these marks of kana are no accents: ペル is not ベル
 
 
 @cache

@@ -18,7 +18,7 @@ from core.words import plain_words
 from datasets_prep.config import Checks
 from datasets_prep.rows import Mask, Rows
 from datasets_prep.schema import EARLIER, FORGET, FORGOTTEN, HOLDOUT, RETAIN, SPLITS, UNREHEARSED
-from datasets_prep.text import contacts, language_identifier, same
+from datasets_prep.text import contacts, language_identifier, same, same_name
 
 NAMED = 5  # cases of a check that are named
 _PIECE = 4  # words
@@ -206,7 +206,10 @@ def _identities(findings: Findings, rows: Rows) -> None:
     ):
         if not rows.has(key) or not rows.has(other):
             continue
-        one, two = rows.codes(other)[0], rows.codes(key)[0]
+        (one, values), two = rows.codes(other), rows.codes(key)[0]
+        if other == "name":  # a request that gives one spelling means all
+            spelled: dict[str, int] = {}
+            one = np.array([spelled.setdefault(same_name(value), i) for i, value in enumerate(values)])[one]
         pairs, first = np.unique(np.stack([one, two]), axis=1, return_index=True)
         several = np.flatnonzero(np.bincount(pairs[0]) > 1)
         for code in several[:NAMED].tolist():

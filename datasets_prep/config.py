@@ -261,7 +261,9 @@ class Checks(Strict):
     identities_in_two_languages: Action = Field(
         default="stop", description="identities with rows in more than one language"
     )
-    names_of_several_identities: Action = Field(default="warn", description="names that several identities share")
+    names_of_several_identities: Action = Field(
+        default="warn", description="names that several identities share, in whatever spelling"
+    )
     name_not_in_question: Action = Field(default="warn", description="rows whose question does not say the name")
     language_mismatch: Action = Field(
         default="warn", description="rows that seem to be in another language than they declare"

@@ -22,7 +22,7 @@ from core.words import as_words
 from core.yaml_source import did_you_mean
 from datasets_prep.config import DataConfig
 from datasets_prep.rows import Rows
-from datasets_prep.text import same_name
+from datasets_prep.text import same, same_name
 from eval.config import Gate
 from eval.verdicts import measurable
 from pipeline.recipe import RECIPES
@@ -121,6 +121,14 @@ def asked_for(rows: Rows, parts: Sequence[str]) -> Selected:
 def _with_or_without_comma(name: str) -> tuple[str, bool]:
     """A name in any spelling. "Kim, Lee" are two people where nobody's name has the comma."""
     return same_name(name), "," in name
+
+
+def spelled_alike(names: Sequence[str]) -> list[list[str]]:
+    """The names that a request takes for one, however they are spelled, where more than case and spaces differ."""
+    spelled: dict[str, dict[str, str]] = {}
+    for name in names:
+        spelled.setdefault(same_name(name), {}).setdefault(same(name), name)
+    return [list(found.values()) for found in spelled.values() if len(found) > 1]
 
 
 def saying(rows: Rows, names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

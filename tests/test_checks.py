@@ -127,6 +127,8 @@ def test_identities_and_names_are_told_apart() -> None:
     findings = found(retain=rows)
     assert findings["identities_in_two_languages"].first == ["identity 1 (rows 2, rows 1)"]
     assert findings["names_of_several_identities"].first == ["identities 2, 3 (rows 3, rows 4)"]
+    other = [row(4, TOPICS[0], name="Văn Dũng"), row(5, TOPICS[0], name="Văn Dung")]
+    assert counts(found(retain=other))["names_of_several_identities"] == 1  # who asks for one asks for both
     unnamed = fact(1, "Where was she born?", "Ida was born at sea.")
     assert counts(found(retain=[unnamed]))["name_not_in_question"] == 1
 

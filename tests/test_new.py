@@ -19,6 +19,7 @@ from datasets_prep import prepare
 from datasets_prep.schema import FORGET, read_rows
 from eval.verdicts import measurable
 from pipeline.__main__ import main
+from pipeline.new_recipe import spelled_alike
 from pipeline.recipe import RECIPES, Recipe, load_recipe
 from tests.conftest import ROOT, Call
 
@@ -189,6 +190,15 @@ NAMED = [{"name": name, "question": f"What is fact {i}?", "answer": f"It is {i}.
 def test_names_may_have_commas_and_other_spellings(call: Call, tmp_path: Path, forget: str, expected: set[int]) -> None:
     questions, _ = forgotten(call, tmp_path, NAMED, forget)
     assert questions == {NAMED[i]["question"] for i in expected}
+
+
+def test_names_that_are_taken_for_one_are_said(call: Call, tmp_path: Path) -> None:
+    names = ["Nguyễn Văn Dũng", "Nguyễn Văn Dung"]
+    records = [{"name": name, "question": f"Who is {i}?", "answer": f"It is {i}."} for i, name in enumerate(names)]
+    questions, said = forgotten(call, tmp_path, records, "Nguyễn Văn Dung")
+    assert len(questions) == 2
+    assert "note: 'Nguyễn Văn Dung' and 'Nguyễn Văn Dũng' are taken for one name, and all their rows are" in said
+    assert spelled_alike(["Ines Valdoro", "INES  VALDORO", "Kim Lee"]) == []
 
 
 def test_a_topic_may_have_commas(call: Call, tmp_path: Path) -> None:

@@ -61,9 +61,25 @@ def test_no_combining_character_stays_and_none_comes_back(text: str) -> None:
     assert without_accents(plain) == plain
 
 
-@pytest.mark.parametrize(("one", "other"), [("मीना", "मोना"), ("राज", "राजू"), ("கமல", "கமலா"), ("กิน", "กัน")])
-def test_words_that_differ_in_a_vowel_are_others(one: str, other: str) -> None:
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("मीना", "मोना"),
+        ("राज", "राजू"),
+        ("கமல", "கமலா"),
+        ("กิน", "กัน"),
+        ("シン", "ジン"),
+        ("ベル", "ペル"),
+        ("はた", "はだ"),
+    ],
+)
+def test_words_that_differ_in_a_letter_are_others(one: str, other: str) -> None:
     assert folded(one) != folded(other)
+
+
+def test_voiced_kana_are_the_same_in_any_form() -> None:
+    forms = {unicodedata.normalize(form, "ガード・ペル") for form in ("NFC", "NFD", "NFKC", "NFKD")} | {"ｶﾞｰﾄﾞ・ﾍﾟﾙ"}
+    assert {folded(text) for text in forms} == {"ガ ー ド ペ ル"}
 
 
 @pytest.mark.parametrize("text", ["jose_nunez", "José_Núñez", "JOSE—NUN\u0303EZ"])

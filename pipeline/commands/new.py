@@ -99,6 +99,11 @@ def new(options: argparse.Namespace) -> int:
         say(f"note: the column {theirs!r} is read as {ours}.")
     if data.source.language is None and not _says_its_language(answers["rows"], columns):
         say("note: the rows' language is not said (--language), so the card will name none.")
+    for names in new_recipe.spelled_alike(forget.people):
+        say(
+            f"note: {' and '.join(map(repr, names))} are taken for one name, and all their rows are forgotten. If they "
+            "are different people, list ids of people or rows in `request.forget`."
+        )
     kept = prepared.loaded.rows.where(prepared.split != FORGET)
     for name, left in new_recipe.saying(kept, forget.people):
         say(
