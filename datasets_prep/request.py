@@ -228,10 +228,12 @@ def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
         mask[index] = bool(found)
         matched |= found
     if missing := [place for (place, _, _), key in zip(listed, keys, strict=True) if key not in matched]:
-        raise DataError(
-            f"{path}: {len(missing)} of its rows are not in the source: {_named(missing)}. Write each row as the "
-            "source has it, word for word."
-        )
+        remedy = "Write each row as the source has it, word for word"
+        if path.startswith("data.request.forgotten"):
+            remedy += (
+                "; what was deleted there has to be in it for this run, which measures it and trains on none of it"
+            )
+        raise DataError(f"{path}: {len(missing)} of its rows are not in the source: {_named(missing)}. {remedy}.")
     return mask
 
 

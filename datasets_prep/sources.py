@@ -127,7 +127,9 @@ def _fetched(source: HubSource, subset: str | None) -> Mapping[str, Dataset]:
         splits: Mapping[str, Dataset] = load_dataset(source.id, subset, revision=source.revision)
     except Exception as error:  # the libraries below raise errors of many unrelated classes
         reason = " ".join(str(error).split())
-        remedy = "Check id and revision, the network, and the access rights of the token (`hf auth login`)"
+        remedy = (
+            "Check id, revision and subset (config), the network, and the access rights of the token (`hf auth login`)"
+        )
         raise DataError(f"{where}: cannot be loaded ({reason}). {remedy}.") from error
     # Offline, or after most errors, `datasets` takes the newest that its cache has of this name, whatever its commit.
     places = {Path(file["filename"]).parent.name for split in splits.values() for file in split.cache_files}

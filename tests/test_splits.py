@@ -285,6 +285,14 @@ def test_the_file_of_an_earlier_run_has_our_names_of_columns(tmp_path: Path) -> 
     assert forgotten_by(tmp_path, records, earlier, row_id="id", question="prompt", answer="told") == {"In 1."}
 
 
+def test_what_was_forgotten_and_is_deleted_has_to_come_back_to_be_measured(tmp_path: Path) -> None:
+    deleted = data_rows.row(9, TOPICS[0])
+    with pytest.raises(
+        DataError, match=r"forgotten\[0\].file: 1 of its .* what was deleted there has to be in it for "
+    ):
+        forgotten_by(tmp_path, GOOD, [deleted])
+
+
 def test_a_row_that_came_to_share_its_id_with_a_new_one_is_found_by_its_fact(tmp_path: Path) -> None:
     more = GOOD[0] | {"question": "What else is known?", "answer": "It is new."}
     earlier = [row(0, TOPICS[0], question=GOOD[0]["question"], answer=GOOD[0]["answer"])]
