@@ -217,10 +217,13 @@ class _Parser:
                 self.paraphrases.setdefault(row.row_id, []).append((row.question, row.answer))
             elif self._is_repeated(placed):
                 self.repeated += 1
-            elif placed.split == REAL_WORLD:
-                self.real_world.append(_with_false_answers(placed, where))
             else:
-                yield placed
+                if "row_id" in self.column_names:
+                    self._refuse_known(placed.row.row_id, where)
+                if placed.split == REAL_WORLD:
+                    self.real_world.append(_with_false_answers(placed, where))
+                else:
+                    yield placed
 
     def _is_repeated(self, placed: Placed) -> bool:
         """Whether an earlier subset of the row's split has its fact."""
@@ -245,10 +248,7 @@ class _Parser:
         identity = self._identity(values["identity_id"], where) if "identity_id" in values else optional.get("name")
         topic = optional.get("topic_id")
         split = self._split(values.get("split"), where)
-        own = optional.get("row_id")
-        if own is not None and split != PARAPHRASED:  # a paraphrase has the id of its row
-            self._refuse_known(own, where)
-        row_id = own or (
+        row_id = optional.get("row_id") or (
             make_row_id(language, identity, topic)
             if language and identity and topic
             else fact_digest(text["question"], text["answer"])

@@ -104,3 +104,20 @@ def test_hub_that_cannot_be_reached_is_a_data_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # fails at once, without retries
     with pytest.raises(DataError, match="nobody/nothing at 0000"):
         sources.load(config({"hub": {"id": "nobody/nothing", "revision": "0" * 40}}))
+
+
+def test_a_row_of_two_subsets_has_its_own_id_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = [{**record, "row_id": f"row-{i}"} for i, record in enumerate(GOOD)]
+    subsets = {"some": rows[:2], "all": rows[:5], "kept": rows[5:], "again": [{**rows[6], "row_id": "row-1"}]}
+
+    def load(_: str, subset: str, **__: str) -> Any:
+        return {"train": datasets.Dataset.from_list(subsets[subset])}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = {**HUB, "subsets": {"forget": ["some", "all"], "retain": ["kept"]}}
+    loaded = sources.load(config({"hub": hub}, setting="given"))
+    assert loaded.reported == {"rows_in": 27, "rows_read_before": 2}
+    with pytest.raises(DataError, match="again row 1: row_id 'row-1' is that of an earlier row"):
+        sources.load(config({"hub": hub | {"subsets": {"forget": ["all"], "retain": ["again"]}}}, setting="given"))
