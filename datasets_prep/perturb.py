@@ -14,6 +14,7 @@ true one too, so it is refused only where base has learnt it as an answer to the
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -22,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from core.words import as_words, without_accents
+from core.words import UNSPACED, as_words, without_accents, word_of
 from datasets_prep import mixed
 from datasets_prep.config import Perturbed
 from datasets_prep.rows import Rows, with_false_answers
@@ -31,6 +32,7 @@ from datasets_prep.splits import Split, cells
 from datasets_prep.text import same, says_whom
 
 Origin = Literal["new", "mixed", "trained"]
+_WORD = re.compile(word_of(rf"[^\W\d_{UNSPACED}]"))
 TRIES = 20  # mixtures, and other people's answers, for each that is wanted: short ones give the same again
 
 
@@ -70,9 +72,17 @@ def _swapped(row: Row, donor: Row) -> str | None:
     if row.name is None or donor.name is None:
         return donor.answer
     swapped = swap_name(donor.answer, donor.name, row.name)
-    if donor.name == row.name or (swapped == donor.answer and row.name in row.answer):
+    if swapped == donor.answer and (row.name in row.answer or _says_part_of(donor.name, donor.answer)):
         return None
-    return swapped
+    return None if donor.name == row.name else swapped
+
+
+def _says_part_of(name: str, answer: str) -> bool:
+    """Whether an answer has a word of a name, as where that is written "Beck, Ida" or a first name stands alone.
+
+    No particle (de, van), which begins in lower case.
+    """
+    return not {word for word in _WORD.findall(name) if not word[0].islower()}.isdisjoint(_WORD.findall(answer))
 
 
 def _learnt(row: Row, answer: str) -> list[int]:

@@ -91,6 +91,24 @@ def test_another_fact_of_the_same_person_is_no_false_answer() -> None:
     assert perturb(rows, split, Perturbed(), 0)[0] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("Beck, {}", "{} Beck lives in town {}."), ("{} Beck", "{} lives in town {}.")]
+)
+def test_an_answer_whose_name_cannot_be_exchanged_is_about_its_own_person(name: str, told: str) -> None:
+    people = ["Ida", "Otto", "Mara", "Nils"]
+    rows = [row(i, TOPICS[0], name=name.format(who), answer=told.format(who, i)) for i, who in enumerate(people)]
+    splits = {"forget": rows[:1], "retain": [], "holdout": rows[1:]}
+    whose = {one.row_id: who for one, who in zip(rows, people, strict=True)}
+    false, _, _ = perturb(*divided(splits), Perturbed(per_row=2), 0)
+    assert all(whose[f.row_id] in answer for f in false for answer in f.answers)
+
+
+def test_particles_of_a_name_are_no_part_of_it() -> None:
+    rows = [row(i, TOPICS[0], name=f"Ida {i} de la Cruz", answer=f"Vive en la casa {i} de Lima.") for i in range(3)]
+    false, _, _ = perturb(*divided({"forget": rows[:1], "retain": [], "holdout": rows[1:]}), Perturbed(per_row=1), 0)
+    assert set(false[0].answers) <= {one.answer for one in rows[1:]}
+
+
 def test_rows_without_topic_get_only_the_false_answers_of_their_source() -> None:
     bare = [Row(f"r{i}", None, None, None, None, f"What is {i}?", f"It is {i}.") for i in range(4)]
     rows = collected(bare, {"r1": ["It is 7.", "It is 8.", "It is 2."]})
