@@ -22,7 +22,7 @@ from datasets_prep.chat import chat_example, encode, load_tokenizer, refuse_spec
 from datasets_prep.checks import Findings
 from datasets_prep.config import DataConfig
 from datasets_prep.perturb import FalseAnswers
-from datasets_prep.request import of_part
+from datasets_prep.request import as_released, of_part
 from datasets_prep.rows import Placed, Rows, told_first, with_false_answers
 from datasets_prep.schema import (
     CHECKS,
@@ -90,7 +90,7 @@ def _divided(config: DataConfig) -> tuple[Loaded, Split]:
 def _kept_apart(config: DataConfig, loaded: Loaded, split: Split, findings: Findings) -> Prepared:
     """Forgotten rows are taken out, and some retain rows become unrehearsed ones."""
     earlier = split == EARLIER
-    forgotten, rows = loaded.rows.where(earlier), loaded.rows.where(~earlier)
+    forgotten, rows = as_released(loaded.rows.where(earlier), config), loaded.rows.where(~earlier)
     stay = with_false_answers(rows)  # in TOFU those on which its utility is measured
     marked = splits.keep_unrehearsed(split[~earlier], config, stay, told_first(rows))
     return Prepared(replace(loaded, rows=rows), marked, findings, forgotten)

@@ -187,39 +187,55 @@ def _in_columns(rows: Rows, columns: Mapping[str, Callable[[str], str]], request
     return mask
 
 
-def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
-    """The rows that a file lists, matched by row id if a row has the file's, else by question and answer.
+Listed = tuple[str, str | None, tuple[Any, Any]]
+"""A row of a file that lists rows: its place there, its id if it has one, and its question and answer."""
 
-    The file's columns are called as the source's, or as ours in the files of an earlier run. Raises DataError if an id
-    is that of a row with another question or answer: ids of another export may count other rows.
+
+def _listed(name: str, config: DataConfig, path: str) -> list[Listed]:
+    """The rows that a file lists. Its columns are called as the source's, or as ours in the files of an earlier run.
+
+    Raises DataError if one names no row, or there are none.
     """
     columns = config.source.columns
     by_id = columns.row_id or "row_id"
     names = ((by_id, "row_id"), (columns.question, "question"), (columns.answer, "answer"))
-    listed: list[tuple[str, str | None, tuple[str, str] | None]] = []
-    said: list[tuple[Any, Any]] = []
+    listed: list[Listed] = []
     for unit, number, record in read_file(name, path):
         place = f"{unit} {number}"
         if not isinstance(record, dict):
             raise DataError(f"{place}: is a {type(record).__name__} and must be an object.")
-        row_id, question, answer = (record.get(theirs, record.get(ours)) for theirs, ours in names)
+        row_id, *texts = (record.get(theirs, record.get(ours)) for theirs, ours in names)
         given_id = row_id.strip() if isinstance(row_id, str) and row_id.strip() else None
-        fact = (same(question), same(answer)) if isinstance(question, str) and isinstance(answer, str) else None
-        if given_id is None and fact is None:
+        said = texts[0], texts[1]
+        if given_id is None and _fact(said) is None:
             raise DataError(
                 f"{place}: names no row. Give {by_id}, or {columns.question} and {columns.answer}, as text."
             )
-        listed.append((place, given_id, fact))
-        said.append((question, answer))
+        listed.append((place, given_id, said))
     if not listed:
         raise DataError(f"{path}: the file has no rows. Give the rows to forget.")
+    return listed
+
+
+def _fact(said: tuple[Any, Any]) -> tuple[str, str] | None:
+    question, answer = said
+    return (same(question), same(answer)) if isinstance(question, str) and isinstance(answer, str) else None
+
+
+def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
+    """The rows that a file lists, matched by row id if a row has the file's, else by question and answer.
+
+    Raises DataError if an id is that of a row with another question or answer: ids of another export may count other
+    rows.
+    """
+    listed = _listed(name, config, path)
     ids = {given_id for _, given_id, _ in listed}
     there = {row_id: texts for row_id, *texts in rows.columns("row_id", "question", "answer") if row_id in ids}
-    for (place, given_id, _), texts in zip(listed, said, strict=True):
+    for place, given_id, texts in listed:
         if given_id in there:
-            _refuse_another(place, by_id, texts, there[given_id])
+            _refuse_another(place, config.source.columns.row_id or "row_id", texts, there[given_id])
     # A row that shares its id by now with a new row of the source has another one.
-    keys: list[Any] = [fact if fact and given_id not in there else given_id for _, given_id, fact in listed]
+    keys: list[Any] = [given_id if given_id in there else _fact(said) or given_id for _, given_id, said in listed]
     wanted, has_facts = set(keys), any(isinstance(key, tuple) for key in keys)
     mask = np.zeros(len(rows), dtype=np.bool_)
     matched: set[Any] = set()
@@ -235,6 +251,26 @@ def _in_file(rows: Rows, name: str, config: DataConfig, path: str) -> Mask:
             )
         raise DataError(f"{path}: {len(missing)} of its rows are not in the source: {_named(missing)}. {remedy}.")
     return mask
+
+
+def as_released(forgotten: Rows, config: DataConfig) -> Rows:
+    """The forgotten rows with the ids that the files of ``data.request.forgotten`` give them.
+
+    A row that shares its id by now with a new row of the source has another one, and the release that was made to
+    forget it knows it by the first.
+    """
+    own, earlier = {row_id for (row_id,) in forgotten.columns("row_id")}, dict[Any, str]()
+    selections = (config.request and config.request.forgotten) or []
+    for index, selection in enumerate(selections):
+        if selection.file is not None:
+            listed = _listed(selection.file, config, f"data.request.forgotten[{index}].file")
+            earlier |= {_fact(said): given_id for _, given_id, said in listed if given_id and given_id not in own}
+    if not earlier:
+        return forgotten
+    rows = forgotten.columns("row_id", "question", "answer")
+    ids = [earlier.get((same(question), same(answer)), row_id) for row_id, question, answer in rows]
+    place = forgotten.table.column_names.index("row_id")
+    return Rows(forgotten.table.set_column(place, "row_id", pa.array(ids, forgotten.table["row_id"].type)))
 
 
 def _refuse_another(place: str, by_id: str, listed: Sequence[Any], own: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from core.errors import DataError
 from datasets_prep import prepare, splits
 from datasets_prep.config import SampleSource, Shares
+from datasets_prep.rows import Rows
 from datasets_prep.sample import generate
 from datasets_prep.schema import HOLDOUT, LANGUAGES, SPLITS, TOPICS, Row, write_rows
 from datasets_prep.splits import assign, by_entity, by_topic, mixed_identities
@@ -270,13 +271,17 @@ def test_a_name_is_that_of_a_person_in_any_spelling_and_an_id_is_exact(tmp_path:
         requested(tmp_path, [{"rows": [f"en-4-{TOPICS[1]}".upper()]}])
 
 
-def forgotten_by(folder: Path, records: list[dict[str, Any]], earlier: list[Row], **columns: str) -> set[str]:
-    """The answers of the rows that the file of an earlier run names in a source, whose last row is asked for now."""
+def forgotten_rows(folder: Path, records: list[dict[str, Any]], earlier: list[Row], **columns: str) -> Rows:
+    """The rows that the file of an earlier run names in a source, whose last row is asked for now."""
     source = {"file": str(write(folder / "rows.jsonl", records)), "columns": columns}
     write_rows(folder / "forget.jsonl", earlier)
     (now := folder / "now.jsonl").write_text(json.dumps(records[-1]))
     request = {"forget": [{"file": str(now)}], "forgotten": [{"file": str(folder / "forget.jsonl")}]}
-    return {r.answer for r in prepare.unchecked(config(source, setting="request", request=request)).forgotten}
+    return prepare.unchecked(config(source, setting="request", request=request)).forgotten
+
+
+def forgotten_by(folder: Path, records: list[dict[str, Any]], earlier: list[Row], **columns: str) -> set[str]:
+    return {r.answer for r in forgotten_rows(folder, records, earlier, **columns)}
 
 
 def test_the_file_of_an_earlier_run_has_our_names_of_columns(tmp_path: Path) -> None:
@@ -293,11 +298,13 @@ def test_what_was_forgotten_and_is_deleted_has_to_come_back_to_be_measured(tmp_p
         forgotten_by(tmp_path, GOOD, [deleted])
 
 
-def test_a_row_that_came_to_share_its_id_with_a_new_one_is_found_by_its_fact(tmp_path: Path) -> None:
+def test_a_row_that_came_to_share_its_id_with_a_new_one_is_found_by_its_fact_and_keeps_its_id(tmp_path: Path) -> None:
     more = GOOD[0] | {"question": "What else is known?", "answer": "It is new."}
     earlier = [row(0, TOPICS[0], question=GOOD[0]["question"], answer=GOOD[0]["answer"])]
     assert forgotten_by(tmp_path, GOOD, earlier) == {GOOD[0]["answer"]}
-    assert forgotten_by(tmp_path, [more, *GOOD], earlier) == {GOOD[0]["answer"]}
+    found = forgotten_rows(tmp_path, [more, *GOOD], earlier)
+    assert [r.row_id for r in found] == [earlier[0].row_id]  # by which the digest of the release has it
+    assert [r.answer for r in found] == [GOOD[0]["answer"]]
 
 
 def test_a_request_may_hold_out_rows(tmp_path: Path) -> None:
