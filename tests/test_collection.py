@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard, HfApi
 from core.errors import RecipeError
 from pipeline.collection import COLLECTIONS, load, load_collection
 from pipeline.commands import collection
+from pipeline.commands.collection_comparison import _group
 from pipeline.engine.graph import Member, graph
 from pipeline.engine.runner import Store
 from pipeline.localhub.server import LocalHub
@@ -101,6 +102,25 @@ def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
             read()
     path.write_text(path.read_text().replace("  each:", "  leave_out: [{method: gd-a, data: b}]\n  each:"))
     assert list(load_collection(str(path)).members) == ["gd-a-b", "gd-b", "gd-a-a-b"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "groups"),
+    [
+        ("seed: {first: {label: One}, second: {}}", {"first": "One", "second": "second"}),
+        ("seed: {a: {}}", {"a": "all"}),
+        ("seed: {a: {}, b: {}}, method: {x: {}, y: {}}", {"a-x a-y": "a", "b-x b-y": "b"}),
+        ("kind: {a: {}, b: {}, c: {}, d: {}}", {"a b": "a, b", "c d": "c, d"}),
+        ("kind: {a: {}, b: {}}", {"a b": "all"}),
+    ],
+)
+def test_no_two_groups_of_a_comparison_are_called_alike(tmp_path: Path, matrix: str, groups: dict[str, str]) -> None:
+    path = tmp_path / "mine.yaml"
+    text = CHANGED.replace("method: {one: {}, two: {unlearn: {epochs: 3}}}", matrix)
+    axes = "-".join(f"{{{axis}}}" for axis in ("seed", "kind", "method") if f"{axis}:" in matrix)
+    path.write_text(text.replace("m-{method}", f"m-{axes}"))
+    found = load_collection(str(path))
+    assert {members: _group(found, members.split()) for members in groups} == groups
 
 
 def test_a_path_begins_at_the_folder_of_the_collection(tmp_path: Path) -> None:

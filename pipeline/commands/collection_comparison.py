@@ -73,14 +73,19 @@ def _reference(kind: Literal["base", "gold"], group: str, made: Mapping[str, Art
 
 
 def _group(collection: Collection, members: list[str]) -> str:
-    """What these members have in common, by the labels of the matrix; ``all`` if they are all that there are."""
+    """What these members alone have in common, by the labels of the matrix; ``all`` if they are all that there are.
+
+    Their names, if others have it in common with them.
+    """
     cells = [collection.cells[name] for name in members]
-    labels = [
-        collection.config.label(axis, cells[0][axis])
+    shared = {
+        axis: cells[0][axis]
         for axis, values in collection.config.matrix.items()
-        if len({cell[axis] for cell in cells}) == 1 and len(values) > 1 and len(cells) > 1
-    ]
-    return ", ".join(labels) or "all"
+        if len({cell[axis] for cell in cells}) == 1 and len(values) > 1
+    }
+    if sum(shared.items() <= cell.items() for cell in collection.cells.values()) > len(members):
+        return ", ".join(members)
+    return ", ".join(collection.config.label(axis, value) for axis, value in shared.items()) or "all"
 
 
 def write(
