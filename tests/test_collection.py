@@ -11,9 +11,10 @@ import pytest
 from huggingface_hub import DatasetCard, HfApi
 
 from core.errors import RecipeError
+from model_card.comparison import Compared
 from pipeline.collection import COLLECTIONS, load, load_collection
 from pipeline.commands import collection
-from pipeline.commands.collection_comparison import _group
+from pipeline.commands.collection_comparison import _group, write
 from pipeline.engine.graph import Member, graph
 from pipeline.engine.runner import Store
 from pipeline.localhub.server import LocalHub
@@ -21,6 +22,7 @@ from pipeline.stages import stages
 from tests import walk
 from tests.collections import write_collection
 from tests.conftest import Call
+from tests.small_card import records_of
 from tests.test_runner import toy
 
 NAMES = sorted(path.stem for path in COLLECTIONS.glob("*.yaml"))
@@ -121,6 +123,29 @@ def test_no_two_groups_of_a_comparison_are_called_alike(tmp_path: Path, matrix: 
     path.write_text(text.replace("m-{method}", f"m-{axes}"))
     found = load_collection(str(path))
     assert {members: _group(found, members.split()) for members in groups} == groups
+
+
+@pytest.mark.parametrize(
+    ("licences", "said"),
+    [
+        (("qwen", "qwen"), {"license": "other", "license_name": "qwen"}),
+        (("qwen", "mit"), {"license": None}),
+    ],
+)
+def test_the_page_is_what_the_hub_takes_and_shows(
+    tmp_path: Path, licences: tuple[str, str], said: dict[str, str | None]
+) -> None:
+    """The Hub has no id for Qwen's licence, and refuses a card with an id that it does not have."""
+    text = CHANGED.replace("one: {}", f"one: {{model: {{license: {licences[0]}}}}}")
+    text = text.replace("{unlearn: {epochs: 3}}", f"{{model: {{license: {licences[1]}}}}}")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("title: Mine", "title: GD* and CSD*").replace("A test.", "<b>Of a_b_c"))
+    models = [Compared("base", "all", "base", records_of("base"), None, {}, None, 0.0)]
+    listing = write(load_collection(str(path)), models, {}, {}, tmp_path / "page")
+    page = DatasetCard(listing.files["README.md"].decode())
+    assert {key: page.data.to_dict().get(key) for key in said} == said
+    assert "# GD\\* and CSD\\*\n\n&lt;b&gt;Of a\\_b\\_c\n" in page.text
+    assert (listing.title, listing.description) == ("GD* and CSD*", "<b>Of a_b_c")  # on the Hub they are plain text
 
 
 def test_a_path_begins_at_the_folder_of_the_collection(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from core.artifacts import json_text
 from eval.schema import ComparedMetric, read_records, read_verdict
 from eval.verdicts import compare
 from model_card.comparison import ACROSS, UP, Compared, card_table, page, plot
+from model_card.markdown import escape
 from model_card.tables import interval
 from pipeline.collection import Collection
 from pipeline.engine.artifact import Artifact
@@ -100,7 +101,8 @@ def write(
         f"{len(done)} stages took {duration(seconds)} together; without sharing, the releases would have taken "
         f"{duration(unshared)}. Time is that of the stages, on whatever machine each ran."
     )
-    text = f"# {config.title}\n\n{config.description}\n\n![forget against retain](comparison.png)\n\n{table}\n"
+    head = f"# {escape(config.title)}\n\n{escape(config.description)}"
+    text = f"{head}\n\n![forget against retain](comparison.png)\n\n{table}\n"
     files = {"comparison.png": picture, "README.md": (_metadata(collection) + text).encode()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.png").write_bytes(picture)
@@ -121,10 +123,9 @@ def write(
 
 def _metadata(collection: Collection) -> str:
     """The head of the Hub's page. The licence is that of the models, if they share one."""
-    licences = {recipe.model.license for recipe in collection.members.values()}
-    data = DatasetCardData(
-        license=licences.pop() if len(licences) == 1 else None, tags=["machine-unlearning"], viewer=False
-    )
+    first, *others = (recipe.model.metadata for recipe in collection.members.values())
+    shared = first if all(other == first for other in others) else {}
+    data = DatasetCardData(**shared, tags=["machine-unlearning"], viewer=False)
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
