@@ -13,7 +13,7 @@ from eval.schema import Z_95, Record
 from model_card.claims import short, short_interval
 from model_card.config import CardInputs
 from model_card.facts import Evidence
-from model_card.markdown import counted, escape, listed
+from model_card.markdown import counted, listed
 
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
 DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does
@@ -60,7 +60,7 @@ def further(evidence: Evidence) -> Iterator[str]:
             "Gold was asked with the chat template that it was published with, which gives rows other tokens than "
             "base's. What differs between the models may be due to that."
         )
-    if limited := [escape(task) for task in _shown_suites(evidence) if evidence.suites[task].limited]:
+    if limited := [task for task in _shown_suites(evidence) if evidence.suites[task].limited]:
         yield f"Of {listed(limited)} only some of the questions were asked."
     if missing := not_measured(evidence):
         yield f"Not measured: {'; '.join(missing)}."

@@ -48,7 +48,7 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "shown": plots.available(evidence),
         "headlines": tables.headline_table(evidence),
         "limits": [*limits.limits(config, evidence), *(escape(text) for text in config.card.limitations)],
-        "further_limits": list(limits.further(evidence)),
+        "further_limits": [escape(text) for text in limits.further(evidence)],
         "method": method_name(config.unlearn),
         "does": [*method_does(config.unlearn), *asked(evidence)],
         "capped": config.unlearn.get("forget_cap") is not None,

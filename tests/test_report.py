@@ -154,6 +154,15 @@ def test_the_keyboard_alone_is_enough(chromium: Chromium, folder: Path) -> None:
         assert opened.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+def test_it_is_no_markdown(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", ["eval.suites=[{task: m_mmlu_de, limit: 5}]"])
+    inputs = write_evidence(tmp_path / "evidence", recipe)
+    (tmp_path / "out").mkdir()
+    stage.run(next(s.config for s in stages(recipe) if s.name == "card"), inputs, tmp_path / "out")
+    assert "Of m_mmlu_de only some of the questions" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Of m\\_mmlu\\_de only some" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_report_and_the_card_take_three_seconds_at_most(tmp_path: Path) -> None:
     import time
 
