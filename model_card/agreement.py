@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from core.errors import InputError
@@ -35,6 +35,8 @@ SECTIONS = (
 AUDITED = "Robustness and audit"
 GROUPED = "By language and topic"
 COMPARED = "Compared with another checkpoint"
+DATASET = ("name", "license")  # of the recipe's section on its data, beside the citation
+VERSION = re.compile(r"\d+\.\d+")
 CELL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
 _ANSWER_LENGTH = 8  # characters; shorter answers are words that a card may use for other reasons
 
@@ -70,8 +72,39 @@ def problems(card: str, config: CardInputs, evidence: Evidence, forget: Sequence
         *_comparison(_rows(sections, COMPARED), evidence),
         *_counts(_rows(sections, "Data"), evidence),
         *_settings(sections, config),
-        *_prose(sections, evidence),
+        *_prose(sections, config, evidence),
     ]
+
+
+def refuse_unfinished(said: Mapping[str, Any], topics: Collection[str]) -> None:
+    """Raise InputError if what a recipe says, by section, has a placeholder or path that no card may show.
+
+    ``topics`` are those of the forget rows, which may look like one.
+    """
+    dataset = said["card"].get("dataset") or {}
+    shown = {
+        "card": [*(said["card"][key] for key in ("title", "summary", "limitations")), *map(dataset.get, DATASET)],
+        "gates": [gate["reason"] for gate in said["gates"]],
+        **{section: said[section] for section in ("base", "gold", "novice", "unlearn", "eval")},
+    }
+    texts = ((section, _without(topics, text)) for section, value in shown.items() for text in _strings(value))
+    if broken := [f"- {section}: {problem}" for section, text in texts for problem in unfinished(text)]:
+        raise InputError("A card with this would be refused. Correct the recipe:\n" + "\n".join(broken))
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
+
+
+def _without(given: Iterable[str], text: str) -> str:
+    """A text without what the data are called, which may hold {{braces}}, or be called /people/person."""
+    for name in given:
+        text = text.replace(name, "\n" * name.count("\n")) if any(unfinished(name)) else text
+    return text
 
 
 def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -> Iterator[str]:
@@ -101,10 +134,8 @@ def _metadata(data: Mapping[str, Any], config: CardInputs, evidence: Evidence) -
 
 
 def _text(card: str, config: CardInputs, evidence: Evidence) -> Iterator[str]:
-    citation, text = dataset_of(config).citation or "", card
-    for given in (citation, *evidence.topics):  # which may hold {{braces}}, or be called /people/person
-        text = text.replace(given, "\n" * given.count("\n")) if any(unfinished(given)) else text
-    yield from unfinished(text)
+    citation = dataset_of(config).citation or ""
+    yield from unfinished(_without((citation, *evidence.topics), card))
     if citation not in card:
         yield "The citation of the data is not on the card."
     if evidence.verdict.weights_sha256 not in card:
@@ -262,13 +293,14 @@ def _settings(sections: list[Section], config: CardInputs) -> Iterator[str]:
         yield "Method: the settings are not those of the recipe."
 
 
-def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
-    """Decimal numbers in sentences are measured too: each must be a number of the evidence."""
+def _prose(sections: list[Section], config: CardInputs, evidence: Evidence) -> Iterator[str]:
+    """Decimal numbers in sentences are measured too: each must be a number of the evidence, or of a name."""
     records = [record for of_model in evidence.records.values() for record in of_model]
     known = [value for r in records for value in (r.value, r.ci_low, r.ci_high)]
     known += [number for gate in evidence.gates for number in gate.numbers()]
     known += evidence.ascent.numbers()
     known += [evidence.leak_bound, *map(float, DECIMAL.findall(evidence.ascent.stopped))]
+    known += [float(number) for name in _names(config) for number in VERSION.findall(name)]
     for section in sections:
         if section.heading in ("Licence", "Provenance"):
             continue  # versions
@@ -276,3 +308,11 @@ def _prose(sections: list[Section], evidence: Evidence) -> Iterator[str]:
             for match in DECIMAL.finditer(text):
                 if not is_among(match[0], known):
                     yield f"The number {match[0]} below {section.heading!r} is not in the evidence: {text[:80]!r}."
+
+
+def _names(config: CardInputs) -> Iterator[str]:
+    """What prose may call the model and the data, such as "Llama 3.2" and "CC BY 4.0"."""
+    dataset = dataset_of(config)
+    yield from (config.model.name, config.model.rules.name, dataset.name, dataset.license, dataset.subset or "")
+    for names in dataset.subsets.values():
+        yield from names

@@ -57,7 +57,10 @@ class CardDataset(Strict):
 
 
 class CardConfig(Strict):
-    """The prose of a card: plain text, not Markdown. Measured numbers come from the evidence."""
+    """The prose of a card: plain text, not Markdown. Measured numbers come from the evidence.
+
+    A decimal number must be one of them, or stand in the name of the model, of the data or of a licence.
+    """
 
     title: Text = Field(min_length=1, max_length=2000, description="Title of the card.")
     summary: Text = Field(min_length=1, max_length=2000, description="What the release is, in a few sentences.")

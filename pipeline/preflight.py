@@ -23,6 +23,7 @@ from core.places import user_path
 from datasets_prep.schema import DataFacts, read_data_facts, read_perturbed, read_rows
 from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
+from model_card.agreement import refuse_unfinished
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
 from pipeline.cost.shape import config_file, shape_of
@@ -335,12 +336,14 @@ def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
     """Raise InputError if the rows of ``data`` and the recipe do not go together.
 
     The rows have to carry the gates and have what the method reads: false answers, and somebody else to be asked the
-    given questions about. And what is published of the recipe may not state what is to be forgotten.
+    given questions about. And what is published of the recipe may not state what is to be forgotten, nor be unfinished.
     """
-    refuse_answers(said_of(recipe), data, recipe.publish.search_for)
+    said, forget = said_of(recipe), read_rows(data / "forget.jsonl")
+    refuse_answers(said, data, recipe.publish.search_for)
+    refuse_unfinished(said, {row.topic_id for row in forget if row.topic_id})
     false = Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, false)
-    false_answers(recipe.unlearn, data, read_rows(data / "forget.jsonl"))
+    false_answers(recipe.unlearn, data, forget)
     asked = recipe.unlearn.neighbours.questions if recipe.unlearn.neighbours else 0  # as many may be kept
     recipe.unlearn.refuse_rows(facts.rows.retain, facts.rows.retain + asked, facts.rows.holdout)
     if recipe.unlearn.neighbours:

@@ -111,3 +111,14 @@ def test_answers_that_no_file_was_searched_for_are_counted(tmp_path: Path) -> No
     assert "searched for their answers" not in text_of(config, evidence)
     card = text_of(config, evidence.changed(unsearched=3))
     assert "searched for their answers, except 3: of fewer than 6 letters and digits, or of words that any" in card
+
+
+def test_a_number_in_a_name_needs_no_measurement(tmp_path: Path) -> None:
+    dataset = "card.dataset={name: Clients 2.1, license: CC BY 4.0}"
+    prose = ["card.summary=The Llama 3.2 of a test.", "model.name=meta-llama/Llama-3.2-3B"]
+    config, evidence = made(tmp_path, "own-data", [dataset, *prose])
+    assert "Clients 2.1, read from a file that is not on the Hub. Its licence: CC BY 4.0." in text_of(config, evidence)
+    wrong = config.changed(card=config.card.changed(summary="It keeps 7.5 of them."))
+    assert any(
+        "The number 7.5 below" in problem for problem in agreement.problems(render(wrong, evidence), wrong, evidence)
+    )

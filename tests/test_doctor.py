@@ -100,6 +100,8 @@ def test_nothing_is_found_in_a_sound_recipe(doctor: Doctor) -> None:
 BROKEN: list[tuple[Sequence[str], str, str, str]] = [
     (["publish.hub=hf", "publish.repo=nobody/tiny"], "publication", "publish", "cannot create a repository of nobody"),
     (["gates.0.min_n=17"], "rows and gates", "data", r"it needs 17 rows, and the split has 16"),
+    (["card.summary=TODO"], "rows and gates", "data", r"Correct the recipe:\n- card: Placeholder 'TODO' in line 1"),
+    (["gates.0.reason=As in /opt/x/y"], "rows and gates", "data", r"- gates: Local path '/opt/x'"),
     (["data.perturbed.for_unlearning=0"], "rows and gates", "data", r"16 of 16 forget rows .*`perturbed_answers`"),
     (["data.source={file: nowhere.csv}", "data.unrehearsed=0"], "", "", "/nowhere.csv. Give one that exists"),
     (["unlearn.args.optim=adamw_bnb_no_such"], "unlearn", "unlearn", "unlearn.args"),
