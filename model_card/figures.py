@@ -16,6 +16,7 @@ from model_card.tables import NAMES, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
 INK, MUTED = "#1f2933", "#52606d"
 # Told apart by all kinds of colour vision (after Okabe and Ito), and by their marks.
@@ -141,9 +142,21 @@ def truth_ratios(canvas: Canvas, evidence: Evidence, local: Local) -> None:
         tips = [f"{NAMES[model]}: {100 * y:.0f} % of rows have at most {number(x)}" for x, y in points]
         canvas.marks(axes, points, tips, marker=MARKS[model], color=COLOURS[model], markersize=3)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(_plain())
+    axes.xaxis.set_minor_formatter(_plain())
     axes.set(xlabel="truth ratio: false answers over the true one", ylabel="share of forget rows", ylim=(0, 1.02))
     canvas.legend(evidence.models)
+
+
+def _plain() -> LogFormatter:
+    """Labels of a logarithmic axis where matplotlib puts them, as plain numbers: its own are formulas."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    return Plain()
 
 
 def groups(canvas: Canvas, evidence: Evidence, _: Local) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
+from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from core.artifacts import read_facts, read_manifest
@@ -20,6 +22,7 @@ from eval.schema import (
 from model_card import agreement
 from model_card.config import CardConfig
 from model_card.facts import Evidence, collect
+from model_card.figures import Canvas, truth_ratios
 from model_card.local import read_local
 from model_card.markdown import read
 from model_card.render import render
@@ -187,6 +190,18 @@ def test_losses_of_rows_that_a_method_does_not_train_on_are_not_drawn(tmp_path: 
     assert len(evidence.checks) == len(checks)
     run(config(), inputs, tmp_path)
     assert (tmp_path / "plots" / "training.png").stat().st_size > 1000
+
+
+def test_a_narrow_logarithmic_axis_has_numbers(evidence: Evidence, inputs: dict[str, Path]) -> None:
+    """Below a decade matplotlib labels small ticks too, as formulas, which these plots do not read."""
+    rows = [{"split": "forget", "truth_ratio": value} for value in (0.15, 0.3, 0.6)]
+    local = replace(read_local(inputs), samples={"unlearned": rows})
+    canvas = Canvas(Figure())
+    truth_ratios(canvas, evidence, local)
+    canvas.figure.draw_without_rendering()
+    shown = [label.get_text() for label in canvas.figure.axes[0].get_xticklabels(which="both")]
+    assert {"0.2", "0.3", "0.4"} <= set(shown)
+    assert all(not text or float(text) for text in shown)
 
 
 def test_settings_of_base_and_gold_are_told_apart_where_they_differ(evidence: Evidence) -> None:
