@@ -10,7 +10,7 @@ from eval.catalog import CATALOG, label
 from eval.schema import Record
 from model_card import tables
 from model_card.facts import Evidence
-from model_card.local import Local
+from model_card.local import Local, Step
 from model_card.tables import NAMES, number
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ READ = ("o", "^", "v")  # marks of the metrics that are read under attack
 MARKS = {"start": "^", "base": "s", "gold": "D", "unlearned": "o"}
 ANSWERS = "answer_probability"
 QUANTILES = 100  # of a distribution with more rows than that
+LOSSES_OF = {"forget": "true answers", "refusal": "refusals, not the answers"}
 KEPT = ((ANSWERS, "retain"), (ANSWERS, "unrehearsed"), ("utility", "general"))
 
 
@@ -93,10 +94,13 @@ def results(canvas: Canvas, evidence: Evidence, _: Local) -> None:
 def training(canvas: Canvas, evidence: Evidence, local: Local) -> None:
     """The losses over the steps, forget against retain, with the released step marked."""
     canvas.figure.set_size_inches(WIDTH, 3.2)
-    panels = canvas.figure.subplots(1, 2)
+    panels, losses = canvas.figure.subplots(1, 2), [*local.steps, *local.checks]
     for axes, splits in zip(panels, (("forget", "refusal"), ("retain",)), strict=True):
         for split in splits:
             _losses(canvas, axes, local, split)
+        there = [split for split in splits if any(_loss(step, split) is not None for step in losses)]
+        if "refusal" in there:  # their loss falls, and that of the answers is another
+            axes.legend(handles=[_mark("o", COLOURS[split], LOSSES_OF[split]) for split in there])
         axes.set(title=f"{splits[0].capitalize()} rows", xlabel="optimizer step")
         if axes.lines:
             axes.set_ylim(0, None)
@@ -109,10 +113,14 @@ def training(canvas: Canvas, evidence: Evidence, local: Local) -> None:
     panels[0].set_ylabel("loss, nats per answer token")
 
 
+def _loss(step: Step, split: str) -> float | None:
+    return {"forget": step.forget_loss, "refusal": step.refusal_loss, "retain": step.retain_loss}[split]
+
+
 def _losses(canvas: Canvas, axes: Axes, local: Local, split: str) -> None:
-    name, colour = f"{split}_loss", COLOURS[split]
+    colour = COLOURS[split]
     for steps, what, mark in ((local.steps, "rows of the step", "."), (local.checks, "all rows of a check", "o")):
-        losses = [(step.step, loss) for step in steps if (loss := getattr(step, name, None)) is not None]
+        losses = [(step.step, loss) for step in steps if (loss := _loss(step, split)) is not None]
         if losses:
             tips = [f"step {step}, {split} loss: {number(loss)} ({what})" for step, loss in losses]
             if mark == ".":

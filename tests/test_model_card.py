@@ -22,8 +22,8 @@ from eval.schema import (
 from model_card import agreement
 from model_card.config import CardConfig
 from model_card.facts import Evidence, collect
-from model_card.figures import Canvas, truth_ratios
-from model_card.local import read_local
+from model_card.figures import Canvas, training, truth_ratios
+from model_card.local import Step, read_local
 from model_card.markdown import read
 from model_card.render import render
 from model_card.stage import run
@@ -190,6 +190,22 @@ def test_losses_of_rows_that_a_method_does_not_train_on_are_not_drawn(tmp_path: 
     assert len(evidence.checks) == len(checks)
     run(config(), inputs, tmp_path)
     assert (tmp_path / "plots" / "training.png").stat().st_size > 1000
+
+
+def test_losses_of_refusals_are_not_taken_for_those_of_the_answers(evidence: Evidence, inputs: dict[str, Path]) -> None:
+    refusals, answers = Step(1, None, 0.1, refusal_loss=3.0), Step(8, 0.1, 0.1)
+    for checks, named in (
+        ([], ["refusals, not the answers"]),
+        ([answers], ["true answers", "refusals, not the answers"]),
+    ):
+        canvas = Canvas(Figure())
+        training(canvas, evidence, replace(read_local(inputs), steps=[refusals], checks=checks))
+        legend = canvas.figure.axes[0].get_legend()
+        assert legend
+        assert [text.get_text() for text in legend.get_texts()] == named
+    canvas = Canvas(Figure())
+    training(canvas, evidence, read_local(inputs))
+    assert canvas.figure.axes[0].get_legend() is None
 
 
 def test_a_narrow_logarithmic_axis_has_numbers(evidence: Evidence, inputs: dict[str, Path]) -> None:
