@@ -95,22 +95,28 @@ def _alike(records: Records, other: str) -> bool:
     return abs(records["unlearned"].value - records[other].value) <= ALIKE
 
 
+def _answers(records: Records) -> tuple[str, str, str]:
+    """The answers to be forgotten, counted, and the words that go with so many."""
+    n = records["unlearned"].n
+    return counted(n, "answer"), *(("is", "it") if n == 1 else ("are", "them"))
+
+
 def _like_gold(records: Records) -> str:
-    n = counted(records["unlearned"].n, "answer")
+    n, are, them = _answers(records)
     ours, gold, base = (short(records[model].value) for model in ("unlearned", "gold", "base"))
     if not _alike(records, "gold"):
         return (
-            f"Its answer probability on the {n} to be forgotten is {ours}. A model that never saw them has {gold}, and "
-            f"base has {base}."
+            f"Its answer probability on the {n} to be forgotten is {ours}. A model that never saw {them} has {gold}, "
+            f"and base has {base}."
         )
     return (
-        f"The {n} to be forgotten are about as likely to it as to a model that never saw them: {ours}, against {gold} "
-        f"there and {base} before the unlearning."
+        f"The {n} to be forgotten {are} about as likely to it as to a model that never saw {them}: {ours}, against "
+        f"{gold} there and {base} before the unlearning."
     )
 
 
 def _like_holdout(records: Records) -> str:
-    n = counted(records["unlearned"].n, "answer")
+    n, are, _ = _answers(records)
     ours, never, base = (short(records[model].value) for model in ("unlearned", "holdout", "base"))
     if not _alike(records, "holdout"):
         return (
@@ -118,8 +124,8 @@ def _like_holdout(records: Records) -> str:
             f"before the unlearning it was {base}."
         )
     return (
-        f"The {n} to be forgotten are about as likely to it as answers that it never saw: {ours} against {never}, and "
-        f"{base} before the unlearning."
+        f"The {n} to be forgotten {are} about as likely to it as answers that it never saw: {ours} against {never}, "
+        f"and {base} before the unlearning."
     )
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from model_card import figures, tables
 from model_card.facts import Evidence
 from model_card.local import Local
+from model_card.markdown import counted
 
 STYLE = Path(__file__).parent / "plots.mplstyle"
 DRAWN = {
@@ -59,6 +60,7 @@ def available(evidence: Evidence) -> list[str]:
 
 def describe(evidence: Evidence) -> dict[str, str]:
     """What each plot shows, for those who do not see it."""
+    steps, kept = counted(evidence.ascent.steps, "step"), evidence.ascent.kept_step
     answers = {
         split: ", ".join(
             f"{tables.NAMES[model]} {tables.number(record.value)}"
@@ -75,7 +77,7 @@ def describe(evidence: Evidence) -> dict[str, str]:
         + (", with gold's value." if evidence.has_gold else "."),
         "robustness": "What each attack brings back beyond gold's, with 95 % intervals and the bounds of the gates.",
         "relative": "The relative test: the golds at 0, base at 1, and this model with its intervals.",
-        "training": f"Losses over {evidence.ascent.steps} steps; step {evidence.ascent.kept_step} is released.",
+        "training": f"Losses over {steps}; step {kept} is released.",
     }
 
 

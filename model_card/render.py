@@ -118,9 +118,9 @@ def asked(evidence: Evidence) -> list[str]:
     if facts is None:
         return []
     sentences = [
-        f"Base was asked {counted(facts.asked, 'question')} about other people, and {facts.kept} of its answers are "
-        f"rehearsed. Dropped were {facts.stating_a_forgotten_fact} that stated a forgotten fact and {facts.empty} that "
-        "were empty or did not end.",
+        f"Base was asked {counted(facts.asked, 'question')} about other people, and {facts.kept} of its answers "
+        f"{'is' if facts.kept == 1 else 'are'} rehearsed. Dropped were {facts.stating_a_forgotten_fact} that stated a "
+        f"forgotten fact and {facts.empty} that {'was' if facts.empty == 1 else 'were'} empty or did not end.",
     ]
     if unrehearsed := evidence.counts["unrehearsed"].rows:
         sentences.append(
@@ -129,7 +129,8 @@ def asked(evidence: Evidence) -> list[str]:
         )
     if facts.continued:
         sentences.append(
-            f"Rehearsed is also how base goes on after another word in the place of the fact, in {facts.continued} "
-            "answers to forget questions, asked about other people where the question names somebody."
+            "Rehearsed is also how base goes on after another word in the place of the fact, in "
+            f"{counted(facts.continued, 'answer')} to forget questions, asked about other people where the question "
+            "names somebody."
         )
     return sentences

@@ -27,6 +27,34 @@ def test_what_the_source_does_not_say_is_not_counted_as_none(tmp_path: Path) -> 
     assert "| forget | 40 | – | – | 8 |" in text_of(config, evidence.changed(counts=unsaid))
 
 
+@pytest.mark.parametrize("recipe", ["demo", "own-data"])
+def test_one_of_anything_is_not_said_to_be_several(recipe: str, tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, recipe)
+    assert evidence.asked
+    asked = evidence.asked.changed(kept=1, empty=1, stating_a_forgotten_fact=1, continued=1)
+    gates = [gate.changed(n=1) if gate.split == "forget" else gate for gate in evidence.gates]
+    one = evidence.changed(
+        records={
+            model: [replace(record, n=1) if record.split == "forget" else record for record in records]
+            for model, records in evidence.records.items()
+        },
+        verdict=evidence.verdict.changed(gates=gates),
+        ascent=evidence.ascent.changed(steps=1, kept_step=1),
+        asked=asked,
+        perturbed=1,
+    )
+    card = text_of(config, one)
+    for said in (
+        "The 1 answer to be forgotten is about as likely to it as",
+        "1 of its answers is rehearsed. Dropped were 1 that stated a forgotten fact and 1 that was empty or did not",
+        "in 1 answer to forget questions",
+        "ended after 1 step (",
+        "![Losses over 1 step;",
+        "use 1 false answer to",
+    ):
+        assert said in card, said
+
+
 def test_one_gate_is_not_said_to_be_several(tmp_path: Path) -> None:
     assert "**The one gate passed.**" in text_of(*made(tmp_path, "demo", [PLAIN]))
 
