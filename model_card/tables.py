@@ -143,10 +143,11 @@ def marks(evidence: Evidence, row: Line) -> str:
 
 def sides(gate: JudgedGate) -> str:
     """The gate's bounds, for example ``≥ 0.081 and ≤ 0.279``."""
-    if gate.at_least is not None and gate.at_least == gate.at_most:
+    overlaps = gate.rule.startswith(("some of", "95 % interval contains"))
+    if overlaps and gate.at_least is not None and gate.at_least == gate.at_most:
         return f"95 % interval holds {number(gate.at_least)}"
     known = [(sign, bound) for sign, bound in (("≥", gate.at_least), ("≤", gate.at_most)) if bound is not None]
-    part = "part of the interval " if gate.rule.startswith("some of") else ""
+    part = "part of the interval " if overlaps else ""
     return part + " and ".join(f"{sign} {number(bound)}" for sign, bound in known) or NOT_MEASURED
 
 

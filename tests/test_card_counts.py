@@ -119,6 +119,10 @@ def test_a_gate_that_only_some_of_an_interval_must_meet_is_marked_so(tmp_path: P
     _, evidence = made(tmp_path, "demo")
     gate = evidence.gates[0].changed(rule="some of the 95 % interval at most 0.25", at_least=None, at_most=0.25)
     assert tables.sides(gate) == "part of the interval ≤ 0.250"
+    both = gate.changed(at_least=0.5, at_most=0.5)
+    assert tables.sides(both.changed(rule="95 % interval contains 0.5")) == "95 % interval holds 0.500"
+    of_point = "at least gold's lower 95 % bound and at most gold's upper 95 % bound"  # of an interval without a width
+    assert tables.sides(both.changed(rule=of_point)) == "≥ 0.500 and ≤ 0.500"
 
 
 def test_more_topics_than_a_page_can_hold_are_not_drawn(tmp_path: Path) -> None:
