@@ -57,7 +57,8 @@ class Line(NamedTuple):
     def better(self) -> str:
         """Which value is good."""
         first = next(record for record in self.records.values() if record is not None)
-        return {True: "higher", False: "lower", None: "like gold"}[first.higher_is_better]
+        never = "like gold" if "gold" in self.records else "like rows never seen"
+        return {True: "higher", False: "lower", None: never}[first.higher_is_better]
 
     @property
     def cells(self) -> list[str]:
