@@ -136,13 +136,10 @@ def _compared(evidence: Evidence, record: Record) -> Compared | None:
     if metric.gap_of or metric.name == "leak_coordinate":
         base = evidence.record("base", metric.name, "forget")
         up = record.value > 0
-        return Compared(
-            _errors(record, 0.0),
-            up if base is None else up == (base.value > 0),
-            f"{metric.label} is {short_interval(record)}",
-        )
+        return _beside(record, 0.0, up if base is None else up == (base.value > 0), metric)
     if metric.name == "damage_gap":  # only what is beyond the golds' counts
-        return Compared(max(0.0, _errors(record, 0.0)), None, f"{metric.label} is {short_interval(record)}")
+        damage = _beside(record, 0.0, None, metric)
+        return damage and damage._replace(errors=max(0.0, damage.errors))
     gold = evidence.record("gold", metric.name, "forget")
     if gold is None or metric.family not in ROW_BY_ROW:
         return None
@@ -155,7 +152,7 @@ def _against_holdout(evidence: Evidence, metric: Metric, record: Record) -> Comp
     if metric.family == "membership" and start is not None:
         return _between(metric, record, start, base, "that of the start model")
     if metric.family == "membership":
-        return Compared(_errors(record, 0.5), record.value > 0.5, f"{metric.label} is {short_interval(record)}")
+        return _beside(record, 0.5, record.value > 0.5, metric)
     holdout = evidence.record("unlearned", metric.name, "holdout")
     return None if holdout is None else _between(metric, record, holdout, base, "that of rows it never saw")
 
@@ -166,12 +163,22 @@ def _between(metric: Metric, ours: Record, other: Record, base: Record | None, w
     difference = ours.value - other.value
     if metric.name in DIFFERENTLY_AGGREGATED and other.split != ours.split:
         return None
+    if difference and not error:  # of one row each: it says nothing of others
+        return None
     towards = None if base is None else (difference > 0) == (base.value > other.value)
     errors = difference / error if error else 0.0
     return Compared(errors, towards, f"{metric.label} is {short(ours.value)}, {whose} {short(other.value)}")
 
 
-def _errors(record: Record, null: float) -> float:
-    """How far ``null`` is outside of the interval, in its half-widths as standard errors: above 1.96 if it is."""
-    side = record.value - record.ci_low if record.value > null else record.ci_high - record.value
-    return Z_95 * (record.value - null) / side if side > 0 else 0.0
+def _beside(record: Record, null: float, towards: bool | None, metric: Metric) -> Compared | None:
+    """A value that has the other model in it, or chance, beside what it is where nothing differs.
+
+    The error is half of its interval, on the side of ``null``: above 1.96 errors the interval leaves ``null`` out.
+    """
+    difference = record.value - null
+    error = (record.value - record.ci_low if difference > 0 else record.ci_high - record.value) / Z_95
+    error = error or record.standard_error  # a value at the end of its interval
+    if difference and not error:
+        return None
+    errors = difference / error if error else 0.0
+    return Compared(errors, towards, f"{metric.label} is {short_interval(record)}")

@@ -202,6 +202,23 @@ def test_the_finest_test_that_a_model_fails_is_named(found: Mapping[str, Evidenc
     assert "forget quality is 1.0e-04, so it answers differently." in told
 
 
+def test_intervals_without_a_width_show_neither_a_difference_nor_none(found: Mapping[str, Evidence]) -> None:
+    """Of one forget row every bootstrap is that row."""
+    demo, metrics = found["demo"], (ANSWERS, f"{ANSWERS}_untreated_gap")
+    known, never = (
+        [
+            replace(r, value=v, ci_low=v, ci_high=v, n=1)
+            for r in demo.records["unlearned"]
+            if r.metric in metrics and r.split == "forget" and r.by is None
+        ]
+        for v in (0.9, 0.1)
+    )
+    unlearned = demo.changed(records={"unlearned": known, "gold": [r for r in never if r.metric == ANSWERS]})
+    assert finest(unlearned).startswith("The forget rows were not compared with gold")
+    end = replace(known[1], ci_high=0.95)  # a value may be at the end of its interval
+    assert "shows a difference" in finest(unlearned.changed(records={**unlearned.records, "unlearned": [end]}))
+
+
 def test_without_gold_the_finest_test_is_against_rows_never_seen(found: Mapping[str, Evidence]) -> None:
     own = found["own-data"]
     assert "with rows that it never saw shows a difference" in finest(own)
