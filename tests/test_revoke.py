@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import HubError, InputError, VerificationError
 from pipeline.__main__ import main
+from pipeline.commands.shared import show
 from pipeline.localhub.repository import Add, Repository
 from pipeline.localhub.settings import Settings
 from pipeline.publish.revoke import Revocation, Revoker, check_reason, revocation_of, tombstone
@@ -429,6 +431,22 @@ def test_a_strangers_card_that_cannot_be_read_is_an_error(
         repository.commit("main", None, [card], "as by git push")
     assert main(["verify", "a/b", "--hub", "local", "--store", str(store)]) == 4
     assert "so it is unknown whether it was revoked. Look at it on the Hub." in capsys.readouterr().err
+
+
+def test_a_strangers_words_reach_no_terminal_as_commands(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store / "hub" / "models" / "a" / "b.git"
+    Repository.create(path, Settings("public"))
+    said = 'since: x, reason: "\\e[2J\\e[Hok  signature\\u009b8m", revisions: {}, successor: null'
+    card = Add("README.md", content=f"---\nrevoked: true\nrevocation: {{{said}}}\n---\n".encode())
+    with closing(Repository(path)) as repository:
+        repository.commit("main", None, [card], "as by git push")
+    assert main(["verify", "a/b", "--hub", "local", "--store", str(store)]) == 4
+    shown = capsys.readouterr().err
+    assert r"revoked on x: \u001b[2J\u001b[Hok  signature\u009b8m. Do not use it." in shown
+    show(argparse.Namespace(json=True), {"reason": "\x1b[2J\x9b8m\x7f"}, "")
+    as_json = capsys.readouterr().out
+    assert json.loads(as_json) == {"reason": "\x1b[2J\x9b8m\x7f"}
+    assert all(sign.isprintable() or sign == "\n" for sign in shown + as_json)
 
 
 @pytest.mark.parametrize("reason", ["", " \n ", "x" * 1001])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import re
 import shutil
 import sys
 from typing import Any
@@ -20,7 +19,7 @@ from datasets_prep.config import DataConfig
 from datasets_prep.prepare import Prepared, describe, prepare
 from datasets_prep.schema import SPLITS, CheckFacts, RowFacts
 from pipeline.collection import load
-from pipeline.commands.shared import show
+from pipeline.commands.shared import show, without_controls
 
 EXAMPLES = 3  # rows of each split
 HIDDEN = "(hidden: --show-forget shows it)"
@@ -64,12 +63,9 @@ def _cells(prepared: Prepared) -> list[dict[str, Any]]:
     ]
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
 def escape(text: str) -> str:
-    """Text of a row, for rich: no markup, and nothing that a terminal would obey."""
-    return markup.escape(_CONTROL.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text))
+    """Text of a row, for rich: no markup, and nothing that changes the width of a cell once it is printed."""
+    return markup.escape(without_controls(text))
 
 
 def _text(config: DataConfig, prepared: Prepared, facts: RowFacts, examples: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -158,7 +157,7 @@ def _report(
         }
         results = [line.plain() for line in measurements(done)]
         result = {"recipe": recipe.name, "stages": stages, "results": results, "gate": verdict, **results_at}
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        show(options, result, "")
         return
     if "gate" in done:
         from rich.console import Console

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -32,14 +33,22 @@ def hub_of(options: argparse.Namespace, repo: str) -> Literal["local", "hf"]:
     return chosen
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def without_controls(text: str) -> str:
+    """A text that may repeat a stranger's words, with what a terminal would obey as JSON writes it."""
+    return _CONTROL.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
 def show(options: argparse.Namespace, value: dict[str, Any], text: str) -> None:
     """The result of a command on stdout: ``value`` with ``--json``, else ``text``."""
-    print(json.dumps(value, indent=1, ensure_ascii=False) if options.json else text)
+    print(without_controls(json.dumps(value, indent=1, ensure_ascii=False) if options.json else text))
 
 
 def say(text: str) -> None:
     """Print a message to the user on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(without_controls(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
