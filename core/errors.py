@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 ERROR_FILE = "UNLEARN_RELEASE_ERROR_FILE"  # where a launched process leaves its error for the one that launched it
@@ -65,6 +66,20 @@ class VerificationError(ReleaseError):
     """What was downloaded is not what was published: a digest differs, the signature is wrong, or the model fails."""
 
     exit_code = 4
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turn a panic of a library in Rust, such as tokenizers at a damaged file, into a RuntimeError.
+
+    Python sees it as no Exception, but as what is like an interrupt, of a class that cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 def left_error(place: Path) -> ReleaseError | None:

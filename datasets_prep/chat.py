@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import DataError, ModelError
+from core.errors import DataError, ModelError, panics_as_errors
 from datasets_prep.schema import Encoded, Row
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with panics_as_errors():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # the Rust tokenizers raise bare Exception
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder}: has no usable tokenizer ({reason}). Give a complete model folder.") from error

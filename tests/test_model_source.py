@@ -20,6 +20,7 @@ from core.digests import checkpoint_folder, named_content
 from core.errors import InputError, ModelError
 from core.hub_ids import HubRef
 from datasets_prep.chat import chat_example, load_tokenizer
+from pipeline.engine.rows import _per_byte
 from pipeline.localhub.server import LocalHub
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -98,20 +99,35 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
         check_model_folder(folder)
 
 
+def _damage_normalizer(folder: Path) -> None:
+    """What makes the Rust tokenizers panic, which is no Exception in Python."""
+    file = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"),
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        _damage_normalizer,
         lambda folder: (folder / "tokenizer_config.json").write_text("{"),
         lambda folder: (folder / "config.json").write_text('{"model_type": "unheard-of"}'),
     ],
-    ids=["weights", "tokenizer", "tokenizer config", "config"],
+    ids=["weights", "tokenizer", "normalizer", "tokenizer config", "config"],
 )
 def test_a_spoiled_part_is_a_model_error(folder: Path, out: Path, spoil: Callable[[Path], object]) -> None:
     spoil(folder)
     with pytest.raises(ModelError):
         run(config(path=str(folder)), {}, out)
+
+
+def test_a_tokenizer_at_which_rust_panics_is_a_model_error(folder: Path) -> None:
+    _damage_normalizer(folder)
+    assert _per_byte(folder / "tokenizer.json", ("Mara Quellis",)) is None
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_tokenizer(folder)
 
 
 def test_an_unpinned_repo_is_refused_with_the_remedy(out: Path) -> None:

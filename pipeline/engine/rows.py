@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.digests import digest_of
-from core.errors import InputError
+from core.errors import InputError, panics_as_errors
 from datasets_prep.config import DataConfig
 from datasets_prep.schema import FAME, SPLITS, read_data_facts, read_rows
 from pipeline.cost.rows import FAME_TEXT, SAMPLE_TEXT, Lengths, Row, Text, per_byte_of, row_of
@@ -135,7 +135,8 @@ def _per_byte(tokenizer: Path, answers: tuple[str, ...]) -> float | None:
     from tokenizers import Tokenizer  # transformers, which brings it, takes seconds
 
     try:
-        encoded = Tokenizer.from_file(str(tokenizer)).encode_batch(list(answers), add_special_tokens=False)
+        with panics_as_errors():
+            encoded = Tokenizer.from_file(str(tokenizer)).encode_batch(list(answers), add_special_tokens=False)
     except Exception:  # what the Rust tokenizers raise
         return None
     return sum(len(each.ids) for each in encoded) / sum(len(answer.encode()) for answer in answers)

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.artifacts import read_file
 from core.digests import weights_sha256
-from core.errors import ArtifactError, GateError, VerificationError
+from core.errors import ArtifactError, GateError, VerificationError, panics_as_errors
 from core.generation import keep_special_tokens_alone
 from core.hub_ids import is_release_tag, newest_release
 from core.licences import Licensed
@@ -250,7 +250,8 @@ def _safetensors(folder: Path) -> str:
 def _any_trouble() -> Iterator[None]:
     """Turn whatever transformers raises for a stranger's files into a VerificationError."""
     try:
-        yield
+        with panics_as_errors():
+            yield
     except VerificationError:
         raise
     except Exception as error:

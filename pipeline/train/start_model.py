@@ -23,7 +23,7 @@ from typing import Any
 
 from core import bounded_json
 from core.digests import hash_file
-from core.errors import ModelError
+from core.errors import ModelError, panics_as_errors
 from core.hub_access import access_errors
 from core.hub_ids import HubRef
 from core.places import user_path
@@ -328,7 +328,8 @@ def _normalise_tokenizer(folder: Path) -> None:
 
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with panics_as_errors():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise a dozen kinds for files they cannot read
         raise ModelError(
             f"{folder.name}: transformers cannot load its config or tokenizer ({error}). Give a complete model."
