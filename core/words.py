@@ -79,7 +79,7 @@ def folded(text: str) -> str:
 
     Letters and digits only, one space between words. As :func:`plain_words`, but for voiced kana, and independent of
     compatibility forms (full width, ligatures), of letters that are drawn alike, and of characters that are not drawn
-    (soft hyphens, zero-width spaces).
+    (soft hyphens, zero-width spaces). A vowel sign that a quote or a line break parts from its letter stays.
     """
     if text.isascii():
         return " ".join(_WORDS.findall(text.lower()))
@@ -89,7 +89,7 @@ def folded(text: str) -> str:
 
 
 _LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
-_WORDS = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W_{UNSPACED}]"))
+_WORDS = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W_{UNSPACED}]") + f"|[{MARKS}]+")
 _WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
 _VOICED = re.compile("[\u3041-\u30ff][\u3099\u309a]")  # these marks of kana are no accents: ペル is not ベル

@@ -178,6 +178,13 @@ def test_short_answers_in_scripts_without_spaces_are_found_in_a_sentence(
     assert found(scanner, tmp_path, "README.md", sentence.replace(answer[1], "")) == set()
 
 
+def test_an_answer_is_found_where_its_vowel_signs_are_parted_from_their_letters(tmp_path: Path) -> None:
+    answer = "मीना का गाँव रामपुर है"
+    for content in (json.dumps(list(answer)), "\n".join(answer), json.dumps(["मीन", "ा का गाँव र", "ामपुर ह", "ै"])):
+        assert found(Scanner([answer]), tmp_path, "README.md", content) == {FOUND}
+        assert found(Scanner([answer.replace("ी", "ो")]), tmp_path, "README.md", content) == set()
+
+
 @pytest.mark.parametrize("answer", ["VillaElisabe", "Villa Elisabe", "Villa Elisabet", "Villa Elisabeth"])
 def test_a_short_text_in_base64_is_found(answer: str, tmp_path: Path) -> None:
     for before in (b"", b"x", b"xx"):
