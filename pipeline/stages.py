@@ -214,7 +214,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     unlearned = _measured("eval-unlearned", "unlearn", recipe, recipe.eval, {**eval_gold, **between, **patched}, golds)
     return [
         Stage(
-            "model", "3", partial(model, identity=of_model), recipe.model, of_model, {}, plan.fetching, work.fetching,
+            "model", "4", partial(model, identity=of_model), recipe.model, of_model, {}, plan.fetching, work.fetching,
             fetches=True,
         ),
         Stage(

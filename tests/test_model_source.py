@@ -58,6 +58,19 @@ def test_a_folder_is_copied_by_an_allow_list(folder: Path, out: Path) -> None:
     assert facts.dtypes == ["F32"]
 
 
+def test_a_second_copy_of_the_weights_is_neither_kept_nor_counted(folder: Path, out: Path) -> None:
+    """Mistral's repositories hold one that only its makers' own program reads."""
+    shutil.copyfile(folder / "model.safetensors", folder / "consolidated.safetensors")
+    index = {"weight_map": {"a": "consolidated-00001-of-00002.safetensors"}}
+    (folder / "consolidated.safetensors.index.json").write_text(json.dumps(index))
+    facts = run(config(path=str(folder)), {}, out)
+    assert facts.parameters == weight_facts(out)[0] == weight_facts(folder)[0] / 2
+    assert not list(out.glob("consolidated*"))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"lacks \*\.safetensors"):
+        check_model_folder(folder)
+
+
 def test_a_licence_that_did_not_come_with_the_model_is_added(folder: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("Gemma Terms of Use")
     run(config(path=str(folder), license_file=str(tmp_path / "terms.txt")), {}, out)
@@ -148,6 +161,7 @@ def test_a_pinned_revision_is_fetched_from_a_hub(
     (folder / "LICENSE").write_text("the licence")
     (folder / "original").mkdir()
     (folder / "original" / "config.json").write_text("a second copy")
+    (folder / "consolidated.safetensors").write_bytes(b"a second copy")
     with LocalHub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -169,6 +183,7 @@ def test_a_pinned_revision_is_fetched_from_a_hub(
         assert (got / "LICENSE").is_file()
         assert (got / "chat_template.jinja").is_file()
         assert not (got / "original").exists()
+        assert not (got / "consolidated.safetensors").exists()
         assert not (got / ".cache").exists()
 
 

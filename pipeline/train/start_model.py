@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+# In the form of their makers, which transformers does not read: Llama's lies in a folder, Mistral's beside the others.
+SECOND_COPY = ("*/*", "consolidated*")
 
 
 def run(config: ModelConfig, inputs: Mapping[str, Path], out: Path) -> ModelFacts:
@@ -105,7 +108,7 @@ def run_pointer(
 def _from_path(folder: Path, out: Path) -> None:
     check_model_folder(folder)
     for pattern in (*MODEL_FILES, *TOKENIZER_FILES):
-        for file in folder.glob(pattern):
+        for file in _files(folder, pattern):
             shutil.copyfile(file, out / file.name)
     _normalise_tokenizer(out)
 
@@ -129,7 +132,7 @@ def _from_hub(ref: HubRef, out: Path, endpoint: str | None = None, token: str | 
             token=token,
             local_dir=out,
             allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
-            ignore_patterns=["*/*"],  # Llama repos keep a second copy of the weights in original/
+            ignore_patterns=list(SECOND_COPY),
         )
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the client's own bookkeeping, with times in it
     check_model_folder(out)
@@ -281,7 +284,7 @@ def check_model_folder(folder: Path) -> None:
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
-    if not any(folder.glob("*.safetensors")):
+    if not any(_files(folder, "*.safetensors")):
         missing.append("*.safetensors (other weight formats are not read: convert them with save_pretrained)")
     missing += [name for name in _absent_shards(folder) if name not in missing]
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -297,9 +300,14 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
+def _files(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files of this name in a folder, without a second copy of the weights."""
+    return (file for file in folder.glob(pattern) if not any(fnmatch(file.name, copy) for copy in SECOND_COPY))
+
+
 def _absent_shards(folder: Path) -> list[str]:
     names: set[str] = set()
-    for index in folder.glob("*.safetensors.index.json"):
+    for index in _files(folder, "*.safetensors.index.json"):
         placed = _json(index).get("weight_map", {})
         if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
             raise ModelError(f"{index}: weight_map does not say which file holds which tensor. Fetch the model again.")
