@@ -124,6 +124,19 @@ def test_the_kind_of_a_signature_is_named(folder: Path, acme: Organisation, tmp_
         trust.check_signature(folder, signature, [Signer(ca=str(tmp_path / "root.pem"))])
 
 
+def test_a_signature_that_does_not_name_its_key_leaves_the_output_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may write to a repository can take the key's name out of a signature, which stays valid."""
+    key = Signer(key=str(sign.public_key()))
+    signature = signed(folder, {})
+    bundle = json.loads(signature.read_text())
+    bundle["verificationMaterial"]["publicKey"]["hint"] = None
+    signature.write_text(json.dumps(bundle))
+    assert trust.check_signature(folder, signature, [key]) == key
+    assert capsys.readouterr().out == ""
+
+
 def test_options_that_name_nobody_are_refused(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("key", "ca", "identity", "issuer"))
     assert sign.given_signer(**nothing) is None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -146,7 +148,8 @@ def _check(tree: Path, signature: Path, signer: Signer) -> None:
     else:
         _use_sigstore(config, signer)
     try:
-        config.verify(tree, signature)
+        with redirect_stdout(sys.stderr):  # the library prints a warning, and there stands a command's result
+            config.verify(tree, signature)
         if signer.ca:
             _check_certificate([_loaded(entry) for entry in material["certificates"]], signer)
     except VerificationError:
