@@ -311,6 +311,7 @@ HARMLESS = (
     "disk-benchmarkingandevaluationofstorage-in-large-systems, task-" + "a" * 60,
     "https://www.researchgate.net/risk-managementandinternationalcooperation-for-the-development",
     "https://www.example.gov/home/news/2024, https://ai.example.org/home/models/llama/",
+    "url = {https://www.uni.example.org/en/home/people/q/}, https://graph.example.com:443/v1.0/Users/abc/x, http://a.studio/home/b/",
     '{"kty": "EC", "d": 4}, "auth": "none", postgres://$USER:$PASSWORD@host/x, s3://bucket/a, git@github.com:x/y.git',
     "https://x.test:8443/@someone, [mail](mailto:a@b.test), the machine can login with a password",
 )
@@ -319,6 +320,19 @@ HARMLESS = (
 @pytest.mark.parametrize("content", HARMLESS)
 def test_prose_is_not_a_secret(content: str, tmp_path: Path) -> None:
     assert found(Scanner([]), tmp_path, "README.md", content) == set()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "https://x.example/?file=/home/jane/x, https://x.example/a#/Users/jane/x",
+        "[https://x.example/en](/home/jane/x), https://x.example/en,/home/jane/x",
+        "http://localhost:8888/home/jane/x, file:///home/jane/x, ssh://x.example/home/jane/x",
+    ],
+)
+def test_a_path_behind_an_address_is_one(content: str, tmp_path: Path) -> None:
+    for part in content.split(", "):
+        assert found(Scanner([]), tmp_path, "README.md", part) == {"a path in somebody's home"}
 
 
 def test_licences_and_cards_raise_no_alarm(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.publish.matcher import Matcher, may_match
 # Not used: two that fit digests too unless the lines around them are read, and one that vectorscan cannot look for.
 _LEFT_OUT = ("AzureStorageKeyDetector", "IbmCloudIamDetector", "ArtifactoryDetector")
 
+HOME = "a path in somebody's home"
 _OURS = [
     ("a Hugging Face token", r"hf_[A-Za-z0-9]{30,}"),
     ("a Hugging Face token", r"hf_(?:jwt|oauth)_[\w.-]{16,}"),
@@ -94,12 +95,14 @@ _OURS = [
     ("a password of a netrc file", r"\bmachine\s+\S+\s+login\s+\S+\s+password\s+\S"),
     ("a password of a Docker registry", r'"auths"\s*:[\s\S]{0,300}?"auth"\s*:\s*"[A-Za-z0-9+/]{8,}'),
     (
-        "a path in somebody's home",  # and not of a site: behind the end of a domain, /home is a page
+        HOME,
         r"(?:(?<!\.[a-z]{2})(?<!\.[a-z]{3})(?<!\.[a-z]{4})(?:/home|/Users)|\b[A-Z]:\\+Users)[/\\]+"
         r"(?!(?:user|username|runner|you)\b)[\w.-]+[/\\]",
     ),
-    ("a path in somebody's home", r"(?<![\w.])/root/[\w.]"),
+    (HOME, r"(?<![\w.])/root/[\w.]"),
 ]
+# On a site, /home and /Users are pages. An address ends where its query begins, which may hold a path.
+_PAGE = re.compile(r"https?:[/\\]+[\w.-]+\.[A-Za-z]{2,}(?::\d+)?(?:[/\\]+[\w.~%+-]*)+")
 # In weights, secrets are looked for behind these bytes.
 BEGINNINGS = (
     b"hf_|api_org_|wandb|WANDB|PRIVATE KEY|IBADANBgkq|GByqGSM49|MC4CAQAw|IBAAKB|IBAAKC|MHcCAQEEI|IGkAgEBBD|IHcAgEBBE"
@@ -148,13 +151,18 @@ def _entropy(value: str) -> float:
 
 @cache
 def _rules() -> Matcher[_Rule]:
-    rules = [_Rule(kind, pattern, pattern.search) for kind, pattern in ((k, re.compile(p, re.ASCII)) for k, p in _OURS)]
+    ours = [(kind, re.compile(pattern, re.ASCII)) for kind, pattern in _OURS]
+    rules = [_Rule(k, p, partial(_off_sites, p) if k == HOME else p.search) for k, p in ours]
     rules += [
         _Rule(f"a secret ({detector.secret_type})", pattern, partial(_any, detector.analyze_string))
         for detector in _detectors()
         for pattern in detector.denylist
     ]
     return Matcher((may_match(rule.pattern), rule) for rule in rules)
+
+
+def _off_sites(pattern: re.Pattern[str], text: str) -> bool:
+    return pattern.search(_PAGE.sub(" ", text)) is not None
 
 
 def _any(found: Callable[[str], Iterable[str]], text: str) -> bool:
