@@ -8,6 +8,7 @@ import json
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from core.errors import InputError, RecipeError
 from core.steps import rows_per_step
 from eval import suite
 from eval.config import EvalConfig
+from pipeline.engine import machine
 from pipeline.engine.launch import CONFIGS, Children, check_launch
 from pipeline.engine.runner import Store
 from pipeline.recipe import load_recipe
@@ -299,6 +301,26 @@ def test_only_a_stage_that_may_be_sharded_is(
     assert argv[argv.index("--config_file") + 1] == str(CONFIGS / used)
     assert argv[argv.index("--num_processes") + 1] == "2"
     assert argv[argv.index("run") + 1] == "x"
+
+
+def test_processes_find_the_memory_of_a_gpu_that_stages_of_this_process_have_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator keeps what a stage freed, and the first of the processes is on the same GPU."""
+    stage = dataclasses.replace(stages(load_recipe("demo"))[0], processes=2)
+    seen: list[str] = []
+    gpu = SimpleNamespace(empty_cache=lambda: seen.append("given back"), reset_peak_memory_stats=lambda: None)
+
+    def start(argv: list[str], **_: Any) -> None:
+        seen.append("started")
+        raise InterruptedError
+
+    monkeypatch.setattr(machine, "_cuda", lambda: gpu)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    options = argparse.Namespace(recipe="demo", set=[], debug=False)
+    with pytest.raises(InterruptedError):
+        Children().launch(CONFIGS / "ddp.yaml", stage, options, Store(tmp_path, "demo"))
+    assert seen == ["given back", "started"]
 
 
 def test_a_process_waits_as_long_as_the_first_one_does(tmp_path: Path) -> None:

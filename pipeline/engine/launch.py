@@ -27,6 +27,7 @@ import yaml
 from core.errors import ERROR_FILE, InputError, SystemLimitError, left_error
 from core.ranks import first_ranks, world_size
 from core.strict import Strict
+from pipeline.engine.machine import reset_peak_memory
 from pipeline.engine.runner import Stage, Store
 from pipeline.recipe import Recipe
 
@@ -149,6 +150,7 @@ class Children:
             sys.executable,
             *command_line(config, stage, options.recipe, options.set, store.root.absolute(), remote),
         ]
+        reset_peak_memory()  # the first of them may be on the GPU that this process has used, which keeps what it freed
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "error.json"
             with self._starting, stage.credentials():
