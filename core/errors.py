@@ -82,6 +82,13 @@ def panics_as_errors() -> Iterator[None]:
         raise RuntimeError(str(error)) from error
 
 
+def let_go(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error and of what caused it: they hold all that a failed stage had in memory."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def left_error(place: Path) -> ReleaseError | None:
     """The error that a process left at ``place``; None if there is none, or it is being written."""
     try:

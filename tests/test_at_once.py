@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.engine.launch import Children
 from pipeline.engine.runner import Stage, Store, build
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.train.fit import memory_limits
 from tests import processes
 from tests.conftest import PATIENCE, ROOT
 from tests.data_rows import GOOD, write
@@ -67,6 +69,27 @@ def test_what_reads_a_failed_one_is_not_made_and_the_rest_is(tmp_path: Path, at_
     assert {name: type(outcome) for name, outcome in ends.items()} == {
         "a": Artifact, "b": DataError, "c": type(None), "d": type(None), "e": Artifact,
     }  # fmt: skip
+
+
+def test_whoever_goes_on_after_an_error_has_the_memory_of_what_failed(tmp_path: Path) -> None:
+    """As a collection does, which keeps the error of a failed training to report it at its end."""
+    held: list[Any] = []
+
+    def fails(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        model = frozenset([1, 2])  # takes weak references
+        held.append(weakref.ref(model))
+        with memory_limits():
+            raise MemoryError
+
+    def looks(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        held.append(held[0]())
+        (out / "text").touch()
+        return Length(length=0)
+
+    some = [toy("a", run=fails), toy("b", run=looks)]
+    ends = dict(walked(graph({"": member(some, Store(tmp_path, "demo"))}), 1))
+    assert isinstance(ends["a"], SystemLimitError)
+    assert held[1] is None
 
 
 def test_of_those_that_are_ready_the_first_begins_first(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from core.digests import artifact_key
-from core.errors import ArtifactError, ReleaseError
+from core.errors import ArtifactError, ReleaseError, let_go
 from pipeline.engine import artifact as art
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.machine import disk_limits
@@ -168,6 +168,7 @@ def execute(
                 except ReleaseError as error:
                     failed.add(node.id)
                     yield node, error
+                    let_go(error)  # whoever goes on keeps it, and the next stage needs the memory
                     continue
                 done[node.id] = artifact
                 yield node, artifact
