@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,17 @@ def test_base_that_explodes_is_no_model(tiny_model: Path, tmp_path: Path) -> Non
     with pytest.raises(TrainingError, match="Nothing was kept"):
         fine_tune.train(config, {"model": tiny_model, "data": inputs["data"]}, out, ("retain",))
     assert not (out / "model").exists()
+
+
+def test_after_a_training_with_moments_of_8_bits_nobody_holds_the_embedding(tiny_model: Path, tmp_path: Path) -> None:
+    """bitsandbytes did, of each model that the process trained: gigabytes of a GPU by the last of five stages."""
+    args = SGD | {"optim": "adamw_bnb_8bit", "per_device_train_batch_size": 4}
+    trainer = unlearn_trainer(tiny_model, tmp_path, some_rows(4, 1), some_rows(4, 2), args)
+    embedding = weakref.ref(trainer.model.get_input_embeddings())
+    trainer.train()
+    del trainer
+    gc.collect()
+    assert embedding() is None
 
 
 class Greedy(TrainerCallback):

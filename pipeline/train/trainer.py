@@ -7,6 +7,7 @@ a step is split into micro-batches.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -200,6 +201,17 @@ class CompletionTrainer(SFTTrainer):
         # compute_loss divides by the tokens of the step, so Trainer must not divide by the number of micro-batches.
         self.loss_is_scaled_for_ga = True  # type: ignore[assignment]
         self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As of Trainer, after which nothing of the model is held.
+
+        The Trainer names embeddings to bitsandbytes, which would keep those of every model to the end of the process.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if optim := sys.modules.get("bitsandbytes.optim"):
+                optim.GlobalOptimManager.get_instance().initialize()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of ``args.optim``."""
