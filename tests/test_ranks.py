@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -27,6 +28,7 @@ from pipeline.engine.launch import CONFIGS, Children, check_launch
 from pipeline.engine.runner import Store
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from pipeline.train import fit
 from pipeline.train.config import TrainConfig
 from pipeline.train.trainer import COLUMNS, EvenSampler, collate
 from pipeline.unlearn import run
@@ -36,6 +38,7 @@ from tests.conftest import Call
 from tests.eval_rows import build_data, build_speaking_model
 from tests.processes import on_two_ranks
 from tests.test_release import write_recipe
+from tests.unlearning import stage_inputs, unlearn_config
 
 STOP = "unlearn.stop={every: 1, forget_loss: 6.0, retain_loss_above_base: 0.1}"
 CLOSEST = ("unlearn.keep=closest", STOP)
@@ -163,6 +166,47 @@ def test_sharded_weights_give_the_same_gradients(trained: tuple[Path, Path]) -> 
     for form, gaps in read(trained[1], "sharded.json").items():
         assert gaps["gradient"] <= 1e-5, form
         assert gaps["losses"] <= 1e-5, form
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MULTI_GPU])
+def test_base_is_measured_where_the_trainer_computes(kind: DistributedType) -> None:
+    """A launch that shards the weights leaves them on the host until the training begins (meta is the device here)."""
+    trainer: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(distributed_type=kind), args=SimpleNamespace(device=torch.device("meta"))
+    )
+    model = torch.nn.Linear(1, 1)
+    fit.place(trainer, model)
+    assert model.weight.is_meta == (kind != DistributedType.MULTI_GPU)  # the trainer itself has placed that one
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "measured"),
+    [
+        ("gd", {}, False),
+        ("gd", {"retain_loss": "kl"}, True),
+        ("gd", {"dual": {"rate": 1.0, "retain_loss_above_base": 0.1}}, True),
+        ("gd", {"forget_cap": "gold"}, True),
+        ("gd", {"stop": {"every": 1, "forget_loss": 6.0, "retain_loss_above_base": 0.1}}, True),
+        ("npo", {}, True),
+        ("klm", {}, True),
+    ],
+)
+def test_base_is_placed_before_it_is_measured(
+    method: str, changes: dict[str, Any], measured: bool, tiny_model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    config = unlearn_config(method=method, keep="last", **({"stop": None} | changes))
+    seen: list[str] = []
+
+    def levels(*_: Any) -> None:
+        seen.append("measured")
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "place", lambda *_: seen.append("placed"))
+    monkeypatch.setattr(run, "fixed_levels", levels)
+    inputs = stage_inputs(tiny_model, tmp_path)
+    with pytest.raises(InterruptedError):
+        run.run(config, inputs, tmp_path)
+    assert seen == (["placed", "measured"] if measured else ["measured"])
 
 
 def test_a_stage_on_two_processes_is_the_same_artifact(call: Call, tiny_model: Path, tmp_path: Path) -> None:

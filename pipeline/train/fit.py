@@ -267,6 +267,16 @@ def shards_weights(trainer: SFTTrainer) -> bool:
     return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
+def place(trainer: SFTTrainer, model: torch.nn.Module) -> None:
+    """Put the model where the trainer computes, before it is measured.
+
+    A launch that shards the weights leaves it on the host until the training begins. What is measured there cannot be
+    summed over ranks on GPUs, and a copy of its head stays there.
+    """
+    if shards_weights(trainer):
+        model.to(trainer.args.device)
+
+
 def whole_model(
     trainer: SFTTrainer, trained: PreTrainedModel | PeftModel, again: Callable[[], PreTrainedModel | PeftModel]
 ) -> PreTrainedModel | PeftModel:

@@ -261,6 +261,11 @@ class UnlearnConfig(TrainConfig):
         return self.method in ("klm", "csd") or self.retain_loss == "kl"
 
     @property
+    def measures_base(self) -> bool:
+        """Whether base, or a model beside it, is measured before the first step."""
+        return bool(self.named_levels or self.stop or self.dual or self.retain_kl or self.method in ("npo", "altpo"))
+
+    @property
     def trains_on_false_answers(self) -> bool:
         """Whether a step reads a false answer beside each forget row."""
         return self.method in ("altpo", "csd")

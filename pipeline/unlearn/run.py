@@ -42,6 +42,7 @@ from pipeline.train.fit import (
     go_back,
     load,
     memory_limits,
+    place,
     release_weights,
     row_digest,
     shards_weights,
@@ -136,7 +137,9 @@ def run(config: UnlearnConfig, inputs: Mapping[str, Path], out: Path) -> Unlearn
         processing_class=tokenizer,
         callbacks=[Watch("unlearn")],
     )
-    report("measuring the levels")  # with the model where the trainer put it
+    if config.measures_base:
+        place(trainer, trained)
+    report("measuring the levels")
     levels = fixed_levels(config, inputs, trained, rows.encoded)
     _measure_base(trainer, trained, inputs, rows, pairs)
     cap = _set_cap(trainer, levels, len(rows.plain["forget"]))
