@@ -23,6 +23,7 @@ from pipeline.engine.graph import Graph, Node
 from pipeline.engine.hf_jobs import MOUNT, HfJobs
 from pipeline.engine.jobs import Wanted, follow, read_job
 from pipeline.localhub.server import LocalHub
+from pipeline.publish import sign
 from pipeline.publish.hub import hub_errors
 from tests.collections import RECIPE
 from tests.conftest import PATIENCE, ROOT, Call
@@ -195,6 +196,23 @@ def test_a_stage_of_a_release_has_the_same_digest_there(
     here, there = ({name: stage["digest"] for name, stage in stages.items()} for stages in found)
     assert there == here
     assert [name for name, stage in found[1].items() if stage["built"]] == ["data"]
+
+
+def test_what_signs_here_is_no_jobs_and_is_said_before_the_first(
+    call: Call, hub: LocalHub, store: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    key = tmp_path / "ours.pem"
+    monkeypatch.setenv("UNLEARN_RELEASE_STORE", str(tmp_path / "keys"))
+    key.write_bytes(sign.private_key().read_bytes())
+    monkeypatch.setenv("UNLEARN_RELEASE_KEY", str(key))
+    text = RECIPE.format(demo=ROOT / "pipeline" / "recipes" / "demo.yaml", model=tiny_model)
+    (store / "tiny.yaml").write_text(text + "  image: registry.example/x\n  bucket: demo/store\n")
+    monkeypatch.setattr(HfJobs, "submit", lambda *_: pytest.fail("a job was submitted"))
+    refused = call("release", str(store / "tiny.yaml"), "--on", "hf-jobs", "--store", str(store))
+    assert refused.returncode == 2
+    assert "UNLEARN_RELEASE_KEY says what signs here, and a job does not have it: package would" in refused.stderr
 
 
 def test_a_job_sees_what_this_machine_gives_it_beside_the_token(hub: LocalHub, store: Path) -> None:

@@ -20,8 +20,10 @@ from pipeline.engine.jobs import Outcome, Place, State, Wanted, follow, read_job
 from pipeline.engine.launch import command_line, launch_config
 from pipeline.engine.plan import sizes
 from pipeline.engine.remote import credentials
+from pipeline.engine.runner import Status
 from pipeline.engine.slurm import Slurm
 from pipeline.publish.hub import hf_endpoint, hub_errors
+from pipeline.publish.sign import settings
 from pipeline.stages import stages
 
 
@@ -46,6 +48,8 @@ def run_elsewhere(
     accelerate = launch_config(options.launch)
     resources = next(iter(releases(nodes).values())).recipe.resources
     states, members = survey(nodes), releases(nodes).items()
+    if options.on == "hf-jobs":
+        _refuse_another_signer(nodes, states)
     costs = costs_of(nodes, planned_of(nodes, states, device_of(options, resources)))
     counts = {name: sizes(member.recipe, states_of(nodes, states, name)).parameters for name, member in members}
     python, store = (sys.executable, root) if options.on == "slurm" else ("python", Path(MOUNT))
@@ -100,6 +104,17 @@ def _as_seen_there(recipe: str, root: Path, store: Path) -> str:
             raise InputError(f"--on hf-jobs: a job sees the image and the store only. Put {file} into {root}.")
         path = str(store / file.relative_to(root) if store != root else file)
     return f"{path}{colon}{member}" if colon else path
+
+
+def _refuse_another_signer(nodes: Graph, states: Mapping[str, Status]) -> None:
+    """Raise InputError if a stage that signs would run where nothing is known of what signs on this machine."""
+    signs = [node.label for key, node in nodes.items() if node.stage.publishes and states[key].artifact is None]
+    if signs and (said := settings()):
+        raise InputError(
+            f"--on hf-jobs: {', '.join(said)} says what signs here, and a job does not have it: {signs[0]} would be "
+            "signed with the store's own key. Give --until card; after that, the same command without --on and --until "
+            "packages, signs and publishes here."
+        )
 
 
 def _check_names(nodes: Graph) -> None:

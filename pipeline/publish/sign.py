@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 KEY, CERTIFICATE, KEYLESS = "UNLEARN_RELEASE_KEY", "UNLEARN_RELEASE_CERTIFICATE", "UNLEARN_RELEASE_KEYLESS"
 
 
+def settings() -> list[str]:
+    """The variables of the environment that say what signs here, in the place of the store's own key."""
+    return [name for name in (KEY, CERTIFICATE, KEYLESS) if os.environ.get(name, "0") not in ("", "0")]
+
+
 def _own_key() -> Path:
     return store() / "keys" / "release.pem"
 
