@@ -336,6 +336,21 @@ def test_hide(world: World, package: Path) -> None:
     assert world.api.repo_info(REPO).private is True
 
 
+def test_what_was_hidden_is_not_shown_again_by_the_next_release(
+    world: World, inputs: dict, package: Path, tmp_path: Path
+) -> None:
+    world.publish(package, visibility="public")
+    revoke(world, hide=True)
+    head, new = world.head(), next_release(inputs, tmp_path)
+    with pytest.raises(HubError, match=r"has the revoked v1\.0\.0, and .* Run `revoke .* --tag v1\.0\.0 .* --purge`"):
+        world.publish(new, tag="v1.1.0", visibility="public")
+    assert (world.head(), world.branches(), world.api.repo_info(REPO).private) == (head, ["main"], True)
+    revoke(world, purge=True)
+    world.publish(new, tag="v1.1.0", visibility="public")
+    assert world.api.repo_info(REPO).private is False
+    assert world.tags().keys() == {"v1.1.0", "revoked-v1.0.0"}
+
+
 @pytest.mark.parametrize("purge", [False, True])
 @pytest.mark.parametrize("kind", ["before", "after", "drop"])
 def test_a_revocation_that_was_cut_off_is_finished_by_the_next(

@@ -37,7 +37,7 @@ from pipeline.publish.hub import MAIN, Target, connect, hub_errors, quiet
 from pipeline.publish.package import Recheck, check_gate
 from pipeline.publish.pull_request import await_merge, own_pull_request
 from pipeline.publish.repository import STAGING, Repository, public_against_the_recipe
-from pipeline.publish.revoke import refuse_revoked
+from pipeline.publish.revoke import refuse_revoked, refuse_showing
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
@@ -130,14 +130,17 @@ def publish(
 def check_place(config: PublishConfig, target: Target) -> None:
     """Raise HubError if this release cannot be published to its repository, which is there.
 
-    Its tag was revoked or is older than another, a revocation was cut off, or everybody may read what the recipe keeps
-    private.
+    Its tag was revoked or is older than another, a revocation was cut off, everybody may read what the recipe keeps
+    private, or could load what was revoked and is private now.
     """
     refuse_revoked(config.repo, config.tag, target)
     hub = Repository(config.repo, target)
     hub.check_newest(config.tag)
-    if config.visibility == "private" and not hub.is_private():
+    private = hub.is_private()
+    if config.visibility == "private" and not private:
         raise public_against_the_recipe(config.repo, "Nothing was uploaded.")
+    if config.visibility == "public" and private:
+        refuse_showing(config.repo, target)
 
 
 class _Publication:

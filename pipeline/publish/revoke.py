@@ -124,6 +124,18 @@ def refuse_revoked(repo: str, tag: str, target: Target) -> None:
         )
 
 
+def refuse_showing(repo: str, target: Target) -> None:
+    """Raise HubError if a repository has revoked releases, whose weights all could load once everybody may read it."""
+    hub = _Revocable(repo, target)
+    there = {tag for said in hub.revocations() for tag in said.revisions} & {*hub.tags()}
+    if there:
+        raise HubError(
+            f"{repo} is private and has the revoked {', '.join(sorted(there))}, and publish.visibility is public: "
+            f"everybody could load these weights. Nothing was changed. Run `revoke {repo} --tag "
+            f"{newest_release(there)} --reason TEXT --purge` first, which deletes them, or publish elsewhere."
+        )
+
+
 def _of(revision: str | None, revocations: Iterable[Revocation | None]) -> Revocation | None:
     for found in revocations:
         if found and (revision in found.revisions or revision in found.revisions.values()):
