@@ -322,6 +322,22 @@ def test_hf_needs_a_token_and_takes_the_endpoint(world: World, monkeypatch: pyte
         assert target == Target(world.hub.endpoint, True)
 
 
+def test_what_others_left_in_gitattributes_is_told_before_anything_is_uploaded(world: World, package: Path) -> None:
+    large = "filter=lfs diff=lfs merge=lfs -text"
+    world.api.create_repo(REPO, private=True)
+
+    def write(*lines: str) -> str:
+        text = "\n".join(f"{line} {large}" for line in lines).encode()
+        return world.api.create_commit(REPO, [CommitOperationAdd(".gitattributes", text)], commit_message="x").oid
+
+    head = write("*.safetensors", "paper/figure.pdf")  # as the Hub writes it for a file of ten megabytes
+    with pytest.raises(HubError, match=r"refuses, since .*'paper/figure\.pdf filter.* Nothing was changed\. Remove it"):
+        world.publish(package)
+    assert (world.head(), world.branches()) == (head, ["main"])
+    write("*.safetensors")
+    assert world.publish(package).commit == world.tags()["v1.0.0"]
+
+
 def test_a_proxy_does_not_stand_in_the_way(package: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

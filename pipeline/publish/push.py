@@ -41,7 +41,7 @@ from pipeline.publish.revoke import refuse_revoked, refuse_showing
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
-from pipeline.publish.verify import Verified, read_release, verify_release
+from pipeline.publish.verify import Verified, read_release, strange_attributes, verify_release
 
 ATTEMPTS = 3
 
@@ -130,12 +130,17 @@ def publish(
 def check_place(config: PublishConfig, target: Target) -> None:
     """Raise HubError if this release cannot be published to its repository, which is there.
 
-    Its tag was revoked or is older than another, a revocation was cut off, everybody may read what the recipe keeps
-    private, or could load what was revoked and is private now.
+    Its tag was revoked or is older than another, a revocation was cut off, others left a `.gitattributes` that no
+    release may have, everybody may read what the recipe keeps private, or could load what was revoked and is private.
     """
     refuse_revoked(config.repo, config.tag, target)
     hub = Repository(config.repo, target)
     hub.check_newest(config.tag)
+    if strange := strange_attributes(hub.attributes(MAIN), tree.is_allowed):
+        raise HubError(
+            f"{config.repo} has a line in .gitattributes on main that would stay and that verify refuses, since no "
+            f"signature covers it: {strange[0]!r:.80}. Nothing was changed. Remove it and its like, and run again."
+        )
     private = hub.is_private()
     if config.visibility == "private" and not private:
         raise public_against_the_recipe(config.repo, "Nothing was uploaded.")

@@ -105,6 +105,12 @@ class Repository:
             except RemoteEntryNotFoundError:  # EntryNotFoundError is also what the client says if nobody answers
                 return None
 
+    def attributes(self, revision: str) -> str:
+        """The text of the `.gitattributes` of a revision."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = self.file(HUB_FILES[0], revision, Path(temporary))
+            return path.read_text(encoding="utf-8", errors="replace") if path else ""
+
     def signed_tag(self, revision: str) -> str | None:
         """The tag that a revision was signed as; None if its `release.json` is not there or cannot be read."""
         release = self.release(revision)

@@ -162,16 +162,22 @@ def _allowed(folder: Path, files: Mapping[str, str], attributes: str) -> str:
     if problems := code_problems(folder):
         raise VerificationError(f"{'; '.join(problems)}, and no release holds code.")
 
-    def is_known(line: str) -> bool:
-        match = _ATTRIBUTES.fullmatch(line.strip())
-        known = {*files, *tree.NAMES}  # the Hub keeps lines for files of the release before
-        return match is not None and (match[1] in known or _ENDINGS.fullmatch(match[1]) is not None)
-
-    if strange := [line for line in attributes.splitlines() if line.strip() and not is_known(line)]:
+    known = {*files, *tree.NAMES}  # the Hub keeps lines for files of the release before
+    if strange := strange_attributes(attributes, known.__contains__):
         raise VerificationError(
             f".gitattributes, which no signature covers, says more than which files are large: {strange[0]!r:.80}."
         )
     return "nothing but weights, tokenizer, card, licence and evidence"
+
+
+def strange_attributes(attributes: str, is_of_release: Callable[[str], bool]) -> list[str]:
+    """The lines of a `.gitattributes` that say more than which files of a release, or of any kind, are large."""
+
+    def is_known(line: str) -> bool:
+        match = _ATTRIBUTES.fullmatch(line.strip())
+        return match is not None and (is_of_release(match[1]) or _ENDINGS.fullmatch(match[1]) is not None)
+
+    return [line for line in attributes.splitlines() if line.strip() and not is_known(line)]
 
 
 def _signature(folder: Path, signers: Sequence[Signer]) -> str:
