@@ -119,6 +119,15 @@ def test_a_tag_does_not_move(world: World, inputs: dict, package: Path, tmp_path
     assert (world.head(), world.tags(), world.branches()) == (first.commit, {"v1.0.0": first.commit}, ["main"])
 
 
+def test_the_same_release_of_another_signer_is_called_that(
+    world: World, inputs: dict, package: Path, tmp_path: Path, store: Path
+) -> None:
+    world.publish(package)
+    (store / "keys" / "release.pem").unlink()  # as on another machine, where the next run packages it anew
+    with pytest.raises(HubError, match=r"a tag v1\.0\.0 with these files, signed by somebody else than the key"):
+        world.publish(build(inputs, tmp_path / "again"))
+
+
 def test_an_older_version_does_not_set_main_back(world: World, inputs: dict, package: Path, tmp_path: Path) -> None:
     following = next_release(inputs, tmp_path)
     second = world.publish(following, tag="v1.1.0")

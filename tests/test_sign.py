@@ -341,7 +341,7 @@ def test_a_stranger_with_nothing_but_the_authority_verifies_a_release(
     done = call(*verify[:-2], "--identity", NAME)
     assert (done.returncode, "--identity: give a key, or a ca" in done.stderr) == (2, True)
     done = call(*verify[:-2])
-    assert (done.returncode, "Say who signed: --key FILE, or --ca FILE" in done.stderr) == (2, True)
+    assert (done.returncode, "for `verify` with --key FILE, or --ca FILE" in done.stderr) == (2, True)
     trust.TRUST.write_text(f"demo: {{ca: {verify[-1]}, identity: {NAME}}}")
     assert call(*verify[:-2]).returncode == 0
 

@@ -103,10 +103,7 @@ def publish(
     check_place(config, target)
     tagged = publication.tagged()
     if tagged is not None and not publication.holds_release(tagged):
-        raise HubError(
-            f"{config.repo} has a tag {config.tag} with other content, and tags do not move. Nothing was changed. "
-            "Set publish.tag to a new version."
-        )
+        raise publication.taken(tagged)
     if tagged is not None:
         publication.check_main(head, publication.newest_release())
     publication.gate(gated)
@@ -213,6 +210,19 @@ class _Publication:
     def tagged(self) -> str | None:
         """The commit of this release's tag, if the repository has it."""
         return self.hub.commit(self._config.tag) if self._config.tag in self.hub.tags() else None
+
+    def taken(self, tagged: str) -> HubError:
+        """The error for a tag, at the commit ``tagged``, that is not this release."""
+        name = f"{self._config.repo} has a tag {self._config.tag}"
+        if self._different(self.hub.files(tagged)) == {tree.SIGNATURE}:
+            return HubError(
+                f"{name} with these files, signed by somebody else than {self._signer.says()}, and tags do not move. "
+                "Nothing was changed. Package and publish it with what signed it then, or set publish.tag to a new "
+                "version."
+            )
+        return HubError(
+            f"{name} with other content, and tags do not move. Nothing was changed. Set publish.tag to a new version."
+        )
 
     def newest_release(self) -> str:
         """The commit of the newest release's tag, where there is one."""

@@ -96,8 +96,8 @@ def trusted_signers(repo: str, given: Signer | None = None) -> list[Signer]:
         return [trust.certified(Path(certificate))]
     if not os.environ.get(KEY) and not _own_key().is_file():
         raise InputError(
-            f"There is no key in {store() / 'keys'} to check a signature with. Say who signed: --key FILE, or --ca "
-            "FILE (and --identity NAME), or --identity NAME and --issuer URL; or name the signer in trust.yaml."
+            f"There is no key in {store() / 'keys'} to check a signature with. Name who signed in trust.yaml, or for "
+            "`verify` with --key FILE, or --ca FILE (and --identity NAME), or --identity NAME and --issuer URL."
         )
     return [Signer(key=str(public_key()))]
 
