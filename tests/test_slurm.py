@@ -138,6 +138,15 @@ def test_a_killed_job_is_an_error_and_the_same_command_continues_from_its_checkp
     assert int((made.path / "begun-at").read_text()) > 0
 
 
+def test_a_command_in_a_task_of_an_array_submits_stages_that_run(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm hands the variables of a job to those that it submits, an index too if they are not of an array."""
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    (made,) = Run(tmp_path, toy_graph(tmp_path, until="a")).start().join().values()
+    assert isinstance(made, Artifact)
+
+
 def test_a_second_command_follows_the_jobs_of_the_first(cluster: Cluster, tmp_path: Path) -> None:
     nodes = toy_graph(tmp_path, until="a")
     first, second = (Run(tmp_path, nodes, seconds=3) for _ in range(2))

@@ -132,11 +132,17 @@ def _in_words(given: Given) -> str:
 
 
 def _script(tasks: Mapping[int | None, Wanted]) -> str:
-    """The batch script: the command line of the task, with its output and its error where they are looked for."""
-    lines = ["#!/bin/sh", "case ${SLURM_ARRAY_TASK_ID:-alone} in"]
+    """The batch script: the command line of the task, with its output and its error where they are looked for.
+
+    One alone does not ask for its index: it has that of the array in which this process itself runs, if it does.
+    """
+    commands = {}
     for index, each in tasks.items():
         command = shlex.join(["env", f"{ERROR_FILE}={each.error}", *each.argv])
-        lines.append(f"{'alone' if index is None else index}) exec {command} >>{shlex.quote(str(each.log))} 2>&1 ;;")
+        commands[index] = f"exec {command} >>{shlex.quote(str(each.log))} 2>&1"
+    if None in commands:
+        return f"#!/bin/sh\n{commands[None]}\n"
+    lines = ["#!/bin/sh", "case $SLURM_ARRAY_TASK_ID in", *(f"{index}) {line} ;;" for index, line in commands.items())]
     return "\n".join([*lines, "esac", ""])
 
 
