@@ -269,7 +269,7 @@ def compared_with(
         ),
         replace(unlearned, name="eval-other", inputs={**unlearned.inputs, "model": "other"}),
         Stage(
-            "compare", "4", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
+            "compare", "5", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
             plan.comparing,
         ),
     ]  # fmt: skip

@@ -136,6 +136,27 @@ def test_few_rows_that_differ_show_equivalence_as_seldom_whatever_the_others_are
     assert np.mean([verdict() == "equivalent" for _ in range(400)]) < 0.07
 
 
+@pytest.mark.parametrize("leaking", ["forget", "holdout"])
+@pytest.mark.parametrize(("forget", "holdout"), [(30, 30), (40, 50), (100, 30)])
+def test_aucs_that_few_rows_move_show_equivalence_as_seldom(forget, holdout, leaking):
+    """Resamples of AUCs of 1 do not vary: they find up to 22 % of these samples equivalent."""
+    rng = np.random.default_rng(0)
+    keys = [(split, str(i)) for split, rows in (("forget", forget), ("holdout", holdout)) for i in range(rows)]
+    scores = np.array([10.0 * (split == "forget") for split, _ in keys]) + rng.normal(size=len(keys))
+    beyond = {"forget": -20.0, "holdout": 30.0}[leaking]
+
+    def verdict() -> str:
+        moved = np.array([split == leaking for split, _ in keys]) & (rng.random(len(keys)) < 0.05)
+        samples = [
+            {key: {"min_k": value, "language": "EN"} for key, value in zip(keys, of_model, strict=True)}
+            for of_model in (scores, np.where(moved, beyond, scores))
+        ]
+        found = _differences("mia_min_k_auc", "forget", samples, 0)
+        return str(equivalence(found.resampled, 0.05, found.n)["verdict"])
+
+    assert np.mean([verdict() == "equivalent" for _ in range(200)]) < 0.07
+
+
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.1])
 def test_rows_without_a_difference_show_about_what_the_exact_bound_does(margin):
     shown = next(n for n in range(30, 400) if equivalence(_of_few(np.zeros(n)), margin, n)["verdict"] == "equivalent")

@@ -30,7 +30,7 @@ from eval.schema import (
     read_samples,
     write_comparison,
 )
-from eval.statistics.formulas import Floats, auc
+from eval.statistics.formulas import Floats, auc, pairs_won
 from eval.statistics.intervals import resampled_aucs, resampled_means
 from eval.statistics.power import smallest_margin
 
@@ -136,7 +136,7 @@ def _normal_quantiles() -> Floats:
 
 
 def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> _Differences | None:
-    """Both AUCs on the same resampled forget and holdout rows."""
+    """Both AUCs on the same resampled forget and holdout rows, or as :func:`_of_few` where they differ in few rows."""
     members, others = ([key for key in samples[0] if key[0] == split] for split in ("forget", "holdout"))
     if not members or not others:
         return None
@@ -144,9 +144,20 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> _Dif
     sets = [[{key: rows[key] for key in keys} for keys in (members, others)] for rows in samples]
     scores = [(membership_scores(entry, ours), membership_scores(entry, theirs)) for ours, theirs in sets]
     languages = [[samples[0][key]["language"] for key in keys] for keys in (members, others)]
-    ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
     value = auc(*scores[0]) - auc(*scores[1])
-    return _Differences(value, min(len(members), len(others)), ours - theirs)
+    n = min(len(members), len(others))
+    # Each set's mean is the AUC: a difference that lies in few rows of one set is spread over all of the other.
+    by_set = [one - other for one, other in zip(*(_shares_won(*of_model) for of_model in scores), strict=True)]
+    if min(map(np.count_nonzero, by_set)) < DIFFERENT:
+        return _Differences(value, n, max(map(_of_few, by_set), key=np.std))
+    ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
+    return _Differences(value, n, ours - theirs)
+
+
+def _shares_won(members: Floats, others: Floats) -> tuple[Floats, Floats]:
+    """Of each member the share of others below it, and of each other the share of members above it."""
+    won = pairs_won(members, others)
+    return won.mean(axis=1), won.mean(axis=0)
 
 
 def _entry(
