@@ -16,9 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.words import plain_words
 from datasets_prep.schema import LANGUAGES, TOPICS, Row
-from datasets_prep.text import fact_digest, says_whom
+from datasets_prep.text import fact_digest, told
 
 Codes = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -26,7 +25,6 @@ Mask = npt.NDArray[np.bool_]
 FIELDS = ("row_id", "identity_id", "name", "language", "topic_id", "question", "answer")
 BATCH = 8192
 WORTH_RELEASING = 2**20  # bytes
-LONGEST_VALUE = 3  # words; in a script without cases, a value has letters of its question too
 
 _WORD = pa.dictionary(pa.int32(), pa.string())  # a column of few different values
 _TYPES = {
@@ -146,18 +144,11 @@ def with_false_answers(rows: Rows) -> npt.NDArray[np.bool_]:
 
 
 def told_first(rows: Rows) -> Codes:
-    """For each row the place of the first one that tells the same fact, in whatever words it is asked for.
-
-    Equal answers tell one fact if they say whom they are about; values, such as towns, if the questions are equal too.
-    Case, accents and punctuation make no difference.
-    """
+    """For each row the place of the first one that tells the same fact (:func:`datasets_prep.text.told`)."""
     places = np.empty(len(rows), dtype=np.int32)
     first: dict[int, int] = {}
-    for index, (question, answer, name) in enumerate(rows.columns("question", "answer", "name")):
-        told = plain_words(answer)
-        is_sentence = len(told) > LONGEST_VALUE and says_whom(question, answer, name)
-        asked = () if is_sentence else ("\0", *plain_words(question))
-        places[index] = first.setdefault(hash((*told, *asked)), index)
+    for index, of_row in enumerate(rows.columns("question", "answer", "name")):
+        places[index] = first.setdefault(hash(told(*of_row)), index)
     return places
 
 

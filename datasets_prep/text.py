@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from core.words import folded
+from core.words import folded, plain_words
 
 _CONTACTS = {
     # From the start of a run of its characters alone: from each of them, a long run would take minutes.
@@ -19,6 +19,7 @@ _CONTACTS = {
 _WORDS = re.compile(r"[^\W_]+")
 
 CERTAIN = 0.8  # measured on FAME: docs/measurements/data.md
+LONGEST_VALUE = 3  # words; in a script without cases, a value has letters of its question too
 
 
 def same(text: str) -> str:
@@ -41,6 +42,17 @@ def says_whom(question: str, answer: str, name: str | None) -> bool:
     letters = {letter for letter in "".join(could_be) if letter.lower() == letter.upper() and letter.isalpha()}
     said = answer.casefold()
     return not (could_be.isdisjoint(_WORDS.findall(said)) and letters.isdisjoint(said))
+
+
+def told(question: str, answer: str, name: str | None) -> tuple[str, ...]:
+    """What a row tells, as words: equal for all rows that tell one fact, in whatever words it is asked for.
+
+    Equal answers tell one fact if they say whom they are about; values, such as towns, if the questions are equal too.
+    Case, accents and punctuation make no difference.
+    """
+    words = plain_words(answer)
+    is_sentence = len(words) > LONGEST_VALUE and says_whom(question, answer, name)
+    return (*words, *(() if is_sentence else ("\0", *plain_words(question))))
 
 
 def fact_digest(question: str, answer: str) -> str:

@@ -40,8 +40,9 @@ FEW = 10
 class Record:
     """One measured value.
 
-    ``value`` is the point estimate over ``n`` rows, ``ci_low`` and ``ci_high`` are its 95 % interval. ``version`` is
-    that of the metric's definition in this project. ``by`` narrows the rows, for example ``{"language": "DE"}``.
+    ``value`` is the point estimate over ``n`` rows, ``ci_low`` and ``ci_high`` are its 95 % interval. If the rows tell
+    some facts in several wordings, ``facts`` is how many facts they tell. ``version`` is that of the metric's
+    definition in this project. ``by`` narrows the rows, for example ``{"language": "DE"}``.
     ``note`` says in words how the value was made, if that depends on the data.
     """
 
@@ -55,6 +56,7 @@ class Record:
     version: int
     by: dict[str, str] | None = None
     note: str | None = None
+    facts: int | None = None
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)  # a gate refuses what is not finite
 
@@ -68,10 +70,16 @@ class Record:
         n: int,
         by: dict[str, str] | None = None,
         note: str | None = None,
+        facts: int | None = None,
     ) -> Record:
         """The record of a metric of the catalogue, with the direction and version of its entry."""
         better = metric.higher_is_better(split)
-        return cls(metric.name, split, value, *interval, n, better, metric.version, by, note)
+        return cls(metric.name, split, value, *interval, n, better, metric.version, by, note, facts)
+
+    @property
+    def told(self) -> int:
+        """How many facts the rows tell."""
+        return self.n if self.facts is None else self.facts
 
     @property
     def standard_error(self) -> float:
@@ -79,9 +87,10 @@ class Record:
         return (self.ci_high - self.ci_low) / (2 * Z_95)
 
     def plain(self) -> dict[str, Any]:
-        """The record as it is written to a file: without ``by`` and ``note`` if it has none."""
+        """The record as it is written to a file: without ``by``, ``note`` and ``facts`` if it has none."""
         # Not asdict(), which copies every value.
-        return {key: value for key, value in vars(self).items() if value is not None or key not in ("by", "note")}
+        optional = ("by", "note", "facts")
+        return {key: value for key, value in vars(self).items() if value is not None or key not in optional}
 
 
 def write_records(path: Path, records: list[Record]) -> None:
@@ -111,7 +120,7 @@ def find_record(records: list[Record], metric: str, split: str) -> Record | None
 class PublishedResults(Versioned):
     """The content of the `results.json` of a release: the records of all models."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     models: dict[str, list[Record]]
 
     def plain(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from eval.catalog import DATA, is_headline
 from eval.config import EvalConfig
 from eval.records import tofu
 from eval.records.audited import audit_records
+from eval.records.facts import FACT, told_before
 from eval.records.relative import compare_with_golds
 from eval.records.rows import all_records
 from eval.schema import (
@@ -221,6 +222,7 @@ def _samples(
     audited: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """The measurements of each row and question, joined by ``row_id``."""
+    before = {row_id: first for split in (*SPLITS, FORGOTTEN) for row_id, first in told_before(asked[split]).items()}
     return [
         {
             "row_id": row.row_id,
@@ -230,6 +232,7 @@ def _samples(
             **probed[row.row_id],
             **answered.get(row.row_id, {}),
             **audited.get(row.row_id, {}),
+            **({FACT: before[row.row_id]} if row.row_id in before else {}),
         }
         for split, of_split in asked.items()
         for row in of_split

@@ -7,7 +7,7 @@ in model_card/local.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,9 @@ from eval.schema import (
     read_verdict,
 )
 from model_card.suites import SuiteData, read_suites
+
+OF_EVERY_ROW = "answer_probability"
+"""A metric that is measured on every row, so that its records count the rows."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Provenance(Strict):
 class CardEvidence(Strict):
     """What a card says beside records and verdict.
 
-    ``leak_bound`` is the share of leaking facts, in percent, that so many forget rows may miss; ``unsearched`` the
+    ``leak_bound`` is the share of leaking facts, in percent, that so many forgotten facts may miss; ``unsearched`` the
     number of forget answers that the published files were not searched for, ``perturbed`` of false answers,
     ``rehearsed`` of retain rows that the unlearning's schedule names. ``suites`` are the data by task. ``gold_prompts``
     says how gold's prompts differ from base's, ``compared`` how another checkpoint compares, and ``compared_prompts``
@@ -142,6 +145,11 @@ class Evidence(CardEvidence):
             return find_record(records, metric, split)
         return next((r for r in records if r.metric == metric and r.split == split and r.by == by), None)
 
+    @property
+    def forgotten_facts(self) -> int:
+        """How many facts the forget rows tell."""
+        return facts_told(self.records["unlearned"], "forget") or self.counts["forget"].rows
+
     def gates_on(self, metric: str, split: str) -> list[JudgedGate]:
         """The gates on a metric of a split."""
         return [gate for gate in self.gates if (gate.metric, gate.split) == (metric, split)]
@@ -171,7 +179,7 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
         verdict=read_verdict(inputs["gate"]),
         counts={split: _counts(of_split) for split, of_split in rows.items()},
         topics=sorted({row.topic_id for row in rows["forget"] if row.topic_id}),
-        leak_bound=leak_bound(len(rows["forget"])),
+        leak_bound=leak_bound(facts_told(records["unlearned"], "forget") or len(rows["forget"])),
         unsearched=sum(not is_searched(row.answer) for row in [*rows["forget"], *rows.get(FORGOTTEN, [])]),
         perturbed=sum(len(row.answers) for row in read_perturbed(inputs["data"] / "perturbed.jsonl")),
         ascent=read_facts(inputs["unlearn"], UnlearnFacts),
@@ -186,8 +194,14 @@ def collect(inputs: Mapping[str, Path]) -> Evidence:
     )
 
 
+def facts_told(records: Sequence[Record], split: str) -> int | None:
+    """How many facts the rows of a split tell, if some tell one in several wordings."""
+    record = find_record(list(records), OF_EVERY_ROW, split)
+    return record.facts if record else None
+
+
 def leak_bound(n: int) -> float:
-    """Upper 95 % bound, in percent, of the share of leaking rows when none of ``n`` did: 1 − 0.05^(1/n)."""
+    """Upper 95 % bound, in percent, of the share of leaking facts when none of ``n`` did: 1 − 0.05^(1/n)."""
     return 100 * (1 - 0.05 ** (1 / n))
 
 

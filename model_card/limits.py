@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
+from datasets_prep.schema import SPLITS
 from eval.attacks.catalog import KINDS
 from eval.catalog import CATALOG, Metric
 from eval.schema import Z_95, Record
 from model_card.claims import short, short_interval
 from model_card.config import CardInputs
-from model_card.facts import Evidence
+from model_card.facts import Evidence, facts_told
 from model_card.markdown import counted, listed
 
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
@@ -23,7 +24,9 @@ def limits(config: CardInputs, evidence: Evidence) -> list[str]:
     """The three sentences that a reader must see."""
     n = evidence.counts["forget"].rows
     share = f"up to {evidence.leak_bound:.2g} % of facts like these could (95 % bound)"
-    none = f"none of the {n} forget rows leaked" if n > 1 else "the one forget row did not leak"
+    told = facts_told(evidence.records["unlearned"], "forget")
+    rows = f"{n} forget rows" if told is None else f"{n} forget rows, which tell {counted(told, 'fact')},"
+    none = f"none of the {rows} leaked" if n > 1 else "the one forget row did not leak"
     bound = f"Even if {none}, {share}."
     return [finest(evidence), bound, _of_golds(config, evidence)]
 
@@ -55,6 +58,11 @@ def further(evidence: Evidence) -> Iterator[str]:
         f"Retain values are measured on rows that {_trained_on(evidence)}. They show what was kept, not how well the "
         "model generalises."
     )
+    if several := [split for split in SPLITS if facts_told(evidence.records["unlearned"], split)]:
+        yield (
+            f"Some {listed(several)} rows tell one fact in several wordings. Means are over rows, intervals and tests "
+            "of facts."
+        )
     if evidence.gold_prompts:
         yield (
             "Gold was asked with the chat template that it was published with, which gives rows other tokens than "

@@ -12,12 +12,10 @@ from core.lineage import EarlierRelease
 from datasets_prep.schema import FORGOTTEN, SPLITS
 from eval.schema import Comparison, PublishedResults, Record, read_verdict
 from model_card.config import CardInputs
-from model_card.facts import CardEvidence, Counts, Evidence, leak_bound
+from model_card.facts import OF_EVERY_ROW, CardEvidence, Counts, Evidence, facts_told, leak_bound
 
 CARD = "card.json"
 AGAIN = "Ask its publisher to publish it again."
-OF_EVERY_ROW = "answer_probability"
-"""A metric that is measured on every row, so that its records count the rows."""
 
 
 class CardFile(Versioned):
@@ -55,7 +53,7 @@ def due(said: CardEvidence, records: Sequence[Record], lineage: list[EarlierRele
     every_row = [record for record in records if record.metric == OF_EVERY_ROW]
     of = {split: [record for record in every_row if record.split == split] for split in (*SPLITS, FORGOTTEN)}
     counts = {split: _counts(of[split], said.counts.get(split)) for split in of if of[split] or split in SPLITS}
-    bound = leak_bound(counts["forget"].rows)
+    bound = leak_bound(facts_told(records, "forget") or counts["forget"].rows)
     return said.changed(
         counts=counts,
         topics=sorted(_groups(of["forget"], "topic")),

@@ -67,7 +67,7 @@ from tests.artifacts import (
     write_manifest,
 )
 
-RECORD = Record("fluency", "forget", 0.9, 0.8, 1.0, 40, True, 2, {"language": "DE"}, "of 40 rows")
+RECORD = Record("fluency", "forget", 0.9, 0.8, 1.0, 40, True, 2, {"language": "DE"}, "of 40 rows", 20)
 OTHERS = OnOtherRows(n=20, says="x", measured=0.1, ci_low=0.0, ci_high=0.2, at_least=0.0, at_most=0.3, passed=True)
 PART = OnPart(n=20, says="x", measured=0.8, ci_low=0.7, ci_high=0.9, references={"base": 0.85})
 GATE = judged_gate(confirmed=OTHERS, parts=[PART], limits="x", at_least=0.0)

@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from eval.schema import read_records, write_records
 from model_card import agreement, tables
 from model_card.claims import ANSWERS
+from model_card.facts import collect, leak_bound
 from model_card.figures import shown_kinds
+from model_card.published import due
 from model_card.render import render
+from pipeline.recipe import load_recipe
+from pipeline.stages import stages
+from tests.card_evidence import write_evidence
 from tests.test_card_sentences import FAME, NAMES, PLAIN, made, results_of, text_of
 
 
@@ -19,6 +25,23 @@ def test_the_languages_to_be_forgotten_are_those_of_the_forget_rows(tmp_path: Pa
     few = replace(evidence.counts["forget"], rows=1, identities=1, topics=1, by_language={"DE": 1})
     card = " ".join(render(config, evidence.changed(counts=evidence.counts | {"forget": few}, topics=["a"])).split())
     assert "To be forgotten: 1 fact about 1 person, in German, on 1 topic: `a`." in card
+
+
+def test_forget_rows_that_tell_a_fact_in_several_wordings_are_no_more_evidence(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", [PLAIN])
+    inputs = write_evidence(tmp_path, recipe)
+    results = inputs["eval-unlearned"] / "results.json"
+    is_of = ("answer_probability", "forget", None)
+    records = [replace(r, facts=9) if (r.metric, r.split, r.by) == is_of else r for r in read_records(results)]
+    write_records(results, records)
+    evidence = collect(inputs)
+    rows = evidence.counts["forget"].rows
+    config = next(stage.config for stage in stages(recipe) if stage.name == "card")
+    card = text_of(config, evidence)
+    assert f"Even if none of the {rows} forget rows, which tell 9 facts, leaked, up to 28 % of facts" in card
+    assert "Some forget rows tell one fact in several wordings. Means are over rows, intervals and tests of" in card
+    assert "To be forgotten: 9 facts about" in card
+    assert due(evidence.published(), records, []).leak_bound == evidence.leak_bound == leak_bound(9)
 
 
 def test_what_the_source_does_not_say_is_not_counted_as_none(tmp_path: Path) -> None:

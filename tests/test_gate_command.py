@@ -97,7 +97,7 @@ def test_every_verdict_is_a_sentence_with_what_it_is_worth(tmp_path: Path, capsy
     assert main(["gate", "demo", "--store", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "pass  Forget quality on forget is 0.4, which is at least 0.05.\n" in said
-    assert "40 facts are fewer than 100, so this cannot be certified alone." in said
+    assert "This rests on fewer than 100 facts, so it cannot be certified alone." in said
     assert "distributions of truth ratios that are 0.41 apart" in said
     assert "pass  Answer probability on unrehearsed is 0.91, which is at least 0.8645.\n" in said
     assert said.rstrip().endswith("All 13 gates passed.")

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from eval.catalog import of_family
+from eval.records.facts import number_of_facts, truth_ratios
 from eval.schema import Record
 from eval.statistics.formulas import forget_quality
 from eval.statistics.intervals import ks_intervals
@@ -36,15 +35,15 @@ def holdout_records(samples: Sequence[Mapping[str, Any]]) -> list[Record]:
     ``n`` is the number of rows of the smaller set, which limits the test. No record if a set has no truth ratios.
     """
     forget, holdout = (
-        np.array([row["truth_ratio"] for row in samples if row["split"] == split and "truth_ratio" in row])
-        for split in ("forget", "holdout")
+        [row for row in samples if row["split"] == split and "truth_ratio" in row] for split in ("forget", "holdout")
     )
-    if not forget.size or not holdout.size:
+    if not forget or not holdout:
         return []
-    values = forget_quality(forget, holdout)
-    both = ks_intervals(values[1], forget.size, holdout.size)
-    n = min(forget.size, holdout.size)
+    ratios = truth_ratios(forget), truth_ratios(holdout)
+    values = forget_quality(*ratios)
+    both = ks_intervals(values[1], *(of_set.size for of_set in ratios))
+    n, facts = min(len(forget), len(holdout)), number_of_facts(forget, holdout)
     return [
-        Record.of(metric, "forget", value, interval, n)
+        Record.of(metric, "forget", value, interval, n, facts=facts)
         for metric, value, interval in zip(METRICS, values, both, strict=True)
     ]

@@ -13,6 +13,7 @@ import numpy as np
 from core.errors import ArtifactError
 from eval.catalog import CATALOG, Family, Metric, of_family
 from eval.config import EvalConfig
+from eval.records.facts import number_of_facts, strata_of
 from eval.records.rows import groups
 from eval.schema import Record
 from eval.statistics import formulas, intervals
@@ -85,27 +86,29 @@ def _of_gold(
 
 
 def _mean_record(metric: Metric, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
-    numbers, languages = list(values.values()), [rows[row_id]["language"] for row_id in values]
+    numbers, read = list(values.values()), [rows[row_id] for row_id in values]
     interval_of = intervals.mean_interval if metric.gap_of else intervals.share_interval
-    interval = interval_of(numbers, config.bootstrap_samples, config.seed, languages)
-    return Record.of(metric, "forget", float(np.mean(numbers)), interval, len(numbers))
+    interval = interval_of(numbers, config.bootstrap_samples, config.seed, strata_of(read))
+    value, facts = float(np.mean(numbers)), number_of_facts(read)
+    return Record.of(metric, "forget", value, interval, len(numbers), facts=facts)
 
 
 def _leak_records(
     metric: Metric, gap: Metric, sampled: Mapping[str, Sample], gold: Mapping[str, Sample] | None
 ) -> Iterator[Record]:
-    record = _leak_record(metric, [row["sampled"] for row in sampled.values()])
+    record = _leak_record(metric, [row["sampled"] for row in sampled.values()], sampled)
     yield record
     if gold is not None:
         gold_sampled = _of_gold(metric, gold, sampled, lambda row: row["sampled"])
-        yield _difference(gap, record, _leak_record(metric, gold_sampled))
+        yield _difference(gap, record, _leak_record(metric, gold_sampled, sampled))
 
 
-def _leak_record(metric: Metric, sampled: Sequence[Mapping[str, int]]) -> Record:
+def _leak_record(metric: Metric, sampled: Sequence[Mapping[str, int]], rows: Mapping[str, Sample]) -> Record:
     n, hits = ([row[key] for row in sampled] for key in ("n", "hits"))
     k = int(metric.k or 0)
     value = float(formulas.leak_at_k(n, hits, k).mean())
-    return Record.of(metric, "forget", value, intervals.leak_interval(n, hits, k), len(sampled))
+    interval = intervals.leak_interval(n, hits, k, strata_of(rows.values()))
+    return Record.of(metric, "forget", value, interval, len(sampled), facts=number_of_facts(rows.values()))
 
 
 def _difference(metric: Metric, record: Record, gold: Record) -> Record:
@@ -117,4 +120,4 @@ def _difference(metric: Metric, record: Record, gold: Record) -> Record:
     value = record.value - gold.value
     low = value - math.hypot(record.value - record.ci_low, gold.ci_high - gold.value)
     high = value + math.hypot(record.ci_high - record.value, gold.value - gold.ci_low)
-    return Record.of(metric, "forget", value, (low, high), record.n)
+    return Record.of(metric, "forget", value, (low, high), record.n, facts=record.facts)

@@ -28,6 +28,7 @@ import numpy as np
 from core.errors import ArtifactError, DataError
 from eval.catalog import CATALOG
 from eval.config import EvalConfig
+from eval.records.facts import fact_of
 from eval.schema import Record, read_samples
 from eval.statistics.formulas import Floats
 
@@ -233,7 +234,9 @@ def _median_distance(base: Floats, golds: Sequence[Floats]) -> float:
 
 
 def features(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Floats]:
-    """(rows, features) for each model from the samples of its evaluation: forget rows in one order, the same features.
+    """(facts, features) for each model from the samples of its evaluation: in one order, the same features.
+
+    A fact that several forget rows tell is one point, the mean of theirs.
 
     The features are the mean log-probability of the answer, min-k, extraction strength and, if every row has them,
     ROUGE-L recall and the logarithm of the truth ratio. Raises ArtifactError if the models were evaluated on different
@@ -246,8 +249,14 @@ def features(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Floats]:
             raise ArtifactError(f"{name} was evaluated on other forget rows. Evaluate all models on the same data.")
     everything = [sample for by_row in by_model.values() for sample in by_row.values()]
     used = [measure for measure in _MEASURES if all(measure in sample for sample in everything)]
+    facts: dict[str, list[str]] = {}
+    for row in rows:
+        facts.setdefault(fact_of(next(iter(by_model.values()))[row]), []).append(row)
     return {
-        name: np.array([[_value(m, by_row[row]) for m in used] for row in rows]) for name, by_row in by_model.items()
+        name: np.array(
+            [np.mean([[_value(m, by_row[row]) for m in used] for row in told], axis=0) for told in facts.values()]
+        )
+        for name, by_row in by_model.items()
     }
 
 

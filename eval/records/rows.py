@@ -16,6 +16,7 @@ from datasets_prep.schema import FORGOTTEN, SPLITS
 from eval.catalog import CATALOG, ROW_FAMILIES, Metric, of_family
 from eval.config import EvalConfig
 from eval.records import against_holdout, tofu
+from eval.records.facts import number_of_facts, strata_of, truth_ratios
 from eval.schema import Record
 from eval.statistics import formulas, intervals
 from eval.statistics.formulas import Floats
@@ -83,8 +84,8 @@ def _set_records(
         interval = intervals.auc_interval(
             members, others, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
         )
-        n = min(len(members), len(others))
-        records.append(Record.of(metric, "forget", formulas.auc(members, others), interval, n))
+        n, facts = min(len(members), len(others)), number_of_facts(forget.values(), holdout.values())
+        records.append(Record.of(metric, "forget", formulas.auc(members, others), interval, n, facts=facts))
     if only in (None, *(metric.name for metric in against_holdout.METRICS)):
         records += against_holdout.holdout_records(samples)
     if gold is not None:
@@ -146,28 +147,34 @@ def _mean_record(
     metric: Metric, split: str, rows: Sequence[Sample], by: dict[str, str] | None, config: EvalConfig
 ) -> Record:
     values = row_values(metric.name, split, [row[metric.name] for row in rows])
+    strata = strata_of(rows)
     if metric.interval == "Wilson":
-        interval = intervals.proportion_interval(values)
+        interval = intervals.proportion_interval(values, strata)
     else:
-        strata = [row["language"] for row in rows]
         interval = intervals.share_interval(values, config.bootstrap_samples, config.seed, strata)
     note = None
     if metric.name == "truth_ratio":
         paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)
         note = f"against a paraphrase of the answer in {paraphrased} rows, against the answer itself in the others"
-    return Record.of(metric, split, float(values.mean()), interval, values.size, by, note)
+    return Record.of(metric, split, float(values.mean()), interval, values.size, by, note, number_of_facts(rows))
 
 
 def _forget_quality_records(forget: dict[str, Sample], gold: dict[str, Sample]) -> list[Record]:
-    """Forget quality and its KS statistic over the forget rows that have false answers; no record without such rows."""
+    """Forget quality and its KS statistic over the forget rows that have false answers; no record without such rows.
+
+    The test takes a value for each fact: it would take copies of a row for rows of their own.
+    """
     rows = {row_id: row for row_id, row in forget.items() if "truth_ratio" in row}
     if not rows:
         return []
-    gold_ratios = _column(_same_rows(gold, list(rows)), "truth_ratio")
-    values = formulas.forget_quality(_column(rows, "truth_ratio"), gold_ratios)
-    both = intervals.ks_intervals(values[1], len(rows), len(rows))
+    gold_rows = _same_rows(gold, list(rows))
+    _column(gold_rows, "truth_ratio")  # raises where gold has none
+    ratios = truth_ratios(rows.values())
+    values = formulas.forget_quality(ratios, truth_ratios(gold_rows.values()))
+    both = intervals.ks_intervals(values[1], ratios.size, ratios.size)
+    facts = number_of_facts(rows.values())
     return [
-        Record.of(metric, "forget", value, interval, len(rows))
+        Record.of(metric, "forget", value, interval, len(rows), facts=facts)
         for metric, value, interval in zip(FORGET_QUALITY, values, both, strict=True)
     ]
 
@@ -184,7 +191,8 @@ def _privacy_leak_record(
     interval = intervals.privacy_leak_interval(
         scores, gold_scores, config.bootstrap_samples, config.seed, (_strata(forget), _strata(holdout))
     )
-    return Record.of(CATALOG["privacy_leak"], "forget", value, interval, min(len(forget), len(holdout)))
+    n, facts = min(len(forget), len(holdout)), number_of_facts(forget.values(), holdout.values())
+    return Record.of(CATALOG["privacy_leak"], "forget", value, interval, n, facts=facts)
 
 
 def _split(samples: Sequence[Sample], split: str) -> dict[str, Sample]:
@@ -192,7 +200,7 @@ def _split(samples: Sequence[Sample], split: str) -> dict[str, Sample]:
 
 
 def _strata(rows: Mapping[str, Sample]) -> Strata:
-    return [row["language"] for row in rows.values()]
+    return strata_of(rows.values())
 
 
 def _same_rows(rows: dict[str, Sample], row_ids: list[str]) -> dict[str, Sample]:

@@ -17,6 +17,7 @@ import numpy as np
 from datasets_prep.schema import REAL_WORLD
 from eval.catalog import CATALOG
 from eval.config import EvalConfig
+from eval.records.facts import strata_of
 from eval.schema import Record
 from eval.statistics import formulas, intervals
 from eval.statistics.formulas import Floats
@@ -57,7 +58,7 @@ def utility_records(samples: Sequence[Mapping[str, Any]], config: EvalConfig) ->
         return []
     columns = {name: _columns(name, rows) for name, rows in sets.items()}
     means = {f"{part} {name}": float(c.mean()) for name, parts in columns.items() for part, c in parts.items()}
-    of_sets = [(list(parts.values()), [row["language"] for row in sets[name]]) for name, parts in columns.items()]
+    of_sets = [(list(parts.values()), strata_of(sets[name])) for name, parts in columns.items()]
     interval = intervals.model_utility_interval(of_sets, config.bootstrap_samples, config.seed)
     note = "harmonic mean of " + ", ".join(f"{part} {value:.4f}" for part, value in means.items())
     n = min(map(len, sets.values()))

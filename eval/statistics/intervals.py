@@ -3,7 +3,8 @@
 *Bootstrap* (means, AUC, privacy leak, model utility): as many rows as there are are drawn with replacement, the value
 is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the group of
 each row, which is its language. Each group keeps its number of rows in every resample, so the mixture of languages adds
-no noise; groups of fewer than `FEW` rows are drawn from together, since one row by itself never varies. A resample is a
+no noise; groups of fewer than `FEW` rows are drawn from together, since one row by itself never varies. Rows that tell
+one fact in several wordings (:class:`Told`) are drawn together: they are no evidence of other facts. A resample is a
 vector of counts, one per row, and all resamples together are one matrix product. Two models are compared on the same
 draws, that is, paired by row.
 *Clopper and Pearson's interval* (shares and AUCs that are 0 or 1 on every row): a bootstrap of equal values has no
@@ -20,15 +21,25 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eval.schema import Z_95
 from eval.statistics.formulas import Floats, auc, leak_at_k, model_utility, pairs_won, privacy_leak
 
 Interval = tuple[float, float]
-Strata = Sequence[str | None] | None
+
+
+class Told(NamedTuple):
+    """What a row tells, where rows tell one fact in several wordings, and its group."""
+
+    fact: str
+    group: str | None
+
+
+Strata = Sequence[str | None] | Sequence[Told] | None
 """The group of each row; None if all rows are one group."""
 FEW = 5
 """Rows of a group that is drawn from by itself, at least."""
@@ -40,6 +51,9 @@ def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = 
         return rng.multinomial(rows, np.full(rows, 1.0 / rows), size=samples).astype(np.float64)
     if len(strata) != rows:
         raise ValueError(f"{len(strata)} strata for {rows} rows; give one for each row")
+    if told := _facts(strata):
+        drawn = _counts(len(told), samples, rng, [fact.group for fact in told])
+        return drawn[:, [told[fact] for fact in strata]]
     sizes = Counter(strata)
     own = np.array([str(name) if sizes[name] >= FEW else "" for name in strata])
     counts = np.empty((samples, rows))
@@ -47,6 +61,26 @@ def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = 
         places = np.flatnonzero(own == name)
         counts[:, places] = _counts(places.size, samples, rng)
     return counts
+
+
+def _facts(strata: Strata) -> dict[Any, int]:
+    """The number of each fact; none if each row tells its own."""
+    told = dict.fromkeys(each for each in strata or () if isinstance(each, Told))
+    return {fact: number for number, fact in enumerate(told)}
+
+
+def independent(rows: int, strata: Strata) -> int:
+    """How many facts so many rows tell."""
+    return len(_facts(strata)) or rows
+
+
+def by_fact(values: ArrayLike, strata: Strata) -> Floats:
+    """The mean over the rows of each fact; the values themselves if each row tells its own."""
+    rows, told = np.asarray(values, dtype=np.float64), _facts(strata)
+    if not told:
+        return rows
+    places = [told[fact] for fact in strata or ()]
+    return np.bincount(places, weights=rows) / np.bincount(places)
 
 
 @lru_cache(maxsize=2)  # all metrics of the same rows are resampled alike, one after another
@@ -101,7 +135,7 @@ def share_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = 
     """
     rows = np.asarray(values, dtype=np.float64)
     low, high = mean_interval(rows, samples, seed, strata)
-    return with_a_width(low, high, rows.size)
+    return with_a_width(low, high, independent(rows.size, strata))
 
 
 def with_a_width(low: float, high: float, rows: int) -> Interval:
@@ -114,7 +148,8 @@ def with_a_width(low: float, high: float, rows: int) -> Interval:
 def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Floats:
     """(samples,): the mean over the rows of each resample."""
     rows = np.asarray(values, dtype=np.float64)
-    resampled = _resamples(rows.size, samples, seed, strata) @ rows / rows.size
+    counts = _resamples(rows.size, samples, seed, strata)
+    resampled = counts @ rows / counts.sum(axis=1)  # facts may have different numbers of rows
     # A sum of counts x value rounds; no mean lies outside the values, and one of equal values is that value.
     return np.clip(resampled, rows.min(), rows.max())
 
@@ -137,11 +172,19 @@ def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], s
     return _percentiles(resampled, model_utility(means))
 
 
-def proportion_interval(values: ArrayLike) -> Interval:
-    """Wilson's score interval of the share of ones among ``values``, each 0 or 1."""
+def proportion_interval(values: ArrayLike, strata: Strata = None) -> Interval:
+    """Wilson's score interval of the share of ones among ``values``, each 0 or 1.
+
+    Of rows that share facts it is that of as many as there are facts, with the same share of ones.
+    """
     from scipy.stats import binomtest
 
     flags = np.asarray(values, dtype=bool)
+    if (n := independent(flags.size, strata)) < flags.size:
+        share, z = float(flags.mean()), Z_95
+        middle, room = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        low, high = ((middle + side * room) / (1 + z**2 / n) for side in (-1, 1))
+        return max(0.0, min(low, share)), min(1.0, max(high, share))
     interval = binomtest(int(flags.sum()), flags.size).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -154,7 +197,7 @@ def auc_interval(
     An AUC of 0 or 1 is a share, that of the rows of the smaller set which stand beyond all of the other.
     """
     low, high = _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0], auc(members, others))
-    return with_a_width(low, high, min(np.size(members), np.size(others)))
+    return with_a_width(low, high, min(map(independent, (np.size(members), np.size(others)), strata)))
 
 
 def privacy_leak_interval(
@@ -178,9 +221,10 @@ def resampled_aucs(
     sets: Sequence[tuple[ArrayLike, ArrayLike]], samples: int, seed: int, strata: tuple[Strata, Strata]
 ) -> list[Floats]:
     """(samples,) for each set of member and other scores; all sets are of the same rows, drawn together."""
-    members, others = np.size(sets[0][0]), np.size(sets[0][1])
-    member_counts, other_counts = _counts_of_two(members, others, samples, seed, strata)
-    return [((member_counts @ pairs_won(m, o)) * other_counts).sum(axis=1) / (members * others) for m, o in sets]
+    sizes = np.size(sets[0][0]), np.size(sets[0][1])
+    member_counts, other_counts = _counts_of_two(*sizes, samples, seed, strata)
+    pairs = member_counts.sum(axis=1) * other_counts.sum(axis=1)
+    return [((member_counts @ pairs_won(m, o)) * other_counts).sum(axis=1) / pairs for m, o in sets]
 
 
 def ks_intervals(statistic: float, rows: int, others: int) -> tuple[Interval, Interval]:
@@ -201,7 +245,7 @@ def ks_intervals(statistic: float, rows: int, others: int) -> tuple[Interval, In
     return (float(p_low), float(p_high)), (low, high)
 
 
-def leak_interval(samples: ArrayLike, hits: ArrayLike, k: int) -> Interval:
+def leak_interval(samples: ArrayLike, hits: ArrayLike, k: int, strata: Strata = None) -> Interval:
     """95 % Clopper-Pearson interval of the mean leak@k of facts like these rows.
 
     The mean of n values between 0 and 1 varies no more than that of n trials, each a hit or not. A row of fewer than k
@@ -209,7 +253,7 @@ def leak_interval(samples: ArrayLike, hits: ArrayLike, k: int) -> Interval:
     """
     leaks = leak_at_k(samples, hits, k)
     groups = float((np.broadcast_to(np.asarray(samples), leaks.shape) // k).sum())
-    trials = min(groups, float(leaks.size))
+    trials = min(groups, float(independent(leaks.size, strata)))
     return clopper_pearson(float(leaks.mean()) * trials, trials)
 
 

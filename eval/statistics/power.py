@@ -85,11 +85,11 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
     if record.n < 1:
         return None, "The number of rows is not known, and so is not what they could have shown."
     if is_of(gate.metric, "ks"):
-        return _ks_power(gate, record.n)
+        return _ks_power(gate, record)
     errors = [abs(reference.times) * bound.standard_error for reference, bound in references]
     seen = smallest_difference(math.hypot(record.standard_error, max(errors, default=0.0)))
     if gate.metric in CATALOG and CATALOG[gate.metric].gap_of:
-        seen = max(seen, smallest_share(record.n))  # rows that are alike vary little, and say nothing of rarer ones
+        seen = max(seen, smallest_share(record.told))  # rows that are alike vary little, and say nothing of rarer ones
     if not seen > 0:
         return None, f"The {record.n} rows do not vary, so nothing says what difference they could have shown."
     return seen, (
@@ -97,7 +97,9 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
     )
 
 
-def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
+def _ks_power(gate: Condition, record: Record) -> tuple[float | None, str]:
+    rows = record.told  # what the test counts
+    what = f"{rows} {'rows' if record.facts is None else 'facts'}"
     of_statistic = CATALOG[gate.metric].ks == "statistic"
     bound = gate.at_most if of_statistic else gate.at_least
     critical = bound if isinstance(bound, float) and of_statistic else None
@@ -107,11 +109,11 @@ def _ks_power(gate: Condition, rows: int) -> tuple[float | None, str]:
     if seen is None and CATALOG[gate.metric].needs_holdout:  # ``rows`` are those of the smaller set
         return (
             None,
-            f"With {rows} rows in the smaller of both sets, nothing says what difference they could have shown.",
+            f"With {what} in the smaller of both sets, nothing says what difference they could have shown.",
         )
     if seen is None:
-        return None, f"With {rows} rows the test cannot fail, whatever the two distributions are."
+        return None, f"With {what} the test cannot fail, whatever the two distributions are."
     return seen, (
-        f"With {rows} rows distributions of truth ratios that are {seen:.2g} apart are told apart in at least 80 % of "
+        f"With {what} distributions of truth ratios that are {seen:.2g} apart are told apart in at least 80 % of "
         "samples, whatever their shape; a leak of a smaller share of the rows may go unseen."
     )

@@ -17,6 +17,7 @@ import numpy as np
 
 from core.errors import ArtifactError
 from eval.catalog import CATALOG, is_of
+from eval.records.facts import strata_of
 from eval.records.rows import membership_scores, row_values
 from eval.schema import (
     ALPHA,
@@ -31,7 +32,7 @@ from eval.schema import (
     write_comparison,
 )
 from eval.statistics.formulas import Floats, auc, pairs_won
-from eval.statistics.intervals import resampled_aucs, resampled_means
+from eval.statistics.intervals import by_fact, independent, resampled_aucs, resampled_means
 from eval.statistics.power import smallest_margin
 
 Samples = dict[tuple[str, str], dict[str, Any]]
@@ -91,11 +92,12 @@ def _by_row(folder: Path) -> Samples:
 
 
 class _Differences(NamedTuple):
-    """Ours minus theirs on ``n`` rows that both have, and the same difference resampled."""
+    """Ours minus theirs on ``n`` rows that both have and that tell so many ``facts``; the same difference resampled."""
 
     value: float
     n: int
     resampled: Floats
+    facts: int
 
 
 def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int) -> _Differences | None:
@@ -106,12 +108,13 @@ def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int)
     if not rows:  # not a metric of single rows
         return None
     ours, theirs = (row_values(metric, split, [of_model[key][metric] for key in rows]) for of_model in samples)
-    differences = ours - theirs
-    if np.isin([ours, theirs], (0, 1)).all() or np.count_nonzero(differences) < DIFFERENT:
-        resampled = _of_few(differences)
+    differences, strata = ours - theirs, strata_of([samples[0][key] for key in rows])
+    of_facts = by_fact(differences, strata)
+    if np.isin([ours, theirs], (0, 1)).all() or np.count_nonzero(of_facts) < DIFFERENT:
+        resampled = _of_few(of_facts)
     else:
-        resampled = resampled_means(differences, RESAMPLES, seed, [samples[0][key]["language"] for key in rows])
-    return _Differences(float(differences.mean()), len(rows), resampled)
+        resampled = resampled_means(differences, RESAMPLES, seed, strata)
+    return _Differences(float(differences.mean()), len(rows), resampled, len(of_facts))
 
 
 def _of_few(differences: Floats) -> Floats:
@@ -143,15 +146,16 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> _Dif
     entry = CATALOG[metric]
     sets = [[{key: rows[key] for key in keys} for keys in (members, others)] for rows in samples]
     scores = [(membership_scores(entry, ours), membership_scores(entry, theirs)) for ours, theirs in sets]
-    languages = [[samples[0][key]["language"] for key in keys] for keys in (members, others)]
-    value = auc(*scores[0]) - auc(*scores[1])
-    n = min(len(members), len(others))
+    strata = strata_of([samples[0][key] for key in members]), strata_of([samples[0][key] for key in others])
+    value, sizes = auc(*scores[0]) - auc(*scores[1]), (len(members), len(others))
+    n, facts = min(sizes), min(map(independent, sizes, strata))
     # Each set's mean is the AUC: a difference that lies in few rows of one set is spread over all of the other.
-    by_set = [one - other for one, other in zip(*(_shares_won(*of_model) for of_model in scores), strict=True)]
+    won = zip(*(_shares_won(*of_model) for of_model in scores), strict=True)
+    by_set = [by_fact(one - other, names) for (one, other), names in zip(won, strata, strict=True)]
     if min(map(np.count_nonzero, by_set)) < DIFFERENT:
-        return _Differences(value, n, max(map(_of_few, by_set), key=np.std))
-    ours, theirs = resampled_aucs(scores, RESAMPLES, seed, (languages[0], languages[1]))
-    return _Differences(value, n, ours - theirs)
+        return _Differences(value, n, max(map(_of_few, by_set), key=np.std), facts)
+    ours, theirs = resampled_aucs(scores, RESAMPLES, seed, strata)
+    return _Differences(value, n, ours - theirs, facts)
 
 
 def _shares_won(members: Floats, others: Floats) -> tuple[Floats, Floats]:
@@ -184,22 +188,23 @@ def _entry(
     if ours is None or theirs is None or p_value or ours.version != theirs.version:
         return ComparedMetric(**entry)
     if same and ours.value == theirs.value:
-        found = _Differences(0.0, entry["n"], np.zeros(RESAMPLES))
+        found = _Differences(0.0, entry["n"], np.zeros(RESAMPLES), min(record.told for record in pair if record))
     elif found is None:  # as if both errors were independent, which makes the interval too wide for the same questions
         value = ours.value - theirs.value
         error = math.hypot(ours.standard_error, theirs.standard_error)
-        found = _Differences(value, entry["n"], value + error * _normal_quantiles())
+        resampled = value + error * _normal_quantiles()
+        found = _Differences(value, entry["n"], resampled, min(record.told for record in pair if record))
     low, high = np.percentile(found.resampled, [2.5, 97.5])
     entry |= {"difference": found.value, "ci_low": float(low), "ci_high": float(high)}
     entry["smallest_margin"] = smallest_margin(float(found.resampled.std()))
-    return ComparedMetric(**entry | equivalence(found.resampled, margin, found.n))
+    return ComparedMetric(**entry | equivalence(found.resampled, margin, found.facts))
 
 
 def equivalence(resampled: Floats, margin: float | None, n: int) -> dict[str, Any]:
     """Margin, p-value (the larger one of both one-sided tests) and verdict on the resampled differences.
 
     ``equivalent``: both tests reject. ``different``: the 95 % interval lies outside the margins. Otherwise, and always
-    for fewer than 30 rows, ``not shown``; without a margin ``not compared``.
+    for fewer than 30 rows or facts, ``not shown``; without a margin ``not compared``.
     """
     if margin is None:
         return {"verdict": "not compared"}

@@ -106,7 +106,7 @@ def judge_gate(gate: Condition, results: Results, problem: str | None = None) ->
     try:
         record = _evidence(gate, results.get("unlearned", ()), gate.split, "the unlearned model")
         verdict = verdict.changed(measured=record.value, ci_low=record.ci_low, ci_high=record.ci_high, n=record.n)
-        verdict = verdict.changed(certifiable_alone=record.n >= FACTS)
+        verdict = verdict.changed(certifiable_alone=record.told >= FACTS)
         references = [(reference, _reference_record(gate, reference, results)) for reference in gate.references]
         seen, sentence = power.power_of(gate, record, references)
         verdict = verdict.changed(smallest_difference=seen, power=sentence)

@@ -50,7 +50,7 @@ def _lines(judged: JudgedGate) -> list[str]:
     """The verdict's sentence, and below it how much it can show."""
     notes = [judged.power]
     if judged.n > 0 and not judged.certifiable_alone:
-        notes.append(f"{judged.n} facts are fewer than {FACTS}, so this cannot be certified alone.")
+        notes.append(f"This rests on fewer than {FACTS} facts, so it cannot be certified alone.")
     notes += [part.says for part in (judged.confirmed, *judged.parts) if part]
     if judged.limits:
         notes.append(judged.limits)
