@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import DatasetCardData
 
@@ -124,7 +124,7 @@ def write(
 def _metadata(collection: Collection) -> str:
     """The head of the Hub's page. The licence is that of the models, if they share one."""
     first, *others = (recipe.model.metadata for recipe in collection.members.values())
-    shared = first if all(other == first for other in others) else {}
+    shared: dict[str, Any] = dict(first) if all(other == first for other in others) else {}
     data = DatasetCardData(**shared, tags=["machine-unlearning"], viewer=False)
     return f"---\n{data.to_yaml()}\n---\n\n"
 
