@@ -26,10 +26,11 @@ def main(artifacts: str) -> None:
     print(f"imports {time.perf_counter() - BEGAN:.1f}")
 
     def listener(report: Report) -> None:
-        if report.done:
+        if report.numbers:  # its losses
             print(f"first step {time.perf_counter() - BEGAN:.1f}")
             raise FirstStep
-        print(f"{report.doing} from {time.perf_counter() - BEGAN:.1f}")
+        if not report.done:
+            print(f"{report.doing} from {time.perf_counter() - BEGAN:.1f}")
 
     inputs = {name: Path(artifacts) / name for name in ("model", "base", "data", "novice", "neighbours")}
     with tempfile.TemporaryDirectory() as out, listening(listener):

@@ -16,6 +16,7 @@ from torch.nn.functional import kl_div, logsigmoid
 from transformers import AutoModelForCausalLM
 
 from core.errors import ModelError
+from core.progress import Report, listening
 from datasets_prep.schema import Encoded
 from pipeline.train import packed
 from pipeline.train.trainer import COLUMNS, collate, counts_of
@@ -409,7 +410,9 @@ def test_base_distributions_are_those_of_plain_forwards_and_do_not_move_with_the
 ) -> None:
     trainer = unlearn_trainer(tiny_model, tmp_path, FORGET, RETAIN, SGD, retain_loss="kl")
     monkeypatch.setattr(packed, "CPU_TOKENS", 30)
-    base = BaseDistribution(trainer.model, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
+    said: list[Report] = []
+    with listening(said.append):
+        base = BaseDistribution(trainer.model, dict(enumerate(RETAIN)), trainer.accelerator.autocast)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
     expected = torch.cat([plain_logits(plain, RETAIN)[i].detach() for i in (5, 1)])
     with torch.no_grad():
@@ -419,6 +422,8 @@ def test_base_distributions_are_those_of_plain_forwards_and_do_not_move_with_the
     assert sum(hidden.numel() for hidden in base.hidden.values()) == 64 * sum(
         len(row.input_ids) - row.completion_start for row in RETAIN
     )
+    assert len({report.done for report in said}) == len(said) > 1
+    assert {report.total for report in said} == {len(RETAIN)}  # of thousands of rows it takes minutes
 
 
 def test_a_model_that_changes_logits_after_the_head_is_refused_for_kl(tiny_model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from core.errors import ModelError
+from core.progress import report
 from datasets_prep.schema import Encoded
 from pipeline.train.packed import completion_logits, packed_batches, row_losses
 
@@ -48,6 +49,7 @@ class BaseDistribution:
         names = list(rows)
         try:
             for indices, _, batch in packed_batches(model, list(rows.values()), logits=True):
+                report("measuring predictions", len(self.hidden), len(names))
                 hidden = self._measure(model, batch, captured)
                 for place, index in enumerate(indices):
                     self.hidden[names[index]] = hidden[batch["row"] == place].cpu()
