@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from core.licences import LicenceId
+from core.markdown import counted, escape, table
 from datasets_prep.checks import MEANING
 from datasets_prep.config import DataConfig, HubSource, Request, Selection
 from datasets_prep.rows import Rows
@@ -32,6 +33,8 @@ _FIELDS = {
     "answer": "text",
 }
 _FAME_FIELDS = {"language": f"FAME has {', '.join(LANGUAGES)}", "topic_id": "in FAME `category.topic`, one of 20"}
+_UNSAID = "–"
+_ONE = {"identities": "identity", "topics": "topic", "languages": "language", "rows": "row"}  # of a selection
 _SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -48,11 +51,11 @@ def render(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> st
         _metadata(config, rows, title),
         f"# {title}\n\nQuestions and answers, split for the unlearning of a language model.",
         "## Source\n\n" + _source(config, facts),
-        "## Splits\n\n" + _table(("split", "rows", "identities", "meaning"), _split_lines(rows, split)),
+        "## Splits\n\n" + table(("split", "rows", "identities", "meaning"), _split_lines(rows, split)),
         *(f"Left out: {what.replace('_', ' ')}, because there are {why}." for what, why in facts.left_out.items()),
         _rule(config, rows, split, facts),
         *_counts(rows, split),
-        "## Fields\n\n" + _table(("field", "what it is"), _fields(config)),
+        "## Fields\n\n" + table(("field", "what it is"), _fields(config)),
         _perturbed(config, facts.perturbed),
         _checks(facts.checks),
     ]
@@ -100,24 +103,25 @@ def _source(config: DataConfig, facts: DataFacts) -> str:
     if facts.splits_left_out:
         digest += f" Splits of the source that are not used: {_sizes(facts.splits_left_out)}."
     if facts.rows_read_before:
-        digest += f" {facts.rows_read_before} rows of a subset are in an earlier one too and count once."
+        digest += f" Rows of a subset that an earlier one has too, which count once: {facts.rows_read_before}."
     if facts.rows_outside_part:
-        digest += f" They are a part of the source; {facts.rows_outside_part:,} other rows are not used."
+        others = "other row is" if facts.rows_outside_part == 1 else "other rows are"
+        digest += f" They are a part of the source; {facts.rows_outside_part:,} {others} not used."
     if facts.real_world:
         digest += f" Questions about the real world, in no split: {_sizes(facts.real_world)}."
     if facts.rows_forgotten:
         digest += (
-            f" Beside the splits, {facts.rows_forgotten} rows are only measured: earlier releases were made to forget "
-            "them (`forgotten.jsonl`)."
+            " Rows beside the splits that are only measured, since earlier releases were made to forget them: "
+            f"{facts.rows_forgotten} (`forgotten.jsonl`)."
         )
     if facts.paraphrases_without_row:
-        digest += f" {facts.paraphrases_without_row} paraphrases belong to no row and are left out."
+        digest += f" Paraphrases that belong to no row and are left out: {facts.paraphrases_without_row}."
     if config.source.sample is not None:
         sample = config.source.sample
         return (
             f"Generated from word lists with seed {sample.seed}: {sample.identities} invented people for each "
-            f"language, {sample.topics} topics each. No name, place or fact is meant to be real; phone numbers have a "
-            f"country code and e-mail addresses a domain that nobody can own. {digest}"
+            f"language, {counted(sample.topics, 'topic')} each. No name, place or fact is meant to be real; phone "
+            f"numbers have a country code and e-mail addresses a domain that nobody can own. {digest}"
         )
     if config.source.hub is not None:
         hub = config.source.hub
@@ -130,33 +134,39 @@ def _source(config: DataConfig, facts: DataFacts) -> str:
 
 def _subsets(hub: HubSource) -> str:
     if hub.subsets is None:
-        return f", subset {hub.config}" if hub.config else ""
-    listed = (f"{' and '.join(names)} ({split.replace('_', ' ')})" for split, names in hub.subsets if names)
+        return f", subset {escape(hub.config)}" if hub.config else ""
+    listed = (f"{escape(' and '.join(names))} ({split.replace('_', ' ')})" for split, names in hub.subsets if names)
     return f", subsets {', '.join(listed)}"
 
 
 def _sizes(splits: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({rows} rows)" for name, rows in splits.items())
+    return ", ".join(f"{escape(name)} ({counted(rows, 'row')})" for name, rows in splits.items())
 
 
 def _rule(config: DataConfig, rows: Rows, split: Split, facts: DataFacts) -> str:
-    mixed = f"{facts.mixed_identities} of {facts.identities} identities have both forgotten and retained facts."
+    have = "has" if facts.mixed_identities == 1 else "have"
+    of = counted(facts.identities, "identity", "identities")
+    mixed = f"{facts.mixed_identities} of {of} {have} both forgotten and retained facts." if facts.identities else ""
+    return f"{_drawn(config, rows, split)} {mixed}".rstrip()
+
+
+def _drawn(config: DataConfig, rows: Rows, split: Split) -> str:
     if config.setting == "given":
-        return f"The splits are the source's own. {mixed}"
+        return "The splits are the source's own."
     if config.request is not None:
-        return f"Rule: {_request(config.request, config.seed, _unit_of_holdout(rows, split))} {mixed}"
+        return f"Rule: {_request(config.request, config.seed, _unit_of_holdout(rows, split))}"
     assert config.shares is not None  # noqa: S101 (the configuration requires it)
     shares = " / ".join(f"{split} {share:g}" for split, share in config.shares)
     if config.setting == "entity":
         return (
             f"Rule (FAME's; seeds {config.seed} and {config.seed + 1}): in each language the identities are shuffled "
             f"and cut into {shares}, counts rounded, so that all facts of an identity are in one split. Seed 42 with "
-            f"0.64 / 0.16 / 0.2 of the complete FAME is the published assignment. {mixed}"
+            "0.64 / 0.16 / 0.2 of the complete FAME is the published assignment."
         )
     return (
         f"Rule (ours; seed {config.seed}): in each pair of language and topic the identities are shuffled and cut "
         f"into {shares}, the rounding carried over from pair to pair. Where an identity then has no forgotten or no "
-        f"retained fact, it changes places, within one pair, with an identity that has two. {mixed}"
+        "retained fact, it changes places, within one pair, with an identity that has two."
     )
 
 
@@ -182,7 +192,7 @@ def _request(request: Request, seed: int, unit: str) -> str:
 def _selections(selections: Sequence[Selection]) -> str:
     def one(selection: Selection) -> str:
         keys = selection.model_dump(exclude_none=True)
-        listed = [f"{len(values)} {name}" for name, values in keys.items() if name != "file"]
+        listed = [counted(len(values), _ONE[name], name) for name, values in keys.items() if name != "file"]
         return " and ".join([*listed, *(["the rows of a file"] if "file" in keys else [])])
 
     return "; ".join(map(one, selections))
@@ -205,37 +215,36 @@ def _perturbed(config: DataConfig, counts: FalseAnswerFacts) -> str:
         unseen = ", nor from holdout rows, since an unlearning may train on its guides"
     return (
         "## False answers\n\n"
-        f"`perturbed.jsonl` has {counts.answers} false answers to {counts.rows} questions (`row_id`, `split`, "
-        f"`answers`): {origin}. {learnt} {counts.mixed} are mixtures: each word of the fact is exchanged for one of "
-        f"the same kind from the answer to a retained row. {counts.from_trained_rows} come from trained rows for want "
-        "of others, and such a one is likelier to a trained model than one it never saw; "
-        f"{counts.rows_with_fewer} questions have fewer than {config.perturbed.per_row}; {counts.rows_without} have "
-        "none and are left out.\n\n"
-        f"`guides.jsonl` has {counts.guides} more, which guide the unlearning and judge nothing; none of them comes "
-        f"from trained rows, since a level that those set would be too low{unseen}. {counts.guides_mixed} are mixtures "
-        "of words as known as those of the fact: in the place of a word that no retained row has, one made of two."
+        f"`perturbed.jsonl` has {counted(counts.answers, 'false answer')} to {counted(counts.rows, 'question')} "
+        f"(`row_id`, `split`, `answers`): {origin}. {learnt} Mixtures, in which each word of the fact is exchanged for "
+        f"one of the same kind from the answer to a retained row: {counts.mixed}. From trained rows for want of "
+        f"others: {counts.from_trained_rows}; such a one is likelier to a trained model than one it never saw. "
+        f"Questions with fewer than {config.perturbed.per_row}: {counts.rows_with_fewer}; with none, which are left "
+        f"out: {counts.rows_without}.\n\n"
+        f"`guides.jsonl` has {counts.guides} more, to guide the unlearning and judge nothing; none of them comes from "
+        f"trained rows, since a level that those set would be too low{unseen}. Mixtures of words as known as those of "
+        "the fact, with one made of two in the place of a word that no retained row has: "
+        f"{counts.guides_mixed}."
     )
 
 
 def _checks(checks: Mapping[str, CheckFacts]) -> str:
     lines = [
-        (MEANING[name], cases.count, "; ".join(cases.first[:3]) if cases.count else "")
+        (MEANING[name], str(cases.count), escape("; ".join(cases.first[:3])) if cases.count else "")
         for name, cases in checks.items()
     ]
-    return "## Checks\n\n" + _table(("what was looked for", "found", "first cases"), lines)
+    return "## Checks\n\n" + table(("what was looked for", "found", "first cases"), lines)
 
 
-def _split_lines(rows: Rows, split: Split) -> list[tuple[Any, ...]]:
+def _split_lines(rows: Rows, split: Split) -> list[tuple[str, ...]]:
     identity, _ = rows.codes("identity_id")
-    return [
-        (
-            name,
-            int((split == index).sum()),
-            len(np.unique(identity[(split == index) & (identity >= 0)])),
-            _MEANING[name],
-        )
-        for index, name in enumerate(SPLITS)
-    ]
+    lines = []
+    for index, name in enumerate(SPLITS):
+        of_split = split == index
+        identities = len(np.unique(identity[of_split & (identity >= 0)]))
+        unsaid = of_split.any() and not identities
+        lines.append((name, str(of_split.sum()), _UNSAID if unsaid else str(identities), _MEANING[name]))
+    return lines
 
 
 def _counts(rows: Rows, split: Split) -> list[str]:
@@ -243,18 +252,21 @@ def _counts(rows: Rows, split: Split) -> list[str]:
     parts = []
     by_language, by_topic = count_cells(rows, split)
     if set(by_language) != {None}:
-        lines = [(language, *counts) for language, counts in by_language.items()]
-        parts.append("Rows by language:\n\n" + _table(("language", *SPLITS), lines))
+        lines = [(language or _UNSAID, *map(str, counts)) for language, counts in by_language.items()]
+        parts.append("Rows by language:\n\n" + table(("language", *SPLITS), lines))
     if {topic for _, topic in by_topic} != {None}:
         languages = list(by_language)
         topics = list(dict.fromkeys(topic for _, topic in by_topic))
         none = (0,) * len(SPLITS)
         lines = [
-            (topic, *(" / ".join(map(str, by_topic.get((language, topic), none))) for language in languages))
+            (
+                escape(topic or _UNSAID),
+                *(" / ".join(map(str, by_topic.get((language, topic), none))) for language in languages),
+            )
             for topic in topics
         ]
-        head = ("topic", *(language or "rows" for language in languages))
-        parts.append(f"Rows by topic and language, as {' / '.join(SPLITS)}:\n\n" + _table(head, lines))
+        head = ("topic", *(language or ("rows" if len(languages) == 1 else _UNSAID) for language in languages))
+        parts.append(f"Rows by topic and language, as {' / '.join(SPLITS)}:\n\n" + table(head, lines))
     return parts
 
 
@@ -270,8 +282,3 @@ def count_cells(rows: Rows, split: Split) -> tuple[SplitCounts, SplitCounts]:
         by_topic[language, topic] = tuple(counts.tolist())
         by_language[language] = by_language.get(language, 0) + counts
     return {language: tuple(counts.tolist()) for language, counts in by_language.items()}, by_topic
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)

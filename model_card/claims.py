@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from core.markdown import counted
 from eval.catalog import CATALOG, Metric, of_family
 from eval.schema import ALPHA, JudgedGate, Record
 from model_card.facts import Evidence
-from model_card.markdown import counted
 from model_card.tables import number
 
 Records = Mapping[str, Record]

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from core.markdown import escape, table
 from eval.schema import ComparedMetric, Record, Verdict, find_record
 from model_card import tables
-from model_card.markdown import escape, table
 from model_card.plots import STYLE
 from model_card.templates import template
 

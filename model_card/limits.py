@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
+from core.markdown import counted, listed
 from datasets_prep.schema import SPLITS
 from eval.attacks.catalog import KINDS
 from eval.catalog import CATALOG, Metric
@@ -14,7 +15,6 @@ from eval.schema import Z_95, Record
 from model_card.claims import short, short_interval
 from model_card.config import CardInputs
 from model_card.facts import Evidence, facts_told
-from model_card.markdown import counted, listed
 
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
 DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does

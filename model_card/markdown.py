@@ -1,44 +1,14 @@
-"""Markdown in both directions: writing text and tables, and reading what a reader will see.
+"""Reading Markdown: :func:`read` sees a card as a renderer does.
 
-Text that somebody typed must never become markup, a table cell or HTML. :func:`read` sees a card as a renderer does, so
-the lint judges the words and numbers that people will read and not the code that wrote them.
+So the lint judges the words and numbers that people will read and not the code that wrote them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_INLINE = re.compile(r"([\\`*_\[\]|~$!#])")
 _SUMMARY = re.compile(r"<summary>(.*?)</summary>")
-_BLOCK = re.compile(r"^(?:=|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")  # what starts a heading, a list or a rule
-
-
-def escape(text: str) -> str:
-    """``text`` on one line, escaped so that a Markdown renderer shows it unchanged, in a paragraph or a table cell."""
-    line = " ".join(text.split())
-    line = _INLINE.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    block = _BLOCK.match(line)
-    if block is None:
-        return line
-    return f"{block[0]}\\{line[block.end() :]}" if block[0].isdigit() else f"\\{line}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def counted(n: int, one: str, many: str | None = None) -> str:
-    """``1 fact``, ``10 facts``; ``many`` if the plural is another word."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 @dataclass

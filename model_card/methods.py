@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from model_card.markdown import listed
+from core.markdown import listed
 
 
 class Method(NamedTuple):

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from core.markdown import counted
 from model_card import figures, tables
 from model_card.facts import Evidence
 from model_card.local import Local
-from model_card.markdown import counted
 
 STYLE = Path(__file__).parent / "plots.mplstyle"
 DRAWN = {

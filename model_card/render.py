@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.lineage import rows_of_each
+from core.markdown import counted, escape, listed
 from core.wording import SEARCHED
 from eval.schema import FACTS, FEW
 from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
 from model_card.facts import Evidence
-from model_card.markdown import counted, escape, listed
 from model_card.methods import cap_name, cap_plus, method_does, method_name
 from model_card.templates import template
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from core.markdown import escape, table
 from eval.catalog import CATALOG, ROWS, is_headline, label
 from eval.schema import FACTS, FEW, JudgedGate, Record
 from model_card.config import CardInputs
 from model_card.facts import Evidence
-from model_card.markdown import escape, table
 
 NOT_MEASURED = "–"
 HEADLINES = 8  # rows of the table that a reader sees first

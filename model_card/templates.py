@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_card.markdown import counted, escape
+from core.markdown import counted, escape
 from model_card.tables import interval, number
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from core.markdown import escape
 from model_card import lint, tables
-from model_card.markdown import escape, read
+from model_card.markdown import read
 
 MARKUP = st.text(alphabet=st.sampled_from(list("ab1 |\\`*_[]<>&#-+=.)(~!$:/\"'\n\té{}%")), min_size=1, max_size=40)
 

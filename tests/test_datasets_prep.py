@@ -227,6 +227,30 @@ def test_the_card_says_whether_people_were_held_out_whole(tmp_path: Path, forget
     assert f"drawn with seed 42 by {unit}, which are held out." in (tmp_path / "README.md").read_text()
 
 
+def test_the_card_holds_whatever_names_the_source_has(tmp_path: Path) -> None:
+    records = [
+        {
+            "question": f"What is {word} {i}?",
+            "answer": f"It is {place}{i} of {word}.",
+            "topic_id": topic,
+            "row_id": f"{word}|{i}",
+        }
+        for place, (word, topic) in enumerate((("apple", "fruit | <b>"), ("boat", "b")))
+        for i in range(5)
+    ]
+    request = {"forget": [{"topics": ["fruit | <b>"]}, {"rows": ["boat|0"]}]}
+    source = {"file": str(write(tmp_path / "rows.jsonl", records))}
+    data_without_model(config(source, setting="request", request=request, perturbed={"per_row": 1}), tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| fruit \\| &lt;b&gt; | 5 / 0 / 0 / 0 |" in card
+    assert "| b | 1 / 4 / 0 / 0 |" in card
+    assert "| 5 | apple\\|0 (rows.jsonl, line 1); " in card
+    assert "| forget | 6 | – |" in card
+    assert (
+        "(1 topic; 1 row), and all other rows are retained.\n" in card
+    )  # nothing of identities, which it does not name
+
+
 # `data inspect`
 
 

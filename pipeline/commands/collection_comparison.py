@@ -9,10 +9,10 @@ from typing import Any, Literal
 from huggingface_hub import DatasetCardData
 
 from core.artifacts import json_text
+from core.markdown import escape
 from eval.schema import ComparedMetric, read_records, read_verdict
 from eval.verdicts import compare
 from model_card.comparison import ACROSS, UP, Compared, card_table, page, plot
-from model_card.markdown import escape
 from model_card.tables import interval
 from pipeline.collection import Collection
 from pipeline.engine.artifact import Artifact
