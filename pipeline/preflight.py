@@ -463,7 +463,7 @@ def _memory(release: Preflight) -> str:
         return "none is needed"  # it is said without torch, which `here` needs
     device = devices.here()
     costs = release.costs(device)
-    refuse_what_does_not_fit(costs)
+    refuse_what_does_not_fit(costs, devices.gpus_here())
     fullest = total([cost for _, cost in costs.values()], device)["memory_bytes"]
     lengths = planned(release.recipe, release.states, device).lengths
     condition = ", if rows are as long as FAME's" if lengths and lengths.assumed else ""

@@ -223,6 +223,19 @@ def test_a_plan_for_one_small_gpu_says_what_does_not_fit_and_what_helps() -> Non
     assert costs["eval-base"].memory < small.memory
 
 
+def test_each_process_needs_a_gpu() -> None:
+    recipe = load_recipe(FAME, ["base.train.processes=4", "unlearn.processes=8", "eval.processes=8"])
+    costs = costs_of(recipe)
+    known = {stage.name: (stage.config, costs[stage.name]) for stage in stages(recipe)}
+    refuse_what_does_not_fit(known)  # nobody knows how many there will be
+    refuse_what_does_not_fit(known, 8)
+    with pytest.raises(SystemLimitError) as caught:
+        refuse_what_does_not_fit(known, 4)
+    said = str(caught.value)
+    assert "eval-unlearned: each of its 8 processes needs a GPU, and there are 4. Set processes to 4 or less" in said
+    assert " base" not in said  # which has 4
+
+
 def test_a_processor_keeps_memory_for_what_lies_between_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("demo")
     unlearn = costs_of(recipe, devices.cpu())["unlearn"]

@@ -78,3 +78,10 @@ def here() -> Device:
     alike = [gpu for gpu in GPUS if all(word in name for word in gpu.name.split()[:-1])]
     known = alike[0] if alike else Device(name, 0, None, None, None)
     return Device(name, round(total * USABLE), known.bf16, known.fp32, known.bandwidth)
+
+
+def gpus_here() -> int:
+    """How many GPUs this machine has for us."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -12,19 +12,26 @@ from pipeline.cost.work import Cost
 from pipeline.train.config import MOMENTS, SMALLER_MOMENTS, TrainConfig, TrainedOrPublished, moment_bytes
 
 
-def refuse_what_does_not_fit(costs: Mapping[str, tuple[Any, Cost]]) -> None:
+def refuse_what_does_not_fit(costs: Mapping[str, tuple[Any, Cost]], gpus: int = 0) -> None:
     """Raise SystemLimitError if a stage needs more memory than its device has, or a GPU where there is none.
 
-    ``costs`` has the config and the cost of each stage to be run. A training on several processes, which may share the
-    weights, is not judged.
+    ``costs`` has the config and the cost of each stage to be run. ``gpus`` are those of the machine; 0 if it has none,
+    or it is not known. The memory of a training on several processes, which may share the weights, is not judged.
     """
     problems: dict[str, list[str]] = {}
     for name, (config, cost) in costs.items():
-        if problem := _problem(config, cost):
+        if problem := _too_few(config, gpus) or _problem(config, cost):
             problems.setdefault(problem, []).append(name)
     if problems:
         listed = "\n  ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
         raise SystemLimitError(f"The release would not come to its end on this device.\n  {listed}")
+
+
+def _too_few(config: Any, gpus: int) -> str | None:
+    processes = getattr(config, "processes", 1)
+    if not gpus or processes <= gpus:
+        return None
+    return f"each of its {processes} processes needs a GPU, and there are {gpus}. Set processes to {gpus} or less."
 
 
 def _problem(config: Any, cost: Cost) -> str | None:
