@@ -140,6 +140,10 @@ class Suite(Strict):
     )
 
 
+VLLM_SHARE = 0.5
+"""Of a GPU's memory that vLLM takes for itself; the rest is for the model that is scored and attacked."""
+
+
 class EvalConfig(Strict):
     """How base, gold and the unlearned model are evaluated.
 

@@ -223,6 +223,16 @@ def test_a_plan_for_one_small_gpu_says_what_does_not_fit_and_what_helps() -> Non
     assert costs["eval-base"].memory < small.memory
 
 
+def test_vllm_has_its_share_of_the_gpu_beside_the_attacks() -> None:
+    """It keeps it to the end of the evaluation, and relearning takes 48 GB."""
+    recipe, own = load_recipe(FAME, ["eval.backend=vllm"]), load_recipe(FAME)
+    device = devices.named("H100 80GB")
+    costs = costs_of(recipe, device)
+    assert costs["eval-base"].memory == costs_of(own, device)["eval-base"].memory + 40 * 2**30
+    with pytest.raises(SystemLimitError, match=r"9\d.*vLLM 42.9.* do not fit .*What helps: eval.backend: hf"):
+        refuse_what_does_not_fit({"eval-base": (recipe.eval, costs["eval-base"])})
+
+
 def test_each_process_needs_a_gpu() -> None:
     recipe = load_recipe(FAME, ["base.train.processes=4", "unlearn.processes=8", "eval.processes=8"])
     costs = costs_of(recipe)

@@ -28,7 +28,7 @@ from core.progress import report
 from core.ranks import first_ranks, rank, world_size
 from datasets_prep.schema import Encoded, read_perturbed
 from eval.catalog import DATA
-from eval.config import EvalConfig
+from eval.config import VLLM_SHARE, EvalConfig
 from eval.scoring.batches import cache_bytes, in_batches, logits_bytes
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Scorer
@@ -157,7 +157,12 @@ def language_model(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, config: E
         return with_its_share(ReleaseLM(scorer, tokenizer, config.batch_rows))
     from lm_eval.models.vllm_causallms import VLLM
 
-    return VLLM(pretrained=scorer.model.name_or_path, batch_size="auto", gpu_memory_utilization=0.5, seed=config.seed)
+    return VLLM(
+        pretrained=scorer.model.name_or_path,
+        batch_size="auto",
+        gpu_memory_utilization=VLLM_SHARE,
+        seed=config.seed,
+    )
 
 
 def with_its_share(lm: HFLM) -> HFLM:

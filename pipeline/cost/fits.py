@@ -51,6 +51,8 @@ def _problem(config: Any, cost: Cost) -> str | None:
 
 def _levers(config: Any, cost: Cost) -> list[str]:
     if isinstance(config, EvalConfig):
+        if "vLLM" in cost.parts:
+            return ["eval.backend: hf"]
         if "moments" in cost.parts:
             relearn = config.robustness.relearn if config.robustness else None
             smaller = "eval.robustness.relearn.rank: 16"

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from core.steps import saves_of, split_of_step, steps_of
 from datasets_prep.config import DataConfig
-from eval.config import EvalConfig, Suite
+from eval.config import VLLM_SHARE, EvalConfig, Suite
 from pipeline.cost import memory, time
 from pipeline.cost import shape as of
-from pipeline.cost.devices import Device
+from pipeline.cost.devices import USABLE, Device
 from pipeline.cost.memory import Batch, Parts
 from pipeline.cost.rows import Lengths, Row
 from pipeline.publish.config import PublishConfig
@@ -200,6 +200,8 @@ def _moments(config: EvalConfig, shape: Shape, row: Row, device: Device) -> list
         found.append(memory.of_scoring(shape, forward, width if relearn.rank else 4, packed=on_cpu) | beside)
     if config.patching:
         found.append(scoring | {"base and gold": 2 * width * every})
+    if config.backend == "vllm" and device.is_gpu:
+        found = [parts | {"vLLM": round(VLLM_SHARE * device.memory / USABLE)} for parts in found]
     return found
 
 
