@@ -12,6 +12,9 @@ import torch
 from core import heap
 from core.errors import SystemLimitError
 
+SAID = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
+"""In messages of errors that have no class of their own: the host's, CUDA's beside PyTorch's allocator, cuBLAS's."""
+
 
 def device_memory() -> tuple[int, int]:
     """Free and total bytes of the memory that models are computed in: the GPU's, or the machine's if it has none."""
@@ -46,8 +49,4 @@ def limits(advice: Callable[[str], str]) -> Iterator[None]:
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or beside it."""
     message = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "allocate memory" in message
-        or "not enough memory" in message
-    )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in message for said in SAID)

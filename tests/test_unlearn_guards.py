@@ -20,7 +20,7 @@ from datasets_prep.schema import read_rows
 from pipeline.train import fine_tune
 from pipeline.train.arguments import training_arguments
 from pipeline.train.config import TrainConfig
-from pipeline.train.fit import fit, go_back, load, step_bytes
+from pipeline.train.fit import fit, go_back, load, memory_limits, step_bytes
 from pipeline.train.guards import StepRefused, check_step
 from pipeline.train.packed import row_losses
 from pipeline.train.trainer import counts_of
@@ -228,6 +228,19 @@ def test_out_of_memory_names_the_levers_with_their_numbers(
     assert "lora" in said
     assert "GB free" in said or "free)" in said
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_gpu_runs_out_of_memory_beside_the_allocator_too(message: str) -> None:
+    """As where the first product makes cuBLAS's workspace, on a GPU that is full."""
+    with pytest.raises(SystemLimitError, match=r"Out of memory.*CUDA error"), memory_limits():
+        raise RuntimeError(message)  # or a subclass of torch's
 
 
 @pytest.mark.parametrize(
