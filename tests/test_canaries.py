@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core.errors import InputError
-from datasets_prep.schema import ParaphrasedRow, write_rows
+from datasets_prep.schema import ParaphrasedRow, read_rows, write_rows
 from model_card.facts import Evidence, collect
 from model_card.render import render
 from pipeline.publish.scan import Scanner
@@ -80,6 +81,14 @@ def test_questions_and_names_are_caught_where_the_recipe_says_so(inputs: dict[st
     card.write_text(card.read_text() + "\n\nIt says nothing about Mara Quellis.\n")
     build(inputs, tmp_path / "out")
     with pytest.raises(InputError, match=r"README\.md holds a short name of the forget set"):
+        build(inputs, tmp_path / "asked", CONFIG.model_copy(update={"search_for": ["names"]}))
+
+
+def test_names_that_no_row_says_cannot_be_searched_for(inputs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [replace(row, name=None) for row in read_rows(inputs["data"] / "forget.jsonl")]
+    write_rows(inputs["data"] / "forget.jsonl", rows)
+    build(inputs, tmp_path / "out")
+    with pytest.raises(InputError, match=r"40 of the 40 rows to be forgotten name nobody.*data\.source\.columns\.name"):
         build(inputs, tmp_path / "asked", CONFIG.model_copy(update={"search_for": ["names"]}))
 
 

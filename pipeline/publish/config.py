@@ -43,7 +43,7 @@ class PublishConfig(Strict):
     search_for: list[Searched] = Field(
         default_factory=list,
         description="What no published file may hold, beside the answers of the forget rows: their `questions`, the "
-        "`names` of their people.",
+        "`names` of their people, which need a column (`data.source.columns.name`).",
     )
 
 

@@ -96,7 +96,8 @@ def check_gate(gate: Path, weights: Path) -> None:
 def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scanner:
     """What finds the answers of the forget set and of what was forgotten before, and on request questions and names.
 
-    Raises ArtifactError if the data artifact has no forget rows.
+    Raises ArtifactError if the data artifact has no forget rows, and InputError if names are asked for and it does not
+    say them.
     """
     rows = read_rows(data / "forget.jsonl")
     if not rows:
@@ -104,13 +105,18 @@ def forget_scanner(data: Path, search_for: Sequence[Searched] = ()) -> scan.Scan
             f"{data / 'forget.jsonl'} has no rows, so there are no answers to search for. Run the data stage again."
         )
     rows += read_forgotten(data)
+    if "names" in search_for and (unnamed := sum(not row.name for row in rows)):
+        raise InputError(
+            f"publish.search_for has names, and {unnamed} of the {len(rows)} rows to be forgotten name nobody in a "
+            "column of its own. Name that in data.source.columns.name, or take names out of publish.search_for."
+        )
     reworded = [row for row in read_paraphrased(data / "paraphrased.jsonl") if row.split in ("forget", FORGOTTEN)]
     answers = [row.answer for row in rows] + [row.answer for row in reworded]
     questions = [row.question for row in rows] + [row.question for row in reworded]
     return scan.Scanner(
         answers,
         questions if "questions" in search_for else (),
-        [row.name for row in rows if row.name] if "names" in search_for else (),
+        [str(row.name) for row in rows] if "names" in search_for else (),
     )
 
 
