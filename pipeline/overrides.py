@@ -15,6 +15,8 @@ _NOT_SHOWN = (
     "model.license_file",
     "model.chat_template",
 )  # a template is long, and the release has it anyway
+_NO_CONTENT = ("resources", "publish.visibility", "publish.via", "publish.gated", "publish.collection")
+"""Where stages run, and how the Hub shows a release: the same release may be made and shown in other ways."""
 
 
 def published(
@@ -24,13 +26,13 @@ def published(
 
     ``data`` is the dumped data section, and ``public`` the part that a release shows. A value of this section is shown
     if it is the section's final value and all of it is public; otherwise it becomes ``KEY=WITHHELD``. Keys in
-    ``without_effect`` change no result and are left out.
+    ``without_effect`` change no result and are left out, as those in :data:`_NO_CONTENT` and below them are.
     """
     shown = []
     for assignment in assignments:
         key, _, text = assignment.partition("=")
         path = key.split(".")
-        if path[-1] in without_effect:
+        if path[-1] in without_effect or f"{key}.".startswith(tuple(f"{name}." for name in _NO_CONTENT)):
             continue
         value = _at(override(Tree({}), assignment).values, path)
         # Several lines could end the code block around the command, and a YAML comment may say anything.

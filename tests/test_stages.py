@@ -75,6 +75,21 @@ def test_what_says_where_to_run_is_in_no_key() -> None:
     assert moved["eval-base"].config.device == "cuda"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("publish.visibility=public", "publish.via=pr", "publish.gated=auto", "resources.bucket=acme/store"),
+        *("publish.collection=a/b-0123456789abcdef01234567", "resources={image: registry.acme.example/x, hours: 40}"),
+    ],
+)
+def test_what_runs_a_release_or_shows_it_is_not_in_what_is_published(given: str) -> None:
+    """Else the same release, made public or run elsewhere, would be other content under its tag."""
+    demo, changed = identities(load_recipe("demo")), identities(load_recipe("demo", [given]))
+    assert [name for name in demo if demo[name].identity != changed[name].identity] in ([], ["publish"])
+    other = identities(load_recipe("demo", ["publish.tag=v2.0.0", given]))
+    assert other["card"].identity["overrides"] == ["publish.tag=v2.0.0"]
+
+
 def test_gates_are_judged_under_the_settings_of_the_evaluation() -> None:
     demo = identities(load_recipe("demo"))["gate"]
     changed = identities(load_recipe("demo", ["eval.seed=7", "eval.bootstrap_samples=150"]))["gate"]
