@@ -236,7 +236,7 @@ def _checks(checks: Mapping[str, CheckFacts]) -> str:
     return "## Checks\n\n" + table(("what was looked for", "found", "first cases"), lines)
 
 
-def _split_lines(rows: Rows, split: Split) -> list[tuple[str, ...]]:
+def _split_lines(rows: Rows, split: Split) -> list[tuple[str, str, str, str]]:
     identity, _ = rows.codes("identity_id")
     lines = []
     for index, name in enumerate(SPLITS):
