@@ -279,7 +279,7 @@ def test_an_identity_signs_and_is_checked_without_a_key(
     # The publisher checks its own package by the identity that the package names; a reader must say whom to expect.
     monkeypatch.setenv(sign.KEYLESS, "1")
     assert sign.own_signers("acme/model", folder) == [workflow]
-    with pytest.raises(InputError, match="Say who signed"):
+    with pytest.raises(InputError, match="Name who signed"):
         sign.trusted_signers("acme/model")
     trust.TRUST.write_text("acme: {identity: someone, issuer: https://accounts.example}")
     assert [signer.identity for signer in sign.own_signers("acme/model", folder)] == ["someone"]

@@ -41,7 +41,7 @@ from pipeline.publish.revoke import refuse_revoked, refuse_showing
 from pipeline.publish.schema import RECEIPT, PublishFacts, Receipt, SignatureFacts
 from pipeline.publish.trust import Signer
 from pipeline.publish.upload import Upload
-from pipeline.publish.verify import Verified, read_release, strange_attributes, verify_release
+from pipeline.publish.verify import Verified, read_release, verify_release
 
 ATTEMPTS = 3
 
@@ -133,7 +133,7 @@ def check_place(config: PublishConfig, target: Target) -> None:
     refuse_revoked(config.repo, config.tag, target)
     hub = Repository(config.repo, target)
     hub.check_newest(config.tag)
-    if strange := strange_attributes(hub.attributes(MAIN), tree.is_allowed):
+    if strange := tree.strange_attributes(hub.attributes(MAIN), tree.is_allowed):
         raise HubError(
             f"{config.repo} has a line in .gitattributes on main that would stay and that verify refuses, since no "
             f"signature covers it: {strange[0]!r:.80}. Nothing was changed. Remove it and its like, and run again."

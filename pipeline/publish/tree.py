@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,9 @@ PLOTS = ("results", "truth-ratios", "groups", "robustness", "relative", "trainin
 NAMES = (*(name for name in ALLOWED if "*" not in name), *(f"plots/{plot}.png" for plot in PLOTS))
 # The Hub adds this file to every new repository. It says how files are stored, and is not part of a release.
 HUB_FILES = (".gitattributes",)
+# What the Hub writes there: endings of files that are large in new repositories, and the names of large files.
+_ATTRIBUTES = re.compile(r"(\S+) filter=lfs diff=lfs merge=lfs -text")
+_ENDINGS = re.compile(r"\*\.[a-z0-9]{1,11}(\.\*)?|saved_model/\*\*/\*|\*tfevents\*")
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 
@@ -53,6 +57,16 @@ class Digest:
 def read_tree(folder: Path) -> dict[str, Digest]:
     """Every file below ``folder`` by its path with ``/``, sorted."""
     return {path.relative_to(folder).as_posix(): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def strange_attributes(attributes: str, is_of_release: Callable[[str], bool]) -> list[str]:
+    """The lines of a `.gitattributes` that say more than which files of a release, or of any kind, are large."""
+
+    def is_known(line: str) -> bool:
+        match = _ATTRIBUTES.fullmatch(line.strip())
+        return match is not None and (is_of_release(match[1]) or _ENDINGS.fullmatch(match[1]) is not None)
+
+    return [line for line in attributes.splitlines() if line.strip() and not is_known(line)]
 
 
 def take_hub_files(folder: Path) -> str:

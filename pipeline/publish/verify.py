@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +29,6 @@ from pipeline.publish.revoke import revocation_of
 from pipeline.publish.schema import Release, VerifiedCheck
 from pipeline.publish.trust import Signer
 
-# What the Hub writes there: endings of files that are large in new repositories, and the names of large files.
-_ATTRIBUTES = re.compile(r"(\S+) filter=lfs diff=lfs merge=lfs -text")
-_ENDINGS = re.compile(r"\*\.[a-z0-9]{1,11}(\.\*)?|saved_model/\*\*/\*|\*tfevents\*")
 QUESTION = "Who are you?"
 NEW_TOKENS = 16
 
@@ -163,21 +159,11 @@ def _allowed(folder: Path, files: Mapping[str, str], attributes: str) -> str:
         raise VerificationError(f"{'; '.join(problems)}, and no release holds code.")
 
     known = {*files, *tree.NAMES}  # the Hub keeps lines for files of the release before
-    if strange := strange_attributes(attributes, known.__contains__):
+    if strange := tree.strange_attributes(attributes, known.__contains__):
         raise VerificationError(
             f".gitattributes, which no signature covers, says more than which files are large: {strange[0]!r:.80}."
         )
     return "nothing but weights, tokenizer, card, licence and evidence"
-
-
-def strange_attributes(attributes: str, is_of_release: Callable[[str], bool]) -> list[str]:
-    """The lines of a `.gitattributes` that say more than which files of a release, or of any kind, are large."""
-
-    def is_known(line: str) -> bool:
-        match = _ATTRIBUTES.fullmatch(line.strip())
-        return match is not None and (is_of_release(match[1]) or _ENDINGS.fullmatch(match[1]) is not None)
-
-    return [line for line in attributes.splitlines() if line.strip() and not is_known(line)]
 
 
 def _signature(folder: Path, signers: Sequence[Signer]) -> str:
