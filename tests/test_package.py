@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import save_file
 
 from core.artifacts import read_file
 from core.digests import weights_sha256
@@ -176,6 +178,19 @@ def test_pickles_are_refused(inputs: dict[str, Path], tmp_path: Path, name: str)
     path.write_bytes(pickle.dumps({"hub_token": "x"}))
     with pytest.raises(InputError, match=f"can run code when they are loaded: {name}"):
         build(inputs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 66176])
+def test_weights_whose_header_is_as_long_as_a_pickle_begins_are_none(length: int, tmp_path: Path) -> None:
+    """Safetensors begin with the length of their header, and pickles with 0x80 and the number of their protocol."""
+    file = tmp_path / "model.safetensors"
+    weights = {"lm_head.weight": np.zeros(4, dtype=np.float32)}
+    save_file(weights, file, metadata={"x": "x" * (length - 96)})  # the rest of the header, padded
+    assert file.read_bytes()[:8] == length.to_bytes(8, "little")
+    assert weights_problems(tmp_path) == []
+    assert not tree.is_pickle(file)
+    file.write_bytes(pickle.dumps({"a": "x" * length}))
+    assert tree.is_pickle(file)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])

@@ -93,9 +93,11 @@ def is_pickle(path: Path) -> bool:
     if path.suffix in PICKLES:
         return True
     with path.open("rb") as stream:
-        head = stream.read(4)
+        head = stream.read(9)
+    if path.suffix == ".safetensors" and head[4:] == b"\0\0\0\0{":
+        return False  # it begins with the length of its header, which may be that of 0x80 0x02; the rest is checked
     # torch.save packs its pickle in a zip; no file of a release is a zip.
-    return head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
 def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> str:
