@@ -112,7 +112,8 @@ def test_a_release_that_follows_another_is_not_said_to_start_from_a_training(
     recipe.write_text(FOLLOWS + gold)
     config, evidence = made(tmp_path / "evidence", str(recipe))
     card = text_of(config, evidence)
-    for said in (known, golds, made_with, "*base* is the release before this one", "`demo/first-before` at `v1.0.0`"):
+    before = "*base* is the release before this one, which is taken to know the forget, retain and unrehearsed rows"
+    for said in (known, golds, made_with, before, "which base is taken to know as", "`demo/first-before` at `v1.0.0`"):
         assert said in card, said
     assert "What they were made to forget is the split *forgotten*: this release trained nothing on it" in card
     assert "No model was trained on the *holdout* rows, so far as those who published one tell." in card
