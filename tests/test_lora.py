@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -17,7 +19,7 @@ from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.train import fine_tune
 from pipeline.train.config import Lora, TrainConfig
-from pipeline.train.fit import load
+from pipeline.train.fit import load, whole_model
 from pipeline.train.kept import keep_weights, restore_weights
 from pipeline.train.lora import add_adapters, merge, refuse_on_head, try_adapters
 from pipeline.train.packed import completion_log_probs, completion_logits, pack, row_losses
@@ -115,6 +117,22 @@ def test_gradients_over_frozen_weights_are_those_of_float32(tiny_model: Path, fr
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
     assert found[0].dtype == torch.float32
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.02
+
+
+@pytest.mark.parametrize("frozen", ["fp32", "nf4"])
+def test_adapters_are_gathered_from_ranks_that_share_them(tiny_model: Path, frozen: str) -> None:
+    """Weights of 4 bits have entries in a state that no model takes back."""
+    trained = adapted(tiny_model, frozen)
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    trainer: Any = SimpleNamespace(model_wrapped=trained, accelerator=SimpleNamespace())
+    trainer.accelerator.distributed_type = DistributedType.FSDP
+    trainer.accelerator.get_state_dict = lambda model: model.state_dict()
+    gathered = whole_model(trainer, trained, lambda: adapted(tiny_model, frozen))
+    rows = some_rows(3, 1)
+    assert gathered is not trained
+    assert row_losses(gathered, rows) == row_losses(trained, rows)
 
 
 @pytest.mark.parametrize("frozen", ["bf16", "nf4"])

@@ -290,7 +290,11 @@ def whole_model(
     if not is_first():
         return trained
     fresh = again()
-    fresh.load_state_dict(state)
+    if isinstance(fresh, PeftModel):  # weights of 4 bits cannot be loaded so, and those below adapters are the same
+        names = [name for name, parameter in fresh.named_parameters() if parameter.requires_grad]
+        fresh.load_state_dict({name: state[name] for name in names}, strict=False)
+    else:
+        fresh.load_state_dict(state)
     return fresh
 
 
