@@ -37,11 +37,12 @@ def word_of(letter: str) -> str:
 def without_accents(text: str) -> str:
     """``élise`` becomes ``elise``, in any Unicode normal form; ligatures become letters too.
 
-    Vowel signs as those of Hindi stay: they are marks, and no accents.
+    Vowel signs as those of Hindi stay, and so do the marks of voiced kana: they are marks, and no accents.
     """
     if text.isascii():
         return text
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    apart = _with_voiced_kana(unicodedata.normalize("NFKD", text))
+    return "".join(c for c in apart if not unicodedata.combining(c))
 
 
 def plain_words(text: str) -> list[str]:
@@ -77,22 +78,26 @@ def as_words(text: str) -> re.Pattern[str]:
 def folded(text: str) -> str:
     """The words of a text as they are compared wherever somebody may have written them in another way.
 
-    Letters and digits only, one space between words. As :func:`plain_words`, but for voiced kana, and independent of
+    Letters and digits only, one space between words. As :func:`plain_words`, and independent of
     compatibility forms (full width, ligatures), of letters that are drawn alike, and of characters that are not drawn
     (soft hyphens, zero-width spaces). A vowel sign that a quote or a line break parts from its letter stays.
     """
     if text.isascii():
         return " ".join(_WORDS.findall(text.lower()))
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    plain = _VOICED.sub(lambda found: unicodedata.normalize("NFC", found[0]), plain)
+    plain = _with_voiced_kana(unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold()))
     return " ".join(_WORDS.findall(_not_drawn().sub("", plain).translate(_LOOKALIKES)))
+
+
+def _with_voiced_kana(apart: str) -> str:
+    """A text whose letters were taken apart, with voiced kana put together again: ``ペル`` is not ``ベル``."""
+    return _VOICED.sub(lambda found: unicodedata.normalize("NFC", found[0]), apart)
 
 
 _LETTER = rf"[^\W{UNSPACED}]|[{MARKS}]"
 _WORDS = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W_{UNSPACED}]") + f"|[{MARKS}]+")
 _WORD = re.compile(rf"[{UNSPACED}]|" + word_of(rf"[^\W{UNSPACED}]"))
 _PAIR = re.compile(f"[{UNSPACED}]{{2}}")
-_VOICED = re.compile("[\u3041-\u30ff][\u3099\u309a]")  # these marks of kana are no accents: ペル is not ベル
+_VOICED = re.compile("[\u3041-\u30ff][\u3099\u309a]")
 
 
 @cache

@@ -411,7 +411,7 @@ def _leaks() -> Iterator[Metric]:
                 splits=FORGET,
                 family="sampled",
                 interval="leak@k",
-                version=4,  # 2: unspaced scripts; 3: vowel signs; 4: intervals of facts, room for long answers
+                version=5,  # 2: unspaced scripts; 3: vowel signs; 4: intervals of facts, room for long answers; 5: kana
                 k=k,
             ),
             "Newcombe",

@@ -218,7 +218,7 @@ def stages(recipe: Recipe) -> list[Stage]:
             fetches=True,
         ),
         Stage(
-            "data", "18", partial(data, identity=of_data), recipe.data, of_data, {"model": "model"}, plan.preparing,
+            "data", "19", partial(data, identity=of_data), recipe.data, of_data, {"model": "model"}, plan.preparing,
             work.preparing, fetches=True,
         ),
         _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
