@@ -215,9 +215,12 @@ def _model(ref: HubRef, *, with_licence: bool) -> str:
     if is_offline_mode():
         files = [path.name for path in start_model.cached(ref).iterdir()]
     else:
-        files = _readable(ref.id, ref.revision, "model", ModelError)
+        files = list(filter(start_model.is_read, _readable(ref.id, ref.revision, "model", ModelError)))
     if not any(name.endswith(".safetensors") for name in files):
-        raise ModelError(f"hub {ref.id} at {ref.revision}: holds no safetensors, and other weights are not read.")
+        raise ModelError(
+            f"hub {ref.id} at {ref.revision}: holds no safetensors that transformers reads, and other weights are not "
+            "read here. Name a repository that has them."
+        )
     if with_licence and not any(name.startswith("LICENSE") for name in files):
         raise ModelError(
             f"hub {ref.id} at {ref.revision}: holds no LICENSE file, and its licence has to be part of the release "

@@ -78,6 +78,10 @@ def hub(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name in ("tiny", "gated"):
             api.create_repo(f"someone/{name}")
             commits[name] = api.upload_folder(repo_id=f"someone/{name}", folder_path=tiny_model).oid
+        api.create_repo("someone/other-form")
+        for of_maker in ("consolidated.safetensors", "original/model.safetensors"):
+            weights = {"path_or_fileobj": tiny_model / "model.safetensors", "path_in_repo": of_maker}
+            commits["other-form"] = api.upload_file(repo_id="someone/other-form", **weights).oid
         yield served, commits
 
 
@@ -249,6 +253,11 @@ def test_a_gated_model_without_access_is_found_and_nothing_is_fetched(doctor: Do
         "access is gated. Accept the licence at https://huggingface.co/someone/gated"
         in (found["access to someone/gated"]["problem"])
     )
+
+
+def test_weights_in_the_form_of_their_makers_alone_are_found(doctor: Doctor) -> None:
+    found = doctor.problems(doctor.of("other-form"))
+    assert "holds no safetensors that" in found["access to someone/other-form"]["problem"]
 
 
 def test_a_commit_that_is_not_there_and_a_licence_without_its_text_are_found(doctor: Doctor) -> None:

@@ -300,9 +300,15 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
+def is_read(name: str) -> bool:
+    """Whether a repository's file of this name, with its folder, is one that the stage keeps."""
+    kept = any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *TOKENIZER_FILES))
+    return kept and not any(fnmatch(name, copy) for copy in SECOND_COPY)
+
+
 def _files(folder: Path, pattern: str) -> Iterator[Path]:
     """The files of this name in a folder, without a second copy of the weights."""
-    return (file for file in folder.glob(pattern) if not any(fnmatch(file.name, copy) for copy in SECOND_COPY))
+    return (file for file in folder.glob(pattern) if is_read(file.name))
 
 
 def _absent_shards(folder: Path) -> list[str]:
