@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from core import memory
 from core.errors import ModelError
@@ -38,4 +39,19 @@ def load_model(folder: Path, **settings: Any) -> PreTrainedModel:
             f"{folder}: {len(missing)} weights that its config.json asks for are not in it ({named}). Give the "
             "checkpoint whole, with the config.json that belongs to it."
         )
+    return model  # type: ignore[no-any-return]
+
+
+def skeleton(configuration: Path, **settings: Any) -> PreTrainedModel:
+    """The model that a ``config.json`` describes, without weights; ``settings`` are those of transformers.
+
+    Raises ModelError if transformers has no such model, or it does not take the settings.
+    """
+    try:
+        config = AutoConfig.from_pretrained(configuration.parent, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
+    except Exception as error:  # as in load_model
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{configuration}: describes no model that can be trained here ({reason:.300}).") from error
     return model  # type: ignore[no-any-return]

@@ -22,6 +22,7 @@ from pipeline.publish import target
 from tests.conftest import Call
 from tests.hub_world import Faulty
 from tests.test_release import write_recipe
+from tests.unlearning import of_type
 
 GATED = ("someone", "gated")
 
@@ -255,9 +256,17 @@ def test_a_gated_model_without_access_is_found_and_nothing_is_fetched(doctor: Do
     )
 
 
+def test_a_model_whose_attention_cannot_be_replaced_is_found(doctor: Doctor, tiny_model: Path, tmp_path: Path) -> None:
+    folder = of_type("gemma2", tiny_model, tmp_path / "gemma")
+    found = doctor.problems(f"model={{path: {folder}, name: someone/gemma, license: apache-2.0}}")
+    assert list(found) == ["layers"]
+    assert found["layers"]["stage"] == "base"
+    assert "Gemma2ForCausalLM does not support" in found["layers"]["problem"]
+
+
 def test_weights_in_the_form_of_their_makers_alone_are_found(doctor: Doctor) -> None:
     found = doctor.problems(doctor.of("other-form"))
-    assert "holds no safetensors that" in found["access to someone/other-form"]["problem"]
+    assert "holds no config.json with safetensors" in found["access to someone/other-form"]["problem"]
 
 
 def test_a_commit_that_is_not_there_and_a_licence_without_its_text_are_found(doctor: Doctor) -> None:

@@ -14,14 +14,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from core.errors import ModelError, RecipeError, TrainingError
+from core.errors import RecipeError, TrainingError
 from datasets_prep.chat import encode_rows
 from datasets_prep.schema import read_rows
 from pipeline.train import fine_tune
 from pipeline.train.config import Lora, TrainConfig
 from pipeline.train.fit import load, whole_model
 from pipeline.train.kept import keep_weights, restore_weights
-from pipeline.train.lora import add_adapters, merge, refuse_on_head, try_adapters
+from pipeline.train.lora import add_adapters, merge, refuse_on_head
 from pipeline.train.packed import completion_log_probs, completion_logits, pack, row_losses
 from pipeline.unlearn import run
 from pipeline.unlearn.pairing import Pair
@@ -201,14 +201,6 @@ def test_a_name_that_no_layer_has_is_refused(tiny_model: Path, names: list[str])
     model, _ = load(tiny_model)
     with pytest.raises(RecipeError, match=rf"no layer {names[-1]}\. .* \(down_proj, .*, v_proj\)"):
         add_adapters(model, Lora.model_validate(LORA | {"target_modules": names}), 0)
-
-
-@pytest.mark.parametrize("text", [None, "{", '{"model_type": "no_such_type"}', '{"model_type": "clip"}'])
-def test_what_describes_no_model_is_refused_without_a_traceback(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="describes no model that can be trained here"):
-        try_adapters(tmp_path / "config.json", Lora.model_validate(LORA | {"target_modules": ["q_proj"]}))
 
 
 def test_layers_that_peft_does_not_adapt_are_refused(tiny_model: Path) -> None:

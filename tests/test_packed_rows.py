@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from core.errors import DataError, ModelError
+from core.loading import skeleton
 from datasets_prep.schema import Encoded
 from eval import suite
 from pipeline.train import packed
@@ -78,6 +79,7 @@ def test_row_means() -> None:
         ("qwen3_5_text", {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16, **LINEAR}),
         ("bamba", {"attn_layer_indices": [1], **MAMBA}),
         ("stablelm", {}),  # its forward keeps the layout of the rows from its layers
+        ("lfm2", {"layer_types": ["conv", "full_attention"], "initializer_range": 0.01}),  # less than rounding allows
     ],
 )
 def test_a_model_whose_rows_see_each_other_is_refused(
@@ -111,6 +113,23 @@ def test_weights_that_do_not_fit_their_config_are_no_model(
     for prepared_by in (load, lambda checkpoint: suite.load(checkpoint, "cpu")):
         with pytest.raises(ModelError, match=said):
             prepared_by(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        '{"model_type": "no_such_type"}',
+        '{"model_type": "clip"}',
+        '{"model_type": "bamba", "mamba_n_heads": 7}',
+    ],
+)
+def test_what_describes_no_model_has_no_skeleton(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="describes no model that can be trained here"):
+        skeleton(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

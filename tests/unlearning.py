@@ -92,8 +92,7 @@ def of_type(model_type: str, tokenizer_of: Path, folder: Path, **more: Any) -> P
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        initializer_range=0.2,
-        **more,
+        **{"initializer_range": 0.2, **more},
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

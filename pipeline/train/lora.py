@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
-from core.errors import ModelError, RecipeError, TrainingError
+from core.errors import RecipeError, TrainingError
 from datasets_prep.schema import Encoded
 from pipeline.train.config import Lora
 from pipeline.train.packed import completion_logits, packed_batches
@@ -57,23 +56,6 @@ def refuse_no_module(model: PreTrainedModel, lora: Lora) -> None:
             f"lora.target_modules: this model has no layer {', '.join(absent)}. Name some of its linear layers "
             f"({', '.join(sorted({name.split('.')[-1] for name in linears}))}), or set all-linear."
         )
-
-
-def try_adapters(configuration: Path, lora: Lora) -> None:
-    """Add the adapters to a skeleton, without weights, of the model that a ``config.json`` describes.
-
-    Raises RecipeError as :func:`add_adapters` does, ModelError if the file describes no model of transformers.
-    """
-    with torch.device("meta"):
-        try:
-            config = AutoConfig.from_pretrained(configuration.parent, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{configuration}: describes no model that can be trained here ({reason:.300})."
-            ) from error
-        add_adapters(model, lora, seed=0)
 
 
 def refuse_on_head(model: PeftModel) -> None:

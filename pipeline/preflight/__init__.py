@@ -7,39 +7,34 @@ that describe a model; nothing is written but temporary files.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from core.errors import DataError, InputError, ModelError, RecipeError, ReleaseError, SystemLimitError
-from core.hub_access import access_errors
-from core.hub_ids import HubRef
-from core.places import user_path
+from core.errors import DataError, InputError, RecipeError, ReleaseError, SystemLimitError
 from datasets_prep.schema import DataFacts, read_data_facts, read_perturbed, read_rows
 from eval.config import EvalConfig, Suite
 from eval.verdicts import measurable
 from model_card.agreement import refuse_unfinished
 from pipeline.cost import devices
 from pipeline.cost.fits import refuse_what_does_not_fit
-from pipeline.cost.shape import config_file, shape_of
+from pipeline.cost.shape import shape_of
 from pipeline.cost.work import SUITES, Cost, total
 from pipeline.engine.machine import free_space
 from pipeline.engine.plan import gigabytes, planned, sizes
 from pipeline.engine.runner import Stage, Status, Store
-from pipeline.publish.hub import hf_endpoint
-from pipeline.publish.licence import has_text, licence_text
+from pipeline.preflight import models
+from pipeline.preflight.access import readable
 from pipeline.publish.package import refuse_answers
 from pipeline.publish.sign import check_settings
 from pipeline.publish.target import check_local, check_target, refuse_example
 from pipeline.recipe import Recipe
 from pipeline.stages import data_without_model, said_of
-from pipeline.train import start_model
-from pipeline.train.config import Lora, ModelConfig, TrainConfig, refuse_no_layer
+from pipeline.train.config import TrainConfig, refuse_no_layer
 from pipeline.unlearn.false_answers import false_answers
 
 
@@ -144,7 +139,7 @@ def _checks(release: Preflight, *, here: bool) -> Iterator[Check]:
     if sys.modules.get("torch") is None:
         return  # nothing else can be looked at
     yield "commits", names[0], partial(refuse_unpinned, recipe)
-    yield from _models(release)
+    yield from models.checks(release)
     yield from _data(release)
     yield from _trainings(release, here=here, online=True)
     if stage := release.first("eval-start", "eval-gold", "eval-base", "eval-unlearned", "eval-other", "eval-gold-"):
@@ -176,9 +171,6 @@ def _torch() -> str:
     return str(torch.__version__)
 
 
-# Models
-
-
 def refuse_unpinned(recipe: Recipe) -> str:
     """Raise RecipeError if the recipe names a repository without a commit."""
     if keys := recipe.unpinned():
@@ -188,92 +180,6 @@ def refuse_unpinned(recipe: Recipe) -> str:
             f"`--dry-run` shows the plan without it."
         )
     return "all pinned"
-
-
-def _models(release: Preflight) -> Iterator[Check]:
-    recipe = release.recipe
-    refs = {"model": recipe.model.hub, "base": recipe.base.hub}
-    refs |= {} if isinstance(recipe.gold, str) else {"gold": recipe.gold.hub}
-    refs |= {"novice": recipe.novice.hub} if recipe.novice else {}
-    refs["other"] = recipe.card.compared
-    for stage, ref in refs.items():
-        if ref is not None and ref.revision is not None and release.first(stage):
-            with_licence = stage == "model" and _needs_text(release) and recipe.model.license_file is None
-            yield f"access to {ref.id}", stage, partial(_model, ref, with_licence=with_licence)
-    if release.first("model") and recipe.model.path:
-        yield "start model", "model", partial(_folder, recipe.model)
-    if release.first("model") and recipe.model.pypi:
-        yield "start model", "model", partial(_package, "gguf", "model.pypi: a GGUF file is read")
-    if _needs_text(release) and (source := _text_at_hand(release)):
-        yield "licence", "package", partial(_licence, recipe.model, source)
-
-
-def _model(ref: HubRef, *, with_licence: bool) -> str:
-    """The pinned commit can be read, and holds what a release needs."""
-    from huggingface_hub import is_offline_mode
-
-    if is_offline_mode():
-        files = [path.name for path in start_model.cached(ref).iterdir()]
-    else:
-        files = list(filter(start_model.is_read, _readable(ref.id, ref.revision, "model", ModelError)))
-    if not any(name.endswith(".safetensors") for name in files):
-        raise ModelError(
-            f"hub {ref.id} at {ref.revision}: holds no safetensors that transformers reads, and other weights are not "
-            "read here. Name a repository that has them."
-        )
-    if with_licence and not any(name.startswith("LICENSE") for name in files):
-        raise ModelError(
-            f"hub {ref.id} at {ref.revision}: holds no LICENSE file, and its licence has to be part of the release "
-            "(package would stop). Name a file with its text in model.license_file."
-        )
-    return "in the cache" if is_offline_mode() else "can be read"
-
-
-def _needs_text(release: Preflight) -> bool:
-    """Whether there will be a package, for which the text of the licence has to come from elsewhere."""
-    return release.first("package") is not None and not has_text(release.recipe.model)
-
-
-def _text_at_hand(release: Preflight) -> Path | None:
-    """The file or folder that the licence's text will come from, if it is here already."""
-    model, done = release.recipe.model, release.states["model"].artifact
-    if model.license_file or model.path:
-        return user_path(str(model.license_file or model.path))
-    return done.path if done else None
-
-
-def _licence(model: ModelConfig, source: Path) -> str:
-    """Without it the package would be refused, hours later."""
-    licence_text(model, model.name, [source])
-    return f"its text is in {source}"
-
-
-def _readable(repo: str, revision: str | None, kind: str, error: type[InputError]) -> list[str]:
-    """The files of a repository that the token may read. Raises ``error``, with what to do, if it may not."""
-    with access_errors(error, repo, revision, page="datasets/" if kind == "dataset" else ""):
-        return _files(hf_endpoint(), repo, revision, kind)
-
-
-@cache  # the members of a collection read the same repositories. A refusal is an error, and asked for again
-def _files(endpoint: str, repo: str, revision: str | None, kind: str) -> list[str]:
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=endpoint)
-    info = api.repo_info(repo, repo_type=kind, revision=revision)  # asked once: listing the tree is tried again
-    api.auth_check(repo, repo_type=kind)  # the page of a gated repository is public
-    return [sibling.rfilename for sibling in getattr(info, "siblings", None) or ()]
-
-
-def _folder(model: ModelConfig) -> str:
-    folder = user_path(str(model.path))
-    start_model.check_model_folder(folder)
-    return "complete"
-
-
-def _package(name: str, why: str) -> str:
-    if importlib.util.find_spec(name) is None:
-        raise SystemLimitError(f"{why}, which needs the package {name}. Run pip install {name}.")
-    return f"{name} is installed"
 
 
 # Data
@@ -296,7 +202,7 @@ def _rows(release: Preflight) -> str:
         facts = read_data_facts(done.path)
         refuse_misfit(recipe, done.path, facts)
     elif hub and not is_offline_mode():
-        _readable(hub.id, hub.revision, "dataset", DataError)
+        readable(hub.id, hub.revision, "dataset", DataError)
         return f"can be read; {_gates(release)}"
     else:
         _refuse_few_questions(recipe)
@@ -362,12 +268,15 @@ def _trainings(release: Preflight, *, here: bool, online: bool) -> Iterator[Chec
     fetched = release.states["model"].artifact
     shape = shape_of(release.recipe.model, fetched.path if fetched else None)
     layers = shape.num_hidden_layers if shape else None
+    first_trained = release.first("base", "gold", "gold-seed-", "novice", "unlearn")
+    if online and first_trained:
+        yield "layers", first_trained, partial(models.layers, release)
     for key, config in release.recipe.trainings().items():
         name = key.removesuffix(".train")
         if stage := release.first(name, *(["gold-seed-"] if name == "gold" else [])):
             yield key, stage, partial(_training, key, config, layers, here=here)
             if online and config.lora and not isinstance(config.lora.target_modules, str):
-                yield f"{key}.lora", stage, partial(_adapters, key, config.lora, release)
+                yield f"{key}.lora", stage, partial(models.layers, release, key, config.lora)
 
 
 def _training(key: str, config: TrainConfig, layers: int | None, *, here: bool) -> str:
@@ -396,41 +305,13 @@ def _training(key: str, config: TrainConfig, layers: int | None, *, here: bool) 
     return "the trainer takes its arguments"
 
 
-def _adapters(key: str, lora: Lora, release: Preflight) -> str:
-    """The start model has the layers, if its configuration can be had."""
-    from pipeline.train.lora import try_adapters
-
-    with TemporaryDirectory(prefix="unlearn-doctor-") as folder:
-        file = _configuration(release, Path(folder))
-        if file is None:
-            return "the layers are looked for when the model is here"
-        try:
-            try_adapters(file, lora)
-        except RecipeError as error:
-            raise RecipeError(f"{key}.{error}") from error
-    return "the model has the layers"
-
-
-def _configuration(release: Preflight, folder: Path) -> Path | None:
-    """The start model's ``config.json``; from the Hub it comes into ``folder``. None for a model of a package."""
-    from huggingface_hub import HfApi, is_offline_mode
-
-    fetched, hub = release.states["model"].artifact, release.recipe.model.hub
-    file = config_file(release.recipe.model, fetched.path if fetched else None)
-    if file is None and hub and not is_offline_mode():
-        with access_errors(ModelError, hub.id, hub.revision):
-            api = HfApi(endpoint=hf_endpoint())
-            return Path(api.hf_hub_download(hub.id, "config.json", revision=hub.revision, local_dir=folder))
-    return file
-
-
 # Evaluation
 
 
 def _evaluation(config: EvalConfig) -> str:
     """The packages of the attacks and of the backend are here, and bitsandbytes works on the device."""
     if config.backend == "vllm":
-        _package("vllm", "eval.backend: vllm")
+        models.package("vllm", "eval.backend: vllm")
     if not config.robustness or not config.robustness.quantize:
         return "its packages are installed"
     from eval.attacks.quantize import try_quantization  # brings torch
@@ -453,7 +334,7 @@ def _suites(recipe: Recipe) -> str:
         manager = suites.manager_of(recipe.eval.suites, Path())
     needed = {name for suite in recipe.eval.suites for name in suites.data_sets(manager, suite.task)}
     for name in sorted(needed):
-        _readable(name, None, "dataset", DataError)
+        readable(name, None, "dataset", DataError)
     return f"lm-eval has them, and their {len(needed)} data sets can be read"
 
 
