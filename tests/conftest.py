@@ -34,7 +34,7 @@ PATIENCE = 900  # seconds for whatever a test waits for: it ends what hangs, and
 LONGEST = (  # files of tests that take over ten seconds, mostly of waiting where they begin processes
     *("test_release", "test_object_store", "test_ranks", "test_publish", "test_slurm", "test_benchmarks_faults"),
     *("test_revoke", "test_requests_in_a_row", "test_unlearn_resume", "test_hf_jobs", "test_cost_memory"),
-    *("test_known_defects", "test_collection", "test_doctor"),
+    *("test_collection", "test_doctor"),
 )
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
