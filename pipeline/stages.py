@@ -8,7 +8,7 @@ A stage imports its code when it runs, so a release that is done already does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -41,8 +41,8 @@ Inputs = Mapping[str, Path]
 Facts = Strict
 
 BASE_SPLITS = ("retain", "unrehearsed", "forget")  # what base is trained on
-GOLD_SPLITS = ("retain", "unrehearsed")
-NOVICE_SPLITS = ("retain",)
+GOLD_SPLITS = ("retain", "unrehearsed")  # the reference that never saw forget
+NOVICE_SPLITS = ("retain",)  # it knows the form of answers, and no forget row
 
 
 def model(config: Any, inputs: Inputs, out: Path, *, identity: Any) -> Facts:
@@ -84,9 +84,18 @@ def data_without_model(config: Any, out: Path) -> DataFacts:
     return prepare.write(config, prepared, out, prepared.findings, {})
 
 
-def base(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
-    """The model trained on forget, retain and unrehearsed: here, or a published one at a pinned commit."""
-    return _trained_or_published(config, inputs, out, BASE_SPLITS, prompts)
+def trained(
+    config: TrainedOrPublished, inputs: Inputs, out: Path, *, splits: tuple[str, ...], prompts: Mapping[str, str]
+) -> Facts:
+    """Base, gold or novice: the start model, trained on these splits; or a published one at a pinned commit.
+
+    ``prompts`` is what the recipe's model section says of a published model's chat template.
+    """
+    from pipeline.train import fine_tune, start_model
+
+    if config.train:
+        return fine_tune.train(config.train, inputs, out, splits)
+    return start_model.run_pointer(cast(HubRef, config.hub), out, **prompts)
 
 
 def released(config: Any, inputs: Inputs, out: Path, *, start: Mapping[str, str]) -> Facts:
@@ -95,27 +104,6 @@ def released(config: Any, inputs: Inputs, out: Path, *, start: Mapping[str, str]
     from pipeline.publish import earlier
 
     return earlier.fetch(config.release, start, inputs["data"], out, recheck.problems)
-
-
-def gold(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
-    """The reference that never saw forget: trained here on base's other rows, or a published one at a pinned commit."""
-    return _trained_or_published(config, inputs, out, GOLD_SPLITS, prompts)
-
-
-def _trained_or_published(
-    config: TrainedOrPublished, inputs: Inputs, out: Path, splits: tuple[str, ...], prompts: Mapping[str, str]
-) -> Facts:
-    """``prompts`` is what the recipe's model section says of a published model's chat template."""
-    from pipeline.train import fine_tune, start_model
-
-    if config.train:
-        return fine_tune.train(config.train, inputs, out, splits)
-    return start_model.run_pointer(cast(HubRef, config.hub), out, **prompts)
-
-
-def novice(config: Any, inputs: Inputs, out: Path, *, prompts: Mapping[str, str]) -> Facts:
-    """The start model after a short training on retain rows: it knows the form of answers, and no forget row."""
-    return _trained_or_published(config, inputs, out, NOVICE_SPLITS, prompts)
 
 
 def neighbours(config: Any, inputs: Inputs, out: Path) -> Facts:
@@ -221,13 +209,13 @@ def stages(recipe: Recipe) -> list[Stage]:
             "data", "19", partial(data, identity=of_data), recipe.data, of_data, {"model": "model"}, plan.preparing,
             work.preparing, fetches=True,
         ),
-        _released(recipe) if recipe.base.release else _trained("base", base, recipe, recipe.base, BASE_SPLITS),
-        *([] if recipe.gold == "none" else [_trained("gold", gold, recipe, recipe.gold, GOLD_SPLITS)]),
+        _released(recipe) if recipe.base.release else _trained("base", recipe, recipe.base, BASE_SPLITS),
+        *([] if recipe.gold == "none" else [_trained("gold", recipe, recipe.gold, GOLD_SPLITS)]),
         *([] if recipe.gold == "none" else [_measured("eval-gold", "gold", recipe, recipe.eval)]),
         *([_measured("eval-start", "model", recipe, without_suites)] if started else []),
         _measured("eval-base", "base", recipe, recipe.eval, eval_gold),
         *_neighbours(recipe),
-        *([_trained("novice", novice, recipe, taught, NOVICE_SPLITS)] if taught else []),
+        *([_trained("novice", recipe, taught, NOVICE_SPLITS)] if taught else []),
         Stage(
             "unlearn", "28", unlearn, recipe.unlearn, _plain(recipe.unlearn), ascent, plan.unlearning, work.unlearning,
             processes=recipe.unlearn.processes, resumable=True, shardable=True,
@@ -295,8 +283,8 @@ def further_golds(recipe: Recipe) -> list[tuple[Stage, Stage]]:
     plain = recipe.eval.without_audit()
     listed = []
     for seed in recipe.gold.seeds:
-        trained = _trained(f"gold-seed-{seed}", gold, recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
-        listed.append((trained, _measured(f"eval-{trained.name}", trained.name, recipe, plain)))
+        made = _trained(f"gold-seed-{seed}", recipe, recipe.gold.with_seed(seed), GOLD_SPLITS)
+        listed.append((made, _measured(f"eval-{made.name}", made.name, recipe, plain)))
     return listed
 
 
@@ -310,13 +298,11 @@ def _released(recipe: Recipe) -> Stage:
     )  # fmt: skip
 
 
-def _trained(
-    name: str, run: Callable[..., Facts], recipe: Recipe, config: TrainedOrPublished, splits: Sequence[str]
-) -> Stage:
-    """A stage that trains or fetches base or a gold. A published one is asked as the recipe's start model is."""
+def _trained(name: str, recipe: Recipe, config: TrainedOrPublished, splits: tuple[str, ...]) -> Stage:
+    """A stage that trains or fetches base, a gold or the novice. A published one is asked as the start model is."""
     prompts = recipe.model.prompts() if config.hub else {}
     return Stage(
-        name, "4", partial(run, prompts=prompts), config, _reference(config) | prompts,
+        name, "4", partial(trained, splits=splits, prompts=prompts), config, _reference(config) | prompts,
         {"model": "model", "data": "data"}, partial(plan.training, splits=splits),
         partial(work.training, splits=splits), config.processes, resumable=config.train is not None, shardable=True,
         fetches=config.hub is not None,
