@@ -156,7 +156,7 @@ def limit(model: Path) -> Iterator[Line]:
 
 def kl(model: Path) -> Iterator[Line]:
     """A KL retain term against the plain one, on base, once its distributions are measured."""
-    from benchmarks import gd_step, kl_retain
+    from benchmarks import gd_step
     from pipeline.unlearn.reference import BaseDistribution
 
     forget, retain = gd_step.some_rows(model, header=False)
@@ -171,8 +171,8 @@ def kl(model: Path) -> Iterator[Line]:
 
         base = BaseDistribution(own, dict(enumerate(retain)), precision)
         steps = {
-            "nll": gd_step.Step(own, lambda: kl_retain.nll_loss(own, batch)),
-            "kl": gd_step.Step(own, lambda base=base: kl_retain.kl_loss(own, batch, base)),
+            "nll": gd_step.Step(own, lambda: gd_step.packed_loss(own, batch)),
+            "kl": gd_step.Step(own, lambda base=base: gd_step.kl_loss(own, batch, base)),
         }
         found = gd_step.seconds(steps, bf16=bf16)
         yield Line(f"KL retain against NLL retain, {'bf16' if bf16 else 'fp32'}", found["nll"], found["kl"], bar=1.4)

@@ -23,10 +23,11 @@ from datasets_prep.config import SampleSource
 from datasets_prep.sample import generate
 from datasets_prep.schema import Encoded
 from pipeline.train import fit
-from pipeline.train.packed import completion_log_probs, negative_log_likelihood
+from pipeline.train.packed import completion_log_probs, completion_logits, negative_log_likelihood, target_log_probs
 from pipeline.train.trainer import collate, counts_of
-from pipeline.unlearn.losses import gradient_ascent
+from pipeline.unlearn.losses import gradient_ascent, kl_from_base
 from pipeline.unlearn.pairing import Pair
+from pipeline.unlearn.reference import BaseDistribution
 from pipeline.unlearn.trainer import pair_dataset
 
 ROWS = 8
@@ -80,6 +81,16 @@ def packed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     log_probs = completion_log_probs(model, batch)
     forget, (forget_tokens, retain_tokens, *_) = batch["is_forget"], counts_of(batch)
     retain_term = negative_log_likelihood(log_probs[~forget], retain_tokens)
+    return retain_term + gradient_ascent(log_probs[forget], batch["row"][forget], forget_tokens, caps=None)
+
+
+def kl_loss(model: Any, batch: dict[str, torch.Tensor], base: BaseDistribution) -> torch.Tensor:
+    """The same with a KL retain term."""
+    logits, forget = completion_logits(model, batch), batch["is_forget"]
+    forget_tokens, retain_tokens, *_ = counts_of(batch)
+    rows = [row for row in batch["retain_row"].tolist() if row >= 0]
+    retain_term = kl_from_base(logits[int(forget.sum()) :], base.logits(rows, logits.device), retain_tokens)
+    log_probs = target_log_probs(logits, batch["targets"])
     return retain_term + gradient_ascent(log_probs[forget], batch["row"][forget], forget_tokens, caps=None)
 
 
