@@ -19,6 +19,11 @@ def escape(text: str) -> str:
     return f"{block[0]}\\{line[block.end() :]}" if block[0].isdigit() else f"\\{line}"
 
 
+def anchor(heading: str) -> str:
+    """The anchor that GitHub and the Hub give to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.casefold()).strip().replace(" ", "-")
+
+
 def listed(words: Sequence[str]) -> str:
     """``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -19,6 +19,7 @@ from core import bounded_json, card_head
 from core.errors import ArtifactError
 from core.hub_ids import is_hub_id
 from core.licences import LICENCES
+from core.markdown import anchor
 
 PLACEHOLDER = re.compile(
     r"more information needed|\b(?:todo|tbd|fixme|undefined|nan)\b|lorem ipsum|\{\{|\{%|<your"
@@ -250,10 +251,10 @@ def _page(body: str, files: Collection[str], numbers: Collection[float]) -> Iter
 
 
 def _anchors(headings: list[str]) -> Iterator[str]:
-    """The anchors that GitHub and the Hub give to headings; of equal ones, the later have a number."""
+    """The anchors of headings; of equal ones, the later have a number."""
     seen: dict[str, int] = {}
     for heading in headings:
-        slug = re.sub(r"[^\w\- ]", "", heading.casefold()).strip().replace(" ", "-")
+        slug = anchor(heading)
         yield slug if slug not in seen else f"{slug}-{seen[slug]}"
         seen[slug] = seen.get(slug, 0) + 1
 

@@ -8,12 +8,12 @@ means its entry in `eval/catalog.py`. The page is written by
 from __future__ import annotations
 
 import json
-import re
 from inspect import getdoc
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from core.markdown import anchor
 from core.strict import Strict
 from eval.attacks.catalog import ATTACKS
 from eval.catalog import CATALOG, FORGET, READINGS
@@ -56,7 +56,7 @@ def recipe_reference() -> str:
     """The whole page as Markdown."""
     places = _places(CollectionConfig, "collection", _places(Recipe, "", {}))
     titles = {model: ", ".join(f"`{place}`" for place in found) or "The recipe" for model, found in places.items()}
-    links = {model.__name__: f"[section](#{_anchor(title)})" for model, title in titles.items()}
+    links = {model.__name__: f"[section](#{anchor(title)})" for model, title in titles.items()}
     parts = [HEAD]
     for model, title in titles.items():
         parts.append(f"## {title}\n\n{_plain(getdoc(model) or '')}\n\n{_table(model, places[model], links)}\n")
@@ -144,8 +144,3 @@ def _default(field: FieldInfo) -> str:
 def _plain(text: str) -> str:
     """A docstring's code spans as Markdown has them."""
     return text.replace("``", "`")
-
-
-def _anchor(title: str) -> str:
-    """The anchor that the page of a repository gives a heading."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

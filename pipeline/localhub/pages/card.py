@@ -13,6 +13,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from core import card_head
+from core.markdown import anchor
 
 MAX_CARD = 256 << 10  # characters that are rendered
 TAGS = {
@@ -74,8 +75,7 @@ def _prepare(tokens: list[Token]) -> None:
     """Anchors for headings, one level below the page's own; the alignment of cells as an attribute, not as a style."""
     for index, token in enumerate(tokens):
         if token.type == "heading_open":  # its text follows
-            words = re.sub(r"[^\w\s-]", "", tokens[index + 1].content.lower()).split()
-            token.attrSet("id", ANCHOR + "-".join(words))
+            token.attrSet("id", ANCHOR + anchor(tokens[index + 1].content))
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
         elif token.type in ("th_open", "td_open") and (style := token.attrs.pop("style", None)):
