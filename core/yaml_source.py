@@ -6,6 +6,7 @@ dates are text.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import re
@@ -174,7 +175,7 @@ def override(tree: Tree, assignment: str) -> Tree:
     parts = key.split(".")
     places = {path: place for path, place in tree.places.items() if path[: len(parts)] != tuple(parts)}
     path: Place = ()
-    values = _copy(tree.values)
+    values = copy.deepcopy(tree.values)
     target: Any = values
     for i, part in enumerate(parts):
         step: str | int = part
@@ -193,9 +194,3 @@ def override(tree: Tree, assignment: str) -> Tree:
             places[path] = shown
             target[step] = _parse(text, shown, path, places)
     return Tree(values, {**places, **{p: shown for p in places if p[: len(path)] == path}})
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
