@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
-INK, MUTED = "#1f2933", "#52606d"
+MUTED = "#52606d"
 # Told apart by all kinds of colour vision (after Okabe and Ito), and by their marks.
 COLOURS = {
     "start": "#52606d", "base": "#d55e00", "gold": "#b07d00", "unlearned": "#0072b2", "forget": "#c0392b",

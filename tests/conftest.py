@@ -218,3 +218,22 @@ def end_turns(folder: Path) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random model; read only."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> tuple[Any, Any]:
+    """The tiny model and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Any:
+    """The tokens of a question and an answer, as the tiny model's chat format has them."""
+    from datasets_prep.chat import chat_example, encode, load_tokenizer
+
+    tokenizer = load_tokenizer(tiny_model)
+    return lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))

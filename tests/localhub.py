@@ -49,8 +49,8 @@ def raw(api: HfApi, method: str, path: str, **kwargs: object) -> httpx.Response:
     return get_session().request(method, f"{api.endpoint}{path}", headers=headers, **kwargs)  # type: ignore[arg-type]
 
 
-def post_commit(api: HfApi, *items: dict[str, object], summary: str = "x") -> httpx.Response:
-    lines = [{"key": "header", "value": {"summary": summary}}, *items]
+def post_commit(api: HfApi, *items: dict[str, object]) -> httpx.Response:
+    lines = [{"key": "header", "value": {"summary": "x"}}, *items]
     return raw(api, "POST", f"/api/models/{REPO}/commit/main", content="\n".join(map(json.dumps, lines)).encode())
 
 

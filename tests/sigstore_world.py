@@ -177,16 +177,16 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
     )
 
 
-def id_token(workflow: str) -> str:
+def id_token() -> str:
     """What GitHub says of a job; nobody here checks its signature."""
     now = int(time.time())
-    claims = {"iss": ISSUER, "aud": "sigstore", "sub": "x", "iat": now, "exp": now + 300, "job_workflow_ref": workflow}
+    claims = {"iss": ISSUER, "aud": "sigstore", "sub": "x", "iat": now, "exp": now + 300, "job_workflow_ref": WORKFLOW}
     return jwt.encode(claims, "of a test, and of thirty-two bytes", "HS256")
 
 
 @contextmanager
-def sigstore(folder: Path, workflow: str = WORKFLOW) -> Iterator[dict[str, str]]:
-    """The environment of a CI job of ``workflow`` that may ask for its identity, while the services answer."""
+def sigstore(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment of a CI job that may ask for its identity, while the services answer."""
     instance = Instance()
 
     class Answers(BaseHTTPRequestHandler):
@@ -195,7 +195,7 @@ def sigstore(folder: Path, workflow: str = WORKFLOW) -> Iterator[dict[str, str]]
 
         def do_GET(self) -> None:
             if self.path.startswith("/id-token"):
-                return self.answer({"value": id_token(workflow)})
+                return self.answer({"value": id_token()})
             return self.answer({"authorization_endpoint": url, "token_endpoint": url})
 
         def do_POST(self) -> None:

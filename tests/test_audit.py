@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from core import onednn
 from core.errors import ArtifactError, DataError, ModelError, SystemLimitError
-from datasets_prep.chat import chat_example, encode, load_tokenizer
+from datasets_prep.chat import load_tokenizer
 from datasets_prep.schema import CHECKS, LANGUAGES, TOPICS, Encoded, Row, write_facts, write_rows
 from eval import suite
 from eval.attacks import prompts
@@ -56,12 +56,6 @@ CONFIG = EvalConfig(
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
     return sharpened(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Any:
-    tokenizer = load_tokenizer(tiny_model)
-    return lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))
 
 
 @pytest.fixture(scope="module")

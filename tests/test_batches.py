@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.scoring import batches
 from eval.scoring.batches import cache_bytes, in_batches, logits_bytes, rows_at_once
 from eval.scoring.harness import BoundedLM
 
 TEXTS = ["Where was Ana born?", "Who?" * 30, "Où est né l'acteur? " * 6, "Who directed the film? " * 3, "?"]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(tiny_model)
 
 
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=40), st.integers(1, 2**21), st.integers(1, 50))

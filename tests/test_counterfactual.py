@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Container
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,9 @@ def levels_of(
     base: Any,
     novice: Any,
     of_true: list[list[float]],
-    numerals: Container[int] = (),
 ) -> list[Levels]:
     forget = {str(i): tokens for i, tokens in enumerate(true)}
-    return answer_levels(forget, guides, numerals, base_false=base, novice_false=novice, novice_true=of_true)
+    return answer_levels(forget, guides, (), base_false=base, novice_false=novice, novice_true=of_true)
 
 
 def test_a_level_is_what_the_novice_says_mapped_as_it_changed_at_false_answers() -> None:

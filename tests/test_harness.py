@@ -47,12 +47,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(tiny_model)
-
-
 def _ask(loaded: tuple[Any, Any], data: Path, config: EvalConfig = CONFIG, splits: tuple[str, ...] = DATA) -> Answers:
     model, tokenizer = loaded
     return ask(Scorer(model, config.batch_tokens), tokenizer, data=data, splits=splits, config=config)

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.errors import ModelError
-from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Encoded
 from eval.attacks.patching import Fact, depth_scores, fact_of, falls
 from eval.attacks.relearn import relearn
@@ -26,12 +25,6 @@ from tests.eval_rows import build_perturbed, build_rows, sharpened
 ROWS = build_rows()
 FORGET = ROWS["forget"]
 LAYERS = 2
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Any:
-    tokenizer = load_tokenizer(tiny_model)
-    return lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))
 
 
 @pytest.fixture(scope="module")

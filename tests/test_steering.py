@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import Row
 from eval.attacks import steering
 from eval.audit import _some, audit, left_out
@@ -27,12 +26,6 @@ LAYER = 0
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
     return sharpened(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Any:
-    tokenizer = load_tokenizer(tiny_model)
-    return lambda question, answer: encode(tokenizer, chat_example(tokenizer, question, answer))
 
 
 @pytest.fixture(scope="module")
