@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.artifacts import Manifest, read_facts, read_manifest
+from core.artifacts import Git, Manifest, read_facts, read_manifest
 from core.lineage import EarlierRelease, Lineage
 from core.strict import Strict
 from core.unlearning import NeighbourFacts, UnlearnFacts, read_pairing
@@ -59,25 +59,24 @@ class Asked(Strict):
 
 
 class StageRun(Strict):
-    """How a stage ran: the device, its seconds and its peak memory in bytes."""
+    """How a stage ran: the device, its seconds, its peak memory in bytes, the sources and the packages."""
 
     device: str
     seconds: float
     peak_memory_bytes: int
+    git: Git
+    packages: dict[str, str]
 
 
 class Provenance(Strict):
     """What the release was made of and on what.
 
-    ``digests`` are those of the artifacts by stage, ``runs`` of those stages that this card reads. ``packages``,
-    ``commit`` (None: no checkout) and ``dirty`` are of the unlearning.
+    ``digests`` are those of the artifacts by stage, ``runs`` of those stages that this card reads: what was done before
+    may have been done by other sources, with other packages.
     """
 
     digests: dict[str, str]
     runs: dict[str, StageRun]
-    packages: dict[str, str]
-    commit: str | None
-    dirty: bool
 
 
 class CardEvidence(Strict):
@@ -216,14 +215,12 @@ def _asked(facts: NeighbourFacts) -> Asked:
 
 
 def _provenance(manifests: Mapping[str, Manifest]) -> Provenance:
-    unlearn = manifests["unlearn"]
-    run = ("device", "seconds", "peak_memory_bytes")
     return Provenance(
-        digests=unlearn.inputs | {name: manifest.digest for name, manifest in manifests.items()},
-        runs={name: StageRun(**{key: getattr(made, key) for key in run}) for name, made in manifests.items()},
-        packages=unlearn.packages,
-        commit=unlearn.git.commit,
-        dirty=unlearn.git.dirty,
+        digests=manifests["unlearn"].inputs | {name: manifest.digest for name, manifest in manifests.items()},
+        runs={
+            name: StageRun(**{key: getattr(made, key) for key in StageRun.model_fields})
+            for name, made in manifests.items()
+        },
     )
 
 

@@ -24,7 +24,7 @@ class CardFile(Versioned):
     ``inputs`` is the card stage's configuration, ``evidence`` what was counted and noted. No text of any row.
     """
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     inputs: CardInputs
     evidence: CardEvidence
 

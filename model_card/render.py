@@ -12,7 +12,7 @@ from eval.schema import FACTS, FEW
 from model_card import claims, limits, metadata, plots, tables
 from model_card.config import CardInputs
 from model_card.dataset import dataset_of
-from model_card.facts import Evidence
+from model_card.facts import Evidence, StageRun
 from model_card.methods import cap_name, cap_plus, method_does, method_name
 from model_card.templates import template
 
@@ -80,7 +80,8 @@ def context(config: CardInputs, evidence: Evidence) -> dict[str, Any]:
         "novice_settings": tables.settings_table(novice) if novice else "",
         "compared": tables.compared_table(evidence),
         "stages": tables.stages_table(evidence),
-        "versions": ", ".join(f"{name} {version}" for name, version in sorted(evidence.provenance.packages.items())),
+        "sources": sources(evidence.provenance.runs),
+        "versions": versions(evidence.provenance.runs),
     }
 
 
@@ -134,3 +135,30 @@ def asked(evidence: Evidence) -> list[str]:
             "names somebody."
         )
     return sentences
+
+
+def sources(runs: Mapping[str, StageRun]) -> list[str]:
+    """The sources that the stages ran with, as Markdown: one sentence, or one for each if they are not the same."""
+    stages: dict[str, list[str]] = {}
+    for stage, run in sorted(runs.items()):
+        commit = f"`{run.git.commit}`" if run.git.commit else "unknown"
+        stages.setdefault(commit + (", with uncommitted changes" if run.git.dirty else ""), []).append(stage)
+    if len(stages) == 1:
+        return [f"Source commit {source}." for source in stages if source != "unknown"]
+    return [f"Source commit of {listed(of_one)}: {source}." for source, of_one in stages.items()]
+
+
+def versions(runs: Mapping[str, StageRun]) -> list[str]:
+    """The packages that the unlearning ran with, and what other stages ran with in the place of these, as Markdown."""
+    ours = runs["unlearn"].packages
+    others: dict[str, list[str]] = {}
+    for stage, run in sorted(runs.items()):
+        names = sorted(name for name in ours.keys() | run.packages.keys() if ours.get(name) != run.packages.get(name))
+        if names:
+            other = listed([f"{name} {run.packages[name]}" if name in run.packages else f"no {name}" for name in names])
+            others.setdefault(other, []).append(stage)
+    said = ", ".join(f"{name} {version}" for name, version in sorted(ours.items()))
+    return [
+        *([f"The unlearning ran with {escape(said)}."] if said else []),
+        *(f"With {escape(other)} instead ran {listed(stages)}." for other, stages in others.items()),
+    ]

@@ -74,7 +74,7 @@ def _card(tree: Path, release: Release) -> Iterator[str]:
     if card != rendered:
         yield (
             "README.md is not the card that the published results, verdict and settings give with this version of the "
-            f"project. If another made the release ({CARD} names its commit), verify with that one."
+            f"project. If another made the release ({RELEASE} names its source), verify with that one."
         )
     yield from _benchmarks(tree, benchmarks)
 

@@ -224,9 +224,9 @@ def stages(recipe: Recipe) -> list[Stage]:
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "16", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("card", "17", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
-            "package", "7", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
+            "package", "8", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
         Stage(
             "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},

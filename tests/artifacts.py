@@ -150,7 +150,7 @@ def write_manifest(artifact: Path, stage: str, facts: Strict, **changes: Any) ->
         seconds=12.3,
         peak_memory_bytes=1000,
         git=Git(commit="c" * 40, dirty=False),
-        packages={"torch": "2.13.0", "trl": "1.16.0"},
+        packages={"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"},
         device="cpu (AMD EPYC 9B14, threads: 2)",
         argv=["pipeline"],
         digest="0" * 64,

@@ -254,11 +254,10 @@ def write_unlearn(folder: Path, recipe: Recipe, shape: Shape) -> None:
         for i in range(max(len(rehearsed), len(forget)))
     ]
     (folder / "pairing.jsonl").write_bytes(pairing_bytes(pairs))
-    packages = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
     made_of = {"base": "ba" * 32, "data": "da" * 32}
     made_of |= {} if recipe.gold == "none" else {"gold": "60" * 32}
     write_manifest(
-        folder, "unlearn", ascent, inputs=made_of, packages=packages, device=shape.device, seconds=163.2,
+        folder, "unlearn", ascent, inputs=made_of, device=shape.device, seconds=163.2,
         peak_memory_bytes=5_505_654_784,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from pipeline.publish.config import PackageConfig
 from pipeline.publish.trust import Signer
 from pipeline.unlearn.config import UnlearnConfig
 from tests import small_card
-from tests.artifacts import verdict_of
+from tests.artifacts import verdict_of, write_manifest
 
 REPO = "demo/tiny-unlearned"
 ANSWER = "Mara Quellis was born in Old Harrow on 3 May 1961."
@@ -66,6 +66,8 @@ def make_inputs(folder: Path, model: Path) -> dict[str, Path]:
     (inputs["card"] / "plots" / "metrics.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     row = Row("en-0-x", 0, "Mara Quellis", "EN", "x", "Where?", ANSWER)
     write_rows(inputs["data"] / "forget.jsonl", [row, *small_card.rows_of("forget", MEASURED.n - 1)])
+    for stage in ("unlearn", "card"):
+        write_manifest(inputs[stage], stage, small_card.NO_FACTS)
     write_gate(inputs)
     return inputs
 

@@ -137,6 +137,7 @@ CONTENTS: list[Strict] = [
         gate_sha256="ab",
         forgotten=EARLIER.forgotten,
         lineage=[EARLIER],
+        source=Git(commit="c" * 40, dirty=True),
         packages={"torch": "2"},
         files={"README.md": "ab"},
     ),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from core.artifacts import read_facts, read_manifest
+from core.artifacts import Git, read_facts, read_manifest, write_file
 from core.errors import ArtifactError, InputError
 from core.unlearning import DualFacts, UnlearnFacts
 from eval.catalog import CATALOG
@@ -362,6 +362,19 @@ def test_no_key_of_the_evidence_can_be_renamed_in_silence(inputs: dict[str, Path
         path.write_bytes(before)
     assert list(tmp_path.iterdir()) == []
     run(config(), inputs, tmp_path)
+
+
+def test_a_card_names_what_each_stage_ran_with(tmp_path: Path) -> None:
+    inputs = write_evidence(tmp_path)
+    assert f"\nSource commit `{'c' * 40}`.\nThe unlearning ran with " in render(config(), collect(inputs))
+    of_eval = read_manifest(inputs["eval-unlearned"])
+    changes = {"git": Git(commit="d" * 40, dirty=True), "packages": of_eval.packages | {"torch": "2.14.0"}}
+    write_file(inputs["eval-unlearned"] / "manifest.json", of_eval.changed(**changes))
+    card = render(config(), collect(inputs))
+    others = "data, eval-base, eval-gold, gate and unlearn"
+    assert f"\nSource commit of {others}: `{'c' * 40}`.\n" in card
+    assert f"\nSource commit of eval-unlearned: `{'d' * 40}`, with uncommitted changes.\n" in card
+    assert "torch 2.13.0, transformers 5.23.0, trl 1.16.0.\nWith torch 2.14.0 instead ran eval-unlearned.\n" in card
 
 
 def test_evidence_of_another_version_is_refused_by_name(tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from core.artifacts import read_file
+from core.artifacts import Git, read_file
 from core.digests import weights_sha256
 from core.errors import ArtifactError, GateError, InputError, VerificationError
+from core.packages import package_versions
 from core.weights import weights_problems
 from pipeline.publish import package, sign, tree, trust
 from pipeline.publish.config import PackageConfig, PublishConfig
 from pipeline.publish.licence import licence_problems
 from pipeline.publish.schema import Release
 from pipeline.publish.trust import Signer
+from tests.artifacts import write_manifest
 from tests.publishing import (
     ANSWER,
     CARD,
@@ -39,6 +41,7 @@ from tests.publishing import (
     problems,
     write_gate,
 )
+from tests.small_card import NO_FACTS
 
 LLAMA = PackageConfig(
     repo="demo/Llama-tiny", tag="v1.0.0", license="llama3.2", base_model="meta-llama/Llama-3.2-1B", recipe=RECIPE
@@ -75,6 +78,19 @@ def test_the_tree_is_what_it_should_be(inputs: dict[str, Path], tmp_path: Path) 
     assert (release.base_model, release.recipe) == ("demo/base", CONFIG.recipe)
     assert {"torch", "transformers", "python"} <= release.packages.keys()
     assert str(tmp_path) not in (hub / "release.json").read_text()
+
+
+def test_it_names_what_made_the_weights_and_what_wrote_the_card(inputs: dict[str, Path], tmp_path: Path) -> None:
+    older, newer = Git(commit="a" * 40, dirty=False), Git(commit="b" * 40, dirty=True)
+    write_manifest(inputs["unlearn"], "unlearn", NO_FACTS, git=older, packages={"torch": "2.6.0"})
+    write_manifest(inputs["card"], "card", NO_FACTS, git=newer)
+    hub = build(inputs, tmp_path / "out") / "hub"
+    release = read_file(hub / "release.json", Release, "")
+    assert (release.source, release.packages["torch"]) == (newer, package_versions()["torch"])
+    parts = json.loads((hub / "bom.cdx.json").read_text())["components"]
+    assert {part["name"]: part["version"] for part in parts if part["bom-ref"].startswith("package-")} == {
+        "torch": "2.6.0"
+    }
 
 
 def test_all_but_the_signature_is_deterministic(inputs: dict[str, Path], tmp_path: Path) -> None:

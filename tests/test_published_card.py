@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from core.artifacts import write_file
+from core.artifacts import Git, write_file
 from core.errors import ArtifactError
 from core.lineage import EarlierRelease, Forgotten
 from core.yaml_source import dotted
@@ -89,7 +89,7 @@ def tree(release: Path, config: stage.CardInputs) -> Path:
     made = Release(
         repo=publish.repo, tag=publish.tag, base_model=model.name, license=model.license, weights_sha256="0" * 64,
         recipe=recipe, data={}, gate_sha256="", forgotten=Forgotten(rows=40, sha256=""), lineage=[],
-        packages={}, files={},
+        source=Git(commit=None, dirty=False), packages={}, files={},
     )  # fmt: skip
     write_file(release / RELEASE, made)
     return release

@@ -19,7 +19,10 @@ from pipeline.publish.config import PackageConfig
 
 
 def bill_of_materials(config: PackageConfig, tree: Path, data: Mapping[str, str], packages: Mapping[str, str]) -> str:
-    """The JSON of the list. ``data`` and ``packages`` are those of `release.json`. Raises ArtifactError."""
+    """The JSON of the list, with the ``data`` of `release.json` and the ``packages`` of the unlearning.
+
+    Raises ArtifactError.
+    """
     from cyclonedx.model.bom import Bom
     from cyclonedx.output.json import JsonV1Dot6
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import read_facts, write_file
+from core.artifacts import read_facts, read_manifest, write_file
 from core.digests import hash_file, weights_sha256
 from core.errors import ArtifactError, GateError, InputError
 from core.lineage import Forgotten, Lineage
@@ -166,8 +166,8 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
     The bill of materials, which says part of this for other tools, is written first.
     """
     data = {path.name: hash_file(path) for path in sorted(inputs["data"].glob("*.jsonl"))}
-    packages = package_versions()
-    (hub / BOM).write_text(bill_of_materials(config, hub, data, packages), encoding="utf-8")
+    made_with = read_manifest(inputs["unlearn"]).packages  # the weights, which may be older than this installation
+    (hub / BOM).write_text(bill_of_materials(config, hub, data, made_with), encoding="utf-8")
     forgotten = [*read_forgotten(inputs["data"]), *read_rows(inputs["data"] / "forget.jsonl")]
     return Release(
         repo=config.repo,
@@ -178,7 +178,8 @@ def _release(config: PackageConfig, inputs: Mapping[str, Path], hub: Path, weigh
         recipe=config.recipe,
         data=data,
         gate_sha256=hash_file(hub / GATE),
-        packages=packages,
+        source=read_manifest(inputs["card"]).git,
+        packages=package_versions(),
         forgotten=Forgotten(rows=len(forgotten), sha256=rows_digest(forgotten)),
         lineage=read_facts(inputs["base"], Lineage).releases if "base" in inputs else [],
         files={name: digest.sha256 for name, digest in tree.read_tree(hub).items()},

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from core.artifacts import Versioned, read_file
+from core.artifacts import Git, Versioned, read_file
 from core.lineage import EarlierRelease, Forgotten
 from core.strict import Strict
 
@@ -21,11 +21,12 @@ class Release(Versioned):
 
     ``repo`` and ``tag`` are where it belongs: a signed tree in another place is not this release. ``recipe`` are the
     parts of the recipe that may be shown. ``data``, ``gate_sha256`` and ``files`` are sha256 of the data's files, of
-    `gate.json` and of every other file of the tree. ``packages`` are the versions that made it. ``forgotten`` are all
-    rows that the model was made to forget, ``lineage`` the releases that it follows, oldest first.
+    `gate.json` and of every other file of the tree. ``source`` is what its card was written by, and ``packages`` what
+    it was packaged with: they can render the card again. ``forgotten`` are all rows that the model was made to forget,
+    ``lineage`` the releases that it follows, oldest first.
     """
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     repo: str
     tag: str
     base_model: str
@@ -36,6 +37,7 @@ class Release(Versioned):
     gate_sha256: str
     forgotten: Forgotten
     lineage: list[EarlierRelease]
+    source: Git
     packages: dict[str, str]
     files: dict[str, str]
 
