@@ -110,6 +110,21 @@ def test_a_changed_file_stops_the_run_and_is_named(store: Store) -> None:
     assert RUNS == []
 
 
+@pytest.mark.parametrize("reads", [{}, {"x": "a"}])
+def test_an_input_that_is_changed_while_stages_run_is_noticed(store: Store, reads: dict[str, str]) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        RUNS.append("b")
+        (store.root / "demo" / "a" / "text").write_text("tampered")
+        (out / "text").write_text("b")
+        return Length(length=0)
+
+    with pytest.raises(ArtifactError, match=r"store/a/\w+ is no longer what was built \(changed: text"):
+        go([toy("a"), toy("b", inputs=reads, run=run), toy("c", 3, {"x": "a", "y": "b"})], store)
+    assert RUNS == ["a", "b"]
+    assert (store.root / "demo" / "b").exists() is not bool(reads)  # what read it is not kept
+    assert not list(store.root.rglob("*.partial"))
+
+
 def test_bad_input_leaves_nothing_behind(store: Store) -> None:
     def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         (out / "half").write_text("half")

@@ -165,8 +165,8 @@ def build(stage: Stage, store: Store, done: Mapping[str, Artifact]) -> Artifact:
     """Run one stage into a partial folder and make an artifact of it, unless another runner has just done so."""
     if absent := [name for name in stage.inputs.values() if name not in done]:
         raise ArtifactError(f"{stage.name} reads {', '.join(absent)}, not done yet. Run these stages first.")
-    for made_by in stage.inputs.values() if stage.publishes else ():
-        art.check_artifact(done[made_by], by_content=True)
+    for made_by in stage.inputs.values():  # again: hours may have gone by since they were built, or found
+        art.check_artifact(done[made_by], by_content=stage.publishes)
     key = key_of(stage, done)
     final = store.place(stage.name, key)
     with disk_limits(store.root, stage.name), art.building(final) as own:
@@ -194,6 +194,8 @@ def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) 
     try:
         with stage.credentials():
             facts = stage.run(stage.config, {n: done[by].path for n, by in stage.inputs.items()}, partial)
+        for made_by in stage.inputs.values():  # what was read is what the key says
+            art.check_artifact(done[made_by])
     except BaseException as error:
         can_resume = any(partial.glob("checkpoints/checkpoint-*")) and not isinstance(error, TrainingError)
         if not stage.resumable or (isinstance(error, ReleaseError) and not can_resume):
