@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
 from core.strict import Strict
-from pipeline.engine import artifact, machine
+from pipeline.engine import artifact, machine, runner
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.plan import reasons
 from pipeline.engine.runner import Stage, Store, build
@@ -148,6 +149,35 @@ def test_an_error_spoils_no_checkpoints_but_those_of_a_training_that_failed(
     with pytest.raises(error):
         go([toy("a", run=run, resumable=True)], store)
     assert bool(list(store.root.rglob("checkpoint-10"))) == (error is not TrainingError)
+
+
+def test_a_manifest_tells_of_all_runs_of_a_stage_that_was_cut_off(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
+        if not (out / "checkpoints" / "checkpoint-10").exists():
+            (out / "checkpoints" / "checkpoint-10").mkdir(parents=True)
+            (saved := out / "checkpoints" / "checkpoint-10" / "weights").touch()
+            os.utime(saved, (time.time() + 3600,) * 2)  # an hour's work, and then
+            raise KeyboardInterrupt
+        shutil.rmtree(out / "checkpoints")
+        (out / "text").write_text("whole")
+        return Length(length=0)
+
+    def made_with(commit: str, torch: str) -> dict[str, Any]:
+        packages = {"python": "3.11.7", "torch": torch}
+        return {"git": {"commit": commit, "dirty": commit == "aa"}, "packages": packages, "device": "cpu", "argv": []}
+
+    stages = [toy("a", run=run, resumable=True)]
+    monkeypatch.setattr(runner, "provenance", lambda: made_with("aa", "2.6.0"))
+    with pytest.raises(KeyboardInterrupt):
+        go(stages, store)
+    monkeypatch.setattr(runner, "provenance", lambda: made_with("bb", "2.13.0"))
+    made = go(stages, store)["a"].manifest
+    assert made.seconds == pytest.approx(3600, abs=60)
+    assert (made.git.commit, made.git.dirty) == ("aa, then bb", True)
+    assert made.packages == {"python": "3.11.7", "torch": "2.6.0, then 2.13.0"}
+    assert set(made.files) == {"text"}
 
 
 @pytest.mark.parametrize("kind", ["errno", "text", "memory"])

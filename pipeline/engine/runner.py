@@ -21,6 +21,7 @@ from core.heap import keep_freed
 from core.strict import Strict
 from pipeline.cost.work import Cost, Planned, nothing
 from pipeline.engine import artifact as art
+from pipeline.engine import attempts
 from pipeline.engine.artifact import Artifact
 from pipeline.engine.credentials import hidden
 from pipeline.engine.machine import device, disk_limits, peak_memory, provenance, reset_peak_memory
@@ -190,6 +191,7 @@ def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) 
     keep_freed()
     reset_peak_memory()
     of_code = provenance()  # now: a commit that is made while the stage runs did not make its result
+    runs = attempts.begin(partial, of_code) if stage.resumable else []
     began = time.monotonic()
     try:
         with stage.credentials():
@@ -201,6 +203,9 @@ def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) 
         if not stage.resumable or (isinstance(error, ReleaseError) and not can_resume):
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    seconds = round(time.monotonic() - began, 3)
+    if runs:
+        of_code |= attempts.end(partial, runs, seconds)
     made = Made(
         stage=stage.name,
         version=stage.version,
@@ -208,8 +213,8 @@ def _make(stage: Stage, done: Mapping[str, Artifact], key: str, own: art.Build) 
         config=stage.identity,
         inputs={name: done[by].digest for name, by in stage.inputs.items()},
         facts=facts.model_dump(mode="json"),
-        seconds=round(time.monotonic() - began, 3),
         peak_memory_bytes=peak_memory(),
-        **of_code | {"device": device()},  # which may be known only since the stage has loaded torch
+        # The device may be known only since the stage has loaded torch.
+        **{"seconds": seconds, **of_code, "device": device()},
     )
     return own.finish(made)
