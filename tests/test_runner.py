@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core.errors import ArtifactError, DataError, RecipeError, ReleaseError, SystemLimitError, TrainingError
 from core.strict import Strict
@@ -180,13 +181,17 @@ def test_a_manifest_tells_of_all_runs_of_a_stage_that_was_cut_off(
     assert set(made.files) == {"text"}
 
 
-@pytest.mark.parametrize("kind", ["errno", "text", "memory"])
+@pytest.mark.parametrize("kind", ["errno", "text", "quota", "torch", "memory"])
 def test_a_full_disk_is_one_sentence_with_place_and_space(store: Store, kind: str) -> None:
     def run(config: Any, inputs: Mapping[str, Path], out: Path) -> Length:
         if kind == "errno":
             raise OSError(errno.ENOSPC, "No space left on device", str(out / "weights"))
         if kind == "memory":
             raise MemoryError
+        if kind == "quota":
+            raise RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
+        if kind == "torch":  # the optimizer's state, the largest file of a checkpoint
+            torch.save({"moments": torch.zeros(10_000)}, "/dev/full")
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with pytest.raises(SystemLimitError, match=r"a: .* GB free at .*run the command again"):
