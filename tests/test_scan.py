@@ -314,6 +314,8 @@ HARMLESS = (
     "url = {https://www.uni.example.org/en/home/people/q/}, https://graph.example.com:443/v1.0/Users/abc/x, http://a.studio/home/b/",
     '{"kty": "EC", "d": 4}, "auth": "none", postgres://$USER:$PASSWORD@host/x, s3://bucket/a, git@github.com:x/y.git',
     "https://x.test:8443/@someone, [mail](mailto:a@b.test), the machine can login with a password",
+    "The default login and password are those of the machine learning password manager, by default account password.",
+    "pa-" + "a" * 60 + " cfk_is_a_name_of_a_function_that_is_longer_than_forty, fc-layer, rubygems_and, sk_" + "0" * 60,
 )
 
 
