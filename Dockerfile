@@ -38,6 +38,7 @@ LABEL org.opencontainers.image.title="unlearn-release" \
 RUN useradd --create-home --uid 10001 app \
     && install --directory --owner app runs
 COPY --from=build /app/.venv .venv
+# The project's own files: .dockerignore lists them.
 COPY . .
 USER 10001
 # Manifests name the commit; an image has no .git.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,38 @@ def test_skypilot_takes_the_example() -> None:
 
 def test_the_dockerfile_is_clean() -> None:
     assert said_by(program("hadolint"), "--failure-threshold", "style", str(DOCKERFILE)) == ""
+
+
+def in_image(names: Iterable[str]) -> set[str]:
+    """Those of the checkout's files that `COPY . .` takes: the last pattern of .dockerignore that fits decides."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    assert all(line.startswith("!") and "**" not in line for line in lines[1:])  # a list of what is taken, and simple
+    parts = [line[1:].split("/") for line in lines[1:]]
+
+    def is_taken(name: str) -> bool:
+        given = name.split("/")
+        return any(len(p) == len(given) and all(map(fnmatch.fnmatchcase, given, p)) for p in parts)
+
+    return set(filter(is_taken, names))
+
+
+def test_the_image_has_the_projects_own_files_and_none_of_the_users() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout: nothing says which files are the project's")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    known = set(filter(None, listed.split("\0")))
+    packages = ("core", "datasets_prep", "eval", "model_card", "pipeline")
+    needed = {name for name in known if name.split("/")[0] in packages}
+    needed |= {"LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
+    assert in_image(known) == needed
+    folders = {"", *(f"{parent}/" for name in known for parent in map(str, Path(name).parents) if parent != ".")}
+    assert {"pipeline/recipes/", "pipeline/recipes/collections/", "docs/"} <= folders
+    yours = [
+        *("rows.jsonl", "forget.csv", "forget", "rows.json", "key.pem", "id_ed25519", ".env", "notes.md", "x.txt"),
+        *("rows.parquet", "trust.yaml", "acme.yaml", "model.safetensors", "runs/demo/data/forget.jsonl", ".git/config"),
+    ]
+    assert in_image(folder + name for folder in folders for name in yours) == set()
 
 
 def test_the_image_has_a_pinned_base_and_is_not_root() -> None:
