@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -115,15 +116,12 @@ def _source(file: Path) -> object:
 
 def unfinished(text: str) -> Iterator[str]:
     """Placeholders, and paths of somebody's machine."""
-    for match in PLACEHOLDER.finditer(text):
-        yield f"Placeholder {match[0]!r} in line {_line(text, match)}."
-    for match in LOCAL_PATH.finditer(text):
-        yield f"Local path {match[0]!r} in line {_line(text, match)}."
-
-
-def _line(text: str, match: re.Match[str]) -> str:
-    number = text.count("\n", 0, match.start())
-    return f"{number + 1}: {text.splitlines()[number].strip()[:80]}"
+    lines = text.split("\n")
+    starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
+    for what, pattern in (("Placeholder", PLACEHOLDER), ("Local path", LOCAL_PATH)):
+        for match in pattern.finditer(text):
+            number = bisect_right(starts, match.start())
+            yield f"{what} {match[0]!r} in line {number}: {lines[number - 1].strip()[:80]}."
 
 
 def shows(printed: str, value: float) -> bool:
@@ -243,7 +241,7 @@ def _page(body: str, files: Collection[str], numbers: Collection[float]) -> Iter
                 yield from _link(str(part.attrs.get("href", "")), anchors, files)
             elif part.type == "image":
                 yield from _image(str(part.attrs.get("src", "")), part.content, files)
-        for tag in re.findall(r"<img\b[^>]*>", token.content):
+        for tag in re.findall(r"<img\b[^<>]*>", token.content):
             source, alt = (re.search(rf"\b{name}=[\"']([^\"']*)", tag) for name in ("src", "alt"))
             yield from _image(source[1] if source else "", alt[1] if alt else "", files)
         if heading not in WITHOUT_RESULTS:

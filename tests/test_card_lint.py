@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,19 @@ def test_results_that_are_nested_without_end_are_an_error(depth: int, tmp_path: 
     done = call("card", "lint", str(tmp_path))
     assert done.returncode == 2
     assert "results.json: is not JSON (lists and objects are more than 100 deep in each other)" in done.stderr
+
+
+@pytest.mark.parametrize("piece", ["TODO\n", "/a/b\n", "<img "])
+def test_a_long_hostile_card_is_read_in_the_time_of_its_length(piece: str) -> None:
+    began = time.process_time()
+    assert lint(GOOD + piece * (320_000 // len(piece)), FILES) or piece == "<img "
+    assert time.process_time() - began < 5  # reading all of it for each piece takes 10 s to two minutes
+
+
+def test_a_placeholder_is_shown_in_its_line() -> None:
+    problems = [problem.says for problem in lint(GOOD + "one\u2028two\n\nWrite a TODO here\n", FILES)]
+    line = GOOD.partition("\n---\n")[2].count("\n")
+    assert problems == [f"Placeholder 'TODO' in line {line + 2}: Write a TODO here."]
 
 
 @pytest.fixture(scope="module")
