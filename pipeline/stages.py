@@ -325,7 +325,7 @@ def _measured(
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
     identity = _evaluation(recipe, config)
-    return Stage(name, "10", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
+    return Stage(name, "11", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.

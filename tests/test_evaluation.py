@@ -427,7 +427,8 @@ def test_every_value_lies_in_its_own_interval(counts, decimals, seed):
     rows = dict(zip((*SPLITS, REAL_WORLD, "general"), counts, strict=True))
     ours, gold = _random_samples(rows, decimals, rng), _random_samples(rows, decimals, rng)
     found = [*all_records(ours, gold, config), *audit_records(ours, gold, config)]
-    assert {record.metric for record in found} >= {metric.name for metric in CATALOG.values() if not metric.is_audit}
+    left_out = {"generation_nll"} if rows["forget"] == 1 else set()  # it has no end, and one row no interval then
+    assert {r.metric for r in found} >= {metric.name for metric in CATALOG.values() if not metric.is_audit} - left_out
     assert outside(found) == []
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from eval.config import EvalConfig, Sampling
 from eval.records.audited import audit_records
+from eval.records.rows import row_records
 from eval.schema import find_record
 from eval.statistics import formulas, intervals
 from eval.statistics.power import ks_critical
@@ -42,8 +43,16 @@ def test_mean_interval_covers_the_true_mean_as_often_as_it_says():
 
 
 def test_mean_interval_of_equal_values_is_that_value():
-    value = np.mean([0.1] * 7)  # rounded: a little less than 0.1
-    assert intervals.mean_interval([0.1] * 7, 1000, 0) == (value, value) == pytest.approx((0.1, 0.1))
+    value = np.mean([0.1] * 17)  # rounded: a little more than 0.1
+    assert intervals.mean_interval([0.1] * 17, 1000, 0) == (value, value) == pytest.approx((0.1, 0.1))
+
+
+def test_mean_interval_of_few_values_without_an_end_is_students():
+    few = VALUES[:6]
+    theirs = stats.t.interval(0.95, 5, few.mean(), stats.sem(few))
+    assert intervals.mean_interval(few, 1000, 0) == pytest.approx(theirs)
+    with pytest.raises(ValueError, match="one fact says nothing"):
+        intervals.mean_interval(few[:1], 1000, 0)
 
 
 def test_proportion_interval_has_width_at_the_ends():
@@ -55,9 +64,9 @@ def test_proportion_interval_has_width_at_the_ends():
 
 
 def test_auc_interval_is_that_of_resampled_rows():
-    members, others = RNG.random(12), RNG.random(9)
+    members, others = RNG.random(12), RNG.random(11)
     rng = np.random.default_rng(7)
-    rows = _resampled_rows(intervals._counts(12, 200, rng)), _resampled_rows(intervals._counts(9, 200, rng))
+    rows = _resampled_rows(intervals._counts(12, 200, rng)), _resampled_rows(intervals._counts(11, 200, rng))
     aucs = [formulas.auc(members[m], others[o]) for m, o in zip(*rows, strict=True)]
     assert intervals.auc_interval(members, others, 200, 7) == pytest.approx(tuple(np.percentile(aucs, [2.5, 97.5])))
 
@@ -118,13 +127,13 @@ def test_the_interval_of_a_p_value_is_that_of_its_statistic(height):
 
 def test_languages_of_few_rows_are_drawn_from_together():
     """One row of a language never varies by itself, so an interval of such rows would have no width."""
-    values = np.random.default_rng(0).random(24)
     languages = ["DE"] * 20 + ["EN", "ES", "FR", "IT"]
     counts = intervals._counts(24, 200, np.random.default_rng(0), languages)
     assert (counts[:, :20].sum(axis=1) == 20).all()
     assert (counts[:, 20:].sum(axis=1) == 4).all()
     assert np.ptp(counts[:, 20:], axis=0).min() > 0
-    assert intervals.mean_interval(values[20:], 500, 0, languages[20:]) == intervals.mean_interval(values[20:], 500, 0)
+    alone = [intervals._counts(4, 200, np.random.default_rng(0), groups) for groups in (languages[20:], None)]
+    assert (alone[0] == alone[1]).all()
 
 
 @pytest.mark.parametrize(("rows", "covered"), [(1, 0.8), (2, 0.86), (3, 0.87), (8, 0.9)])
@@ -138,7 +147,67 @@ def test_an_interval_of_few_rows_a_language_holds_the_mean_nearly_as_often_as_it
 def test_a_share_of_none_or_all_rows_has_the_width_of_clopper_and_pearsons(rows, value):
     exact = stats.binomtest(round(value * rows), rows).proportion_ci(method="exact")
     assert intervals.share_interval([value] * rows, 100, 0) == pytest.approx((exact.low, exact.high))
-    assert intervals.mean_interval([value] * rows, 100, 0) == (value, value)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40, 300])
+def test_values_that_are_all_the_same_have_a_width_too(rows):
+    """Answers of one token have the same extraction strength, and none says what the next fact's is."""
+    missed = 1 - 0.025 ** (1 / rows)  # as many of other facts may be anywhere
+    assert intervals.share_interval([0.5] * rows, 100, 0) == pytest.approx((0.5 - missed / 2, 0.5 + missed / 2))
+    assert intervals.difference_interval([0.0] * rows, 100, 0) == pytest.approx((-missed, missed))
+    of_ties = intervals.auc_interval([0.5] * rows, [0.5] * 50, 100, 0)
+    missed = max(missed, 1 - 0.025 ** (1 / 50))
+    assert of_ties == pytest.approx((0.5 - missed / 2, 0.5 + missed / 2))
+
+
+SHAPES = {
+    "low": (lambda rng, n: rng.beta(2, 8, n), 0.2),
+    "near 1": (lambda rng, n: rng.beta(9, 0.5, n), 9 / 9.5),
+    "at both ends": (lambda rng, n: rng.beta(0.5, 0.5, n), 0.5),
+    "one in ten lost": (lambda rng, n: np.where(rng.random(n) < 0.1, 0.2, 0.98), 0.902),
+    "nine in ten": (lambda rng, n: (rng.random(n) < 0.9).astype(float), 0.9),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_interval_of_few_rows_holds_the_mean_as_often_as_it_says(rows, shape):
+    """Resampled ones of five rows did so in 39 to 85 % of samples, and one of one row had no width."""
+    draw, truth = SHAPES[shape]
+    rng = np.random.default_rng(8)
+    found = [
+        (values.mean(), *intervals.share_interval(values, 100, 0)) for values in (draw(rng, rows) for _ in range(400))
+    ]
+    assert all(0 <= low <= value <= high <= 1 for value, low, high in found)
+    assert np.mean([low <= truth <= high for _, low, high in found]) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 400)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+@pytest.mark.parametrize("leaking", [0.05, 0.3])
+def test_an_interval_of_few_differences_holds_the_mean_as_often_as_it_says(rows, leaking):
+    rng = np.random.default_rng(9)
+    found = [intervals.difference_interval(rng.random(rows) < leaking, 100, 0) for _ in range(400)]
+    assert np.mean([low <= leaking <= high for low, high in found]) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 400)
+
+
+@pytest.mark.parametrize(("rows", "others"), [(1, 50), (2, 50), (5, 50), (5, 5), (40, 3)])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_an_auc_of_few_rows_has_an_interval_that_holds_it_as_often_as_it_says(rows, others, shift):
+    rng, truth = np.random.default_rng(10), stats.norm.cdf(shift / np.sqrt(2))
+    found = [intervals.auc_interval(rng.normal(shift, 1, rows), rng.normal(0, 1, others), 100, 0) for _ in range(200)]
+    assert np.mean([low <= truth <= high for low, high in found]) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
+
+
+def test_what_is_made_of_few_rows_goes_as_far_as_the_intervals_of_its_parts():
+    members, others = (RNG.random(3), RNG.random(20)), (RNG.random(3), RNG.random(20))
+    ours, gold = (intervals.auc_interval(*of_model, 200, 0) for of_model in (members, others))
+    leak = intervals.privacy_leak_interval(members, others, 200, 0)
+    expected = [formulas.privacy_leak(*aucs, 60) for aucs in ((ours[1], gold[0]), (ours[0], gold[1]))]
+    assert leak == pytest.approx(tuple(map(float, expected)))
+    gaps = np.where(np.arange(20) < 16, np.nan, VALUES[:20])  # four have a value
+    low, high = intervals.model_utility_interval([([VALUES[:20], gaps], None)], 200, 0)
+    ends = [intervals.share_interval(part, 200, 0) for part in (VALUES[:20], gaps[16:])]
+    assert (low, high) == pytest.approx(tuple(stats.hmean(end) for end in zip(*ends, strict=True)))
 
 
 def test_other_shares_have_their_bootstrap_interval():
@@ -201,11 +270,14 @@ def test_models_are_paired_by_row():
 
 
 def test_model_utility_interval_is_that_of_resampled_rows():
-    first, second = RNG.random(12), RNG.random(7)
-    with_gap = np.where(np.arange(12) % 3 == 0, np.nan, first**2)
-    sets = [([first, with_gap], ["DE"] * 6 + ["EN"] * 6), ([second], None)]
+    first, second = RNG.random(18), RNG.random(11)
+    with_gap = np.where(np.arange(18) % 3 == 0, np.nan, first**2)
+    sets = [([first, with_gap], ["DE"] * 9 + ["EN"] * 9), ([second], None)]
     rng = np.random.default_rng(4)
-    rows = _resampled_rows(intervals._counts(12, 200, rng, sets[0][1])), _resampled_rows(intervals._counts(7, 200, rng))
+    rows = (
+        _resampled_rows(intervals._counts(18, 200, rng, sets[0][1])),
+        _resampled_rows(intervals._counts(11, 200, rng)),
+    )
     values = [
         stats.hmean([first[a].mean(), np.nanmean(with_gap[a]), second[b].mean()]) for a, b in zip(*rows, strict=True)
     ]
@@ -241,3 +313,26 @@ def test_the_interval_of_a_gap_holds_the_truth_at_least_as_often_as_it_says(ours
         assert gap.ci_low <= gap.value <= gap.ci_high
         held.append(gap.ci_low <= truth <= gap.ci_high)
     assert np.mean(held) >= 0.95
+
+
+def _attacked(strengths: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"row_id": str(i), "split": "forget", "language": None, "topic_id": None, "generation_nll": 1 + strength}
+        | {"attacked": {"untreated": {"extraction_strength": strength, "answer_probability": strength}}}
+        for i, strength in enumerate(strengths)
+    ]
+
+
+def test_rows_that_are_as_golds_have_a_gap_that_other_rows_need_not_have():
+    alike = audit_records(_attacked([0.5] * 40), _attacked([0.5] * 40), LEAKS)
+    gap = find_record(alike, "extraction_strength_untreated_gap", "forget")
+    assert (gap.value, gap.ci_low, gap.ci_high) == pytest.approx((0, -0.0881, 0.0881), abs=1e-4)
+    one = find_record(audit_records(_attacked([0.5]), _attacked([0.2]), LEAKS), gap.metric, "forget")
+    assert (one.ci_low, one.ci_high) == pytest.approx((0.3 * 0.025 - 0.975, 0.3 * 0.025 + 0.975))
+
+
+def test_a_value_without_an_end_is_not_measured_on_one_row():
+    for rows, measured in (([0.1], False), ([0.1, 0.3], True)):
+        record = find_record(row_records(_attacked(rows), LEAKS), "generation_nll", "forget")
+        assert (record is not None) == measured
+    assert record.ci_low < 1.2 < record.ci_high

@@ -87,7 +87,7 @@ def _of_gold(
 
 def _mean_record(metric: Metric, values: Mapping[str, float], rows: Mapping[str, Sample], config: EvalConfig) -> Record:
     numbers, read = list(values.values()), [rows[row_id] for row_id in values]
-    interval_of = intervals.mean_interval if metric.gap_of else intervals.share_interval
+    interval_of = intervals.difference_interval if metric.gap_of else intervals.share_interval
     interval = interval_of(numbers, config.bootstrap_samples, config.seed, strata_of(read))
     value, facts = float(np.mean(numbers)), number_of_facts(read)
     return Record.of(metric, "forget", value, interval, len(numbers), facts=facts)

@@ -16,7 +16,7 @@ from datasets_prep.schema import FORGOTTEN, SPLITS
 from eval.catalog import CATALOG, ROW_FAMILIES, Metric, of_family
 from eval.config import EvalConfig
 from eval.records import against_holdout, tofu
-from eval.records.facts import number_of_facts, strata_of, truth_ratios
+from eval.records.facts import fact_of, number_of_facts, strata_of, truth_ratios
 from eval.schema import Record
 from eval.statistics import formulas, intervals
 from eval.statistics.formulas import Floats
@@ -25,6 +25,7 @@ from eval.statistics.intervals import Strata
 Sample = Mapping[str, Any]
 
 FORGET_QUALITY = [metric for metric in of_family("ks") if metric.needs_gold]  # p-value and statistic, in this order
+UNBOUNDED = ("generation_nll",)  # in nats; all other metrics of rows lie between 0 and 1
 UTILITY_PARTS = {
     "retain": ("answer_probability", "rouge_l_recall", "truth_ratio"),
     "general": ("probability_with_options", "truth_ratio"),
@@ -48,6 +49,8 @@ def row_records(samples: Sequence[Sample], config: EvalConfig, only: str | None 
         for by, rows in groups(of_split, whole=split == "general" or only is not None):
             for metric in of_family(*ROW_FAMILIES):
                 measured = [row for row in rows if metric.name in row] if only in (None, metric.name) else []
+                if metric.name in UNBOUNDED and len(set(map(fact_of, measured))) < 2:
+                    continue  # of values without an end, one says nothing of how far off it is
                 if measured and split in metric.splits:
                     records.append(_mean_record(metric, split, measured, by, config))
     return records
@@ -151,7 +154,8 @@ def _mean_record(
     if metric.interval == "Wilson":
         interval = intervals.proportion_interval(values, strata)
     else:
-        interval = intervals.share_interval(values, config.bootstrap_samples, config.seed, strata)
+        interval_of = intervals.mean_interval if metric.name in UNBOUNDED else intervals.share_interval
+        interval = interval_of(values, config.bootstrap_samples, config.seed, strata)
     note = None
     if metric.name == "truth_ratio":
         paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)

@@ -157,7 +157,7 @@ def _records(task: str, result: dict[str, Any]) -> Iterator[Record]:
         n = int(scores["sample_len"])
         low, high = value - Z_95 * error, value + Z_95 * error
         if metric in ACCURACIES:
-            low, high = with_a_width(max(0.0, low), min(1.0, high), n)
+            low, high = (max(0.0, low), min(1.0, high)) if error else with_a_width(float(value), n)
         yield Record(
             metric=metric if filtered == "none" else f"{metric}_{filtered}",
             split=task,

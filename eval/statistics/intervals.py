@@ -7,8 +7,10 @@ no noise; groups of fewer than `FEW` rows are drawn from together, since one row
 one fact in several wordings (:class:`Told`) are drawn together: they are no evidence of other facts. A resample is a
 vector of counts, one per row, and all resamples together are one matrix product. Two models are compared on the same
 draws, that is, paired by row.
-*Clopper and Pearson's interval* (shares and AUCs that are 0 or 1 on every row): a bootstrap of equal values has no
-width, even with few rows.
+*An adjusted interval* (of fewer than `RESAMPLED` facts, :func:`_adjusted`): resamples of so few vary too little, and of
+one not at all.
+*Clopper and Pearson's interval* (shares, differences and AUCs that are the same on every row): a bootstrap of equal
+values has no width, even with few rows.
 *Wilson's score interval* (proportions), for the same reason.
 *The test's own critical value* (Kolmogorov-Smirnov): a bootstrap repeats values, and so moves two samples apart.
 
@@ -21,7 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +45,10 @@ Strata = Sequence[str | None] | Sequence[Told] | None
 """The group of each row; None if all rows are one group."""
 FEW = 5
 """Rows of a group that is drawn from by itself, at least."""
+RESAMPLED = 10
+"""Facts of which resamples make an interval, at least: one of 95 % of five held a mean in 39 to 85 % of simulations."""
+ADDED = 1.5
+"""Rows that are added at each end of the values where they are few."""
 
 
 def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = None) -> Floats:
@@ -122,27 +128,62 @@ def _percentiles(resampled: NDArray[np.float64], value: float) -> Interval:
 
 
 def mean_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
-    """Bootstrap interval of the mean over rows; of two models' differences row by row it is the paired one."""
-    rows = np.asarray(values, dtype=np.float64)
-    return _percentiles(resampled_means(rows, samples, seed, strata), float(rows.mean()))
+    """Bootstrap interval of the mean over rows, of values without an end.
+
+    Of fewer than `RESAMPLED` facts it is Student's, which one fact has not: ValueError.
+    """
+    rows, of_facts = np.asarray(values, dtype=np.float64), by_fact(values, strata)
+    if of_facts.size >= RESAMPLED:
+        return _percentiles(resampled_means(rows, samples, seed, strata), float(rows.mean()))
+    if of_facts.size < 2:
+        raise ValueError("one fact says nothing of how facts differ; give two")
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, of_facts.size - 1) * of_facts.std(ddof=1) / math.sqrt(of_facts.size))
+    return float(rows.mean()) - half, float(rows.mean()) + half
 
 
 def share_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
-    """As :func:`mean_interval`, of values between 0 and 1, with a width where all of them are 0 or all are 1.
+    """Interval of the mean over rows, of values between 0 and 1: a bootstrap where they are many and not all equal."""
+    return _between(0.0, 1.0, values, samples, seed, strata)
 
-    If n rows of n are at an end, at least Clopper and Pearson's lower end at n of n are there of all rows, and the
-    others are somewhere between 0 and 1.
+
+def difference_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
+    """As :func:`share_interval`, of differences from -1 to 1: two models' row by row, so it is the paired one."""
+    return _between(-1.0, 1.0, values, samples, seed, strata)
+
+
+def _between(least: float, most: float, values: ArrayLike, samples: int, seed: int, strata: Strata) -> Interval:
+    rows, of_facts = np.asarray(values, dtype=np.float64), by_fact(values, strata)
+    value = float(rows.mean())
+    if np.ptp(of_facts) < 1e-12:  # the mean of a fact's rows rounds
+        return with_a_width(value, of_facts.size, least, most)
+    if of_facts.size < RESAMPLED:
+        return _adjusted(of_facts, value, least, most)
+    return _percentiles(resampled_means(rows, samples, seed, strata), value)
+
+
+def with_a_width(value: float, rows: int, least: float = 0.0, most: float = 1.0) -> Interval:
+    """The interval of a mean of values from ``least`` to ``most`` that are all the same on so many rows.
+
+    If n rows of n have it, at least Clopper and Pearson's lower end at n of n have it of all rows, and the others are
+    somewhere in between. At 0 or 1 this is their interval of none or all of the rows.
     """
-    rows = np.asarray(values, dtype=np.float64)
-    low, high = mean_interval(rows, samples, seed, strata)
-    return with_a_width(low, high, independent(rows.size, strata))
+    share = clopper_pearson(rows, rows)[0]
+    return share * value + (1 - share) * least, share * value + (1 - share) * most
 
 
-def with_a_width(low: float, high: float, rows: int) -> Interval:
-    """The interval of a share: where it is a single value, 0 or 1, Clopper and Pearson's of none or all of the rows."""
-    if low == high == 1.0:
-        return clopper_pearson(rows, rows)
-    return clopper_pearson(0, rows) if low == high == 0.0 else (low, high)
+def _adjusted(values: Floats, value: float, least: float, most: float) -> Interval:
+    """The interval of a mean of few values: a normal one of theirs with `ADDED` more at each end, holding ``value``.
+
+    After Agresti and Coull's of a proportion (1998), who add two at each end. With 1.5 it held the mean in at least
+    94 % of simulations of two to nine values, of nine distributions.
+    """
+    n = values.size + 2 * ADDED
+    mean = (values.sum() + ADDED * (least + most)) / n
+    variance = (np.square(values).sum() + ADDED * (least**2 + most**2)) / n - mean**2
+    half = Z_95 * math.sqrt(variance / n)
+    return max(least, min(value, float(mean - half))), min(most, max(value, float(mean + half)))
 
 
 def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Floats:
@@ -157,8 +198,14 @@ def resampled_means(values: ArrayLike, samples: int, seed: int, strata: Strata =
 def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], samples: int, seed: int) -> Interval:
     """Bootstrap interval of the harmonic mean of means; each set is its columns of values and the strata of its rows.
 
-    The columns of a set have the same rows, which are drawn together; a row without a value has NaN.
+    The columns of a set have the same rows, which are drawn together; a row without a value has NaN. Where a column has
+    values of fewer facts than `RESAMPLED`, it is from the least to the most that the intervals of all means allow.
     """
+    apart = [_with_value(column, strata) for columns, strata in sets for column in columns]
+    if min(independent(rows.size, names) for rows, names in apart) < RESAMPLED:
+        ends = [share_interval(rows, samples, seed, names) for rows, names in apart]
+        low, high = (model_utility(end) for end in zip(*ends, strict=True))
+        return low, high
     rng = np.random.default_rng(seed)
     parts, means = [], []
     for columns, strata in sets:
@@ -170,6 +217,13 @@ def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], s
         means += [float(np.nanmean(column)) for column in table]
     resampled = np.array([model_utility(row) for row in np.concatenate(parts, axis=1)])
     return _percentiles(resampled, model_utility(means))
+
+
+def _with_value(column: ArrayLike, strata: Strata) -> tuple[Floats, Strata]:
+    """The rows that are not NaN, and their strata."""
+    rows = np.asarray(column, dtype=np.float64)
+    there, names = np.flatnonzero(np.isfinite(rows)), cast(Any, strata)
+    return rows[there], None if names is None else [names[place] for place in there]
 
 
 def proportion_interval(values: ArrayLike, strata: Strata = None) -> Interval:
@@ -194,10 +248,16 @@ def auc_interval(
 ) -> Interval:
     """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both.
 
-    An AUC of 0 or 1 is a share, that of the rows of the smaller set which stand beyond all of the other.
+    An AUC is the mean of what each member wins of the others, and of what each of these loses. Where a set has fewer
+    facts than `RESAMPLED`, or all pairs are alike, it is the wider one of both means' intervals.
     """
-    low, high = _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0], auc(members, others))
-    return with_a_width(low, high, min(map(independent, (np.size(members), np.size(others)), strata)))
+    won = pairs_won(members, others)
+    shares = won.mean(axis=1), won.mean(axis=0)
+    facts = [independent(of_set.size, names) for of_set, names in zip(shares, strata, strict=True)]
+    if min(facts) < RESAMPLED or np.ptp(won) == 0:
+        both = [share_interval(of_set, samples, seed, names) for of_set, names in zip(shares, strata, strict=True)]
+        return max(both, key=lambda ends: ends[1] - ends[0])
+    return _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0], float(won.mean()))
 
 
 def privacy_leak_interval(
@@ -209,9 +269,15 @@ def privacy_leak_interval(
 ) -> Interval:
     """Bootstrap interval of the privacy leak from (member scores, other scores) of the model and of gold.
 
-    Both models are resampled on the same rows: the order of the rows must agree.
+    Both models are resampled on the same rows: the order of the rows must agree. Where a set has fewer facts than
+    `RESAMPLED`, it is from the least to the most that both AUCs' intervals allow.
     """
-    pairs = np.size(scores[0]) * np.size(scores[1])
+    sizes = np.size(scores[0]), np.size(scores[1])
+    pairs = sizes[0] * sizes[1]
+    if min(map(independent, sizes, strata)) < RESAMPLED:
+        ours, theirs = (auc_interval(*of_model, samples, seed, strata) for of_model in (scores, gold_scores))
+        ends = privacy_leak(np.array(ours[::-1]), np.array(theirs), pairs)
+        return float(ends[0]), float(ends[1])
     model, gold = resampled_aucs([scores, gold_scores], samples, seed, strata)
     value = float(privacy_leak(auc(*scores), auc(*gold_scores), pairs))
     return _percentiles(privacy_leak(model, gold, pairs), value)
