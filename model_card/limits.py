@@ -143,8 +143,7 @@ def _compared(evidence: Evidence, record: Record) -> Compared | None:
         return _against_holdout(evidence, metric, record) if metric.family in ROW_BY_ROW else None
     if metric.gap_of or metric.name == "leak_coordinate":
         base = evidence.record("base", metric.name, "forget")
-        up = record.value > 0
-        return _beside(record, 0.0, up if base is None else up == (base.value > 0), metric)
+        return _beside(record, 0.0, _towards(record, base, 0.0), metric)
     if metric.name == "damage_gap":  # only what is beyond the golds' counts
         damage = _beside(record, 0.0, None, metric)
         return damage and damage._replace(errors=max(0.0, damage.errors))
@@ -160,22 +159,45 @@ def _against_holdout(evidence: Evidence, metric: Metric, record: Record) -> Comp
     if metric.family == "membership" and start is not None:
         return _between(metric, record, start, base, "that of the start model")
     if metric.family == "membership":
-        return _beside(record, 0.5, record.value > 0.5, metric)
+        return _beside(record, 0.5, _towards(record, base, 0.5), metric)
     holdout = evidence.record("unlearned", metric.name, "holdout")
     return None if holdout is None else _between(metric, record, holdout, base, "that of rows it never saw")
 
 
 def _between(metric: Metric, ours: Record, other: Record, base: Record | None, whose: str) -> Compared | None:
-    """Two values with their own intervals, as if of different rows: rows that both read would make it finer."""
-    error = math.hypot(ours.standard_error, other.standard_error)
+    """Two values with their own intervals, as if of different rows: rows that both read would make it finer.
+
+    The error is that of the sides which face each other (Newcombe's): an interval at 0 or 1 goes to one side alone.
+    """
     difference = ours.value - other.value
     if metric.name in DIFFERENTLY_AGGREGATED and other.split != ours.split:
         return None
+    error = _error_between(ours, other)
     if difference and not error:  # of one row each: it says nothing of others
         return None
-    towards = None if base is None else (difference > 0) == (base.value > other.value)
+    towards = None
+    if base is not None and _are_apart(base, other):
+        towards = (difference > 0) == (base.value > other.value)
     errors = difference / error if error else 0.0
     return Compared(errors, towards, f"{metric.label} is {short(ours.value)}, {whose} {short(other.value)}")
+
+
+def _error_between(one: Record, other: Record) -> float:
+    below, above = sorted((one, other), key=lambda record: record.value)
+    error = math.hypot(below.ci_high - below.value, above.value - above.ci_low) / Z_95
+    return error or math.hypot(one.standard_error, other.standard_error)  # values at the ends of their intervals
+
+
+def _are_apart(base: Record, other: Record) -> bool:
+    """Whether base can be told from what never knew: if not, no direction is base's."""
+    return abs(base.value - other.value) > Z_95 * _error_between(base, other)
+
+
+def _towards(record: Record, base: Record | None, null: float) -> bool | None:
+    """Whether a value leaves ``null`` the way that base's does, None if base's does not."""
+    if base is None:
+        return record.value > null
+    return (record.value > null) == (base.value > null) if not base.ci_low <= null <= base.ci_high else None
 
 
 def _beside(record: Record, null: float, towards: bool | None, metric: Metric) -> Compared | None:

@@ -203,7 +203,7 @@ def test_the_finest_test_that_a_model_fails_is_named(found: Mapping[str, Evidenc
 
 
 def test_intervals_without_a_width_show_neither_a_difference_nor_none(found: Mapping[str, Evidence]) -> None:
-    """Of one forget row every bootstrap is that row."""
+    """As those of one forget row were, of which every resample is that row."""
     demo, metrics = found["demo"], (ANSWERS, f"{ANSWERS}_untreated_gap")
     known, never = (
         [
@@ -217,6 +217,35 @@ def test_intervals_without_a_width_show_neither_a_difference_nor_none(found: Map
     assert finest(unlearned).startswith("The forget rows were not compared with gold")
     end = replace(known[1], ci_high=0.95)  # a value may be at the end of its interval
     assert "shows a difference" in finest(unlearned.changed(records={**unlearned.records, "unlearned": [end]}))
+
+
+def with_alone(demo: Evidence, metric: str, **values: tuple[float, float, float]) -> Evidence:
+    """The evidence with this metric alone, of these values and intervals of each model."""
+    first = demo.record("unlearned", metric, "forget")
+    assert first
+    names = ("value", "ci_low", "ci_high")
+    records = {model: [replace(first, **dict(zip(names, of, strict=True)))] for model, of in values.items()}
+    return demo.changed(records=records)
+
+
+def test_intervals_at_the_ends_differ_only_where_they_do_not_reach_each_other(found: Mapping[str, Evidence]) -> None:
+    """Wilson's of one row each: by half of their widths, one miss beside one hit would be 3.5 errors off."""
+    metric = "multiple_choice_accuracy"
+    one = with_alone(found["demo"], metric, unlearned=(0.0, 0.0, 0.793), gold=(1.0, 0.207, 1.0))
+    assert finest(one) == "The one comparison of the forget rows with gold shows no difference."
+    many = with_alone(found["demo"], metric, unlearned=(0.0, 0.0, 0.2), gold=(1.0, 0.8, 1.0))
+    assert finest(many).startswith("1 of 1 comparison of the forget rows with gold shows a difference")
+
+
+def test_what_base_never_knew_cannot_be_left(found: Mapping[str, Evidence]) -> None:
+    """Base is then beside gold, on one side of it or the other."""
+    unlearned, gold = (0.05, 0.04, 0.06), (0.18, 0.16, 0.2)
+    for base, meaning in (((0.17, 0.15, 0.19), "so it answers differently."), ((0.0, 0.0, 0.01), "there should be.")):
+        assert finest(with_alone(found["demo"], ANSWERS, base=base, unlearned=unlearned, gold=gold)).endswith(meaning)
+    gap, unlearned = f"{ANSWERS}_untreated_gap", (-0.1, -0.12, -0.08)
+    for base, meaning in (((0.01, -0.02, 0.03), "so it answers differently."), ((0.7, 0.6, 0.8), "over-forgotten.")):
+        evidence = with_alone(found["demo"], gap, base=base, unlearned=unlearned, gold=(0.0, 0.0, 0.0))
+        assert finest(evidence).endswith(meaning)
 
 
 def test_without_gold_the_finest_test_is_against_rows_never_seen(found: Mapping[str, Evidence]) -> None:
