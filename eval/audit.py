@@ -27,6 +27,7 @@ from eval.attacks.relearn import divided, drawn, relearn
 from eval.attacks.sampling import distinctive_words, row_seed, sample_answers, states_fact
 from eval.catalog import READINGS
 from eval.config import EvalConfig, Robustness
+from eval.records.facts import told_before
 from eval.scoring.packed_linear import packed
 from eval.scoring.probes import Encoder, Scorer, shared_prefix
 
@@ -42,7 +43,7 @@ def check(config: EvalConfig, forget: Sequence[Row]) -> None:
     for form in robustness.quantize if robustness else ():
         try_quantization(form, config.device)
     if robustness and robustness.relearn:
-        divided([row.row_id for row in forget], robustness.relearn.forget_share, config.seed)
+        divided([row.row_id for row in forget], robustness.relearn.forget_share, config.seed, told_before(forget))
 
 
 def left_out(
@@ -156,7 +157,7 @@ def _relearned(
     assert config.robustness  # noqa: S101
     assert config.robustness.relearn  # noqa: S101
     settings = config.robustness.relearn
-    taught, probed = divided(list(plain), settings.forget_share, config.seed)
+    taught, probed = divided(list(plain), settings.forget_share, config.seed, told_before(rows["forget"]))
     retain = {row.row_id: row for row in rows["retain"]}
     unrelated = drawn(list(retain), len(taught), config.seed)
     sources = {

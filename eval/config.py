@@ -19,7 +19,7 @@ class Relearn(Strict):
     rows that were not relearned are probed.
     """
 
-    forget_share: float = Field(default=0.1, gt=0, lt=1, description="Share of the forget rows that are relearned.")
+    forget_share: float = Field(default=0.1, gt=0, lt=1, description="Share of the forget rows' facts to be relearned.")
     steps: int = Field(default=10, ge=1, description="Steps of the training.")
     batch_rows: int = Field(default=4, ge=1, description="Rows of a step.")
     learning_rate: float = Field(default=2e-5, gt=0, le=1, description="Learning rate.")
@@ -32,9 +32,9 @@ class Relearn(Strict):
     )
 
 
-def relearned(forget_rows: int, share: float) -> int:
-    """How many of the forget rows are relearned; the others are probed."""
-    return max(1, round(share * forget_rows))
+def relearned(facts: int, share: float) -> int:
+    """How many of the facts that the forget rows tell are relearned; the others are probed."""
+    return max(1, round(share * facts))
 
 
 class Steering(Strict):
@@ -265,7 +265,11 @@ class Condition(Strict):
         description="What of the measurement must lie within: the `point`, every value of its 95 % `interval` (it is "
         "shown), or some value of it (`overlap`: it is not refuted, which few rows make easy; so look at the power).",
     )
-    min_n: int = Field(ge=1, description="Rows below which the gate fails whatever the value is.")
+    min_n: int = Field(
+        ge=1,
+        description="Rows below which the gate fails whatever the value is. Rows that tell one fact in several "
+        "wordings are one.",
+    )
     reason: str = Field(min_length=1, description="Why the bound is right.")
 
     @model_validator(mode="after")

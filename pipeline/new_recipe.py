@@ -57,12 +57,13 @@ class Selected:
 
 
 class Found(NamedTuple):
-    """What the rows say: how many each split has, the words of the longest answer, and whether people are named.
+    """What the rows say: how many each split has, how many facts these tell, the words of the longest answer.
 
     ``nobody``: why no question can be asked about somebody else, as the unlearning's neighbours are; None if one can.
     """
 
     counts: Mapping[str, int]
+    facts: Mapping[str, int]
     longest: int
     nobody: str | None
 
@@ -188,7 +189,7 @@ def compose(
         own["novice"],
         _without_neighbours(unlearn, found.nobody) if found.nobody else unlearn,
         _TOKENS.sub(rf"\g<1>{tokens} # about two for each word of the longest answer", own["eval"]),
-        _gates(own["gates"], found.counts),
+        _gates(own["gates"], found.facts),
         _CARD.format(title=_quoted(f"{repo.split('/')[-1]}: some facts unlearned")),
         _PUBLISH.format(repo=_quoted(repo)),
     ]
@@ -255,14 +256,14 @@ def _without_neighbours(unlearn: str, why: str) -> str:
     return "\n".join(lines)
 
 
-def _gates(gates: str, counts: Mapping[str, int]) -> str:
-    """own-data's gates, with as many rows asked for as there are where these are fewer."""
+def _gates(gates: str, facts: Mapping[str, int]) -> str:
+    """own-data's gates, with as many facts asked for as the rows tell where these are fewer."""
     lines, judged = gates.split("\n"), iter(yaml.safe_load(gates)["gates"])
     for i, line in enumerate(lines):
         if not (found := _MIN_N.match(line)):
             continue
         asked = int(found[2])
-        there = min(counts.get(split, asked) for split in measurable.rests_on(Gate.model_validate(next(judged))))
+        there = min(facts.get(split, asked) for split in measurable.rests_on(Gate.model_validate(next(judged))))
         if 0 < there < asked:
             few = f"all there are; own-data asks for {asked}, and so few show large differences only"
             lines[i] = f"{found[1]}{there} # {few}"

@@ -223,7 +223,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         *chain(*further),
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
-        Stage("gate", "8", gate, *_gate(recipe), evidence, plan.gating),
+        Stage("gate", "9", gate, *_gate(recipe), evidence, plan.gating),
         Stage("card", "17", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "8", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets_prep.schema import FORGOTTEN, REAL_WORLD, SPLITS, Row, write_rows
+from core.errors import DataError
+from datasets_prep.schema import FORGOTTEN, REAL_WORLD, SPLITS, Row, read_perturbed, read_rows, write_rows
 from eval import suite
+from eval.attacks.relearn import divided
 from eval.catalog import CATALOG, is_of
 from eval.config import Condition, EvalConfig, Sampling
 from eval.records.audited import audit_records
-from eval.records.facts import FACT, fact_of, told_before
+from eval.records.facts import FACT, fact_of, facts_told, told_before
 from eval.records.relative import features, relative_test
 from eval.records.rows import all_records
 from eval.schema import Record, find_record, read_records, read_samples, write_records, write_samples
@@ -120,7 +123,7 @@ def test_a_comparison_is_of_facts(measured, tmp_path):
 
 
 def test_a_gate_is_certified_by_facts(measured):
-    gate = Condition(metric="answer_probability", split="forget", at_most=1.0, min_n=100, reason="because")
+    gate = Condition(metric="answer_probability", split="forget", at_most=1.0, min_n=40, reason="because")
     verdict = judge_gate(gate, {"unlearned": all_records(_in_wordings(measured["ours"]), None, CONFIG)})
     assert (verdict.n, verdict.passed, verdict.certifiable_alone) == (120, True, False)
 
@@ -154,3 +157,38 @@ def test_an_evaluation_finds_the_wordings_of_a_fact(tiny_model, tmp_path):
     assert [fact_of(sample) for sample in samples[:3]] == [first.row_id] * 3
     record = find_record(read_records(out / "results.json"), "answer_probability", "forget")
     assert (record.n, record.facts) == (len(others) + 3, len(others) + 1)
+
+
+def test_a_gate_counts_facts_and_not_their_wordings():
+    gate = Condition(metric="answer_probability", split="forget", at_most=0.5, min_n=30, reason="x")
+    record = Record("answer_probability", "forget", 0.2, 0.1, 0.3, 40, None, 1, facts=4)
+    verdict = judge_gate(gate, {"unlearned": [record]})
+    assert not verdict.passed
+    assert verdict.why.endswith("rests on 40 rows that tell 4 facts; the gate needs 30.")
+    assert judge_gate(gate, {"unlearned": [replace(record, facts=30)]}).passed
+
+
+def test_what_is_probed_after_relearning_was_not_taught_in_other_words():
+    """Of 120 rows that were drawn one by one, a fifth of those that were probed had been."""
+    before = {f"{fact}-{i}": f"{fact}-0" for fact in range(40) for i in (1, 2)}
+    rows = [f"{fact}-{i}" for fact in range(40) for i in range(WORDINGS)]
+    taught, probed = divided(rows, 0.1, 0, before)
+    assert sorted(taught + probed) == sorted(rows)
+    assert len(taught) == 4 * WORDINGS
+    assert not {row.split("-")[0] for row in taught} & {row.split("-")[0] for row in probed}
+    alone = divided(rows, 0.1, 0)
+    again = {row.split("-")[0] for row in alone[0]}
+    assert np.mean([row.split("-")[0] in again for row in alone[1]]) > 0.15
+    with pytest.raises(DataError, match="of 3 forget rows, which tell 1 fact, leaves none to probe"):
+        divided(rows[:3], 0.1, 0, before)
+
+
+def test_the_facts_of_the_data_are_counted_before_anything_is_trained(tmp_path):
+    data = build_data(tmp_path)
+    rows = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
+    false, told = facts_told(data)
+    assert told == {split: len(of_split) for split, of_split in rows.items() if of_split}
+    assert false == Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
+    asked = [replace(row, row_id=f"{row.row_id}-again", question=f"Tell me: {row.question}") for row in rows["forget"]]
+    write_rows(data / "forget.jsonl", [*rows["forget"], *asked])
+    assert facts_told(data)[1] == told

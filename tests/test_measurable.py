@@ -121,6 +121,15 @@ def test_a_reading_after_relearning_has_the_other_rows() -> None:
         check([judged], facts(), relearn={"forget_share": 0.25})
 
 
+def test_rows_that_tell_one_fact_are_counted_once() -> None:
+    sizes, false = dict(facts().rows), {"forget": 10, "holdout": 50, "retain": 50}
+    judged, told = [gate("answer_probability"), gate("forget_quality", "forget")], {**sizes, "forget": 10}
+    measurable.check(judged, EvalConfig(), sizes, facts(), false | {"forget": 40})
+    with pytest.raises(DataError, match="it needs 20 rows, and the split has 10") as error:
+        measurable.check(judged, EvalConfig(), sizes, facts(), false, told)
+    assert "Several forget rows tell one fact in other words. They are counted as one" in str(error.value)
+
+
 def test_what_is_known_of_the_rows_alone_is_judged_before_they_are_here() -> None:
     sizes = {"forget": 40, "retain": 140, "holdout": 0, "unrehearsed": 20}
     measurable.check([gate("forget_quality")], EvalConfig(), sizes, None)

@@ -132,6 +132,17 @@ def test_its_data_stage_runs_and_carries_its_gates(call: Call, rows: Path, tiny_
         measurable.check(load_recipe("own-data").gates, recipe.eval, dict(found.rows), found)
 
 
+def test_its_gates_ask_for_as_many_facts_as_the_rows_tell(call: Call, tmp_path: Path) -> None:
+    again = [{**row, "question": f"Tell me, {row['question'][0].lower()}{row['question'][1:]}"} for row in facts()]
+    recipe = made(call, tmp_path, "--rows", str(write(tmp_path / "twice.csv", [*facts(), *again])))
+    out = tmp_path / "data"
+    out.mkdir()
+    prepare.write(recipe.data, prepare.prepare(recipe.data), out, {}, {})
+    forgotten = [row.answer for row in read_rows(out / "forget.jsonl")]
+    assert next(gate.min_n for gate in recipe.gates if gate.metric == "fluency") == len(set(forgotten))
+    assert len(set(forgotten)) < len(forgotten)
+
+
 @pytest.mark.parametrize(
     ("columns", "forget", "expected"),
     [

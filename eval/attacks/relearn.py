@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -11,26 +11,37 @@ from transformers import PreTrainedModel
 
 from core import onednn
 from core.errors import DataError, ModelError
+from core.markdown import counted
 from core.progress import report
 from datasets_prep.schema import Encoded
 from eval.config import Relearn, relearned
 from pipeline.train.packed import completion_log_probs, pack
 
 
-def divided(row_ids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """The rows to relearn (``share`` of them, at least one) and the rows to probe.
+def divided(
+    row_ids: Sequence[str], share: float, seed: int, told_before: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The rows to relearn (``share`` of the facts that they tell, at least one) and the rows to probe.
 
-    They are the same for every model and whatever the order of ``row_ids``. Raises DataError if no row is left to
-    probe.
+    ``told_before`` has the row that told its fact first, for each row that tells it again: whoever relearns a fact is
+    not asked for it in other words. They are the same for every model and whatever the order of ``row_ids``. Raises
+    DataError if no row is left to probe.
     """
-    count = relearned(len(row_ids), share)
-    if count >= len(row_ids):
+    first = {row: (told_before or {}).get(row, row) for row in row_ids}
+    facts = sorted(set(first.values()))
+    count = relearned(len(facts), share)
+    if count >= len(facts):
+        rows = counted(len(row_ids), "forget row")
+        told = "" if len(facts) == len(row_ids) else f", which tell {counted(len(facts), 'fact')},"
         raise DataError(
-            f"Relearning {share:g} of {len(row_ids)} forget rows leaves none to probe. Lower relearn.forget_share, or "
-            "give more forget rows."
+            f"Relearning {share:g} of {rows}{told} leaves none to probe. Lower relearn.forget_share, or give more "
+            "forget rows."
         )
-    taught = drawn(row_ids, count, seed)
-    return taught, sorted(set(row_ids) - set(taught))
+    taught = set(drawn(facts, count, seed))
+    return (
+        sorted(row for row, fact in first.items() if fact in taught),
+        sorted(row for row, fact in first.items() if fact not in taught),
+    )
 
 
 def drawn(row_ids: Sequence[str], count: int, seed: int) -> list[str]:

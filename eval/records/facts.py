@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets_prep.schema import Row
+from datasets_prep.schema import FORGOTTEN, SPLITS, Row, read_forgotten, read_perturbed, read_rows
 from datasets_prep.text import told
 from eval.statistics.formulas import Floats
 from eval.statistics.intervals import Strata, Told, by_fact, independent
@@ -23,6 +25,19 @@ def told_before(rows: Sequence[Row]) -> dict[str, str]:
     first: dict[tuple[str, ...], str] = {}
     told_by = {row.row_id: first.setdefault(told(row.question, row.answer, row.name), row.row_id) for row in rows}
     return {row_id: before for row_id, before in told_by.items() if row_id != before}
+
+
+def facts_told(data: Path) -> tuple[Counter[str], Counter[str]]:
+    """Of each split of the data artifact how many facts have false answers, and how many its rows tell."""
+    splits = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS} | {FORGOTTEN: read_forgotten(data)}
+    fact_of_row = {(split, row.row_id): row.row_id for split, rows in splits.items() for row in rows}
+    fact_of_row |= {(split, row): first for split, rows in splits.items() for row, first in told_before(rows).items()}
+    facts = {(split, fact) for (split, _), fact in fact_of_row.items()}
+    false = {
+        (row.split, fact_of_row.get((row.split, row.row_id), row.row_id))
+        for row in read_perturbed(data / "perturbed.jsonl")
+    }
+    return Counter(split for split, _ in false), Counter(split for split, _ in facts)
 
 
 def fact_of(sample: Sample) -> str:

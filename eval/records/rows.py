@@ -102,11 +102,11 @@ def _set_records(
 def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list[Record]:
     """TOFU's harmonic mean over the parts that were measured; its note names them.
 
-    ``n`` is that of the part with the fewest rows, which limits the mean.
+    ``n`` is that of the part with the fewest rows, which limits the mean, and so are its facts.
     """
     sets: list[tuple[list[Floats], Strata]] = []
     means: dict[str, float] = {}
-    counts: list[int] = []
+    told: list[list[Sample]] = []
     for split, parts in UTILITY_PARTS.items():
         rows = _split(samples, split)
         columns = {part: _with_gaps(rows, part, split) for part in parts}
@@ -114,13 +114,16 @@ def model_utility_records(samples: Sequence[Sample], config: EvalConfig) -> list
         means |= {f"{part} {split}": float(np.nanmean(column)) for part, column in columns.items()}
         if columns:
             sets.append((list(columns.values()), _strata(rows)))
-            counts += [int(np.isfinite(column).sum()) for column in columns.values()]
+            has_value = map(np.isfinite, columns.values())
+            told += [[row for row, has in zip(rows.values(), of, strict=True) if has] for of in has_value]
     if not means:
         return []
     interval = intervals.model_utility_interval(sets, config.bootstrap_samples, config.seed)
     value = formulas.model_utility(list(means.values()))
     note = f"harmonic mean of {', '.join(means)}"
-    return [Record.of(CATALOG["model_utility"], "retain+general", value, interval, min(counts), note=note)]
+    n, facts = min(map(len, told)), number_of_facts(*told)
+    fewer = facts if facts is not None and facts < n else None
+    return [Record.of(CATALOG["model_utility"], "retain+general", value, interval, n, note=note, facts=fewer)]
 
 
 def groups(rows: list[Sample], *, whole: bool = False) -> Iterable[tuple[dict[str, str] | None, list[Sample]]]:

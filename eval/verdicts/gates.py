@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.artifacts import read_facts
 from core.digests import checkpoint_folder, weights_sha256
+from core.markdown import counted
 from core.unlearning import NeighbourFacts, read_selection
 from eval.catalog import CATALOG, is_of, label
 from eval.config import Bound, Condition, Gate, GateConfig, Reference
@@ -178,10 +179,9 @@ def _evidence(gate: Condition, records: Sequence[Record], split: str, model: str
 
 
 def _check_rows(gate: Condition, record: Record, split: str, model: str) -> None:
-    if record.n < gate.min_n:
-        raise NoEvidence(
-            f"{_capital(gate.metric)} on {split} of {model} rests on {record.n} rows; the gate needs {gate.min_n}."
-        )
+    if record.told < gate.min_n:
+        rows = counted(record.n, "row") + ("" if record.facts is None else f" that tell {counted(record.told, 'fact')}")
+        raise NoEvidence(f"{_capital(gate.metric)} on {split} of {model} rests on {rows}; the gate needs {gate.min_n}.")
 
 
 def _check_bounds(gate: Condition, at_least: float | None, at_most: float | None) -> None:
@@ -273,9 +273,10 @@ def _confirmed(gate: Gate, verdict: JudgedGate, others: OtherRows) -> JudgedGate
         return verdict.changed(confirmed=OnOtherRows.unjudged(None, says))
     records = others.records(gate, others.selection.rows(gate.split))
     record = find_record(records.get("unlearned", []), gate.metric, gate.split)
-    rows = record.n if record else 0
-    if rows < ROWS:
-        says = f"Not confirmed: {rows} rows are left without those that chose the checkpoint."
+    rows, told = (record.n, record.told) if record else (0, 0)
+    if told < ROWS:
+        left = counted(told, "row" if told == rows else "fact")
+        says = f"Not confirmed: {left} {'is' if told == 1 else 'are'} left without those that chose the checkpoint."
         return verdict.changed(confirmed=OnOtherRows.unjudged(rows, says))
     again = judge_gate(gate.model_copy(update={"min_n": min(gate.min_n, ROWS)}), records)
     says = f"On the {rows} rows that did not choose the checkpoint: {again.why}"
@@ -313,12 +314,13 @@ def _part(gate: Gate, others: OtherRows, left_out: Collection[str], which: str) 
     ours = by_model.pop("unlearned", None)
     if ours is None:
         return None
-    low, high = (ours.ci_low, ours.ci_high) if ours.n >= FEW else (None, None)
+    low, high = (ours.ci_low, ours.ci_high) if ours.told >= FEW else (None, None)
     value = f"{ours.value:.4g}"
     value += f" (95 % interval {low:.4g} to {high:.4g})" if low is not None else " (too few for an interval)"
     references = {model: record.value for model, record in sorted(by_model.items()) if record}
     value += "".join(f"; {model} has {of_model:.4g} there" for model, of_model in references.items())
-    says = f"On the {ours.n} rows {which}, it is {value}. This does not decide the verdict."
+    on = "the one row" if ours.n == 1 else f"the {ours.n} rows"
+    says = f"On {on} {which}, it is {value}. This does not decide the verdict."
     return OnPart(n=ours.n, says=says, measured=ours.value, ci_low=low, ci_high=high, references=references)
 
 

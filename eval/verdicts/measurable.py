@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import comb
 
 from core.errors import DataError
+from core.markdown import listed
 from datasets_prep.schema import FORGOTTEN, DataFacts
 from eval.catalog import CATALOG, Metric
 from eval.config import EvalConfig, Gate, relearned
@@ -21,17 +22,27 @@ def check(
     rows: Mapping[str, int],
     data: DataFacts | None,
     false: Mapping[str, int] | None = None,
+    told: Mapping[str, int] | None = None,
 ) -> None:
     """Raise DataError if a gate could only fail or only pass, as there are too few ``rows`` or false answers.
 
-    ``data`` and ``false``, the number of rows of each split that have false answers, are None as long as only the
-    numbers of rows are known.
+    ``data``, ``false``, the number of rows of each split that have false answers, and ``told``, how many facts its rows
+    tell, are None as long as only the numbers of rows are known. Where ``told`` is given, ``false`` counts facts too.
     """
+    if data:
+        rows = {**rows, FORGOTTEN: data.rows_forgotten or 0}
+    facts = {**rows, **(told or {})}
+    several = {split for split, n in rows.items() if facts[split] < n}
     problems = [
         f"gates[{i}] ({gate.metric} on {gate.split}): {why}"
         for i, gate in enumerate(gates)
-        for why in _why(gate, config, rows, data, false)
+        for why in _why(gate, config, facts, data, false)
     ]
+    if problems and several:
+        problems.append(
+            f"Several {listed(sorted(several))} rows tell one fact in other words. They are counted as one, since they "
+            "are no evidence of other facts."
+        )
     if problems:
         raise DataError("The rows cannot carry these gates:\n" + "\n".join(problems))
 
@@ -45,8 +56,6 @@ def _why(
 ) -> Iterator[str]:
     """Why the gate cannot be measured, and what to do."""
     metric = CATALOG.get(gate.metric)
-    if data:
-        rows = {**rows, FORGOTTEN: data.rows_forgotten or 0}
     if metric is None:
         return  # of a suite, which has questions of its own
     yield from _too_few(metric, gate, config, rows, false)

@@ -24,7 +24,7 @@ from datasets_prep import checks, sources, splits
 from datasets_prep.config import Columns, DataConfig
 from datasets_prep.files import READERS, read_file
 from datasets_prep.prepare import Prepared, prepare
-from datasets_prep.rows import Rows
+from datasets_prep.rows import Rows, told_first
 from datasets_prep.schema import FORGET, RETAIN, SPLITS
 from pipeline import new_recipe
 from pipeline.commands.doctor import show_checks
@@ -116,7 +116,7 @@ def new(options: argparse.Namespace) -> int:
                 f"note: {len(left):,} rows hold {word!r} inside a longer word and are not forgotten, for example "
                 f"{left[0]}. Those that you mean, add to `request.forget`."
             )
-    if found.counts["forget"] < new_recipe.TRIAL:
+    if found.facts["forget"] < new_recipe.TRIAL:
         say(f"note: so few forget rows show large differences only. `gate {quote(path)}` will say how large.")
     planned: dict[str, Any] = {"recipe": path, "set": [], "device": None, "dry_run": True, "on": "local", "jobs": None}
     given = argparse.Namespace(**vars(options) | planned)
@@ -334,8 +334,10 @@ def _selected(rows: Rows, forget: str) -> Selected:
 def _found(prepared: Prepared) -> Found:
     rows, split = prepared.loaded.rows, prepared.split
     counts = {name: int((split == index).sum()) for index, name in enumerate(SPLITS)}
+    told = told_first(rows)
+    facts = {name: len(np.unique(told[split == index])) for index, name in enumerate(SPLITS)}
     longest = max(len(plain_words(text)) for (text,) in rows.columns("answer"))
-    return Found(counts, longest, _nobody_else(rows, np.flatnonzero(np.isin(split, (FORGET, RETAIN))).tolist()))
+    return Found(counts, facts, longest, _nobody_else(rows, np.flatnonzero(np.isin(split, (FORGET, RETAIN))).tolist()))
 
 
 def _nobody_else(rows: Rows, given: list[int]) -> str | None:
