@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _INLINE = re.compile(r"([\\`*_\[\]|~$!#])")
 _BLOCK = re.compile(r"^(?:=|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))")  # what starts a heading, a list or a rule
@@ -19,9 +19,13 @@ def escape(text: str) -> str:
     return f"{block[0]}\\{line[block.end() :]}" if block[0].isdigit() else f"\\{line}"
 
 
-def anchor(heading: str) -> str:
-    """The anchor that GitHub and the Hub give to a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.casefold()).strip().replace(" ", "-")
+def anchors(headings: Iterable[str]) -> Iterator[str]:
+    """The anchors that GitHub and the Hub give to headings; of equal ones, the later have a number."""
+    seen: dict[str, int] = {}
+    for heading in headings:
+        slug = re.sub(r"[^\w\- ]", "", heading.casefold()).strip().replace(" ", "-")
+        yield slug if slug not in seen else f"{slug}-{seen[slug]}"
+        seen[slug] = seen.get(slug, 0) + 1
 
 
 def listed(words: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from core import bounded_json, card_head
 from core.errors import ArtifactError
 from core.hub_ids import is_hub_id
 from core.licences import LICENCES
-from core.markdown import anchor
+from core.markdown import anchors
 
 PLACEHOLDER = re.compile(
     r"more information needed|\b(?:todo|tbd|fixme|undefined|nan)\b|lorem ipsum|\{\{|\{%|<your"
@@ -231,14 +231,14 @@ def _page(body: str, files: Collection[str], numbers: Collection[float]) -> Iter
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     inlines = [token for token in tokens if token.type in ("inline", "html_block")]
     headings = [inline.content for opened, inline in pairwise(tokens) if opened.type == "heading_open"]
-    anchors = set(_anchors(headings)) | set(re.findall(r"(?:id|name)=[\"']([\w-]+)", body))
+    places = set(anchors(headings)) | set(re.findall(r"(?:id|name)=[\"']([\w-]+)", body))
     heading = ""
     for token in inlines:
         if token.content in headings:
             heading = token.content.casefold()
         for part in token.children or []:
             if part.type == "link_open":
-                yield from _link(str(part.attrs.get("href", "")), anchors, files)
+                yield from _link(str(part.attrs.get("href", "")), places, files)
             elif part.type == "image":
                 yield from _image(str(part.attrs.get("src", "")), part.content, files)
         for tag in re.findall(r"<img\b[^<>]*>", token.content):
@@ -248,20 +248,11 @@ def _page(body: str, files: Collection[str], numbers: Collection[float]) -> Iter
             yield from _unsourced(token, numbers)
 
 
-def _anchors(headings: list[str]) -> Iterator[str]:
-    """The anchors of headings; of equal ones, the later have a number."""
-    seen: dict[str, int] = {}
-    for heading in headings:
-        slug = anchor(heading)
-        yield slug if slug not in seen else f"{slug}-{seen[slug]}"
-        seen[slug] = seen.get(slug, 0) + 1
-
-
-def _link(href: str, anchors: Collection[str], files: Collection[str]) -> Iterator[Problem]:
+def _link(href: str, places: Collection[str], files: Collection[str]) -> Iterator[Problem]:
     if not href:
         yield Problem("links", "A link leads nowhere.")
     elif href.startswith("#"):
-        if unquote(href[1:]).casefold() not in anchors:
+        if unquote(href[1:]).casefold() not in places:
             yield Problem("links", f"The link {href} leads to no heading.")
     elif not re.match(r"[a-z][a-z0-9+.-]*:|//", href, re.IGNORECASE):
         if unquote(href.split("#")[0].removeprefix("./")) not in files:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from core.markdown import anchor
+from core.markdown import anchors
 from core.strict import Strict
 from eval.attacks.catalog import ATTACKS
 from eval.catalog import CATALOG, FORGET, READINGS
@@ -56,7 +56,8 @@ def recipe_reference() -> str:
     """The whole page as Markdown."""
     places = _places(CollectionConfig, "collection", _places(Recipe, "", {}))
     titles = {model: ", ".join(f"`{place}`" for place in found) or "The recipe" for model, found in places.items()}
-    links = {model.__name__: f"[section](#{anchor(title)})" for model, title in titles.items()}
+    anchored = zip(titles, anchors(titles.values()), strict=True)
+    links = {model.__name__: f"[section](#{anchor})" for model, anchor in anchored}
     parts = [HEAD]
     for model, title in titles.items():
         parts.append(f"## {title}\n\n{_plain(getdoc(model) or '')}\n\n{_table(model, places[model], links)}\n")

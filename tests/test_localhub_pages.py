@@ -240,6 +240,8 @@ def test_a_card_is_rendered() -> None:
     assert "<details><summary>More</summary>" in shown
     assert "<em>inside</em>" in shown
     assert "license" not in shown
+    twice = str(card_html("## F1 - scores\n\n## F1 - scores\n", "/f"))  # as the Hub has them, and the lint of cards
+    assert [found["id"] for _, found in Seen(twice).elements] == ["card-f1---scores", "card-f1---scores-1"]
     away = str(card_html('![far](http://x/y.png) <img src="a.png"> <img src="//x/y">', "/f"))
     assert away == '<p><em>far</em> <img src="/f/a.png" alt=""> </p>\n'
 

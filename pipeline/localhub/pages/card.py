@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,7 +14,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from core import card_head
-from core.markdown import anchor
+from core.markdown import anchors
 
 MAX_CARD = 256 << 10  # characters that are rendered
 TAGS = {
@@ -73,9 +74,10 @@ def card_html(text: str, files: str) -> Markup:
 
 def _prepare(tokens: list[Token]) -> None:
     """Anchors for headings, one level below the page's own; the alignment of cells as an attribute, not as a style."""
-    for index, token in enumerate(tokens):
-        if token.type == "heading_open":  # its text follows
-            token.attrSet("id", ANCHOR + anchor(tokens[index + 1].content))
+    found = anchors(text.content for opened, text in pairwise(tokens) if opened.type == "heading_open")
+    for token in tokens:
+        if token.type == "heading_open":
+            token.attrSet("id", ANCHOR + next(found))
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
         elif token.type in ("th_open", "td_open") and (style := token.attrs.pop("style", None)):
