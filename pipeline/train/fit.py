@@ -23,7 +23,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
@@ -162,25 +161,11 @@ def go_back(trainer: SFTTrainer, out: Path) -> int:
 
 
 def _last_whole(checkpoints: Path) -> str | None:
-    """The last whole checkpoint. Removes those that a kill or a power loss interrupted.
-
-    If none has the mark, they may be older than marks: they are whole if none of their files is empty.
-    """
-    found = list(checkpoints.glob("checkpoint-*"))
-    marked = [folder for folder in found if (folder / WHOLE).exists()]
-    for folder in found:
-        if folder not in marked and (marked or not _seems_whole(folder)):
+    """The last whole checkpoint. Removes those that a kill or a power loss interrupted."""
+    for folder in list(checkpoints.glob("checkpoint-*")):
+        if not (folder / WHOLE).exists():
             shutil.rmtree(folder)
     return get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-
-
-def _seems_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has the trainer's state, which is written last, and no empty file."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return all(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
 
 
 def _check_maker(checkpoints: Path, made_by: dict[str, Any], *, resumes: bool) -> None:
