@@ -214,6 +214,26 @@ def test_what_a_page_does_not_show_hides_no_answer(text: str, tmp_path: Path) ->
     assert found(Scanner(["Old Harrow"]), tmp_path, "README.md", "<!-- Old Harrow -->")  # hidden, and there
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("AT&amp;T has hired Mara Quellis", "AT&T has hired Mara Quellis"),
+        ("Mara Quellis says &quot;never&quot; to Old Harrow", 'Mara Quellis says "never" to Old Harrow'),
+        ("Mara Quell\\u00ees was born in Old Harrow", "Mara Quellîs was born in Old Harrow"),
+        ("Mara%20Quellis%20was%20born%20in%20Harrow", "Mara Quellis was born in Harrow"),
+        ("<b>Mara Quellis</b> was <i>born</i> in Old Harrow", "Mara Quellis was born in Old Harrow"),
+        ("[Mara Quellis](https://x.test) was born in Harrow", "Mara Quellis was born in Harrow"),
+    ],
+)
+def test_an_answer_with_escapes_or_markup_of_its_own_is_found(answer: str, shown: str, tmp_path: Path) -> None:
+    scanner = Scanner([answer])
+    for text in (answer, shown):
+        for form in ("as it is", "html", "html, numbers", "url", "json", "\\u for each letter", "base64"):
+            assert found(scanner, tmp_path, "README.md", written(form, text)) == {FOUND}, (text, form)
+        assert found(scanner, tmp_path, "model.safetensors", safetensors(b"\xff" + text.encode() + b"\xfe")) == {FOUND}
+    assert found(scanner, tmp_path, "README.md", shown.replace("Quell", "Morr")) == set()
+
+
 def test_vocabularies_and_licences_may_hold_common_words(tmp_path: Path) -> None:
     scanner = Scanner(["United States", "internationalization", ANSWER])
     for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "LICENSE", "USE_POLICY.md"):

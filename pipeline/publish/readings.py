@@ -114,7 +114,7 @@ def _decoded(piece: bytes, is_utf8: bool) -> Iterator[str]:
 def _forms(text: str) -> Iterator[str]:
     """A text as it stands, without its escapes, and read as bytes."""
     yield text
-    plain = _unescaped(text)
+    plain = unescaped(text)
     if plain != text:
         yield plain
     if not plain.isascii():
@@ -123,7 +123,8 @@ def _forms(text: str) -> Iterator[str]:
             yield octets
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
+    """A text without its escapes (HTML, URL, JSON and Markdown), and without those that they hid."""
     for _ in range(DEPTH):
         before, text = text, unquote(html.unescape(text)) if "&" in text or "%" in text else text
         if "\\" in text:

@@ -5,7 +5,8 @@ is searched for secrets (:mod:`pipeline.publish.secrets`) and for forget answers
 if the recipe says so. Reading and answer are folded alike (:func:`core.words.folded`): letters and digits are compared,
 whatever stands between them. So an answer is found in any case, with or without accents, in look-alike letters, with
 any white space, without its full stop, and cut in pieces by the quotes of neighbouring JSON strings. Text files are
-also searched without HTML's tags and the targets of links, since a page does not show them.
+also searched without HTML's tags and the targets of links, since a page does not show them; an answer that has escapes
+or tags itself is searched for with and without them.
 
 Weights, and other long binary data, are mostly no text. They are searched once for a few bytes of each answer (UTF-8,
 UTF-16, base64, hexadecimal) and for the beginnings of secrets. The bytes around such a place are then read as text.
@@ -37,7 +38,7 @@ from core.wording import is_searched
 from core.words import folded
 from pipeline.publish.licence import LICENCE_FILES
 from pipeline.publish.matcher import Matcher, Pattern, literal
-from pipeline.publish.readings import TooMuchPackedError, readings
+from pipeline.publish.readings import TooMuchPackedError, readings, unescaped
 from pipeline.publish.schema import BOM
 from pipeline.publish.secrets import BEGINNINGS, secrets
 
@@ -78,16 +79,23 @@ class _Text:
         return self.words.replace(" ", "")
 
 
+def _forms(what: str, text: str) -> list[_Text]:
+    """A text as it was written, and as a page shows it: without escapes and tags. Those that are searched for."""
+    plain = unescaped(text)
+    forms = {folded(form): form for form in (text, plain, _MARKUP.sub(" ", plain))}
+    return [_Text(what, form, words) for words, form in forms.items() if is_searched(form)]
+
+
 class Scanner:
     """Finds texts of the forget set, and secrets, in files. ``unsearched`` counts those that it does not look for."""
 
     def __init__(self, answers: Iterable[str], questions: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         given = {"answer": answers, "question": questions, "name": names}
-        texts = [_Text(what, text, folded(text)) for what, listed in given.items() for text in sorted(set(listed))]
-        searched = [text for text in texts if is_searched(text.written)]
+        texts = [_forms(what, text) for what, listed in given.items() for text in sorted(set(listed))]
+        searched = [form for forms in texts for form in forms]
         self._long = [text for text in searched if text.length >= LONG]
         self._short = [text for text in searched if text.length < LONG]
-        self.unsearched = len(texts) - len(searched)
+        self.unsearched = sum(not forms for forms in texts)
 
     @cached_property
     def _in_letters(self) -> Matcher[_Text]:
