@@ -5,16 +5,20 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 
+from core.artifacts import write_file
 from core.errors import HubError, InputError
 from core.progress import Report, listening
+from pipeline.__main__ import main
 from pipeline.engine.live import _Pace
 from pipeline.publish import collection
 from pipeline.publish.plan import plan_publication, planned
 from pipeline.publish.scan import Scanner
+from pipeline.publish.schema import RECEIPT
 from pipeline.publish.target import check_local, check_target
 from pipeline.publish.upload import Upload
 from pipeline.publish.verify import verify_release
@@ -284,3 +288,24 @@ def test_planning_makes_no_hub(package: Path, store: Path) -> None:
     found = planned(CONFIG, package / "hub")
     assert (found.exists, found.tagged) == (True, True)
     assert list(found.lines())[-1].endswith("it is compared with the package and stays")
+
+
+def test_a_reason_tells_nothing_that_the_release_was_to_forget(
+    world: World, inputs: dict[str, Path], package: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_release, of_another, unreadable = (store / name for name in ("tiny", "another", "unreadable"))
+    receipt = world.publish(package)
+    for folder, repo in ((of_release, REPO), (of_another, "demo/another")):
+        (folder / "publish").mkdir(parents=True)
+        write_file(folder / "publish" / RECEIPT, receipt.model_copy(update={"repo": repo}))
+        shutil.copytree(inputs["data"], folder / "data")
+    (unreadable / "publish").mkdir(parents=True)
+    (unreadable / "publish" / RECEIPT).write_text("{}")
+    arguments = ["revoke", REPO, "--tag", "v1.0.0", "--hub", "local", "--store", str(store), "--dry-run", "--reason"]
+    assert main([*arguments, "It still answers 3 of 40 forget questions."]) == 0
+    assert main([*arguments, f"It still says that {ANSWER.lower()}"]) == 2
+    said = capsys.readouterr().err
+    assert "--reason would be public, and must not be" in said
+    assert "an answer of the forget set" in said
+    shutil.rmtree(of_release)
+    assert main([*arguments, f"It still says that {ANSWER.lower()}"]) == 0  # this store does not know what that is

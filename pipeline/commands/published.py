@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal
 
-from core.errors import HubError, InputError
+from core.errors import ArtifactError, HubError, InputError
 from core.hub_ids import check_repository
 from pipeline.commands.shared import hub_of, show, store_root
 from pipeline.engine.live import watching
 from pipeline.localhub.rate_limit import WINDOW
 from pipeline.publish.hub import connect, hf_endpoint
+from pipeline.publish.package import forget_scanner
 from pipeline.publish.revoke import CANNOT_TAKE_BACK, PURGED, STILL_HELD, Revoker, check_reason
+from pipeline.publish.scan import Scanner
+from pipeline.publish.schema import RECEIPT, read_receipt
 from pipeline.publish.sign import given_signer, trusted_signers
 from pipeline.publish.verify import verify_release
 from pipeline.recheck import problems
@@ -54,7 +59,7 @@ def revoke(options: argparse.Namespace) -> int:
     check_repository(options.repo, "revoke")
     if options.successor is not None:
         check_repository(options.successor, "--successor")
-    reason = check_reason(options.reason)
+    reason = check_reason(options.reason, _scanners(options))
     hub = hub_of(options, options.repo)
     with connect(hub) as target:
         revoker = Revoker(options.repo, options.tag, target)
@@ -78,6 +83,14 @@ def revoke(options: argparse.Namespace) -> int:
     rest = _after_purge(options, held) if options.purge else CANNOT_TAKE_BACK
     show(options, value, "\n".join([said, head, *(f"  {step}" for step in plan.steps), "", rest]))
     return HubError.exit_code if held else 0
+
+
+def _scanners(options: argparse.Namespace) -> Iterator[Scanner]:
+    """What finds the forget answers of the releases that this store published to the repository."""
+    for receipt in sorted(store_root(options).glob(f"*/publish/{RECEIPT}")):
+        with suppress(ArtifactError):  # what cannot be read must not stop a revocation
+            if read_receipt(receipt.parent).repo == options.repo:
+                yield forget_scanner(receipt.parent.parent / "data")
 
 
 def _after_purge(options: argparse.Namespace, held: list[str]) -> str:

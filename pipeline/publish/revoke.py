@@ -83,15 +83,19 @@ class Plan:
     steps: tuple[str, ...]
 
 
-def check_reason(reason: str) -> str:
-    """One paragraph of text. Raises InputError for an empty or too long one, or one that holds a secret."""
+def check_reason(reason: str, scanners: Iterable[scan.Scanner] = ()) -> str:
+    """One paragraph of text. Raises InputError for an empty or too long one, or one that must not be public.
+
+    That is one that holds a secret, or in which one of the ``scanners`` finds what was to be forgotten.
+    """
     text = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
     if not text or len(text) > LONGEST_REASON:
         raise InputError(f"--reason: {len(text)} characters. Say in 1 to {LONGEST_REASON} why the release is revoked.")
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / CARD).write_text(text, encoding="utf-8")
         try:
-            scan.refuse_findings(Path(temporary), scan.Scanner(()))
+            for scanner in (scan.Scanner(()), *scanners):
+                scan.refuse_findings(Path(temporary), scanner)
         except InputError as error:
             raise InputError(f"--reason would be public, and must not be: {error}") from error
     return text
