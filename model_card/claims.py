@@ -97,7 +97,7 @@ def _alike(records: Records, other: str) -> bool:
 
 def _answers(records: Records) -> tuple[str, str, str]:
     """The answers to be forgotten, counted, and the words that go with so many."""
-    n = records["unlearned"].n
+    n = records["unlearned"].told  # wordings of one fact have one answer
     return counted(n, "answer"), *(("is", "it") if n == 1 else ("are", "them"))
 
 
@@ -141,8 +141,8 @@ def _kept(rows: str) -> Callable[[Records], str]:
 
 def _general(records: Records) -> str:
     ours, base = (f"{100 * records[model].value:.0f} %" for model in ("unlearned", "base"))
-    n = records["unlearned"].n
-    return f"Of {n} general-knowledge questions it answers {ours} correctly, and base {base}."
+    n = counted(records["unlearned"].n, "general-knowledge question")
+    return f"Of {n} it answers {ours} correctly, and base {base}."
 
 
 def _membership(records: Records) -> str:

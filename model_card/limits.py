@@ -12,23 +12,23 @@ from datasets_prep.schema import SPLITS
 from eval.attacks.catalog import KINDS
 from eval.catalog import CATALOG, Metric
 from eval.schema import Z_95, Record
-from model_card.claims import short, short_interval
+from model_card.claims import ALIKE, short, short_interval
 from model_card.config import CardInputs
-from model_card.facts import Evidence, facts_told
+from model_card.facts import OF_EVERY_ROW, Evidence, facts_told
 
 ROW_BY_ROW = ("answer", "options", "choice", "membership")  # families of which models have values to compare
 DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as TOFU does
 
 
 def limits(config: CardInputs, evidence: Evidence) -> list[str]:
-    """The three sentences that a reader must see."""
+    """The three or four sentences that a reader must see."""
     n = evidence.counts["forget"].rows
     share = f"up to {evidence.leak_bound:.2g} % of facts like these could (95 % bound)"
     told = facts_told(evidence.records["unlearned"], "forget")
     rows = f"{n} forget rows" if told is None else f"{n} forget rows, which tell {counted(told, 'fact')},"
     none = f"none of the {rows} leaked" if n > 1 else "the one forget row did not leak"
     bound = f"Even if {none}, {share}."
-    return [finest(evidence), bound, _of_golds(config, evidence)]
+    return [*filter(None, [finest(evidence), never_known(evidence)]), bound, _of_golds(config, evidence)]
 
 
 def _of_golds(config: CardInputs, evidence: Evidence) -> str:
@@ -70,7 +70,7 @@ def further(evidence: Evidence) -> Iterator[str]:
         )
     if limited := [task for task in _shown_suites(evidence) if evidence.suites[task].limited]:
         yield f"Of {listed(limited)} only some of the questions were asked."
-    if missing := not_measured(evidence):
+    if missing := [*not_allowed(evidence), *not_measured(evidence)]:
         yield f"Not measured: {'; '.join(missing)}."
 
 
@@ -93,6 +93,18 @@ def not_measured(evidence: Evidence) -> list[str]:
     return [text for kind, text in KINDS.items() if kind not in measured]
 
 
+def not_allowed(evidence: Evidence) -> list[str]:
+    """What could not be measured since there are no rows or answers for it, in words."""
+    found = [record for records in evidence.records.values() for record in records]
+    families = {CATALOG[r.metric].family for r in found if r.split == "forget" and r.metric in CATALOG}
+    missing = {
+        "membership inference, which needs holdout rows": "membership" not in families,
+        "truth ratios and multiple choice, which need false answers": "options" not in families,
+        "facts that the unlearning was not given": all(record.split != "unrehearsed" for record in found),
+    }
+    return [text for text, is_missing in missing.items() if is_missing]
+
+
 def finest(evidence: Evidence) -> str:
     """Whether any comparison tells the model from one that never knew, and the clearest of those that do."""
     found = comparisons(evidence)
@@ -112,6 +124,19 @@ def finest(evidence: Evidence) -> str:
     return (
         f"{how_many} {'shows' if len(apart) == 1 else 'show'} a difference, and one in twenty would by chance. "
         f"The clearest: {apart[0].says}, {meaning}."
+    )
+
+
+def never_known(evidence: Evidence) -> str | None:
+    """That base itself knew the forget rows no better than what never saw them, if so: then nothing was forgotten."""
+    model, split, others = ("gold", "forget", "gold") if evidence.has_gold else ("base", "holdout", "rows never seen")
+    base, never = evidence.record("base", OF_EVERY_ROW, "forget"), evidence.record(model, OF_EVERY_ROW, split)
+    if base is None or never is None or base.value > never.value + ALIKE:
+        return None
+    return (
+        f"Base itself gives the forget rows an answer probability of {short(base.value)}, where {others} "
+        f"{'has' if evidence.has_gold else 'have'} {short(never.value)}: it knew them no better, so nothing shows that "
+        "they were forgotten."
     )
 
 
@@ -176,7 +201,7 @@ def _between(metric: Metric, ours: Record, other: Record, base: Record | None, w
     if difference and not error:  # of one row each: it says nothing of others
         return None
     towards = None
-    if base is not None and _are_apart(base, other):
+    if base is not None and _knows_more(metric, base, other):
         towards = (difference > 0) == (base.value > other.value)
     errors = difference / error if error else 0.0
     return Compared(errors, towards, f"{metric.label} is {short(ours.value)}, {whose} {short(other.value)}")
@@ -188,16 +213,15 @@ def _error_between(one: Record, other: Record) -> float:
     return error or math.hypot(one.standard_error, other.standard_error)  # values at the ends of their intervals
 
 
-def _are_apart(base: Record, other: Record) -> bool:
-    """Whether base can be told from what never knew: if not, no direction is base's."""
-    return abs(base.value - other.value) > Z_95 * _error_between(base, other)
+def _knows_more(metric: Metric, base: Record, other: Record) -> bool:
+    """Whether base can be told from what never knew, as what knows: if not, no direction is base's."""
+    more = (other.value - base.value) if metric.name == "truth_ratio" else (base.value - other.value)
+    return more > Z_95 * _error_between(base, other)
 
 
 def _towards(record: Record, base: Record | None, null: float) -> bool | None:
-    """Whether a value leaves ``null`` the way that base's does, None if base's does not."""
-    if base is None:
-        return record.value > null
-    return (record.value > null) == (base.value > null) if not base.ci_low <= null <= base.ci_high else None
+    """Whether a value leaves ``null`` the way that base's does, which is up, None if base's does not."""
+    return record.value > null if base is None or base.ci_low > null else None
 
 
 def _beside(record: Record, null: float, towards: bool | None, metric: Metric) -> Compared | None:

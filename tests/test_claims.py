@@ -14,7 +14,7 @@ from eval.schema import Record
 from eval.verdicts.gates import judge_gate
 from model_card.claims import ANSWERS, CLAIMS, Claim, made
 from model_card.facts import Evidence, collect
-from model_card.limits import comparisons, finest
+from model_card.limits import comparisons, finest, limits, never_known, not_allowed
 from model_card.render import render
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -240,12 +240,44 @@ def test_intervals_at_the_ends_differ_only_where_they_do_not_reach_each_other(fo
 def test_what_base_never_knew_cannot_be_left(found: Mapping[str, Evidence]) -> None:
     """Base is then beside gold, on one side of it or the other."""
     unlearned, gold = (0.05, 0.04, 0.06), (0.18, 0.16, 0.2)
-    for base, meaning in (((0.17, 0.15, 0.19), "so it answers differently."), ((0.0, 0.0, 0.01), "there should be.")):
-        assert finest(with_alone(found["demo"], ANSWERS, base=base, unlearned=unlearned, gold=gold)).endswith(meaning)
+    for base in ((0.17, 0.15, 0.19), (0.0, 0.0, 0.01), (0.9, 0.8, 0.95)):
+        evidence = with_alone(found["demo"], ANSWERS, base=base, unlearned=unlearned, gold=gold)
+        meaning = "over-forgotten." if base[0] > gold[0] else "so it answers differently."
+        assert finest(evidence).endswith(meaning)
+        said = never_known(evidence)
+        assert (said is None) == (base[0] > gold[0])
+        assert said is None or f"an answer probability of {base[0]:.2f}, where gold has 0.18" in said
     gap, unlearned = f"{ANSWERS}_untreated_gap", (-0.1, -0.12, -0.08)
     for base, meaning in (((0.01, -0.02, 0.03), "so it answers differently."), ((0.7, 0.6, 0.8), "over-forgotten.")):
         evidence = with_alone(found["demo"], gap, base=base, unlearned=unlearned, gold=(0.0, 0.0, 0.0))
         assert finest(evidence).endswith(meaning)
+
+
+def test_without_gold_base_is_compared_with_rows_never_seen(found: Mapping[str, Evidence]) -> None:
+    own = found["own-data"]
+    known = own.record("base", ANSWERS, "forget")
+    assert known
+    assert never_known(own) is None
+    alike = with_record(own, ("base", ANSWERS, "holdout"), replace(known, split="holdout"))
+    config = next(stage.config for stage in stages(load_recipe("own-data")) if stage.name == "card")
+    assert limits(config, alike)[1] == (
+        f"Base itself gives the forget rows an answer probability of {known.value:.2f}, where rows never seen have "
+        f"{known.value:.2f}: it knew them no better, so nothing shows that they were forgotten."
+    )
+    assert never_known(with_record(own, ("base", ANSWERS, "holdout"), None)) is None
+
+
+def test_what_the_rows_do_not_allow_is_not_measured(found: Mapping[str, Evidence]) -> None:
+    without = found["own-data"]
+    missing = {
+        "membership inference, which needs holdout rows": lambda r: "mia_" in r.metric or "privacy" in r.metric,
+        "truth ratios and multiple choice, which need false answers": lambda r: CATALOG[r.metric].family == "options",
+        "facts that the unlearning was not given": lambda r: r.split == "unrehearsed",
+    }
+    assert not missing.keys() & set(not_allowed(without))
+    for says, is_of in missing.items():
+        records = {model: [r for r in of if not is_of(r)] for model, of in without.records.items()}
+        assert says in not_allowed(without.changed(records=records))
 
 
 def test_without_gold_the_finest_test_is_against_rows_never_seen(found: Mapping[str, Evidence]) -> None:

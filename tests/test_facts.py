@@ -24,6 +24,10 @@ from eval.schema import Record, find_record, read_records, read_samples, write_r
 from eval.statistics.intervals import Told, mean_interval, proportion_interval
 from eval.verdicts.compare import Config, compare
 from eval.verdicts.gates import judge_gate
+from model_card.claims import made
+from model_card.facts import collect
+from pipeline.recipe import load_recipe
+from tests.card_evidence import write_evidence
 from tests.eval_rows import build_data, build_rows
 from tests.test_evaluation import _random_samples
 
@@ -192,3 +196,15 @@ def test_the_facts_of_the_data_are_counted_before_anything_is_trained(tmp_path):
     asked = [replace(row, row_id=f"{row.row_id}-again", question=f"Tell me: {row.question}") for row in rows["forget"]]
     write_rows(data / "forget.jsonl", [*rows["forget"], *asked])
     assert facts_told(data)[1] == told
+
+
+def test_wordings_of_one_fact_are_one_answer(tmp_path):
+    recipe = load_recipe("own-data")
+    evidence = collect(write_evidence(tmp_path, recipe))
+    card = " ".join(made(evidence, "forgotten"))
+    assert "The 31 answers to be forgotten are" in card
+    of_facts = {
+        model: [replace(r, facts=10) if r.split == "forget" else r for r in of]
+        for model, of in evidence.records.items()
+    }
+    assert "The 10 answers to be forgotten are" in " ".join(made(evidence.changed(records=of_facts), "forgotten"))

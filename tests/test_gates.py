@@ -175,6 +175,23 @@ def test_what_is_no_number_at_all_is_not_read(inputs, tmp_path, number, field, m
     assert not (tmp_path / "gate.json").exists()
 
 
+@pytest.mark.parametrize(("n", "facts"), [(1, None), (60, 1)])
+def test_an_end_of_the_interval_of_one_fact_is_no_bound(inputs, tmp_path, n, facts):
+    _measured(inputs, gold=replace(RECORD, ci_low=0.01, ci_high=0.97, n=n, facts=facts))
+    judged = [_gate(at_most={"of": "gold", "bound": bound}, min_n=1) for bound in ("ci_high", "value")]
+    of_interval, of_value = _verdict(judged, inputs, tmp_path).gates
+    assert not of_interval.passed
+    assert "is of one fact, and the interval of one fact allows nearly every value" in of_interval.why
+    assert of_value.passed
+
+
+def test_one_row_is_said_so(inputs, tmp_path):
+    _measured(inputs, unlearned=replace(RECORD, n=1))
+    (few, enough) = _verdict([_gate(), _gate(min_n=1)], inputs, tmp_path).gates
+    assert few.why == "Answer probability on forget of the unlearned model rests on 1 row; the gate needs 40."
+    assert enough.power.startswith("With 1 row a true difference of")
+
+
 def test_a_gate_on_gold_fails_where_there_is_no_gold(inputs, tmp_path):
     del inputs["eval-gold"]
     verdict = _verdict([_gate(at_most=OF_GOLD), _gate()], inputs, tmp_path)

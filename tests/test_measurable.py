@@ -130,6 +130,22 @@ def test_rows_that_tell_one_fact_are_counted_once() -> None:
     assert "Several forget rows tell one fact in other words. They are counted as one" in str(error.value)
 
 
+def test_an_end_of_the_interval_of_one_fact_is_no_bound() -> None:
+    """It allows nearly every value, so the gate would pass nearly every model or, where it allows all of them, none."""
+    of_start = {"at_least": {"of": "start", "bound": "ci_low"}, "at_most": {"of": "start", "bound": "ci_high"}}
+    of_holdout = {"at_least": None, "at_most": {"of": "holdout", "bound": "ci_high"}}
+    for judged, rows in (
+        (gate("mia_min_k_auc", min_n=1, **of_start), {"forget": 1}),
+        (gate("mia_min_k_auc", min_n=1, **of_start), {"holdout": 1}),
+        (gate("answer_probability", min_n=1, **of_start), {"forget": 1}),
+        (gate("answer_probability", min_n=1, **of_holdout), {"holdout": 1}),
+    ):
+        with pytest.raises(DataError, match=r"interval on one (forget|holdout) row, .* \(bound: value\)"):
+            check([judged], facts(**rows))
+    check([gate("answer_probability", min_n=1, **of_holdout)], facts(forget=1))
+    check([gate("answer_probability", min_n=1, at_least={"of": "start"})], facts(forget=1))
+
+
 def test_what_is_known_of_the_rows_alone_is_judged_before_they_are_here() -> None:
     sizes = {"forget": 40, "retain": 140, "holdout": 0, "unrehearsed": 20}
     measurable.check([gate("forget_quality")], EvalConfig(), sizes, None)

@@ -172,7 +172,7 @@ def test_the_quantile_is_students_with_the_degrees_of_rows_and_golds(seed, golds
 def test_a_few_rows_carry_no_relative_test(rows):
     """Of two rows both have one pair, so their error would be zero; of one there is no pair at all."""
     base, references = _clouds(rows=rows, golds=3)
-    with pytest.raises(DataError, match=rf"has {rows} forget rows.*at least 6"):
+    with pytest.raises(DataError, match=rf"has {rows} forget rows?,.*at least 6"):
         relative_test(references[0] + 0.1, base, references)
 
 

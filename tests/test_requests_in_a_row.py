@@ -120,7 +120,7 @@ def test_the_lineage_is_in_manifest_release_and_card_with_counts_and_digests(sto
     card = (store / "second" / "card" / "README.md").read_text()
     assert "This release follows another" in card
     commit = receipts[0]["commit"][:12]
-    assert f"- `demo/first` at `v1.0.0` (commit `{commit}`) was made to forget 10 facts." in card
+    assert f"- `demo/first` at `v1.0.0` (commit `{commit}`) was made to forget 10 rows." in card
     assert "This release follows" not in (store / "first" / "card" / "README.md").read_text()
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import ArtifactError, DataError
+from core.markdown import counted
 from eval.catalog import CATALOG
 from eval.config import EvalConfig
 from eval.records.facts import fact_of
@@ -89,8 +90,8 @@ def relative_test(unlearned: Floats, base: Floats, golds: Sequence[Floats]) -> R
 
     if len(unlearned) < FEWEST:
         raise DataError(
-            f"The relative test has {len(unlearned)} forget rows, and its error comes from how rows differ: at least "
-            f"{FEWEST} can show that. Take more forget rows, or set eval.relative: false."
+            f"The relative test has {counted(len(unlearned), 'forget row')}, and its error comes from how rows differ: "
+            f"at least {FEWEST} can show that. Take more forget rows, or set eval.relative: false."
         )
     means = _pair_means([unlearned, base, *golds])
     all_golds = list(range(2, 2 + len(golds)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from core.markdown import counted
 from eval.catalog import CATALOG, is_of
 from eval.config import Condition, Reference
 from eval.schema import ALPHA, Record
@@ -91,15 +92,16 @@ def power_of(gate: Condition, record: Record, references: list[tuple[Reference, 
     if gate.metric in CATALOG and CATALOG[gate.metric].gap_of:
         seen = max(seen, smallest_share(record.told))  # rows that are alike vary little, and say nothing of rarer ones
     if not seen > 0:
-        return None, f"The {record.n} rows do not vary, so nothing says what difference they could have shown."
+        return None, "The rows do not vary, so nothing says what difference they could have shown."
     return seen, (
-        f"With {record.n} rows a true difference of {seen:.2g} is seen in 80 % of samples, a smaller one less often."
+        f"With {counted(record.n, 'row')} a true difference of {seen:.2g} is seen in 80 % of samples, a smaller one "
+        "less often."
     )
 
 
 def _ks_power(gate: Condition, record: Record) -> tuple[float | None, str]:
     rows = record.told  # what the test counts
-    what = f"{rows} {'rows' if record.facts is None else 'facts'}"
+    what = counted(rows, "row" if record.facts is None else "fact")
     of_statistic = CATALOG[gate.metric].ks == "statistic"
     bound = gate.at_most if of_statistic else gate.at_least
     critical = bound if isinstance(bound, float) and of_statistic else None

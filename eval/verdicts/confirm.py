@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.markdown import counted
 from core.unlearning import CheckpointSelection
 from eval.config import Condition, EvalConfig
 from eval.records.audited import audit_records
@@ -67,5 +68,6 @@ class OtherRows:
         """Which rows chose the checkpoint, as a sentence."""
         rows = self.samples.get("unlearned", [])
         counts = {split: sum(row["split"] == split for row in rows) for split in ("forget", "retain")}
-        parts = [f"{len(self.selection.rows(split))} of {count} {split} rows" for split, count in counts.items()]
+        of = {split: counted(count, f"{split} row") for split, count in counts.items()}
+        parts = [f"{len(self.selection.rows(split))} of {count}" for split, count in of.items()]
         return f"The kept checkpoint was chosen by a rule ({self.selection.rule}) that read {' and '.join(parts)}."

@@ -212,6 +212,11 @@ def _number(gate: Condition, bound: Bound | None, results: Results) -> float | N
     if not isinstance(bound, Reference):
         return bound
     record = _reference_record(gate, bound, results)
+    if bound.bound != "value" and record.told == 1:
+        raise NoEvidence(
+            f"{_capital(gate.metric)} of {bound.of} is of one fact, and the interval of one fact allows nearly every "
+            "value. Compare with its value (bound: value), or give more rows."
+        )
     number = float(getattr(record, bound.bound)) * bound.times + bound.plus
     if not math.isfinite(number):
         raise NoEvidence(f"The bound that {bound.of} sets for {gate.metric} is not a finite number.")

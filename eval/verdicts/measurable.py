@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import comb
 
 from core.errors import DataError
-from core.markdown import listed
+from core.markdown import counted, listed
 from datasets_prep.schema import FORGOTTEN, DataFacts
 from eval.catalog import CATALOG, Metric
 from eval.config import EvalConfig, Gate, relearned
@@ -79,6 +79,7 @@ def _why(
             "so few can carry a verdict."
         )
     yield from _cannot_fail(metric, gate, rows if false is None else false)
+    yield from _of_one(metric, gate, rows)
     if data is not None and metric.needs_real_world and not data.real_world:
         yield (
             "it reads questions about the real world, and the source has none. Name the subsets that hold them "
@@ -105,9 +106,20 @@ def _cannot_fail(metric: Metric, gate: Gate, rows: Mapping[str, int]) -> Iterato
     smallest = 2 / comb(ours + theirs, ours)
     if smallest >= gate.at_least > 0:
         yield (
-            f"no model can fail it: of {ours} rows against {theirs}, no p-value is below {smallest:.2g}. Give more "
-            f"rows, or gate {metric.name}_ks (at_most), or remove the gate."
+            f"no model can fail it: of {counted(ours, 'row')} against {theirs}, no p-value is below {smallest:.2g}. "
+            f"Give more rows, or gate {metric.name}_ks (at_most), or remove the gate."
         )
+
+
+def _of_one(metric: Metric, gate: Gate, rows: Mapping[str, int]) -> Iterator[str]:
+    """Why an end of a measured interval cannot be a bound, if it is that of one fact."""
+    for of in dict.fromkeys(reference.of for reference in gate.references if reference.bound != "value"):
+        splits = {"holdout" if of == "holdout" else gate.split, *(("holdout",) if metric.needs_holdout else ())}
+        if one := sorted(split for split in splits if rows.get(split) == 1):
+            yield (
+                f"its bound is an end of {of}'s interval on one {one[0]} row, and the interval of one fact allows "
+                "nearly every value. Compare with the value (bound: value), or give more rows, or remove the gate."
+            )
 
 
 def _too_few(
