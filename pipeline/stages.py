@@ -257,7 +257,7 @@ def compared_with(
         ),
         replace(unlearned, name="eval-other", inputs={**unlearned.inputs, "model": "other"}),
         Stage(
-            "compare", "5", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
+            "compare", "6", compare, settings, settings, {"ours": "eval-unlearned", "theirs": "eval-other"},
             plan.comparing,
         ),
     ]  # fmt: skip

@@ -157,6 +157,24 @@ def test_aucs_that_few_rows_move_show_equivalence_as_seldom(forget, holdout, lea
     assert np.mean([verdict() == "equivalent" for _ in range(200)]) < 0.07
 
 
+@pytest.mark.parametrize("difference", [0.5, 1.0])
+def test_a_difference_that_all_rows_have_is_known_as_well_as_they_are_many(difference):
+    """Answers of one token differ by the same where one model knows them all: every resample is that difference."""
+    keys = [("forget", f"row-{i}") for i in range(40)]
+    ours, theirs = (
+        {key: {"extraction_strength": value, "language": "EN"} for key in keys} for value in (difference, 0.0)
+    )
+    members = [("forget", f"row-{i}") for i in range(40)] + [("holdout", f"row-{i}") for i in range(40)]
+    scored = [
+        {key: {"min_k": sign * (key[0] == "forget"), "language": "EN"} for key in members} for sign in (1.0, -1.0)
+    ]
+    for metric, samples in (("extraction_strength", [ours, theirs]), ("mia_min_k_auc", scored)):
+        found = _differences(metric, "forget", samples, 0)
+        low, high = np.percentile(found.resampled, [2.5, 97.5])
+        assert low + 0.1 < found.value < high + 1e-9
+        assert equivalence(found.resampled, 0.05, found.facts)["verdict"] == "different"
+
+
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.1])
 def test_rows_without_a_difference_show_about_what_the_exact_bound_does(margin):
     shown = next(n for n in range(30, 400) if equivalence(_of_few(np.zeros(n)), margin, n)["verdict"] == "equivalent")

@@ -110,11 +110,16 @@ def _differences(metric: str, split: str, samples: Sequence[Samples], seed: int)
     ours, theirs = (row_values(metric, split, [of_model[key][metric] for key in rows]) for of_model in samples)
     differences, strata = ours - theirs, strata_of([samples[0][key] for key in rows])
     of_facts = by_fact(differences, strata)
-    if np.isin([ours, theirs], (0, 1)).all() or np.count_nonzero(of_facts) < DIFFERENT:
+    if np.isin([ours, theirs], (0, 1)).all() or _vary_too_little(of_facts):
         resampled = _of_few(of_facts)
     else:
         resampled = resampled_means(differences, RESAMPLES, seed, strata)
     return _Differences(float(differences.mean()), len(rows), resampled, len(of_facts))
+
+
+def _vary_too_little(differences: Floats) -> bool:
+    """Whether few differ, or all by the same, as answers of one token may."""
+    return int(np.count_nonzero(differences)) < DIFFERENT or bool(np.ptp(differences) < 1e-12)
 
 
 def _of_few(differences: Floats) -> Floats:
@@ -152,7 +157,7 @@ def _auc_differences(metric: str, samples: Sequence[Samples], seed: int) -> _Dif
     # Each set's mean is the AUC: a difference that lies in few rows of one set is spread over all of the other.
     won = zip(*(_shares_won(*of_model) for of_model in scores), strict=True)
     by_set = [by_fact(one - other, names) for (one, other), names in zip(won, strata, strict=True)]
-    if min(map(np.count_nonzero, by_set)) < DIFFERENT:
+    if any(map(_vary_too_little, by_set)):
         return _Differences(value, n, max(map(_of_few, by_set), key=np.std), facts)
     ours, theirs = resampled_aucs(scores, RESAMPLES, seed, strata)
     return _Differences(value, n, ours - theirs, facts)
