@@ -199,7 +199,7 @@ def _n(row: Mapping[str, str], expected: Line, place: str) -> Iterator[str]:
 def _headlines(rows: list[dict[str, str]], evidence: Evidence) -> Iterator[str]:
     expected = tables.headlines(evidence)
     shown = [(row["Metric"], row["Rows"]) for row in rows]
-    if shown != [(label(line.metric), f"{line.n} {line.split}") for line in expected]:
+    if shown != [(label(line.metric), tables.rows_read(evidence, line)) for line in expected]:
         yield f"The first table: its rows are {shown}."
         return
     for row, line in zip(rows, expected, strict=True):

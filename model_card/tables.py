@@ -130,10 +130,18 @@ def is_audit(line: Line) -> bool:
 def headline_table(evidence: Evidence) -> str:
     """What a reader sees first, with a mark for each gate."""
     rows = [
-        [escape(label(row.metric)), f"{row.n} {escape(row.split)}", *row.cells, marks(evidence, row)]
+        [escape(label(row.metric)), escape(rows_read(evidence, row)), *row.cells, marks(evidence, row)]
         for row in headlines(evidence)
     ]
     return table(["Metric", "Rows", *columns(evidence), "Gate"], rows)
+
+
+def rows_read(evidence: Evidence, row: Line) -> str:
+    """Number and split of a line's rows, ``40 forget``. Of fewer holdout rows than forget rows n may be the former."""
+    metric, counts = CATALOG.get(row.metric), evidence.counts
+    if metric and metric.needs_holdout and counts["holdout"].rows < counts["forget"].rows:
+        return f"{row.n} or more of {row.split} and of holdout"
+    return f"{row.n} {row.split}"
 
 
 def marks(evidence: Evidence, row: Line) -> str:

@@ -177,3 +177,20 @@ def test_a_number_in_a_name_needs_no_measurement(tmp_path: Path) -> None:
     assert any(
         "The number 7.5 below" in problem for problem in agreement.problems(render(wrong, evidence), wrong, evidence)
     )
+
+
+def test_fewer_holdout_rows_are_not_said_to_be_forget_rows(tmp_path: Path) -> None:
+    """Where two sets are compared, a record counts the smaller one."""
+    config, evidence = made(tmp_path, "own-data")
+    n = evidence.counts["forget"].rows
+    assert f"| membership inference AUC (min-k) | {n} forget |" in text_of(config, evidence)
+    few = {
+        model: [replace(r, n=9) if (r.metric, r.split, r.by) == ("mia_min_k_auc", "forget", None) else r for r in of]
+        for model, of in evidence.records.items()
+    }
+    counts = evidence.counts | {"holdout": replace(evidence.counts["holdout"], rows=9)}
+    gates = [gate.changed(n=9) if gate.metric == "mia_min_k_auc" else gate for gate in evidence.gates]
+    fewer = evidence.changed(records=few, counts=counts, verdict=evidence.verdict.changed(gates=gates))
+    card = text_of(config, fewer)
+    assert "| membership inference AUC (min-k) | 9 or more of forget and of holdout |" in card
+    assert f"| answer probability | {n} forget |" in card
