@@ -148,6 +148,18 @@ def test_the_page_is_what_the_hub_takes_and_shows(
     assert (listing.title, listing.description) == ("GD* and CSD*", "<b>Of a_b_c")  # on the Hub they are plain text
 
 
+def test_the_page_speaks_of_gold_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(CHANGED)
+    base, gold = (Compared(kind, "all", kind, records_of(kind), None, {}, None, 0.0) for kind in ("base", "gold"))
+    found = load_collection(str(tmp_path / "mine.yaml"))
+    for models, has_gold in (([base, gold], True), ([base], False)):
+        write(found, models, {}, {}, tmp_path / "page")
+        page = " ".join((tmp_path / "page" / "comparison.html").read_text(encoding="utf-8").split())
+        assert ("forgotten if it is where gold is. A hollow" in page) == has_gold
+        assert ("minus gold's (forget rows) or base's" in page.replace("&#39;", "'")) == has_gold
+        assert ("There is no gold, a model that was trained without them" in page) != has_gold
+
+
 def test_a_path_begins_at_the_folder_of_the_collection(tmp_path: Path) -> None:
     text = CHANGED.replace("one: {}", "one: {model: {license_file: one.txt}}")
     (tmp_path / "mine.yaml").write_text(text.replace("each: {", "each: {model: {license_file: ../all.txt}, ", 1))
