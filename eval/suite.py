@@ -42,7 +42,7 @@ from eval.records import tofu
 from eval.records.audited import audit_records
 from eval.records.facts import FACT, told_before
 from eval.records.relative import compare_with_golds
-from eval.records.rows import all_records
+from eval.records.rows import CUT, all_records
 from eval.schema import (
     EvaluationFacts,
     OtherPrompts,
@@ -202,6 +202,7 @@ def measure(
     if asked[REAL_WORLD]:
         tofu.add_recalls(samples, {row.row_id: row.answer for row in everything})
     add_fluency(samples, everything, perturbed)
+    _mark_cut(samples, {row.row_id: row.answer for row in everything}, tokenizer, config)
     if base is not None:
         _add_generation_losses(samples, everything, scorer, base, config)
         if gold is not None and config.patching:
@@ -255,6 +256,14 @@ def add_fluency(samples: list[dict[str, Any]], rows: list[Row], perturbed: list[
     for sample in samples:
         if "generation" in sample:
             sample |= fluency.measure(sample["generation"], sample["language"], vocabulary)
+
+
+def _mark_cut(samples: list[dict[str, Any]], answers: Mapping[str, str], tokenizer: Any, config: EvalConfig) -> None:
+    """Mark each sample whose true answer has more tokens than the generation that is compared with it may have."""
+    for sample in samples:
+        if "generation" in sample:
+            tokens = tokenizer(answers[sample["row_id"]], add_special_tokens=False)["input_ids"]
+            sample |= {CUT: True} if len(tokens) > config.max_new_tokens else {}
 
 
 def _add_generation_losses(

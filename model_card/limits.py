@@ -63,6 +63,7 @@ def further(evidence: Evidence) -> Iterator[str]:
             f"Some {listed(several)} rows tell one fact in several wordings. Means are over rows, intervals and tests "
             "of facts."
         )
+    yield from _cut_short(evidence)
     if evidence.gold_prompts:
         yield (
             "Gold was asked with the chat template that it was published with, which gives rows other tokens than "
@@ -72,6 +73,14 @@ def further(evidence: Evidence) -> Iterator[str]:
         yield f"Of {listed(limited)} only some of the questions were asked."
     if missing := [*not_allowed(evidence), *not_measured(evidence)]:
         yield f"Not measured: {'; '.join(missing)}."
+
+
+def _cut_short(evidence: Evidence) -> Iterator[str]:
+    """Of which rows not all of the true answer could be generated, as their record notes."""
+    for split in SPLITS:
+        record = evidence.record("unlearned", "rouge_l_recall", split)
+        if record and record.note:
+            yield f"ROUGE-L on {split} rows: {record.note} (max_new_tokens), so that no model can say the whole answer."
 
 
 def _shown_suites(evidence: Evidence) -> list[str]:

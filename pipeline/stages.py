@@ -224,7 +224,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         unlearned,
         *(compared_with(recipe, recipe.card.compared, unlearned) if recipe.card.compared else []),
         Stage("gate", "9", gate, *_gate(recipe), evidence, plan.gating),
-        Stage("card", "17", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
+        Stage("card", "18", card, *_card(recipe), {**evidence, **follows, **judged, **beside}, plan.describing),
         Stage(
             "package", "8", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
@@ -325,7 +325,7 @@ def _measured(
     inputs = {"model": made_by, "data": "data", "base": "base", **(also or {})}
     run = partial(evaluate, further_golds=golds)
     identity = _evaluation(recipe, config)
-    return Stage(name, "11", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
+    return Stage(name, "12", run, config, identity, inputs, plan.evaluating, work.evaluating, config.processes)
 
 
 # Left out of keys. Literals and file contents enter a key; paths, devices and numbers of workers never do.

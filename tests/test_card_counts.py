@@ -194,3 +194,15 @@ def test_fewer_holdout_rows_are_not_said_to_be_forget_rows(tmp_path: Path) -> No
     card = text_of(config, fewer)
     assert "| membership inference AUC (min-k) | 9 or more of forget and of holdout |" in card
     assert f"| answer probability | {n} forget |" in card
+
+
+def test_answers_that_no_generation_can_hold_are_said(tmp_path: Path) -> None:
+    config, evidence = made(tmp_path, "demo")
+    assert "ROUGE-L on" not in text_of(config, evidence)
+    note = "2 of 40 true answers have more tokens than a generation may have"
+    records = [
+        replace(r, note=note) if (r.metric, r.split, r.by) == ("rouge_l_recall", "forget", None) else r
+        for r in evidence.records["unlearned"]
+    ]
+    card = text_of(config, evidence.changed(records=evidence.records | {"unlearned": records}))
+    assert f"- ROUGE-L on forget rows: {note} (max\\_new\\_tokens), so that no model can say the whole answer." in card

@@ -20,14 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.errors import ArtifactError, ModelError
 from core.progress import Report, listening
-from datasets_prep.chat import chat_example, encode
+from datasets_prep.chat import chat_example, encode, load_tokenizer
 from datasets_prep.schema import REAL_WORLD, SPLITS, write_rows
 from eval import suite
 from eval.attacks.catalog import ATTACKS
 from eval.catalog import CATALOG, DATA, READINGS, ROW_FAMILIES, of_family
 from eval.config import EvalConfig, Sampling
 from eval.records.audited import audit_records
-from eval.records.rows import all_records, row_records, set_records
+from eval.records.rows import CUT, all_records, row_records, set_records
 from eval.records.tofu import RECALL
 from eval.schema import Record, find_record, read_other_prompts, read_records, read_samples
 from eval.scoring.fluency import generation_losses
@@ -255,6 +255,21 @@ def test_no_false_answers_means_no_ratios_and_all_rows_are_answered(tiny_model, 
     assert "truth_ratio retain" not in find_record(found, "model_utility", "retain+general").note
 
 
+def test_true_answers_that_no_generation_can_hold_are_counted(tiny_model, data, tmp_path):
+    tokenizer = load_tokenizer(tiny_model)
+    lengths = {row.row_id: len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in ROWS["forget"]}
+    most = sorted(lengths.values())[1]
+    out = tmp_path / "out"
+    out.mkdir()
+    suite.run(CONFIG.model_copy(update={"max_new_tokens": most}), {"model": tiny_model, "data": data}, out)
+    longer = {row_id for row_id, tokens in lengths.items() if tokens > most}
+    assert longer
+    assert {s["row_id"] for s in read_samples(out / "samples.jsonl") if s["split"] == "forget" and CUT in s} == longer
+    said = f"{len(longer)} of {len(lengths)} true answers have more tokens than a generation may have"
+    for metric in ("rouge_l_recall", "rouge_l_f1"):
+        assert find_record(read_records(out / "results.json"), metric, "forget").note == said
+
+
 def test_rows_may_lack_language_and_topic(tiny_model, data, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     for split in SPLITS:
@@ -274,7 +289,7 @@ def test_paraphrases_are_used_and_counted(tiny_model, data, tmp_path):
     out.mkdir()
     facts = suite.run(CONFIG, {"model": tiny_model, "data": folder}, out)
     assert facts.truth_ratio_of["paraphrase"] == 1
-    assert "in 1 rows" in find_record(read_records(out / "results.json"), "truth_ratio", "forget").note
+    assert "in 1 row," in find_record(read_records(out / "results.json"), "truth_ratio", "forget").note
     (folder / "paraphrased.jsonl").write_text("{}\n")
     with pytest.raises(ArtifactError, match=r"paraphrased\.jsonl"):
         suite.run(CONFIG, {"model": tiny_model, "data": folder}, tmp_path)

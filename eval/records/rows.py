@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import ArtifactError
+from core.markdown import counted
 from datasets_prep.schema import FORGOTTEN, SPLITS
 from eval.catalog import CATALOG, ROW_FAMILIES, Metric, of_family
 from eval.config import EvalConfig
@@ -24,7 +25,11 @@ from eval.statistics.intervals import Strata
 
 Sample = Mapping[str, Any]
 
+CUT = "cut"
+"""Where a sample says that its true answer has more tokens than a generation may have."""
 FORGET_QUALITY = [metric for metric in of_family("ks") if metric.needs_gold]  # p-value and statistic, in this order
+LONGER = "more tokens than a generation may have"
+OF_WHOLE_ANSWERS = ("rouge_l_recall", "rouge_l_f1")
 UNBOUNDED = ("generation_nll",)  # in nats; all other metrics of rows lie between 0 and 1
 UTILITY_PARTS = {
     "retain": ("answer_probability", "rouge_l_recall", "truth_ratio"),
@@ -162,7 +167,10 @@ def _mean_record(
     note = None
     if metric.name == "truth_ratio":
         paraphrased = sum(row["truth_ratio_of"] == "paraphrase" for row in rows)
-        note = f"against a paraphrase of the answer in {paraphrased} rows, against the answer itself in the others"
+        of = counted(paraphrased, "row")
+        note = f"against a paraphrase of the answer in {of}, against the answer itself in the others"
+    if metric.name in OF_WHOLE_ANSWERS and (cut := sum(CUT in row for row in rows)):
+        note = f"{cut} of {counted(len(rows), 'true answer')} {'has' if cut == 1 else 'have'} {LONGER}"
     return Record.of(metric, split, float(values.mean()), interval, values.size, by, note, number_of_facts(rows))
 
 
