@@ -30,6 +30,7 @@ from pipeline.engine import plan
 from pipeline.engine.runner import Stage
 from pipeline.overrides import published
 from pipeline.publish.config import PackageConfig, PublishConfig
+from pipeline.publish.hub import HUB, hf_endpoint
 from pipeline.recipe import Recipe
 from pipeline.train.config import WITHOUT_EFFECT, ModelConfig, TrainedOrPublished
 from pipeline.unlearn.config import UnlearnConfig
@@ -229,8 +230,8 @@ def stages(recipe: Recipe) -> list[Stage]:
             "package", "8", package, *_package(recipe), tree | follows, plan.packaging, work.packaging, publishes=True,
         ),
         Stage(
-            "publish", "3", publish, recipe.publish, _plain(recipe.publish), {"package": "package", "gate": "gate"},
-            plan.publishing, work.publishing, publishes=True,
+            "publish", "3", publish, recipe.publish, _publication(recipe.publish),
+            {"package": "package", "gate": "gate"}, plan.publishing, work.publishing, publishes=True,
         ),
     ]  # fmt: skip
 
@@ -420,6 +421,14 @@ def _own_template(recipe: Recipe) -> str | None:
     if recipe.model.date_string:
         changes.append(f"the date in it is pinned to {recipe.model.date_string}")
     return ", and ".join(changes) or None
+
+
+def _publication(config: PublishConfig) -> Any:
+    """The identity of the publish stage. What is on one Hub is on no other; huggingface.co is not named in keys."""
+    plain, hub = _plain(config), hf_endpoint()
+    if config.hub == "hf" and hub != HUB:
+        plain["endpoint"] = hub.rpartition("@")[2]  # before it, there may be a password
+    return plain
 
 
 def said_of(recipe: Recipe) -> dict[str, Any]:

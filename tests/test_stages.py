@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,17 @@ def test_what_says_where_to_run_is_in_no_key() -> None:
     for name in ("eval-base", "base", "gate"):
         assert demo[name].identity == moved[name].identity
     assert moved["eval-base"].config.device == "cuda"
+
+
+def test_what_is_published_on_one_hub_is_not_taken_to_be_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def published(hub: str, endpoint: str) -> Any:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        return identities(load_recipe("demo", [f"publish.hub={hub}"]))["publish"].identity
+
+    real = published("hf", "")
+    assert published("hf", "https://huggingface.co/") == real
+    assert published("hf", "https://me:hunter2@hub.example") == real | {"endpoint": "hub.example"}
+    assert published("local", "https://hub.example") == published("local", "")
 
 
 @pytest.mark.parametrize(

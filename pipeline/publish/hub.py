@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import httpx
 
+HUB = "https://huggingface.co"
 LOOPBACK = ("127.0.0.1", "localhost")
 MAIN = "main"
 
@@ -47,7 +48,7 @@ class Target:
 
 def hf_endpoint() -> str:
     """The address of the real Hub: HF_ENDPOINT, or huggingface.co."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 @contextmanager
