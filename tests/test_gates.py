@@ -263,6 +263,16 @@ def test_a_gate_may_be_on_a_suite_of_the_recipe(inputs, tmp_path):
     assert "rests on 100 rows" in judged.why
 
 
+@pytest.mark.parametrize("changed", [{"version": 2}, {"n": 90}])
+def test_a_suite_that_was_measured_on_other_questions_is_not_compared_with(changed):
+    gate = _gate(metric="acc", split="mmlu", at_most=None, at_least={"of": "base", "plus": -0.02}, min_n=50)
+    of_base = Record("acc", "mmlu", 0.55, 0.54, 0.6, 100, higher_is_better=True, version=1)
+    assert stage.judge_gate(gate, {"unlearned": [of_base], "base": [of_base]}).passed
+    judged = stage.judge_gate(gate, {"unlearned": [replace(of_base, **changed)], "base": [of_base]})
+    assert not judged.passed
+    assert judged.why.startswith("Acc on mmlu is not of the same questions: the unlearned model has version ")
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -205,7 +205,22 @@ def _reference_record(gate: Condition, reference: Reference, results: Results) -
         model, split, records = f"the {reference.of} model", gate.split, results.get(reference.of, ())
     record = _evidence(gate, records, split, model)
     _check_rows(gate, record, split, model)
+    if gate.metric not in CATALOG:
+        _check_questions(gate, _evidence(gate, results.get("unlearned", ()), gate.split, "the unlearned model"), record)
     return record
+
+
+def _check_questions(gate: Condition, ours: Record, other: Record) -> None:
+    """A suite is lm-eval's, and its questions are the Hub's: of what was measured earlier, both may have been others.
+
+    A table that somebody else measured (`gate replay`) may not say on how many questions.
+    """
+    of_ours, of_other = (f"version {record.version} on {record.n} questions" for record in (ours, other))
+    if ours.version != other.version or (ours.n and other.n and ours.n != other.n):
+        raise NoEvidence(
+            f"{_capital(gate.metric)} on {gate.split} is not of the same questions: the unlearned model has {of_ours}, "
+            f"and the model that it is compared with {of_other}. Delete the older evaluation to have it made again."
+        )
 
 
 def _number(gate: Condition, bound: Bound | None, results: Results) -> float | None:
