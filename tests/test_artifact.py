@@ -244,6 +244,9 @@ def test_a_link_is_relative_and_replaced_in_place(tmp_path: Path) -> None:
     link = tmp_path / "demo" / "data"
     assert link.readlink() == Path("../store/two")
     assert [path.name for path in link.parent.iterdir()] == ["data"]
+    before = link.lstat()
+    art.link(tmp_path / "store" / "two", link)  # nothing is written: the store may be one that can only be read
+    assert (link.lstat().st_ino, link.lstat().st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
 
 
 def test_a_users_folder_is_not_replaced_by_a_link(tmp_path: Path) -> None:

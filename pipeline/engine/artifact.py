@@ -261,11 +261,17 @@ def is_being_built(final: Path) -> bool:
 
 
 def link(target: Path, name: Path) -> None:
-    """Point the relative symlink ``name`` at ``target``, in one step."""
+    """Point the relative symlink ``name`` at ``target``, in one step.
+
+    One that is right is left as it is: the store may be one that can only be read.
+    """
+    path = os.path.relpath(target, name.parent)
+    if name.is_symlink() and str(name.readlink()) == path:
+        return
     name.parent.mkdir(parents=True, exist_ok=True)
     draft = name.with_name(f".{name.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    draft.symlink_to(os.path.relpath(target, name.parent))
+    draft.symlink_to(path)
     if name.is_dir() and not name.is_symlink():  # a real folder here belongs to the user
         draft.unlink()
         raise ArtifactError(
