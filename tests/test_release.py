@@ -155,6 +155,7 @@ def test_a_second_run_builds_nothing(call: Call, released: tuple[Path, Path, str
     assert again.returncode == 0, again.stderr
     stages = json.loads(again.stdout)["stages"]
     assert not [name for name, stage in stages.items() if stage["built"]]
+    assert "note: demo/tiny was published earlier, and the Hub was not asked again." in again.stderr
     assert digests(again.stdout) == digests(output)
 
 

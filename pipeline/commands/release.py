@@ -149,6 +149,12 @@ def _report(
     for name, artifact in done.items():
         if name.startswith("eval-") and (prompts := read_other_prompts(artifact.path)):
             say(f"note: {name} {prompts.says()}.")
+    if "publish" in done and "publish" not in built:
+        repo, tag = recipe.publish.repo, recipe.publish.tag
+        say(
+            f"note: {repo} was published earlier, and the Hub was not asked again. Whether it has {tag} still, and "
+            f"nobody revoked it, says `python -m pipeline verify {repo} --revision {tag}`."
+        )
     if options.json:
         verdict = read_verdict(done["gate"].path).model_dump(mode="json") if "gate" in done else None
         stages = {
