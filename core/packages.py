@@ -22,6 +22,12 @@ PACKAGES = (
     "scipy",
     "scikit-learn",
     "model-signing",
+    "bitsandbytes",  # weights of 4 and 8 bits, moments of 8
+    "gguf",  # the start model, where it is such a file
+    "py3langid",  # languages of rows
+    "pyspellchecker",  # which words fluency takes for words
+    "rouge-score",
+    "vllm",  # generations, if a recipe asks for it
 )
 
 
