@@ -218,11 +218,12 @@ def test_what_signs_here_is_no_jobs_and_is_said_before_the_first(
 def test_a_job_sees_what_this_machine_gives_it_beside_the_token(hub: LocalHub, store: Path) -> None:
     place = HfJobs(api_of(hub), RESOURCES, hub_errors, {"AWS_PROFILE": "mine"})
     (node,) = toy_graph(store, until="a").values()
-    prints = "import os, sys; print(os.environ['AWS_PROFILE'], 'HF_TOKEN' in os.environ, file=open(sys.argv[1], 'w'))"
+    seen = "os.environ['AWS_PROFILE'], 'HF_TOKEN' in os.environ, os.environ.get('HF_ENDPOINT')"
+    prints = f"import os, sys; print({seen}, file=open(sys.argv[1], 'w'))"
     wanted = want(store)(node)._replace(argv=["python", "-c", prints, f"{MOUNT}/seen"])
     ((_, job),) = place.submit([wanted], {})
     end = time.monotonic() + PATIENCE
     while (place.states([job]) or {})[job].what != "ended":
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert (store / "seen").read_text() == "mine True\n"
+    assert (store / "seen").read_text() == f"mine True {hub.endpoint}\n"

@@ -28,7 +28,10 @@ class HfJobs:
     chains = False
 
     def __init__(self, api: HfApi, resources: Resources, errors: Errors, secrets: Mapping[str, str]) -> None:
-        """``errors`` says what was being done when the Hub refused; ``secrets`` is what a job gets beside the token."""
+        """``errors`` says what was being done when the Hub refused.
+
+        ``secrets`` is what a job gets beside the token and the Hub's address.
+        """
         if not resources.image or not resources.bucket:
             raise SystemLimitError(
                 "--on hf-jobs: set resources.image (a container image whose working folder is a checkout of this "
@@ -37,7 +40,9 @@ class HfJobs:
         self._api, self._image, self._bucket = api, resources.image, resources.bucket
         self._namespace = self._bucket.split("/")[0]
         self._errors = errors
-        self._secrets = {**secrets, **({"HF_TOKEN": api.token} if isinstance(api.token, str) else {})}
+        # A job reads from and publishes on the Hub that runs it. Its address may have a password in it, hence a secret.
+        self._secrets = {**secrets, "HF_ENDPOINT": str(api.endpoint)}
+        self._secrets |= {"HF_TOKEN": api.token} if isinstance(api.token, str) else {}
 
     def check(self, wanted: Sequence[Wanted]) -> None:
         """Raise SystemLimitError for hardware that the Hub does not have, or a stage on a GPU that names none."""
@@ -65,7 +70,7 @@ class HfJobs:
                     image=self._image,
                     command=each.argv,
                     env={ERROR_FILE: f"{MOUNT}/jobs/{each.error.name}"},
-                    secrets=self._secrets or None,
+                    secrets=self._secrets,
                     flavor=each.given.flavor,
                     timeout=each.given.seconds,
                     volumes=[Volume(type="bucket", source=self._bucket, mount_path=MOUNT)],
