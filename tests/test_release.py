@@ -151,7 +151,11 @@ def test_nothing_of_the_forget_set_is_published(released: tuple[Path, Path, str]
 
 def test_a_second_run_builds_nothing(call: Call, released: tuple[Path, Path, str]) -> None:
     recipe, store, output = released
+    refused = store / "tiny" / "refused" / "report.html"
+    refused.parent.mkdir()
+    refused.write_text("gates failed")
     again = call(*release(recipe, store))
+    assert not refused.parent.exists()  # the recipe as it is now was not refused
     assert again.returncode == 0, again.stderr
     stages = json.loads(again.stdout)["stages"]
     assert not [name for name, stage in stages.items() if stage["built"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -87,6 +88,8 @@ def _make(options: argparse.Namespace, member: Member, states: Mapping[str, Stat
         _show_refusal(member.stages, done, member.store)
     if failed:
         raise failed[0]
+    if "card" in done:
+        shutil.rmtree(member.store.link("refused"), ignore_errors=True)  # of other settings, which this recipe had
     return 0
 
 
