@@ -21,14 +21,15 @@ DIFFERENTLY_AGGREGATED = ("truth_ratio",)  # on forget rows than on others, as T
 
 
 def limits(config: CardInputs, evidence: Evidence) -> list[str]:
-    """The three or four sentences that a reader must see."""
+    """The three to five sentences that a reader must see."""
     n = evidence.counts["forget"].rows
     share = f"up to {evidence.leak_bound:.2g} % of facts like these could (95 % bound)"
     told = facts_told(evidence.records["unlearned"], "forget")
     rows = f"{n} forget rows" if told is None else f"{n} forget rows, which tell {counted(told, 'fact')},"
     none = f"none of the {rows} leaked" if n > 1 else "the one forget row did not leak"
     bound = f"Even if {none}, {share}."
-    return [*filter(None, [finest(evidence), never_known(evidence)]), bound, _of_golds(config, evidence)]
+    first = filter(None, [finest(evidence), never_known(evidence), passed_by_base(evidence)])
+    return [*first, bound, _of_golds(config, evidence)]
 
 
 def _of_golds(config: CardInputs, evidence: Evidence) -> str:
@@ -147,6 +148,23 @@ def never_known(evidence: Evidence) -> str | None:
         f"{'has' if evidence.has_gold else 'have'} {short(never.value)}: it knew them no better, so nothing shows that "
         "they were forgotten."
     )
+
+
+def passed_by_base(evidence: Evidence) -> str | None:
+    """That the gates ask for no forgetting, if so: none is on the forget rows, or base is within the bounds of each."""
+    of_forget = [gate for gate in evidence.gates if gate.split == "forget"]
+    if not of_forget:
+        return "No gate is on the forget rows, so none asks whether anything was forgotten."
+    for gate in of_forget:
+        base = evidence.record("base", gate.metric, "forget")
+        least, most = (gate.at_least, -math.inf), (gate.at_most, math.inf)
+        low, high = (end if bound is None else bound for bound, end in (least, most))
+        if base is None or not low <= base.value <= high:
+            return None
+    if len(of_forget) == 1:
+        return "Base's value is within the bounds of the one gate on the forget rows too, so it asks for no forgetting."
+    gates = f"all {len(of_forget)} gates on the forget rows"
+    return f"Base's values are within the bounds of {gates} too, so these ask for no forgetting."
 
 
 class Compared(NamedTuple):

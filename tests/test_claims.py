@@ -14,7 +14,7 @@ from eval.schema import Record
 from eval.verdicts.gates import judge_gate
 from model_card.claims import ANSWERS, CLAIMS, Claim, made
 from model_card.facts import Evidence, collect
-from model_card.limits import comparisons, finest, limits, never_known, not_allowed
+from model_card.limits import comparisons, finest, limits, never_known, not_allowed, passed_by_base
 from model_card.render import render
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
@@ -251,6 +251,30 @@ def test_what_base_never_knew_cannot_be_left(found: Mapping[str, Evidence]) -> N
     for base, meaning in (((0.01, -0.02, 0.03), "so it answers differently."), ((0.7, 0.6, 0.8), "over-forgotten.")):
         evidence = with_alone(found["demo"], gap, base=base, unlearned=unlearned, gold=(0.0, 0.0, 0.0))
         assert finest(evidence).endswith(meaning)
+
+
+def test_gates_that_base_passes_too_ask_for_no_forgetting(found: Mapping[str, Evidence]) -> None:
+    demo = found["demo"]
+    assert passed_by_base(demo) is None
+    base = demo.record("base", ANSWERS, "forget")
+    assert base
+    of_forget = next(gate for gate in demo.gates if gate.split == "forget").changed(metric=ANSWERS, at_least=None)
+    elsewhere = [gate for gate in demo.gates if gate.split != "forget"]
+
+    def said(*bounds: float) -> str | None:
+        gates = [*elsewhere, *(of_forget.changed(at_most=bound) for bound in bounds)]
+        return passed_by_base(demo.changed(verdict=demo.verdict.changed(gates=gates)))
+
+    assert said() == "No gate is on the forget rows, so none asks whether anything was forgotten."
+    assert said(base.value) == (
+        "Base's value is within the bounds of the one gate on the forget rows too, so it asks for no forgetting."
+    )
+    assert "of all 2 gates on the forget rows too, so" in (said(base.value, 1.0) or "")
+    assert said(base.value, base.value - 1e-9) is None
+    unmeasured = with_record(demo, ("base", ANSWERS, "forget"), None)
+    assert (
+        passed_by_base(unmeasured.changed(verdict=demo.verdict.changed(gates=[of_forget.changed(at_most=1.0)]))) is None
+    )
 
 
 def test_without_gold_base_is_compared_with_rows_never_seen(found: Mapping[str, Evidence]) -> None:
