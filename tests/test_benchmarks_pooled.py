@@ -27,7 +27,10 @@ def samples(seed: int, model: int, knows: frozenset[str]) -> list[dict[str, Any]
             loss = 0.05 if split in knows else of_row.uniform(1, 3) + noise.uniform(-0.1, 0.1)
             ratio = 0.01 if split in knows else of_row.lognormvariate(0, 0.5) * noise.uniform(0.95, 1.05)
             row = {"row_id": f"{split}-{i}", "split": split, "language": "EN", "topic_id": "t", "loss": loss}
-            row |= {"answer_probability": 2.718**-loss, "extraction_strength": 0.9 if split in knows else 0.1}
+            extracted = (
+                0.9 if split in knows else noise.uniform(0.09, 0.11)
+            )  # gaps that are the same on all rows show little
+            row |= {"answer_probability": 2.718**-loss, "extraction_strength": extracted}
             row |= {"min_k": -loss, "min_k_plus_plus": -loss, "zlib": -loss, "exact_memorization": 0.5}
             row |= {"truth_ratio": ratio, "truth_ratio_of": "answer"}
             row |= {"fluency": 1.0, "rouge_l_recall": 0.5} if split in ("forget", "holdout") else {}

@@ -127,6 +127,7 @@ def _configuration(release: Preflight, folder: Path) -> Path | None:
     file = config_file(release.recipe.model, fetched.path if fetched else None)
     if file is None and hub and not is_offline_mode():
         with suppress(ModelError), access_errors(ModelError, hub.id, hub.revision):
+            readable(hub.id, hub.revision, "model", ModelError)  # a download is tried again and again
             api = HfApi(endpoint=hf_endpoint())
             return Path(api.hf_hub_download(hub.id, "config.json", revision=hub.revision, local_dir=folder))
     return file
