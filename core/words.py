@@ -78,9 +78,9 @@ def as_words(text: str) -> re.Pattern[str]:
 def folded(text: str) -> str:
     """The words of a text as they are compared wherever somebody may have written them in another way.
 
-    Letters and digits only, one space between words. As :func:`plain_words`, and independent of
-    compatibility forms (full width, ligatures), of letters that are drawn alike, and of characters that are not drawn
-    (soft hyphens, zero-width spaces). A vowel sign that a quote or a line break parts from its letter stays.
+    Letters and digits only, one space between words. As :func:`plain_words`, and independent of compatibility forms
+    (full width, ligatures), of letters that are drawn alike, and of characters that are not drawn (soft hyphens,
+    zero-width spaces). A vowel sign that a quote or a line break parts from its letter stays.
     """
     if text.isascii():
         return " ".join(_WORDS.findall(text.lower()))

@@ -33,7 +33,7 @@ ALPHA = 0.05
 FACTS = 100
 """A cell of fewer facts cannot be certified on its own."""
 FEW = 10
-"""Rows of a part or group below which it has no interval: resamples of so few rows vary too little, of one row not."""
+"""Rows below which resamples vary too little, of one row not at all: a part or group of fewer has no interval."""
 
 
 @dataclass(frozen=True)

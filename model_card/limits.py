@@ -157,8 +157,8 @@ def passed_by_base(evidence: Evidence) -> str | None:
         return "No gate is on the forget rows, so none asks whether anything was forgotten."
     for gate in of_forget:
         base = evidence.record("base", gate.metric, "forget")
-        least, most = (gate.at_least, -math.inf), (gate.at_most, math.inf)
-        low, high = (end if bound is None else bound for bound, end in (least, most))
+        low = -math.inf if gate.at_least is None else gate.at_least
+        high = math.inf if gate.at_most is None else gate.at_most
         if base is None or not low <= base.value <= high:
             return None
     if len(of_forget) == 1:

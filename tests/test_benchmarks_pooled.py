@@ -27,9 +27,8 @@ def samples(seed: int, model: int, knows: frozenset[str]) -> list[dict[str, Any]
             loss = 0.05 if split in knows else of_row.uniform(1, 3) + noise.uniform(-0.1, 0.1)
             ratio = 0.01 if split in knows else of_row.lognormvariate(0, 0.5) * noise.uniform(0.95, 1.05)
             row = {"row_id": f"{split}-{i}", "split": split, "language": "EN", "topic_id": "t", "loss": loss}
-            extracted = (
-                0.9 if split in knows else noise.uniform(0.09, 0.11)
-            )  # gaps that are the same on all rows show little
+            # Not the same on all rows: gaps that do not vary show little.
+            extracted = 0.9 if split in knows else noise.uniform(0.09, 0.11)
             row |= {"answer_probability": 2.718**-loss, "extraction_strength": extracted}
             row |= {"min_k": -loss, "min_k_plus_plus": -loss, "zlib": -loss, "exact_memorization": 0.5}
             row |= {"truth_ratio": ratio, "truth_ratio_of": "answer"}

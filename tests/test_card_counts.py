@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from eval.schema import read_records, write_records
 from model_card import agreement, tables
@@ -16,6 +17,7 @@ from model_card.published import due
 from model_card.render import render
 from pipeline.recipe import load_recipe
 from pipeline.stages import stages
+from tests import card_evidence
 from tests.card_evidence import write_evidence
 from tests.test_card_sentences import FAME, NAMES, PLAIN, made, results_of, text_of
 
@@ -206,3 +208,13 @@ def test_answers_that_no_generation_can_hold_are_said(tmp_path: Path) -> None:
     ]
     card = text_of(config, evidence.changed(records=evidence.records | {"unlearned": records}))
     assert f"- ROUGE-L on forget rows: {note} (max\\_new\\_tokens), so that no model can say the whole answer." in card
+
+
+def test_rows_that_state_no_language_have_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of one's own needs the columns question and answer alone."""
+    unsaid = card_evidence.shape_of(load_recipe("own-data"))._replace(languages=(None,))
+    monkeypatch.setattr(card_evidence, "shape_of", lambda _: unsaid)
+    config, evidence = made(tmp_path, "own-data")
+    assert evidence.languages() == []
+    assert "language" not in ModelCard(render(config, evidence)).data.to_dict()
+    assert text_of(config, evidence)

@@ -27,7 +27,6 @@ from model_card.report import report_html
 from pipeline.overrides import published
 from pipeline.recipe import RECIPES, load_recipe
 from pipeline.stages import stages
-from tests import card_evidence
 from tests.card_evidence import write_evidence
 
 
@@ -482,16 +481,6 @@ def test_gold_was_trained_in_the_same_way_only_with_the_same_settings(tmp_path: 
         assert (were in card) == (base is not published)
         told = "No model was trained on the *holdout* rows, so far as those who published one tell."
         assert (told in card) == (published in (base, gold))
-
-
-def test_rows_that_state_no_language_have_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request of one's own needs the columns question and answer alone."""
-    unsaid = card_evidence.shape_of(load_recipe("own-data"))._replace(languages=(None,))
-    monkeypatch.setattr(card_evidence, "shape_of", lambda _: unsaid)
-    config, evidence = made(tmp_path, "own-data")
-    assert evidence.languages() == []
-    assert "language" not in ModelCard(render(config, evidence)).data.to_dict()
-    assert text_of(config, evidence)
 
 
 def test_what_the_method_does_depends_on_its_weights(tmp_path: Path) -> None:

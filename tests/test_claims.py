@@ -271,10 +271,9 @@ def test_gates_that_base_passes_too_ask_for_no_forgetting(found: Mapping[str, Ev
     )
     assert "of all 2 gates on the forget rows too, so" in (said(base.value, 1.0) or "")
     assert said(base.value, base.value - 1e-9) is None
+    wide = demo.verdict.changed(gates=[of_forget.changed(at_most=1.0)])
     unmeasured = with_record(demo, ("base", ANSWERS, "forget"), None)
-    assert (
-        passed_by_base(unmeasured.changed(verdict=demo.verdict.changed(gates=[of_forget.changed(at_most=1.0)]))) is None
-    )
+    assert passed_by_base(unmeasured.changed(verdict=wide)) is None
 
 
 def test_without_gold_base_is_compared_with_rows_never_seen(found: Mapping[str, Evidence]) -> None:

@@ -17,7 +17,7 @@ from eval.attacks.relearn import divided
 from eval.catalog import CATALOG, is_of
 from eval.config import Condition, EvalConfig, Sampling
 from eval.records.audited import audit_records
-from eval.records.facts import FACT, fact_of, facts_told, told_before
+from eval.records.facts import FACT, count_facts, fact_of, told_before
 from eval.records.relative import features, relative_test
 from eval.records.rows import all_records
 from eval.schema import Record, find_record, read_records, read_samples, write_records, write_samples
@@ -190,12 +190,12 @@ def test_what_is_probed_after_relearning_was_not_taught_in_other_words():
 def test_the_facts_of_the_data_are_counted_before_anything_is_trained(tmp_path):
     data = build_data(tmp_path)
     rows = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS}
-    false, told = facts_told(data)
+    false, told = count_facts(data)
     assert told == {split: len(of_split) for split, of_split in rows.items() if of_split}
     assert false == Counter(row.split for row in read_perturbed(data / "perturbed.jsonl"))
     asked = [replace(row, row_id=f"{row.row_id}-again", question=f"Tell me: {row.question}") for row in rows["forget"]]
     write_rows(data / "forget.jsonl", [*rows["forget"], *asked])
-    assert facts_told(data)[1] == told
+    assert count_facts(data)[1] == told
 
 
 def test_wordings_of_one_fact_are_one_answer(tmp_path):

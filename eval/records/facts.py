@@ -27,7 +27,7 @@ def told_before(rows: Sequence[Row]) -> dict[str, str]:
     return {row_id: before for row_id, before in told_by.items() if row_id != before}
 
 
-def facts_told(data: Path) -> tuple[Counter[str], Counter[str]]:
+def count_facts(data: Path) -> tuple[Counter[str], Counter[str]]:
     """Of each split of the data artifact how many facts have false answers, and how many its rows tell."""
     splits = {split: read_rows(data / f"{split}.jsonl") for split in SPLITS} | {FORGOTTEN: read_forgotten(data)}
     fact_of_row = {(split, row.row_id): row.row_id for split, rows in splits.items() for row in rows}

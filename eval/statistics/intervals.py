@@ -3,11 +3,11 @@
 *Bootstrap* (means, AUC, privacy leak, model utility): as many rows as there are are drawn with replacement, the value
 is computed anew, and the 2.5th and 97.5th percentiles of these values are the interval. ``strata`` names the group of
 each row, which is its language. Each group keeps its number of rows in every resample, so the mixture of languages adds
-no noise; groups of fewer than `FEW` rows are drawn from together, since one row by itself never varies. Rows that tell
-one fact in several wordings (:class:`Told`) are drawn together: they are no evidence of other facts. A resample is a
-vector of counts, one per row, and all resamples together are one matrix product. Two models are compared on the same
+no noise; groups of fewer than `TOGETHER` rows are drawn from together, since one row by itself never varies. Rows that
+tell one fact in several wordings (:class:`Told`) are drawn together: they are no evidence of other facts. A resample is
+a vector of counts, one per row, and all resamples together are one matrix product. Two models are compared on the same
 draws, that is, paired by row.
-*An adjusted interval* (of fewer than `RESAMPLED` facts, :func:`_adjusted`): resamples of so few vary too little, and of
+*An adjusted interval* (of fewer than `FEW` facts, :func:`_adjusted`): resamples of so few vary too little, and of
 one not at all.
 *Clopper and Pearson's interval* (shares, differences and AUCs that are the same on every row): a bootstrap of equal
 values has no width, even with few rows.
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.schema import Z_95
+from eval.schema import FEW, Z_95
 from eval.statistics.formulas import Floats, auc, leak_at_k, model_utility, pairs_won, privacy_leak
 
 Interval = tuple[float, float]
@@ -43,10 +43,8 @@ class Told(NamedTuple):
 
 Strata = Sequence[str | None] | Sequence[Told] | None
 """The group of each row; None if all rows are one group."""
-FEW = 5
+TOGETHER = 5
 """Rows of a group that is drawn from by itself, at least."""
-RESAMPLED = 10
-"""Facts of which resamples make an interval, at least: one of 95 % of five held a mean in 39 to 85 % of simulations."""
 ADDED = 1.5
 """Rows that are added at each end of the values where they are few."""
 
@@ -61,7 +59,7 @@ def _counts(rows: int, samples: int, rng: np.random.Generator, strata: Strata = 
         drawn = _counts(len(told), samples, rng, [fact.group for fact in told])
         return drawn[:, [told[fact] for fact in strata]]
     sizes = Counter(strata)
-    own = np.array([str(name) if sizes[name] >= FEW else "" for name in strata])
+    own = np.array([str(name) if sizes[name] >= TOGETHER else "" for name in strata])
     counts = np.empty((samples, rows))
     for name in np.unique(own):
         places = np.flatnonzero(own == name)
@@ -130,10 +128,10 @@ def _percentiles(resampled: NDArray[np.float64], value: float) -> Interval:
 def mean_interval(values: ArrayLike, samples: int, seed: int, strata: Strata = None) -> Interval:
     """Bootstrap interval of the mean over rows, of values without an end.
 
-    Of fewer than `RESAMPLED` facts it is Student's, which one fact has not: ValueError.
+    Of fewer than `FEW` facts it is Student's, which one fact has not: ValueError.
     """
     rows, of_facts = np.asarray(values, dtype=np.float64), by_fact(values, strata)
-    if of_facts.size >= RESAMPLED:
+    if of_facts.size >= FEW:
         return _percentiles(resampled_means(rows, samples, seed, strata), float(rows.mean()))
     if of_facts.size < 2:
         raise ValueError("one fact says nothing of how facts differ; give two")
@@ -158,7 +156,7 @@ def _between(least: float, most: float, values: ArrayLike, samples: int, seed: i
     value = float(rows.mean())
     if np.ptp(of_facts) < 1e-12:  # the mean of a fact's rows rounds
         return with_a_width(value, of_facts.size, least, most)
-    if of_facts.size < RESAMPLED:
+    if of_facts.size < FEW:
         return _adjusted(of_facts, value, least, most)
     return _percentiles(resampled_means(rows, samples, seed, strata), value)
 
@@ -199,10 +197,10 @@ def model_utility_interval(sets: Sequence[tuple[Sequence[ArrayLike], Strata]], s
     """Bootstrap interval of the harmonic mean of means; each set is its columns of values and the strata of its rows.
 
     The columns of a set have the same rows, which are drawn together; a row without a value has NaN. Where a column has
-    values of fewer facts than `RESAMPLED`, it is from the least to the most that the intervals of all means allow.
+    values of fewer facts than `FEW`, it is from the least to the most that the intervals of all means allow.
     """
     apart = [_with_value(column, strata) for columns, strata in sets for column in columns]
-    if min(independent(rows.size, names) for rows, names in apart) < RESAMPLED:
+    if min(independent(rows.size, names) for rows, names in apart) < FEW:
         ends = [share_interval(rows, samples, seed, names) for rows, names in apart]
         low, high = (model_utility(end) for end in zip(*ends, strict=True))
         return low, high
@@ -249,12 +247,12 @@ def auc_interval(
     """Bootstrap interval of the AUC; members and non-members are resampled independently, ``strata`` are of both.
 
     An AUC is the mean of what each member wins of the others, and of what each of these loses. Where a set has fewer
-    facts than `RESAMPLED`, or all pairs are alike, it is the wider one of both means' intervals.
+    facts than `FEW`, or all pairs are alike, it is the wider one of both means' intervals.
     """
     won = pairs_won(members, others)
     shares = won.mean(axis=1), won.mean(axis=0)
     facts = [independent(of_set.size, names) for of_set, names in zip(shares, strata, strict=True)]
-    if min(facts) < RESAMPLED or np.ptp(won) == 0:
+    if min(facts) < FEW or np.ptp(won) == 0:
         both = [share_interval(of_set, samples, seed, names) for of_set, names in zip(shares, strata, strict=True)]
         return max(both, key=lambda ends: ends[1] - ends[0])
     return _percentiles(resampled_aucs([(members, others)], samples, seed, strata)[0], float(won.mean()))
@@ -270,11 +268,11 @@ def privacy_leak_interval(
     """Bootstrap interval of the privacy leak from (member scores, other scores) of the model and of gold.
 
     Both models are resampled on the same rows: the order of the rows must agree. Where a set has fewer facts than
-    `RESAMPLED`, it is from the least to the most that both AUCs' intervals allow.
+    `FEW`, it is from the least to the most that both AUCs' intervals allow.
     """
     sizes = np.size(scores[0]), np.size(scores[1])
     pairs = sizes[0] * sizes[1]
-    if min(map(independent, sizes, strata)) < RESAMPLED:
+    if min(map(independent, sizes, strata)) < FEW:
         ours, theirs = (auc_interval(*of_model, samples, seed, strata) for of_model in (scores, gold_scores))
         ends = privacy_leak(np.array(ours[::-1]), np.array(theirs), pairs)
         return float(ends[0]), float(ends[1])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from core.errors import DataError, InputError, RecipeError, ReleaseError, SystemLimitError
 from datasets_prep.schema import DataFacts, read_data_facts, read_rows
 from eval.config import EvalConfig, Suite
-from eval.records.facts import facts_told
+from eval.records.facts import count_facts
 from eval.verdicts import measurable
 from model_card.agreement import refuse_unfinished
 from pipeline.cost import devices
@@ -250,7 +250,7 @@ def refuse_misfit(recipe: Recipe, data: Path, facts: DataFacts) -> None:
     said, forget = said_of(recipe), read_rows(data / "forget.jsonl")
     refuse_answers(said, data, recipe.publish.search_for)
     refuse_unfinished(said, {row.topic_id for row in forget if row.topic_id})
-    measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, *facts_told(data))
+    measurable.check(recipe.gates, recipe.eval, dict(facts.rows), facts, *count_facts(data))
     false_answers(recipe.unlearn, data, forget)
     asked = recipe.unlearn.neighbours.questions if recipe.unlearn.neighbours else 0  # as many may be kept
     recipe.unlearn.refuse_rows(facts.rows.retain, facts.rows.retain + asked, facts.rows.holdout)
